@@ -1,0 +1,1 @@
+"""refllm: the reference implementation of Spin's Serverless AI interface."""

@@ -1,0 +1,1 @@
+"""Compiled arithmetic: matrices, attention, elementary functions. Knows no models and no files."""

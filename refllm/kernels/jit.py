@@ -1,0 +1,40 @@
+"""The one way this package compiles a function: `jit`, and `prange` for its parallel loops.
+
+Every kernel is compiled with the same options, and the options are part of the numerics:
+no `fastmath`, so that LLVM neither fuses, reorders nor approximates; `error_model="numpy"`, so
+that x/0 is an IEEE value and not an exception. `cache=True` keeps the machine code on disk,
+`nogil=True` lets other Python threads run meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import numba
+
+__all__ = ["jit", "parallel_jit", "prange"]
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def jit(function: F) -> F:
+    """`function`, compiled for the calling thread alone."""
+    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    return compiled
+
+
+def parallel_jit(function: F) -> F:
+    """`function`, compiled so that its `prange` loops are shared among threads.
+
+    A `prange` body may write only to places that belong to its own index: then the number of
+    threads cannot change a bit.
+    """
+    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)(function)
+    return compiled
+
+
+if TYPE_CHECKING:
+    prange = range
+else:
+    prange = numba.prange
