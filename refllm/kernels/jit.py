@@ -9,7 +9,7 @@ that x/0 is an IEEE value and not an exception. `cache=True` keeps the machine c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numba
 
@@ -20,8 +20,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 def jit(function: F) -> F:
     """`function`, compiled for the calling thread alone."""
-    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    return compiled
+    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
 def parallel_jit(function: F) -> F:
@@ -30,8 +29,8 @@ def parallel_jit(function: F) -> F:
     A `prange` body may write only to places that belong to its own index: then the number of
     threads cannot change a bit.
     """
-    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)(function)
-    return compiled
+    compile_ = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
+    return cast(F, compile_(function))
 
 
 if TYPE_CHECKING:
