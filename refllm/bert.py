@@ -1,0 +1,226 @@
+"""The BERT encoder: token ids in, one normalized vector for each text out.
+
+T tokens of all texts together, D model width, H heads, E head width, F feed-forward width,
+N texts, S tokens of one text.
+
+Texts of different length are laid end to end, not padded: matrix products see all tokens as rows
+of one matrix, attention and pooling see each text alone. This is what an attention mask does to a
+padded batch, without computing what it hides, so no text can influence another.
+
+Source: Devlin et al. 2018, arXiv:1810.04805; pooling: Reimers and Gurevych 2019, arXiv:1908.10084;
+names of the intermediate values are llama.cpp's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.kernels.attention import attention, attention_scale, attention_weights
+from refllm.kernels.elementwise import gelu, l2_normalize, layer_norm, mean_rows
+from refllm.kernels.linear import embedding, linear
+from refllm.parameters import Parameters
+from refllm.quant import Tensor
+from refllm.tap import Tap, not_finite
+
+__all__ = ["Bert", "BertConfig"]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BertConfig:
+    """What a BERT's arithmetic needs to know besides its weights."""
+
+    n_ctx: int
+    n_embd: int
+    n_layers: int
+    n_heads: int
+    n_ff: int
+    layer_norm_eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """x·Wᵀ + b."""
+
+    weight: Tensor  # [outputs, inputs]
+    bias: Floats  # [outputs]
+
+    def __call__(self, x: Floats) -> Floats:
+        """x [T, inputs] → [T, outputs]; the bias is added to the finished sum."""
+        return linear(x, self.weight) + self.bias
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Layer normalization with its learned scale and shift."""
+
+    weight: Floats  # [D]
+    bias: Floats  # [D]
+    eps: float
+
+    def __call__(self, x: Floats) -> Floats:
+        """x [T, D] → [T, D]."""
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class BertLayer:
+    """The weights of one layer."""
+
+    attn_q: Affine
+    attn_k: Affine
+    attn_v: Affine
+    attn_output: Affine
+    attn_output_norm: Norm
+    ffn_up: Affine
+    ffn_down: Affine
+    layer_output_norm: Norm
+
+
+class Bert:
+    """A BERT encoder ready to run; holds no state between calls."""
+
+    def __init__(self, config: BertConfig, parameters: Parameters) -> None:
+        """Errors: `LlmRuntimeError` naming a tensor that is missing or has another shape."""
+        self.config = config
+        self.path = parameters.path
+        c, p = config, parameters
+        self.n_vocab = p.n_rows("token_embd.weight")
+        self.token_embd = p.matrix("token_embd.weight", self.n_vocab, c.n_embd)
+        self.token_types = p.matrix("token_types.weight", p.n_rows("token_types.weight"), c.n_embd)
+        self.position_embd = p.matrix("position_embd.weight", c.n_ctx, c.n_embd)
+        self.token_embd_norm = _norm(c, p, "token_embd_norm")
+        self.layers = [_layer(c, p, f"blk.{i}") for i in range(c.n_layers)]
+
+    def embed(self, texts: Sequence[Sequence[int]], *, tap: Tap | None = None) -> Floats:
+        """The mean of each text's last layer, scaled to length 1: [N, D].
+
+        `texts` are token ids, special tokens included. Errors: `InvalidInput` (no token, a token
+        that is not in the vocabulary, a text longer than the context), `LlmRuntimeError` naming
+        the layer whose values are not finite.
+        """
+        for token_ids in texts:
+            self._check(token_ids)
+        with np.errstate(all="ignore"):
+            x = self._layers(texts, tap)  # [T, D]
+        if not np.isfinite(x).all():
+            raise self._not_finite(texts)
+        spans = _spans(texts)
+        pooled = np.stack([mean_rows(x[span]) for span in spans])  # [N, D]
+        result = np.stack([l2_normalize(row) for row in pooled])  # [N, D]
+        if tap:
+            tap("result_embd_pooled", pooled)
+            tap("result_embd", result)
+        return result
+
+    def _layers(self, texts: Sequence[Sequence[int]], tap: Tap | None) -> Floats:
+        """From token ids to the last layer's output, [T, D]."""
+        token_ids = np.concatenate([np.asarray(text, np.int64) for text in texts])  # [T]
+        positions = np.concatenate([np.arange(len(text)) for text in texts])  # [T]
+        first_type = np.zeros_like(token_ids)  # [T]: there is only one sentence
+        x = embedding(token_ids, self.token_embd) + embedding(first_type, self.token_types)
+        x = x + embedding(positions, self.position_embd)  # [T, D]
+        if tap:
+            tap("inp_embd", x)
+        x = self.token_embd_norm(x)
+        if tap:
+            tap("inp_norm", x)
+        spans = _spans(texts)
+        for i, layer in enumerate(self.layers):
+            attended = x + self._attention(i, layer, x, spans, tap)  # [T, D]
+            h = layer.attn_output_norm(attended)
+            up = layer.ffn_up(h)  # [T, F]
+            active = gelu(up)  # [T, F]
+            down = layer.ffn_down(active)  # [T, D]
+            x = layer.layer_output_norm(h + down)
+            if tap:
+                tap(f"ffn_inp-{i}", h)
+                tap(f"ffn_up-{i}", up)
+                tap(f"ffn_gelu-{i}", active)
+                tap(f"ffn_out-{i}", down)
+                tap(f"l_out-{i}", x)
+        return x
+
+    def _attention(
+        self, i: int, layer: BertLayer, x: Floats, spans: Sequence[slice], tap: Tap | None
+    ) -> Floats:
+        """What layer i's attention adds to each token, [T, D]."""
+        c = self.config
+        heads = (len(x), c.n_heads, c.n_embd // c.n_heads)
+        q = layer.attn_q(x).reshape(heads)  # [T, H, E]
+        k = layer.attn_k(x).reshape(heads)
+        v = layer.attn_v(x).reshape(heads)
+        if tap:
+            tap(f"Qcur-{i}", q)
+            tap(f"Kcur-{i}", k)
+            tap(f"Vcur-{i}", v)
+        merged = np.empty_like(q)  # [T, H, E]
+        for span in spans:
+            n_tokens = span.stop - span.start
+            keys = np.ascontiguousarray(k[span].transpose(1, 2, 0))  # [H, E, S]
+            values = np.ascontiguousarray(v[span].transpose(1, 0, 2))  # [H, S, E]
+            n_visible = np.full(n_tokens, n_tokens)  # every token sees the whole text
+            merged[span] = attention(q[span], keys, values, n_visible)
+            if tap:
+                scale = attention_scale(heads[2])
+                weights = attention_weights(q[span], keys, n_visible, scale, n_tokens)
+                tap(f"kq_soft_max-{i}", weights)  # [H, S, S]
+        out = layer.attn_output(merged.reshape(x.shape))  # [T, D]
+        if tap:
+            tap(f"kqv_out-{i}", merged.reshape(x.shape))
+            tap(f"attn_out-{i}", out)
+        return out
+
+    def _check(self, token_ids: Sequence[int]) -> None:
+        """Refuse what would read outside the vocabulary or the context."""
+        if len(token_ids) == 0:
+            raise InvalidInput("a text without a single token has no embedding")
+        if len(token_ids) > self.config.n_ctx:
+            raise InvalidInput(
+                f"a text of {len(token_ids)} tokens does not fit the model's context of "
+                f"{self.config.n_ctx} tokens"
+            )
+        for token_id in token_ids:
+            if not 0 <= token_id < self.n_vocab:
+                raise InvalidInput(
+                    f"token id {token_id} is outside the vocabulary of {self.n_vocab}"
+                )
+
+    def _not_finite(self, texts: Sequence[Sequence[int]]) -> LlmRuntimeError:
+        """The error that names the first value that is not finite: run again and watch."""
+        return not_finite(self.path, lambda watch: self._layers(texts, watch))
+
+
+def _norm(c: BertConfig, p: Parameters, name: str) -> Norm:
+    weight = p.vector(f"{name}.weight", c.n_embd)
+    return Norm(weight, p.vector(f"{name}.bias", c.n_embd), c.layer_norm_eps)
+
+
+def _affine(p: Parameters, name: str, n_outputs: int, n_inputs: int) -> Affine:
+    weight = p.matrix(f"{name}.weight", n_outputs, n_inputs)
+    return Affine(weight, p.vector(f"{name}.bias", n_outputs))
+
+
+def _layer(c: BertConfig, p: Parameters, prefix: str) -> BertLayer:
+    return BertLayer(
+        attn_q=_affine(p, f"{prefix}.attn_q", c.n_embd, c.n_embd),
+        attn_k=_affine(p, f"{prefix}.attn_k", c.n_embd, c.n_embd),
+        attn_v=_affine(p, f"{prefix}.attn_v", c.n_embd, c.n_embd),
+        attn_output=_affine(p, f"{prefix}.attn_output", c.n_embd, c.n_embd),
+        attn_output_norm=_norm(c, p, f"{prefix}.attn_output_norm"),
+        ffn_up=_affine(p, f"{prefix}.ffn_up", c.n_ff, c.n_embd),
+        ffn_down=_affine(p, f"{prefix}.ffn_down", c.n_embd, c.n_ff),
+        layer_output_norm=_norm(c, p, f"{prefix}.layer_output_norm"),
+    )
+
+
+def _spans(texts: Sequence[Sequence[int]]) -> list[slice]:
+    """Where each text's tokens lie among those of all texts."""
+    ends = np.cumsum([len(text) for text in texts]).tolist()
+    return [slice(end - len(text), end) for end, text in zip(ends, texts, strict=True)]

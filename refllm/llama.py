@@ -1,0 +1,317 @@
+"""The llama forward pass: token ids in, logits out.
+
+T new tokens of all sequences together, D model width, H heads, K key/value heads, E head width,
+F feed-forward width, V vocabulary, L layers, C capacity of a cache.
+
+Several sequences go through one call (a ragged batch): matrix products see the tokens of all of
+them as rows of one matrix, attention sees each sequence with its own cache. No row influences
+another, so a sequence's numbers are the same alone and in company.
+
+Source: Touvron et al. 2023, arXiv:2302.13971; names of the intermediate values are llama.cpp's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.kernels.attention import attention, attention_scale, attention_weights
+from refllm.kernels.elementwise import apply_rope, rms_norm, rope_table, swiglu
+from refllm.kernels.linear import embedding, linear
+from refllm.parameters import Parameters
+from refllm.quant import Tensor
+from refllm.rope import rope_frequencies
+from refllm.tap import Tap, not_finite
+
+__all__ = ["KVCache", "Llama", "LlamaConfig", "Segment"]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaConfig:
+    """What a llama's arithmetic needs to know besides its weights."""
+
+    n_vocab: int
+    n_ctx: int
+    n_embd: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_ff: int
+    rms_norm_eps: float
+    rope_dim: int
+    rope_theta: float = 10000.0
+    rope_linear_scale: float = 1.0
+    rope_factors: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaLayer:
+    """The weights of one layer; the biases are those that few models have."""
+
+    attn_norm: Floats  # [D]
+    attn_q: Tensor  # [H·E, D]
+    attn_k: Tensor  # [K·E, D]
+    attn_v: Tensor  # [K·E, D]
+    attn_output: Tensor  # [D, H·E]
+    ffn_norm: Floats  # [D]
+    ffn_gate: Tensor  # [F, D]
+    ffn_up: Tensor  # [F, D]
+    ffn_down: Tensor  # [D, F]
+    attn_q_bias: Floats | None
+    attn_k_bias: Floats | None
+    attn_v_bias: Floats | None
+    attn_output_bias: Floats | None
+
+
+class KVCache:
+    """The keys and values of one sequence's tokens so far, float32.
+
+    `length` tokens are in it; memory grows by doubling, up to the model's context. Keys are kept
+    as [L, K, E, C], values as [L, K, C, E]: see `refllm.kernels.attention`.
+    """
+
+    __slots__ = ("keys", "length", "n_ctx", "values")
+
+    def __init__(self, config: LlamaConfig) -> None:
+        self.n_ctx = config.n_ctx
+        self.length = 0
+        shape = (config.n_layers, config.n_kv_heads)
+        self.keys = np.empty((*shape, config.head_dim, 0), np.float32)
+        self.values = np.empty((*shape, 0, config.head_dim), np.float32)
+
+    def truncate(self, length: int) -> None:
+        """Forget every token from position `length` on."""
+        if not 0 <= length <= self.length:
+            raise InvalidInput(f"cannot truncate a cache of {self.length} tokens to {length}")
+        self.length = length
+
+    def reserve(self, n_tokens: int) -> None:
+        """Make room for `n_tokens` in all."""
+        capacity = self.values.shape[2]
+        if n_tokens <= capacity:
+            return
+        capacity = min(max(n_tokens, 2 * capacity, 64), self.n_ctx)
+        n_layers, n_kv_heads, head_dim, _ = self.keys.shape
+        keys = np.zeros((n_layers, n_kv_heads, head_dim, capacity), np.float32)
+        values = np.zeros((n_layers, n_kv_heads, capacity, head_dim), np.float32)
+        keys[..., : self.length] = self.keys[..., : self.length]
+        values[:, :, : self.length] = self.values[:, :, : self.length]
+        self.keys, self.values = keys, values
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """New tokens of one sequence, and the cache that holds the tokens before them."""
+
+    token_ids: Sequence[int]
+    cache: KVCache
+
+
+class Llama:
+    """A llama ready to run; holds no state between calls."""
+
+    def __init__(self, config: LlamaConfig, parameters: Parameters) -> None:
+        """Errors: `LlmRuntimeError` naming a tensor that is missing or has another shape."""
+        self.config = config
+        self.path = parameters.path
+        c, p = config, parameters
+        self.token_embd = p.matrix("token_embd.weight", c.n_vocab, c.n_embd)
+        self.layers = [_layer(c, p, f"blk.{i}") for i in range(c.n_layers)]
+        self.output_norm = p.vector("output_norm.weight", c.n_embd)
+        tied = "output.weight" not in p.tensors
+        self.output = self.token_embd if tied else p.matrix("output.weight", c.n_vocab, c.n_embd)
+        self.frequencies = rope_frequencies(
+            base=c.rope_theta,
+            rope_dim=c.rope_dim,
+            factors=c.rope_factors,
+            linear_scale=c.rope_linear_scale,
+        )
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for one sequence."""
+        return KVCache(self.config)
+
+    def forward(self, segments: Sequence[Segment], *, tap: Tap | None = None) -> list[Floats]:
+        """The logits that follow each new token, for each segment [its tokens, V].
+
+        The caches take in the new tokens. Errors: `InvalidInput` (a token that is not in the
+        vocabulary, a context that is too small), `LlmRuntimeError` naming the layer whose values
+        are not finite. After an error the caches are as before.
+        """
+        logits = self.logits(self.hidden(segments, tap=tap), tap=tap)  # [T, V]
+        ends = np.cumsum([len(segment.token_ids) for segment in segments])
+        return np.split(logits, ends[:-1])
+
+    def hidden(self, segments: Sequence[Segment], *, tap: Tap | None = None) -> Floats:
+        """The last layer's normalized output for each new token of all segments, [T, D].
+
+        `forward` without its last product: whoever needs the logits of few tokens passes those
+        rows to `logits`.
+        """
+        for segment in segments:
+            self._check(segment)
+        with np.errstate(all="ignore"):
+            result = self._layers(segments, tap)
+        if not np.isfinite(result).all():
+            raise self._not_finite(segments)
+        for segment in segments:
+            segment.cache.length += len(segment.token_ids)
+        return result
+
+    def logits(self, hidden: Floats, *, tap: Tap | None = None) -> Floats:
+        """The score of every vocabulary entry after each row of `hidden` [T, D], [T, V]."""
+        result = linear(hidden, self.output)  # [T, V]
+        if not np.isfinite(result).all():
+            raise LlmRuntimeError(f"{self.path}: the output layer's logits are not finite")
+        if tap:
+            tap("result_output", result)
+        return result
+
+    def _layers(self, segments: Sequence[Segment], tap: Tap | None) -> Floats:
+        """From token ids to `result_norm` [T, D]."""
+        c = self.config
+        token_ids = np.concatenate([np.asarray(s.token_ids, np.int64) for s in segments])  # [T]
+        positions = np.concatenate([_positions(segment) for segment in segments])  # [T]
+        table = rope_table(positions, self.frequencies)  # [2, T, R/2]
+        x = embedding(token_ids, self.token_embd)  # [T, D]
+        if tap:
+            tap("inp_embd", x)
+        for i, layer in enumerate(self.layers):
+            h = rms_norm(x, layer.attn_norm, c.rms_norm_eps)  # [T, D]
+            if tap:
+                tap(f"attn_norm-{i}", h)
+            x = x + self._attention(i, layer, h, table, segments, tap)
+            h = rms_norm(x, layer.ffn_norm, c.rms_norm_eps)  # [T, D]
+            if tap:
+                tap(f"ffn_inp-{i}", x)
+                tap(f"ffn_norm-{i}", h)
+            x = x + _feed_forward(i, layer, h, tap)
+            if tap:
+                tap(f"l_out-{i}", x)
+        result = rms_norm(x, self.output_norm, c.rms_norm_eps)  # [T, D]
+        if tap:
+            tap("result_norm", result)
+        return result
+
+    def _attention(
+        self,
+        i: int,
+        layer: LlamaLayer,
+        h: Floats,
+        table: Floats,
+        segments: Sequence[Segment],
+        tap: Tap | None,
+    ) -> Floats:
+        """What layer i's attention adds to each token, [T, D]."""
+        c = self.config
+        q = _affine(h, layer.attn_q, layer.attn_q_bias).reshape(-1, c.n_heads, c.head_dim)
+        k = _affine(h, layer.attn_k, layer.attn_k_bias).reshape(-1, c.n_kv_heads, c.head_dim)
+        v = _affine(h, layer.attn_v, layer.attn_v_bias).reshape(-1, c.n_kv_heads, c.head_dim)
+        if tap:
+            tap(f"Qcur-{i}", q)
+            tap(f"Kcur-{i}", k)
+            tap(f"Vcur-{i}", v)
+        q = apply_rope(q, table)  # [T, H, E]
+        k = apply_rope(k, table)  # [T, K, E]
+        if tap:
+            tap(f"Qcur-{i}", q)
+            tap(f"Kcur-{i}", k)
+        heads = np.empty_like(q)  # [T, H, E]
+        first = 0
+        for segment in segments:
+            rows = slice(first, first + len(segment.token_ids))
+            keys, values = _remember(segment, i, k[rows], v[rows])
+            n_visible = _positions(segment) + 1
+            heads[rows] = attention(q[rows], keys, values, n_visible)
+            if tap:
+                scale = attention_scale(c.head_dim)
+                weights = attention_weights(q[rows], keys, n_visible, scale, int(n_visible[-1]))
+                tap(f"kq_soft_max-{i}", weights)  # [H, T, S]
+            first = rows.stop
+        merged = heads.reshape(len(heads), -1)  # [T, H·E]
+        out = _affine(merged, layer.attn_output, layer.attn_output_bias)  # [T, D]
+        if tap:
+            tap(f"kqv_out-{i}", merged)
+            tap(f"attn_out-{i}", out)
+        return out
+
+    def _check(self, segment: Segment) -> None:
+        """Refuse what would read outside the vocabulary or the context."""
+        if len(segment.token_ids) == 0:
+            raise InvalidInput("there is no token to compute; give at least one token id")
+        for token_id in segment.token_ids:
+            if not 0 <= token_id < self.config.n_vocab:
+                raise InvalidInput(
+                    f"token id {token_id} is outside the vocabulary of {self.config.n_vocab}"
+                )
+        n_tokens = segment.cache.length + len(segment.token_ids)
+        if n_tokens > self.config.n_ctx:
+            raise InvalidInput(
+                f"{n_tokens} tokens do not fit the model's context of {self.config.n_ctx} tokens"
+            )
+        segment.cache.reserve(n_tokens)
+
+    def _not_finite(self, segments: Sequence[Segment]) -> LlmRuntimeError:
+        """The error that names the first value that is not finite: run again and watch."""
+        return not_finite(self.path, lambda watch: self._layers(segments, watch))
+
+
+def _layer(c: LlamaConfig, p: Parameters, prefix: str) -> LlamaLayer:
+    n_q, n_kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    return LlamaLayer(
+        attn_norm=p.vector(f"{prefix}.attn_norm.weight", c.n_embd),
+        attn_q=p.matrix(f"{prefix}.attn_q.weight", n_q, c.n_embd),
+        attn_k=p.matrix(f"{prefix}.attn_k.weight", n_kv, c.n_embd),
+        attn_v=p.matrix(f"{prefix}.attn_v.weight", n_kv, c.n_embd),
+        attn_output=p.matrix(f"{prefix}.attn_output.weight", c.n_embd, n_q),
+        ffn_norm=p.vector(f"{prefix}.ffn_norm.weight", c.n_embd),
+        ffn_gate=p.matrix(f"{prefix}.ffn_gate.weight", c.n_ff, c.n_embd),
+        ffn_up=p.matrix(f"{prefix}.ffn_up.weight", c.n_ff, c.n_embd),
+        ffn_down=p.matrix(f"{prefix}.ffn_down.weight", c.n_embd, c.n_ff),
+        attn_q_bias=p.vector_or_none(f"{prefix}.attn_q.bias", n_q),
+        attn_k_bias=p.vector_or_none(f"{prefix}.attn_k.bias", n_kv),
+        attn_v_bias=p.vector_or_none(f"{prefix}.attn_v.bias", n_kv),
+        attn_output_bias=p.vector_or_none(f"{prefix}.attn_output.bias", c.n_embd),
+    )
+
+
+def _feed_forward(i: int, layer: LlamaLayer, h: Floats, tap: Tap | None) -> Floats:
+    """What layer i's feed-forward network adds to each token, [T, D]."""
+    gate = linear(h, layer.ffn_gate)  # [T, F]
+    up = linear(h, layer.ffn_up)  # [T, F]
+    gated = swiglu(gate, up)  # [T, F]
+    out = linear(gated, layer.ffn_down)  # [T, D]
+    if tap:
+        tap(f"ffn_gate-{i}", gate)
+        tap(f"ffn_up-{i}", up)
+        tap(f"ffn_swiglu-{i}", gated)
+        tap(f"ffn_out-{i}", out)
+    return out
+
+
+def _affine(x: Floats, weight: Tensor, bias: Floats | None) -> Floats:
+    """x·Wᵀ, plus the bias where the model has one."""
+    product = linear(x, weight)
+    return product if bias is None else product + bias
+
+
+def _positions(segment: Segment) -> NDArray[np.int64]:
+    """The positions of the segment's new tokens in its sequence, [its tokens]."""
+    start = segment.cache.length
+    return np.arange(start, start + len(segment.token_ids))
+
+
+def _remember(segment: Segment, i: int, k: Floats, v: Floats) -> tuple[Floats, Floats]:
+    """Write layer i's new keys and values [T, K, E] behind the old ones; return the layer's."""
+    keys, values = segment.cache.keys[i], segment.cache.values[i]  # [K, E, C], [K, C, E]
+    start = segment.cache.length
+    keys[:, :, start : start + len(k)] = k.transpose(1, 2, 0)
+    values[:, start : start + len(v)] = v.transpose(1, 0, 2)
+    return keys, values

@@ -1,0 +1,279 @@
+"""The rule in plain NumPy: what every kernel must equal, bit for bit.
+
+T tokens, D model width, N outputs of a matrix, H heads, K key/value heads, E head width,
+R rotated part of a head, S tokens seen, V vocabulary.
+
+Every formula of the two networks stands here once more, slowly and without a cache: sums over the
+contracted axis are a Python loop or `np.add.accumulate`, which adds from left to right by
+definition. Given float32 arrays the functions follow SPEC.md's rule exactly; given float64 arrays
+the same lines compute in float64 with NumPy's own elementary functions, and show how large the
+error of float32 is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.bert import BertConfig
+from refllm.llama import LlamaConfig
+from refllm.rope import rope_frequencies
+
+__all__ = [
+    "attention",
+    "bert",
+    "exp",
+    "gelu",
+    "layer_norm",
+    "llama",
+    "matmul",
+    "mean_rows",
+    "normalize",
+    "rms_norm",
+    "rope",
+    "silu",
+    "softmax",
+]
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+# Sums
+
+
+def matmul(x: Array, w: Array) -> Array:
+    """x [T, D] times the rows of w [N, D]: one product and one sum at a time, [T, N]."""
+    y = np.zeros((len(x), len(w)), x.dtype)  # [T, N]
+    for d in range(x.shape[1]):
+        y = y + x[:, d, None] * w[None, :, d]
+    return y
+
+
+def total(x: Array) -> Array:
+    """The float64 sum of the last axis from left to right."""
+    return np.add.accumulate(x.astype(np.float64), axis=-1)[..., -1:]  # [..., 1]
+
+
+def mean_rows(x: Array) -> Array:
+    """The mean of the rows of x [T, D], [D]."""
+    return (total(x.T) / len(x)).astype(x.dtype)[:, 0]
+
+
+# Elementary functions: float64 inside, rounded once
+
+
+def exp(x: Array) -> Array:
+    """e**x."""
+    return (_exp(x.astype(np.float64)) if x.dtype == np.float32 else np.exp(x)).astype(x.dtype)
+
+
+def silu(x: Array) -> Array:
+    """x / (1 + e**−x)."""
+    wide = x.astype(np.float64)
+    e = _exp(-wide) if x.dtype == np.float32 else np.exp(-wide)
+    return (wide / (1.0 + e)).astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+    """x·Φ(x), with the upper tail of the normal distribution where x is negative."""
+    wide = x.astype(np.float64)
+    tail = (_upper_tail if x.dtype == np.float32 else _erfc_tail)(np.abs(wide))
+    return (wide * np.where(wide < 0, tail, 1.0 - tail)).astype(x.dtype)
+
+
+def _exp(x: Array) -> Array:
+    """The rule's e**x in float64: 2**n times a Taylor series of degree 10."""
+    x = np.clip(x, -708.0, 708.0)
+    n = np.rint(x * 1.4426950408889634)
+    r = (x - n * 0.6931471805582987) - n * 1.6465949582897082e-12
+    series = np.full_like(x, 1 / math.factorial(10))
+    for k in range(9, -1, -1):
+        series = series * r + 1 / math.factorial(k)
+    return series * np.ldexp(1.0, n.astype(np.int64))
+
+
+TAIL_COEFFICIENTS = (
+    6.678069290679525e-06,
+    1.571064635189188e-05,
+    -5.213519787978206e-05,
+    -5.9673544027723074e-05,
+    0.000545678871653129,
+    -0.000797675237674831,
+    -0.0029935042639485667,
+    0.020795034186024366,
+    -0.0691186275617298,
+    0.1650203681378432,
+    -0.31353315715020325,
+    0.4953056159426588,
+    -0.6653825028835866,
+    0.7691930497499815,
+)
+
+
+def _upper_tail(a: Array) -> Array:
+    """The rule's erfc(a/√2)/2 in float64, a ≥ 0."""
+    a = np.minimum(a, 40.0)
+    inverse = 1.0 / (a + 5.0)
+    u = (a - 5.0) * inverse
+    p = np.zeros_like(a)
+    for coefficient in TAIL_COEFFICIENTS:
+        p = p * u + coefficient
+    return _exp(-0.5 * (a * a)) * (p * inverse)
+
+
+def _erfc_tail(a: Array) -> Array:
+    result: Array = 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(a / math.sqrt(2.0))
+    return result
+
+
+def _cos_sin(angle: Array) -> tuple[Array, Array]:
+    """The rule's cosine and sine in float64, |angle| ≤ 2^20."""
+    n = np.rint(angle * 0.6366197723675814)
+    r = angle - n * 1.5707963267341256
+    r = (r - n * 6.077100506303966e-11) - n * 2.0222662487959506e-21
+    square = r * r
+    s, c = np.zeros_like(r), np.zeros_like(r)
+    for k in range(15, 1, -2):  # −1/15!, 1/13!, …, −1/3!
+        s = s * square + (-1) ** (k // 2) / math.factorial(k)
+    for k in range(16, 2, -2):  # 1/16!, −1/14!, …, 1/4!
+        c = c * square + (-1) ** (k // 2) / math.factorial(k)
+    sine = r + r * (square * s)
+    cosine = 1.0 + square * (square * c - 0.5)
+    quadrant = n.astype(np.int64) & 3
+    return (
+        np.choose(quadrant, [cosine, -sine, -cosine, sine]),
+        np.choose(quadrant, [sine, cosine, -sine, -cosine]),
+    )
+
+
+# One row at a time
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """x / √(mean(x²) + ε) · weight, [T, D]."""
+    wide = x.astype(np.float64)
+    mean_square = (total(wide * wide) / x.shape[1]).astype(x.dtype)  # [T, 1]
+    result: Array = (x * (1 / np.sqrt(mean_square + x.dtype.type(eps)))) * weight
+    return result
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    """(x − mean) / √(variance + ε) · weight + bias, [T, D]."""
+    centered = x - (total(x) / x.shape[1]).astype(x.dtype)  # [T, D]
+    wide = centered.astype(np.float64)
+    variance = (total(wide * wide) / x.shape[1]).astype(x.dtype)  # [T, 1]
+    result: Array = (centered * (1 / np.sqrt(variance + x.dtype.type(eps)))) * weight + bias
+    return result
+
+
+def softmax(scores: Array) -> Array:
+    """e**(x − max) / Σ e**(x − max) over the last axis."""
+    e = exp(scores - scores.max(axis=-1, keepdims=True))
+    result: Array = e / total(e).astype(scores.dtype)
+    return result
+
+
+def normalize(x: Array) -> Array:
+    """x / max(‖x‖, 1e-12) over the last axis."""
+    wide = x.astype(np.float64)
+    length = np.sqrt(total(wide * wide)).astype(x.dtype)
+    result: Array = x / np.maximum(length, x.dtype.type(1e-12))
+    return result
+
+
+def rope(x: Array, positions: Array, frequencies: Array) -> Array:
+    """x [T, H, E] with its pairs (2i, 2i+1), i < R/2, turned by position · frequency."""
+    angle = positions[:, None] * frequencies  # [T, R/2]
+    exact = x.dtype == np.float64
+    turn = (np.cos(angle), np.sin(angle)) if exact else _cos_sin(angle)
+    cosine, sine = (part.astype(x.dtype)[:, None, :] for part in turn)  # [T, 1, R/2]
+    out = x.copy()
+    turned = 2 * len(frequencies)
+    a, b = x[..., 0:turned:2], x[..., 1:turned:2]  # [T, H, R/2]
+    out[..., 0:turned:2] = a * cosine - b * sine
+    out[..., 1:turned:2] = a * sine + b * cosine
+    return out
+
+
+def attention(q: Array, k: Array, v: Array, n_visible: Sequence[int]) -> Array:
+    """softmax(q·k/√E)·v: q [T, H, E], k and v [S, K, E] → [T, H, E]."""
+    out = np.empty_like(q)
+    scale = q.dtype.type(1 / math.sqrt(q.shape[2]))
+    group = q.shape[1] // k.shape[1]
+    for t, n in enumerate(n_visible):
+        for h in range(q.shape[1]):
+            keys, values = k[:n, h // group], v[:n, h // group]  # [S, E]
+            weights = softmax(matmul(q[t, h, None], keys) * scale)  # [1, S]
+            out[t, h] = matmul(weights, values.T)[0]
+    return out
+
+
+# The networks
+
+
+def llama(config: LlamaConfig, w: Arrays, token_ids: Sequence[int]) -> Array:
+    """The logits after each token [T, V]; `w` are a llama's tensors by canonical name."""
+    c = config
+    n_tokens = len(token_ids)
+    positions = np.arange(n_tokens)
+    n_visible = range(1, n_tokens + 1)
+    frequencies = rope_frequencies(
+        base=c.rope_theta,
+        rope_dim=c.rope_dim,
+        factors=c.rope_factors,
+        linear_scale=c.rope_linear_scale,
+    )
+    x = w["token_embd.weight"][list(token_ids)]  # [T, D]
+    for i in range(c.n_layers):
+        layer = _under(w, f"blk.{i}.")
+        h = rms_norm(x, layer["attn_norm.weight"], c.rms_norm_eps)
+        q = _affine(layer, "attn_q", h).reshape(n_tokens, c.n_heads, c.head_dim)
+        k = _affine(layer, "attn_k", h).reshape(n_tokens, c.n_kv_heads, c.head_dim)
+        v = _affine(layer, "attn_v", h).reshape(n_tokens, c.n_kv_heads, c.head_dim)
+        q, k = rope(q, positions, frequencies), rope(k, positions, frequencies)
+        attended = attention(q, k, v, n_visible).reshape(n_tokens, -1)  # [T, H·E]
+        x = x + _affine(layer, "attn_output", attended)
+        h = rms_norm(x, layer["ffn_norm.weight"], c.rms_norm_eps)
+        gated = silu(_affine(layer, "ffn_gate", h)) * _affine(layer, "ffn_up", h)  # [T, F]
+        x = x + _affine(layer, "ffn_down", gated)
+    x = rms_norm(x, w["output_norm.weight"], c.rms_norm_eps)
+    return matmul(x, w.get("output.weight", w["token_embd.weight"]))
+
+
+def bert(config: BertConfig, w: Arrays, token_ids: Sequence[int]) -> Array:
+    """The normalized embedding [D] of one text; `w` are a BERT's tensors by canonical name."""
+    c = config
+    n_tokens = len(token_ids)
+    n_visible = [n_tokens] * n_tokens
+    x = w["token_embd.weight"][list(token_ids)] + w["token_types.weight"][0]
+    x = _norm(_under(w, "token_embd_"), "norm", x + w["position_embd.weight"][:n_tokens], c)
+    for i in range(c.n_layers):
+        layer = _under(w, f"blk.{i}.")
+        q, k, v = (
+            _affine(layer, name, x).reshape(n_tokens, c.n_heads, -1)
+            for name in ("attn_q", "attn_k", "attn_v")
+        )
+        attended = attention(q, k, v, n_visible).reshape(x.shape)  # [T, D]
+        x = _norm(layer, "attn_output_norm", x + _affine(layer, "attn_output", attended), c)
+        up = gelu(_affine(layer, "ffn_up", x))  # [T, F]
+        x = _norm(layer, "layer_output_norm", x + _affine(layer, "ffn_down", up), c)
+    return normalize(mean_rows(x))
+
+
+def _under(w: Arrays, prefix: str) -> Arrays:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): w[name] for name in w if name.startswith(prefix)}
+
+
+def _affine(w: Arrays, name: str, x: Array) -> Array:
+    product = matmul(x, w[f"{name}.weight"])
+    return product + w[f"{name}.bias"] if f"{name}.bias" in w else product
+
+
+def _norm(w: Arrays, name: str, x: Array, c: BertConfig) -> Array:
+    return layer_norm(x, w[f"{name}.weight"], w[f"{name}.bias"], c.layer_norm_eps)
