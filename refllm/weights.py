@@ -1,0 +1,345 @@
+"""Model files → named tensors: one naming and one RoPE layout, whatever the files are.
+
+    stories.gguf                       "blk.0.attn_q.weight"                     ─┐
+                                                                                  ├─> Weights
+    a folder: config.json,             "model.layers.0.self_attn.q_proj.weight"  ─┘
+    model.safetensors or shards
+
+The canonical names are GGUF's, as llama.cpp writes them. Tensors stay in the files: each is a view
+into a memory map, except the query and key rows that `interleaved` has to reorder.
+
+    weights_file.py          opening a file, checking a shape
+    weights_gguf.py          GGUF
+    weights_safetensors.py   safetensors, single or sharded
+
+Letters: H heads, E head width (head_dim), N rows, K columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.quant import Tensor
+from refllm.weights_file import read_json_object
+from refllm.weights_gguf import read_gguf
+from refllm.weights_safetensors import INDEX, SINGLE, StoredTensor, read_safetensors
+
+__all__ = [
+    "Weights",
+    "canonical_name",
+    "interleaved",
+    "open_gguf",
+    "open_safetensors",
+    "open_weights",
+]
+
+MAX_HEADS = 2**16
+MAX_WIDTH = 2**20
+
+# Old BERT files were converted from TensorFlow and kept its words.
+SUFFIXES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFaceNames:
+    """How Hugging Face calls the modules of an architecture, and GGUF's name for each.
+
+    `prefix` is there in a model saved with a head, and absent from one saved without.
+    """
+
+    prefix: str
+    layers: str
+    modules: Mapping[str, str]
+    modules_of_a_layer: Mapping[str, str]
+
+
+HUGGING_FACE_NAMES = {
+    "llama": HuggingFaceNames(
+        prefix="model.",
+        layers="layers",
+        modules={
+            "embed_tokens": "token_embd",
+            "norm": "output_norm",
+            "lm_head": "output",
+        },
+        modules_of_a_layer={
+            "input_layernorm": "attn_norm",
+            "self_attn.q_proj": "attn_q",
+            "self_attn.k_proj": "attn_k",
+            "self_attn.v_proj": "attn_v",
+            "self_attn.o_proj": "attn_output",
+            "post_attention_layernorm": "ffn_norm",
+            "mlp.gate_proj": "ffn_gate",
+            "mlp.up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+        },
+    ),
+    "bert": HuggingFaceNames(
+        prefix="bert.",
+        layers="encoder.layer",
+        modules={
+            "embeddings.word_embeddings": "token_embd",
+            "embeddings.token_type_embeddings": "token_types",
+            "embeddings.position_embeddings": "position_embd",
+            "embeddings.LayerNorm": "token_embd_norm",
+        },
+        modules_of_a_layer={
+            "attention.self.query": "attn_q",
+            "attention.self.key": "attn_k",
+            "attention.self.value": "attn_v",
+            "attention.output.dense": "attn_output",
+            "attention.output.LayerNorm": "attn_output_norm",
+            "intermediate.dense": "ffn_up",
+            "output.dense": "ffn_down",
+            "output.LayerNorm": "layer_output_norm",
+        },
+    ),
+}
+ARCHITECTURES = tuple(HUGGING_FACE_NAMES)
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model's tensors and what its files say about them.
+
+    `tensors` are under GGUF's names, bytes and types checked, llama's query and key rows in the
+    interleaved layout; which names a network needs, it must check itself. `hparams` are the GGUF
+    metadata or the content of config.json, untouched, and `source` says which of the two.
+    """
+
+    path: Path
+    architecture: str  # "llama" or "bert"
+    hparams: Mapping[str, Any]
+    source: Literal["gguf", "hf"]
+    tensors: Mapping[str, Tensor]
+
+
+def open_weights(path: Path) -> Weights:
+    """The weights at `path`: a GGUF file, or a folder with safetensors files or one GGUF file.
+
+    Errors: as `open_gguf` and `open_safetensors`; `LlmRuntimeError` for a path that is neither.
+    """
+    if not path.is_dir():
+        return open_gguf(path)
+    if (path / SINGLE).exists() or (path / INDEX).exists():
+        return open_safetensors(path)
+    gguf_files = sorted(path.glob("*.gguf"))
+    if len(gguf_files) != 1:
+        found = f"{len(gguf_files)} .gguf files: name one" if gguf_files else "no .gguf file"
+        raise LlmRuntimeError(f"{path}: has neither {SINGLE} nor {INDEX}, and {found}")
+    return open_gguf(gguf_files[0])
+
+
+def open_gguf(path: Path) -> Weights:
+    """The weights in the GGUF file at `path`.
+
+    Errors: `LlmRuntimeError` for a damaged file, or one part of a split one; `ModelNotSupported`
+    when `general.architecture` is neither "llama" nor "bert".
+    """
+    hparams, tensors = read_gguf(path)
+    architecture = hparams.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise LlmRuntimeError(
+            f"{path}: general.architecture must be a string, is {architecture!r:.80}"
+        )
+    _check_architecture(path, "general.architecture", architecture)
+    if hparams.get("split.count", 1) not in (0, 1):
+        raise LlmRuntimeError(
+            f"{path}: one of {hparams['split.count']!s:.80} parts (split.count); "
+            "`llama-gguf-split --merge` joins them"
+        )
+    return Weights(path, architecture, hparams, "gguf", tensors)
+
+
+def open_safetensors(folder: Path) -> Weights:
+    """The weights in `folder`: config.json, and model.safetensors or an index and its shards.
+
+    Of a BERT, config.json may be absent; `hparams` is empty then. A stored tensor that the
+    architecture does not use (a pooler, position numbers, the head of another task) is left out.
+    Errors: `LlmRuntimeError` for a missing or damaged file or an impossible value in config.json;
+    `ModelNotSupported` when `model_type` is neither "llama" nor "bert".
+    """
+    stored = read_safetensors(folder)
+    config_path = folder / "config.json"
+    config = read_json_object(config_path) if config_path.exists() else {}
+    architecture = _hf_architecture(config_path, config, stored)
+    named = _canonically_named(architecture, stored)
+    if architecture == "llama":
+        named = _with_tied_embedding(named, config_path, config)
+    tensors = {name: tensor.named(name) for name, tensor in named.items()}
+    if architecture == "llama":
+        tensors = _all_interleaved(tensors, config_path, config)
+    return Weights(folder, architecture, config, "hf", tensors)
+
+
+def _check_architecture(path: Path, key: str, architecture: str) -> None:
+    if architecture not in ARCHITECTURES:
+        raise ModelNotSupported(
+            f"{path}: {key} is {architecture!r:.80}; supported are {' and '.join(ARCHITECTURES)}"
+        )
+
+
+# Naming
+
+
+def canonical_name(architecture: str, stored_name: str) -> str | None:
+    """GGUF's name for what a Hugging Face `architecture` calls `stored_name`; None if unused.
+
+    "model.layers.7.self_attn.q_proj.weight" → "blk.7.attn_q.weight"
+    """
+    module, _, suffix = stored_name.rpartition(".")
+    if suffix not in SUFFIXES:
+        return None
+    names = HUGGING_FACE_NAMES[architecture]
+    module = module.removeprefix(names.prefix)
+    if module in names.modules:
+        return f"{names.modules[module]}.{SUFFIXES[suffix]}"
+    layer = re.fullmatch(rf"{re.escape(names.layers)}\.([0-9]+)\.(.+)", module)
+    if layer is None or layer[2] not in names.modules_of_a_layer:
+        return None
+    return f"blk.{layer[1]}.{names.modules_of_a_layer[layer[2]]}.{SUFFIXES[suffix]}"
+
+
+def _canonically_named(
+    architecture: str, stored: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    named: dict[str, StoredTensor] = {}
+    for stored_name, tensor in stored.items():
+        name = canonical_name(architecture, stored_name)
+        if name is None:
+            continue
+        if name in named:
+            raise LlmRuntimeError(
+                f"{tensor.path}: {stored_name!r:.80} and {named[name].name!r:.80} are both {name}"
+            )
+        named[name] = tensor
+    return named
+
+
+def _hf_architecture(
+    path: Path, config: Mapping[str, Any], stored: Mapping[str, StoredTensor]
+) -> str:
+    """What kind of model the folder holds: by `model_type`, `architectures`, or the tensors."""
+    model_type = config.get("model_type")
+    if model_type is not None:
+        if not isinstance(model_type, str):
+            raise LlmRuntimeError(f"{path}: model_type must be a string, is {model_type!r:.80}")
+        _check_architecture(path, "model_type", model_type)
+        return model_type
+    classes = config.get("architectures")
+    if classes is not None:
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise LlmRuntimeError(f"{path}: architectures must be strings, is {classes!r:.80}")
+        kind = re.fullmatch("(Llama|Bert)(Model|For[A-Za-z]+)", " ".join(classes))
+        if kind is None:
+            raise ModelNotSupported(
+                f"{path}: architectures is {classes!r:.80}; "
+                f"supported are {' and '.join(ARCHITECTURES)}"
+            )
+        return kind[1].lower()
+    if any(canonical_name("bert", name) == "token_embd.weight" for name in stored):
+        return "bert"
+    if not config:
+        raise LlmRuntimeError(f"{path}: missing or empty, and these tensors are not a BERT's")
+    raise ModelNotSupported(f"{path}: has neither model_type nor architectures")
+
+
+def _with_tied_embedding(
+    named: dict[str, StoredTensor], config_path: Path, config: Mapping[str, Any]
+) -> dict[str, StoredTensor]:
+    """`named`, with the output as the embedding when config.json ties them and only it is stored.
+
+    The reverse needs nothing: without an output the network uses the embedding.
+    """
+    tied = config.get("tie_word_embeddings") or False
+    if not isinstance(tied, bool):
+        raise LlmRuntimeError(f"{config_path}: tie_word_embeddings must be true or false")
+    if tied and "output.weight" in named:
+        return {"token_embd.weight": named["output.weight"], **named}
+    return named
+
+
+# The two RoPE layouts
+
+
+def interleaved(rows: NDArray[np.uint8], *, n_heads: int) -> NDArray[np.uint8]:
+    """Query or key rows in Hugging Face's order → GGUF's order; both uint8 [H * E, row_bytes].
+
+    RoPE turns pairs of elements of a head. Meta's weights, and GGUF with them, have the two of a
+    pair side by side; Hugging Face has all first ones and then all second ones. Rows of a head
+    with E = 8, where a and b are the two elements of pair 0, 1, 2, 3:
+
+        Hugging Face, half-split:   a0 a1 a2 a3 b0 b1 b2 b3     pair i = rows i and i + E/2
+        GGUF, interleaved:          a0 b0 a1 b1 a2 b2 a3 b3     pair i = rows 2i and 2i + 1
+
+    Everything in refllm is interleaved; this is the only place that knows the other. A query and a
+    key reordered alike have the same dot product, so the order is nobody else's concern. Whole
+    rows move, as bytes: no number changes. A bias is reordered as rows of one element.
+
+    Source: `permute` in Hugging Face's convert_llama_weights_to_hf.py, which this undoes.
+    """
+    n_rows = len(rows)
+    half_split = np.arange(n_rows).reshape(n_heads, 2, n_rows // n_heads // 2)  # [H, 2, E/2]
+    return rows[half_split.swapaxes(1, 2).reshape(n_rows)]
+
+
+def _all_interleaved(
+    tensors: Mapping[str, Tensor], path: Path, config: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The tensors with every query and key in GGUF's order of rows."""
+    n_heads = _positive(path, config, "num_attention_heads", most=MAX_HEADS)
+    n_kv_heads = _positive(path, config, "num_key_value_heads", most=MAX_HEADS, default=n_heads)
+    head_dim = _head_dim(path, config, n_heads)
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"blk\.[0-9]+\.attn_([qk])\.(weight|bias)", name)
+        if match is None:
+            continue
+        heads = n_heads if match[1] == "q" else n_kv_heads
+        n_rows, n_axes = tensor.shape[0], len(tensor.shape)
+        if n_rows != heads * head_dim or n_axes != (2 if match[2] == "weight" else 1):
+            raise LlmRuntimeError(
+                f"{path.parent}: {name} has shape {list(tensor.shape)}, and config.json says "
+                f"{heads} heads of {head_dim} rows each"
+            )
+        rows = interleaved(tensor.data.reshape(n_rows, -1), n_heads=heads)
+        result[name] = replace(tensor, data=rows.reshape(tensor.data.shape))
+    return result
+
+
+def _head_dim(path: Path, config: Mapping[str, Any], n_heads: int) -> int:
+    """E: `head_dim` where config.json has it, else the model's width shared by the heads."""
+    if config.get("head_dim") is None:
+        width = _positive(path, config, "hidden_size", most=MAX_WIDTH)
+        if width % n_heads != 0:
+            raise LlmRuntimeError(
+                f"{path}: hidden_size {width} is not a multiple of num_attention_heads {n_heads}"
+            )
+        key, head_dim = "hidden_size / num_attention_heads", width // n_heads
+    else:
+        key, head_dim = "head_dim", _positive(path, config, "head_dim", most=MAX_WIDTH)
+    if head_dim % 2 != 0:
+        raise LlmRuntimeError(f"{path}: {key} is {head_dim}, and must be even: RoPE turns pairs")
+    return head_dim
+
+
+def _positive(
+    path: Path, config: Mapping[str, Any], key: str, *, most: int, default: int | None = None
+) -> int:
+    """The whole number that config.json has under `key`; null counts as absent."""
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if value is None:
+        raise LlmRuntimeError(f"{path}: {key} is missing")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise LlmRuntimeError(f"{path}: {key} must be from 1 to {most}, is {value!r:.80}")
+    return value
