@@ -1,0 +1,400 @@
+"""From logits to one token: penalty → temperature → softmax → top-k → top-p → draw.
+
+Each step is a pure function of its arguments, and `sample` runs them in the order of a profile:
+
+    contract, spin-local   penalty → temperature → softmax → top-k → top-p → draw
+    llama.cpp              penalty → top-k → softmax → top-p → temperature → softmax → draw
+
+The order matters. With logits [3, 2, 1], top_p 0.8 and temperature 0.5, softmax gives the first
+token 0.867 when the temperature comes first, which alone crosses 0.8; it gives 0.665 when the
+temperature comes last, and the second token is kept as well.
+
+Letters: V tokens in the vocabulary, C candidates left. Everything is float64, computed from
+float32 logits and from parameters rounded to float32. The largest quotient, the largest float32
+over the smallest, is 2.4e83: nothing here can overflow. Every operation is one IEEE operation in
+a stated order, so every machine gets the same bits.
+
+How others do it, and what the profiles follow:
+- Spin's local engine uses candle (`apply_repeat_penalty` in candle-transformers/src/utils.rs,
+  `Sampling::TopKThenTopP` in candle-transformers/src/generation/mod.rs): softmax over the whole
+  vocabulary, then top-k, then top-p on those same probabilities, which are not normalized again.
+- llama.cpp chains samplers (src/llama-sampling.cpp; the default order is in common/common.h). Its
+  top-p takes softmax over what top-k left, so those probabilities sum to 1. It switches off at
+  top_p >= 1 only: at top_p <= 0 the first candidate reaches the sum, and is the only one kept.
+- Neither defines which of two equal tokens comes first. Here it is the lower id, everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError, as_f32
+
+__all__ = [
+    "PROFILES",
+    "Candidates",
+    "Penalties",
+    "Stage",
+    "Step",
+    "apply_penalty",
+    "apply_temperature",
+    "argmax",
+    "draw",
+    "exp",
+    "sample",
+    "softmax",
+    "splitmix64",
+    "top_k",
+    "top_p",
+    "uniform",
+]
+
+PROFILES = frozenset({"contract", "spin-local", "llama.cpp"})
+
+# ln 2 in two parts. The high part ends in 21 zero bits, so n * LN2_HIGH is exact for |n| < 2^21.
+LN2_HIGH = float.fromhex("0x1.62e42feep-1")
+LN2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
+INVERSE_LN2 = float.fromhex("0x1.71547652b82fep+0")
+EXP_COEFFICIENTS = tuple(1.0 / math.factorial(k) for k in range(14))  # k! < 2^53: exact
+EXP_UNDERFLOW = -746.0  # below -745.14 the nearest float64 to exp(x) is 0
+
+U64_MAX = 2**64 - 1
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
+
+
+# --- What a draw leaves behind -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Tokens that may be drawn: ids int64 [C] and their probabilities float64 [C]."""
+
+    ids: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def first(self, n: int) -> Candidates:
+        """The first `n` of them."""
+        return Candidates(self.ids[:n], self.probabilities[:n])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Penalties:
+    """What the repeat penalty changed: ids int64 [P] ascending, logits float64 [P] around it."""
+
+    ids: NDArray[np.int64]
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The candidates that one stage left, by the stage's name."""
+
+    name: str
+    candidates: Candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One draw: what each stage did, the number `u` it drew with, and the token.
+
+    `stages` are in the order they ran; what a stage was given is what the one before it left.
+    The stages of `contract` and `spin-local` are softmax (the whole vocabulary, by ascending id),
+    top_k and top_p. Those of `llama.cpp` are top_k (with the softmax of what it left), top_p, and
+    softmax (after the temperature). A greedy step has the single stage argmax, with one candidate
+    of probability 1, and does not use `u`.
+
+    The arrays are those that sampling computed anyway: no copies, 16 bytes for each candidate.
+    """
+
+    step: int
+    profile: str
+    n_vocab: int
+    penalties: Penalties
+    stages: tuple[Stage, ...]
+    u: float
+    token: int
+
+    @property
+    def candidates(self) -> Candidates:
+        """The candidates that the token was drawn from, the most probable first."""
+        return self.stages[-1].candidates
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many candidates each stage left: {"softmax": 32000, "top_k": 40, "top_p": 7}."""
+        return {stage.name: len(stage.candidates) for stage in self.stages}
+
+
+# --- The steps, one function each ----------------------------------------------------------------
+
+
+def apply_penalty(
+    logits: NDArray[np.float32], previous_tokens: Sequence[int], *, penalty: float, last_n: int
+) -> tuple[NDArray[np.float64], Penalties]:
+    """Logits float64 [V] with recent tokens made less likely, and what was changed.
+
+    Each distinct token among the last `last_n` of `previous_tokens` (prompt and generated) is
+    penalized once: a logit >= 0 is divided by `penalty`, one < 0 multiplied. A penalty of 1 or
+    `last_n` 0 changes nothing. (llama.cpp multiplies at 0 instead; 0 either way, sign included.)
+
+    Errors: `InvalidInput` where the penalty is not a float32 above 0; `LlmRuntimeError` where a
+    token of the window is not in the vocabulary (tokenizer and model do not belong together).
+    Source: Keskar et al. 2019, "CTRL", section 4.1, with the division of negative logits mended.
+    """
+    penalized = logits.astype(np.float64)  # [V]
+    window = previous_tokens[-last_n:] if last_n > 0 else ()
+    if last_n > 0 and not 0.0 < as_f32(penalty) < math.inf:
+        raise InvalidInput(
+            f"repeat_penalty must be greater than 0 as a float32, got {penalty!r}; "
+            "1.0 switches it off"
+        )
+    if as_f32(penalty) == 1.0:
+        window = ()
+    ids = _distinct_tokens(window, n_vocab=len(logits))  # [P]
+    before = penalized[ids]  # [P]
+    after = np.where(before >= 0, before / penalty, before * penalty)  # [P]
+    penalized[ids] = after
+    return penalized, Penalties(ids, before, after)
+
+
+def _distinct_tokens(window: Sequence[int], *, n_vocab: int) -> NDArray[np.int64]:
+    ids = sorted(set(window))
+    for token_id in ids[:1] + ids[-1:]:  # the extremes speak for all
+        if not 0 <= token_id < n_vocab:
+            raise LlmRuntimeError(
+                f"previous token {token_id} is outside the vocabulary of {n_vocab} logits; "
+                "the tokenizer does not belong to this model"
+            )
+    return np.array(ids, dtype=np.int64)
+
+
+def apply_temperature(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Logits divided by the temperature, the same shape.
+
+    Errors: `InvalidInput` where the temperature is not a float32 above 0: see `argmax`.
+    """
+    temperature = as_f32(temperature)
+    if not 0.0 < temperature < math.inf:
+        raise InvalidInput(
+            f"temperature must be greater than 0 to divide by, got {temperature!r}; "
+            "0 or less means the most likely token, without a draw"
+        )
+    return logits / temperature
+
+
+def argmax(logits: NDArray[np.float64]) -> int:
+    """The id of the largest logit, the lowest id on a tie: the token at temperature <= 0."""
+    return int(np.argmax(logits))  # the first of equals, as NumPy documents
+
+
+def exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """e^x for x <= 0, the same shape; the same bits on every machine, unlike libm and `np.exp`.
+
+    x = n ln 2 + r with |r| <= ln 2 / 2, so e^x = 2^n e^r, and e^r is its Taylor polynomial of
+    degree 13 (the rest of the series is below 2^-57), by Horner, product and sum rounded apart.
+
+    The worst error found is 1.16 ulp, over 2.4 million points against mpmath at 200 bits: uniform
+    in [-745.2, 0] and in [-2, 0], and around every multiple of ln 2 / 2. A result below 2^-1022 is
+    rounded twice, the second time to a multiple of 2^-1074, and the worst found is 0.81 of that;
+    it is 0 below about -745.13.
+    """
+    x = np.maximum(x, EXP_UNDERFLOW)
+    n = np.rint(x * INVERSE_LN2)
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
+    result = np.full_like(r, EXP_COEFFICIENTS[-1])
+    for coefficient in EXP_COEFFICIENTS[-2::-1]:
+        result *= r
+        result += coefficient
+    # In two factors, because 2^-1075 is no float64: the first product is exact, the second rounds.
+    exponent = n.astype(np.int64)
+    half = exponent >> 1
+    return (result * _power_of_two(half)) * _power_of_two(exponent - half)
+
+
+def _power_of_two(exponent: NDArray[np.int64]) -> NDArray[np.float64]:
+    biased: NDArray[np.int64] = (exponent + 1023) << 52  # sign 0, exponent, mantissa 0
+    return biased.view(np.float64)
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities float64 [C]: exp(x - max) / sum, the sum left to right as the logits stand.
+
+    The logits must be finite. The largest term of the sum is exactly 1.
+    """
+    powers = exp(logits - logits.max())  # [C]
+    powers /= np.add.accumulate(powers)[-1]  # left to right; np.sum adds in pairs
+    return powers
+
+
+def top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Ids int64 [C] of the `k` largest scores of [V]; k = 0 or k >= V keeps all.
+
+    Ordered by descending score, then ascending id. On a tie for the last place the lower ids win.
+    Source: Fan et al. 2018, "Hierarchical Neural Story Generation", section 5.4.
+    """
+    n = len(scores)
+    if not 0 < k < n:
+        return np.argsort(-scores, kind="stable")
+    border = np.partition(scores, n - k)[n - k]  # the k-th largest, without sorting V scores
+    above = np.flatnonzero(scores > border)  # fewer than k, ascending ids
+    tied = np.flatnonzero(scores == border)[: k - len(above)]
+    ids = np.sort(np.concatenate((above, tied)))  # [k]
+    return ids[np.argsort(-scores[ids], kind="stable")]
+
+
+def top_p(probabilities: NDArray[np.float64], p: float) -> int:
+    """How many of the probabilities [C], given in descending order, top-p keeps: at least one.
+
+    A candidate is kept while the sum of those before it is < p, so the one that crosses p (or
+    meets it exactly) is the last one kept. p <= 0 or p >= 1 keeps all.
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
+    """
+    p = as_f32(p)
+    if p <= 0.0 or p >= 1.0:
+        return len(probabilities)
+    before = np.add.accumulate(probabilities)[:-1]  # [C-1], before[i] precedes candidate i + 1
+    return 1 + int(np.searchsorted(before, p, side="left"))
+
+
+def draw(probabilities: NDArray[np.float64], u: float) -> int:
+    """The index of the first candidate whose cumulative sum exceeds u times the total.
+
+    Probabilities [C] need not sum to 1. Sums run left to right. u * total can round up to the
+    total itself only where the total is subnormal; the last candidate is drawn then.
+
+    Errors: `InvalidInput` where u is not in [0, 1).
+    """
+    if not 0.0 <= u < 1.0:
+        raise InvalidInput(f"u must be at least 0 and less than 1, got {u!r}")
+    cumulative = np.add.accumulate(probabilities)  # [C]
+    index = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    return min(index, len(probabilities) - 1)
+
+
+# --- Random numbers ------------------------------------------------------------------------------
+
+
+def splitmix64(seed: int, step: int) -> int:
+    """Output number `step` (from 0) of the SplitMix64 generator whose state starts at `seed`.
+
+    Addressed, not iterated: draw i never depends on how many draws went before.
+    splitmix64(1234567, 0) == 6457827717110365317.
+
+    Errors: `InvalidInput` where seed or step is not a whole number from 0 to 2^64 - 1.
+    Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    for name, value in (("seed", seed), ("step", step)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= U64_MAX:
+            raise InvalidInput(f"{name} must be a whole number from 0 to {U64_MAX}, got {value!r}")
+    z = (seed + (step + 1) * GOLDEN_GAMMA) & U64_MAX
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & U64_MAX
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & U64_MAX
+    return z ^ (z >> 31)
+
+
+def uniform(seed: int, step: int) -> float:
+    """A float64 in [0, 1): the high 53 bits of `splitmix64(seed, step)` over 2^53."""
+    return (splitmix64(seed, step) >> 11) * 2.0**-53
+
+
+# --- All steps together --------------------------------------------------------------------------
+
+
+def sample(
+    logits: NDArray[np.float32],
+    params: InferencingParams,
+    previous_tokens: Sequence[int],
+    u: float,
+    *,
+    step: int = 0,
+    profile: str = "contract",
+) -> Step:
+    """One token drawn from logits float32 [V] with the random number `u` in [0, 1).
+
+    `previous_tokens` are the prompt's and the generated ones, oldest first; `step` is only kept
+    in the result, for whoever reads it.
+
+    Errors: `InvalidInput` names an unusable parameter or an unknown profile; `LlmRuntimeError` a
+    logit that is not finite (with its token id), a previous token outside the vocabulary, and
+    top_k 0 in profile spin-local. There candle draws from an empty list and fails; at
+    temperature <= 0 it never looks at top_k.
+    """
+    params.check()
+    if profile not in PROFILES:
+        raise InvalidInput(f"unknown profile {profile!r}; use one of {sorted(PROFILES)}")
+    _check_logits(logits)
+    penalized, penalties = apply_penalty(
+        logits,
+        previous_tokens,
+        penalty=params.repeat_penalty,
+        last_n=params.repeat_penalty_last_n_token_count,
+    )
+    if as_f32(params.temperature) <= 0.0:
+        stages = _greedy(penalized)
+    elif profile == "llama.cpp":
+        stages = _temperature_last(penalized, params)
+    elif profile == "spin-local" and params.top_k == 0:
+        raise LlmRuntimeError(
+            "top_k 0 leaves Spin's local engine no token to draw; "
+            "use at least 1, or profile 'contract', where 0 switches top-k off"
+        )
+    else:
+        stages = _temperature_first(penalized, params)
+    drawn_from = stages[-1].candidates
+    return Step(
+        step=step,
+        profile=profile,
+        n_vocab=len(logits),
+        penalties=penalties,
+        stages=stages,
+        u=u,
+        token=int(drawn_from.ids[draw(drawn_from.probabilities, u)]),
+    )
+
+
+def _check_logits(logits: NDArray[np.float32]) -> None:
+    if logits.dtype != np.float32 or logits.ndim != 1 or logits.size == 0:
+        raise LlmRuntimeError(
+            "logits must be float32, one for each token of the vocabulary, "
+            f"got {logits.dtype} of shape {logits.shape}"
+        )
+    finite = np.isfinite(logits)
+    if not finite.all():
+        token_id = int(np.argmin(finite))
+        raise LlmRuntimeError(
+            f"the logit of token {token_id} is {logits[token_id]}, not a finite number; "
+            "the model's weights or a layer before are damaged"
+        )
+
+
+def _greedy(logits: NDArray[np.float64]) -> tuple[Stage, ...]:
+    return (Stage("argmax", Candidates(np.array([argmax(logits)]), np.ones(1))),)
+
+
+def _temperature_first(logits: NDArray[np.float64], params: InferencingParams) -> tuple[Stage, ...]:
+    probabilities = softmax(apply_temperature(logits, params.temperature))  # [V]
+    whole = Candidates(np.arange(len(logits)), probabilities)
+    ids = top_k(probabilities, params.top_k)  # [C]
+    likely = Candidates(ids, probabilities[ids])
+    nucleus = likely.first(top_p(likely.probabilities, params.top_p))
+    return Stage("softmax", whole), Stage("top_k", likely), Stage("top_p", nucleus)
+
+
+def _temperature_last(logits: NDArray[np.float64], params: InferencingParams) -> tuple[Stage, ...]:
+    ids = top_k(logits, params.top_k)  # [C]
+    likely = Candidates(ids, softmax(logits[ids]))
+    # llama.cpp has no "off" at the lower end: the first candidate already reaches p.
+    keeps_one = as_f32(params.top_p) <= 0.0
+    nucleus = likely.first(1 if keeps_one else top_p(likely.probabilities, params.top_p))
+    ids = nucleus.ids
+    warmed = Candidates(ids, softmax(apply_temperature(logits[ids], params.temperature)))
+    return Stage("top_k", likely), Stage("top_p", nucleus), Stage("softmax", warmed)
