@@ -1,1 +1,64 @@
 """refllm: the reference implementation of Spin's Serverless AI interface."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from refllm.api import (
+    EmbeddingsResult,
+    EmbeddingsUsage,
+    Engine,
+    InferencingParams,
+    InferencingResult,
+    InferencingUsage,
+    InvalidInput,
+    LlmError,
+    LlmRuntimeError,
+    ModelNotSupported,
+    generate_embeddings,
+    infer,
+    infer_with_options,
+)
+
+if TYPE_CHECKING:
+    from refllm.engine import LocalEngine
+    from refllm.loading import BertModel, LlamaModel, load
+
+__all__ = [
+    "BertModel",
+    "EmbeddingsResult",
+    "EmbeddingsUsage",
+    "Engine",
+    "InferencingParams",
+    "InferencingResult",
+    "InferencingUsage",
+    "InvalidInput",
+    "LlamaModel",
+    "LlmError",
+    "LlmRuntimeError",
+    "LocalEngine",
+    "ModelNotSupported",
+    "__version__",
+    "generate_embeddings",
+    "infer",
+    "infer_with_options",
+    "load",
+]
+
+__version__ = "0.1.0"
+
+# These bring numba and the tokenizers, a second's work: only who asks for them pays.
+_LAZY = {
+    "BertModel": "refllm.loading",
+    "LlamaModel": "refllm.loading",
+    "LocalEngine": "refllm.engine",
+    "load": "refllm.loading",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'refllm' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

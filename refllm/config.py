@@ -50,9 +50,10 @@ class Reader:
     def number(self, key: str, *, default: float | None = None) -> float:
         """The finite, positive number under `key`."""
         value = self._get(key, default)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value <= 0:
-            raise self.error(key, f"must be a number greater than 0, is {value!r:.80}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(key, f"must be a number, is {value!r:.80}")
+        if not math.isfinite(value) or value <= 0:
+            raise self.error(key, f"must be finite and greater than 0, is {value!r:.80}")
         return float(value)
 
     def table(self, key: str) -> Mapping[str, Any]:
@@ -101,6 +102,7 @@ def llama_config(weights: Weights) -> LlamaConfig:
             f"{weights.path}: {config.n_heads} heads cannot share {config.n_kv_heads} "
             "key/value heads evenly"
         )
+    _check_factors(config.rope_factors, config.rope_dim // 2, weights.path)
     if config.rope_dim % 2 or config.rope_dim > config.head_dim:
         raise LlmRuntimeError(
             f"{weights.path}: RoPE turns {config.rope_dim} of a head's {config.head_dim} elements; "
@@ -234,3 +236,14 @@ def _bert_from_hf(reader: Reader) -> BertConfig:
         n_ff=reader.integer("intermediate_size", most=MOST_WIDTH),
         layer_norm_eps=reader.number("layer_norm_eps", default=1e-12),
     )
+
+
+def _check_factors(factors: tuple[float, ...] | None, n_pairs: int, path: Path) -> None:
+    """Refuse frequency factors that are not one positive number for each pair."""
+    if factors is None:
+        return
+    if len(factors) != n_pairs or not all(0 < factor < math.inf for factor in factors):
+        raise LlmRuntimeError(
+            f"{path}: rope_freqs.weight must hold {n_pairs} positive numbers, one for each pair "
+            "of a head's rotated elements"
+        )

@@ -96,7 +96,7 @@ def main() -> None:
     }
     for name, (error, parts) in ranges.items():
         found = max(worst(error, low, high) for low, high in parts)
-        print(f"{name}: worst error {found[0]:.6f} ULP at x = {found[1]!r}", flush=True)
+        print(f"{name}: worst error {found[0]:.7f} ULP at x = {found[1]!r}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import numba
 
-__all__ = ["jit", "parallel_jit", "prange"]
+__all__ = ["jit", "parallel_jit", "prange", "use_threads"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -31,6 +31,15 @@ def parallel_jit(function: F) -> F:
     """
     compile_ = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
     return cast(F, compile_(function))
+
+
+def use_threads(n_threads: int | None) -> None:
+    """Let the calling thread's kernels run on `n_threads`; None: all CPUs this process may use.
+
+    More than there are CPUs is as many as there are: the results are the same for any number.
+    """
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(n_threads or most, most))
 
 
 if TYPE_CHECKING:

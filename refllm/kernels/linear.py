@@ -42,7 +42,8 @@ def linear(x: Floats, weight: Tensor) -> Floats:
     slab_rows = max(SLAB_ELEMENTS // n_columns // LANES, 1) * LANES
     for start in range(0, n_rows, slab_rows):
         stop = min(start + slab_rows, n_rows)
-        slab = weight.rows(start, stop)  # [≤ slab_rows, D]
+        slab = weight.rows(start, stop).view()  # [≤ slab_rows, D]
+        slab.flags.writeable = False  # a mapped file is read-only: compile for that alone
         run = _product_serial if x.size * slab.shape[0] < SERIAL_WORK else _product_parallel
         run(x, slab, out, start)
     return out

@@ -1,0 +1,216 @@
+"""The engine on this machine: finds, loads once, keeps, and runs models."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+from refllm.api import (
+    EmbeddingsResult,
+    EmbeddingsUsage,
+    InferencingParams,
+    InferencingResult,
+    InferencingUsage,
+    InvalidInput,
+    LlmRuntimeError,
+    ModelNotSupported,
+)
+from refllm.generate import Chunk, generate, generate_text
+from refllm.kernels.jit import use_threads
+from refllm.loading import BertModel, LlamaModel, load_path
+from refllm.models import (
+    check_name,
+    default_roots,
+    find_embedding_model,
+    find_inferencing_model,
+    find_model,
+)
+from refllm.sampling import PROFILES, Step, uniform
+
+__all__ = ["LocalEngine", "default_engine"]
+
+# What Spin's host takes back from an engine at most.
+RESULT_LIMIT_BYTES = 128 * 1024 * 1024
+FLOAT32_BYTES = 4
+
+SWITCHED_OFF = "Local LLM operations are not supported in this version of Spin."
+NUMERICS = frozenset({"exact"})
+
+
+class LocalEngine:
+    """Answers the interface's requests with models from this machine's disk.
+
+    A result is a function of model files, prompt, parameters, seed, profile and numerics, and of
+    nothing else: not of threads, earlier requests or requests at the same time. Safe to use from
+    several threads; one computes at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        roots: Sequence[Path] | None = None,
+        seed: int = 0,
+        profile: str = "contract",
+        numerics: str = "exact",
+        threads: int | None = None,
+        allowed_models: Collection[str] | None = None,
+        enabled: bool = True,
+    ) -> None:
+        """An engine that looks for models in `roots` (default: `refllm.models.default_roots()`).
+
+        `allowed_models` is a component's `ai_models`; None allows every name. `threads` None
+        means every CPU that this process may use. Errors: `InvalidInput` naming the option.
+        """
+        uniform(seed, 0)  # refuses a seed that is not a u64
+        _check_option("profile", profile, PROFILES)
+        _check_option("numerics", numerics, NUMERICS)
+        if threads is not None and threads < 1:
+            raise InvalidInput(f"threads must be at least 1, got {threads}")
+        self.seed = seed
+        self.profile = profile
+        self.numerics = numerics
+        self.threads = threads
+        self._roots = tuple(roots) if roots is not None else None
+        self._allowed_models = None if allowed_models is None else frozenset(allowed_models)
+        self._enabled = enabled
+        self._models: dict[Path, LlamaModel | BertModel] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The folders that models are looked for in."""
+        return default_roots() if self._roots is None else self._roots
+
+    def infer(
+        self, model: str | Path, prompt: str, params: InferencingParams | None = None
+    ) -> InferencingResult:
+        """The continuation of `prompt`.
+
+        `model` is a name, or a `Path` from a trusted caller. Errors: `InvalidInput`,
+        `ModelNotSupported`, `LlmRuntimeError`.
+        """
+        llama, token_ids, steps = self._start(model, prompt, params)
+        chunks = list(self._each(generate_text(steps, llama.tokenizer, token_ids)))
+        text = "".join(chunk.text for chunk in chunks)
+        _check_size(len(text.encode()))
+        n_generated = sum(chunk.step is not None for chunk in chunks)
+        return InferencingResult(text, InferencingUsage(len(token_ids), n_generated))
+
+    def stream(
+        self, model: str | Path, prompt: str, params: InferencingParams | None = None
+    ) -> Iterator[Chunk]:
+        """`infer`, as the text comes; the request is checked before the first chunk is asked for.
+
+        Errors: those of `infer`.
+        """
+        llama, token_ids, steps = self._start(model, prompt, params)
+        return self._each(generate_text(steps, llama.tokenizer, token_ids))
+
+    def generate_embeddings(
+        self, model: str | Path, texts: Sequence[str], *, max_tokens: int | None = None
+    ) -> EmbeddingsResult:
+        """One L2-normalized vector for each text.
+
+        `max_tokens` cuts texts there, as sentence-transformers does, instead of at the tokenizer
+        file's own limit. Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
+        """
+        bert = self._embedding_model(model)
+        _check_texts(texts)
+        _check_size(len(texts) * bert.config.n_embd * FLOAT32_BYTES)
+        token_ids = [bert.text_tokens(text, max_tokens=max_tokens) for text in texts]
+        with self._lock:
+            use_threads(self.threads)
+            vectors = bert.embed_tokens(token_ids)  # [N, D]
+        usage = EmbeddingsUsage(sum(len(text) for text in token_ids))
+        return EmbeddingsResult(vectors.tolist(), usage)
+
+    def load(self, model: str | Path) -> LlamaModel | BertModel:
+        """The model of this name or at this path, of either kind; loaded once and kept."""
+        return self._load(self._path(model, find_model))
+
+    def _start(
+        self, model: str | Path, prompt: str, params: InferencingParams | None
+    ) -> tuple[LlamaModel, list[int], Iterator[Step]]:
+        """Check the request and make the steps that answer it; none has been computed yet."""
+        llama = self._inferencing_model(model)
+        params = params or InferencingParams()
+        params.check()
+        if not isinstance(prompt, str):
+            raise InvalidInput(f"the prompt must be text, got {type(prompt).__name__}")
+        token_ids = llama.prompt_tokens(prompt)
+        steps = generate(
+            llama.network,
+            token_ids,
+            params,
+            end_tokens=llama.tokenizer.eos_ids,
+            seed=self.seed,
+            profile=self.profile,
+        )
+        return llama, token_ids, steps
+
+    def _each(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """The chunks, each computed while no other request computes."""
+        while True:
+            with self._lock:
+                use_threads(self.threads)
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    def _inferencing_model(self, model: str | Path) -> LlamaModel:
+        found = self._load(self._path(model, find_inferencing_model))
+        if not isinstance(found, LlamaModel):
+            raise ModelNotSupported(f"{model} is an embedding model; it cannot generate text")
+        return found
+
+    def _embedding_model(self, model: str | Path) -> BertModel:
+        found = self._load(self._path(model, find_embedding_model))
+        if not isinstance(found, BertModel):
+            raise ModelNotSupported(f"{model} generates text; it cannot make embeddings")
+        return found
+
+    def _path(self, model: str | Path, find: Callable[[str, Sequence[Path]], Path]) -> Path:
+        """Where the model is, if this engine may use it."""
+        if not self._enabled:
+            raise LlmRuntimeError(SWITCHED_OFF)
+        if isinstance(model, Path):
+            return model
+        check_name(model)
+        if self._allowed_models is not None and model not in self._allowed_models:
+            raise InvalidInput(
+                f"The component does not have access to use '{model}'. To give the component "
+                f"access, add '{model}' to the 'ai_models' key for the component in your "
+                "spin.toml manifest"
+            )
+        return find(model, self.roots)
+
+    def _load(self, path: Path) -> LlamaModel | BertModel:
+        path = path.absolute()
+        with self._lock:
+            if path not in self._models:
+                self._models[path] = load_path(path)
+            return self._models[path]
+
+
+@functools.cache
+def default_engine() -> LocalEngine:
+    """The engine behind `refllm.infer` and its sisters: default folders, seed 0, contract."""
+    return LocalEngine()
+
+
+def _check_option(name: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise InvalidInput(f"{name} must be one of {', '.join(sorted(known))}; got {value!r:.80}")
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise InvalidInput("texts must be a list of texts; put a single one in a list")
+
+
+def _check_size(n_bytes: int) -> None:
+    if n_bytes > RESULT_LIMIT_BYTES:
+        raise LlmRuntimeError(f"query result exceeds limit of {RESULT_LIMIT_BYTES} bytes")

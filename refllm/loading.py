@@ -1,0 +1,197 @@
+"""A path → a model with its tokenizer, ready to run.
+
+T tokens, V vocabulary, N texts, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.bert import Bert, BertConfig
+from refllm.config import bert_config, llama_config
+from refllm.llama import KVCache, Llama, LlamaConfig, Segment
+from refllm.models import default_roots, find_model
+from refllm.parameters import Parameters
+from refllm.tap import Tap
+from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from refllm.weights import Weights, open_weights
+from refllm.weights_file import read_json_object
+
+__all__ = ["BertModel", "LlamaModel", "load", "load_path"]
+
+Floats = NDArray[np.float32]
+
+# Texts go through the encoder in groups of about this many tokens, so that memory stays small.
+# No bit depends on the grouping.
+GROUP_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaModel:
+    """A llama and the tokenizer that belongs to it."""
+
+    path: Path
+    network: Llama
+    tokenizer: Tokenizer
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The hyperparameters."""
+        return self.network.config
+
+    def new_cache(self) -> KVCache:
+        """An empty cache: pass it to `forward` again and again to continue one sequence."""
+        return self.network.new_cache()
+
+    def forward(
+        self, token_ids: Sequence[int], cache: KVCache | None = None, *, tap: Tap | None = None
+    ) -> Floats:
+        """The logits that follow each of the tokens, float32 [T, V].
+
+        With a cache, the tokens continue what is in it. `tap` sees every intermediate value.
+        Errors: `InvalidInput`, `LlmRuntimeError`; the cache is then as before.
+        """
+        segment = Segment(token_ids, self.new_cache() if cache is None else cache)
+        return self.network.forward([segment], tap=tap)[0]
+
+    def prompt_tokens(self, prompt: str) -> list[int]:
+        """The token ids of a prompt, BOS included.
+
+        Errors: `InvalidInput` where there is none, or more than the context holds.
+        """
+        n_ctx = self.config.n_ctx
+        at_least = self.tokenizer.minimum_tokens(prompt)
+        if at_least > n_ctx:
+            raise _too_long(f"at least {at_least}", n_ctx)
+        token_ids = self.tokenizer.encode(prompt)
+        if len(token_ids) > n_ctx:
+            raise _too_long(str(len(token_ids)), n_ctx)
+        if not token_ids:
+            raise InvalidInput(
+                "an empty prompt needs a model whose tokenizer begins with a BOS token; "
+                "this one has none, so give some text"
+            )
+        return token_ids
+
+
+@dataclass(frozen=True, slots=True)
+class BertModel:
+    """A BERT encoder and the tokenizer that belongs to it.
+
+    `max_seq_length` is the limit that sentence-transformers would use (its own configuration
+    file's), None where there is no such file.
+    """
+
+    path: Path
+    network: Bert
+    tokenizer: Tokenizer
+    max_seq_length: int | None = None
+
+    @property
+    def config(self) -> BertConfig:
+        """The hyperparameters."""
+        return self.network.config
+
+    def text_tokens(self, text: str, *, max_tokens: int | None = None) -> list[int]:
+        """The token ids of a text, special tokens included, cut to the limit that applies."""
+        return self.tokenizer.encode(text, max_tokens=max_tokens)
+
+    def embed(
+        self, texts: Sequence[str], *, max_tokens: int | None = None, tap: Tap | None = None
+    ) -> Floats:
+        """One L2-normalized vector for each text, float32 [N, D].
+
+        A text longer than the tokenizer file's own limit is cut there, or at `max_tokens` where
+        given. `tap` sees every intermediate value. Errors: `InvalidInput`, `LlmRuntimeError`.
+        """
+        return self.embed_tokens(
+            [self.text_tokens(text, max_tokens=max_tokens) for text in texts], tap=tap
+        )
+
+    def embed_tokens(self, texts: Sequence[Sequence[int]], *, tap: Tap | None = None) -> Floats:
+        """`embed` for texts that are token ids already."""
+        if not texts:
+            return np.empty((0, self.config.n_embd), np.float32)
+        groups = [self.network.embed(group, tap=tap) for group in _groups(texts)]
+        return np.concatenate(groups)  # [N, D]
+
+
+def load(name_or_path: str | Path) -> LlamaModel | BertModel:
+    """The model of this name, or at this path.
+
+    A `Path`, or a string with a path separator or naming something that exists, is a path;
+    any other string is a name, looked up where `refllm.models.default_roots()` says.
+    Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
+    """
+    is_path = isinstance(name_or_path, Path) or os.sep in name_or_path
+    if is_path or ("\0" not in str(name_or_path) and Path(name_or_path).exists()):
+        return load_path(Path(name_or_path))
+    return load_path(find_model(str(name_or_path), default_roots()))
+
+
+def load_path(path: Path) -> LlamaModel | BertModel:
+    """The model in a .gguf file or in a folder.
+
+    Errors: `InvalidInput` where there is nothing, `ModelNotSupported`, `LlmRuntimeError` naming
+    the file that is damaged.
+    """
+    if not path.exists():
+        raise InvalidInput(f"there is no model at {path}")
+    weights = open_weights(path)
+    parameters = Parameters(weights.path, weights.tensors)
+    tokenizer = _tokenizer(weights, path)
+    if weights.architecture == "llama":
+        llama = Llama(llama_config(weights), parameters)
+        _check_fit(tokenizer, llama.config.n_vocab, path)
+        return LlamaModel(path, llama, tokenizer)
+    bert = Bert(bert_config(weights), parameters)
+    _check_fit(tokenizer, bert.n_vocab, path)
+    return BertModel(path, bert, tokenizer, _max_seq_length(path / "sentence_bert_config.json"))
+
+
+def _tokenizer(weights: Weights, path: Path) -> Tokenizer:
+    if weights.source == "gguf":
+        return tokenizer_from_gguf(weights.hparams, path=weights.path)
+    return tokenizer_from_folder(path)
+
+
+def _max_seq_length(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    limit = read_json_object(path).get("max_seq_length")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise LlmRuntimeError(f"{path}: max_seq_length must be a whole number, is {limit!r:.80}")
+    return limit
+
+
+def _check_fit(tokenizer: Tokenizer, n_vocab: int, path: Path) -> None:
+    """A smaller vocabulary is usual (embeddings are padded to a round number), a larger is not."""
+    if tokenizer.n_vocab > n_vocab:
+        raise LlmRuntimeError(
+            f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model only {n_vocab}; "
+            "they do not belong together"
+        )
+
+
+def _groups(texts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
+    """The texts in their order, as many at a time as fit GROUP_TOKENS, at least one."""
+    start = n_tokens = 0
+    for stop, text in enumerate(texts):
+        if stop > start and n_tokens + len(text) > GROUP_TOKENS:
+            yield texts[start:stop]
+            start, n_tokens = stop, 0
+        n_tokens += len(text)
+    yield texts[start:]
+
+
+def _too_long(length: str, n_ctx: int) -> InvalidInput:
+    return InvalidInput(
+        f"the prompt has {length} tokens, the model's context holds {n_ctx}; shorten the prompt"
+    )
