@@ -1,0 +1,182 @@
+"""Kernels against the oracle, bit for bit, and the invariances that follow from the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from refllm import oracle
+from refllm.kernels import elementwise
+from refllm.kernels.attention import attention, attention_scale, attention_weights
+from refllm.kernels.jit import use_threads
+from refllm.kernels.linear import embedding, linear
+from refllm.quant import FORMATS, Tensor
+
+Floats = NDArray[np.float32]
+
+
+def random_floats(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def stored(matrix: Floats, type_name: str = "F32") -> Tensor:
+    """The matrix in a GGML format, quantized by gguf-py."""
+    kind = gguf.GGMLQuantizationType[type_name]
+    data = gguf.quants.quantize(matrix, kind).view(np.uint8)
+    return Tensor("test", FORMATS[type_name], matrix.shape, data.reshape(len(matrix), -1))
+
+
+def same_bits(a: Floats, b: Floats) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@pytest.fixture(autouse=True)
+def all_threads() -> Iterator[None]:
+    yield
+    use_threads(None)
+
+
+# 64·1024 multiplications is where the parallel path begins.
+SHAPES = [(1, 1, 1), (1, 64, 64), (3, 7, 65), (5, 100, 200), (2, 300, 1000), (17, 96, 130)]
+
+
+@pytest.mark.parametrize(("T", "D", "N"), SHAPES)
+def test_the_matrix_product_adds_from_left_to_right(T: int, D: int, N: int) -> None:
+    x, w = random_floats(T, D), random_floats(N, D, seed=1)
+    assert same_bits(linear(x, stored(w)), oracle.matmul(x, w))
+
+
+def test_the_matrix_product_starts_from_plus_zero() -> None:
+    x, w = np.array([[-0.0]], np.float32), np.array([[1.0]], np.float32)
+    assert not np.signbit(linear(x, stored(w)))
+
+
+def test_the_matrix_product_rounds_each_product_and_each_sum() -> None:
+    # (1 + e)² = 1 + 2e + e² rounds to 1 + 2e; a fused multiply-add would leave e².
+    e = np.float32(2.0**-12)
+    x = np.array([[1.0 + 2 * e, 1.0 + e]], np.float32)
+    w = np.array([[-1.0, 1.0 + e]], np.float32)
+    assert linear(x, stored(w)).item() == 0.0
+
+
+@pytest.mark.parametrize("type_name", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_a_quantized_matrix_is_its_decoded_numbers(type_name: str) -> None:
+    x, weight = random_floats(4, 96), stored(random_floats(200, 96, seed=1), type_name)
+    assert same_bits(linear(x, weight), oracle.matmul(x, weight.array()))
+
+
+def test_a_matrix_larger_than_one_slab_is_computed_whole() -> None:
+    x, w = random_floats(1, 2048), random_floats(1100, 2048, seed=1)
+    assert same_bits(linear(x, stored(w, "F16")), oracle.matmul(x, stored(w, "F16").array()))
+
+
+def test_a_row_is_the_same_alone_and_among_others() -> None:
+    x, weight = random_floats(9, 128), stored(random_floats(700, 128, seed=1))
+    together = linear(x, weight)
+    assert all(same_bits(linear(x[t : t + 1], weight), together[t : t + 1]) for t in range(9))
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, None])
+def test_the_matrix_product_is_the_same_on_any_number_of_threads(n_threads: int | None) -> None:
+    x, w = random_floats(8, 256), random_floats(1000, 256, seed=1)
+    use_threads(n_threads)
+    assert same_bits(linear(x, stored(w)), oracle.matmul(x, w))
+
+
+def test_embedding_picks_rows() -> None:
+    w = random_floats(10, 32)
+    ids = np.array([3, 3, 9])
+    assert same_bits(embedding(ids, stored(w)), w[[3, 3, 9]])
+    assert same_bits(embedding(ids, stored(w, "Q8_0")), stored(w, "Q8_0").array()[[3, 3, 9]])
+
+
+# T new tokens after P old ones; the last three are large enough for the parallel path.
+ATTENTION = [
+    (1, 0, 1, 1, 4),
+    (5, 0, 4, 2, 8),
+    (3, 6, 4, 1, 8),
+    (33, 40, 8, 4, 16),
+    (1, 900, 8, 2, 16),
+]
+
+
+@pytest.mark.parametrize(("T", "P", "H", "K", "E"), ATTENTION)
+def test_causal_attention_equals_the_oracle(T: int, P: int, H: int, K: int, E: int) -> None:
+    q = random_floats(T, H, E)
+    k, v = random_floats(P + T, K, E, seed=1), random_floats(P + T, K, E, seed=2)
+    n_visible = np.arange(P + 1, P + T + 1)
+    keys, values = cache_of(k, v, capacity=P + T + 5)
+    got = attention(q, keys, values, n_visible)
+    assert same_bits(got, oracle.attention(q, k, v, n_visible.tolist()))
+
+
+def test_attention_without_a_mask_equals_the_oracle() -> None:
+    q, k, v = (random_floats(12, 4, 8, seed=seed) for seed in range(3))
+    keys, values = cache_of(k, v, capacity=12)
+    got = attention(q, keys, values, np.full(12, 12))
+    assert same_bits(got, oracle.attention(q, k, v, [12] * 12))
+
+
+def test_attention_weights_are_those_that_attention_uses() -> None:
+    q, k, v = random_floats(3, 4, 8), random_floats(5, 2, 8, seed=1), random_floats(5, 2, 8, seed=2)
+    keys, values = cache_of(k, v, capacity=8)
+    n_visible = np.array([3, 4, 5])
+    weights = attention_weights(q, keys, n_visible, attention_scale(8), 5)  # [H, T, S]
+    assert weights.shape == (4, 3, 5)
+    assert weights[:, 0, 3:].tolist() == [[0.0, 0.0]] * 4
+    by_hand = np.stack(
+        [oracle.matmul(weights[h], np.ascontiguousarray(v[:, h // 2].T)) for h in range(4)], axis=1
+    )
+    assert same_bits(by_hand, attention(q, keys, values, n_visible))
+
+
+def cache_of(k: Floats, v: Floats, *, capacity: int) -> tuple[Floats, Floats]:
+    """[S, K, E] as a cache keeps them, with NaN where nothing has been written."""
+    n_seen, n_heads, head_dim = k.shape
+    keys = np.full((n_heads, head_dim, capacity), np.nan, np.float32)
+    values = np.full((n_heads, capacity, head_dim), np.nan, np.float32)
+    keys[..., :n_seen] = k.transpose(1, 2, 0)
+    values[:, :n_seen] = v.transpose(1, 0, 2)
+    return keys, values
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e15])
+def test_norms_equal_the_oracle(scale: float) -> None:
+    x = random_floats(6, 100) * np.float32(scale)
+    weight, bias = random_floats(100, seed=1), random_floats(100, seed=2)
+    assert same_bits(elementwise.rms_norm(x, weight, 1e-5), oracle.rms_norm(x, weight, 1e-5))
+    assert same_bits(
+        elementwise.layer_norm(x, weight, bias, 1e-12), oracle.layer_norm(x, weight, bias, 1e-12)
+    )
+
+
+def test_swiglu_equals_the_oracle() -> None:
+    gate, up = random_floats(3, 50) * np.float32(9), random_floats(3, 50, seed=1)
+    assert same_bits(elementwise.swiglu(gate, up), oracle.silu(gate) * up)
+
+
+@pytest.mark.parametrize("n_pairs", [4, 3])
+def test_rope_equals_the_oracle(n_pairs: int) -> None:
+    x = random_floats(5, 2, 8)
+    positions, frequencies = (
+        np.array([0, 1, 2, 77, 4000]),
+        10.0 ** -np.arange(n_pairs, dtype=np.float64),
+    )
+    table = elementwise.rope_table(positions, frequencies)
+    got = elementwise.apply_rope(x, table)
+    assert same_bits(got, oracle.rope(x, positions, frequencies))
+    assert same_bits(got[0], x[0]), "position 0 turns nothing"
+
+
+def test_pooling_and_normalization_equal_the_oracle() -> None:
+    x = random_floats(13, 40)
+    assert same_bits(elementwise.mean_rows(x), oracle.mean_rows(x))
+    assert same_bits(elementwise.l2_normalize(x[0]), oracle.normalize(x[0]))
+
+
+def test_the_length_of_nothing_is_not_divided_by() -> None:
+    assert elementwise.l2_normalize(np.zeros(4, np.float32)).tolist() == [0.0] * 4

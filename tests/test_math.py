@@ -1,0 +1,108 @@
+"""The elementary functions: their stated errors, and the same bits as the oracle.
+
+The references are Python's `math`, float64 from the C library: its error is 2^-29 of a float32
+unit. Every float32 is too much for a test; `tools/measure_math.py` does that. Here it is every
+20,011th (a prime), which meets every exponent and both signs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from refllm import oracle
+from refllm.kernels.elementwise import gelu, rope_table, swiglu
+from refllm.kernels.math import exp_f32, gelu_f32, silu_f32, sin_cos
+
+Floats = NDArray[np.float32]
+
+
+def every_so_many(low: float, high: float) -> Floats:
+    """Float32s from all over, within [low, high]."""
+    patterns = np.arange(0, 2**32, 20_011, dtype=np.uint64).astype(np.uint32)
+    values = patterns.view(np.float32)
+    with np.errstate(invalid="ignore"):
+        return values[(values >= low) & (values <= high)]
+
+
+def ulps(got: Floats, exact: NDArray[np.float64]) -> float:
+    """The largest error in units of the last place of the exact value as float32."""
+    size = np.maximum(np.abs(exact), 2.0**-126)
+    unit = 2.0 ** (np.floor(np.log2(size)) - 23)
+    return float(np.max(np.abs(got.astype(np.float64) - exact) / unit))
+
+
+def sigmoid_weighted(x: float) -> float:
+    return x / (1.0 + math.exp(-x)) if x > -700 else 0.0
+
+
+def gauss_weighted(x: float) -> float:
+    return x * (0.5 * math.erfc(-x / math.sqrt(2.0)))
+
+
+@pytest.mark.parametrize(
+    ("function", "exact", "low", "high", "stated"),
+    [
+        (exp_f32, math.exp, -np.inf, 0, 0.500002),
+        (silu_f32, sigmoid_weighted, -3.4e38, 3.4e38, 0.500004),
+        (gelu_f32, gauss_weighted, -3.4e38, 3.4e38, 0.500016),
+        (lambda x: sin_cos(x)[0], math.sin, -(2.0**20), 2.0**20, 0.5000001),
+        (lambda x: sin_cos(x)[1], math.cos, -(2.0**20), 2.0**20, 0.5000001),
+    ],
+    ids=["exp", "silu", "gelu", "sin", "cos"],
+)
+def test_the_error_is_no_larger_than_stated(
+    function: Callable[[np.float32], np.float32],
+    exact: Callable[[float], float],
+    low: float,
+    high: float,
+    stated: float,
+) -> None:
+    inputs = every_so_many(low, high)
+    assert len(inputs) > 10_000
+    got = np.array([function(x) for x in inputs], np.float32)
+    assert ulps(got, np.array([exact(float(x)) for x in inputs])) <= stated + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("function", "of_oracle", "low", "high"),
+    [
+        (exp_f32, oracle.exp, -np.inf, 88.0),
+        (silu_f32, oracle.silu, -3.4e38, 3.4e38),
+        (gelu_f32, oracle.gelu, -3.4e38, 3.4e38),
+    ],
+    ids=["exp", "silu", "gelu"],
+)
+def test_kernel_and_oracle_give_the_same_bits(
+    function: Callable[[np.float32], np.float32],
+    of_oracle: Callable[[Floats], Floats],
+    low: float,
+    high: float,
+) -> None:
+    inputs = every_so_many(low, high)
+    got = np.array([function(x) for x in inputs], np.float32)
+    assert got.tobytes() == of_oracle(inputs).tobytes()
+
+
+def test_functions_of_nan_are_nan() -> None:
+    nan = np.float32(np.nan)
+    assert all(np.isnan(function(nan)) for function in (exp_f32, silu_f32, gelu_f32))
+
+
+def test_arrays_and_single_numbers_give_the_same_bits() -> None:
+    inputs = every_so_many(-50, 50)[:4099]
+    ones = np.ones((1, len(inputs)), np.float32)
+    assert gelu(inputs[None])[0].tolist() == [gelu_f32(x) for x in inputs]
+    assert swiglu(inputs[None], ones)[0].tolist() == [silu_f32(x) for x in inputs]
+
+
+def test_the_rope_table_holds_cosine_and_sine_of_position_times_frequency() -> None:
+    positions = np.array([0, 1, 5, 4095, 1_000_000])
+    frequencies = np.array([1.0, 0.1, 0.00316])
+    angles = positions[:, None] * frequencies  # [T, R/2]
+    table = rope_table(positions, frequencies)
+    np.testing.assert_array_equal(table, [np.cos(angles).astype("f4"), np.sin(angles).astype("f4")])
