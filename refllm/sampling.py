@@ -21,7 +21,7 @@ How others do it, and what the profiles follow:
 - llama.cpp chains samplers (src/llama-sampling.cpp; the default order is in common/common.h). Its
   top-p takes softmax over what top-k left, so those probabilities sum to 1. It switches off at
   top_p >= 1 only: at top_p <= 0 the first candidate reaches the sum, and is the only one kept.
-- Neither defines which of two equal tokens comes first. Here it is the lower id, everywhere.
+- Both leave the order of equal tokens to an unstable selection. Here it is by id, everywhere.
 """
 
 from __future__ import annotations
@@ -151,17 +151,17 @@ def apply_penalty(
     Source: Keskar et al. 2019, "CTRL", section 4.1, with the division of negative logits mended.
     """
     penalized = logits.astype(np.float64)  # [V]
-    window = previous_tokens[-last_n:] if last_n > 0 else ()
-    if last_n > 0 and not 0.0 < as_f32(penalty) < math.inf:
+    divisor = as_f32(penalty)
+    if last_n > 0 and not 0.0 < divisor < math.inf:
         raise InvalidInput(
             f"repeat_penalty must be greater than 0 as a float32, got {penalty!r}; "
             "1.0 switches it off"
         )
-    if as_f32(penalty) == 1.0:
-        window = ()
+    is_off = last_n == 0 or divisor == 1.0
+    window = () if is_off else previous_tokens[-last_n:]
     ids = _distinct_tokens(window, n_vocab=len(logits))  # [P]
     before = penalized[ids]  # [P]
-    after = np.where(before >= 0, before / penalty, before * penalty)  # [P]
+    after = np.where(before >= 0, before / divisor, before * divisor)  # [P]
     penalized[ids] = after
     return penalized, Penalties(ids, before, after)
 
