@@ -127,6 +127,13 @@ def open_weights(path: Path) -> Weights:
 
     Errors: as `open_gguf` and `open_safetensors`; `LlmRuntimeError` for a path that is neither.
     """
+    try:
+        return _open_file_or_folder(path)
+    except OSError as error:
+        raise LlmRuntimeError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _open_file_or_folder(path: Path) -> Weights:
     if not path.is_dir():
         return open_gguf(path)
     if (path / SINGLE).exists() or (path / INDEX).exists():

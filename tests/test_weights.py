@@ -141,6 +141,11 @@ def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
         open_weights(tmp_path / "nothing.gguf")
 
 
+def test_a_path_no_file_system_takes_is_refused() -> None:
+    with pytest.raises(LlmRuntimeError, match="aaa: cannot be read"):
+        open_weights(Path("a" * 5000))
+
+
 # Names. The independent word is gguf-py's own table, which llama.cpp's converter uses.
 
 
