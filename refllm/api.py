@@ -79,9 +79,9 @@ class InferencingParams:
                 _check_u32(parameter.name, value)
             else:
                 _check_f32(parameter.name, value)
-        if self.repeat_penalty <= 0 and self.repeat_penalty_last_n_token_count > 0:
+        if as_f32(self.repeat_penalty) <= 0 and self.repeat_penalty_last_n_token_count > 0:
             raise InvalidInput(
-                f"repeat_penalty must be greater than 0, got {self.repeat_penalty!r}; "
+                f"repeat_penalty must be greater than 0 as a float32, got {self.repeat_penalty!r}; "
                 "1.0 switches it off"
             )
 

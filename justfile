@@ -1,0 +1,30 @@
+# Tasks for people who work on refllm; `just --list` shows them.
+
+# Everything that a change must pass.
+check: lint types test
+
+# Style, and formatting as the formatter has it.
+lint:
+    ruff check .
+    ruff format --check .
+
+# Types, tests and tools included.
+types:
+    mypy
+
+# The whole default suite.
+test:
+    pytest
+
+# Format every file.
+format:
+    ruff format .
+    ruff check --fix .
+
+# Worst errors of the elementary functions over every float32 (about ten minutes).
+measure-math:
+    python tools/measure_math.py
+
+# The sampling vectors, from an implementation that shares nothing with refllm's.
+goldens:
+    python tools/make_sampling_goldens.py
