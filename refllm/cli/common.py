@@ -1,0 +1,222 @@
+"""What all commands share: text in, text out, and exit codes.
+
+A command is a plain function that raises the interface's errors; `with_exit_codes` around it turns
+every way to end into an exit code and at most one line on standard error.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn, ParamSpec
+
+import typer
+
+from refllm.api import InvalidInput, LlmError, LlmRuntimeError
+
+__all__ = [
+    "STANDARD_STREAM",
+    "JsonOption",
+    "ModelArgument",
+    "ThreadsOption",
+    "model_of",
+    "one_line",
+    "read_text",
+    "speak_utf8",
+    "text_of",
+    "with_exit_codes",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+P = ParamSpec("P")
+
+STANDARD_STREAM = "-"
+INPUT_LIMIT_BYTES = 128 * 1024 * 1024  # what Spin's host allows a result; an endless pipe must end
+
+FAILED = 1
+INTERRUPTED = 128 + 2  # as a shell reports SIGINT
+NOBODY_READS = 128 + 13  # as a shell reports SIGPIPE
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A model's name, or the path of a .gguf file or a folder."
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(help="CPUs to use; no result depends on it.", show_default="all"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+
+
+# --- In ------------------------------------------------------------------------------------------
+
+
+def model_of(argument: str) -> str | Path:
+    """The argument MODEL as the engine takes it: a `Path` given explicitly, or a name.
+
+    A path has a separator, ends in .gguf, or names something that exists.
+    """
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    looks_like_path = argument.endswith(".gguf") or any(s in argument for s in separators)
+    return Path(argument) if looks_like_path or _exists(argument) else argument
+
+
+def text_of(argument: str, what: str) -> str:
+    """An argument of the command line, or with "-" all of standard input, as text.
+
+    `what` it is goes into the error. Errors: `InvalidInput` if its bytes are not UTF-8.
+    """
+    if argument == STANDARD_STREAM:
+        return read_text(STANDARD_STREAM)
+    return argument_text(argument, what)
+
+
+def argument_text(argument: str, what: str) -> str:
+    """An argument's bytes, read as UTF-8 whatever the locale read them as.
+
+    Errors: `InvalidInput` if they are something else.
+    """
+    try:
+        data = os.fsencode(argument)
+    except UnicodeEncodeError as error:  # no command line can hold it, but a caller of `app` can
+        raise InvalidInput(f"{what} has a lone surrogate at index {error.start}") from error
+    return _decoded(data, what)
+
+
+def read_text(file: str) -> str:
+    """The whole of a file, or with "-" of standard input; line ends stay what they are.
+
+    Errors: `InvalidInput` if it cannot be read, is not UTF-8, or is longer than 128 MiB.
+    """
+    name = "standard input" if file == STANDARD_STREAM else file
+    try:
+        data = _read(file)
+    except OSError as error:
+        raise InvalidInput(f"{name} cannot be read: {error.strerror or error}") from error
+    if len(data) > INPUT_LIMIT_BYTES:
+        raise InvalidInput(f"{name} is longer than the limit of {INPUT_LIMIT_BYTES} bytes")
+    return _decoded(data, name)
+
+
+def _exists(argument: str) -> bool:
+    try:
+        return bool(argument) and Path(argument).exists()  # Path("") is the current folder
+    except (OSError, ValueError):  # longer than a file's name can be, or with a NUL
+        return False
+
+
+def _read(file: str) -> bytes:
+    if file == STANDARD_STREAM:
+        if sys.stdin is None:
+            raise InvalidInput("standard input is closed")
+        return sys.stdin.buffer.read(INPUT_LIMIT_BYTES + 1)
+    with Path(file).open("rb") as stream:
+        return stream.read(INPUT_LIMIT_BYTES + 1)
+
+
+def _decoded(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"{what} is not UTF-8: byte 0x{data[error.start]:02X} at byte index {error.start}"
+        ) from error
+
+
+# --- Out -----------------------------------------------------------------------------------------
+
+
+def speak_utf8() -> None:
+    """Make standard output UTF-8 and its lines end in a line feed, in every locale and system."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path that is not UTF-8 has no other form than an escape, which JSON reads back.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def write_text(text: str) -> None:
+    """Write to standard output, at once. Errors: `LlmRuntimeError` if it is closed."""
+    if sys.stdout is None:
+        raise LlmRuntimeError("standard output is closed")
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_bytes(data: bytes) -> None:
+    """Write to standard output, at once. Errors: `LlmRuntimeError` if it is closed."""
+    write_text("")
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def write_json(value: object) -> None:
+    """Write one JSON value as one line; a float32 appears as the float64 that equals it."""
+    write_text(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def one_line(text: str) -> str:
+    """The text with every line break and other unprintable character escaped as Python does."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+# --- The end -------------------------------------------------------------------------------------
+
+
+def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
+    """`command`, ending as `refllm.cli` says and never with a traceback.
+
+    An error that is none of the interface's is a bug; `python -X dev -m refllm` shows where.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (typer.Exit, typer.BadParameter):
+            raise
+        except LlmError as error:
+            _fail(error.kind, str(error), error)
+        except KeyboardInterrupt as error:
+            raise typer.Exit(INTERRUPTED) from error
+        except BrokenPipeError as error:
+            _discard_unwritable_output()
+            raise typer.Exit(NOBODY_READS) from error
+        except MemoryError as error:
+            _fail(LlmRuntimeError.kind, "there is not enough memory", error)
+        except OSError as error:
+            _discard_unwritable_output()
+            _fail(LlmRuntimeError.kind, str(error), error)
+        except Exception as error:
+            if sys.flags.dev_mode:
+                raise
+            message = f"unexpected {type(error).__name__}: {error}; this is a bug in refllm"
+            _fail(LlmRuntimeError.kind, message, error)
+
+    return run
+
+
+def _fail(kind: str, message: str, error: BaseException) -> NoReturn:
+    typer.echo(f"refllm: {kind}: {one_line(message)}", err=True)
+    raise typer.Exit(FAILED) from error
+
+
+def _discard_unwritable_output() -> None:
+    """Let what cannot be written vanish; Python would try again at exit, and complain."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

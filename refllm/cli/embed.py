@@ -1,0 +1,111 @@
+"""`refllm embed MODEL [TEXT]...`: one vector for each text.
+
+N texts, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refllm.api import EmbeddingsResult, InvalidInput
+from refllm.cli.common import (
+    STANDARD_STREAM,
+    JsonOption,
+    ModelArgument,
+    ThreadsOption,
+    argument_text,
+    model_of,
+    read_text,
+    write_bytes,
+    write_json,
+    write_text,
+)
+
+__all__ = ["embed"]
+
+
+def embed(
+    *,
+    model: ModelArgument,
+    text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="The texts.")] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Take one text from each line; - is standard input."),
+    ] = None,
+    json: JsonOption = False,
+    npy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a NumPy file instead, float32 [texts, width]; - is standard output.",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Cut texts at this many tokens, as sentence-transformers does with its "
+            "max_seq_length.",
+            show_default="the tokenizer file's own limit",
+        ),
+    ] = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Print the embedding of each TEXT by MODEL: a vector of length 1.
+
+    A line has the numbers of one text's vector, with spaces between them; each number is the
+    shortest decimal that is read back as the same float32 (numpy.loadtxt reads such lines). The
+    JSON object has embeddings, usage and model.
+    """
+    if json and npy is not None:
+        raise typer.BadParameter("choose one of --json and --npy")
+    texts = _texts(text or [], file)
+
+    from refllm.engine import LocalEngine
+
+    engine = LocalEngine(threads=threads)
+    result = engine.generate_embeddings(model_of(model), texts, max_tokens=max_tokens)
+    if json:
+        write_json({"model": str(model_of(model)), **asdict(result)})
+    elif npy is not None:
+        _write_npy(npy, result, width=engine.load(model_of(model)).config.n_embd)
+    else:
+        _print_lines(result)
+
+
+def _texts(arguments: list[str], file: str | None) -> list[str]:
+    if bool(arguments) == (file is not None):
+        raise typer.BadParameter("give either TEXT, once or more, or --file")
+    if file is None:
+        return [argument_text(argument, f"TEXT {i}") for i, argument in enumerate(arguments, 1)]
+    # Only "\n" ends a line: str.splitlines would also cut a text at U+2028 or a form feed.
+    lines = read_text(file).split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _print_lines(result: EmbeddingsResult) -> None:
+    import numpy as np
+
+    for vector in result.embeddings:
+        write_text(" ".join(str(np.float32(value)) for value in vector) + "\n")
+
+
+def _write_npy(file: str, result: EmbeddingsResult, *, width: int) -> None:
+    import numpy as np
+
+    array = np.array(result.embeddings, np.float32).reshape(-1, width)  # [N, D], also for N = 0
+    contents = io.BytesIO()  # numpy.save itself cannot write to a pipe
+    np.save(contents, array)
+    if file == STANDARD_STREAM:
+        write_bytes(contents.getvalue())
+        return
+    try:
+        Path(file).write_bytes(contents.getvalue())
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,116 @@
+"""`refllm infer MODEL PROMPT`: the continuation of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refllm.api import InferencingParams
+from refllm.cli.common import (
+    JsonOption,
+    ModelArgument,
+    ThreadsOption,
+    model_of,
+    text_of,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from refllm.engine import LocalEngine
+    from refllm.generate import Chunk
+
+__all__ = ["infer"]
+
+DEFAULT = InferencingParams()
+
+
+def infer(
+    *,
+    model: ModelArgument,
+    prompt: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROMPT",
+            help='The text to continue, "" to begin one; - reads all of standard input as it is, '
+            "a newline at its end included.",
+        ),
+    ],
+    max_tokens: Annotated[
+        int, typer.Option(help="Stop after this many tokens.")
+    ] = DEFAULT.max_tokens,
+    repeat_penalty: Annotated[
+        float, typer.Option(help="Divides the logits of recent tokens; 1 is off.")
+    ] = DEFAULT.repeat_penalty,
+    repeat_last_n: Annotated[
+        int, typer.Option(help="How many tokens are recent; 0 is off.")
+    ] = DEFAULT.repeat_penalty_last_n_token_count,
+    temperature: Annotated[
+        float, typer.Option(help="Divides all logits; 0 always takes the likeliest token.")
+    ] = DEFAULT.temperature,
+    top_k: Annotated[
+        int, typer.Option(help="Draw from this many likeliest tokens; 0 is off.")
+    ] = DEFAULT.top_k,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens that together reach it; 1 is off.")
+    ] = DEFAULT.top_p,
+    seed: Annotated[int, typer.Option(help="Chooses the random numbers.")] = 0,
+    profile: Annotated[
+        str, typer.Option(help="Whose order of sampling: contract, spin-local or llama.cpp.")
+    ] = "contract",
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Continue PROMPT with MODEL, and print the new text as it comes.
+
+    A newline ends the output. The JSON object has text and usage, and what else the text is a
+    function of: model, params, seed, profile and numerics.
+    """
+    # The engine brings numba; whoever asks for --help shall not wait for it.
+    from refllm.engine import LocalEngine
+
+    params = InferencingParams(
+        max_tokens=max_tokens,
+        repeat_penalty=repeat_penalty,
+        repeat_penalty_last_n_token_count=repeat_last_n,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    engine = LocalEngine(seed=seed, profile=profile, threads=threads)
+    text = text_of(prompt, "PROMPT")
+    if json:
+        write_json(_record(engine, model_of(model), text, params))
+    else:
+        _print_as_it_comes(engine.stream(model_of(model), text, params))
+
+
+def _record(
+    engine: LocalEngine, model: str | Path, prompt: str, params: InferencingParams
+) -> dict[str, object]:
+    result = engine.infer(model, prompt, params)
+    return {
+        "model": str(model),
+        **asdict(result),
+        "params": asdict(params),
+        "seed": engine.seed,
+        "profile": engine.profile,
+        "numerics": engine.numerics,
+    }
+
+
+def _print_as_it_comes(chunks: Iterator[Chunk]) -> None:
+    has_begun = False
+    try:
+        for chunk in chunks:
+            write_text(chunk.text)
+            has_begun = True
+    except BaseException:
+        if has_begun:
+            write_text("\n")  # an error's line is not to hang on the text's last
+        raise
+    write_text("\n")

@@ -1,0 +1,68 @@
+"""`refllm tokenize MODEL TEXT`: the tokens that a model sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refllm.api import InvalidInput
+from refllm.cli.common import (
+    JsonOption,
+    ModelArgument,
+    model_of,
+    one_line,
+    text_of,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from refllm.tokenizer import Tokenizer
+
+__all__ = ["tokenize"]
+
+
+def tokenize(
+    *,
+    model: ModelArgument,
+    text: Annotated[
+        str, typer.Argument(metavar="TEXT", help="The text; - reads all of standard input.")
+    ],
+    json: JsonOption = False,
+    no_special: Annotated[
+        bool, typer.Option("--no-special", help="Leave out the BOS, EOS, [CLS] or [SEP] around it.")
+    ] = False,
+) -> None:
+    """Print the tokens of TEXT: on each line a token's id, a tab, and its piece.
+
+    A piece is how the vocabulary writes the token; an unprintable character in it is escaped
+    as in Python. The JSON object has model and tokens, each with id and piece as it is. A GGUF file
+    with a vocabulary and no weights is enough.
+    """
+    content = text_of(text, "TEXT")
+    tokenizer = _tokenizer(model_of(model))
+    token_ids = tokenizer.encode(content, add_special=not no_special)
+    pieces = [tokenizer.piece(token_id) for token_id in token_ids]
+    if json:
+        tokens = [{"id": i, "piece": piece} for i, piece in zip(token_ids, pieces, strict=True)]
+        write_json({"model": str(model_of(model)), "tokens": tokens})
+    else:
+        for token_id, piece in zip(token_ids, pieces, strict=True):
+            write_text(f"{token_id}\t{one_line(piece)}\n")
+
+
+def _tokenizer(model: str | Path) -> Tokenizer:
+    """The model's tokenizer alone."""
+    from refllm.models import default_roots, find_model
+    from refllm.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
+    from refllm.weights import open_weights
+
+    path = model if isinstance(model, Path) else find_model(model, default_roots())
+    if not path.exists():
+        raise InvalidInput(f"there is no model at {path}")
+    weights = open_weights(path)
+    if weights.source == "gguf":
+        return tokenizer_from_gguf(weights.hparams, path=weights.path)
+    return tokenizer_from_folder(path)
