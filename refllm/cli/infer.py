@@ -107,8 +107,8 @@ def _print_as_it_comes(chunks: Iterator[Chunk]) -> None:
     has_begun = False
     try:
         for chunk in chunks:
+            has_begun = True  # before it is: Ctrl-C can come between
             write_text(chunk.text)
-            has_begun = True
     except BaseException:
         if has_begun:
             write_text("\n")  # an error's line is not to hang on the text's last
