@@ -49,8 +49,8 @@ def tokenize(
         tokens = [{"id": i, "piece": piece} for i, piece in zip(token_ids, pieces, strict=True)]
         write_json({"model": str(model_of(model)), "tokens": tokens})
     else:
-        for token_id, piece in zip(token_ids, pieces, strict=True):
-            write_text(f"{token_id}\t{one_line(piece)}\n")
+        pairs = zip(token_ids, pieces, strict=True)
+        write_text("".join(f"{token_id}\t{one_line(piece)}\n" for token_id, piece in pairs))
 
 
 def _tokenizer(model: str | Path) -> Tokenizer:
