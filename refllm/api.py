@@ -87,7 +87,7 @@ class InferencingParams:
 
 
 def as_f32(value: float) -> float:
-    """The float32 nearest to `value`, as a Python float: as_f32(0.8) == 0.800000011920929.
+    """The float32 nearest to `value`, as a Python float: 0.8 becomes 0.800000011920929.
 
     A value beyond float32's range becomes an infinity, as a C cast does.
     """

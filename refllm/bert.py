@@ -20,11 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.kernels.attention import attention, attention_scale, attention_weights
+from refllm.kernels.attention import (
+    attention,
+    attention_scale,
+    attention_weights,
+    key_value_buffers,
+)
 from refllm.kernels.elementwise import gelu, l2_normalize, layer_norm, mean_rows
 from refllm.kernels.linear import embedding, linear
+from refllm.kernels.panels import Panels
 from refllm.parameters import Parameters
-from refllm.quant import Tensor
 from refllm.tap import Tap, not_finite
 
 __all__ = ["Bert", "BertConfig"]
@@ -48,7 +53,7 @@ class BertConfig:
 class Affine:
     """x·Wᵀ + b."""
 
-    weight: Tensor  # [outputs, inputs]
+    weight: Panels  # [outputs, inputs]
     bias: Floats  # [outputs]
 
     def __call__(self, x: Floats) -> Floats:
@@ -92,9 +97,9 @@ class Bert:
         self.path = parameters.path
         c, p = config, parameters
         self.n_vocab = p.n_rows("token_embd.weight")
-        self.token_embd = p.matrix("token_embd.weight", self.n_vocab, c.n_embd)
-        self.token_types = p.matrix("token_types.weight", p.n_rows("token_types.weight"), c.n_embd)
-        self.position_embd = p.matrix("position_embd.weight", c.n_ctx, c.n_embd)
+        self.token_embd = p.table("token_embd.weight", self.n_vocab, c.n_embd)
+        self.token_types = p.table("token_types.weight", p.n_rows("token_types.weight"), c.n_embd)
+        self.position_embd = p.table("position_embd.weight", c.n_ctx, c.n_embd)
         self.token_embd_norm = _norm(c, p, "token_embd_norm")
         self.layers = [_layer(c, p, f"blk.{i}") for i in range(c.n_layers)]
 
@@ -163,8 +168,9 @@ class Bert:
         merged = np.empty_like(q)  # [T, H, E]
         for span in spans:
             n_tokens = span.stop - span.start
-            keys = np.ascontiguousarray(k[span].transpose(1, 2, 0))  # [H, E, S]
-            values = np.ascontiguousarray(v[span].transpose(1, 0, 2))  # [H, S, E]
+            keys, values = key_value_buffers(c.n_heads, n_tokens=n_tokens, head_dim=heads[2])
+            keys[..., :n_tokens] = k[span].transpose(1, 2, 0)  # [H, E, S]
+            values[:, :n_tokens] = v[span].transpose(1, 0, 2)  # [H, S, E]
             n_visible = np.full(n_tokens, n_tokens)  # every token sees the whole text
             merged[span] = attention(q[span], keys, values, n_visible)
             if tap:

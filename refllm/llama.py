@@ -19,11 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.kernels.attention import attention, attention_scale, attention_weights
+from refllm.kernels.attention import (
+    attention,
+    attention_scale,
+    attention_weights,
+    key_value_buffers,
+)
 from refllm.kernels.elementwise import apply_rope, rms_norm, rope_table, swiglu
 from refllm.kernels.linear import embedding, linear
+from refllm.kernels.panels import Panels, pack
 from refllm.parameters import Parameters
-from refllm.quant import Tensor
 from refllm.rope import rope_frequencies
 from refllm.tap import Tap, not_finite
 
@@ -56,14 +61,14 @@ class LlamaLayer:
     """The weights of one layer; the biases are those that few models have."""
 
     attn_norm: Floats  # [D]
-    attn_q: Tensor  # [H·E, D]
-    attn_k: Tensor  # [K·E, D]
-    attn_v: Tensor  # [K·E, D]
-    attn_output: Tensor  # [D, H·E]
+    attn_q: Panels  # [H·E, D]
+    attn_k: Panels  # [K·E, D]
+    attn_v: Panels  # [K·E, D]
+    attn_output: Panels  # [D, H·E]
     ffn_norm: Floats  # [D]
-    ffn_gate: Tensor  # [F, D]
-    ffn_up: Tensor  # [F, D]
-    ffn_down: Tensor  # [D, F]
+    ffn_gate: Panels  # [F, D]
+    ffn_up: Panels  # [F, D]
+    ffn_down: Panels  # [D, F]
     attn_q_bias: Floats | None
     attn_k_bias: Floats | None
     attn_v_bias: Floats | None
@@ -82,9 +87,9 @@ class KVCache:
     def __init__(self, config: LlamaConfig) -> None:
         self.n_ctx = config.n_ctx
         self.length = 0
-        shape = (config.n_layers, config.n_kv_heads)
-        self.keys = np.empty((*shape, config.head_dim, 0), np.float32)
-        self.values = np.empty((*shape, 0, config.head_dim), np.float32)
+        self.keys, self.values = key_value_buffers(
+            config.n_layers, config.n_kv_heads, n_tokens=0, head_dim=config.head_dim
+        )
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on."""
@@ -99,8 +104,7 @@ class KVCache:
             return
         capacity = min(max(n_tokens, 2 * capacity, 64), self.n_ctx)
         n_layers, n_kv_heads, head_dim, _ = self.keys.shape
-        keys = np.zeros((n_layers, n_kv_heads, head_dim, capacity), np.float32)
-        values = np.zeros((n_layers, n_kv_heads, capacity, head_dim), np.float32)
+        keys, values = key_value_buffers(n_layers, n_kv_heads, n_tokens=capacity, head_dim=head_dim)
         keys[..., : self.length] = self.keys[..., : self.length]
         values[:, :, : self.length] = self.values[:, :, : self.length]
         self.keys, self.values = keys, values
@@ -122,11 +126,13 @@ class Llama:
         self.config = config
         self.path = parameters.path
         c, p = config, parameters
-        self.token_embd = p.matrix("token_embd.weight", c.n_vocab, c.n_embd)
+        self.token_embd = p.table("token_embd.weight", c.n_vocab, c.n_embd)
         self.layers = [_layer(c, p, f"blk.{i}") for i in range(c.n_layers)]
         self.output_norm = p.vector("output_norm.weight", c.n_embd)
         tied = "output.weight" not in p.tensors
-        self.output = self.token_embd if tied else p.matrix("output.weight", c.n_vocab, c.n_embd)
+        self.output = (
+            pack(self.token_embd) if tied else p.matrix("output.weight", c.n_vocab, c.n_embd)
+        )
         self.frequencies = rope_frequencies(
             base=c.rope_theta,
             rope_dim=c.rope_dim,
@@ -296,7 +302,7 @@ def _feed_forward(i: int, layer: LlamaLayer, h: Floats, tap: Tap | None) -> Floa
     return out
 
 
-def _affine(x: Floats, weight: Tensor, bias: Floats | None) -> Floats:
+def _affine(x: Floats, weight: Panels, bias: Floats | None) -> Floats:
     """x·Wᵀ, plus the bias where the model has one."""
     product = linear(x, weight)
     return product if bias is None else product + bias

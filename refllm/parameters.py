@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import LlmRuntimeError
+from refllm.kernels.panels import Panels, pack
 from refllm.quant import Tensor
 
 __all__ = ["Parameters"]
@@ -27,8 +28,12 @@ class Parameters:
     path: Path
     tensors: Mapping[str, Tensor]
 
-    def matrix(self, name: str, n_rows: int, n_columns: int) -> Tensor:
-        """A weight matrix [N, D], left in the file's own format."""
+    def matrix(self, name: str, n_rows: int, n_columns: int) -> Panels:
+        """A weight matrix [N, D] to multiply with, in the file's own encoding."""
+        return pack(self._get(name, (n_rows, n_columns)))
+
+    def table(self, name: str, n_rows: int, n_columns: int) -> Tensor:
+        """A matrix [N, D] to look rows up in, left in the file."""
         return self._get(name, (n_rows, n_columns))
 
     def vector(self, name: str, length: int) -> Floats:

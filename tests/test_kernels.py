@@ -11,9 +11,15 @@ from numpy.typing import NDArray
 
 from refllm import oracle
 from refllm.kernels import elementwise
-from refllm.kernels.attention import attention, attention_scale, attention_weights
+from refllm.kernels.attention import (
+    attention,
+    attention_scale,
+    attention_weights,
+    key_value_buffers,
+)
 from refllm.kernels.jit import use_threads
 from refllm.kernels.linear import embedding, linear
+from refllm.kernels.panels import pack
 from refllm.quant import FORMATS, Tensor
 
 Floats = NDArray[np.float32]
@@ -47,12 +53,12 @@ SHAPES = [(1, 1, 1), (1, 64, 64), (3, 7, 65), (5, 100, 200), (2, 300, 1000), (17
 @pytest.mark.parametrize(("T", "D", "N"), SHAPES)
 def test_the_matrix_product_adds_from_left_to_right(T: int, D: int, N: int) -> None:
     x, w = random_floats(T, D), random_floats(N, D, seed=1)
-    assert same_bits(linear(x, stored(w)), oracle.matmul(x, w))
+    assert same_bits(linear(x, pack(stored(w))), oracle.matmul(x, w))
 
 
 def test_the_matrix_product_starts_from_plus_zero() -> None:
     x, w = np.array([[-0.0]], np.float32), np.array([[1.0]], np.float32)
-    assert not np.signbit(linear(x, stored(w)))
+    assert not np.signbit(linear(x, pack(stored(w))))
 
 
 def test_the_matrix_product_rounds_each_product_and_each_sum() -> None:
@@ -60,31 +66,31 @@ def test_the_matrix_product_rounds_each_product_and_each_sum() -> None:
     e = np.float32(2.0**-12)
     x = np.array([[1.0 + 2 * e, 1.0 + e]], np.float32)
     w = np.array([[-1.0, 1.0 + e]], np.float32)
-    assert linear(x, stored(w)).item() == 0.0
+    assert linear(x, pack(stored(w))).item() == 0.0
 
 
 @pytest.mark.parametrize("type_name", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 def test_a_quantized_matrix_is_its_decoded_numbers(type_name: str) -> None:
     x, weight = random_floats(4, 96), stored(random_floats(200, 96, seed=1), type_name)
-    assert same_bits(linear(x, weight), oracle.matmul(x, weight.array()))
+    assert same_bits(linear(x, pack(weight)), oracle.matmul(x, weight.array()))
 
 
 def test_a_matrix_larger_than_one_slab_is_computed_whole() -> None:
     x, w = random_floats(1, 2048), random_floats(1100, 2048, seed=1)
-    assert same_bits(linear(x, stored(w, "F16")), oracle.matmul(x, stored(w, "F16").array()))
+    assert same_bits(linear(x, pack(stored(w, "F16"))), oracle.matmul(x, stored(w, "F16").array()))
 
 
 def test_a_row_is_the_same_alone_and_among_others() -> None:
     x, weight = random_floats(9, 128), stored(random_floats(700, 128, seed=1))
-    together = linear(x, weight)
-    assert all(same_bits(linear(x[t : t + 1], weight), together[t : t + 1]) for t in range(9))
+    together = linear(x, pack(weight))
+    assert all(same_bits(linear(x[t : t + 1], pack(weight)), together[t : t + 1]) for t in range(9))
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, None])
 def test_the_matrix_product_is_the_same_on_any_number_of_threads(n_threads: int | None) -> None:
     x, w = random_floats(8, 256), random_floats(1000, 256, seed=1)
     use_threads(n_threads)
-    assert same_bits(linear(x, stored(w)), oracle.matmul(x, w))
+    assert same_bits(linear(x, pack(stored(w))), oracle.matmul(x, w))
 
 
 def test_embedding_picks_rows() -> None:
@@ -135,10 +141,10 @@ def test_attention_weights_are_those_that_attention_uses() -> None:
 
 
 def cache_of(k: Floats, v: Floats, *, capacity: int) -> tuple[Floats, Floats]:
-    """[S, K, E] as a cache keeps them, with NaN where nothing has been written."""
+    """[S, K, E] as a cache keeps them, with 1e30 where nothing has been written."""
     n_seen, n_heads, head_dim = k.shape
-    keys = np.full((n_heads, head_dim, capacity), np.nan, np.float32)
-    values = np.full((n_heads, capacity, head_dim), np.nan, np.float32)
+    keys, values = key_value_buffers(n_heads, n_tokens=capacity, head_dim=head_dim)
+    keys[:], values[:] = 1e30, 1e30
     keys[..., :n_seen] = k.transpose(1, 2, 0)
     values[:, :n_seen] = v.transpose(1, 0, 2)
     return keys, values

@@ -1,12 +1,15 @@
 """Scaled dot-product attention with grouped queries.
 
-T new tokens, S tokens seen so far (T included), H heads, K key/value heads, E head width,
-C capacity of the cache (C ≥ S).
+T new tokens, S tokens seen so far (T included), H heads, K key/value heads, G = H/K heads that
+share a key/value head, E head width, C capacity of the cache (C ≥ S, a multiple of 64).
 
-Keys lie as [K, E, C] and values as [K, C, E]: then the inner loop of both products walks along
-memory, over tokens for the scores and over the head's width for the result, while each sum still
-runs from left to right. Source: Vaswani et al. 2017, arXiv:1706.03762; grouping: Ainslie et al.
-2023, arXiv:2305.13245.
+Keys lie as [K, E, C] and values as [K, C, E]. Then both products are the one of
+`refllm.kernels.linear`, 64 results side by side with each sum from left to right: scores of 64
+tokens from rows of keys, 64 elements of the result from rows of values. The queries that look at
+the same keys (a few tokens, G heads each) go through together, so that what has been loaded is
+used for all of them; their scores, [queries, S], are all that is kept.
+
+Source: Vaswani et al. 2017, arXiv:1706.03762; grouping: Ainslie et al. 2023, arXiv:2305.13245.
 """
 
 from __future__ import annotations
@@ -16,22 +19,47 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.kernels.jit import jit, parallel_jit, prange
+from refllm.kernels.jit import inner, jit, parallel_jit, prange
 from refllm.kernels.math import exp_f32
+from refllm.kernels.simd import LANES
+from refllm.kernels.tile import add_products
 
-__all__ = ["attention", "attention_weights"]
+__all__ = ["attention", "attention_scale", "attention_weights", "key_value_buffers"]
 
 Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
 
 # Below this many multiplications one thread is done before a second has woken up.
 SERIAL_WORK = 1 << 16
+# How many queries go through together: enough to use what is loaded, few enough for the cache.
+QUERIES = 24
 
 
-def attention(query: Floats, keys: Floats, values: Floats, n_visible: NDArray[np.int64]) -> Floats:
+def key_value_buffers(*leading: int, n_tokens: int, head_dim: int) -> tuple[Floats, Floats]:
+    """Room for the keys [*leading, E, C] and values [*leading, C, E] of at least n_tokens.
+
+    C is n_tokens rounded up to whole vectors, and behind the last value there is room for one
+    more vector: the kernels read whole vectors and leave aside what lies beyond. Zeros, because
+    reading must not meet a slow denormal.
+    """
+    capacity = -(-n_tokens // LANES) * LANES
+    keys = np.zeros((*leading, head_dim, capacity), np.float32)
+    n_values = math.prod(leading) * capacity * head_dim
+    padded = np.zeros(n_values + LANES, np.float32)
+    return keys, padded[:n_values].reshape(*leading, capacity, head_dim)
+
+
+def attention_scale(head_dim: int) -> np.float32:
+    """1/√E, rounded once to float32."""
+    return np.float32(1.0 / math.sqrt(head_dim))
+
+
+def attention(query: Floats, keys: Floats, values: Floats, n_visible: Ints) -> Floats:
     """softmax(q·k/√E)·v for query [T, H, E] against keys [K, E, C] and values [K, C, E]: [T, H, E].
 
-    Token t attends to the first n_visible[t] tokens of the cache (causal: its own position + 1).
-    Scores are scaled after their sum; the softmax is normalized before it meets the values.
+    Token t attends to the first n_visible[t] tokens of the cache (causal: its own position + 1);
+    n_visible must not decrease. Keys and values come from `key_value_buffers`. Scores are scaled
+    after their sum; the softmax is normalized before it meets the values.
     """
     out = np.empty_like(query)  # [T, H, E]
     scale = attention_scale(query.shape[2])
@@ -41,14 +69,9 @@ def attention(query: Floats, keys: Floats, values: Floats, n_visible: NDArray[np
     return out
 
 
-def attention_scale(head_dim: int) -> np.float32:
-    """1/√E, rounded once to float32."""
-    return np.float32(1.0 / math.sqrt(head_dim))
-
-
 @jit
 def attention_weights(
-    query: Floats, keys: Floats, n_visible: NDArray[np.int64], scale: np.float32, n_seen: int
+    query: Floats, keys: Floats, n_visible: Ints, scale: np.float32, n_seen: int
 ) -> Floats:
     """The softmax that `attention` uses and never keeps, [H, T, S]; 0 where nothing is visible."""
     n_tokens, n_heads, _ = query.shape
@@ -56,58 +79,92 @@ def attention_weights(
     out = np.zeros((n_heads, n_tokens, n_seen), np.float32)  # [H, T, S]
     for h in range(n_heads):
         for t in range(n_tokens):
-            softmax_scores(query[t, h], keys[h // group], n_visible[t], scale, out[h, t])
+            n = n_visible[t : t + 1]
+            scores = _softmax_scores(query[t, h : h + 1], keys[h // group], n, scale)
+            out[h, t, : n[0]] = scores[0, : n[0]]
     return out
 
 
-@jit
-def softmax_scores(
-    query: Floats, keys: Floats, n_visible: int, scale: np.float32, out: Floats
-) -> None:
-    """Write softmax(q·k·scale) of one query [E] against keys [E, C] into out[:n_visible]."""
-    for s in range(n_visible):
-        out[s] = 0.0
-    for e in range(query.size):
-        q = query[e]
-        row = keys[e]
-        for s in range(n_visible):
-            out[s] += q * row[s]
-    largest = np.float32(-np.inf)
-    for s in range(n_visible):
-        out[s] *= scale
-        largest = max(largest, out[s])
-    total = 0.0
-    for s in range(n_visible):
-        out[s] = exp_f32(out[s] - largest)
-        total += np.float64(out[s])
-    denominator = np.float32(total)
-    for s in range(n_visible):
-        out[s] /= denominator
+@inner
+def _softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.float32) -> Floats:
+    """softmax(q·k·scale) of queries [R, E] against keys [E, C]: [R, ≥ S], row r to n_visible[r]."""
+    n_rows = queries.shape[0]
+    n_vectors = (n_visible[-1] + LANES - 1) // LANES
+    scores = np.zeros((n_rows, n_vectors * LANES), np.float32)  # [R, S]
+    for vector in range(n_vectors):
+        add_products(queries, 0, queries.shape[1], keys, vector * LANES, scores, vector * LANES)
+    for r in range(n_rows):
+        row = scores[r, : n_visible[r]]
+        largest = np.float32(-np.inf)
+        for s in range(row.size):
+            row[s] *= scale
+            largest = max(largest, row[s])
+        for s in range(row.size):
+            row[s] = exp_f32(row[s] - largest)
+    _normalize(scores, n_visible)
+    return scores
 
 
-@jit
+@inner
+def _normalize(scores: Floats, n_visible: Ints) -> None:
+    """Divide each row by its sum.
+
+    An addition waits for the one before it, so the sums of all rows advance together, over the
+    tokens that all of them see; each row then goes on alone.
+    """
+    n_rows = scores.shape[0]
+    totals = np.zeros(n_rows, np.float64)
+    common = n_visible[0]
+    for s in range(common):
+        for r in range(n_rows):
+            totals[r] += np.float64(scores[r, s])
+    for r in range(n_rows):
+        for s in range(common, n_visible[r]):
+            totals[r] += np.float64(scores[r, s])
+        denominator = np.float32(totals[r])
+        for s in range(n_visible[r]):
+            scores[r, s] /= denominator
+
+
+@inner
 def _attend(
-    pair: int,
+    item: int,
     query: Floats,
     keys: Floats,
     values: Floats,
-    n_visible: NDArray[np.int64],
+    n_visible: Ints,
     scale: np.float32,
     out: Floats,
 ) -> None:
-    """One head of one token: pair = t·H + h."""
-    n_heads = query.shape[1]
-    t, h = pair // n_heads, pair % n_heads
-    kv_head = h // (n_heads // keys.shape[0])
-    weights = np.empty(n_visible[t], np.float32)  # [S]
-    softmax_scores(query[t, h], keys[kv_head], n_visible[t], scale, weights)
-    result = out[t, h]  # [E]
-    result[:] = 0.0
-    for s in range(n_visible[t]):
-        weight = weights[s]
-        row = values[kv_head, s]  # [E]
-        for e in range(result.size):
-            result[e] += weight * row[e]
+    """All heads of one key/value head, for a few tokens: item = (token block)·K + kv_head."""
+    n_tokens, n_heads, head_dim = query.shape
+    n_kv_heads = keys.shape[0]
+    group = n_heads // n_kv_heads
+    block_size = tokens_at_a_time(group)
+    kv_head, first = item % n_kv_heads, (item // n_kv_heads) * block_size
+    block = min(block_size, n_tokens - first)
+    queries = np.empty((block * group, head_dim), np.float32)  # [R, E]
+    visible = np.empty(block * group, np.int64)  # [R]
+    for t in range(block):
+        for g in range(group):
+            queries[t * group + g] = query[first + t, kv_head * group + g]
+            visible[t * group + g] = n_visible[first + t]
+    weights = _softmax_scores(queries, keys[kv_head], visible, scale)  # [R, S]
+    for r in range(weights.shape[0]):
+        weights[r, visible[r] :] = 0.0
+    # What is beyond a row's own tokens has weight 0 and adds +0 or -0 at the end of its sum.
+    results = np.zeros((block * group, (head_dim + LANES - 1) // LANES * LANES), np.float32)
+    for e in range(0, head_dim, LANES):
+        add_products(weights, 0, visible[-1], values[kv_head], e, results, e)
+    for t in range(block):
+        for g in range(group):
+            out[first + t, kv_head * group + g] = results[t * group + g, :head_dim]
+
+
+@inner
+def tokens_at_a_time(group: int) -> int:
+    """How many tokens make QUERIES queries, at least one."""
+    return max(QUERIES // group, 1)
 
 
 @jit
@@ -115,12 +172,13 @@ def _attention_serial(
     query: Floats,
     keys: Floats,
     values: Floats,
-    n_visible: NDArray[np.int64],
+    n_visible: Ints,
     scale: np.float32,
     out: Floats,
 ) -> None:
-    for pair in range(query.shape[0] * query.shape[1]):
-        _attend(pair, query, keys, values, n_visible, scale, out)
+    n_items = _n_items(query, keys)
+    for item in range(n_items):
+        _attend(item, query, keys, values, n_visible, scale, out)
 
 
 @parallel_jit
@@ -128,9 +186,20 @@ def _attention_parallel(
     query: Floats,
     keys: Floats,
     values: Floats,
-    n_visible: NDArray[np.int64],
+    n_visible: Ints,
     scale: np.float32,
     out: Floats,
 ) -> None:
-    for pair in prange(query.shape[0] * query.shape[1]):
-        _attend(pair, query, keys, values, n_visible, scale, out)
+    n_items = _n_items(query, keys)
+    for item in prange(n_items):
+        _attend(item, query, keys, values, n_visible, scale, out)
+
+
+@inner
+def _n_items(query: Floats, keys: Floats) -> int:
+    """Token blocks times key/value heads."""
+    n_tokens, n_heads, _ = query.shape
+    n_kv_heads = keys.shape[0]
+    block = tokens_at_a_time(n_heads // n_kv_heads)
+    n_blocks: int = (n_tokens + block - 1) // block
+    return n_blocks * n_kv_heads

@@ -9,11 +9,12 @@ that x/0 is an IEEE value and not an exception. `cache=True` keeps the machine c
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import numba
 
-__all__ = ["jit", "parallel_jit", "prange", "use_threads"]
+__all__ = ["inner", "jit", "parallel_jit", "prange", "specialized", "use_threads"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -21,6 +22,14 @@ F = TypeVar("F", bound=Callable[..., object])
 def jit(function: F) -> F:
     """`function`, compiled for the calling thread alone."""
     return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+
+
+def inner(function: F) -> F:
+    """`function`, compiled into the kernels that call it, and not kept on disk by itself.
+
+    For functions that take functions: numba cannot find those in its cache again.
+    """
+    return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
 
 
 def parallel_jit(function: F) -> F:
@@ -31,6 +40,21 @@ def parallel_jit(function: F) -> F:
     """
     compile_ = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
     return cast(F, compile_(function))
+
+
+def specialized(template: F, name: str, **names: object) -> F:
+    """A copy of `template` called `name`, in which the given global names mean these values.
+
+    One kernel's text, compiled once for each value of a name. A closure would do, but numba keys
+    its cache on what a closure holds, and a function held there is never found again; what a
+    global name means is not part of the key, but the copy's own name is.
+    """
+    copy = FunctionType(template.__code__, {**template.__globals__, **names}, name)
+    copy.__qualname__ = name
+    copy.__module__ = template.__module__
+    copy.__annotations__ = template.__annotations__
+    copy.__doc__ = template.__doc__
+    return cast(F, copy)
 
 
 def use_threads(n_threads: int | None) -> None:

@@ -3,28 +3,57 @@
 T rows of x, N rows of w (outputs), D columns of both.
 
 A sum from left to right leaves no freedom within one output, so the freedom is taken across
-outputs: `LANES` rows of w are turned into a panel [D, LANES], and one activation meets a whole
-panel row at a time. Every lane adds its own sum in order, and the compiler makes the lanes into
-SIMD registers without being allowed to reorder anything.
+outputs: 64 of them are computed side by side (`refllm.kernels.simd`), from 64 rows of w that lie
+side by side (`refllm.kernels.panels`).
 
-Weights stay in the file's format; a slab of rows is decoded to float32 just before its use.
+- One row of x (generating a text): each weight is used once, so it is decoded in registers and
+  forgotten.
+- Many rows (reading a prompt, embedding): a piece of a panel is decoded into a buffer that stays
+  in the cache, and meets all rows of x from there, six at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.kernels.jit import jit, parallel_jit, prange
-from refllm.quant import Tensor
+from refllm.kernels import blocks, superblocks
+from refllm.kernels.blocks import add_product, keep
+from refllm.kernels.jit import inner, jit, parallel_jit, prange, specialized
+from refllm.kernels.panels import Panels
+from refllm.kernels.simd import LANES, store_f32, zeros
+from refllm.kernels.tile import add_products
+from refllm.quant import FORMATS, Tensor
 
 __all__ = ["embedding", "linear"]
 
 Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 
-LANES = 64
-# Rows of a compressed matrix that are decoded at a time: their float32 form should stay in cache.
-SLAB_ELEMENTS = 1 << 20
+WALKS = {
+    "F32": blocks.f32,
+    "F16": blocks.f16,
+    "BF16": blocks.bf16,
+    "Q4_0": blocks.q4_0,
+    "Q4_1": blocks.q4_1,
+    "Q5_0": blocks.q5_0,
+    "Q5_1": blocks.q5_1,
+    "Q8_0": blocks.q8_0,
+    "IQ4_NL": blocks.iq4_nl,
+    "Q2_K": superblocks.q2_k,
+    "Q3_K": superblocks.q3_k,
+    "Q4_K": superblocks.q4_k,
+    "Q5_K": superblocks.q5_k,
+    "Q6_K": superblocks.q6_k,
+    "IQ4_XS": superblocks.iq4_xs,
+}
+
+# Columns that are decoded at a time: 512 of them, for 64 rows, are 128 KiB of floats.
+PIECE = 512
 # Below this many multiplications one thread is done before a second has woken up.
 SERIAL_WORK = 1 << 16
 
@@ -35,48 +64,82 @@ def embedding(token_ids: NDArray[np.int64], weight: Tensor) -> Floats:
     return Tensor(weight.name, weight.format, shape, weight.data[token_ids]).array()
 
 
-def linear(x: Floats, weight: Tensor) -> Floats:
+def linear(x: Floats, weight: Panels) -> Floats:
     """x [T, D] times the rows of weight [N, D]: float32 [T, N]."""
-    n_rows, n_columns = weight.shape
-    out = np.empty((x.shape[0], n_rows), np.float32)  # [T, N]
-    slab_rows = max(SLAB_ELEMENTS // n_columns // LANES, 1) * LANES
-    for start in range(0, n_rows, slab_rows):
-        stop = min(start + slab_rows, n_rows)
-        slab = weight.rows(start, stop).view()  # [≤ slab_rows, D]
-        slab.flags.writeable = False  # a mapped file is read-only: compile for that alone
-        run = _product_serial if x.size * slab.shape[0] < SERIAL_WORK else _product_parallel
-        run(x, slab, out, start)
+    out = np.empty((x.shape[0], weight.n_rows), np.float32)  # [T, N]
+    is_small = x.size * weight.n_rows < SERIAL_WORK
+    kernel = _kernel(weight.format.name, x.shape[0] == 1, is_small)
+    kernel(weight.data, x, out)
     return out
 
 
-@jit
-def _panel_product(panel: int, x: Floats, slab: Floats, out: Floats, start: int) -> None:
-    """The outputs of up to LANES rows of the slab, from row panel·LANES on."""
-    n_tokens, n_columns = x.shape
-    first = panel * LANES
-    n_lanes = min(LANES, slab.shape[0] - first)
-    lanes = np.zeros((n_columns, LANES), np.float32)  # [D, LANES]
-    for lane in range(n_lanes):
-        for d in range(n_columns):
-            lanes[d, lane] = slab[first + lane, d]
-    sums = np.empty(LANES, np.float32)
-    for t in range(n_tokens):
-        sums[:] = 0.0
-        for d in range(n_columns):
-            activation = x[t, d]
-            for lane in range(LANES):
-                sums[lane] += activation * lanes[d, lane]
+@cache
+def _kernel(
+    format_name: str, one_row: bool, serial: bool
+) -> Callable[[Bytes, Floats, Floats], None]:
+    """The product for a format: compiled at its first use, found on disk from then on."""
+    rows = "row" if one_row else "rows"
+    stored_as = FORMATS[format_name]
+    visit = add_product if one_row else keep
+    walk = inner(specialized(WALKS[format_name], f"{format_name}_{rows}_walk", visit=visit))
+    product = inner(
+        specialized(
+            _row_product if one_row else _rows_product,
+            f"{format_name}_{rows}_product",
+            walk=walk,
+            block_bytes=stored_as.block_bytes,
+            block_size=stored_as.block_size,
+        )
+    )
+    if serial:
+        return jit(specialized(_serial, f"{format_name}_{rows}_serial", product=product))
+    return parallel_jit(specialized(_parallel, f"{format_name}_{rows}_parallel", product=product))
+
+
+# In the templates below these stand for a format's own; `_kernel` puts them in.
+walk: Any = None
+product: Any = None
+block_bytes = block_size = 0
+
+
+def _serial(panels: Bytes, x: Floats, out: Floats) -> None:
+    for panel in range(panels.shape[0]):
+        product(panels[panel], panel * LANES, x, out)
+
+
+def _parallel(panels: Bytes, x: Floats, out: Floats) -> None:
+    for panel in prange(panels.shape[0]):
+        product(panels[panel], panel * LANES, x, out)
+
+
+def _row_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
+    """Outputs `first` … `first` + 63 for the one row of x."""
+    row = x[0]
+    total = zeros()
+    for block in range(row.size // block_size):
+        at = block * block_bytes * LANES
+        total = walk(panel, at, total, row, block * block_size)
+    if first + LANES <= out.shape[1]:
+        store_f32(out[0], first * 4, total)
+    else:
+        sums = np.empty(LANES, np.float32)
+        store_f32(sums, 0, total)
+        for lane in range(out.shape[1] - first):
+            out[0, first + lane] = sums[lane]
+
+
+def _rows_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
+    """Outputs `first` … `first` + 63 for every row of x."""
+    n_rows, n_columns = x.shape
+    sums = np.zeros((n_rows, LANES), np.float32)  # [T, 64]
+    piece = np.empty((PIECE, LANES), np.float32)  # [columns, 64]
+    for start in range(0, n_columns, PIECE):
+        columns = min(PIECE, n_columns - start)
+        for block in range(columns // block_size):
+            at = (start // block_size + block) * block_bytes * LANES
+            walk(panel, at, zeros(), piece.reshape(-1), block * block_size)
+        add_products(x, start, columns, piece, 0, sums, 0)
+    n_lanes = min(LANES, out.shape[1] - first)
+    for t in range(n_rows):
         for lane in range(n_lanes):
-            out[t, start + first + lane] = sums[lane]
-
-
-@jit
-def _product_serial(x: Floats, slab: Floats, out: Floats, start: int) -> None:
-    for panel in range((slab.shape[0] + LANES - 1) // LANES):
-        _panel_product(panel, x, slab, out, start)
-
-
-@parallel_jit
-def _product_parallel(x: Floats, slab: Floats, out: Floats, start: int) -> None:
-    for panel in prange((slab.shape[0] + LANES - 1) // LANES):
-        _panel_product(panel, x, slab, out, start)
+            out[t, first + lane] = sums[t, lane]

@@ -1,0 +1,152 @@
+"""Walks through the super-blocks of 256 values; see `refllm.kernels.blocks` for what a walk is.
+
+Layouts and formulas are drawn in `refllm.quant_k`. Letters: `s` a sub-block of 32 values, `g` a
+group of 16, `j` a value in it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.kernels.blocks import Bytes, Lanes, add_product, iq4_value, less
+from refllm.kernels.jit import inner
+from refllm.kernels.simd import (
+    LANES,
+    load_f16,
+    load_i8,
+    load_u8,
+    splat_int,
+    to_float,
+)
+
+__all__ = ["iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+
+Floats = NDArray[np.float32]
+
+# Stands for either visitor in the walks below; see `refllm.kernels.blocks`.
+visit = add_product
+
+
+@inner
+def field(panel: Bytes, at: int, byte: int, shift: int, mask: int) -> Lanes:
+    """(the block's byte >> shift) & mask, in each lane."""
+    bits = load_u8(panel, at + byte * LANES) >> splat_int(np.int32(shift))
+    return bits & splat_int(np.int32(mask))
+
+
+@inner
+def field_above(low: Lanes, high: Lanes, shift: int) -> Lanes:
+    """low | high << shift."""
+    return low | (high << splat_int(np.int32(shift)))
+
+
+def q2_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """Q2_K: y = (d * sc) * two bits - dmin * mn."""
+    d = load_f16(panel, at + 80 * LANES)
+    dmin = load_f16(panel, at + 82 * LANES)
+    for g in range(16):
+        scale = d * to_float(field(panel, at, g, 0, 15))
+        minimum = dmin * to_float(field(panel, at, g, 4, 15))
+        first = 16 + 32 * (g >> 3) + 16 * (g & 1)
+        shift = 2 * ((g >> 1) & 3)
+        for j in range(16):
+            q = field(panel, at, first + j, shift, 3)
+            total = visit(total, array, column + 16 * g + j, scale * to_float(q) - minimum)
+    return total
+
+
+def q3_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """Q3_K: y = (d * (sc - 32)) * ((4 * third + two bits) - 4)."""
+    d = load_f16(panel, at + 108 * LANES)
+    for g in range(16):
+        low = field(panel, at, 96 + (g & 7), 4 * (g >> 3), 15)
+        high = field(panel, at, 104 + (g & 3), 2 * (g >> 2), 3)
+        scale = d * less(field_above(low, high, 4), 32)
+        half = 16 * (g & 1)
+        first = 32 + 32 * (g >> 3) + half
+        shift = 2 * ((g >> 1) & 3)
+        for j in range(16):
+            q = field(panel, at, first + j, shift, 3)
+            third = field(panel, at, half + j, g >> 1, 1)
+            value = less(field_above(q, third, 2), 4)
+            total = visit(total, array, column + 16 * g + j, scale * value)
+    return total
+
+
+@inner
+def scale_6_bits(panel: Bytes, at: int, s: int) -> Lanes:
+    """`sc` of sub-block `s`, from the twelve bytes that `Q4_K` draws as a[0..11]."""
+    if s < 4:
+        return field(panel, at, 4 + s, 0, 63)
+    return field_above(field(panel, at, 8 + s, 0, 15), field(panel, at, s, 6, 3), 4)
+
+
+@inner
+def minimum_6_bits(panel: Bytes, at: int, s: int) -> Lanes:
+    """`mn` of sub-block `s`, from the twelve bytes that `Q4_K` draws as a[0..11]."""
+    if s < 4:
+        return field(panel, at, 8 + s, 0, 63)
+    return field_above(field(panel, at, 8 + s, 4, 15), field(panel, at, 4 + s, 6, 3), 4)
+
+
+def q4_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """Q4_K: y = (d * sc) * nibble - dmin * mn."""
+    d = load_f16(panel, at)
+    dmin = load_f16(panel, at + 2 * LANES)
+    for s in range(8):
+        scale = d * to_float(scale_6_bits(panel, at, s))
+        minimum = dmin * to_float(minimum_6_bits(panel, at, s))
+        first = 16 + 32 * (s >> 1)
+        shift = 4 * (s & 1)
+        for j in range(32):
+            q = field(panel, at, first + j, shift, 15)
+            total = visit(total, array, column + 32 * s + j, scale * to_float(q) - minimum)
+    return total
+
+
+def q5_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """Q5_K: y = (d * sc) * (16 * fifth + nibble) - dmin * mn."""
+    d = load_f16(panel, at)
+    dmin = load_f16(panel, at + 2 * LANES)
+    for s in range(8):
+        scale = d * to_float(scale_6_bits(panel, at, s))
+        minimum = dmin * to_float(minimum_6_bits(panel, at, s))
+        first = 48 + 32 * (s >> 1)
+        shift = 4 * (s & 1)
+        for j in range(32):
+            nibble = field(panel, at, first + j, shift, 15)
+            q = field_above(nibble, field(panel, at, 16 + j, s, 1), 4)
+            total = visit(total, array, column + 32 * s + j, scale * to_float(q) - minimum)
+    return total
+
+
+def q6_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """Q6_K: y = (d * sc) * ((16 * upper + lower) - 32)."""
+    d = load_f16(panel, at + 208 * LANES)
+    for g in range(16):
+        scale = d * to_float(load_i8(panel, at + (192 + g) * LANES))
+        quarter = (g >> 1) & 3
+        half = 16 * (g & 1)
+        first_low = 64 * (g >> 3) + 32 * (quarter & 1) + half
+        first_high = 128 + 32 * (g >> 3) + half
+        for j in range(16):
+            low = field(panel, at, first_low + j, 4 * (quarter >> 1), 15)
+            high = field(panel, at, first_high + j, 2 * quarter, 3)
+            value = less(field_above(low, high, 4), 32)
+            total = visit(total, array, column + 16 * g + j, scale * value)
+    return total
+
+
+def iq4_xs(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """IQ4_XS: y = (d * (sc - 32)) * IQ4_VALUES[nibble]."""
+    d = load_f16(panel, at)
+    for s in range(8):
+        low = field(panel, at, 4 + (s >> 1), 4 * (s & 1), 15)
+        high = field(panel, at, 2 + (s >> 2), 2 * (s & 3), 3)
+        scale = d * less(field_above(low, high, 4), 32)
+        for half in range(2):
+            for j in range(16):
+                q = field(panel, at, 8 + 16 * s + j, 4 * half, 15)
+                total = visit(total, array, column + 32 * s + 16 * half + j, scale * iq4_value(q))
+    return total
