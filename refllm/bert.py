@@ -13,13 +13,13 @@ names of the intermediate values are llama.cpp's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.api import InvalidInput
 from refllm.kernels.attention import (
     attention,
     attention_scale,
@@ -35,6 +35,7 @@ from refllm.tap import Tap, not_finite
 __all__ = ["Bert", "BertConfig"]
 
 Floats = NDArray[np.float32]
+Activation = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,19 +104,26 @@ class Bert:
         self.token_embd_norm = _norm(c, p, "token_embd_norm")
         self.layers = [_layer(c, p, f"blk.{i}") for i in range(c.n_layers)]
 
-    def embed(self, texts: Sequence[Sequence[int]], *, tap: Tap | None = None) -> Floats:
+    def embed(
+        self,
+        texts: Sequence[Sequence[int]],
+        *,
+        activation: Activation = gelu,
+        tap: Tap | None = None,
+    ) -> Floats:
         """The mean of each text's last layer, scaled to length 1: [N, D].
 
-        `texts` are token ids, special tokens included. Errors: `InvalidInput` (no token, a token
+        `texts` are token ids, special tokens included; `activation` is the exact GELU unless the
+        caller wants to see what another one would do. Errors: `InvalidInput` (no token, a token
         that is not in the vocabulary, a text longer than the context), `LlmRuntimeError` naming
         the layer whose values are not finite.
         """
         for token_ids in texts:
             self._check(token_ids)
         with np.errstate(all="ignore"):
-            x = self._layers(texts, tap)  # [T, D]
+            x = self._layers(texts, activation, tap)  # [T, D]
         if not np.isfinite(x).all():
-            raise self._not_finite(texts)
+            raise not_finite(self.path, lambda watch: self._layers(texts, activation, watch))
         spans = _spans(texts)
         pooled = np.stack([mean_rows(x[span]) for span in spans])  # [N, D]
         result = np.stack([l2_normalize(row) for row in pooled])  # [N, D]
@@ -124,7 +132,9 @@ class Bert:
             tap("result_embd", result)
         return result
 
-    def _layers(self, texts: Sequence[Sequence[int]], tap: Tap | None) -> Floats:
+    def _layers(
+        self, texts: Sequence[Sequence[int]], activation: Activation, tap: Tap | None
+    ) -> Floats:
         """From token ids to the last layer's output, [T, D]."""
         token_ids = np.concatenate([np.asarray(text, np.int64) for text in texts])  # [T]
         positions = np.concatenate([np.arange(len(text)) for text in texts])  # [T]
@@ -141,7 +151,7 @@ class Bert:
             attended = x + self._attention(i, layer, x, spans, tap)  # [T, D]
             h = layer.attn_output_norm(attended)
             up = layer.ffn_up(h)  # [T, F]
-            active = gelu(up)  # [T, F]
+            active = activation(up)  # [T, F]
             down = layer.ffn_down(active)  # [T, D]
             x = layer.layer_output_norm(h + down)
             if tap:
@@ -197,10 +207,6 @@ class Bert:
                 raise InvalidInput(
                     f"token id {token_id} is outside the vocabulary of {self.n_vocab}"
                 )
-
-    def _not_finite(self, texts: Sequence[Sequence[int]]) -> LlmRuntimeError:
-        """The error that names the first value that is not finite: run again and watch."""
-        return not_finite(self.path, lambda watch: self._layers(texts, watch))
 
 
 def _norm(c: BertConfig, p: Parameters, name: str) -> Norm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from refllm.api import (
     ModelNotSupported,
 )
 from refllm.generate import Chunk, generate, generate_text
+from refllm.kernels.elementwise import gelu, gelu_tanh
 from refllm.kernels.jit import use_threads
 from refllm.loading import BertModel, LlamaModel, load_path
 from refllm.models import (
@@ -27,13 +29,14 @@ from refllm.models import (
     find_inferencing_model,
     find_model,
 )
-from refllm.sampling import PROFILES, Step, uniform
+from refllm.sampling import PROFILES, uniform
 
 __all__ = ["LocalEngine", "default_engine"]
 
 # What Spin's host takes back from an engine at most.
 RESULT_LIMIT_BYTES = 128 * 1024 * 1024
 FLOAT32_BYTES = 4
+PADDING = 0  # the tokenizers library's default padding id, and BERT's
 
 SWITCHED_OFF = "Local LLM operations are not supported in this version of Spin."
 NUMERICS = frozenset({"exact"})
@@ -91,22 +94,23 @@ class LocalEngine:
         `model` is a name, or a `Path` from a trusted caller. Errors: `InvalidInput`,
         `ModelNotSupported`, `LlmRuntimeError`.
         """
-        llama, token_ids, steps = self._start(model, prompt, params)
-        chunks = list(self._each(generate_text(steps, llama.tokenizer, token_ids)))
+        token_ids, answer = self._start(model, prompt, params)
+        chunks = list(answer)
         text = "".join(chunk.text for chunk in chunks)
         _check_size(len(text.encode()))
         n_generated = sum(chunk.step is not None for chunk in chunks)
-        return InferencingResult(text, InferencingUsage(len(token_ids), n_generated))
+        n_prompt = len(token_ids) + (n_generated if self.profile == "spin-local" else 0)
+        return InferencingResult(text, InferencingUsage(n_prompt, n_generated))
 
     def stream(
         self, model: str | Path, prompt: str, params: InferencingParams | None = None
     ) -> Iterator[Chunk]:
         """`infer`, as the text comes; the request is checked before the first chunk is asked for.
 
-        Errors: those of `infer`.
+        In profile `spin-local` the prompt comes first. Errors: those of `infer`.
         """
-        llama, token_ids, steps = self._start(model, prompt, params)
-        return self._each(generate_text(steps, llama.tokenizer, token_ids))
+        _, chunks = self._start(model, prompt, params)
+        return chunks
 
     def generate_embeddings(
         self, model: str | Path, texts: Sequence[str], *, max_tokens: int | None = None
@@ -120,11 +124,15 @@ class LocalEngine:
         _check_texts(texts)
         _check_size(len(texts) * bert.config.n_embd * FLOAT32_BYTES)
         token_ids = [bert.text_tokens(text, max_tokens=max_tokens) for text in texts]
+        n_tokens = sum(len(text) for text in token_ids)
+        activation = gelu
+        if self.profile == "spin-local":
+            token_ids, activation = _padded(token_ids), gelu_tanh
+            n_tokens = len(token_ids[0])
         with self._lock:
             use_threads(self.threads)
-            vectors = bert.embed_tokens(token_ids)  # [N, D]
-        usage = EmbeddingsUsage(sum(len(text) for text in token_ids))
-        return EmbeddingsResult(vectors.tolist(), usage)
+            vectors = bert.embed_tokens(token_ids, activation=activation)  # [N, D]
+        return EmbeddingsResult(vectors.tolist(), EmbeddingsUsage(n_tokens))
 
     def load(self, model: str | Path) -> LlamaModel | BertModel:
         """The model of this name or at this path, of either kind; loaded once and kept."""
@@ -132,8 +140,8 @@ class LocalEngine:
 
     def _start(
         self, model: str | Path, prompt: str, params: InferencingParams | None
-    ) -> tuple[LlamaModel, list[int], Iterator[Step]]:
-        """Check the request and make the steps that answer it; none has been computed yet."""
+    ) -> tuple[list[int], Iterator[Chunk]]:
+        """Check the request; return the prompt's tokens and the answer, none of it computed yet."""
         llama = self._inferencing_model(model)
         params = params or InferencingParams()
         params.check()
@@ -148,7 +156,10 @@ class LocalEngine:
             seed=self.seed,
             profile=self.profile,
         )
-        return llama, token_ids, steps
+        chunks = self._each(generate_text(steps, llama.tokenizer, token_ids))
+        if self.profile == "spin-local":
+            chunks = itertools.chain([Chunk(prompt, None)], chunks)
+        return token_ids, chunks
 
     def _each(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """The chunks, each computed while no other request computes."""
@@ -209,6 +220,14 @@ def _check_option(name: str, value: str, known: Collection[str]) -> None:
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise InvalidInput("texts must be a list of texts; put a single one in a list")
+
+
+def _padded(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Every text as long as the longest, as Spin's engine computes them: without a mask."""
+    if not texts:
+        raise LlmRuntimeError("Spin's local engine fails on an empty list; give at least one text")
+    longest = max(len(text) for text in texts)
+    return [[*text, *[PADDING] * (longest - len(text))] for text in texts]
 
 
 def _check_size(n_bytes: int) -> None:

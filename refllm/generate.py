@@ -29,8 +29,8 @@ PROMPT_PIECE = 512
 class Chunk:
     """Text that became certain, and the step that made it so.
 
-    `text` is empty while a character's bytes are incomplete. Bytes that never became a character
-    come last, as U+FFFD, with no step.
+    `text` is empty while a character's bytes are incomplete. What no step made has none: bytes that
+    never became a character, which come last, as U+FFFD; and a prompt that is repeated.
     """
 
     text: str

@@ -5,6 +5,7 @@ T tokens, V vocabulary, N texts, D width of an embedding.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.bert import Bert, BertConfig
+from refllm.bert import Activation, Bert, BertConfig
 from refllm.config import bert_config, llama_config
+from refllm.kernels.elementwise import gelu
 from refllm.llama import KVCache, Llama, LlamaConfig, Segment
 from refllm.models import default_roots, find_model
 from refllm.parameters import Parameters
@@ -24,7 +26,7 @@ from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gg
 from refllm.weights import Weights, open_weights
 from refllm.weights_file import read_json_object
 
-__all__ = ["BertModel", "LlamaModel", "load", "load_path"]
+__all__ = ["BertModel", "LlamaModel", "load", "load_path", "load_tokenizer"]
 
 Floats = NDArray[np.float32]
 
@@ -115,11 +117,18 @@ class BertModel:
             [self.text_tokens(text, max_tokens=max_tokens) for text in texts], tap=tap
         )
 
-    def embed_tokens(self, texts: Sequence[Sequence[int]], *, tap: Tap | None = None) -> Floats:
-        """`embed` for texts that are token ids already."""
+    def embed_tokens(
+        self,
+        texts: Sequence[Sequence[int]],
+        *,
+        activation: Activation = gelu,
+        tap: Tap | None = None,
+    ) -> Floats:
+        """`embed` for texts that are token ids already, and with another activation if asked."""
         if not texts:
             return np.empty((0, self.config.n_embd), np.float32)
-        groups = [self.network.embed(group, tap=tap) for group in _groups(texts)]
+        embed = functools.partial(self.network.embed, activation=activation, tap=tap)
+        groups = [embed(group) for group in _groups(texts)]
         return np.concatenate(groups)  # [N, D]
 
 
@@ -131,7 +140,7 @@ def load(name_or_path: str | Path) -> LlamaModel | BertModel:
     Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
     """
     is_path = isinstance(name_or_path, Path) or os.sep in name_or_path
-    if is_path or ("\0" not in str(name_or_path) and Path(name_or_path).exists()):
+    if is_path or _is_there(Path(name_or_path)):
         return load_path(Path(name_or_path))
     return load_path(find_model(str(name_or_path), default_roots()))
 
@@ -142,8 +151,7 @@ def load_path(path: Path) -> LlamaModel | BertModel:
     Errors: `InvalidInput` where there is nothing, `ModelNotSupported`, `LlmRuntimeError` naming
     the file that is damaged.
     """
-    if not path.exists():
-        raise InvalidInput(f"there is no model at {path}")
+    _check_path(path)
     weights = open_weights(path)
     parameters = Parameters(weights.path, weights.tensors)
     tokenizer = _tokenizer(weights, path)
@@ -154,6 +162,28 @@ def load_path(path: Path) -> LlamaModel | BertModel:
     bert = Bert(bert_config(weights), parameters)
     _check_fit(tokenizer, bert.n_vocab, path)
     return BertModel(path, bert, tokenizer, _max_seq_length(path / "sentence_bert_config.json"))
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of the model at `path`; a GGUF may hold a vocabulary and no weights.
+
+    Errors: as `load_path`.
+    """
+    _check_path(path)
+    return _tokenizer(open_weights(path), path)
+
+
+def _check_path(path: Path) -> None:
+    if not _is_there(path):
+        raise InvalidInput(f"there is no model at {str(path)[:500]}")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether the path exists; one that the file system cannot even ask for does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _tokenizer(weights: Weights, path: Path) -> Tokenizer:

@@ -254,6 +254,33 @@ def test_profile_spin_local_refuses_top_k_0(root: Path) -> None:
         engine.infer("tiny", "the", InferencingParams(top_k=0))
 
 
+def test_profile_spin_local_repeats_the_prompt_and_counts_as_spin_does(
+    root: Path, engine: LocalEngine
+) -> None:
+    spin = LocalEngine(roots=[root], profile="spin-local")
+    as_spin, as_contract = (e.infer("tiny", "the cat", GREEDY) for e in (spin, engine))
+    assert as_spin.text == "the cat" + as_contract.text
+    assert "".join(chunk.text for chunk in spin.stream("tiny", "the cat", GREEDY)) == as_spin.text
+    n_prompt, n_generated = (
+        as_contract.usage.prompt_token_count,
+        as_contract.usage.generated_token_count,
+    )
+    assert as_spin.usage.prompt_token_count == n_prompt + n_generated
+    assert as_spin.usage.generated_token_count == n_generated
+
+
+def test_profile_spin_local_lets_texts_influence_each_other(root: Path) -> None:
+    spin = LocalEngine(roots=[root], profile="spin-local")
+    alone = spin.generate_embeddings("embedder", ["a"])
+    together = spin.generate_embeddings("embedder", ["a", "the cat sat on the mat"])
+    assert together.embeddings[0] != alone.embeddings[0]
+    longest = spin.generate_embeddings("embedder", ["the cat sat on the mat"])
+    assert together.usage == longest.usage, "the longest padded length, whatever the number"
+    assert together.embeddings[1] == longest.embeddings[0], "the longest has no padding"
+    with pytest.raises(LlmRuntimeError, match="empty list"):
+        spin.generate_embeddings("embedder", [])
+
+
 def test_a_damaged_file_is_a_runtime_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "llama").mkdir()
     folder = tiny_llama_folder(tmp_path / "llama" / "broken")
@@ -357,8 +384,10 @@ def test_load_takes_a_name_or_a_path(root: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(by_text, refllm.LlamaModel)
     ids = by_path.tokenizer.encode("the")
     assert by_path.forward(ids).tobytes() == by_text.forward(ids).tobytes()
-    with pytest.raises(InvalidInput, match="no model at"):
-        refllm.load(root / "absent.gguf")
+    for absent in (root / "absent.gguf", Path("a" * 300), "a/" * 5000, Path("nul\0")):
+        with pytest.raises(InvalidInput, match="no model at") as caught:
+            refllm.load(absent)
+        assert len(str(caught.value)) < 1000
 
 
 def test_a_model_continues_from_its_cache(root: Path) -> None:

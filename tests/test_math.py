@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm import oracle
-from refllm.kernels.elementwise import gelu, rope_table, swiglu
+from refllm.kernels.elementwise import gelu, gelu_tanh, rope_table, swiglu
 from refllm.kernels.math import exp_f32, gelu_f32, silu_f32, sin_cos
 
 Floats = NDArray[np.float32]
@@ -98,6 +98,13 @@ def test_arrays_and_single_numbers_give_the_same_bits() -> None:
     ones = np.ones((1, len(inputs)), np.float32)
     assert gelu(inputs[None])[0].tolist() == [gelu_f32(x) for x in inputs]
     assert swiglu(inputs[None], ones)[0].tolist() == [silu_f32(x) for x in inputs]
+
+
+def test_the_tanh_gelu_is_its_formula() -> None:
+    inputs = every_so_many(-8, 8)[:2000]
+    inner = [math.sqrt(2 / math.pi) * (x + 0.044715 * x**3) for x in inputs.tolist()]
+    exact = [x / 2 * (1 + math.tanh(i)) for x, i in zip(inputs.tolist(), inner, strict=True)]
+    np.testing.assert_allclose(gelu_tanh(inputs[None])[0], exact, rtol=1e-6, atol=1e-7)
 
 
 def test_the_rope_table_holds_cosine_and_sine_of_position_times_frequency() -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refllm.api import InvalidInput
 from refllm.cli.common import (
     JsonOption,
     ModelArgument,
@@ -55,14 +54,7 @@ def tokenize(
 
 def _tokenizer(model: str | Path) -> Tokenizer:
     """The model's tokenizer alone."""
+    from refllm.loading import load_tokenizer
     from refllm.models import default_roots, find_model
-    from refllm.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
-    from refllm.weights import open_weights
 
-    path = model if isinstance(model, Path) else find_model(model, default_roots())
-    if not path.exists():
-        raise InvalidInput(f"there is no model at {path}")
-    weights = open_weights(path)
-    if weights.source == "gguf":
-        return tokenizer_from_gguf(weights.hparams, path=weights.path)
-    return tokenizer_from_folder(path)
+    return load_tokenizer(model if isinstance(model, Path) else find_model(model, default_roots()))

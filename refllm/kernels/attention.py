@@ -201,5 +201,5 @@ def _n_items(query: Floats, keys: Floats) -> int:
     n_tokens, n_heads, _ = query.shape
     n_kv_heads = keys.shape[0]
     block = tokens_at_a_time(n_heads // n_kv_heads)
-    n_blocks: int = (n_tokens + block - 1) // block
-    return n_blocks * n_kv_heads
+    n_items: int = (n_tokens + block - 1) // block * n_kv_heads
+    return n_items

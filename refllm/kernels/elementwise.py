@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.kernels.jit import jit
-from refllm.kernels.math import gelu_f32, silu_f32, sin_cos
+from refllm.kernels.math import exp, gelu_f32, silu_f32, sin_cos
 
 __all__ = [
     "apply_rope",
     "gelu",
+    "gelu_tanh",
     "l2_normalize",
     "layer_norm",
     "mean_rows",
@@ -91,6 +92,22 @@ def gelu(x: Floats) -> Floats:
     for t in range(x.shape[0]):
         for f in range(x.shape[1]):
             out[t, f] = gelu_f32(x[t, f])
+    return out
+
+
+@jit
+def gelu_tanh(x: Floats) -> Floats:
+    """The approximation of GELU that some engines use instead, element by element, [T, F].
+
+    x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))), written as x·sigmoid of twice the argument.
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
+    """
+    out = np.empty_like(x)  # [T, F]
+    for t in range(x.shape[0]):
+        for f in range(x.shape[1]):
+            wide = np.float64(x[t, f])
+            argument = 1.5957691216057308 * (wide + 0.044715 * (wide * wide * wide))
+            out[t, f] = np.float32(wide / (1.0 + exp(-argument)))
     return out
 
 
