@@ -1,0 +1,153 @@
+"""The tokenizer's part of GGUF metadata: the keys `tokenizer.ggml.*`, checked.
+
+The keys are those of the GGUF specification (ggml, docs/gguf.md, "Tokenizer"), the defaults are
+llama.cpp's. Every error names the file and the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+from refllm.api import LlmRuntimeError
+from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, ends_of_generation
+
+__all__ = ["GgufKeys", "read_special_ids", "read_vocabulary"]
+
+NO_TOKEN = 0xFFFFFFFF  # how a GGUF file says "there is no such token" in a 32-bit id
+
+
+@dataclass(frozen=True, slots=True)
+class GgufKeys:
+    """Typed access to the metadata of the file at `path`; keys are given without `prefix`."""
+
+    metadata: Mapping[str, Any]
+    path: Path
+    prefix: str = "tokenizer.ggml."
+
+    def error(self, key: str, problem: str) -> LlmRuntimeError:
+        """The error that says what is wrong with `key`."""
+        return LlmRuntimeError(f"{self.path}: {self.prefix}{key} {problem}")
+
+    def get(self, key: str) -> object:
+        """The value as the file has it, or None."""
+        return self.metadata.get(self.prefix + key)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string; an error if it is neither there nor has a default."""
+        value = default if self.get(key) is None else self.get(key)
+        if value is None:
+            raise self.error(key, "is missing")
+        if not isinstance(value, str):
+            raise self.error(key, f"must be a string, got {value!r:.80}")
+        return value
+
+    def flag(self, key: str, *, default: bool) -> bool:
+        """A boolean."""
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(key, f"must be true or false, got {value!r:.80}")
+        return value
+
+    def strings(self, key: str) -> list[str]:
+        """An array of strings that must be there; it may be empty."""
+        return [str(value) for value in self._array(key, str)]
+
+    def numbers(self, key: str, count: int) -> list[float]:
+        """An array of numbers that must be there, one for each of `count` tokens."""
+        values = self._array(key, int | float)
+        if len(values) != count:
+            raise self.error(key, f"has {len(values)} entries for {count} tokens")
+        return list(values)
+
+    def _array(self, key: str, item_type: type | UnionType) -> Sequence[Any]:
+        values = self.get(key)
+        if values is None:
+            raise self.error(key, "is missing")
+        if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+            raise self.error(key, f"must be an array, got {values!r:.80}")
+        for index, value in enumerate(values):
+            if not isinstance(value, item_type):
+                raise self.error(key, f"has {value!r:.80} at index {index}, of a wrong type")
+        return values
+
+    def token_id(self, key: str, n_vocab: int, *, default: int | None = None) -> int | None:
+        """The id of a token, or None where the file names none."""
+        value = self.get(key)
+        if value is None:
+            return default if default is not None and default < n_vocab else None
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self.error(key, f"must be a token id, got {value!r:.80}")
+        if value in (NO_TOKEN, -1):
+            return None
+        if not 0 <= value < n_vocab:
+            raise self.error(key, f"is {value}, but there are {n_vocab} tokens")
+        return value
+
+
+def read_vocabulary(keys: GgufKeys) -> Vocabulary:
+    """The tokens and their types; a token without a type is a normal one.
+
+    As in llama.cpp an empty token is called `[EMPTY_<id>]`, and two equal tokens are an error.
+    """
+    tokens = keys.strings("tokens")
+    if not tokens:
+        raise keys.error("tokens", "is empty")
+    tokens = [token or f"[EMPTY_{token_id}]" for token_id, token in enumerate(tokens)]
+    first_ids: dict[str, int] = {}
+    for token_id, token in enumerate(tokens):
+        if first_ids.setdefault(token, token_id) != token_id:
+            both = f"{first_ids[token]} and {token_id}"
+            raise keys.error("tokens", f"has the token {token!r:.80} twice, at {both}")
+    return Vocabulary(keys.path, tokens, _read_types(keys, len(tokens)))
+
+
+def _read_types(keys: GgufKeys, n_vocab: int) -> list[int]:
+    if keys.get("token_type") is None:
+        return [TokenType.NORMAL] * n_vocab
+    known = frozenset(TokenType)
+    return [
+        int(token_type) if token_type in known else TokenType.NORMAL
+        for token_type in keys.numbers("token_type", n_vocab)
+    ]
+
+
+def read_special_ids(
+    keys: GgufKeys,
+    vocabulary: Vocabulary,
+    *,
+    default_bos: int | None,
+    default_eos: int | None,
+    default_add_bos: bool,
+) -> SpecialIds:
+    """BOS, every token that ends a generation, and which of them are added to a text.
+
+    The ends are the tokens that the keys eos, eot and eom name, and control tokens with a
+    well-known spelling (`vocabulary.END_OF_GENERATION`).
+    """
+    n_vocab = len(vocabulary.tokens)
+    bos_id = keys.token_id("bos_token_id", n_vocab, default=default_bos)
+    eos_id = keys.token_id("eos_token_id", n_vocab, default=default_eos)
+    ends = [eos_id, *(keys.token_id(f"{end}_token_id", n_vocab) for end in ("eot", "eom"))]
+    named = frozenset(token_id for token_id in ends if token_id is not None)
+    prefix = _added(keys, "add_bos_token", "bos_token_id", bos_id, default=default_add_bos)
+    suffix = _added(keys, "add_eos_token", "eos_token_id", eos_id, default=False)
+    spelled = ends_of_generation(vocabulary.ids_of({TokenType.CONTROL}))
+    return SpecialIds(bos_id, spelled | named, prefix, suffix)
+
+
+def _added(
+    keys: GgufKeys, flag: str, id_key: str, token_id: int | None, *, default: bool
+) -> tuple[int, ...]:
+    if not keys.flag(flag, default=default):
+        return ()
+    if token_id is not None:
+        return (token_id,)
+    if keys.get(flag) is None and keys.get(id_key) is not None:
+        return ()  # the file says that there is no such token, and only a default asks for it
+    raise keys.error(id_key, f"names no token, but {keys.prefix}{flag} is true")

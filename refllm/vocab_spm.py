@@ -1,0 +1,161 @@
+"""SentencePiece: from a `tokenizer.model`, and from a GGUF vocabulary of the kind `llama`.
+
+Both end in the sentencepiece library. A GGUF file keeps the library's own pieces, scores and types,
+so its `ModelProto` can be put together again: BPE with byte fallback, no normalization, and a space
+before the first word, which are Llama's settings.
+
+Text around special tokens follows llama.cpp: each stretch of plain text between them gets the space
+before its first word, not only the first stretch ("<s>Hi" and "Hi" have the same last token).
+User-defined pieces are left to the library, which never splits one and adds no space after it;
+llama.cpp does add one there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from refllm.api import LlmRuntimeError
+from refllm.tokenizer_base import library_errors
+from refllm.vocab_gguf import GgufKeys, read_special_ids, read_vocabulary
+from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
+
+__all__ = [
+    "SentencePieceTokenizer",
+    "model_from_bytes",
+    "sentencepiece_from_gguf",
+    "special_ids_of_model",
+    "vocabulary_of_model",
+]
+
+Model = Any  # a ModelProto: protobuf makes the class when it is imported
+
+SPACE = "▁"  # how SentencePiece writes a space
+N_BYTES = 256
+BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
+
+
+class SentencePieceTokenizer(VocabularyTokenizer):
+    """The sentencepiece library over a `ModelProto`.
+
+    Unknown pieces write nothing: there is no text that they stand for (the library writes " ⁇ ").
+    """
+
+    def __init__(self, model: Model, vocabulary: Vocabulary, special: SpecialIds) -> None:
+        super().__init__(vocabulary, special, indivisible={})
+        _check_scores_and_bytes(model, vocabulary)
+        with library_errors(vocabulary.path, "not a usable SentencePiece model"):
+            self._processor = sentencepiece.SentencePieceProcessor(
+                model_proto=model.SerializeToString()
+            )
+        normalizer = model.normalizer_spec
+        self._drops_first_space = normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces
+        shortens = normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces
+        if shortens or vocabulary.types.count(TokenType.BYTE) < N_BYTES:
+            # Without byte fallback a run of unknown characters, however long, is one token.
+            self.longest_token = 0
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The library's ids, with its space before the first word."""
+        with library_errors(self.vocabulary.path, "sentencepiece cannot tokenize the text"):
+            return [int(token_id) for token_id in self._processor.encode(text)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The piece with its spaces, or its byte; see `Tokenizer.token_bytes`."""
+        if self.vocabulary.is_special(token_id):
+            return b""
+        piece = self.vocabulary.tokens[token_id]
+        if self.vocabulary.types[token_id] == TokenType.BYTE:
+            return bytes.fromhex(piece[3:5])
+        return piece.replace(SPACE, " ").encode()
+
+    def opening_bytes(self, token_id: int) -> bytes:
+        """Without the space that the library puts before the first word."""
+        is_byte = self.vocabulary.types[token_id] == TokenType.BYTE
+        inside = self.token_bytes(token_id)
+        return inside.removeprefix(b" ") if self._drops_first_space and not is_byte else inside
+
+
+def sentencepiece_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
+    """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `llama`."""
+    vocabulary = read_vocabulary(keys)
+    if TokenType.UNKNOWN not in vocabulary.types:
+        raise keys.error("token_type", "has no unknown token (type 2)")
+    special = read_special_ids(keys, vocabulary, default_bos=1, default_eos=2, default_add_bos=True)
+    scores = keys.numbers("scores", len(vocabulary.tokens))
+    with library_errors(keys.path, "the vocabulary is not one that SentencePiece can hold"):
+        model = _llama_model(vocabulary, scores)
+    model.normalizer_spec.add_dummy_prefix = keys.flag("add_space_prefix", default=True)
+    return SentencePieceTokenizer(model, vocabulary, special)
+
+
+def _llama_model(vocabulary: Vocabulary, scores: Iterable[float]) -> Model:
+    """A `ModelProto` with Llama's settings around the vocabulary."""
+    model = _new_model()
+    model.trainer_spec.model_type = model.trainer_spec.BPE
+    model.trainer_spec.byte_fallback = TokenType.BYTE in vocabulary.types
+    model.trainer_spec.vocab_size = len(vocabulary.tokens)
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.remove_extra_whitespaces = False
+    model.normalizer_spec.escape_whitespaces = True
+    for token, score, token_type in zip(vocabulary.tokens, scores, vocabulary.types, strict=True):
+        model.pieces.add(piece=token, score=score, type=int(token_type))
+    return model
+
+
+def model_from_bytes(data: bytes, path: Path) -> Model:
+    """The `ModelProto` in `data`, the contents of a `tokenizer.model`."""
+    model = _new_model()
+    with library_errors(path, "not a SentencePiece model"):
+        model.ParseFromString(data)
+    if not model.pieces:
+        raise LlmRuntimeError(f"{path}: not a SentencePiece model: it has no pieces")
+    return model
+
+
+def _new_model() -> Model:
+    return sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+
+
+def _check_scores_and_bytes(model: Model, vocabulary: Vocabulary) -> None:
+    for token_id, piece in enumerate(model.pieces):
+        token = vocabulary.tokens[token_id]
+        if math.isnan(piece.score):
+            raise LlmRuntimeError(
+                f"{vocabulary.path}: the score of token {token_id}, {token!r:.80}, is not a number"
+            )
+        if piece.type == TokenType.BYTE and not BYTE_PIECE.fullmatch(token):
+            raise LlmRuntimeError(
+                f"{vocabulary.path}: token {token_id}, {token!r:.80}, has the type of a byte "
+                "but is not written like one, as <0x0A> is"
+            )
+
+
+def vocabulary_of_model(model: Model, path: Path) -> Vocabulary:
+    """The pieces of a `ModelProto` as a vocabulary."""
+    tokens = [piece.piece for piece in model.pieces]
+    for token_id, token in enumerate(tokens):
+        if not isinstance(token, str):  # protobuf gives bytes where they are not UTF-8
+            raise LlmRuntimeError(f"{path}: token {token_id}, {token!r:.80}, is not UTF-8")
+    return Vocabulary(path, tokens, [piece.type for piece in model.pieces])
+
+
+def special_ids_of_model(model: Model, vocabulary: Vocabulary) -> SpecialIds:
+    """Llama's convention for a `tokenizer.model`: BOS is added to a text, EOS is not.
+
+    The model names the two pieces, "<s>" and "</s>" if it says nothing.
+    """
+    control = vocabulary.ids_of({TokenType.CONTROL})
+    bos_id = control.get(model.trainer_spec.bos_piece)
+    eos_id = control.get(model.trainer_spec.eos_piece)
+    return SpecialIds(
+        bos_id,
+        frozenset() if eos_id is None else frozenset({eos_id}),
+        prefix=() if bos_id is None else (bos_id,),
+    )
