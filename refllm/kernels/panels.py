@@ -10,7 +10,8 @@ the same byte of the 64 rows' blocks lies together, because the kernels compute 
     …                               (a, b, c: the bytes of a row's blocks, in the file's order)
     row 63:  a63 b63 c63 …
 
-Fields of two or four bytes (halves, floats) stay whole. Nothing is decoded, so a panel is as large
+Fields of two or four bytes (halves, floats, and quants that are used four bytes at a time; see
+`refllm.kernels.fields`) stay whole. Nothing is decoded, so a panel is as large
 as the rows it holds; a last panel of fewer than 64 rows is filled up with zeros.
 """
 
@@ -21,32 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.kernels.fields import WIDE_FIELDS
 from refllm.kernels.jit import parallel_jit, prange
 from refllm.kernels.simd import LANES
 from refllm.quant import FORMATS, Format, Tensor
 
-__all__ = ["WIDE_FIELDS", "Panels", "pack"]
-
-# The fields of a block that are wider than a byte: place in the block → number of bytes.
-# Formats that are not here have no kernel; they become F32 when they are packed.
-WIDE_FIELDS: dict[str, dict[int, int]] = {
-    "F32": {0: 4},
-    "F16": {0: 2},
-    "BF16": {0: 2},
-    "Q4_0": {0: 2},
-    "Q4_1": {0: 2, 2: 2},
-    "Q5_0": {0: 2},
-    "Q5_1": {0: 2, 2: 2},
-    "Q8_0": {0: 2},
-    "Q2_K": {80: 2, 82: 2},
-    "Q3_K": {108: 2},
-    "Q4_K": {0: 2, 2: 2},
-    "Q5_K": {0: 2, 2: 2},
-    "Q6_K": {208: 2},
-    "IQ4_NL": {0: 2},
-    "IQ4_XS": {0: 2},
-}
-
+__all__ = ["Panels", "pack"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panels:
