@@ -1,7 +1,8 @@
 """GGML blocks of 64 rows side by side → the rows' values, one column after the other.
 
-In a panel (`refllm.kernels.panels`) each byte of a block is followed by the same byte of the next
-row's block, 64 times, then comes the next byte. So what `refllm.quant` does to one row's block,
+In a panel (`refllm.kernels.panels`) each field of a block is followed by the same field of the next
+row's block, 64 times, then comes the next field; a field is a half, a byte, or four bytes of quants
+(`refllm.kernels.fields`). So what `refllm.quant` does to one row's block,
 with the same layout and in the same order of operations, is done here to 64 rows at once, in
 registers (`refllm.kernels.simd`), and the numbers are the same.
 
@@ -14,7 +15,7 @@ writes a decoded weight to memory. The visitor `keep` writes them to a buffer in
 product with many activations. So every format is written once; `refllm.kernels.linear` puts the
 one or the other visitor in the place of the global name `visit` and compiles (`specialized`).
 
-Letters: d, m, dmin, sc, mn, q, y as drawn in `refllm.quant_blocks` and `refllm.quant_k`.
+Letters: d, m, h, q, y as drawn in `refllm.quant_blocks`; g a group of four bytes, b a byte in it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from refllm.kernels.simd import (
     load_f16,
     load_f32,
     load_i8,
-    load_u8,
+    load_i32,
     lookup_table,
+    prefetch,
     splat,
     splat_int,
     store_f32,
@@ -62,6 +64,9 @@ Floats = NDArray[np.float32]
 Lanes: TypeAlias = Any
 Visit: TypeAlias = Callable[[Lanes, Floats, int, Lanes], Lanes]
 
+# The lowest four bits of each lane as a number: 0 … 15, less 8, and as IQ4's level.
+nibble = lookup_table([float(q) for q in range(16)])
+nibble_less_8 = lookup_table([float(q - 8) for q in range(16)])
 iq4_value = lookup_table(IQ4_VALUES.tolist())
 
 
@@ -78,20 +83,43 @@ def keep(total: Lanes, buffer: Floats, column: int, values: Lanes) -> Lanes:
     return total
 
 
+# How far ahead of its use memory is asked for, and in what portions it comes.
+AHEAD = 4096
+CACHE_LINE = 64
+
 # Stands for either visitor in the walks below.
 visit: Visit = add_product
 
 
 @inner
-def low_nibble(q: Lanes) -> Lanes:
-    """Bits 3..0 of each lane."""
-    return q & splat_int(np.int32(15))
+def words(panel: Bytes, at: int) -> Lanes:
+    """Four bytes of each row, as 32-bit words, and the memory to come is asked for.
+
+    Nibbles are read in two passes over the same bytes, which hides from the CPU that the panel is
+    read from beginning to end.
+    """
+    for line in range(4):
+        prefetch(panel, at + AHEAD + line * CACHE_LINE)
+    return load_i32(panel, at)
 
 
 @inner
-def high_nibble(q: Lanes) -> Lanes:
-    """Bits 7..4 of each lane's byte."""
-    return q >> splat_int(np.int32(4))
+def from_bit(words: Lanes, bit: int) -> Lanes:
+    """The words, shifted so that `bit` comes to the lowest place."""
+    return words >> splat_int(np.int32(bit))
+
+
+@inner
+def one_bit(words: Lanes, bit: int) -> Lanes:
+    """Bit `bit` of each word, 0 or 1."""
+    return from_bit(words, bit) & splat_int(np.int32(1))
+
+
+@inner
+def with_fifth(words: Lanes, bit: int, fifth: Lanes) -> Lanes:
+    """The four bits from `bit` on, and a fifth one above them."""
+    low = from_bit(words, bit) & splat_int(np.int32(15))
+    return low | (fifth << splat_int(np.int32(4)))
 
 
 @inner
@@ -127,12 +155,16 @@ def q8_0(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
 def q4_0(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
     """Q4_0: y = d * (nibble - 8)."""
     d = load_f16(panel, at)
-    for j in range(16):
-        q = load_u8(panel, at + (2 + j) * LANES)
-        total = visit(total, array, column + j, d * less(low_nibble(q), 8))
-    for j in range(16):
-        q = load_u8(panel, at + (2 + j) * LANES)
-        total = visit(total, array, column + 16 + j, d * less(high_nibble(q), 8))
+    for g in range(4):
+        q = words(panel, at + (2 + 4 * g) * LANES)
+        for b in range(4):
+            y = d * nibble_less_8(from_bit(q, 8 * b))
+            total = visit(total, array, column + 4 * g + b, y)
+    for g in range(4):
+        q = words(panel, at + (2 + 4 * g) * LANES)
+        for b in range(4):
+            y = d * nibble_less_8(from_bit(q, 8 * b + 4))
+            total = visit(total, array, column + 16 + 4 * g + b, y)
     return total
 
 
@@ -140,33 +172,33 @@ def q4_1(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
     """Q4_1: y = d * nibble + m."""
     d = load_f16(panel, at)
     m = load_f16(panel, at + 2 * LANES)
-    for j in range(16):
-        q = load_u8(panel, at + (4 + j) * LANES)
-        total = visit(total, array, column + j, d * to_float(low_nibble(q)) + m)
-    for j in range(16):
-        q = load_u8(panel, at + (4 + j) * LANES)
-        total = visit(total, array, column + 16 + j, d * to_float(high_nibble(q)) + m)
+    for g in range(4):
+        q = words(panel, at + (4 + 4 * g) * LANES)
+        for b in range(4):
+            y = d * nibble(from_bit(q, 8 * b)) + m
+            total = visit(total, array, column + 4 * g + b, y)
+    for g in range(4):
+        q = words(panel, at + (4 + 4 * g) * LANES)
+        for b in range(4):
+            y = d * nibble(from_bit(q, 8 * b + 4)) + m
+            total = visit(total, array, column + 16 + 4 * g + b, y)
     return total
-
-
-@inner
-def fifth_bit(panel: Bytes, at: int, j: int) -> Lanes:
-    """16 where bit `j` of the 32 bits from `at` on is set, else 0: the top of a 5-bit value."""
-    byte = load_u8(panel, at + (j >> 3) * LANES)
-    bit = (byte >> splat_int(np.int32(j & 7))) & splat_int(np.int32(1))
-    return bit << splat_int(np.int32(4))
 
 
 def q5_0(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
     """Q5_0: y = d * ((16 * fifth + nibble) - 16)."""
     d = load_f16(panel, at)
-    fifths = at + 2 * LANES
-    for j in range(16):
-        q = low_nibble(load_u8(panel, at + (6 + j) * LANES)) | fifth_bit(panel, fifths, j)
-        total = visit(total, array, column + j, d * less(q, 16))
-    for j in range(16):
-        q = high_nibble(load_u8(panel, at + (6 + j) * LANES)) | fifth_bit(panel, fifths, 16 + j)
-        total = visit(total, array, column + 16 + j, d * less(q, 16))
+    h = words(panel, at + 2 * LANES)
+    for g in range(4):
+        q = words(panel, at + (6 + 4 * g) * LANES)
+        for b in range(4):
+            y = d * less(with_fifth(q, 8 * b, one_bit(h, 4 * g + b)), 16)
+            total = visit(total, array, column + 4 * g + b, y)
+    for g in range(4):
+        q = words(panel, at + (6 + 4 * g) * LANES)
+        for b in range(4):
+            y = d * less(with_fifth(q, 8 * b + 4, one_bit(h, 16 + 4 * g + b)), 16)
+            total = visit(total, array, column + 16 + 4 * g + b, y)
     return total
 
 
@@ -174,23 +206,31 @@ def q5_1(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
     """Q5_1: y = d * (16 * fifth + nibble) + m."""
     d = load_f16(panel, at)
     m = load_f16(panel, at + 2 * LANES)
-    fifths = at + 4 * LANES
-    for j in range(16):
-        q = low_nibble(load_u8(panel, at + (8 + j) * LANES)) | fifth_bit(panel, fifths, j)
-        total = visit(total, array, column + j, d * to_float(q) + m)
-    for j in range(16):
-        q = high_nibble(load_u8(panel, at + (8 + j) * LANES)) | fifth_bit(panel, fifths, 16 + j)
-        total = visit(total, array, column + 16 + j, d * to_float(q) + m)
+    h = words(panel, at + 4 * LANES)
+    for g in range(4):
+        q = words(panel, at + (8 + 4 * g) * LANES)
+        for b in range(4):
+            y = d * to_float(with_fifth(q, 8 * b, one_bit(h, 4 * g + b))) + m
+            total = visit(total, array, column + 4 * g + b, y)
+    for g in range(4):
+        q = words(panel, at + (8 + 4 * g) * LANES)
+        for b in range(4):
+            y = d * to_float(with_fifth(q, 8 * b + 4, one_bit(h, 16 + 4 * g + b))) + m
+            total = visit(total, array, column + 16 + 4 * g + b, y)
     return total
 
 
 def iq4_nl(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
     """IQ4_NL: y = d * IQ4_VALUES[nibble]."""
     d = load_f16(panel, at)
-    for j in range(16):
-        q = load_u8(panel, at + (2 + j) * LANES)
-        total = visit(total, array, column + j, d * iq4_value(low_nibble(q)))
-    for j in range(16):
-        q = load_u8(panel, at + (2 + j) * LANES)
-        total = visit(total, array, column + 16 + j, d * iq4_value(high_nibble(q)))
+    for g in range(4):
+        q = words(panel, at + (2 + 4 * g) * LANES)
+        for b in range(4):
+            y = d * iq4_value(from_bit(q, 8 * b))
+            total = visit(total, array, column + 4 * g + b, y)
+    for g in range(4):
+        q = words(panel, at + (2 + 4 * g) * LANES)
+        for b in range(4):
+            y = d * iq4_value(from_bit(q, 8 * b + 4))
+            total = visit(total, array, column + 16 + 4 * g + b, y)
     return total

@@ -48,8 +48,10 @@ __all__ = [
     "load_f16",
     "load_f32",
     "load_i8",
+    "load_i32",
     "load_u8",
     "lookup_table",
+    "prefetch",
     "splat",
     "splat_int",
     "store_f32",
@@ -157,14 +159,19 @@ _operator(operator.rshift, I32, lambda b, x, y: b.lshr(x, y))
 
 
 def lookup_table(values: Sequence[float]) -> Any:  # noqa: ANN401
-    """An intrinsic that turns lanes 0 … 15 into the number of that place in `values`.
+    """An intrinsic: each lane's lowest four bits → the number at that place in `values` (16).
 
-    AVX-512 has an instruction for it; elsewhere each of the index's four bits halves the choice.
+    Whatever stands above the four bits is ignored. AVX-512 has an instruction for it. Elsewhere
+    consecutive whole numbers are counted up from the first, and among others each of the four
+    bits halves the choice.
     """
-    constants = [_constant(FLOATS, value) for value in values]
+
+    def count(builder: ir.IRBuilder, indices: ir.Value) -> ir.Value:
+        low = builder.and_(indices, _constant(INTS, 15))
+        return builder.sitofp(builder.add(low, _constant(INTS, int(values[0]))), FLOATS)
 
     def choose(builder: ir.IRBuilder, indices: ir.Value) -> ir.Value:
-        left = constants
+        left = [_constant(FLOATS, value) for value in values]
         for bit in range(4):
             mask = builder.and_(indices, _constant(INTS, 1 << bit))
             is_set = builder.icmp_unsigned("!=", mask, _constant(INTS, 0))
@@ -188,11 +195,14 @@ def lookup_table(values: Sequence[float]) -> Any:  # noqa: ANN401
         halves = [_joined(builder, *parts[:2]), _joined(builder, *parts[2:])]
         return _joined(builder, *halves)
 
+    consecutive = [values[0] + place for place in range(16)]
+    elsewhere = count if list(values) == consecutive else choose
+
     def typed(_typing: Any, _indices: Any) -> Any:  # noqa: ANN401
         def emit(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:  # noqa: ANN401
             if _has_avx512(context):
                 return permute(builder, args[0])
-            return choose(builder, args[0])
+            return elsewhere(builder, args[0])
 
         return F32(I32), emit
 
@@ -287,6 +297,24 @@ load_f16 = _load(F32, WORD, 2, _half_to_float)
 load_bf16 = _load(F32, WORD, 2, _bfloat_to_float)
 load_u8 = _load(I32, BYTE, 1, lambda _, b, v: b.zext(v, INTS))
 load_i8 = _load(I32, BYTE, 1, lambda _, b, v: b.sext(v, INTS))
+load_i32 = _load(I32, INT, 4, lambda _, b, v: v)
+
+
+def _prefetch(_typing: Any, array: types.Array, _offset: Any) -> Any:  # noqa: ANN401
+    """Ask for the memory at a byte offset to be on its way; it may lie outside the array."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:  # noqa: ANN401
+        place = _address(context, builder, signature.args[0], values[0], values[1], BYTE)
+        kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [BYTE.as_pointer()], kind)
+        to_read, keep, data = (ir.Constant(INT, value) for value in (0, 3, 1))
+        builder.call(function, [place, to_read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
+prefetch: Any = intrinsic(_prefetch)
 
 
 def _store_f32(_typing: Any, array: types.Array, _offset: Any, _vector: Any) -> Any:  # noqa: ANN401

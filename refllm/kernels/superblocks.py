@@ -1,7 +1,7 @@
 """Walks through the super-blocks of 256 values; see `refllm.kernels.blocks` for what a walk is.
 
-Layouts and formulas are drawn in `refllm.quant_k`. Letters: `s` a sub-block of 32 values, `g` a
-group of 16, `j` a value in it.
+Layouts and formulas are drawn in `refllm.quant_k`. Letters: s a sub-block of 32 values, g a group
+of 16, w a word of four bytes, b a byte in it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.kernels.blocks import Bytes, Lanes, add_product, iq4_value, less
+from refllm.kernels.blocks import (
+    Bytes,
+    Lanes,
+    add_product,
+    from_bit,
+    iq4_value,
+    less,
+    nibble,
+    one_bit,
+    with_fifth,
+    words,
+)
 from refllm.kernels.jit import inner
 from refllm.kernels.simd import (
     LANES,
@@ -36,6 +47,12 @@ def field(panel: Bytes, at: int, byte: int, shift: int, mask: int) -> Lanes:
 
 
 @inner
+def bits(words: Lanes, bit: int, mask: int) -> Lanes:
+    """(words >> bit) & mask."""
+    return from_bit(words, bit) & splat_int(np.int32(mask))
+
+
+@inner
 def field_above(low: Lanes, high: Lanes, shift: int) -> Lanes:
     """low | high << shift."""
     return low | (high << splat_int(np.int32(shift)))
@@ -50,9 +67,11 @@ def q2_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
         minimum = dmin * to_float(field(panel, at, g, 4, 15))
         first = 16 + 32 * (g >> 3) + 16 * (g & 1)
         shift = 2 * ((g >> 1) & 3)
-        for j in range(16):
-            q = field(panel, at, first + j, shift, 3)
-            total = visit(total, array, column + 16 * g + j, scale * to_float(q) - minimum)
+        for w in range(4):
+            q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
+            for b in range(4):
+                y = scale * to_float(bits(q, 8 * b, 3)) - minimum
+                total = visit(total, array, column + 16 * g + 4 * w + b, y)
     return total
 
 
@@ -66,11 +85,12 @@ def q3_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
         half = 16 * (g & 1)
         first = 32 + 32 * (g >> 3) + half
         shift = 2 * ((g >> 1) & 3)
-        for j in range(16):
-            q = field(panel, at, first + j, shift, 3)
-            third = field(panel, at, half + j, g >> 1, 1)
-            value = less(field_above(q, third, 2), 4)
-            total = visit(total, array, column + 16 * g + j, scale * value)
+        for w in range(4):
+            q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
+            h = from_bit(words(panel, at + (half + 4 * w) * LANES), g >> 1)
+            for b in range(4):
+                third = field_above(bits(q, 8 * b, 3), one_bit(h, 8 * b), 2)
+                total = visit(total, array, column + 16 * g + 4 * w + b, scale * less(third, 4))
     return total
 
 
@@ -99,9 +119,11 @@ def q4_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
         minimum = dmin * to_float(minimum_6_bits(panel, at, s))
         first = 16 + 32 * (s >> 1)
         shift = 4 * (s & 1)
-        for j in range(32):
-            q = field(panel, at, first + j, shift, 15)
-            total = visit(total, array, column + 32 * s + j, scale * to_float(q) - minimum)
+        for w in range(8):
+            q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
+            for b in range(4):
+                y = scale * nibble(from_bit(q, 8 * b)) - minimum
+                total = visit(total, array, column + 32 * s + 4 * w + b, y)
     return total
 
 
@@ -114,10 +136,12 @@ def q5_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
         minimum = dmin * to_float(minimum_6_bits(panel, at, s))
         first = 48 + 32 * (s >> 1)
         shift = 4 * (s & 1)
-        for j in range(32):
-            nibble = field(panel, at, first + j, shift, 15)
-            q = field_above(nibble, field(panel, at, 16 + j, s, 1), 4)
-            total = visit(total, array, column + 32 * s + j, scale * to_float(q) - minimum)
+        for w in range(8):
+            q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
+            h = from_bit(words(panel, at + (16 + 4 * w) * LANES), s)
+            for b in range(4):
+                y = scale * to_float(with_fifth(q, 8 * b, one_bit(h, 8 * b))) - minimum
+                total = visit(total, array, column + 32 * s + 4 * w + b, y)
     return total
 
 
@@ -130,11 +154,12 @@ def q6_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
         half = 16 * (g & 1)
         first_low = 64 * (g >> 3) + 32 * (quarter & 1) + half
         first_high = 128 + 32 * (g >> 3) + half
-        for j in range(16):
-            low = field(panel, at, first_low + j, 4 * (quarter >> 1), 15)
-            high = field(panel, at, first_high + j, 2 * quarter, 3)
-            value = less(field_above(low, high, 4), 32)
-            total = visit(total, array, column + 16 * g + j, scale * value)
+        for w in range(4):
+            q = from_bit(words(panel, at + (first_low + 4 * w) * LANES), 4 * (quarter >> 1))
+            h = from_bit(words(panel, at + (first_high + 4 * w) * LANES), 2 * quarter)
+            for b in range(4):
+                six = field_above(bits(q, 8 * b, 15), bits(h, 8 * b, 3), 4)
+                total = visit(total, array, column + 16 * g + 4 * w + b, scale * less(six, 32))
     return total
 
 
@@ -146,7 +171,9 @@ def iq4_xs(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> L
         high = field(panel, at, 2 + (s >> 2), 2 * (s & 3), 3)
         scale = d * less(field_above(low, high, 4), 32)
         for half in range(2):
-            for j in range(16):
-                q = field(panel, at, 8 + 16 * s + j, 4 * half, 15)
-                total = visit(total, array, column + 32 * s + 16 * half + j, scale * iq4_value(q))
+            for w in range(4):
+                q = from_bit(words(panel, at + (8 + 16 * s + 4 * w) * LANES), 4 * half)
+                for b in range(4):
+                    y = scale * iq4_value(from_bit(q, 8 * b))
+                    total = visit(total, array, column + 32 * s + 16 * half + 4 * w + b, y)
     return total
