@@ -153,6 +153,7 @@ class LocalEngine:
             token_ids,
             params,
             end_tokens=llama.tokenizer.eos_ids,
+            n_tokens=llama.tokenizer.n_vocab,
             seed=self.seed,
             profile=self.profile,
         )

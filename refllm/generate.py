@@ -43,13 +43,15 @@ def generate(
     params: InferencingParams,
     *,
     end_tokens: Set[int] = frozenset(),
+    n_tokens: int | None = None,
     seed: int = 0,
     profile: str = "contract",
 ) -> Iterator[Step]:
     """The steps that continue `prompt`: up to max_tokens, an end token (itself a step), or the
     end of the context.
 
-    Draw i uses `uniform(seed, i)`. Errors: `InvalidInput` for unusable parameters or a prompt that
+    `n_tokens` is the tokenizer's number of tokens, where the network's vocabulary is padded beyond
+    it: what no token stands for is not drawn. Draw i uses `uniform(seed, i)`. Errors: `InvalidInput` for unusable parameters or a prompt that
     does not fit the context, `LlmRuntimeError` where the network's values are not finite.
     """
     params.check()
@@ -59,7 +61,7 @@ def generate(
     tokens = list(prompt)
     last = _read_prompt(network, tokens, cache)  # [1, D]
     for i in range(params.max_tokens):
-        logits = network.logits(last)[0]  # [V]
+        logits = network.logits(last)[0][:n_tokens]  # [V]
         step = sample(logits, params, tokens, uniform(seed, i), step=i, profile=profile)
         yield step
         is_full = cache.length == network.config.n_ctx

@@ -297,6 +297,20 @@ def test_a_tokenizer_larger_than_the_model_is_a_runtime_error(tmp_path: Path) ->
         LocalEngine().infer(path, "the")
 
 
+def test_a_padded_vocabulary_is_never_drawn_from(tmp_path: Path) -> None:
+    plain = refllm.load(tiny_llama_gguf(tmp_path / "plain.gguf"))
+    assert isinstance(plain, refllm.LlamaModel)
+    n_tokens, width = plain.tokenizer.n_vocab, plain.config.n_embd
+    # 64 rows more than there are tokens, with the largest logits of all (a sign, so one is positive).
+    embedding, output = (np.zeros((n_tokens + 64, width), np.float32) for _ in range(2))
+    embedding[:n_tokens] = plain.network.token_embd.array()
+    output[n_tokens : n_tokens + 32], output[n_tokens + 32 :] = 100.0, -100.0
+    tensors = {"token_embd.weight": embedding, "output.weight": output}
+    path = tiny_llama_gguf(tmp_path / "padded.gguf", tensors=tensors)
+    result = LocalEngine().infer(path, "the", InferencingParams(max_tokens=5, temperature=0.0))
+    assert result.usage.generated_token_count >= 1
+
+
 # Embeddings
 
 
