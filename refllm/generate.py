@@ -51,8 +51,10 @@ def generate(
     end of the context.
 
     `n_tokens` is the tokenizer's number of tokens, where the network's vocabulary is padded beyond
-    it: what no token stands for is not drawn. Draw i uses `uniform(seed, i)`. Errors: `InvalidInput` for unusable parameters or a prompt that
-    does not fit the context, `LlmRuntimeError` where the network's values are not finite.
+    it: what no token stands for is not drawn. Draw i uses `uniform(seed, i)`.
+
+    Errors: `InvalidInput` for unusable parameters or a prompt that does not fit the context,
+    `LlmRuntimeError` where the network's values are not finite.
     """
     params.check()
     if params.max_tokens == 0:

@@ -301,7 +301,7 @@ def test_a_padded_vocabulary_is_never_drawn_from(tmp_path: Path) -> None:
     plain = refllm.load(tiny_llama_gguf(tmp_path / "plain.gguf"))
     assert isinstance(plain, refllm.LlamaModel)
     n_tokens, width = plain.tokenizer.n_vocab, plain.config.n_embd
-    # 64 rows more than there are tokens, with the largest logits of all (a sign, so one is positive).
+    # 64 rows more than there are tokens; half of them have the largest logit, whatever its sign.
     embedding, output = (np.zeros((n_tokens + 64, width), np.float32) for _ in range(2))
     embedding[:n_tokens] = plain.network.token_embd.array()
     output[n_tokens : n_tokens + 32], output[n_tokens + 32 :] = 100.0, -100.0

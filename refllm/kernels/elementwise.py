@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.kernels.jit import jit
+from refllm.kernels.jit import inner, jit, parallel_jit, prange
 from refllm.kernels.math import exp, gelu_f32, silu_f32, sin_cos
 
 __all__ = [
@@ -30,68 +30,49 @@ __all__ = [
 Floats = NDArray[np.float32]
 
 
-@jit
+# Sums of several rows advance together, because an addition waits for the one before it.
+ROWS = 4
+# Below this many elements one thread is done before a second has woken up.
+SERIAL_WORK = 1 << 15
+
+
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """x / √(mean(x²) + ε) · weight for each row of x [T, D].
 
     The mean is rounded to float32; everything after it is float32.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    n_rows, width = x.shape
-    out = np.empty((n_rows, width), np.float32)  # [T, D]
-    for t in range(n_rows):
-        total = 0.0
-        for d in range(width):
-            total += np.float64(x[t, d]) * np.float64(x[t, d])
-        mean_square = np.float32(total / width)
-        scale = np.float32(1.0) / np.sqrt(mean_square + np.float32(eps))
-        for d in range(width):
-            out[t, d] = (x[t, d] * scale) * weight[d]
+    out = np.empty_like(x)  # [T, D]
+    run = _rms_norm_serial if x.size < SERIAL_WORK else _rms_norm_parallel
+    run(x, weight, eps, out)
     return out
 
 
-@jit
 def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
     """(x − mean) / √(mean((x − mean)²) + ε) · weight + bias for each row of x [T, D].
 
     Both means are rounded to float32; everything between and after them is float32.
     Source: Ba et al. 2016, arXiv:1607.06450.
     """
-    n_rows, width = x.shape
-    out = np.empty((n_rows, width), np.float32)  # [T, D]
-    for t in range(n_rows):
-        total = 0.0
-        for d in range(width):
-            total += np.float64(x[t, d])
-        mean = np.float32(total / width)
-        total = 0.0
-        for d in range(width):
-            centered = np.float64(x[t, d] - mean)
-            total += centered * centered
-        variance = np.float32(total / width)
-        scale = np.float32(1.0) / np.sqrt(variance + np.float32(eps))
-        for d in range(width):
-            out[t, d] = ((x[t, d] - mean) * scale) * weight[d] + bias[d]
+    out = np.empty_like(x)  # [T, D]
+    run = _layer_norm_serial if x.size < SERIAL_WORK else _layer_norm_parallel
+    run(x, weight, bias, eps, out)
     return out
 
 
-@jit
 def swiglu(gate: Floats, up: Floats) -> Floats:
     """silu(gate) · up, element by element, both [T, F]. Source: Shazeer 2020, arXiv:2002.05202."""
     out = np.empty_like(gate)  # [T, F]
-    for t in range(gate.shape[0]):
-        for f in range(gate.shape[1]):
-            out[t, f] = silu_f32(gate[t, f]) * up[t, f]
+    run = _swiglu_serial if gate.size < SERIAL_WORK else _swiglu_parallel
+    run(gate, up, out)
     return out
 
 
-@jit
 def gelu(x: Floats) -> Floats:
     """x·Φ(x), the exact GELU, element by element, [T, F]."""
     out = np.empty_like(x)  # [T, F]
-    for t in range(x.shape[0]):
-        for f in range(x.shape[1]):
-            out[t, f] = gelu_f32(x[t, f])
+    run = _gelu_serial if x.size < SERIAL_WORK else _gelu_parallel
+    run(x, out)
     return out
 
 
@@ -109,6 +90,127 @@ def gelu_tanh(x: Floats) -> Floats:
             argument = 1.5957691216057308 * (wide + 0.044715 * (wide * wide * wide))
             out[t, f] = np.float32(wide / (1.0 + exp(-argument)))
     return out
+
+
+@inner
+def _totals(x: Floats, t: int) -> tuple[float, float, float, float]:
+    """Σ x of rows t … t + 3."""
+    total0 = total1 = total2 = total3 = 0.0
+    for d in range(x.shape[1]):
+        total0 += np.float64(x[t, d])
+        total1 += np.float64(x[t + 1, d])
+        total2 += np.float64(x[t + 2, d])
+        total3 += np.float64(x[t + 3, d])
+    return total0, total1, total2, total3
+
+
+@inner
+def _square_totals(x: Floats, t: int, center: Floats) -> tuple[float, float, float, float]:
+    """Σ (x − center)² of rows t … t + 3, each with its own center; the difference is float32."""
+    total0 = total1 = total2 = total3 = 0.0
+    for d in range(x.shape[1]):
+        x0, x1 = np.float64(x[t, d] - center[0]), np.float64(x[t + 1, d] - center[1])
+        x2, x3 = np.float64(x[t + 2, d] - center[2]), np.float64(x[t + 3, d] - center[3])
+        total0 += x0 * x0
+        total1 += x1 * x1
+        total2 += x2 * x2
+        total3 += x3 * x3
+    return total0, total1, total2, total3
+
+
+@inner
+def _rows_together(x: Floats, group: int) -> tuple[Floats, int]:
+    """Rows 4·group … of x [T, D] as four rows, and how many of them are real."""
+    first = group * ROWS
+    n_rows = min(ROWS, x.shape[0] - first)
+    if n_rows == ROWS:
+        return x[first : first + ROWS], n_rows
+    filled = np.zeros((ROWS, x.shape[1]), np.float32)
+    filled[:n_rows] = x[first : first + n_rows]
+    return filled, n_rows
+
+
+@inner
+def _rms_norm_rows(group: int, x: Floats, weight: Floats, eps: float, out: Floats) -> None:
+    width = x.shape[1]
+    rows, n_rows = _rows_together(x, group)
+    totals = _square_totals(rows, 0, np.zeros(ROWS, np.float32))
+    for i in range(n_rows):
+        mean_square = np.float32(totals[i] / width)
+        scale = np.float32(1.0) / np.sqrt(mean_square + np.float32(eps))
+        for d in range(width):
+            out[group * ROWS + i, d] = (rows[i, d] * scale) * weight[d]
+
+
+@inner
+def _layer_norm_rows(
+    group: int, x: Floats, weight: Floats, bias: Floats, eps: float, out: Floats
+) -> None:
+    width = x.shape[1]
+    rows, n_rows = _rows_together(x, group)
+    means = np.empty(ROWS, np.float32)
+    totals = _totals(rows, 0)
+    for i in range(ROWS):
+        means[i] = np.float32(totals[i] / width)
+    totals = _square_totals(rows, 0, means)
+    for i in range(n_rows):
+        variance = np.float32(totals[i] / width)
+        scale = np.float32(1.0) / np.sqrt(variance + np.float32(eps))
+        for d in range(width):
+            normal = (rows[i, d] - means[i]) * scale
+            out[group * ROWS + i, d] = normal * weight[d] + bias[d]
+
+
+@jit
+def _rms_norm_serial(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
+    for group in range((x.shape[0] + ROWS - 1) // ROWS):
+        _rms_norm_rows(group, x, weight, eps, out)
+
+
+@parallel_jit
+def _rms_norm_parallel(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
+    for group in prange((x.shape[0] + ROWS - 1) // ROWS):
+        _rms_norm_rows(group, x, weight, eps, out)
+
+
+@jit
+def _layer_norm_serial(x: Floats, weight: Floats, bias: Floats, eps: float, out: Floats) -> None:
+    for group in range((x.shape[0] + ROWS - 1) // ROWS):
+        _layer_norm_rows(group, x, weight, bias, eps, out)
+
+
+@parallel_jit
+def _layer_norm_parallel(x: Floats, weight: Floats, bias: Floats, eps: float, out: Floats) -> None:
+    for group in prange((x.shape[0] + ROWS - 1) // ROWS):
+        _layer_norm_rows(group, x, weight, bias, eps, out)
+
+
+@jit
+def _swiglu_serial(gate: Floats, up: Floats, out: Floats) -> None:
+    for t in range(gate.shape[0]):
+        for f in range(gate.shape[1]):
+            out[t, f] = silu_f32(gate[t, f]) * up[t, f]
+
+
+@parallel_jit
+def _swiglu_parallel(gate: Floats, up: Floats, out: Floats) -> None:
+    for t in prange(gate.shape[0]):
+        for f in range(gate.shape[1]):
+            out[t, f] = silu_f32(gate[t, f]) * up[t, f]
+
+
+@jit
+def _gelu_serial(x: Floats, out: Floats) -> None:
+    for t in range(x.shape[0]):
+        for f in range(x.shape[1]):
+            out[t, f] = gelu_f32(x[t, f])
+
+
+@parallel_jit
+def _gelu_parallel(x: Floats, out: Floats) -> None:
+    for t in prange(x.shape[0]):
+        for f in range(x.shape[1]):
+            out[t, f] = gelu_f32(x[t, f])
 
 
 @jit
@@ -151,12 +253,13 @@ def apply_rope(x: Floats, table: Floats) -> Floats:
 def mean_rows(x: Floats) -> Floats:
     """The mean of the rows of x [T, D], [D]."""
     n_rows, width = x.shape
+    totals = np.zeros(width, np.float64)  # [D]
+    for t in range(n_rows):
+        for d in range(width):
+            totals[d] += np.float64(x[t, d])
     out = np.empty(width, np.float32)  # [D]
     for d in range(width):
-        total = 0.0
-        for t in range(n_rows):
-            total += np.float64(x[t, d])
-        out[d] = np.float32(total / n_rows)
+        out[d] = np.float32(totals[d] / n_rows)
     return out
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from refllm.kernels.jit import jit
+from refllm.kernels.jit import inner
 
 __all__ = ["exp", "exp_f32", "gelu_f32", "silu_f32", "sin_cos"]
 
@@ -35,7 +35,7 @@ ROUNDER = 6755399441055744.0
 ONE_BITS = 0x3FF0000000000000
 
 
-@jit
+@inner
 def exp(x: float) -> float:
     """e**x as float64 for −708 ≤ x ≤ 708; beyond, the value at that end. NaN stays NaN.
 
@@ -64,13 +64,13 @@ def exp(x: float) -> float:
     return series * two_to_n
 
 
-@jit
+@inner
 def exp_f32(x: np.float32) -> np.float32:
     """e**x, rounded once. Worst error 0.500002 ULP, over every float32 x ≤ 0 (softmax)."""
     return np.float32(exp(np.float64(x)))
 
 
-@jit
+@inner
 def silu_f32(x: np.float32) -> np.float32:
     """x·sigmoid(x) = x / (1 + e**−x), rounded once. Worst error 0.500004 ULP.
 
@@ -80,7 +80,7 @@ def silu_f32(x: np.float32) -> np.float32:
     return np.float32(wide / (1.0 + exp(-wide)))
 
 
-@jit
+@inner
 def gelu_f32(x: np.float32) -> np.float32:
     """x·Φ(x) = x/2·(1 + erf(x/√2)), rounded once. Worst error 0.500016 ULP.
 
@@ -93,7 +93,7 @@ def gelu_f32(x: np.float32) -> np.float32:
     return np.float32(wide * phi)
 
 
-@jit
+@inner
 def upper_tail(a: float) -> float:
     """Q(a) = erfc(a/√2)/2, the normal distribution's mass above a ≥ 0; relative error below 2^-38.
 
@@ -122,7 +122,7 @@ def upper_tail(a: float) -> float:
     return exp(-0.5 * (a * a)) * (p * inverse)
 
 
-@jit
+@inner
 def sin_cos(x: float) -> tuple[np.float32, np.float32]:
     """(sin x, cos x) for a float64 |x| ≤ 2^20, each rounded once to float32.
 
@@ -160,13 +160,13 @@ def sin_cos(x: float) -> tuple[np.float32, np.float32]:
     return np.float32(-c), np.float32(s)
 
 
-@jit
+@inner
 def _bits(x: float) -> np.int64:
     """The 64 bits of a float64, as an integer."""
     return np.float64(x).view(np.int64)
 
 
-@jit
+@inner
 def _from_bits(bits: np.int64) -> np.float64:
     """The float64 that these 64 bits are."""
     return np.int64(bits).view(np.float64)
