@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InvalidInput
 from refllm.kernels.attention import (
-    attention,
+    attention_over_texts,
     attention_scale,
     attention_weights,
     key_value_buffers,
@@ -124,8 +125,8 @@ class Bert:
             x = self._layers(texts, activation, tap)  # [T, D]
         if not np.isfinite(x).all():
             raise not_finite(self.path, lambda watch: self._layers(texts, activation, watch))
-        spans = _spans(texts)
-        pooled = np.stack([mean_rows(x[span]) for span in spans])  # [N, D]
+        spans = pairwise(_starts(texts))
+        pooled = np.stack([mean_rows(x[first:last]) for first, last in spans])  # [N, D]
         result = np.stack([l2_normalize(row) for row in pooled])  # [N, D]
         if tap:
             tap("result_embd_pooled", pooled)
@@ -146,9 +147,9 @@ class Bert:
         x = self.token_embd_norm(x)
         if tap:
             tap("inp_norm", x)
-        spans = _spans(texts)
+        starts = _starts(texts)
         for i, layer in enumerate(self.layers):
-            attended = x + self._attention(i, layer, x, spans, tap)  # [T, D]
+            attended = x + self._attention(i, layer, x, starts, tap)  # [T, D]
             h = layer.attn_output_norm(attended)
             up = layer.ffn_up(h)  # [T, F]
             active = activation(up)  # [T, F]
@@ -163,7 +164,7 @@ class Bert:
         return x
 
     def _attention(
-        self, i: int, layer: BertLayer, x: Floats, spans: Sequence[slice], tap: Tap | None
+        self, i: int, layer: BertLayer, x: Floats, starts: NDArray[np.int64], tap: Tap | None
     ) -> Floats:
         """What layer i's attention adds to each token, [T, D]."""
         c = self.config
@@ -175,18 +176,9 @@ class Bert:
             tap(f"Qcur-{i}", q)
             tap(f"Kcur-{i}", k)
             tap(f"Vcur-{i}", v)
-        merged = np.empty_like(q)  # [T, H, E]
-        for span in spans:
-            n_tokens = span.stop - span.start
-            keys, values = key_value_buffers(c.n_heads, n_tokens=n_tokens, head_dim=heads[2])
-            keys[..., :n_tokens] = k[span].transpose(1, 2, 0)  # [H, E, S]
-            values[:, :n_tokens] = v[span].transpose(1, 0, 2)  # [H, S, E]
-            n_visible = np.full(n_tokens, n_tokens)  # every token sees the whole text
-            merged[span] = attention(q[span], keys, values, n_visible)
-            if tap:
-                scale = attention_scale(heads[2])
-                weights = attention_weights(q[span], keys, n_visible, scale, n_tokens)
-                tap(f"kq_soft_max-{i}", weights)  # [H, S, S]
+        merged = attention_over_texts(q, k, v, starts)  # [T, H, E]
+        if tap:
+            _show_weights(i, q, k, starts, tap)
         out = layer.attn_output(merged.reshape(x.shape))  # [T, D]
         if tap:
             tap(f"kqv_out-{i}", merged.reshape(x.shape))
@@ -232,7 +224,19 @@ def _layer(c: BertConfig, p: Parameters, prefix: str) -> BertLayer:
     )
 
 
-def _spans(texts: Sequence[Sequence[int]]) -> list[slice]:
-    """Where each text's tokens lie among those of all texts."""
-    ends = np.cumsum([len(text) for text in texts]).tolist()
-    return [slice(end - len(text), end) for end, text in zip(ends, texts, strict=True)]
+def _starts(texts: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Where each text begins among the tokens of all, and where the last one ends: [N + 1]."""
+    return np.cumsum([0, *(len(text) for text in texts)])
+
+
+def _show_weights(i: int, q: Floats, k: Floats, starts: NDArray[np.int64], tap: Tap) -> None:
+    """Show the tap layer i's attention weights, [H, S, S], of each text."""
+    _, n_heads, head_dim = q.shape
+    for first, last in pairwise(starts.tolist()):
+        n_tokens = last - first
+        keys, _ = key_value_buffers(n_heads, n_tokens=n_tokens, head_dim=head_dim)
+        keys[..., :n_tokens] = k[first:last].transpose(1, 2, 0)
+        n_visible = np.full(n_tokens, n_tokens)
+        scale = attention_scale(head_dim)
+        weights = attention_weights(q[first:last], keys, n_visible, scale, n_tokens)
+        tap(f"kq_soft_max-{i}", weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import gguf
 import numpy as np
@@ -13,6 +14,7 @@ from refllm import oracle
 from refllm.kernels import elementwise
 from refllm.kernels.attention import (
     attention,
+    attention_over_texts,
     attention_scale,
     attention_weights,
     key_value_buffers,
@@ -120,11 +122,17 @@ def test_causal_attention_equals_the_oracle(T: int, P: int, H: int, K: int, E: i
     assert same_bits(got, oracle.attention(q, k, v, n_visible.tolist()))
 
 
-def test_attention_without_a_mask_equals_the_oracle() -> None:
-    q, k, v = (random_floats(12, 4, 8, seed=seed) for seed in range(3))
-    keys, values = cache_of(k, v, capacity=12)
-    got = attention(q, keys, values, np.full(12, 12))
-    assert same_bits(got, oracle.attention(q, k, v, [12] * 12))
+@pytest.mark.parametrize("n_tokens", [5, 100])
+def test_attention_within_texts_equals_the_oracle(n_tokens: int) -> None:
+    # Six texts end to end; the last is longer than a block of queries.
+    lengths = [1, 3, 12, 2, 30, n_tokens]
+    starts = np.cumsum([0, *lengths])
+    q, k, v = (random_floats(int(starts[-1]), 4, 8, seed=seed) for seed in range(3))
+    got = attention_over_texts(q, k, v, starts)
+    for first, last in pairwise(starts):
+        text = slice(first, last)
+        exact = oracle.attention(q[text], k[text], v[text], [last - first] * (last - first))
+        assert same_bits(got[text], exact)
 
 
 def test_attention_weights_are_those_that_attention_uses() -> None:

@@ -24,7 +24,13 @@ from refllm.kernels.math import exp_f32
 from refllm.kernels.simd import LANES
 from refllm.kernels.tile import add_products
 
-__all__ = ["attention", "attention_scale", "attention_weights", "key_value_buffers"]
+__all__ = [
+    "attention",
+    "attention_over_texts",
+    "attention_scale",
+    "attention_weights",
+    "key_value_buffers",
+]
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -149,16 +155,27 @@ def _attend(
         for g in range(group):
             queries[t * group + g] = query[first + t, kv_head * group + g]
             visible[t * group + g] = n_visible[first + t]
-    weights = _softmax_scores(queries, keys[kv_head], visible, scale)  # [R, S]
-    for r in range(weights.shape[0]):
-        weights[r, visible[r] :] = 0.0
-    # What is beyond a row's own tokens has weight 0 and adds +0 or -0 at the end of its sum.
-    results = np.zeros((block * group, (head_dim + LANES - 1) // LANES * LANES), np.float32)
-    for e in range(0, head_dim, LANES):
-        add_products(weights, 0, visible[-1], values[kv_head], e, results, e)
+    results = _attend_queries(queries, keys[kv_head], values[kv_head], visible, scale)
     for t in range(block):
         for g in range(group):
             out[first + t, kv_head * group + g] = results[t * group + g, :head_dim]
+
+
+@inner
+def _attend_queries(
+    queries: Floats, keys: Floats, values: Floats, n_visible: Ints, scale: np.float32
+) -> Floats:
+    """softmax(q·k·scale)·v of queries [R, E] against keys [E, C] and values [C, E]: [R, ≥ E]."""
+    weights = _softmax_scores(queries, keys, n_visible, scale)  # [R, S]
+    for r in range(weights.shape[0]):
+        weights[r, n_visible[r] :] = 0.0
+    # What is beyond a row's own tokens has weight 0 and adds +0 or -0 at the end of its sum.
+    head_dim = queries.shape[1]
+    width = (head_dim + LANES - 1) // LANES * LANES
+    results = np.zeros((queries.shape[0], width), np.float32)
+    for e in range(0, head_dim, LANES):
+        add_products(weights, 0, n_visible[-1], values, e, results, e)
+    return results
 
 
 @inner
@@ -203,3 +220,67 @@ def _n_items(query: Floats, keys: Floats) -> int:
     block = tokens_at_a_time(n_heads // n_kv_heads)
     n_items: int = (n_tokens + block - 1) // block * n_kv_heads
     return n_items
+
+
+def attention_over_texts(query: Floats, key: Floats, value: Floats, starts: Ints) -> Floats:
+    """softmax(q·k/√E)·v within each of several texts that lie end to end, all [T, H, E].
+
+    Text n is tokens starts[n] … starts[n + 1] − 1 (starts has one entry more than there are
+    texts); each of its tokens attends to all of them and to no others.
+    """
+    out = np.empty_like(query)  # [T, H, E]
+    scale = attention_scale(query.shape[2])
+    longest = int(np.max(np.diff(starts)))
+    run = _texts_serial if query.size * longest < SERIAL_WORK else _texts_parallel
+    run(query, key, value, starts, scale, out)
+    return out
+
+
+@inner
+def _attend_text(
+    item: int,
+    query: Floats,
+    key: Floats,
+    value: Floats,
+    starts: Ints,
+    scale: np.float32,
+    out: Floats,
+) -> None:
+    """One head of one text: item = text·H + h."""
+    n_heads, head_dim = query.shape[1:]
+    text, h = item // n_heads, item % n_heads
+    first, last = starts[text], starts[text + 1]
+    n_tokens = last - first
+    capacity = (n_tokens + LANES - 1) // LANES * LANES
+    keys = np.zeros((head_dim, capacity), np.float32)  # [E, C]
+    padded = np.zeros(n_tokens * head_dim + LANES, np.float32)
+    values = padded[: n_tokens * head_dim].reshape(n_tokens, head_dim)  # [S, E]
+    for s in range(n_tokens):
+        for e in range(head_dim):
+            keys[e, s] = key[first + s, h, e]
+            values[s, e] = value[first + s, h, e]
+    for start in range(first, last, QUERIES):
+        n_queries = min(QUERIES, last - start)
+        queries = np.empty((n_queries, head_dim), np.float32)  # [R, E]
+        for r in range(n_queries):
+            queries[r] = query[start + r, h]
+        visible = np.full(n_queries, n_tokens)
+        results = _attend_queries(queries, keys, values, visible, scale)
+        for r in range(n_queries):
+            out[start + r, h] = results[r, :head_dim]
+
+
+@jit
+def _texts_serial(
+    query: Floats, key: Floats, value: Floats, starts: Ints, scale: np.float32, out: Floats
+) -> None:
+    for item in range((starts.size - 1) * query.shape[1]):
+        _attend_text(item, query, key, value, starts, scale, out)
+
+
+@parallel_jit
+def _texts_parallel(
+    query: Floats, key: Floats, value: Floats, starts: Ints, scale: np.float32, out: Floats
+) -> None:
+    for item in prange((starts.size - 1) * query.shape[1]):
+        _attend_text(item, query, key, value, starts, scale, out)

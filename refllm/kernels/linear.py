@@ -82,9 +82,10 @@ def _kernel(
     stored_as = FORMATS[format_name]
     visit = add_product if one_row else keep
     walk = inner(specialized(WALKS[format_name], f"{format_name}_{rows}_walk", visit=visit))
+    many = _float_rows_product if format_name == "F32" else _rows_product
     product = inner(
         specialized(
-            _row_product if one_row else _rows_product,
+            _row_product if one_row else many,
             f"{format_name}_{rows}_product",
             walk=walk,
             block_bytes=stored_as.block_bytes,
@@ -130,8 +131,8 @@ def _row_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
 
 def _rows_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
     """Outputs `first` … `first` + 63 for every row of x."""
-    n_rows, n_columns = x.shape
-    sums = np.zeros((n_rows, LANES), np.float32)  # [T, 64]
+    n_columns = x.shape[1]
+    sums = np.zeros((x.shape[0], LANES), np.float32)  # [T, 64]
     piece = np.empty((PIECE, LANES), np.float32)  # [columns, 64]
     for start in range(0, n_columns, PIECE):
         columns = min(PIECE, n_columns - start)
@@ -139,7 +140,23 @@ def _rows_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
             at = (start // block_size + block) * block_bytes * LANES
             walk(panel, at, zeros(), piece.reshape(-1), block * block_size)
         add_products(x, start, columns, piece, 0, sums, 0)
+    _write(sums, out, first)
+
+
+def _float_rows_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
+    """`_rows_product` of F32, where a panel is what the buffer would be."""
+    weights = panel.view(np.float32).reshape(-1, LANES)  # [D, 64]
+    sums = np.zeros((x.shape[0], LANES), np.float32)  # [T, 64]
+    for start in range(0, x.shape[1], PIECE):
+        columns = min(PIECE, x.shape[1] - start)
+        add_products(x, start, columns, weights[start : start + columns], 0, sums, 0)
+    _write(sums, out, first)
+
+
+@inner
+def _write(sums: Floats, out: Floats, first: int) -> None:
+    """Put the sums [T, 64] into columns `first` … of out, as many as it has."""
     n_lanes = min(LANES, out.shape[1] - first)
-    for t in range(n_rows):
+    for t in range(out.shape[0]):
         for lane in range(n_lanes):
             out[t, first + lane] = sums[t, lane]

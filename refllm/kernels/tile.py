@@ -31,6 +31,9 @@ def add_products(
     while r + 6 <= x.shape[0]:
         _six_rows(x, r, first, n, w, column, sums, place)
         r += 6
+    while r + 3 <= x.shape[0]:
+        _three_rows(x, r, first, n, w, column, sums, place)
+        r += 3
     while r < x.shape[0]:
         _one_row(x, r, first, n, w, column, sums, place)
         r += 1
@@ -61,6 +64,26 @@ def _six_rows(
     store_f32(flat, at + 3 * width, sum3)
     store_f32(flat, at + 4 * width, sum4)
     store_f32(flat, at + 5 * width, sum5)
+
+
+@inner
+def _three_rows(
+    x: Floats, r: int, first: int, n: int, w: Floats, column: int, sums: Floats, place: int
+) -> None:
+    """Rows r … r + 2."""
+    stride, width = w.shape[1] * FLOAT_BYTES, sums.shape[1] * FLOAT_BYTES
+    weights, flat = w.reshape(-1), sums.reshape(-1)
+    at = r * width + place * FLOAT_BYTES
+    sum0, sum1 = load_f32(flat, at), load_f32(flat, at + width)
+    sum2 = load_f32(flat, at + 2 * width)
+    for k in range(n):
+        row = load_f32(weights, k * stride + column * FLOAT_BYTES)
+        sum0 = sum0 + row * splat(x[r, first + k])
+        sum1 = sum1 + row * splat(x[r + 1, first + k])
+        sum2 = sum2 + row * splat(x[r + 2, first + k])
+    store_f32(flat, at, sum0)
+    store_f32(flat, at + width, sum1)
+    store_f32(flat, at + 2 * width, sum2)
 
 
 @inner
