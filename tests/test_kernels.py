@@ -19,6 +19,7 @@ from refllm.kernels.attention import (
     attention_weights,
     key_value_buffers,
 )
+from refllm.kernels.fields import WIDE_FIELDS
 from refllm.kernels.jit import use_threads
 from refllm.kernels.linear import embedding, linear
 from refllm.kernels.panels import pack
@@ -71,13 +72,42 @@ def test_the_matrix_product_rounds_each_product_and_each_sum() -> None:
     assert linear(x, pack(stored(w))).item() == 0.0
 
 
-@pytest.mark.parametrize("type_name", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
-def test_a_quantized_matrix_is_its_decoded_numbers(type_name: str) -> None:
-    x, weight = random_floats(4, 96), stored(random_floats(200, 96, seed=1), type_name)
+def random_blocks(type_name: str, n_rows: int, n_columns: int) -> Tensor:
+    """A matrix of random bytes in a GGML format, with scales of an ordinary size."""
+    stored_as = FORMATS[type_name]
+    rng = np.random.default_rng(0)
+    n_blocks = n_columns // stored_as.block_size
+    blocks = rng.integers(0, 256, (n_rows, n_blocks, stored_as.block_bytes), np.uint8)
+    for place, width in WIDE_FIELDS[type_name].items():
+        if width == 2:
+            scales = rng.standard_normal((n_rows, n_blocks)).astype(np.float16)
+            if type_name == "BF16":
+                scales.view(np.uint16)[...] = scales.astype(np.float32).view(np.uint32) >> 16
+            blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
+    if type_name == "F32":
+        blocks = rng.standard_normal((n_rows, n_columns, 1), np.float32).view(np.uint8)
+    return Tensor("test", stored_as, (n_rows, n_columns), blocks.reshape(n_rows, -1))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 10])
+@pytest.mark.parametrize("type_name", WIDE_FIELDS)
+def test_a_quantized_matrix_is_its_decoded_numbers(type_name: str, n_tokens: int) -> None:
+    # 130 rows are two panels and two rows; 768 columns are a piece and a half.
+    x, weight = random_floats(n_tokens, 768), random_blocks(type_name, 130, 768)
     assert same_bits(linear(x, pack(weight)), oracle.matmul(x, weight.array()))
 
 
-def test_a_matrix_larger_than_one_slab_is_computed_whole() -> None:
+def test_a_format_without_a_kernel_becomes_floats() -> None:
+    x, weight = (
+        random_floats(2, 256),
+        Tensor("t", FORMATS["I8"], (70, 256), np.ones((70, 256), np.uint8)),
+    )
+    packed = pack(weight)
+    assert packed.format.name == "F32"
+    assert same_bits(linear(x, packed), oracle.matmul(x, weight.array()))
+
+
+def test_a_wide_matrix_is_computed_whole() -> None:
     x, w = random_floats(1, 2048), random_floats(1100, 2048, seed=1)
     assert same_bits(linear(x, pack(stored(w, "F16"))), oracle.matmul(x, stored(w, "F16").array()))
 
