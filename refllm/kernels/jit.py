@@ -2,26 +2,38 @@
 
 Every kernel is compiled with the same options, and the options are part of the numerics:
 no `fastmath`, so that LLVM neither fuses, reorders nor approximates; `error_model="numpy"`, so
-that x/0 is an IEEE value and not an exception. `cache=True` keeps the machine code on disk,
-`nogil=True` lets other Python threads run meanwhile.
+that x/0 is an IEEE value and not an exception. `nogil=True` lets other Python threads run
+meanwhile. Nothing is compiled before its first call, and what was compiled once on a machine is
+found on disk from then on (`refllm.kernels.cache`).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import cache, update_wrapper
 from types import FunctionType
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numba
+from numba.core.dispatcher import Dispatcher
 
-__all__ = ["inner", "jit", "parallel_jit", "prange", "specialized", "use_threads"]
+from refllm.kernels.cache import KernelCache
+from refllm.kernels.threads import available_cpus
+
+__all__ = ["inner", "jit", "n_threads", "parallel_jit", "prange", "specialized", "use_threads"]
 
 F = TypeVar("F", bound=Callable[..., object])
+
+# numba's own thread pool, its last resort where there is neither OpenMP nor TBB, ends the process
+# when two threads use it at once.
+UNSAFE_LAYER = "workqueue"
+ONE_AT_A_TIME = threading.Lock()
 
 
 def jit(function: F) -> F:
     """`function`, compiled for the calling thread alone."""
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+    return cast(F, _kept_on_disk(numba.njit(nogil=True, error_model="numpy")(function)))
 
 
 def inner(function: F) -> F:
@@ -29,25 +41,25 @@ def inner(function: F) -> F:
 
     For functions that take functions: numba cannot find those in its cache again.
     """
-    return cast(F, numba.njit(nogil=True, error_model="numpy")(function))
+    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))
 
 
 def parallel_jit(function: F) -> F:
     """`function`, compiled so that its `prange` loops are shared among threads.
 
     A `prange` body may write only to places that belong to its own index: then the number of
-    threads cannot change a bit.
+    threads cannot change a bit. Several Python threads may call it at once.
     """
-    compile_ = numba.njit(cache=True, nogil=True, error_model="numpy", parallel=True)
-    return cast(F, compile_(function))
+    compile_ = numba.njit(nogil=True, error_model="numpy", parallel=True)
+    return cast(F, _ParallelKernel(_kept_on_disk(compile_(function))))
 
 
 def specialized(template: F, name: str, **names: object) -> F:
     """A copy of `template` called `name`, in which the given global names mean these values.
 
-    One kernel's text, compiled once for each value of a name. A closure would do, but numba keys
-    its cache on what a closure holds, and a function held there is never found again; what a
-    global name means is not part of the key, but the copy's own name is.
+    One kernel's text, compiled once for each value of a name. A closure would do, but a function
+    held there counts as an address in memory, and code with addresses cannot be kept on disk; what
+    a global name means is fixed by the copy's own name.
     """
     copy = FunctionType(template.__code__, {**template.__globals__, **names}, name)
     copy.__qualname__ = name
@@ -60,10 +72,54 @@ def specialized(template: F, name: str, **names: object) -> F:
 def use_threads(n_threads: int | None) -> None:
     """Let the calling thread's kernels run on `n_threads`; None: all CPUs this process may use.
 
-    More than there are CPUs is as many as there are: the results are the same for any number.
+    More than numba has threads is as many as it has: the results are the same for any number.
     """
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(min(n_threads or most, most))
+    numba.set_num_threads(min(n_threads or _default_threads(), most))
+
+
+def n_threads() -> int:
+    """How many threads the calling thread's kernels run on."""
+    return min(numba.get_num_threads(), _default_threads())
+
+
+@cache
+def _default_threads() -> int:
+    return available_cpus()
+
+
+def _kept_on_disk(dispatcher: Any) -> Any:  # noqa: ANN401
+    """The dispatcher, with our cache; NUMBA_DISABLE_JIT makes it a plain function."""
+    if isinstance(dispatcher, Dispatcher):
+        dispatcher._cache = KernelCache(dispatcher.py_func)  # type: ignore[attr-defined]
+    return dispatcher
+
+
+class _ParallelKernel:
+    """A compiled function that several Python threads may call at once, whatever shares its work.
+
+    All that a dispatcher can tell (`stats`, `inspect_asm`, …) this tells too.
+    """
+
+    def __init__(self, kernel: Any) -> None:  # noqa: ANN401
+        self._kernel = kernel
+        update_wrapper(self, kernel)
+
+    def __call__(self, *arguments: object) -> object:
+        if _calls_may_overlap():
+            return self._kernel(*arguments)
+        with ONE_AT_A_TIME:
+            return self._kernel(*arguments)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self._kernel, name)
+
+
+@cache
+def _calls_may_overlap() -> bool:
+    numba.get_num_threads()  # starts the threads: only then is it known which kind they are
+    layer: str = numba.threading_layer()  # type: ignore[attr-defined]
+    return layer != UNSAFE_LAYER
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,95 @@
+"""How many CPUs this process may use.
+
+Two things limit it: the CPUs that it is allowed to run on (its affinity), and the time that its
+control group gives it (a container's `--cpus 1.5`). Threads beyond that wait for each other.
+
+Source: "CPU Interface Files" in https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), and
+https://docs.kernel.org/scheduler/sched-bwc.html (cpu.cfs_quota_us).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["available_cpus", "cpu_quota"]
+
+UNLIMITED = "max"
+
+
+def available_cpus() -> int:
+    """The CPUs that this process may use, at least 1; of a quota of 1.5 CPUs, 2."""
+    quota = cpu_quota(Path("/"))
+    n_cpus = _allowed_cpus()
+    return n_cpus if quota is None else max(1, min(n_cpus, math.ceil(quota)))
+
+
+def _allowed_cpus() -> int:
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_quota(root: Path) -> float | None:
+    """The CPUs' worth of time that this process's control group gets, None where unlimited.
+
+    `root` is the folder that holds proc and sys. A group is limited by its own quota and by those
+    of the groups around it. Whatever cannot be read does not limit.
+    """
+    return min(_quotas(root), default=None)
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    mounted = root / "sys/fs/cgroup"
+    for line in _lines(root / "proc/self/cgroup"):
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if number == "0":  # version 2 has one tree for all controllers
+            trees = [mounted]
+        elif "cpu" in controllers.split(","):
+            trees = [mounted / controllers, mounted / "cpu"]
+        else:
+            continue
+        for tree in trees:
+            # In a container the path can be the host's, of which only the tree's root is visible.
+            folder = tree / group.lstrip("/")
+            for place in (folder, *folder.parents):
+                if place.is_relative_to(tree):
+                    yield from _quota_of_v2(place)
+                    yield from _quota_of_v1(place)
+
+
+def _quota_of_v2(group: Path) -> Iterator[float]:
+    """Its cpu.max: "150000 100000" is 150 ms of every 100 ms, of several CPUs together."""
+    for line in _lines(group / "cpu.max"):
+        quota, _, period = line.partition(" ")
+        if quota != UNLIMITED:
+            yield from _ratio(quota, period)
+
+
+def _quota_of_v1(group: Path) -> Iterator[float]:
+    quotas, periods = _lines(group / "cpu.cfs_quota_us"), _lines(group / "cpu.cfs_period_us")
+    for quota, period in zip(quotas, periods, strict=False):
+        yield from _ratio(quota, period)
+
+
+def _ratio(quota: str, period: str) -> Iterator[float]:
+    """quota / period; nothing if that is not a positive number (version 1 says -1 for no limit)."""
+    try:
+        ratio = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):
+        return
+    if ratio > 0:
+        yield ratio
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return []
