@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,17 +18,22 @@ from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.bert import Activation, Bert, BertConfig
 from refllm.config import bert_config, llama_config
 from refllm.kernels.elementwise import gelu
+from refllm.kernels.jit import use_threads
+from refllm.kernels.panels import Consumed
 from refllm.llama import KVCache, Llama, LlamaConfig, Segment
 from refllm.models import default_roots, find_model
 from refllm.parameters import Parameters
 from refllm.tap import Tap
 from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from refllm.weights import Weights, open_weights
-from refllm.weights_file import read_json_object
+from refllm.weights_file import read_json_object, release
 
-__all__ = ["BertModel", "LlamaModel", "load", "load_path", "load_tokenizer"]
+__all__ = ["NUMERICS", "BertModel", "LlamaModel", "load", "load_path", "load_tokenizer"]
 
 Floats = NDArray[np.float32]
+Progress = Callable[[int, int], object]
+
+NUMERICS = ("exact", "int8")
 
 # Texts go through the encoder in groups of about this many tokens, so that memory stays small.
 # No bit depends on the grouping.
@@ -132,29 +137,54 @@ class BertModel:
         return np.concatenate(groups)  # [N, D]
 
 
-def load(name_or_path: str | Path) -> LlamaModel | BertModel:
+def load(
+    name_or_path: str | Path, *, numerics: str = "exact", progress: Progress | None = None
+) -> LlamaModel | BertModel:
     """The model of this name, or at this path.
 
     A `Path`, or a string with a path separator or naming something that exists, is a path;
-    any other string is a name, looked up where `refllm.models.default_roots()` says.
-    Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
+    any other string is a name, looked up where `refllm.models.default_roots()` says. The calling
+    thread's kernels use every CPU that this process may use. Everything else as `load_path`.
     """
+    use_threads(None)
     is_path = isinstance(name_or_path, Path) or os.sep in name_or_path
     if is_path or _is_there(Path(name_or_path)):
-        return load_path(Path(name_or_path))
-    return load_path(find_model(str(name_or_path), default_roots()))
+        path = Path(name_or_path)
+    else:
+        path = find_model(str(name_or_path), default_roots())
+    return load_path(path, numerics=numerics, progress=progress)
 
 
-def load_path(path: Path) -> LlamaModel | BertModel:
+def load_path(
+    path: Path, *, numerics: str = "exact", progress: Progress | None = None
+) -> LlamaModel | BertModel:
     """The model in a .gguf file or in a folder.
+
+    `numerics` is "exact", or "int8" to multiply quantized weights as llama.cpp does. `progress`
+    is told again and again how many bytes are loaded, and how many there are.
 
     Errors: `InvalidInput` where there is nothing, `ModelNotSupported`, `LlmRuntimeError` naming
     the file that is damaged.
     """
+    if numerics not in NUMERICS:
+        raise InvalidInput(
+            f"numerics must be one of {', '.join(NUMERICS)}; got {numerics!s:.80}"
+        )
     _check_path(path)
     weights = open_weights(path)
-    parameters = Parameters(weights.path, weights.tensors)
+    n_bytes = sum(tensor.data.nbytes for tensor in weights.tensors.values())
+    consumed = _releasing(n_bytes, progress)
+    parameters = Parameters(weights.path, weights.tensors, numerics, consumed)
     tokenizer = _tokenizer(weights, path)
+    model = _model(path, weights, parameters, tokenizer)
+    if progress is not None:
+        progress(n_bytes, n_bytes)
+    return model
+
+
+def _model(
+    path: Path, weights: Weights, parameters: Parameters, tokenizer: Tokenizer
+) -> LlamaModel | BertModel:
     if weights.architecture == "llama":
         llama = Llama(llama_config(weights), parameters)
         _check_fit(tokenizer, llama.config.n_vocab, path)
@@ -162,6 +192,20 @@ def load_path(path: Path) -> LlamaModel | BertModel:
     bert = Bert(bert_config(weights), parameters)
     _check_fit(tokenizer, bert.n_vocab, path)
     return BertModel(path, bert, tokenizer, _max_seq_length(path / "sentence_bert_config.json"))
+
+
+def _releasing(n_bytes: int, progress: Progress | None) -> Consumed:
+    """What to do with the file's rows that are packed: forget them, and say how many they are."""
+    n_done = 0
+
+    def consumed(rows: NDArray[np.uint8]) -> None:
+        nonlocal n_done
+        release(rows)
+        n_done += rows.nbytes
+        if progress is not None:
+            progress(n_done, n_bytes)
+
+    return consumed
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import LlmRuntimeError
-from refllm.kernels.panels import Panels, pack
+from refllm.kernels.panels import Consumed, Panels, pack
 from refllm.quant import Tensor
 
 __all__ = ["Parameters"]
@@ -22,15 +23,29 @@ Floats = NDArray[np.float32]
 class Parameters:
     """The tensors of one model, asked for by canonical name and shape.
 
+    `numerics` is what the matrices are for. `consumed` is told which rows of a tensor's data are
+    not needed any more, as they are packed.
     Errors: `LlmRuntimeError` naming the file and the tensor that is missing or misshapen.
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
+    numerics: str = "exact"
+    consumed: Consumed | None = None
 
     def matrix(self, name: str, n_rows: int, n_columns: int) -> Panels:
-        """A weight matrix [N, D] to multiply with, in the file's own encoding."""
-        return pack(self._get(name, (n_rows, n_columns)))
+        """A weight matrix [N, D] to multiply with, in the file's own encoding.
+
+        For the numerics "int8", a format that llama.cpp multiplies as integers is packed for that.
+        """
+        tensor = self._get(name, (n_rows, n_columns))
+        if self.numerics == "int8":
+            # Whoever computes exactly shall not wait for the other kernels.
+            from refllm.kernels.int8 import INT8_FORMATS, pack_int8
+
+            if tensor.format.name in INT8_FORMATS:
+                return cast(Panels, pack_int8(tensor))
+        return pack(tensor, consumed=self.consumed)
 
     def table(self, name: str, n_rows: int, n_columns: int) -> Tensor:
         """A matrix [N, D] to look rows up in, left in the file."""

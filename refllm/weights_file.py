@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from refllm.api import LlmRuntimeError
 from refllm.quant import Format
 
-__all__ = ["map_file", "parse_json_object", "read_json_object", "row_layout"]
+__all__ = ["map_file", "parse_json_object", "read_json_object", "release", "row_layout"]
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_JSON_BYTES = 2**24  # the largest index files have some hundred thousand bytes
@@ -43,6 +44,25 @@ def map_file(path: Path) -> NDArray[np.uint8]:
             f"{path}: this is a Git LFS pointer, not the file itself; `git lfs pull` fetches it"
         )
     return data
+
+
+def release(array: NDArray[Any]) -> None:
+    """Give back the memory that holds these bytes of a mapped file; they are read again if needed.
+
+    Does nothing to an array that is no stretch of a read-only map, nor on systems that cannot.
+    """
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    file = np.frombuffer(base, np.uint8)
+    if file.flags.writeable or not array.flags.c_contiguous:  # of changes there is no other copy
+        return
+    start = array.ctypes.data - file.ctypes.data
+    stop = start + array.nbytes
+    start -= start % mmap.PAGESIZE  # what else is on the page is read again
+    base.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -11,23 +11,40 @@ the same byte of the 64 rows' blocks lies together, because the kernels compute 
     row 63:  a63 b63 c63 …
 
 Fields of two or four bytes (halves, floats, and quants that are used four bytes at a time; see
-`refllm.kernels.fields`) stay whole. Nothing is decoded, so a panel is as large
-as the rows it holds; a last panel of fewer than 64 rows is filled up with zeros.
+`refllm.kernels.fields`) stay whole. Nothing is decoded, so a panel is as large as the rows it
+holds; a last panel of fewer than 64 rows is filled up with zeros.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.kernels.fields import WIDE_FIELDS
-from refllm.kernels.jit import parallel_jit, prange
+from refllm.kernels.jit import inner, jit, n_threads
 from refllm.kernels.simd import LANES
+from refllm.kernels.transpose import (
+    SQUARE_BYTES,
+    transpose_bytes,
+    transpose_halves,
+    transpose_words,
+)
 from refllm.quant import FORMATS, Format, Tensor
 
-__all__ = ["Panels", "pack"]
+__all__ = ["Consumed", "Panels", "pack", "side_by_side"]
+
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int64]
+Consumed: TypeAlias = Callable[[Bytes], object]
+
+# A matrix is packed this many bytes at a time, so that what is decoded on the way stays small.
+SLAB_BYTES = 1 << 21
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panels:
@@ -37,28 +54,63 @@ class Panels:
     format: Format
     n_rows: int
     n_columns: int
-    data: NDArray[np.uint8]
+    data: Bytes
 
 
-def pack(tensor: Tensor) -> Panels:
-    """The matrix [N, D] in panels; it holds the same numbers and nothing of the file."""
-    if tensor.format.name not in WIDE_FIELDS:
-        tensor = _as_f32(tensor)
+def pack(tensor: Tensor, *, consumed: Consumed | None = None) -> Panels:
+    """The matrix [N, D] in panels; it holds the same numbers and nothing of the file.
+
+    A format that has no kernel becomes F32. Errors: `LlmRuntimeError` for one that nobody can
+    decode. `consumed` as for `side_by_side`.
+    """
+    has_kernel = tensor.format.name in WIDE_FIELDS
+    stored_as = tensor.format if has_kernel else FORMATS["F32"]
     n_rows, n_columns = tensor.shape
-    n_panels = -(-n_rows // LANES)
-    data = np.zeros((n_panels, LANES * tensor.data.shape[1]), np.uint8)
-    blocks = tensor.data.view()
-    blocks.flags.writeable = False  # as mapped files are: compile for that alone
-    _interleave(blocks, _field_widths(tensor.format), data)
-    return Panels(tensor.name, tensor.format, n_rows, n_columns, data)
+    data = side_by_side(tensor, _field_widths(stored_as), stored_as=stored_as, consumed=consumed)
+    return Panels(tensor.name, stored_as, n_rows, n_columns, data)
 
 
-def _as_f32(tensor: Tensor) -> Tensor:
-    decoded = np.ascontiguousarray(tensor.array())  # [N, D]
-    return Tensor(tensor.name, FORMATS["F32"], tensor.shape, decoded.view(np.uint8))
+def side_by_side(
+    tensor: Tensor,
+    widths: Ints,
+    *,
+    stored_as: Format | None = None,
+    consumed: Consumed | None = None,
+) -> Bytes:
+    """The matrix [N, D] as uint8 [panels, bytes of 64 rows]; a block's fields have these widths.
+
+    `stored_as` is F32 where the numbers are to be decoded first. `consumed` is told, in order,
+    which rows of `tensor.data` are not needed any more: the file's memory can be given back while
+    the panels grow.
+    """
+    stored_as = stored_as or tensor.format
+    n_rows, n_columns = tensor.shape
+    panels = np.zeros((-(-n_rows // LANES), LANES * stored_as.row_bytes(n_columns)), np.uint8)
+    slab = max(1, SLAB_BYTES // panels.shape[1])  # how many panels make one
+
+    def fill(first: int) -> Bytes:
+        start, stop = first * LANES, min((first + slab) * LANES, n_rows)
+        rows = tensor.data[start:stop]
+        blocks = rows if stored_as is tensor.format else tensor.rows(start, stop)
+        _interleave(blocks.view(np.uint8), widths, panels[first : first + slab])
+        return rows
+
+    for rows in _each(fill, range(0, len(panels), slab)):
+        if consumed is not None:
+            consumed(rows)
+    return panels
 
 
-def _field_widths(stored_as: Format) -> NDArray[np.int64]:
+def _each(fill: Callable[[int], Bytes], slabs: Sequence[int]) -> Iterator[Bytes]:
+    """What `fill` returns for each slab, in order; threads share the work if it is much."""
+    if len(slabs) == 1:
+        yield fill(slabs[0])
+        return
+    with ThreadPoolExecutor(n_threads()) as pool:
+        yield from pool.map(fill, slabs)
+
+
+def _field_widths(stored_as: Format) -> Ints:
     """The widths of a block's fields in bytes, in order."""
     widths: list[int] = []
     place = 0
@@ -68,21 +120,67 @@ def _field_widths(stored_as: Format) -> NDArray[np.int64]:
     return np.array(widths)
 
 
-@parallel_jit
-def _interleave(
-    rows: NDArray[np.uint8], widths: NDArray[np.int64], panels: NDArray[np.uint8]
-) -> None:
+def _interleave(rows: Bytes, widths: Ints, panels: Bytes) -> None:
     """Write rows [N, row bytes] into panels [N/64, 64 · row bytes], field by field."""
-    block_bytes = widths.sum()
-    n_blocks = rows.shape[1] // block_bytes
-    for panel in prange(panels.shape[0]):
-        n_lanes = min(LANES, rows.shape[0] - panel * LANES)
-        for lane in range(n_lanes):
-            row = rows[panel * LANES + lane]
-            for block in range(n_blocks):
-                place = block * block_bytes
-                for width in widths:
-                    target = place * LANES + lane * width
-                    for byte in range(width):
-                        panels[panel, target + byte] = row[place + byte]
-                    place += width
+    rows = np.ascontiguousarray(rows).view()
+    rows.flags.writeable = False  # as mapped files are: compile for that alone
+    period = rows.shape[1] if len(widths) == 1 else int(widths.sum())
+    _turn(rows, period, _runs(widths, period), panels)
+
+
+def _runs(widths: Ints, period: int) -> Ints:
+    """Stretches of fields of one width as (first byte, width, bytes), [runs, 3].
+
+    They repeat every `period` bytes: that is a block, or where a block is one number, a row.
+    """
+    starts = np.cumsum(widths) - widths
+    first_of_run = np.flatnonzero(np.diff(widths, prepend=0))
+    firsts = starts[first_of_run]
+    return np.stack([firsts, widths[first_of_run], np.diff(firsts, append=period)], axis=1)
+
+
+@jit
+def _turn(rows: Bytes, period: int, runs: Ints, panels: Bytes) -> None:
+    """`_interleave`, run by run."""
+    row_bytes = rows.shape[1]
+    for panel in range(panels.shape[0]):
+        lanes = rows[panel * LANES : (panel + 1) * LANES]
+        for block in range(0, row_bytes, period):
+            for run in range(runs.shape[0]):
+                start, width, n_bytes = block + runs[run, 0], runs[run, 1], runs[run, 2]
+                if n_bytes >= SQUARE_BYTES and lanes.shape[0] == LANES:
+                    _squares(lanes, start, width, n_bytes, panels[panel])
+                else:
+                    _fields(lanes, start, width, n_bytes, panels[panel])
+
+
+@inner
+def _squares(lanes: Bytes, start: int, width: int, n_bytes: int, panel: Bytes) -> None:
+    """A run of 64 rows, a square at a time; the last one begins early enough to end with the run.
+
+    A field stands `width` bytes into the row for each field before it, and 64 times as far into
+    the panel.
+    """
+    row_bytes = lanes.shape[1]
+    flat = lanes.reshape(-1)
+    side, stride = SQUARE_BYTES // width, width * LANES
+    for place in range(0, n_bytes, SQUARE_BYTES):
+        first = start + min(place, n_bytes - SQUARE_BYTES)
+        for lane in range(0, LANES, side):
+            at, to = lane * row_bytes + first, first * LANES + lane * width
+            if width == 1:
+                transpose_bytes(flat, at, row_bytes, panel, to, stride)
+            elif width == 2:
+                transpose_halves(flat, at, row_bytes, panel, to, stride)
+            else:
+                transpose_words(flat, at, row_bytes, panel, to, stride)
+
+
+@inner
+def _fields(lanes: Bytes, start: int, width: int, n_bytes: int, panel: Bytes) -> None:
+    """A short run, or the rows of an incomplete panel, a field at a time."""
+    for place in range(start, start + n_bytes, width):
+        for lane in range(lanes.shape[0]):
+            to = place * LANES + lane * width
+            for byte in range(width):
+                panel[to + byte] = lanes[lane, place + byte]
