@@ -167,9 +167,7 @@ def load_path(
     the file that is damaged.
     """
     if numerics not in NUMERICS:
-        raise InvalidInput(
-            f"numerics must be one of {', '.join(NUMERICS)}; got {numerics!s:.80}"
-        )
+        raise InvalidInput(f"numerics must be one of {', '.join(NUMERICS)}; got {numerics!r:.80}")
     _check_path(path)
     weights = open_weights(path)
     n_bytes = sum(tensor.data.nbytes for tensor in weights.tensors.values())

@@ -19,6 +19,7 @@ from refllm.cli.common import (
     ModelArgument,
     ThreadsOption,
     argument_text,
+    engine_of,
     model_of,
     read_text,
     write_bytes,
@@ -64,10 +65,7 @@ def embed(
     if json and npy is not None:
         raise typer.BadParameter("choose one of --json and --npy")
     texts = _texts(text or [], file)
-
-    from refllm.engine import LocalEngine
-
-    engine = LocalEngine(threads=threads)
+    engine = engine_of(threads=threads)
     result = engine.generate_embeddings(model_of(model), texts, max_tokens=max_tokens)
     if json:
         write_json({"model": str(model_of(model)), **asdict(result)})

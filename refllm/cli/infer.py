@@ -14,6 +14,7 @@ from refllm.cli.common import (
     JsonOption,
     ModelArgument,
     ThreadsOption,
+    engine_of,
     model_of,
     text_of,
     write_json,
@@ -62,6 +63,9 @@ def infer(
     profile: Annotated[
         str, typer.Option(help="Whose order of sampling: contract, spin-local or llama.cpp.")
     ] = "contract",
+    numerics: Annotated[
+        str, typer.Option(help="exact, or int8: multiply quantized weights as llama.cpp does.")
+    ] = "exact",
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -70,9 +74,6 @@ def infer(
     A newline ends the output. The JSON object has text and usage, and what else the text is a
     function of: model, params, seed, profile and numerics.
     """
-    # The engine brings numba; whoever asks for --help shall not wait for it.
-    from refllm.engine import LocalEngine
-
     params = InferencingParams(
         max_tokens=max_tokens,
         repeat_penalty=repeat_penalty,
@@ -81,7 +82,7 @@ def infer(
         top_k=top_k,
         top_p=top_p,
     )
-    engine = LocalEngine(seed=seed, profile=profile, threads=threads)
+    engine = engine_of(seed=seed, profile=profile, numerics=numerics, threads=threads)
     text = text_of(prompt, "PROMPT")
     if json:
         write_json(_record(engine, model_of(model), text, params))

@@ -34,10 +34,9 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import llvmlite
@@ -60,7 +59,7 @@ logger = logging.getLogger("refllm.kernels")
 class KernelCache:
     """What numba asks for compiled versions of one function, and gives new ones to."""
 
-    def __init__(self, function: FunctionType) -> None:
+    def __init__(self, function: Callable[..., object]) -> None:
         self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
 
     @property

@@ -89,8 +89,11 @@ def _default_threads() -> int:
 
 
 def _kept_on_disk(dispatcher: Any) -> Any:  # noqa: ANN401
-    """The dispatcher, with our cache; NUMBA_DISABLE_JIT makes it a plain function."""
-    if isinstance(dispatcher, Dispatcher):
+    """The dispatcher, with our cache if the function is ours: of others we know no sources.
+
+    NUMBA_DISABLE_JIT makes it a plain function.
+    """
+    if isinstance(dispatcher, Dispatcher) and dispatcher.py_func.__module__.startswith("refllm."):
         dispatcher._cache = KernelCache(dispatcher.py_func)  # type: ignore[attr-defined]
     return dispatcher
 

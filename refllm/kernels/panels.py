@@ -18,7 +18,6 @@ holds; a last panel of fewer than 64 rows is filled up with zeros.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -106,6 +105,8 @@ def _each(fill: Callable[[int], Bytes], slabs: Sequence[int]) -> Iterator[Bytes]
     if len(slabs) == 1:
         yield fill(slabs[0])
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(n_threads()) as pool:
         yield from pool.map(fill, slabs)
 
