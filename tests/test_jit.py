@@ -1,0 +1,430 @@
+"""How kernels are compiled, kept and run: the cache on disk, the threads, and how many of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numba
+import pytest
+
+import refllm
+from refllm.kernels import cache, threads
+from refllm.kernels.cache import KernelCache, cache_folder, kernel_sources, stamp
+from refllm.kernels.jit import use_threads
+from refllm.kernels.threads import available_cpus, cpu_quota
+from refllm.llama import Segment
+from refllm.loading import LlamaModel, load_path
+from tests.model_files import tiny_llama_gguf
+
+DAY = 86400
+
+
+# --- Which code is still good --------------------------------------------------------------------
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[Path]:
+    files = [tmp_path / "blocks.py", tmp_path / "linear.py"]
+    for file in files:
+        file.write_text("x = 1\n")
+    return files
+
+
+def test_a_change_in_any_source_changes_the_folder(sources: list[Path], tmp_path: Path) -> None:
+    environment = {"REFLLM_CACHE_DIR": str(tmp_path / "cache")}
+    folders = [cache_folder(environment, sources)]
+    for file in sources:
+        status = file.stat()
+        file.write_text("x = 2\n")
+        os.utime(
+            file, ns=(status.st_atime_ns, status.st_mtime_ns)
+        )  # as a reproducible wheel has it
+        folders.append(cache_folder(environment, sources))
+    assert len(set(folders)) == 3
+    assert cache_folder(environment, sources) == folders[-1]
+
+
+def test_what_one_file_gives_to_another_changes_the_stamp(sources: list[Path]) -> None:
+    sources[0].write_text("x = 1\ny = 2\n")
+    before = stamp(sources)
+    sources[0].write_text("x = 1\n")
+    sources[1].write_text("y = 2\nx = 1\n")
+    assert stamp(sources) != before
+
+
+def test_another_compiler_is_another_stamp(
+    sources: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stamp(sources)
+    monkeypatch.setattr(numba, "__version__", "0.0.0")
+    assert stamp(sources) != before
+
+
+def test_every_module_that_a_kernel_is_made_of_is_a_source() -> None:
+    package = Path(refllm.__file__).parent
+    kernels = {path.name for path in (package / "kernels").iterdir() if path.suffix == ".py"}
+    names = {path.name for path in kernel_sources()}
+    assert kernels < names
+    assert {"quant.py", "quant_blocks.py", "quant_k.py", "quant_format.py"} < names
+
+
+# --- Where it is ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        (("REFLLM_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"), "REFLLM_CACHE_DIR"),
+        (("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"), "NUMBA_CACHE_DIR/refllm"),
+        (("XDG_CACHE_HOME",), "XDG_CACHE_HOME/refllm"),
+    ],
+)
+def test_the_best_folder_that_is_named_is_used(
+    variables: tuple[str, ...], expected: str, sources: list[Path], tmp_path: Path
+) -> None:
+    environment = {variable: str(tmp_path / variable) for variable in variables}
+    assert cache_folder(environment, sources) == tmp_path / expected / f"kernels-{stamp(sources)}"
+
+
+def test_a_folder_that_cannot_be_made_is_passed_over(sources: list[Path], tmp_path: Path) -> None:
+    environment = {
+        "REFLLM_CACHE_DIR": str(sources[0]),  # a file
+        "NUMBA_CACHE_DIR": str(sources[0] / "deeper"),
+        "XDG_CACHE_HOME": str(tmp_path / "good"),
+    }
+    folder = cache_folder(environment, sources)
+    assert folder is not None
+    assert folder.parent == tmp_path / "good" / "refllm"
+
+
+@pytest.fixture
+def nowhere(sources: list[Path]) -> dict[str, str]:
+    """Variables that name no possible folder."""
+    return dict.fromkeys(("REFLLM_CACHE_DIR", "XDG_CACHE_HOME"), str(sources[0]))
+
+
+def test_temporary_files_are_the_last_resort(
+    nowhere: dict[str, str], sources: list[Path], temporary: Path
+) -> None:
+    folder = cache_folder(nowhere, sources)
+    assert folder is not None
+    assert folder.parent.parent == temporary
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.name != "posix", reason="on Windows each user has their own")
+@pytest.mark.parametrize("change", ["others may write", "another user's", "a link"])
+def test_a_temporary_folder_that_others_can_fill_is_not_used(
+    change: str,
+    nowhere: dict[str, str],
+    sources: list[Path],
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    user = os.getuid() + (change == "another user's")
+    monkeypatch.setattr(os, "getuid", lambda: user)
+    folder = temporary / f"refllm-{user}"
+    if change == "a link":
+        (temporary / "elsewhere").mkdir(mode=0o700)
+        folder.symlink_to(temporary / "elsewhere")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777 if change == "others may write" else 0o700)
+    assert cache_folder(nowhere, sources) is None
+
+
+@pytest.mark.parametrize("is_filled", [False, True])
+def test_a_folder_on_a_read_only_disk_is_used_if_it_brings_code(
+    is_filled: bool, sources: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"REFLLM_CACHE_DIR": str(tmp_path / "a"), "NUMBA_CACHE_DIR": str(tmp_path / "b")}
+    folder = cache_folder(environment, sources)
+    assert folder is not None
+    if is_filled:
+        (folder / "linear.kernel-0.nbc").touch()
+    monkeypatch.setattr(os, "access", lambda path, _mode: not str(path).startswith(str(folder)))
+    assert (cache_folder(environment, sources) == folder) == is_filled
+
+
+def test_without_sources_nothing_is_kept(tmp_path: Path) -> None:
+    assert cache_folder({"REFLLM_CACHE_DIR": str(tmp_path)}, []) is None
+
+
+def test_what_nobody_has_used_for_a_season_is_removed(sources: list[Path], tmp_path: Path) -> None:
+    for name, days in {"kernels-old": 91, "kernels-new": 89, "something-else": 91}.items():
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - days * DAY,) * 2)
+    folder = cache_folder({"REFLLM_CACHE_DIR": str(tmp_path)}, sources)
+    assert folder is not None
+    left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert left == {"kernels-new", "something-else", folder.name}
+
+
+# --- What is kept --------------------------------------------------------------------------------
+
+
+def twice(x: float) -> float:
+    return x + x
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the cache."""
+    monkeypatch.setattr(cache, "_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def compiled() -> Any:  # noqa: ANN401
+    """`twice` as another process would compile it."""
+    dispatcher: Any = numba.njit(twice)
+    dispatcher._cache = KernelCache(twice)
+    return dispatcher
+
+
+def counts(dispatcher: Any) -> tuple[int, int]:  # noqa: ANN401
+    """How many versions were found, and how many had to be compiled."""
+    stats = dispatcher.stats
+    return sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_was_compiled_once_is_found() -> None:
+    first, second = compiled(), compiled()
+    assert (first(3), counts(first)) == (6, (0, 1))
+    assert (second(3), counts(second)) == (6, (1, 0))
+
+
+@pytest.mark.usefixtures("folder")
+def test_other_types_are_another_version() -> None:
+    compiled()(3)
+    second = compiled()
+    assert (second(1.5), second(3), counts(second)) == (3.0, 6, (1, 1))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "empty"])
+def test_damaged_code_is_compiled_again(damage: str, folder: Path) -> None:
+    compiled()(3)
+    (file,) = folder.iterdir()
+    contents = file.read_bytes()
+    middle = len(contents) // 2
+    file.write_bytes(
+        {
+            "truncated": contents[:middle],
+            "changed": contents[:middle] + bytes([contents[middle] ^ 1]) + contents[middle + 1 :],
+            "empty": b"",
+        }[damage]
+    )
+    second, third = compiled(), compiled()
+    assert (second(3), counts(second)) == (6, (0, 1))
+    assert (third(3), counts(third)) == (6, (1, 0))
+
+
+def test_code_that_cannot_be_written_still_runs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _contents: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    dispatcher = compiled()
+    assert (dispatcher(3), counts(dispatcher)) == (6, (0, 1))
+    assert list(folder.iterdir()) == []
+
+
+def test_without_a_folder_everything_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_folder", lambda: None)
+    dispatcher = compiled()
+    assert (dispatcher(3), counts(dispatcher)) == (6, (0, 1))
+    assert dispatcher.stats.cache_path is None
+    dispatcher.recompile()
+    assert dispatcher(3) == 6
+
+
+@pytest.mark.usefixtures("folder")
+def test_forgotten_code_is_compiled_again() -> None:
+    first, second = compiled(), compiled()
+    first(3)
+    first._cache.flush()
+    assert (second(3), counts(second)) == (6, (0, 1))
+
+
+@pytest.mark.usefixtures("folder")
+def test_each_compilation_is_announced(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "refllm.kernels"):
+        compiled()(3)
+        compiled()(3)
+    assert caplog.messages == ["compiling test_jit.twice for this machine (first run only)"]
+
+
+def test_many_processes_can_fill_the_cache_at_once(tmp_path: Path) -> None:
+    program = (
+        "import numpy as np\n"
+        "from refllm.kernels.elementwise import l2_normalize\n"
+        "print(l2_normalize(np.array([3, 4], np.float32)), len(l2_normalize.stats.cache_hits))"
+    )
+    environment = {**os.environ, "REFLLM_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    answers = [process.communicate()[0] for process in running]
+    assert all(answer.startswith("[0.6 0.8]") for answer in answers)
+    last = subprocess.check_output(command, env=environment, text=True)
+    assert last.split() == ["[0.6", "0.8]", "1"]
+    assert [path.suffix for path in tmp_path.glob("*/*")] == [".nbc"]
+
+
+# --- Threads -------------------------------------------------------------------------------------
+
+SIMULTANEOUS = 4
+
+
+@pytest.fixture(scope="module")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama that is just large enough for the parallel kernels."""
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    shape = {"n_layers": 1, "n_embd": 256, "n_ff": 512}
+    return tiny_llama_gguf(path, **shape, n_heads=8, n_kv_heads=8, head_dim=32)  # type: ignore[arg-type]
+
+
+def logits_of_many_threads(path: Path) -> list[bytes]:
+    """The same prompt's logits, computed alone and then by several threads at once."""
+    model = load_path(path)
+    assert isinstance(model, LlamaModel)
+    prompt = [1, *range(3, 40)]
+
+    def compute(_: object = None) -> bytes:
+        segment = Segment(prompt, model.new_cache())
+        return model.network.forward([segment])[0].tobytes()
+
+    alone = compute()
+    with ThreadPoolExecutor(SIMULTANEOUS) as pool:
+        return [alone, *pool.map(compute, range(3 * SIMULTANEOUS))]
+
+
+def test_threads_that_compute_at_once_get_the_bits_of_one_alone(tiny_path: Path) -> None:
+    assert len(set(logits_of_many_threads(tiny_path))) == 1
+
+
+def test_numba_s_own_threads_are_not_asked_by_two_at_once(tiny_path: Path) -> None:
+    # Its "workqueue" ends a process that tries, so this is a process of its own.
+    program = (
+        "import sys, numba; from pathlib import Path\n"
+        "from tests.test_jit import logits_of_many_threads\n"
+        "answers = logits_of_many_threads(Path(sys.argv[1]))\n"
+        "print(len(set(answers)), numba.threading_layer())"
+    )
+    output = subprocess.check_output(
+        [sys.executable, "-c", program, tiny_path],
+        env={**os.environ, "NUMBA_THREADING_LAYER": "workqueue"},
+        cwd=Path(__file__).parent.parent,
+        text=True,
+    )
+    assert output.split() == ["1", "workqueue"]
+
+
+@pytest.fixture
+def own_thread() -> Iterator[ThreadPoolExecutor]:
+    """A thread whose number of kernel threads is nobody else's concern."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("asked", [None, 1, 10**6])
+def test_kernels_run_on_as_many_threads_as_asked_and_there_are(
+    asked: int | None, own_thread: ThreadPoolExecutor
+) -> None:
+    def chosen() -> int:
+        use_threads(asked)
+        return numba.get_num_threads()
+
+    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    expected = {None: min(available_cpus(), most), 1: 1, 10**6: most}
+    assert own_thread.submit(chosen).result() == expected[asked]
+
+
+# --- How many CPUs there are ---------------------------------------------------------------------
+
+
+def system(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+V2 = {"proc/self/cgroup": "0::/system.slice/ci.service\n"}
+V1 = {"proc/self/cgroup": "11:memory:/job\n4:cpu,cpuacct:/job\n1:name=systemd:/job\n"}
+OWN = "sys/fs/cgroup/system.slice/ci.service/cpu.max"
+AROUND = "sys/fs/cgroup/system.slice/cpu.max"
+CPU = "sys/fs/cgroup/cpu,cpuacct"
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        (V2, None),
+        (V2 | {OWN: "max 100000\n"}, None),
+        (V2 | {OWN: "150000 100000\n"}, 1.5),
+        (V2 | {OWN: "max 100000\n", AROUND: "50000 100000\n"}, 0.5),
+        (V2 | {OWN: "400000 100000\n", AROUND: "200000 100000\n"}, 2.0),
+        (V2 | {OWN: "what is this\n"}, None),
+        (V2 | {OWN: "100000 0\n"}, None),
+        # In a container the group has the host's name, and the files lie at the top.
+        (V2 | {"sys/fs/cgroup/cpu.max": "300000 100000\n"}, 3.0),
+        (V1 | {f"{CPU}/job/cpu.cfs_quota_us": "-1\n"}, None),
+        (
+            V1
+            | {f"{CPU}/job/cpu.cfs_quota_us": "-1\n", f"{CPU}/job/cpu.cfs_period_us": "100000\n"},
+            None,
+        ),
+        (
+            V1 | {f"{CPU}/cpu.cfs_quota_us": "250000\n", f"{CPU}/cpu.cfs_period_us": "100000\n"},
+            2.5,
+        ),
+    ],
+)
+def test_the_quota_is_the_smallest_of_the_groups_around_this_process(
+    files: dict[str, str], quota: float | None, tmp_path: Path
+) -> None:
+    assert cpu_quota(system(tmp_path, files)) == quota
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [(None, 4), (0.5, 1), (1.0, 1), (1.5, 2), (2.0, 2), (64.0, 4)]
+)
+def test_a_part_of_a_cpu_counts_as_one(
+    quota: float | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_allowed_cpus", lambda: 4)
+    monkeypatch.setattr(threads, "cpu_quota", lambda _root: quota)
+    assert available_cpus() == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_the_affinity_limits_too(own_thread: ThreadPoolExecutor) -> None:
+    def pinned() -> int:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # of this thread alone
+        return available_cpus()
+
+    assert own_thread.submit(pinned).result() == 1

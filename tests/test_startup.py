@@ -1,0 +1,115 @@
+"""What a process does before its first answer: what it imports, what it compiles, what it says."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from refllm.cli.common import engine_of
+
+
+def output_of(program: str, *arguments: str | Path) -> str:
+    """What a Python process prints, on both outputs."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ).stdout
+
+
+def test_importing_refllm_imports_nothing_that_computes() -> None:
+    modules = set(output_of("import refllm, sys; print(*sys.modules)").split())
+    assert "refllm.api" in modules
+    assert not {"numpy", "numba", "gguf", "tokenizers", "sentencepiece"} & modules
+
+
+def test_importing_the_engine_compiles_nothing() -> None:
+    program = (
+        "import gc, refllm.engine\n"
+        "from numba.core.dispatcher import Dispatcher\n"
+        "kernels = [o for o in gc.get_objects() if isinstance(o, Dispatcher)]\n"
+        "print(len(kernels), sum(len(kernel.overloads) for kernel in kernels))"
+    )
+    n_kernels, n_compiled = map(int, output_of(program).split())
+    assert n_kernels > 20
+    assert n_compiled == 0
+
+
+def test_the_second_process_compiles_nothing(data_dir: Path) -> None:
+    program = (
+        "import logging, sys\n"
+        "from refllm.cli import main\n"
+        "logging.basicConfig(format='%(name)s: %(message)s')\n"
+        "logging.getLogger('refllm.kernels').setLevel(logging.INFO)\n"
+        "main()"
+    )
+    stories = data_dir / "stories260K" / "stories260K.gguf"
+    command = ("infer", stories, "Once upon a time", "--max-tokens", "20")
+    output_of(program, *command)
+    assert "refllm.kernels:" not in output_of(program, *command)
+
+
+def test_a_package_that_cannot_be_written_to_is_no_hindrance(tmp_path: Path) -> None:
+    # The same three lines in both processes; the second one shall find what the first one kept.
+    program = (
+        "import numpy as np\n"
+        "from refllm.kernels.elementwise import l2_normalize\n"
+        "print(l2_normalize(np.array([3, 4], np.float32)), *l2_normalize.stats.cache_hits.values())"
+    )
+    package = Path(__file__).parent.parent / "refllm"
+    before = {path for path in package.rglob("*") if path.suffix in {".nbi", ".nbc"}}
+    environment = {**os.environ, "REFLLM_CACHE_DIR": str(tmp_path)}
+    outputs = [
+        subprocess.check_output([sys.executable, "-B", "-c", program], env=environment, text=True)
+        for _ in range(2)
+    ]
+    assert outputs == ["[0.6 0.8]\n", "[0.6 0.8] 1\n"]
+    assert {path for path in package.rglob("*") if path.suffix in {".nbi", ".nbc"}} == before
+
+
+class Screen(io.StringIO):
+    """A terminal that somebody looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def kernels() -> Iterator[logging.Logger]:
+    """The logger that announces each compilation, as it was before."""
+    logger = logging.getLogger("refllm.kernels")
+    handlers, level = list(logger.handlers), logger.level
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+def test_a_terminal_is_told_once_that_kernels_are_compiled(
+    kernels: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    engine_of(threads=None)
+    assert screen.getvalue() == ""
+    for name in ("linear", "attention"):
+        kernels.info("compiling %s", name)
+    assert screen.getvalue() == ("refllm: compiling kernels for this machine (first run only) …\n")
+
+
+def test_a_file_of_errors_is_not_told(
+    kernels: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", errors)
+    engine_of(threads=None)
+    kernels.info("compiling %s", "linear")
+    assert errors.getvalue() == ""
