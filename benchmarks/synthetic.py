@@ -1,15 +1,8 @@
-"""Synthetic llamas at real shapes: random weights, a real file, the work of a real model.
-
-    python benchmarks/synthetic.py FOLDER
-
-writes `SHAPE-F16.gguf` with gguf-py and, with llama.cpp's own quantizer (through llama-cpp-python),
-`SHAPE-Q8_0.gguf`, `SHAPE-Q4_0.gguf` and `SHAPE-Q4_K_M.gguf`. What is there already is kept.
-"""
+"""Synthetic llamas at real shapes: random weights, a real file, the work of a real model."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +11,9 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SHAPES", "TYPES", "Shape", "model_path", "write_models"]
+from benchmarks.peer import contestant
+
+__all__ = ["QUICK_SHAPE", "SHAPES", "SIZES", "TYPES", "Shape", "model_file"]
 
 TYPES = ("F16", "Q8_0", "Q4_0", "Q4_K_M")
 
@@ -35,33 +30,52 @@ class Shape:
     n_vocab: int = 32000
     n_ctx: int = 4096
 
+    @property
+    def n_parameters(self) -> int:
+        """The weights of all matrices, the table of embeddings included."""
+        n_kv = self.n_embd // self.n_heads * self.n_kv_heads
+        layer = self.n_embd * (2 * self.n_embd + 2 * n_kv + 3 * self.n_ff)
+        return self.n_layers * layer + 2 * self.n_vocab * self.n_embd
 
+
+QUICK_SHAPE = "tiny"
+SIZES = ("12M", "60M", "290M", "1.1B")  # one model at several sizes
 SHAPES: Mapping[str, Shape] = {
     "1.1B": Shape(n_layers=22, n_embd=2048, n_ff=5632, n_heads=32, n_kv_heads=4),  # TinyLlama
     "7B-8-layers": Shape(n_layers=8, n_embd=4096, n_ff=11008, n_heads=32, n_kv_heads=32),
+    QUICK_SHAPE: Shape(n_layers=2, n_embd=256, n_ff=512, n_heads=4, n_kv_heads=2, n_vocab=512),
+    "12M": Shape(n_layers=4, n_embd=512, n_ff=1280, n_heads=8, n_kv_heads=2, n_vocab=2048),
+    "60M": Shape(n_layers=8, n_embd=768, n_ff=2048, n_heads=12, n_kv_heads=4, n_vocab=8192),
+    "290M": Shape(n_layers=14, n_embd=1280, n_ff=3584, n_heads=20, n_kv_heads=4, n_vocab=16384),
 }
 
 
-def model_path(folder: Path, shape: str, type_name: str) -> Path:
-    """Where `write_models` puts this model."""
-    return folder / f"{shape}-{type_name}.gguf"
+def model_file(folder: Path, shape: str, type_name: str, *, peer_python: Path) -> Path:
+    """The file `<shape>-<type>.gguf` in `folder`, written if it is not there yet.
 
-
-def write_models(folder: Path, shape: str) -> None:
-    """Write the shape's four files, those that are not there yet."""
-    source = model_path(folder, shape, "F16")
-    if not source.exists():
-        _write_f16(source, SHAPES[shape])
-    for type_name in TYPES[1:]:
-        target = model_path(folder, shape, type_name)
-        if not target.exists():
-            _quantize(source, target, type_name)
+    Only llama.cpp, run by `peer_python`, can quantize as people's files are quantized. Errors:
+    `benchmarks.peer.Unavailable` where it is needed and is not there.
+    """
+    target = folder / f"{shape}-{type_name}.gguf"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    if type_name == "F16":
+        _write_f16(partial, SHAPES[shape])
+    else:
+        source = model_file(folder, shape, "F16", peer_python=peer_python)
+        n_threads = len(os.sched_getaffinity(0))
+        with contestant("llama_cpp_llama", python=peer_python, threads=n_threads) as llama_cpp:
+            paths = {"source": str(source.absolute()), "target": str(partial.absolute())}
+            llama_cpp.run("quantize", **paths, type_name=type_name)
+    partial.rename(target)
+    return target
 
 
 def _write_f16(path: Path, shape: Shape) -> None:
     rng = np.random.default_rng(0)
-    partial = path.with_suffix(".partial")
-    writer = gguf.GGUFWriter(partial, "llama")
+    writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(shape.n_layers)
     writer.add_context_length(shape.n_ctx)
     writer.add_embedding_length(shape.n_embd)
@@ -99,7 +113,6 @@ def _write_f16(path: Path, shape: Shape) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    partial.rename(path)
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
@@ -112,27 +125,3 @@ def _add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
     writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(words))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-
-
-def _quantize(source: Path, target: Path, type_name: str) -> None:
-    import llama_cpp
-
-    numbers = {
-        "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-        "Q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
-        "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-    }
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = numbers[type_name]
-    partial = target.with_suffix(".partial")
-    status = llama_cpp.llama_model_quantize(
-        str(source).encode(), str(partial).encode(), ctypes.byref(params)
-    )
-    if status != 0:
-        raise RuntimeError(f"llama.cpp could not quantize {source} to {type_name}")
-    partial.rename(target)
-
-
-if __name__ == "__main__":
-    for name in SHAPES:
-        write_models(Path(sys.argv[1]), name)

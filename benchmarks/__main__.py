@@ -1,0 +1,215 @@
+"""`python -m benchmarks COMMAND`, from the project's folder; README.md explains the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks import llamas
+from benchmarks.compare import Bench, Options
+from benchmarks.embed import measure_embedding, minilm_folder
+from benchmarks.growth import fits_of, measure_embedding_growth, measure_llama_growth
+from benchmarks.llamas import Work, measure_llamas
+from benchmarks.load import measure_load
+from benchmarks.machine import this_machine
+from benchmarks.peer import PROJECT
+from benchmarks.plot import plot_growth
+from benchmarks.report import latest_entries, tables, with_tables
+from benchmarks.results import Entry, append, read
+from benchmarks.startup import measure_startup
+
+__all__ = ["app"]
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER / "results.json"
+STORIES = Path("stories260K", "stories260K.gguf")
+DATA = Path(os.environ.get("REFLLM_TEST_DATA", PROJECT.parent / "shared" / "data"))
+
+WORK = Path("~/.cache/refllm-benchmarks").expanduser()
+N_CPUS = len(os.sched_getaffinity(0))
+ROUNDS = 7
+QUICK_ROUNDS = 1
+
+ShapesOption = Annotated[list[str] | None, typer.Option("--shape", help="Only this shape.")]
+TypesOption = Annotated[list[str] | None, typer.Option("--type", help="Only this type.")]
+ModelOption = Annotated[
+    Path | None, typer.Option(help="A folder of all-MiniLM-L6-v2; fetched where none is given.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the options before the command say."""
+
+    options: Options
+    results: Path | None
+
+    def run(
+        self, benchmark: str, measure: Callable[[Bench], None], *, is_partial: bool = False
+    ) -> None:
+        """Measure, and keep what comes of it."""
+        options = self.options
+        machine = this_machine()
+        bench = Bench(options)
+        measure(bench)
+        entry = Entry(
+            benchmark=benchmark,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            is_complete=not (options.is_quick or is_partial),
+            machine=machine,
+            threads=options.threads,
+            rounds=options.rounds,
+            versions=bench.versions,
+            figures=bench.figures,
+            fits=fits_of(bench.figures),
+            skipped=bench.skipped,
+        )
+        if self.results is not None:
+            append(self.results, entry)
+            print(f"kept in {self.results}")
+
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def benchmarks(
+    context: typer.Context,
+    *,
+    work: Annotated[
+        Path, typer.Option(help="Keeps the files that are made: all models are 14 GB.")
+    ] = WORK,
+    peer_python: Annotated[
+        Path, typer.Option(help="The interpreter that has the peers.", show_default="this one")
+    ] = Path(sys.executable),
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of each contestant.", show_default="all CPUs")
+    ] = N_CPUS,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Samples of each contestant.", show_default="7")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny work, one sample: does everything run?")
+    ] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Where to keep the result.", show_default="here; nowhere if --quick"),
+    ] = None,
+) -> None:
+    """Measure refllm beside what people use."""
+    options = Options(
+        work=work,
+        python=Path(sys.executable),
+        peer_python=peer_python,
+        threads=threads,
+        rounds=rounds or (QUICK_ROUNDS if quick else ROUNDS),
+        is_quick=quick,
+    )
+    context.obj = Session(options, results if quick else results or RESULTS)
+
+
+@app.command()
+def decode(
+    context: typer.Context, *, shape: ShapesOption = None, type_: TypesOption = None
+) -> None:
+    """Tokens one at a time, beside llama.cpp."""
+    session = _session(context)
+    work = llamas.decode(8, 4) if session.options.is_quick else llamas.decode(64, 32)
+    _measure_llamas(session, work, shape, type_)
+
+
+@app.command()
+def prefill(
+    context: typer.Context, *, shape: ShapesOption = None, type_: TypesOption = None
+) -> None:
+    """A prompt of 512 tokens, beside llama.cpp."""
+    session = _session(context)
+    _measure_llamas(session, llamas.prefill(16 if session.options.is_quick else 512), shape, type_)
+
+
+@app.command()
+def load(context: typer.Context, *, shape: ShapesOption = None, type_: TypesOption = None) -> None:
+    """Seconds and memory until a model is there, beside llama.cpp."""
+    _session(context).run(
+        "load",
+        lambda bench: measure_load(bench, shapes=shape or (), types=type_ or ()),
+        is_partial=bool(shape or type_),
+    )
+
+
+@app.command()
+def embed(context: typer.Context, *, model: ModelOption = None) -> None:
+    """Texts to embeddings, beside sentence-transformers and onnxruntime."""
+    session = _session(context)
+    folder = model or minilm_folder(session.options.work)
+    session.run("embed", lambda bench: measure_embedding(bench, folder))
+
+
+@app.command()
+def startup(
+    context: typer.Context,
+    *,
+    model: Annotated[Path, typer.Option(help="stories260K.gguf.")] = DATA / STORIES,
+) -> None:
+    """The whole `refllm infer`, and the speed of a tiny model."""
+    _session(context).run("startup", lambda bench: measure_startup(bench, model))
+
+
+@app.command()
+def growth(
+    context: typer.Context,
+    *,
+    shape: Annotated[str, typer.Option(help="The shape that grows in prompt and batch.")] = "1.1B",
+    type_: Annotated[str, typer.Option("--type", help="The models' type.")] = "Q8_0",
+    numerics: Annotated[str, typer.Option(help="The numerics.")] = "exact",
+    model: ModelOption = None,
+) -> None:
+    """How costs grow with prompt, batch and model size, and the exponents."""
+    session = _session(context)
+    folder = model or minilm_folder(session.options.work)
+
+    def measure(bench: Bench) -> None:
+        measure_llama_growth(bench, shape=shape, type_name=type_, numerics=numerics)
+        measure_embedding_growth(bench, folder)
+
+    session.run("growth", measure)
+
+
+@app.command()
+def report(context: typer.Context) -> None:
+    """Write the latest complete results into the README.md and the growth.png beside them.
+
+    The plot needs matplotlib.
+    """
+    path = _session(context).results or RESULTS
+    readme = path.with_name("README.md")
+    latest = latest_entries(read(path))
+    readme.write_text(with_tables(readme.read_text("utf-8"), tables(latest)), "utf-8")
+    if "growth" in latest:
+        plot_growth(latest["growth"], path.with_name("growth.png"))
+
+
+def _session(context: typer.Context) -> Session:
+    assert isinstance(context.obj, Session)
+    return context.obj
+
+
+def _measure_llamas(
+    session: Session, work: Work, shapes: list[str] | None, types: list[str] | None
+) -> None:
+    session.run(
+        work.name,
+        lambda bench: measure_llamas(bench, work, shapes=shapes or (), types=types or ()),
+        is_partial=bool(shapes or types),
+    )
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

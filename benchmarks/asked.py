@@ -1,0 +1,148 @@
+"""What refllm's benchmarks are asked to show, and whether they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.results import REFLLM, Entry, Figure
+
+__all__ = ["ASKED", "Ask", "Measured", "measured"]
+
+QUANTIZED = ("Q8_0", "Q4_0", "Q4_K_M")
+SHAPES = ("1.1B", "7B-8-layers")
+EMBEDDERS = ("sentence-transformers", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A line of the table: which figures it is about, and the borders they are to keep.
+
+    `labels` are the values that a figure's labels may have; `peers` those of which the best is
+    compared with, none where refllm's own median counts.
+    """
+
+    text: str
+    benchmark: str
+    labels: Mapping[str, Sequence[str]]
+    peers: Sequence[str] = ()
+    unit: str = "×"
+    sense: Literal["at least", "at most"] = "at least"
+    asked: float
+    beyond: float
+
+    def holds(self, value: float, border: float) -> bool:
+        """Whether a value is on the good side of a border."""
+        return value >= border if self.sense == "at least" else value <= border
+
+    def applies_to(self, figure: Figure) -> bool:
+        """Whether a figure is one of those asked about."""
+        return all(figure.labels.get(key) in values for key, values in self.labels.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The worst and the best of an ask's values, the figures they come from, and the verdict."""
+
+    worst: tuple[float, Figure]
+    best: tuple[float, Figure]
+    verdict: Literal["missed", "reached", "beyond"]
+
+
+def _llamas(work: str, types: Sequence[str], numerics: str, asked: float, beyond: float) -> Ask:
+    return Ask(
+        text=f"{work} {', '.join(types)} ({numerics})",
+        benchmark=work,
+        labels={"shape": SHAPES, "type": types, "numerics": (numerics,)},
+        peers=("llama.cpp",),
+        asked=asked,
+        beyond=beyond,
+    )
+
+
+ASKED: tuple[Ask, ...] = (
+    _llamas("decode", ("F16", "Q8_0"), "exact", 1.0, 1.1),
+    _llamas("decode", ("Q4_0", "Q4_K_M"), "exact", 0.65, 0.9),
+    _llamas("decode", QUANTIZED, "int8", 1.0, 1.2),
+    _llamas("prefill", ("F16",), "exact", 0.9, 1.1),
+    _llamas("prefill", QUANTIZED, "int8", 2.0, 3.0),
+    _llamas("prefill", QUANTIZED, "exact", 0.7, 0.9),
+    Ask(
+        text="embeddings, 1000 real sentences of mixed length, ÷ the better peer",
+        benchmark="embed",
+        labels={"work": ("mixed lengths",), "from": ("text",)},
+        peers=EMBEDDERS,
+        asked=1.8,
+        beyond=2.5,
+    ),
+    Ask(
+        text="embeddings, uniform length, ÷ onnxruntime",
+        benchmark="embed",
+        labels={"work": ("uniform length",), "from": ("text",)},
+        peers=("onnxruntime",),
+        asked=1.0,
+        beyond=1.15,
+    ),
+    Ask(
+        text="one sentence, latency, ÷ onnxruntime's",
+        benchmark="embed",
+        labels={"work": ("one sentence",), "from": ("text",)},
+        peers=("onnxruntime",),
+        sense="at most",
+        asked=1.0,
+        beyond=0.7,
+    ),
+    Ask(
+        text="`refllm infer` on stories260K, warm cache, whole process, 20 tokens",
+        benchmark="startup",
+        labels={"work": ("refllm infer",), "cache": ("warm",)},
+        unit="s",
+        sense="at most",
+        asked=1.2,
+        beyond=0.7,
+    ),
+    Ask(
+        text="the same, first run ever, empty cache",
+        benchmark="startup",
+        labels={"work": ("refllm infer",), "cache": ("empty",)},
+        unit="s",
+        sense="at most",
+        asked=25,
+        beyond=10,
+    ),
+    Ask(
+        text="decode on stories260K",
+        benchmark="startup",
+        labels={"work": ("decode",)},
+        unit="tokens/s",
+        asked=3000,
+        beyond=8000,
+    ),
+    Ask(
+        text="peak memory of loading, KV cache of one token included",
+        benchmark="load",
+        labels={"work": ("peak memory",), "shape": SHAPES},
+        unit="× file",
+        sense="at most",
+        asked=1.15,
+        beyond=1.15,
+    ),
+)
+
+
+def measured(ask: Ask, latest: Mapping[str, Entry]) -> Measured | None:
+    """What the latest entry of the ask's benchmark says; None where it says nothing."""
+    entry = latest.get(ask.benchmark)
+    values = []
+    for figure in filter(ask.applies_to, entry.figures if entry else ()):
+        value = figure.ratio_to_best(among=ask.peers) if ask.peers else figure.median(REFLLM)
+        if value is not None:
+            values.append((value, figure))
+    if not values:
+        return None
+    values.sort(key=lambda pair: pair[0], reverse=ask.sense == "at most")
+    worst, best = values[0], values[-1]
+    if ask.holds(worst[0], ask.beyond):
+        return Measured(worst, best, "beyond")
+    return Measured(worst, best, "reached" if ask.holds(worst[0], ask.asked) else "missed")

@@ -1,0 +1,127 @@
+"""`decode` and `prefill`: tokens per second, beside llama.cpp on the same files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.compare import Bench, Entrant, Outcome, alternate, figure_of, read_through
+from benchmarks.peer import Unavailable
+from benchmarks.results import REFLLM
+from benchmarks.synthetic import QUICK_SHAPE, TYPES, model_file
+
+__all__ = [
+    "FULL_SHAPES",
+    "Work",
+    "chosen_models",
+    "compare_llamas",
+    "decode",
+    "measure_llamas",
+    "numerics_of",
+    "prefill",
+    "token_ids",
+]
+
+FULL_SHAPES = ("1.1B", "7B-8-layers")
+PEER = "llama.cpp"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is asked for in each turn, and how many tokens that is."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    n_tokens: int
+    n_ctx: int
+
+
+def decode(n_prompt: int, n_tokens: int) -> Work:
+    """Tokens one at a time after a prompt, the same tokens for everybody."""
+    arguments = {"prompt": token_ids(n_prompt), "token_ids": token_ids(n_tokens, seed=1)}
+    return Work("decode", arguments, n_tokens, n_ctx=1024)
+
+
+def prefill(n_tokens: int) -> Work:
+    """A prompt in an empty context, with logits for its last token."""
+    return Work("prefill", {"token_ids": token_ids(n_tokens)}, n_tokens, n_ctx=1024)
+
+
+def token_ids(n_tokens: int, *, seed: int = 0) -> list[int]:
+    """Random tokens that every vocabulary here has, none of them special: 259 … 511."""
+    ids: list[int] = np.random.default_rng(seed).integers(259, 512, n_tokens).tolist()
+    return ids
+
+
+def numerics_of(type_name: str) -> tuple[str, ...]:
+    """The numerics that make sense for a model of this type."""
+    return ("exact",) if type_name == "F16" else ("exact", "int8")
+
+
+def chosen_models(
+    bench: Bench, *, shapes: Sequence[str] = (), types: Sequence[str] = ()
+) -> Iterator[tuple[str, str, Path]]:
+    """Shape, type and file of the synthetic models; `shapes` and `types` choose some of them."""
+    options = bench.options
+    for shape in shapes or ((QUICK_SHAPE,) if options.is_quick else FULL_SHAPES):
+        for type_name in types or TYPES:
+            try:
+                path = model_file(options.work, shape, type_name, peer_python=options.peer_python)
+            except Unavailable as error:
+                bench.skip(f"{shape} {type_name}", error)
+            else:
+                yield shape, type_name, path
+
+
+def measure_llamas(
+    bench: Bench, work: Work, *, shapes: Sequence[str] = (), types: Sequence[str] = ()
+) -> None:
+    """The work on every synthetic model that was chosen."""
+    for shape, type_name, path in chosen_models(bench, shapes=shapes, types=types):
+        labels = {"work": work.name, "shape": shape, "type": type_name}
+        compare_llamas(bench, path, work, labels, numerics=numerics_of(type_name))
+
+
+def compare_llamas(
+    bench: Bench,
+    path: Path,
+    work: Work,
+    labels: Mapping[str, str],
+    *,
+    numerics: Sequence[str] = ("exact",),
+) -> None:
+    """The work on one model: a figure for each of refllm's numerics."""
+    read_through(path)
+    loading = {
+        "path": str(path.absolute()),
+        "threads": bench.options.threads,
+        "n_ctx": work.n_ctx,
+    }
+    with ExitStack() as stack:
+        entrants = []
+        for name, is_peer in [(each, False) for each in numerics] + [(PEER, True)]:
+            program = "llama_cpp_llama" if is_peer else "refllm_llama"
+            extra = {} if is_peer else {"numerics": name}
+            try:
+                contestant = stack.enter_context(bench.contestant(program, is_peer=is_peer))
+                reply = contestant.run("load", **loading, **extra)
+            except Unavailable as error:
+                bench.skip(name, error)
+                continue
+            bench.versions[PEER if is_peer else REFLLM] = reply["versions"]
+            entrants.append(Entrant(name, contestant, work.name, work.arguments))
+        outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
+    for name in numerics:
+        if name in outcomes:
+            pair = {REFLLM: outcomes[name], **_only(PEER, outcomes)}
+            said = {**labels, "numerics": name}
+            bench.add(figure_of(said, pair, unit="tokens/s", amount=work.n_tokens))
+
+
+def _only(name: str, outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    return {name: outcomes[name]} if name in outcomes else {}

@@ -1,0 +1,91 @@
+"""The driver's end of the protocol: a contestant in a process of its own, asked to run something.
+
+The protocol is described in `benchmarks.contestants.serve`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["PROJECT", "Contestant", "Unavailable", "contestant"]
+
+PROJECT = Path(__file__).resolve().parent.parent
+LONGEST_REASON = 300  # characters
+# So that no library starts more threads than it is told to; each is told once more by its own
+# interface. RAYON is the tokenizers library's.
+THREAD_VARIABLES = tuple(
+    f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "RAYON", "NUMBA")
+)
+
+
+class Unavailable(Exception):
+    """A contestant that cannot take part; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A program that waits for requests."""
+
+    program: str
+    requests: IO[str]
+    replies: IO[str]
+    errors: IO[str]
+
+    def run(self, action: str, **arguments: object) -> dict[str, Any]:
+        """What the contestant answers. Errors: `Unavailable` if it fails, or is not there."""
+        try:
+            self.requests.write(json.dumps({"run": action, "with": arguments}) + "\n")
+            self.requests.flush()
+            line = self.replies.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise Unavailable(f"{self.program}: {self._last_words()}")
+        reply: dict[str, Any] = json.loads(line)
+        if "error" in reply:
+            raise Unavailable(f"{self.program}: {reply['error'][:LONGEST_REASON]}")
+        return reply
+
+    def _last_words(self) -> str:
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines() or ["it ended without a word"]
+        return lines[-1][:LONGEST_REASON]
+
+
+@contextmanager
+def contestant(program: str, *, python: Path, threads: int) -> Iterator[Contestant]:
+    """`python -m benchmarks.contestants.<program>`, until the `with` ends.
+
+    Errors: `Unavailable` if the interpreter is not there. What the program lacks shows at the
+    first request.
+    """
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        try:
+            process = subprocess.Popen(
+                [python, "-m", f"benchmarks.contestants.{program}"],
+                cwd=PROJECT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                encoding="utf-8",
+            )
+        except OSError as error:
+            raise Unavailable(f"{program}: {python} cannot be run: {error.strerror}") from error
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            yield Contestant(program, process.stdin, process.stdout, errors)
+        finally:
+            process.kill()
+            process.communicate()
