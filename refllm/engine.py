@@ -21,7 +21,7 @@ from refllm.api import (
 from refllm.generate import Chunk, generate, generate_text
 from refllm.kernels.elementwise import gelu, gelu_tanh
 from refllm.kernels.jit import use_threads
-from refllm.loading import BertModel, LlamaModel, load_path
+from refllm.loading import NUMERICS, BertModel, LlamaModel, Progress, load_path
 from refllm.models import (
     check_name,
     default_roots,
@@ -39,7 +39,6 @@ FLOAT32_BYTES = 4
 PADDING = 0  # the tokenizers library's default padding id, and BERT's
 
 SWITCHED_OFF = "Local LLM operations are not supported in this version of Spin."
-NUMERICS = frozenset({"exact"})
 
 
 class LocalEngine:
@@ -60,11 +59,14 @@ class LocalEngine:
         threads: int | None = None,
         allowed_models: Collection[str] | None = None,
         enabled: bool = True,
+        progress: Progress | None = None,
     ) -> None:
         """An engine that looks for models in `roots` (default: `refllm.models.default_roots()`).
 
         `allowed_models` is a component's `ai_models`; None allows every name. `threads` None
-        means every CPU that this process may use. Errors: `InvalidInput` naming the option.
+        means every CPU that this process may use. `numerics` is "exact", or "int8" to multiply
+        quantized weights as llama.cpp does. `progress` is told how far the loading of a model has
+        come. Errors: `InvalidInput` naming the option.
         """
         uniform(seed, 0)  # refuses a seed that is not a u64
         _check_option("profile", profile, PROFILES)
@@ -78,6 +80,7 @@ class LocalEngine:
         self._roots = tuple(roots) if roots is not None else None
         self._allowed_models = None if allowed_models is None else frozenset(allowed_models)
         self._enabled = enabled
+        self._progress = progress
         self._models: dict[Path, LlamaModel | BertModel] = {}
         self._lock = threading.RLock()
 
@@ -203,7 +206,9 @@ class LocalEngine:
         path = path.absolute()
         with self._lock:
             if path not in self._models:
-                self._models[path] = load_path(path)
+                self._models[path] = load_path(
+                    path, numerics=self.numerics, progress=self._progress
+                )
             return self._models[path]
 
 
