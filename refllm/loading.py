@@ -28,7 +28,15 @@ from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gg
 from refllm.weights import Weights, open_weights
 from refllm.weights_file import read_json_object, release
 
-__all__ = ["NUMERICS", "BertModel", "LlamaModel", "load", "load_path", "load_tokenizer"]
+__all__ = [
+    "NUMERICS",
+    "BertModel",
+    "LlamaModel",
+    "Progress",
+    "load",
+    "load_path",
+    "load_tokenizer",
+]
 
 Floats = NDArray[np.float32]
 Progress = Callable[[int, int], object]

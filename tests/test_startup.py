@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from refllm.cli.common import engine_of
+from refllm.cli import waiting
+from refllm.cli.waiting import engine_of, loading_bar
 
 
 def output_of(program: str, *arguments: str | Path) -> str:
@@ -93,11 +94,16 @@ def kernels() -> Iterator[logging.Logger]:
     logger.setLevel(level)
 
 
+def standard_error(errors: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """`errors`, in place of standard error; not a fixture, because pytest sets its own after."""
+    monkeypatch.setattr(sys, "stderr", errors)
+    return errors
+
+
 def test_a_terminal_is_told_once_that_kernels_are_compiled(
     kernels: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    screen = Screen()
-    monkeypatch.setattr(sys, "stderr", screen)
+    screen = standard_error(Screen(), monkeypatch)
     engine_of(threads=None)
     assert screen.getvalue() == ""
     for name in ("linear", "attention"):
@@ -105,11 +111,52 @@ def test_a_terminal_is_told_once_that_kernels_are_compiled(
     assert screen.getvalue() == ("refllm: compiling kernels for this machine (first run only) …\n")
 
 
-def test_a_file_of_errors_is_not_told(
+def test_a_file_of_errors_is_told_nothing(
     kernels: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", errors)
-    engine_of(threads=None)
-    kernels.info("compiling %s", "linear")
+    errors = standard_error(io.StringIO(), monkeypatch)
+    with loading_bar() as progress:
+        assert progress is None
+        engine_of(threads=None, progress=progress)
+        kernels.info("compiling %s", "linear")
     assert errors.getvalue() == ""
+
+
+ERASED_LINE = "\x1b[2K"
+
+
+def loading(
+    steps: list[tuple[int, int]], *, patience: float, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str]:
+    """What a terminal has seen after these steps of loading, and in the end."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(waiting, "PATIENCE_SECONDS", patience)
+    screen = standard_error(Screen(), monkeypatch)
+    with loading_bar() as show:
+        assert show is not None
+        for done, total in steps:
+            show(done, total)
+        seen = screen.getvalue()
+    return seen, screen.getvalue()
+
+
+def test_the_bar_of_loading_waits_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [(1_000_000, 5_000_000)]
+    assert loading(steps, patience=3600, monkeypatch=monkeypatch) == ("", "")
+
+
+def test_the_bar_of_loading_says_how_much_there_is_and_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = [(1_000_000, 5_000_000), (5_000_000, 5_000_000)]
+    seen, in_the_end = loading(steps, patience=0, monkeypatch=monkeypatch)
+    assert "1.0/5.0 MB" in seen
+    assert seen.endswith(ERASED_LINE)
+    assert in_the_end == seen
+
+
+def test_the_bar_of_loading_goes_when_loading_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [(1_000_000, 5_000_000)]
+    seen, in_the_end = loading(steps, patience=0, monkeypatch=monkeypatch)
+    assert not seen.endswith(ERASED_LINE)
+    assert in_the_end.endswith(ERASED_LINE)

@@ -6,31 +6,24 @@ every way to end into an exit code and at most one line on standard error.
 
 from __future__ import annotations
 
-import atexit
 import functools
-import gc
 import io
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec
+from typing import Annotated, NoReturn, ParamSpec
 
 import typer
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError
-
-if TYPE_CHECKING:
-    from refllm.engine import LocalEngine
 
 __all__ = [
     "STANDARD_STREAM",
     "JsonOption",
     "ModelArgument",
     "ThreadsOption",
-    "engine_of",
     "model_of",
     "one_line",
     "read_text",
@@ -62,43 +55,6 @@ ThreadsOption = Annotated[
     typer.Option(help="CPUs to use; no result depends on it.", show_default="all"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
-
-
-# --- The engine ----------------------------------------------------------------------------------
-
-
-def engine_of(
-    *,
-    threads: int | None,
-    seed: int = 0,
-    profile: str = "contract",
-    numerics: str = "exact",
-) -> LocalEngine:
-    """The engine that a command uses; a terminal is told when it has to wait for the compiler.
-
-    Importing it takes most of a short command's time, so only commands that compute do. What is
-    imported stays, so the garbage collector is kept from looking through it again and again, and
-    once more when the process ends: together a quarter of that time.
-    """
-    gc.disable()
-    from refllm.engine import LocalEngine
-
-    gc.freeze()
-    gc.enable()
-    atexit.register(gc.freeze)
-    if sys.stderr is not None and sys.stderr.isatty():
-        kernels = logging.getLogger("refllm.kernels")
-        kernels.setLevel(logging.INFO)
-        kernels.addHandler(_FirstCompilation())
-    return LocalEngine(seed=seed, profile=profile, numerics=numerics, threads=threads)
-
-
-class _FirstCompilation(logging.Handler):
-    """Says why nothing is said, once: there are many kernels, and all are compiled in one run."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        typer.echo("refllm: compiling kernels for this machine (first run only) …", err=True)
-        logging.getLogger(record.name).removeHandler(self)
 
 
 # --- In ------------------------------------------------------------------------------------------

@@ -19,13 +19,13 @@ from refllm.cli.common import (
     ModelArgument,
     ThreadsOption,
     argument_text,
-    engine_of,
     model_of,
     read_text,
     write_bytes,
     write_json,
     write_text,
 )
+from refllm.cli.waiting import engine_of, loading_bar
 
 __all__ = ["embed"]
 
@@ -65,8 +65,9 @@ def embed(
     if json and npy is not None:
         raise typer.BadParameter("choose one of --json and --npy")
     texts = _texts(text or [], file)
-    engine = engine_of(threads=threads)
-    result = engine.generate_embeddings(model_of(model), texts, max_tokens=max_tokens)
+    with loading_bar() as bar:
+        engine = engine_of(threads=threads, progress=bar)
+        result = engine.generate_embeddings(model_of(model), texts, max_tokens=max_tokens)
     if json:
         write_json({"model": str(model_of(model)), **asdict(result)})
     elif npy is not None:

@@ -14,12 +14,12 @@ from refllm.cli.common import (
     JsonOption,
     ModelArgument,
     ThreadsOption,
-    engine_of,
     model_of,
     text_of,
     write_json,
     write_text,
 )
+from refllm.cli.waiting import engine_of, loading_bar
 
 if TYPE_CHECKING:
     from refllm.engine import LocalEngine
@@ -82,12 +82,15 @@ def infer(
         top_k=top_k,
         top_p=top_p,
     )
-    engine = engine_of(seed=seed, profile=profile, numerics=numerics, threads=threads)
-    text = text_of(prompt, "PROMPT")
-    if json:
-        write_json(_record(engine, model_of(model), text, params))
-    else:
-        _print_as_it_comes(engine.stream(model_of(model), text, params))
+    with loading_bar() as bar:
+        engine = engine_of(
+            seed=seed, profile=profile, numerics=numerics, threads=threads, progress=bar
+        )
+        text = text_of(prompt, "PROMPT")
+        if json:
+            write_json(_record(engine, model_of(model), text, params))
+        else:
+            _print_as_it_comes(engine.stream(model_of(model), text, params))
 
 
 def _record(
