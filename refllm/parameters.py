@@ -44,7 +44,10 @@ class Parameters:
             from refllm.kernels.int8 import INT8_FORMATS, pack_int8
 
             if tensor.format.name in INT8_FORMATS:
-                return cast(Panels, pack_int8(tensor))
+                packed = cast(Panels, pack_int8(tensor))
+                if self.consumed is not None:
+                    self.consumed(tensor.data)
+                return packed
         return pack(tensor, consumed=self.consumed)
 
     def table(self, name: str, n_rows: int, n_columns: int) -> Tensor:
