@@ -206,6 +206,7 @@ class LocalEngine:
         path = path.absolute()
         with self._lock:
             if path not in self._models:
+                use_threads(self.threads)
                 self._models[path] = load_path(
                     path, numerics=self.numerics, progress=self._progress
                 )

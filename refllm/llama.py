@@ -27,7 +27,7 @@ from refllm.kernels.attention import (
 )
 from refllm.kernels.elementwise import apply_rope, rms_norm, rope_table, swiglu
 from refllm.kernels.linear import embedding, linear
-from refllm.kernels.panels import Panels, pack
+from refllm.kernels.panels import Panels
 from refllm.parameters import Parameters
 from refllm.rope import rope_frequencies
 from refllm.tap import Tap, not_finite
@@ -129,10 +129,8 @@ class Llama:
         self.token_embd = p.table("token_embd.weight", c.n_vocab, c.n_embd)
         self.layers = [_layer(c, p, f"blk.{i}") for i in range(c.n_layers)]
         self.output_norm = p.vector("output_norm.weight", c.n_embd)
-        tied = "output.weight" not in p.tensors
-        self.output = (
-            pack(self.token_embd) if tied else p.matrix("output.weight", c.n_vocab, c.n_embd)
-        )
+        output = "output.weight" if "output.weight" in p.tensors else "token_embd.weight"
+        self.output = p.matrix(output, c.n_vocab, c.n_embd)
         self.frequencies = rope_frequencies(
             base=c.rope_theta,
             rope_dim=c.rope_dim,

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.quant import Tensor
-from refllm.weights_file import read_json_object
+from refllm.weights_file import read_json_object, release
 from refllm.weights_gguf import read_gguf
 from refllm.weights_safetensors import INDEX, SINGLE, StoredTensor, read_safetensors
 
@@ -319,6 +319,7 @@ def _all_interleaved(
             )
         rows = interleaved(tensor.data.reshape(n_rows, -1), n_heads=heads)
         result[name] = replace(tensor, data=rows.reshape(tensor.data.shape))
+        release(tensor.data)
     return result
 
 

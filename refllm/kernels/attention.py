@@ -153,12 +153,14 @@ def _attend(
     visible = np.empty(block * group, np.int64)  # [R]
     for t in range(block):
         for g in range(group):
-            queries[t * group + g] = query[first + t, kv_head * group + g]
+            for e in range(head_dim):
+                queries[t * group + g, e] = query[first + t, kv_head * group + g, e]
             visible[t * group + g] = n_visible[first + t]
     results = _attend_queries(queries, keys[kv_head], values[kv_head], visible, scale)
     for t in range(block):
         for g in range(group):
-            out[first + t, kv_head * group + g] = results[t * group + g, :head_dim]
+            for e in range(head_dim):
+                out[first + t, kv_head * group + g, e] = results[t * group + g, e]
 
 
 @inner
@@ -168,7 +170,8 @@ def _attend_queries(
     """softmax(q·k·scale)·v of queries [R, E] against keys [E, C] and values [C, E]: [R, ≥ E]."""
     weights = _softmax_scores(queries, keys, n_visible, scale)  # [R, S]
     for r in range(weights.shape[0]):
-        weights[r, n_visible[r] :] = 0.0
+        for s in range(n_visible[r], weights.shape[1]):
+            weights[r, s] = 0.0
     # What is beyond a row's own tokens has weight 0 and adds +0 or -0 at the end of its sum.
     head_dim = queries.shape[1]
     width = (head_dim + LANES - 1) // LANES * LANES

@@ -126,7 +126,9 @@ def _rows_together(x: Floats, group: int) -> tuple[Floats, int]:
     if n_rows == ROWS:
         return x[first : first + ROWS], n_rows
     filled = np.zeros((ROWS, x.shape[1]), np.float32)
-    filled[:n_rows] = x[first : first + n_rows]
+    for r in range(n_rows):
+        for d in range(x.shape[1]):
+            filled[r, d] = x[first + r, d]
     return filled, n_rows
 
 
