@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ class Session:
         measure(bench)
         entry = Entry(
             benchmark=benchmark,
+            revision=_revision(),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
             is_complete=not (options.is_quick or is_partial),
             machine=machine,
@@ -194,6 +196,16 @@ def report(context: typer.Context) -> None:
     readme.write_text(with_tables(readme.read_text("utf-8"), tables(latest)), "utf-8")
     if "growth" in latest:
         plot_growth(latest["growth"], path.with_name("growth.png"))
+
+
+def _revision() -> str:
+    """What git calls the sources that are measured; empty where there is no git or repository."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
 
 
 def _session(context: typer.Context) -> Session:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from benchmarks.compare import Bench, Entrant, alternate, figure_of, read_through
 from benchmarks.peer import Contestant, Unavailable
-from benchmarks.results import REFLLM
+from benchmarks.results import REFLLM, Figure
 from benchmarks.texts import real_sentences, sha256_of_texts, uniform_texts
 
 __all__ = ["PEERS", "Job", "jobs", "measure_embedding", "minilm_folder", "model_tokenizer"]
@@ -76,12 +76,26 @@ def measure_embedding(bench: Bench, folder: Path) -> None:
         contestants = _load(bench, folder, stack)
         for job in jobs(tokenizer, is_quick=bench.options.is_quick):
             token_ids = [tokenizer.encode(text).ids for text in job.texts]
+            batch_sizes = _best_batch_sizes(contestants, job)
             notes = {
                 "tokens": str(sum(map(len, token_ids))),
                 "sha256 of the texts": sha256_of_texts(job.texts),
+                **{f"batch size of {name}": str(batch_sizes[name]) for name in batch_sizes},
             }
-            _measure(bench, contestants, job, "embed", job.texts, notes)
-            _measure(bench, contestants, job, "embed_tokens", token_ids, notes)
+            for action, texts in (("embed", job.texts), ("embed_tokens", token_ids)):
+                arguments = {"texts": texts, "repeat": job.repeat}
+                entrants = [
+                    Entrant(name, contestants[name], action, {**arguments, "batch_size": size})
+                    for name, size in batch_sizes.items()
+                ]
+                outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
+                labels = {"work": job.name, "from": "text" if action == "embed" else "token ids"}
+                unit = "ms" if job.is_latency else "texts/s"
+                bench.add(
+                    _same_work(
+                        figure_of(labels, outcomes, unit=unit, amount=len(texts), notes=notes)
+                    )
+                )
 
 
 def _load(bench: Bench, folder: Path, stack: ExitStack) -> dict[str, Contestant]:
@@ -108,40 +122,29 @@ def _load(bench: Bench, folder: Path, stack: ExitStack) -> dict[str, Contestant]
     return contestants
 
 
-def _measure(
-    bench: Bench,
-    contestants: Mapping[str, Contestant],
-    job: Job,
-    action: str,
-    texts: Sequence[Any],
-    notes: Mapping[str, str],
-) -> None:
-    """One job from text (`embed`) or from token ids (`embed_tokens`)."""
-    said = dict(notes)
-    entrants = []
+def _best_batch_sizes(contestants: Mapping[str, Contestant], job: Job) -> dict[str, int]:
+    """The batch size at which each contestant takes least, after a run that only warms up.
+
+    refllm makes its own batches, and gets all texts.
+    """
+    sizes = [size for size in BATCH_SIZES if size <= len(job.texts)] or [len(job.texts)]
+
+    def seconds(contestant: Contestant, batch_size: int) -> float:
+        reply = contestant.run("embed", texts=job.texts, batch_size=batch_size, repeat=1)
+        return float(reply["seconds"][0])
+
+    best = {}
     for name, contestant in contestants.items():
-        arguments = {"texts": texts, "batch_size": len(texts), "repeat": job.repeat}
-        if name in PEERS and not job.is_latency:
-            arguments["batch_size"] = _best_batch_size(contestant, action, texts)
-            said[f"batch size of {name}"] = str(arguments["batch_size"])
-        entrants.append(Entrant(name, contestant, action, arguments))
-    outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
-    labels = {"work": job.name, "from": "text" if action == "embed" else "token ids"}
-    unit = "ms" if job.is_latency else "texts/s"
-    figure = figure_of(labels, outcomes, unit=unit, amount=len(texts), notes=said)
+        best[name] = len(job.texts)
+        if name in PEERS and len(sizes) > 1:
+            seconds(contestant, sizes[0])
+            best[name] = min(sizes, key=functools.partial(seconds, contestant))
+    return best
+
+
+def _same_work(figure: Figure) -> Figure:
+    """The figure. Errors: `ValueError` if a peer's embeddings are not refllm's."""
     for peer, difference in figure.differences.items():
         if difference > LARGEST_DIFFERENCE:
             raise ValueError(f"{figure.name}: {peer} computes something else, by {difference}")
-    bench.add(figure)
-
-
-def _best_batch_size(contestant: Contestant, action: str, texts: Sequence[Any]) -> int:
-    """The batch size at which one run takes least, after one that only warms up."""
-
-    def seconds(batch_size: int) -> float:
-        reply = contestant.run(action, texts=texts, batch_size=batch_size, repeat=1)
-        return float(reply["seconds"][0])
-
-    sizes = [size for size in BATCH_SIZES if size <= len(texts)] or [len(texts)]
-    contestant.run(action, texts=texts, batch_size=sizes[0], repeat=1)
-    return min(sizes, key=seconds)
+    return figure

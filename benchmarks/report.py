@@ -14,6 +14,7 @@ from benchmarks.results import REFLLM, Entry, Figure
 __all__ = ["latest_entries", "tables", "with_tables"]
 
 MARKED = "<!-- begin {0} -->\n", "<!-- end {0} -->"
+PLOT = "![each cost against what it grows with](growth.png)"
 NOTHING = "Not measured yet.\n"
 
 
@@ -79,7 +80,7 @@ def _entry_table(entry: Entry) -> str:
         lines.append(_figures_table(compared))
     if entry.fits:
         rows = [(fit.cost, fit.against, f"{fit.exponent:.2f}") for fit in entry.fits]
-        lines.append(_table(("cost", "grows with", "exponent"), rows))
+        lines += [_table(("cost", "grows with", "exponent"), rows), PLOT, ""]
     lines += [f"- {what}: skipped, {reason}" for what, reason in entry.skipped.items()]
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -92,7 +93,8 @@ def _circumstances(entry: Entry) -> str:
         for name, of_each in entry.versions.items()
     )
     return (
-        f"{entry.date}, {machine.cpu}{kind}, {entry.threads} threads on {machine.n_cpus} CPUs, "
+        f"{entry.date}, revision {entry.revision}, {machine.cpu}{kind}, {entry.threads} threads "
+        f"on {machine.n_cpus} CPUs, "
         f"{', '.join(machine.caches)}, {machine.memory_gib:g} GiB, {machine.kernel}; load average "
         f"{machine.load_average:g} before; median of {entry.rounds}. {versions}."
     )

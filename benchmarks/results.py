@@ -71,10 +71,12 @@ class Fit:
 class Entry:
     """One run of one benchmark. `date` is UTC; `skipped` says why something could not be measured.
 
-    A quick run, or one of chosen models only, is not complete, and not reported.
+    `revision` is git's name of the sources. A quick run, or one of chosen models only, is not
+    complete, and not reported.
     """
 
     benchmark: str
+    revision: str
     date: str
     is_complete: bool
     machine: Machine

@@ -67,6 +67,7 @@ def a_bench(rounds: int = 1) -> Bench:
 def an_entry(benchmark: str, *figures: Figure) -> Entry:
     return Entry(
         benchmark=benchmark,
+        revision="0",
         date="2000-01-01T00:00:00+00:00",
         is_complete=True,
         machine=this_machine(),

@@ -5,7 +5,6 @@ T tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,10 +42,9 @@ class Contestant:
     ) -> Mapping[str, Any]:
         """Load the model at `path`; its context grows as needed, so `n_ctx` sets nothing."""
         del n_ctx
-        options = _numerics(numerics)
         use_threads(threads)
         before = memory()
-        seconds, model = timed(lambda: load_path(Path(path), **options))
+        seconds, model = timed(lambda: load_path(Path(path), numerics=numerics))
         if not isinstance(model, LlamaModel):
             raise TypeError(f"{path} is not a llama")
         self.model = model
@@ -104,15 +102,6 @@ class Contestant:
         hidden = self.network.hidden([Segment([token_id], cache)])  # [1, D]
         logits: Floats = self.network.logits(hidden)[0]
         return logits
-
-
-def _numerics(numerics: str) -> dict[str, Any]:
-    """The option of `load_path` that asks for these numerics."""
-    if numerics == "exact":
-        return {}
-    if "numerics" not in inspect.signature(load_path).parameters:
-        raise RuntimeError(f"this refllm has no {numerics} numerics")
-    return {"numerics": numerics}
 
 
 if __name__ == "__main__":
