@@ -28,8 +28,7 @@ from refllm.kernels.attention import (
     key_value_buffers,
 )
 from refllm.kernels.elementwise import gelu, l2_normalize, layer_norm, mean_rows
-from refllm.kernels.linear import embedding, linear
-from refllm.kernels.panels import Panels
+from refllm.kernels.linear import Matrix, embedding, linear
 from refllm.parameters import Parameters
 from refllm.tap import Tap, not_finite
 
@@ -55,7 +54,7 @@ class BertConfig:
 class Affine:
     """x·Wᵀ + b."""
 
-    weight: Panels  # [outputs, inputs]
+    weight: Matrix  # [outputs, inputs]
     bias: Floats  # [outputs]
 
     def __call__(self, x: Floats) -> Floats:

@@ -26,8 +26,7 @@ from refllm.kernels.attention import (
     key_value_buffers,
 )
 from refllm.kernels.elementwise import apply_rope, rms_norm, rope_table, swiglu
-from refllm.kernels.linear import embedding, linear
-from refllm.kernels.panels import Panels
+from refllm.kernels.linear import Matrix, embedding, linear
 from refllm.parameters import Parameters
 from refllm.rope import rope_frequencies
 from refllm.tap import Tap, not_finite
@@ -61,14 +60,14 @@ class LlamaLayer:
     """The weights of one layer; the biases are those that few models have."""
 
     attn_norm: Floats  # [D]
-    attn_q: Panels  # [H·E, D]
-    attn_k: Panels  # [K·E, D]
-    attn_v: Panels  # [K·E, D]
-    attn_output: Panels  # [D, H·E]
+    attn_q: Matrix  # [H·E, D]
+    attn_k: Matrix  # [K·E, D]
+    attn_v: Matrix  # [K·E, D]
+    attn_output: Matrix  # [D, H·E]
     ffn_norm: Floats  # [D]
-    ffn_gate: Panels  # [F, D]
-    ffn_up: Panels  # [F, D]
-    ffn_down: Panels  # [D, F]
+    ffn_gate: Matrix  # [F, D]
+    ffn_up: Matrix  # [F, D]
+    ffn_down: Matrix  # [D, F]
     attn_q_bias: Floats | None
     attn_k_bias: Floats | None
     attn_v_bias: Floats | None
@@ -300,7 +299,7 @@ def _feed_forward(i: int, layer: LlamaLayer, h: Floats, tap: Tap | None) -> Floa
     return out
 
 
-def _affine(x: Floats, weight: Panels, bias: Floats | None) -> Floats:
+def _affine(x: Floats, weight: Matrix, bias: Floats | None) -> Floats:
     """x·Wᵀ, plus the bias where the model has one."""
     product = linear(x, weight)
     return product if bias is None else product + bias

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import LlmRuntimeError
-from refllm.kernels.panels import Consumed, Panels, pack
+from refllm.kernels.linear import Matrix
+from refllm.kernels.panels import Consumed, pack
 from refllm.quant import Tensor
 
 __all__ = ["Parameters"]
@@ -33,7 +33,7 @@ class Parameters:
     numerics: str = "exact"
     consumed: Consumed | None = None
 
-    def matrix(self, name: str, n_rows: int, n_columns: int) -> Panels:
+    def matrix(self, name: str, n_rows: int, n_columns: int) -> Matrix:
         """A weight matrix [N, D] to multiply with, in the file's own encoding.
 
         For the numerics "int8", a format that llama.cpp multiplies as integers is packed for that.
@@ -44,10 +44,7 @@ class Parameters:
             from refllm.kernels.int8 import INT8_FORMATS, pack_int8
 
             if tensor.format.name in INT8_FORMATS:
-                packed = cast(Panels, pack_int8(tensor))
-                if self.consumed is not None:
-                    self.consumed(tensor.data)
-                return packed
+                return pack_int8(tensor, consumed=self.consumed)
         return pack(tensor, consumed=self.consumed)
 
     def table(self, name: str, n_rows: int, n_columns: int) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,12 @@ from refllm.kernels.simd import LANES, store_f32, zeros
 from refllm.kernels.tile import add_products
 from refllm.quant import FORMATS, Tensor
 
-__all__ = ["embedding", "linear"]
+__all__ = ["Matrix", "embedding", "linear"]
 
+if TYPE_CHECKING:
+    from refllm.kernels.int8 import Int8Panels
+
+Matrix: TypeAlias = "Panels | Int8Panels"
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
@@ -64,8 +68,16 @@ def embedding(token_ids: NDArray[np.int64], weight: Tensor) -> Floats:
     return Tensor(weight.name, weight.format, shape, weight.data[token_ids]).array()
 
 
-def linear(x: Floats, weight: Panels) -> Floats:
-    """x [T, D] times the rows of weight [N, D]: float32 [T, N]."""
+def linear(x: Floats, weight: Matrix) -> Floats:
+    """x [T, D] times the rows of weight [N, D]: float32 [T, N].
+
+    How it was packed says by which numerics: exact here, as integers in `refllm.kernels.int8`.
+    """
+    if not isinstance(weight, Panels):
+        # Whoever computes exactly shall not wait for the other kernels.
+        from refllm.kernels.int8 import linear_int8
+
+        return linear_int8(x, weight)
     out = np.empty((x.shape[0], weight.n_rows), np.float32)  # [T, N]
     is_small = x.size * weight.n_rows < SERIAL_WORK
     kernel = _kernel(weight.format.name, x.shape[0] == 1, is_small)

@@ -1,0 +1,211 @@
+"""Matrix product of quantized weights with activations that are quantized too: numerics "int8".
+
+T rows of x, N rows of w (outputs), D columns of both.
+
+This is what llama.cpp computes on a CPU, with one order of additions; the rule stands in
+`refllm.oracle_int8`. A row of x becomes int8 block by block (`refllm.kernels.int8_quantize`), the
+products within a block are integers and exact, and only the block's sum is scaled and added in
+float32, one block after the other. So the integers may be added in any order, and the CPU's
+instructions for dot products of bytes do most of the work.
+
+As in `refllm.kernels.linear`, 64 outputs are computed side by side, from 64 rows of w that lie side
+by side; formats differ in how a block becomes integers (`refllm.kernels.int8_blocks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.kernels import int8_tile
+from refllm.kernels.int8_blocks import FORMATS_AS_INTEGERS
+from refllm.kernels.int8_quantize import (
+    Activations,
+    quantize_q8_0,
+    quantize_q8_k,
+    zero_activations,
+)
+from refllm.kernels.jit import inner, jit, parallel_jit, prange, specialized
+from refllm.kernels.panels import Consumed, side_by_side
+from refllm.kernels.simd import LANES
+from refllm.kernels.simd_int import ROWS
+from refllm.quant import FORMATS, Format, Tensor
+
+__all__ = ["INT8_FORMATS", "Int8Panels", "linear_int8", "pack_int8", "quantize"]
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+# The formats that have integer kernels, by GGML's name. Others are for the exact numerics.
+INT8_FORMATS = frozenset(FORMATS_AS_INTEGERS)
+
+# Below this many multiplications one thread is done before a second has woken up, and below this
+# many numbers to quantize.
+SERIAL_WORK = 1 << 17
+SERIAL_NUMBERS = 1 << 15
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Int8Panels:
+    """A quantized matrix [n_rows, n_columns], packed; `data` is uint8 [panels, bytes of 64 rows].
+
+    Its bytes are the file's, in another order: `refllm.kernels.int8_blocks` draws it.
+    """
+
+    name: str
+    format: Format
+    n_rows: int
+    n_columns: int
+    data: Bytes
+
+
+def pack_int8(tensor: Tensor, *, consumed: Consumed | None = None) -> Int8Panels:
+    """The matrix [N, D], in one of `INT8_FORMATS`, as `linear_int8` wants it.
+
+    `consumed` as for `refllm.kernels.panels.side_by_side`.
+    """
+    widths = np.array(FORMATS_AS_INTEGERS[tensor.format.name].fields)
+    data = side_by_side(tensor, widths, consumed=consumed)
+    n_rows, n_columns = tensor.shape
+    return Int8Panels(tensor.name, tensor.format, n_rows, n_columns, data)
+
+
+def linear_int8(x: Floats, weight: Int8Panels) -> Floats:
+    """x [T, D], quantized, times the rows of weight [N, D]: float32 [T, N]."""
+    out = np.empty((len(x), weight.n_rows), np.float32)  # [T, N]
+    is_small = x.size * weight.n_rows < SERIAL_WORK
+    kernel = _kernel(weight.format.name, len(x) == 1, is_small)
+    kernel(weight.data, *quantize(x, weight.format.name), out)
+    return out
+
+
+def quantize(x: Floats, format_name: str) -> Activations:
+    """x [T, D] as a product with weights in that format wants it.
+
+    Several rows are padded with zeros to a multiple of `ROWS`.
+    """
+    block_size, integers = FORMATS[format_name].block_size, FORMATS_AS_INTEGERS[format_name]
+    n_rows = 1 if len(x) == 1 else -(-len(x) // ROWS) * ROWS
+    n_blocks = x.shape[1] // block_size
+    activations = zero_activations(
+        n_rows,
+        n_blocks,
+        block_size=block_size,
+        groups=integers.groups,
+        minima=integers.minima,
+    )
+    kernel = _quantizer(block_size, x.size < SERIAL_NUMBERS)
+    kernel(np.ascontiguousarray(x), integers.offset, *activations)
+    return activations
+
+
+@cache
+def _quantizer(block_size: int, serial: bool) -> Callable[..., None]:
+    """The kernel that quantizes blocks of that size."""
+    names = {"quantize_row": quantize_q8_0 if block_size == 32 else quantize_q8_k}
+    if serial:
+        return jit(specialized(_quantize_serial, f"int8_quantize_{block_size}_serial", **names))
+    return parallel_jit(
+        specialized(_quantize_parallel, f"int8_quantize_{block_size}_parallel", **names)
+    )
+
+
+@cache
+def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None]:
+    """The product for a format: compiled at its first use, found on disk from then on."""
+    stored_as, integers = FORMATS[format_name], FORMATS_AS_INTEGERS[format_name]
+    name = f"int8_{format_name}_{'row' if one_row else 'rows'}"
+    names: dict[str, Any] = {
+        "quads": integers.quads,
+        "scale": integers.scale,
+        "minimum": integers.minimum,
+        "finish": integers.finish,
+        "block_size": stored_as.block_size,
+        "block_bytes": stored_as.block_bytes,
+        "block_quads": stored_as.block_size // 4,
+        "d_at": integers.d_at,
+        "m_at": integers.m_at,
+        "groups": integers.groups,
+        "group_quads": stored_as.block_size // 4 // integers.groups,
+        "pairs": integers.minima // 2,
+    }
+    # Each template may use those before it.
+    of_one_row = (int8_tile.minima_pair, int8_tile.add_block, int8_tile.row_product)
+    of_rows = (
+        int8_tile.minima_pair,
+        int8_tile.make_ready,
+        int8_tile.add_piece,
+        int8_tile.rows_product,
+    )
+    for template in of_one_row if one_row else of_rows:
+        made = inner(specialized(template, f"{name}_{template.__name__}", **names))
+        names[template.__name__] = names["product"] = made
+    if serial:
+        return jit(specialized(_serial, f"{name}_serial", **names))
+    return parallel_jit(specialized(_parallel, f"{name}_parallel", **names))
+
+
+# In the templates below these stand for a kernel's own.
+product: Any = None
+quantize_row: Any = None
+
+
+def _serial(
+    panels: Bytes,
+    q: NDArray[np.int8],
+    d: Floats,
+    s: Floats,
+    starts: NDArray[np.int32],
+    sums: NDArray[np.int16],
+    out: Floats,
+) -> None:
+    x = Activations(q, d, s, starts, sums)
+    for panel in range(panels.shape[0]):
+        product(panels[panel], panel * LANES, x, out)
+
+
+def _parallel(
+    panels: Bytes,
+    q: NDArray[np.int8],
+    d: Floats,
+    s: Floats,
+    starts: NDArray[np.int32],
+    sums: NDArray[np.int16],
+    out: Floats,
+) -> None:
+    x = Activations(q, d, s, starts, sums)
+    for panel in prange(panels.shape[0]):
+        product(panels[panel], panel * LANES, x, out)
+
+
+def _quantize_serial(
+    x: Floats,
+    offset: int,
+    q: NDArray[np.int8],
+    d: Floats,
+    s: Floats,
+    starts: NDArray[np.int32],
+    sums: NDArray[np.int16],
+) -> None:
+    into = Activations(q, d, s, starts, sums)
+    for t in range(x.shape[0]):
+        quantize_row(x, t, into, offset)
+
+
+def _quantize_parallel(
+    x: Floats,
+    offset: int,
+    q: NDArray[np.int8],
+    d: Floats,
+    s: Floats,
+    starts: NDArray[np.int32],
+    sums: NDArray[np.int16],
+) -> None:
+    into = Activations(q, d, s, starts, sums)
+    for t in prange(x.shape[0]):
+        quantize_row(x, t, into, offset)
