@@ -1,0 +1,80 @@
+"""The numerics `int8` in whole models: chosen by name, and under the same invariances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refllm
+from refllm.kernels.int8 import INT8_FORMATS, linear_int8, pack_int8
+from refllm.kernels.jit import use_threads
+from refllm.kernels.panels import Panels
+from refllm.llama import Segment
+from refllm.loading import LlamaModel, load_path
+from refllm.oracle_int8 import matmul
+from tests.model_files import tiny_llama_gguf
+from tests.test_kernels import random_blocks, random_floats, same_bits
+
+PROMPT = [1, 20, 300, 259, 7, 33, 301, 17]
+
+
+@pytest.mark.parametrize("n_tokens", [1, 13])
+@pytest.mark.parametrize("type_name", sorted(INT8_FORMATS))
+def test_the_product_of_every_format_equals_the_oracle(type_name: str, n_tokens: int) -> None:
+    x, weight = random_floats(n_tokens, 768), random_blocks(type_name, 130, 768)
+    assert same_bits(linear_int8(x, pack_int8(weight)), matmul(x, weight))
+
+
+@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_1"])
+def test_a_row_is_the_same_alone_and_among_others_on_any_number_of_threads(type_name: str) -> None:
+    x, weight = random_floats(9, 768), pack_int8(random_blocks(type_name, 700, 768))
+    use_threads(1)
+    alone = np.concatenate([linear_int8(x[t : t + 1], weight) for t in range(9)])
+    use_threads(None)
+    assert same_bits(linear_int8(x, weight), alone)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
+    path = tiny_llama_gguf(tmp_path_factory.mktemp("int8") / "tiny.gguf", type="Q8_0")
+    model = load_path(path, numerics="int8")
+    assert isinstance(model, LlamaModel)
+    return model
+
+
+def test_quantized_matrices_are_packed_for_integers_and_others_are_not(
+    llama: LlamaModel, tmp_path: Path
+) -> None:
+    assert not isinstance(llama.network.layers[0].attn_q, Panels)
+    floats = load_path(tiny_llama_gguf(tmp_path / "f16.gguf", type="F16"), numerics="int8")
+    assert isinstance(floats, LlamaModel)
+    assert isinstance(floats.network.layers[0].attn_q, Panels)
+
+
+def test_the_numerics_differ(llama: LlamaModel) -> None:
+    exact = refllm.load(llama.path)
+    assert isinstance(exact, LlamaModel)
+    assert not same_bits(exact.forward(PROMPT), llama.forward(PROMPT))
+    np.testing.assert_allclose(exact.forward(PROMPT), llama.forward(PROMPT), atol=0.5)
+
+
+@pytest.mark.parametrize("piece", [1, 3])
+def test_a_prompt_in_pieces_gives_the_bits_of_the_whole(piece: int, llama: LlamaModel) -> None:
+    cache = llama.new_cache()
+    parts = [llama.forward(PROMPT[i : i + piece], cache) for i in range(0, len(PROMPT), piece)]
+    assert same_bits(np.concatenate(parts), llama.forward(PROMPT))
+
+
+def test_a_sequence_is_the_same_alone_and_in_company(llama: LlamaModel) -> None:
+    segments = [Segment(ids, llama.new_cache()) for ids in (PROMPT, [5, 6], PROMPT[::-1])]
+    together = llama.network.forward(segments)
+    assert same_bits(together[0], llama.forward(PROMPT))
+    assert same_bits(together[2], llama.forward(PROMPT[::-1]))
+
+
+def test_an_engine_takes_its_numerics_by_name(llama: LlamaModel) -> None:
+    params = refllm.InferencingParams(temperature=0.0, max_tokens=5)
+    result = refllm.LocalEngine(numerics="int8").infer(llama.path, "the", params)
+    assert result.usage.generated_token_count >= 1
