@@ -24,9 +24,15 @@ CHOSEN_BY = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
 
 
 def environment_for(cpu: str | None) -> dict[str, str]:
-    """This process's environment for one that compiles for `cpu`, None for the machine's own."""
+    """This process's environment for one that compiles for `cpu`, None for the machine's own.
+
+    The features must be said to be none beyond what the name says: where nothing is said, numba
+    adds all that this machine has to any name.
+    """
     environment = {key: value for key, value in os.environ.items() if key not in CHOSEN_BY}
-    return environment if cpu is None else environment | {"NUMBA_CPU_NAME": cpu}
+    if cpu is None:
+        return environment
+    return environment | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""}
 
 
 def has(feature: str) -> bool:
