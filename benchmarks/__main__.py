@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from benchmarks.peer import PROJECT
 from benchmarks.plot import plot_growth
 from benchmarks.report import latest_entries, tables, with_tables
 from benchmarks.results import Entry, append, read
+from benchmarks.sources import revision, sha256_of_sources
 from benchmarks.startup import measure_startup
 
 __all__ = ["app"]
@@ -57,14 +57,18 @@ class Session:
     ) -> None:
         """Measure, and keep what comes of it."""
         options = self.options
-        machine = this_machine()
+        # Before anything runs: contestants start at different times, and must start the same code.
+        machine, name, sources = this_machine(), revision(), sha256_of_sources()
         bench = Bench(options)
         measure(bench)
+        has_changed = sha256_of_sources() != sources
+        if has_changed:
+            bench.skip("report", "refllm's sources changed during the run")
         entry = Entry(
             benchmark=benchmark,
-            revision=_revision(),
+            revision=name,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            is_complete=not (options.is_quick or is_partial),
+            is_complete=not (options.is_quick or is_partial or has_changed),
             machine=machine,
             threads=options.threads,
             rounds=options.rounds,
@@ -196,16 +200,6 @@ def report(context: typer.Context) -> None:
     readme.write_text(with_tables(readme.read_text("utf-8"), tables(latest)), "utf-8")
     if "growth" in latest:
         plot_growth(latest["growth"], path.with_name("growth.png"))
-
-
-def _revision() -> str:
-    """What git calls the sources that are measured; empty where there is no git or repository."""
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        found = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return found.stdout.strip()
 
 
 def _session(context: typer.Context) -> Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ __all__ = [
     "measure_llamas",
     "numerics_of",
     "prefill",
+    "require_different",
     "token_ids",
 ]
 
@@ -95,7 +97,10 @@ def compare_llamas(
     *,
     numerics: Sequence[str] = ("exact",),
 ) -> None:
-    """The work on one model: a figure for each of refllm's numerics."""
+    """The work on one model: a figure for each of refllm's numerics.
+
+    Errors: `ValueError` if two numerics give the same answer.
+    """
     read_through(path)
     loading = {
         "path": str(path.absolute()),
@@ -116,11 +121,19 @@ def compare_llamas(
             bench.versions[PEER if is_peer else REFLLM] = reply["versions"]
             entrants.append(Entrant(name, contestant, work.name, work.arguments))
         outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
+    require_different(outcomes, numerics)
     for name in numerics:
         if name in outcomes:
             pair = {REFLLM: outcomes[name], **_only(PEER, outcomes)}
             said = {**labels, "numerics": name}
             bench.add(figure_of(said, pair, unit="tokens/s", amount=work.n_tokens))
+
+
+def require_different(outcomes: Mapping[str, Outcome], numerics: Sequence[str]) -> None:
+    """Refuse numerics that give one answer: one of them was not what its label says."""
+    for one, other in itertools.combinations([name for name in numerics if name in outcomes], 2):
+        if outcomes[one].difference(outcomes[other]) == 0:
+            raise ValueError(f"{one} and {other} gave the same logits: one of them is not itself")
 
 
 def _only(name: str, outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:

@@ -71,8 +71,8 @@ class Fit:
 class Entry:
     """One run of one benchmark. `date` is UTC; `skipped` says why something could not be measured.
 
-    `revision` is git's name of the sources. A quick run, or one of chosen models only, is not
-    complete, and not reported.
+    `revision` is git's name of the sources at the start. A quick run, one of chosen models only,
+    or one during which the sources changed, is not complete, and not reported.
     """
 
     benchmark: str

@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from benchmarks import __main__ as commands
 from benchmarks import compare
 from benchmarks.__main__ import FOLDER, app
 from benchmarks.asked import ASKED, measured
@@ -24,11 +25,13 @@ from benchmarks.compare import Bench, Entrant, Options, Outcome, alternate, figu
 from benchmarks.contestants.embedder import embed_sorted
 from benchmarks.embed import model_tokenizer
 from benchmarks.growth import exponent, fits_of
+from benchmarks.llamas import require_different
 from benchmarks.machine import this_machine
 from benchmarks.peer import PROJECT, Contestant, Unavailable, contestant
 from benchmarks.plot import plot_growth
 from benchmarks.report import latest_entries, tables, with_tables
 from benchmarks.results import REFLLM, Entry, Figure, Fit, append, read
+from benchmarks.sources import sha256_of_sources
 from benchmarks.synthetic import QUICK_SHAPE, SHAPES, model_file
 from benchmarks.texts import real_sentences, uniform_texts
 from refllm.weights import open_weights
@@ -232,6 +235,38 @@ def test_a_figure_holds_rates_or_times_and_how_far_answers_differ() -> None:
     assert time.samples == {REFLLM: [250.0], "peer": [500.0]}
     assert rate.differences == {"peer": 0.5}
     assert (rate.ratio("peer"), time.ratio("peer")) == (2.0, 0.5)
+
+
+def test_numerics_with_the_same_logits_are_refused_as_mislabeled() -> None:
+    same = {"exact": Outcome([1.0], [0.5, 2.0]), "int8": Outcome([1.0], [0.5, 2.0])}
+    with pytest.raises(ValueError, match="exact and int8 gave the same logits"):
+        require_different(same, ("exact", "int8"))
+
+
+def test_numerics_with_different_logits_are_accepted() -> None:
+    different = {"exact": Outcome([1.0], [0.5, 2.0]), "int8": Outcome([1.0], [0.5, 2.1])}
+    require_different(different, ("exact", "int8"))
+
+
+def test_any_change_of_the_sources_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    before = sha256_of_sources(tmp_path)
+    assert sha256_of_sources(tmp_path) == before
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert sha256_of_sources(tmp_path) != before
+
+
+def test_a_run_during_which_the_sources_changed_is_not_complete(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hashes = iter(["before", "after"])
+    monkeypatch.setattr(commands, "sha256_of_sources", lambda: next(hashes))
+    options = replace(a_bench().options, is_quick=False)
+    session = commands.Session(options, tmp_path / "results.json")
+    session.run("decode", lambda bench: bench.add(a_figure(refllm=1)))
+    entry = read(tmp_path / "results.json")[0]
+    assert not entry.is_complete
+    assert "changed" in entry.skipped["report"]
 
 
 # --- The work -------------------------------------------------------------------------------------
