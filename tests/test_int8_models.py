@@ -8,32 +8,13 @@ import numpy as np
 import pytest
 
 import refllm
-from refllm.kernels.int8 import INT8_FORMATS, linear_int8, pack_int8
-from refllm.kernels.jit import use_threads
 from refllm.kernels.panels import Panels
 from refllm.llama import Segment
 from refllm.loading import LlamaModel, load_path
-from refllm.oracle_int8 import matmul
 from tests.model_files import tiny_llama_gguf
-from tests.test_kernels import random_blocks, random_floats, same_bits
+from tests.test_kernels import same_bits
 
 PROMPT = [1, 20, 300, 259, 7, 33, 301, 17]
-
-
-@pytest.mark.parametrize("n_tokens", [1, 13])
-@pytest.mark.parametrize("type_name", sorted(INT8_FORMATS))
-def test_the_product_of_every_format_equals_the_oracle(type_name: str, n_tokens: int) -> None:
-    x, weight = random_floats(n_tokens, 768), random_blocks(type_name, 130, 768)
-    assert same_bits(linear_int8(x, pack_int8(weight)), matmul(x, weight))
-
-
-@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_1"])
-def test_a_row_is_the_same_alone_and_among_others_on_any_number_of_threads(type_name: str) -> None:
-    x, weight = random_floats(9, 768), pack_int8(random_blocks(type_name, 700, 768))
-    use_threads(1)
-    alone = np.concatenate([linear_int8(x[t : t + 1], weight) for t in range(9)])
-    use_threads(None)
-    assert same_bits(linear_int8(x, weight), alone)
 
 
 @pytest.fixture(scope="module")
