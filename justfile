@@ -28,3 +28,7 @@ measure-math:
 # The sampling vectors, from an implementation that shares nothing with refllm's.
 goldens:
     python tools/make_sampling_goldens.py
+
+# Speed beside other engines: `just bench decode`, with options before the command.
+bench *arguments:
+    python -m benchmarks {{arguments}}
