@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from refllm.kernels.jit import jit
 from refllm.kernels.linear import _kernel
-from refllm.kernels.simd import load_f32, splat, store_f32, zeros
+from refllm.kernels.simd import load_f32, splat, store, zeros
 from tests.conftest import PROJECT
 from tests.other_cpus import (
     environment_for,
@@ -62,7 +62,7 @@ def left_to_right(weights: Floats, x: Floats, out: Floats) -> None:
     total = zeros()
     for k in range(x.size):
         total = total + load_f32(weights, k * 256) * splat(x[k])
-    store_f32(out, 0, total)
+    store(out, 0, total)
 
 
 @pytest.mark.usefixtures("cpu_can_fuse")

@@ -183,9 +183,9 @@ def test_the_kernel_quantizes_as_the_oracle_does_in_blocks_of_32(type_name: str)
     x[0, 64], x[0, 65:96] = 127, np.arange(31) - 15.5  # ties
     x[1, :32] = -x[1, :32].max()  # a negative sum
     got, expected = quantize(x, type_name), oracle_int8.quantize_q8_0(x)
-    assert np.array_equal(got.q.transpose(1, 0, 2), expected.a)
-    assert same_bits(got.d.T.copy(), expected.d)
-    assert same_bits(got.s.T.copy(), expected.s)
+    assert np.array_equal(got.q.transpose(1, 0, 2)[:3], expected.a)
+    assert same_bits(got.d.T[:3].copy(), expected.d)
+    assert same_bits(got.s.T[:3].copy(), expected.s)
 
 
 def test_the_kernel_quantizes_as_the_oracle_does_in_super_blocks() -> None:
@@ -194,10 +194,10 @@ def test_the_kernel_quantizes_as_the_oracle_does_in_super_blocks() -> None:
     x[1, 7], x[1, 9] = -50, 50  # … of several the first
     x[2, 7], x[2, 9] = 50, -50
     got, expected = quantize(x, "Q2_K"), oracle_int8.quantize_q8_k(x)
-    assert np.array_equal(got.q.transpose(1, 0, 2), expected.a)
-    assert same_bits(got.d.T.copy(), expected.d)
+    assert np.array_equal(got.q.transpose(1, 0, 2)[:3], expected.a)
+    assert same_bits(got.d.T[:3].copy(), expected.d)
     sums = expected.a.reshape(3, 3, 16, 16).sum(axis=3)
-    assert np.array_equal(got.sums.transpose(1, 0, 2), sums)
+    assert np.array_equal(got.sums.transpose(1, 0, 2)[:3], sums)
 
 
 def test_ties_are_rounded_as_each_block_format_does() -> None:

@@ -12,11 +12,10 @@ from refllm.kernels import panels
 from refllm.kernels.fields import WIDE_FIELDS
 from refllm.kernels.jit import use_threads
 from refllm.kernels.panels import pack, side_by_side
+from refllm.kernels.simd import LANES
 from refllm.quant import FORMATS, Tensor
 
 Bytes = NDArray[np.uint8]
-
-LANES = 64
 
 
 @pytest.fixture(autouse=True)

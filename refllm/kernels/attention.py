@@ -1,13 +1,14 @@
 """Scaled dot-product attention with grouped queries.
 
 T new tokens, S tokens seen so far (T included), H heads, K key/value heads, G = H/K heads that
-share a key/value head, E head width, C capacity of the cache (C ≥ S, a multiple of 64).
+share a key/value head, E head width, C capacity of the cache (C ≥ S, a
+multiple of a vector's lanes).
 
 Keys lie as [K, E, C] and values as [K, C, E]. Then both products are the one of
-`refllm.kernels.linear`, 64 results side by side with each sum from left to right: scores of 64
-tokens from rows of keys, 64 elements of the result from rows of values. The queries that look at
-the same keys (a few tokens, G heads each) go through together, so that what has been loaded is
-used for all of them; their scores, [queries, S], are all that is kept.
+`refllm.kernels.linear`, a vector of results side by side with each sum from left to right: scores
+of some tokens from rows of keys, elements of the result from rows of values. The queries that
+look at the same keys (a few tokens, G heads each) go through together, so that what has been
+loaded is used for all of them; their scores, [queries, S], are all that is kept.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; grouping: Ainslie et al. 2023, arXiv:2305.13245.
 """

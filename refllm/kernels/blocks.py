@@ -1,10 +1,10 @@
-"""GGML blocks of 64 rows side by side → the rows' values, one column after the other.
+"""GGML blocks of some rows side by side → the rows' values, one column after the other.
 
 In a panel (`refllm.kernels.panels`) each field of a block is followed by the same field of the next
-row's block, 64 times, then comes the next field; a field is a half, a byte, or four bytes of quants
-(`refllm.kernels.fields`). So what `refllm.quant` does to one row's block,
-with the same layout and in the same order of operations, is done here to 64 rows at once, in
-registers (`refllm.kernels.simd`), and the numbers are the same.
+row's block, for all its rows, then comes the next field; a field is a half, a byte, or four bytes
+of quants (`refllm.kernels.fields`). So what `refllm.quant` does to one row's block, with the same
+layout and in the same order of operations, is done here to all rows at once, in registers
+(`refllm.kernels.simd`), and the numbers are the same.
 
 A *walk* goes through one block and hands each column to a *visitor*:
 
@@ -38,7 +38,7 @@ from refllm.kernels.simd import (
     prefetch,
     splat,
     splat_int,
-    store_f32,
+    store,
     to_float,
 )
 from refllm.quant_blocks import IQ4_VALUES
@@ -60,7 +60,7 @@ __all__ = [
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-# A vector of 64 floats or ints; only numba knows its type.
+# A vector of floats or ints; only numba knows its type.
 Lanes: TypeAlias = Any
 Visit: TypeAlias = Callable[[Lanes, Floats, int, Lanes], Lanes]
 
@@ -72,14 +72,14 @@ iq4_value = lookup_table(IQ4_VALUES.tolist())
 
 @inner
 def add_product(total: Lanes, x: Floats, column: int, values: Lanes) -> Lanes:
-    """total + values · x[column]: one term of 64 sums."""
+    """total + values · x[column]: one term of each row's sum."""
     return total + values * splat(x[column])
 
 
 @inner
 def keep(total: Lanes, buffer: Floats, column: int, values: Lanes) -> Lanes:
     """Write the column's values to row `column` of the buffer [columns, LANES]."""
-    store_f32(buffer, column * LANES * 4, values)
+    store(buffer, column * LANES * 4, values)
     return total
 
 
@@ -98,7 +98,7 @@ def words(panel: Bytes, at: int) -> Lanes:
     Nibbles are read in two passes over the same bytes, which hides from the CPU that the panel is
     read from beginning to end.
     """
-    for line in range(4):
+    for line in range(4 * LANES // CACHE_LINE):
         prefetch(panel, at + AHEAD + line * CACHE_LINE)
     return load_i32(panel, at)
 

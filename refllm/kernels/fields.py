@@ -1,10 +1,10 @@
-"""Which bytes of a GGML block stay together when 64 rows are laid side by side.
+"""Which bytes of a GGML block stay together when rows are laid side by side.
 
 A half or a float is one number, so its bytes stay together. Quants of less than a byte do too, by
-fours: one vector of 32-bit words then holds four bytes of each of 64 rows, and shifts bring one
+fours: one vector of 32-bit words then holds four bytes of each row, and shifts bring one
 quant after the other to the lowest bits, where a fresh load for each byte would have to widen it.
 
-    bytes 2 … 5 of 64 blocks of Q4_0, as 64 words:
+    bytes 2 … 5 of the rows' blocks of Q4_0, as words:
 
     word of row 0:   q[0]₀ q[1]₀ q[2]₀ q[3]₀     each q two nibbles: eight quants of the row
     word of row 1:   q[0]₁ q[1]₁ q[2]₁ q[3]₁

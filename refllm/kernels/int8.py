@@ -8,8 +8,8 @@ products within a block are integers and exact, and only the block's sum is scal
 float32, one block after the other. So the integers may be added in any order, and the CPU's
 instructions for dot products of bytes do most of the work.
 
-As in `refllm.kernels.linear`, 64 outputs are computed side by side, from 64 rows of w that lie side
-by side; formats differ in how a block becomes integers (`refllm.kernels.int8_blocks`).
+As in `refllm.kernels.linear`, the outputs of a panel are computed side by side; formats differ in
+how a block becomes integers (`refllm.kernels.int8_blocks`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.kernels import int8_tile
+from refllm.kernels.cpu import CPU
 from refllm.kernels.int8_blocks import FORMATS_AS_INTEGERS
 from refllm.kernels.int8_quantize import (
     Activations,
@@ -33,7 +34,11 @@ from refllm.kernels.int8_quantize import (
 from refllm.kernels.jit import inner, jit, parallel_jit, prange, specialized
 from refllm.kernels.panels import Consumed, side_by_side
 from refllm.kernels.simd import LANES
-from refllm.kernels.simd_int import ROWS
+from refllm.kernels.simd_int import (
+    ROWS,
+    add_products,
+    add_signed_products,
+)
 from refllm.quant import FORMATS, Format, Tensor
 
 __all__ = ["INT8_FORMATS", "Int8Panels", "linear_int8", "pack_int8", "quantize"]
@@ -52,7 +57,7 @@ SERIAL_NUMBERS = 1 << 15
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Int8Panels:
-    """A quantized matrix [n_rows, n_columns], packed; `data` is uint8 [panels, bytes of 64 rows].
+    """A quantized matrix [n_rows, n_columns], packed; `data` is uint8 [panels, bytes of a panel].
 
     Its bytes are the file's, in another order: `refllm.kernels.int8_blocks` draws it.
     """
@@ -89,19 +94,59 @@ def quantize(x: Floats, format_name: str) -> Activations:
 
     Several rows are padded with zeros to a multiple of `ROWS`.
     """
-    block_size, integers = FORMATS[format_name].block_size, FORMATS_AS_INTEGERS[format_name]
+    block_size, plan = FORMATS[format_name].block_size, _plan(format_name)
     n_rows = 1 if len(x) == 1 else -(-len(x) // ROWS) * ROWS
     n_blocks = x.shape[1] // block_size
     activations = zero_activations(
         n_rows,
         n_blocks,
         block_size=block_size,
-        groups=integers.groups,
-        minima=integers.minima,
+        runs=block_size // 4 // plan.run_quads,
+        minima=FORMATS_AS_INTEGERS[format_name].minima,
     )
     kernel = _quantizer(block_size, x.size < SERIAL_NUMBERS)
-    kernel(np.ascontiguousarray(x), integers.offset, *activations)
+    kernel(np.ascontiguousarray(x), plan.offset, plan.in_pairs, *activations)
     return activations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How this CPU multiplies a format: which quads it wants, and how many make a run.
+
+    `offset` is what the quads' bytes are too large by; `multiply` adds a quad's products to a
+    run's pairs, where it works `in_pairs`.
+    """
+
+    quads: Callable[..., Any]
+    offset: int
+    run_quads: int
+    in_pairs: bool = False
+    multiply: Any = None
+
+
+@cache
+def _plan(format_name: str) -> Plan:
+    integers = FORMATS_AS_INTEGERS[format_name]
+    group_quads = FORMATS[format_name].block_size // 4 // integers.groups
+    if CPU.multiplies_bytes_by_pairs and integers.signed_quads is not None:
+        return Plan(
+            quads=integers.signed_quads,
+            offset=0,
+            run_quads=1,
+            in_pairs=True,
+            multiply=add_signed_products,
+        )
+    # The sums of a run's pairs, without their start, must not overflow on their way.
+    fitting = (2**15 - 1) // (2 * 128 * integers.largest)
+    if CPU.multiplies_bytes_by_pairs and fitting > 0:
+        return Plan(
+            quads=integers.quads,
+            offset=integers.offset,
+            run_quads=min(1 << (fitting.bit_length() - 1), group_quads),
+            in_pairs=True,
+            multiply=add_products,
+        )
+    return Plan(quads=integers.quads, offset=integers.offset, run_quads=group_quads)
 
 
 @cache
@@ -119,32 +164,46 @@ def _quantizer(block_size: int, serial: bool) -> Callable[..., None]:
 def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None]:
     """The product for a format: compiled at its first use, found on disk from then on."""
     stored_as, integers = FORMATS[format_name], FORMATS_AS_INTEGERS[format_name]
+    plan, block_quads = _plan(format_name), stored_as.block_size // 4
     name = f"int8_{format_name}_{'row' if one_row else 'rows'}"
     names: dict[str, Any] = {
-        "quads": integers.quads,
+        "quads": plan.quads,
         "scale": integers.scale,
+        "scale_of_run": integers.scale,
+        "multiply": plan.multiply,
         "minimum": integers.minimum,
         "finish": integers.finish,
         "block_size": stored_as.block_size,
         "block_bytes": stored_as.block_bytes,
-        "block_quads": stored_as.block_size // 4,
+        "block_quads": block_quads,
         "d_at": integers.d_at,
         "m_at": integers.m_at,
         "groups": integers.groups,
-        "group_quads": stored_as.block_size // 4 // integers.groups,
+        "offset": plan.offset,
+        "run_quads": plan.run_quads,
+        "runs": block_quads // plan.run_quads,
+        "group_runs": block_quads // plan.run_quads // integers.groups,
         "pairs": integers.minima // 2,
     }
-    # Each template may use those before it.
-    of_one_row = (int8_tile.minima_pair, int8_tile.add_block, int8_tile.row_product)
-    of_rows = (
-        int8_tile.minima_pair,
-        int8_tile.make_ready,
-        int8_tile.add_piece,
-        int8_tile.rows_product,
-    )
-    for template in of_one_row if one_row else of_rows:
+
+    def make(template: Callable[..., Any], *called: str) -> None:
+        """Compile a template into those that follow, which call it by its own name or others."""
         made = inner(specialized(template, f"{name}_{template.__name__}", **names))
-        names[template.__name__] = names["product"] = made
+        names.update(dict.fromkeys(called or (template.__name__,), made))
+
+    make(int8_tile.minima_pair)
+    if plan.in_pairs:
+        make(int8_tile.pair_scale, "scale_of_run")
+    if one_row:
+        make(int8_tile.add_run_of_pairs if plan.in_pairs else int8_tile.add_run_of_quads, "add_run")
+        make(int8_tile.add_block)
+        make(int8_tile.row_product, "product")
+    else:
+        of_pairs, of_quads = int8_tile.add_run_of_pairs_rows, int8_tile.add_run_of_quads_rows
+        make(of_pairs if plan.in_pairs else of_quads, "add_run")
+        make(int8_tile.make_ready)
+        make(int8_tile.add_piece)
+        make(int8_tile.rows_product, "product")
     if serial:
         return jit(specialized(_serial, f"{name}_serial", **names))
     return parallel_jit(specialized(_parallel, f"{name}_parallel", **names))
@@ -186,6 +245,7 @@ def _parallel(
 def _quantize_serial(
     x: Floats,
     offset: int,
+    in_pairs: bool,
     q: NDArray[np.int8],
     d: Floats,
     s: Floats,
@@ -194,12 +254,13 @@ def _quantize_serial(
 ) -> None:
     into = Activations(q, d, s, starts, sums)
     for t in range(x.shape[0]):
-        quantize_row(x, t, into, offset)
+        quantize_row(x, t, into, offset, in_pairs)
 
 
 def _quantize_parallel(
     x: Floats,
     offset: int,
+    in_pairs: bool,
     q: NDArray[np.int8],
     d: Floats,
     s: Floats,
@@ -208,4 +269,4 @@ def _quantize_parallel(
 ) -> None:
     into = Activations(q, d, s, starts, sums)
     for t in prange(x.shape[0]):
-        quantize_row(x, t, into, offset)
+        quantize_row(x, t, into, offset, in_pairs)

@@ -2,7 +2,7 @@
 
 Every format here means d·w − m·v, with floats d and m of a block and integers w and v of a weight
 (Q4_1 and Q5_1: d·w + m). A product with activations needs Σw·a and Σv·a, the rest is `finish`. The
-integers come in parts, each a vector with a lane for each of 64 rows:
+integers come in parts, each a vector with a lane for each row of a panel:
 
     quads(panel, at, j)    w + offset of columns 4j … 4j + 3 of the block, in the lane's four bytes;
                            in formats with groups, what the group's scale is multiplied with
@@ -10,14 +10,15 @@ integers come in parts, each a vector with a lane for each of 64 rows:
     minimum(panel, at, g)  v of group g
     finish(total, …)       the float part: total + d_w·d_x·Σw·a …
 
-`panel` is a matrix as `refllm.kernels.int8` packs it, `at` the place where 64 blocks begin in it.
+`panel` is a matrix as `refllm.kernels.int8` packs it, `at` the place where its rows' blocks begin.
 The bytes of a block that hold weights are there by fours, so that one load brings a quad:
 
-    row 0: q0 q1 q2 q3   row 1: q0 q1 q2 q3   …   row 63: q0 q1 q2 q3   row 0: q4 q5 q6 q7   …
+    row 0: q0 q1 q2 q3   row 1: q0 q1 q2 q3   …   row 15: q0 q1 q2 q3   row 0: q4 q5 q6 q7   …
 
 Why an offset: the dot product takes unsigned weights (`refllm.kernels.simd_int`). It brings
 Σ(w + offset)·a, which is offset·Σa too large. Σa is known when the activations are quantized, so
-sums do not start at 0 but at −offset·Σa.
+sums do not start at 0 but at −offset·Σa. Where the CPU wants signed bytes instead, `signed_quads`
+gives w as it is.
 
 Layouts and letters are drawn in `refllm.quant_blocks` and `refllm.quant_k`.
 """
@@ -42,7 +43,7 @@ from refllm.quant_blocks import IQ4_VALUES
 __all__ = ["FORMATS_AS_INTEGERS", "AsIntegers"]
 
 Bytes = NDArray[np.uint8]
-# A vector of 64 floats or ints, or several rows of them; only numba knows its type.
+# A vector of floats or ints, or several rows of them; only numba knows its type.
 Lanes: TypeAlias = Any
 
 # The same bits in each of a lane's four bytes.
@@ -55,6 +56,7 @@ BIT_7 = np.uint32(0x80808080).view(np.int32)
 BITS_TO_BYTES = np.int32(1 << 4 | 1 << 11 | 1 << 18 | 1 << 25)
 
 iq4_level = byte_table([int(value) + 128 for value in IQ4_VALUES])
+iq4_signed = byte_table([int(value) & 255 for value in IQ4_VALUES])
 
 
 @inner
@@ -86,6 +88,12 @@ def q8_0(panel: Bytes, at: int, j: int) -> Lanes:
 
 
 @inner
+def q8_0_signed(panel: Bytes, at: int, j: int) -> Lanes:
+    """w = q."""
+    return words(panel, at + (2 + 4 * j) * LANES)
+
+
+@inner
 def q4_0(panel: Bytes, at: int, j: int) -> Lanes:
     """The nibble, w + 8."""
     return nibbles(panel, at, 2, j)
@@ -113,6 +121,12 @@ def q5_1(panel: Bytes, at: int, j: int) -> Lanes:
 def iq4_nl(panel: Bytes, at: int, j: int) -> Lanes:
     """IQ4_VALUES[nibble] + 128."""
     return iq4_level(nibbles(panel, at, 2, j))
+
+
+@inner
+def iq4_nl_signed(panel: Bytes, at: int, j: int) -> Lanes:
+    """IQ4_VALUES[nibble], w."""
+    return iq4_signed(nibbles(panel, at, 2, j))
 
 
 # Super-blocks of 256: quads 0 … 63; quad j is in group j >> 2 of 16 and in sub-block j >> 3 of 32
@@ -183,10 +197,22 @@ def q2_k_minimum(panel: Bytes, at: int, g: int) -> Lanes:
 
 
 @inner
+def iq4_xs_nibbles(panel: Bytes, at: int, j: int) -> Lanes:
+    """The nibbles of quad j, which say the level."""
+    first = 8 + 16 * (j >> 3) + 4 * (j & 3)
+    return part(panel, at, first, 4 * ((j >> 2) & 1), BITS_3_0)
+
+
+@inner
 def iq4_xs(panel: Bytes, at: int, j: int) -> Lanes:
     """IQ4_VALUES[nibble] + 128."""
-    first = 8 + 16 * (j >> 3) + 4 * (j & 3)
-    return iq4_level(part(panel, at, first, 4 * ((j >> 2) & 1), BITS_3_0))
+    return iq4_level(iq4_xs_nibbles(panel, at, j))
+
+
+@inner
+def iq4_xs_signed(panel: Bytes, at: int, j: int) -> Lanes:
+    """IQ4_VALUES[nibble]."""
+    return iq4_signed(iq4_xs_nibbles(panel, at, j))
 
 
 @inner
@@ -252,6 +278,8 @@ class AsIntegers:
     fields: tuple[int, ...]
     quads: Callable[..., Lanes]
     finish: Callable[..., Lanes] = times_both
+    largest: int = 255
+    signed_quads: Callable[..., Lanes] | None = None
     offset: int = 0
     d_at: int = 0
     m_at: int = 0
@@ -275,17 +303,30 @@ WITH_6_BITS: dict[str, Any] = {
 
 FORMATS_AS_INTEGERS: Mapping[str, AsIntegers] = MappingProxyType(
     {
-        "Q8_0": AsIntegers(fields=HALF + 8 * QUAD, quads=q8_0, offset=128),
-        "Q4_0": AsIntegers(
-            fields=HALF + 4 * QUAD, quads=q4_0, offset=8, finish=times_one_then_the_other
+        "Q8_0": AsIntegers(
+            fields=HALF + 8 * QUAD, quads=q8_0, signed_quads=q8_0_signed, offset=128
         ),
-        "Q4_1": AsIntegers(fields=2 * HALF + 4 * QUAD, quads=q4_1, m_at=2, finish=plus_minimum),
-        "Q5_0": AsIntegers(fields=HALF + 5 * QUAD, quads=q5_0, offset=16),
-        "Q5_1": AsIntegers(fields=2 * HALF + 5 * QUAD, quads=q5_1, m_at=2, finish=plus_minimum),
-        "IQ4_NL": AsIntegers(fields=HALF + 4 * QUAD, quads=iq4_nl, offset=128),
+        "Q4_0": AsIntegers(
+            fields=HALF + 4 * QUAD,
+            quads=q4_0,
+            largest=15,
+            offset=8,
+            finish=times_one_then_the_other,
+        ),
+        "Q4_1": AsIntegers(
+            fields=2 * HALF + 4 * QUAD, quads=q4_1, largest=15, m_at=2, finish=plus_minimum
+        ),
+        "Q5_0": AsIntegers(fields=HALF + 5 * QUAD, quads=q5_0, largest=31, offset=16),
+        "Q5_1": AsIntegers(
+            fields=2 * HALF + 5 * QUAD, quads=q5_1, largest=31, m_at=2, finish=plus_minimum
+        ),
+        "IQ4_NL": AsIntegers(
+            fields=HALF + 4 * QUAD, quads=iq4_nl, signed_quads=iq4_nl_signed, offset=128
+        ),
         "Q2_K": AsIntegers(
             fields=16 * BYTE + 16 * QUAD + 2 * HALF,
             quads=q2_k,
+            largest=45,
             finish=less_minima,
             d_at=80,
             m_at=82,
@@ -293,11 +334,16 @@ FORMATS_AS_INTEGERS: Mapping[str, AsIntegers] = MappingProxyType(
             minimum=q2_k_minimum,
         ),
         "Q3_K": AsIntegers(fields=24 * QUAD + 12 * BYTE + HALF, quads=q3_k, offset=124, d_at=108),
-        "Q4_K": AsIntegers(fields=2 * HALF + 12 * BYTE + 32 * QUAD, quads=q4_k, **WITH_6_BITS),
-        "Q5_K": AsIntegers(fields=2 * HALF + 12 * BYTE + 40 * QUAD, quads=q5_k, **WITH_6_BITS),
+        "Q4_K": AsIntegers(
+            fields=2 * HALF + 12 * BYTE + 32 * QUAD, quads=q4_k, largest=15, **WITH_6_BITS
+        ),
+        "Q5_K": AsIntegers(
+            fields=2 * HALF + 12 * BYTE + 40 * QUAD, quads=q5_k, largest=31, **WITH_6_BITS
+        ),
         "Q6_K": AsIntegers(
             fields=48 * QUAD + 16 * BYTE + HALF,
             quads=q6_k,
+            largest=63,
             offset=32,
             d_at=208,
             groups=16,
@@ -306,6 +352,7 @@ FORMATS_AS_INTEGERS: Mapping[str, AsIntegers] = MappingProxyType(
         "IQ4_XS": AsIntegers(
             fields=HALF + 6 * BYTE + 32 * QUAD,
             quads=iq4_xs,
+            signed_quads=iq4_xs_signed,
             offset=128,
             groups=8,
             scale=iq4_xs_scale,

@@ -1,6 +1,6 @@
 """Activations as the integer kernels want them: int8, with a scale for each block.
 
-T rows, D columns, B blocks in a row, G groups and V minima in a block (1, 8 or 16; 0, 8 or 16).
+T rows, D columns, B blocks in a row, V minima in a block (0, 8 or 16), R runs of quads in a block.
 
 The rule and its sources are in `refllm.oracle_int8`. Here it stands once more, for speed: what is
 done to each number (find the largest, multiply, round, store, add up) is an intrinsic on as many
@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from refllm.kernels.jit import inner
-from refllm.kernels.simd import BYTE, FLOAT, INT, _address
+from refllm.kernels.simd import BYTE, FLOAT, INT, address
 
 __all__ = ["Activations", "quantize_q8_0", "quantize_q8_k", "zero_activations"]
 
@@ -40,19 +40,19 @@ class Activations(NamedTuple):
     q: NDArray[np.int8]  # [B, T, D / B]
     d: Floats  # [B, T]
     s: Floats  # [B, T], d times the sum of a block's q, for blocks of 32
-    starts: NDArray[np.int32]  # [B, T, G], −offset times the sum of a group's q
+    starts: NDArray[np.int32]  # [B, T, R], −offset times the sum of a run's q
     sums: NDArray[np.int16]  # [B, T, V], the sums of q that minima are multiplied with
 
 
 def zero_activations(
-    n_rows: int, n_blocks: int, *, block_size: int, groups: int, minima: int
+    n_rows: int, n_blocks: int, *, block_size: int, runs: int, minima: int
 ) -> Activations:
     """Rows of zeros."""
     return Activations(
         np.zeros((n_blocks, n_rows, block_size), np.int8),
         np.zeros((n_blocks, n_rows), np.float32),
         np.zeros((n_blocks, n_rows), np.float32),
-        np.zeros((n_blocks, n_rows, groups), np.int32),
+        np.zeros((n_blocks, n_rows, runs), np.int32),
         np.zeros((n_blocks, n_rows, minima), np.int16),
     )
 
@@ -87,7 +87,7 @@ def _largest(n: int, change: Step) -> Any:  # noqa: ANN401
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:  # noqa: ANN401
             array, offset = values
             kind = ir.VectorType(INT, n)
-            place = _address(context, builder, signature.args[0], array, offset, kind)
+            place = address(context, builder, signature.args[0], array, offset, kind)
             return _reduced(builder, "smax", change(builder, builder.load(place, align=4)))
 
         return types.int32(x, types.intp), emit
@@ -124,10 +124,10 @@ def _rounded(n: int, round_: Step) -> Any:  # noqa: ANN401
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:  # noqa: ANN401
             x, start, factor, q, target = values
             floats, bytes_ = ir.VectorType(FLOAT, n), ir.VectorType(BYTE, n)
-            source = _address(context, builder, signature.args[0], x, start, floats)
+            source = address(context, builder, signature.args[0], x, start, floats)
             scaled = builder.fmul(builder.load(source, align=4), _everywhere(builder, factor, n))
             numbers = round_(builder, scaled)
-            place = _address(context, builder, signature.args[3], q, target, bytes_)
+            place = address(context, builder, signature.args[3], q, target, bytes_)
             builder.store(builder.trunc(numbers, bytes_), place, align=1)
             return _reduced(builder, "add", numbers)
 
@@ -180,7 +180,7 @@ def to_half(x: np.float32) -> np.float32:
 
 
 @inner
-def quantize_q8_0(x: Floats, t: int, into: Activations, offset: int) -> None:
+def quantize_q8_0(x: Floats, t: int, into: Activations, offset: int, in_pairs: bool) -> None:
     """Row t in blocks of 32: q and d as Q8_0 has them, s as Q8_1 has it."""
     n_blocks, n_rows = into.d.shape
     for b in range(n_blocks):
@@ -189,7 +189,7 @@ def quantize_q8_0(x: Floats, t: int, into: Activations, offset: int) -> None:
         if largest >= INFINITY:
             into.q[b, t] = 0
             into.d[b, t] = into.s[b, t] = np.float32(np.nan)
-            into.starts[b, t, 0] = 0
+            into.starts[b, t] = 0
             continue
         d = largest.view(np.float32) / np.float32(127.0)
         inverse = np.float32(1.0) / d
@@ -199,14 +199,17 @@ def quantize_q8_0(x: Floats, t: int, into: Activations, offset: int) -> None:
         s = to_half(np.float32(abs(total)) * d)
         into.d[b, t] = to_half(d)
         into.s[b, t] = s if total >= 0 else -s
-        into.starts[b, t, 0] = -offset * total
+        if in_pairs:
+            start_pairs(into, b, t, offset)
+        else:
+            into.starts[b, t, 0] = -offset * total
 
 
 @inner
-def quantize_q8_k(x: Floats, t: int, into: Activations, offset: int) -> None:
+def quantize_q8_k(x: Floats, t: int, into: Activations, offset: int, in_pairs: bool) -> None:
     """Row t in blocks of 256, as Q8_K has them."""
     n_blocks, n_rows = into.d.shape
-    groups, minima = into.starts.shape[2], into.sums.shape[2]
+    runs, minima = into.starts.shape[2], into.sums.shape[2]
     sums = np.empty(16, np.int32)
     for b in range(n_blocks):
         place = 4 * (t * x.shape[1] + 256 * b)
@@ -220,10 +223,30 @@ def quantize_q8_k(x: Floats, t: int, into: Activations, offset: int) -> None:
             into.q[b, t] = 0
             sums[:] = 0
             into.d[b, t] = np.float32(0.0) if np.isinf(factor) else factor
-        for g in range(groups):
-            into.starts[b, t, g] = -offset * part_of_sum(sums, g, groups)
+        if in_pairs:
+            start_pairs(into, b, t, offset)
+        else:
+            for run in range(runs):
+                into.starts[b, t, run] = -offset * part_of_sum(sums, run, runs)
         for g in range(minima):
             into.sums[b, t, g] = part_of_sum(sums, g, minima)
+
+
+@inner
+def start_pairs(into: Activations, b: int, t: int, offset: int) -> None:
+    """The same for sums in pairs: of the first two of each quad in the lower 16 bits of a start,
+    of the other two in the upper ones.
+    """
+    if offset == 0:
+        return
+    n_runs = into.starts.shape[2]
+    length = into.q.shape[2] // n_runs
+    for run in range(n_runs):
+        lower = upper = np.int64(0)
+        for j in range(run * length, (run + 1) * length, 4):
+            lower += np.int64(into.q[b, t, j]) + np.int64(into.q[b, t, j + 1])
+            upper += np.int64(into.q[b, t, j + 2]) + np.int64(into.q[b, t, j + 3])
+        into.starts[b, t, run] = np.int32((-offset * lower & 0xFFFF) | (-offset * upper << 16))
 
 
 @inner

@@ -1,6 +1,7 @@
-"""The inner loops of an int8 product: rows of activations meet 64 rows of weights.
+"""The inner loops of an int8 product: rows of activations meet the rows of weights of a panel.
 
-T rows of activations, a multiple of `ROWS` where there are several; B blocks in a row.
+T rows of activations, a multiple of `ROWS` where there are several; B blocks in a row; L lanes, the
+rows of a panel.
 
 The functions are templates: `refllm.kernels.int8` puts a format's own functions and numbers
 (`refllm.kernels.int8_blocks`) in the place of the global names below and compiles (`specialized`).
@@ -8,6 +9,10 @@ The functions are templates: `refllm.kernels.int8` puts a format's own functions
 - One row: a block's weights become quads in registers, meet the row and are forgotten.
 - Many rows: a *piece* of a panel, some blocks long, is made ready once. Its quads, scales and
   minima are written to where the cache keeps them, and all rows pass by, `ROWS` at a time.
+
+A block is gone through in *runs* of quads. What becomes of a run depends on what the CPU can do
+(`refllm.kernels.simd_int`): four products at a time are added up in 32 bits, a run being all quads
+that have a scale in common; or pairs of products in 16 bits, as many as they can hold.
 """
 
 from __future__ import annotations
@@ -26,34 +31,42 @@ from refllm.kernels.simd import (
     load_i32,
     splat,
     splat_int,
-    store_f32,
+    store,
     to_float,
     zeros,
 )
 from refllm.kernels.simd_int import (
     ROWS,
     dot_pairs,
-    dot_pairs_rows,
     dot_quads,
-    dot_quads_rows,
     load_rows,
     splat_bytes,
     splat_bytes_rows,
     splat_rows,
-    store_int,
-    store_rows,
-    to_float_rows,
     zero_int,
     zero_rows,
 )
+from refllm.kernels.simd_rows import store_rows
 
-__all__ = ["add_block", "add_piece", "make_ready", "minima_pair", "row_product", "rows_product"]
+__all__ = [
+    "add_block",
+    "add_piece",
+    "add_run_of_pairs",
+    "add_run_of_pairs_rows",
+    "add_run_of_quads",
+    "add_run_of_quads_rows",
+    "make_ready",
+    "minima_pair",
+    "pair_scale",
+    "row_product",
+    "rows_product",
+]
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Lanes = Any
 
-# The columns of a piece: with 64 rows of weights, 16 KiB of quads.
+# The columns of a piece: 4 KiB of quads with 16 rows of weights, 16 KiB with 64.
 PIECE = 256
 VECTOR = 4 * LANES  # the bytes of a vector
 CACHE_LINE = 64
@@ -63,23 +76,26 @@ quads: Any = None
 scale: Any = None
 minimum: Any = None
 finish: Any = None
+add_run: Any = None
+scale_of_run: Any = None
+multiply: Any = None
 block_size = block_bytes = block_quads = d_at = m_at = 0
-groups = group_quads = pairs = 0
+runs = run_quads = groups = group_runs = pairs = offset = 0
 
 
 class Piece(NamedTuple):
     """Blocks of a panel, ready to be multiplied. Each row of the arrays is one vector."""
 
-    quads: Floats  # [blocks · quads of a block, 64]: four bytes each
-    scales: Floats  # [blocks · groups, 64]: int32
-    minima: Floats  # [blocks · pairs of minima, 64]: two int16 each
-    d: Floats  # [blocks, 64]
-    m: Floats  # [blocks, 64]
+    quads: Floats  # [blocks · quads of a block, L]: four bytes each
+    scales: Floats  # [blocks · groups, L]: int32, or two int16
+    minima: Floats  # [blocks · pairs of minima, L]: two int16 each
+    d: Floats  # [blocks, L]
+    m: Floats  # [blocks, L]
 
 
 @inner
 def vectors(n: int) -> Floats:
-    """Room for n vectors [n, 64] at addresses that are a multiple of a cache line.
+    """Room for n vectors [n, L] at addresses that are a multiple of a cache line.
 
     AVX-512's registers are as wide as a line; one that begins within a line costs two accesses.
     """
@@ -90,12 +106,12 @@ def vectors(n: int) -> Floats:
 
 @inner
 def write(total: Lanes, out: Floats, t: int, first: int) -> None:
-    """Put 64 totals into row t of out [T, N] from column `first` on, as many as there are."""
+    """Put a vector of totals into row t of out [T, N], from column `first` to the last at most."""
     if first + LANES <= out.shape[1]:
-        store_f32(out, 4 * (t * out.shape[1] + first), total)
+        store(out, 4 * (t * out.shape[1] + first), total)
     else:
         lanes = np.empty(LANES, np.float32)
-        store_f32(lanes, 0, total)
+        store(lanes, 0, total)
         for lane in range(out.shape[1] - first):
             out[t, first + lane] = lanes[lane]
 
@@ -106,11 +122,71 @@ def minima_pair(panel: Bytes, at: int, i: int) -> Lanes:
     return minimum(panel, at, 2 * i) | upper
 
 
+def pair_scale(panel: Bytes, at: int, g: int) -> Lanes:
+    """The scale of group g in both halves of each lane."""
+    both = scale(panel, at, g)
+    return (both & splat_int(np.int32(0xFFFF))) | (both << splat_int(np.int32(16)))
+
+
+# Runs, of one row and of several
+
+
+def add_run_of_quads(
+    w_a: Lanes, panel: Bytes, at: int, x: Activations, b: int, run: int, factor: Lanes
+) -> Lanes:
+    """w_a + the products of a run, added up as they are and then scaled."""
+    group = splat_bytes(x.starts, 4 * (b * runs + run))
+    for j in range(run * run_quads, (run + 1) * run_quads):
+        a = splat_bytes(x.q, 4 * (b * block_quads + j))
+        group = dot_quads(group, quads(panel, at, j), a)
+    return w_a + group * factor
+
+
+def add_run_of_pairs(
+    w_a: Lanes, panel: Bytes, at: int, x: Activations, b: int, run: int, factor: Lanes
+) -> Lanes:
+    """The same with sums of pairs, which become 32 bits wide when they are scaled."""
+    sums = zero_int()
+    if offset != 0:
+        sums = splat_bytes(x.starts, 4 * (b * runs + run))
+    for j in range(run * run_quads, (run + 1) * run_quads):
+        sums = multiply(sums, quads(panel, at, j), splat_bytes(x.q, 4 * (b * block_quads + j)))
+    return dot_pairs(w_a, sums, factor)
+
+
+def add_run_of_quads_rows(
+    w_a: Lanes, piece: Piece, b: int, x: Activations, at: int, run: int, factor: Lanes
+) -> Lanes:
+    """`add_run_of_quads` with block b of the piece, for the rows from `at` on."""
+    group = splat_bytes_rows(x.starts, 4 * (at * runs + run), 4 * runs)
+    for j in range(run * run_quads, (run + 1) * run_quads):
+        weights = load_i32(piece.quads, (b * block_quads + j) * VECTOR)
+        a = splat_bytes_rows(x.q, 4 * (at * block_quads + j), 4 * block_quads)
+        group = dot_quads(group, weights, a)
+    if groups == 1:
+        return w_a + group
+    return w_a + group * factor
+
+
+def add_run_of_pairs_rows(
+    w_a: Lanes, piece: Piece, b: int, x: Activations, at: int, run: int, factor: Lanes
+) -> Lanes:
+    """`add_run_of_pairs` with block b of the piece, for the rows from `at` on."""
+    sums = zero_rows()
+    if offset != 0:
+        sums = splat_bytes_rows(x.starts, 4 * (at * runs + run), 4 * runs)
+    for j in range(run * run_quads, (run + 1) * run_quads):
+        weights = load_i32(piece.quads, (b * block_quads + j) * VECTOR)
+        a = splat_bytes_rows(x.q, 4 * (at * block_quads + j), 4 * block_quads)
+        sums = multiply(sums, weights, a)
+    return dot_pairs(w_a, sums, factor)
+
+
 # One row
 
 
 def row_product(panel: Bytes, first: int, x: Activations, out: Floats) -> None:
-    """Outputs `first` … `first` + 63 of the one row."""
+    """Outputs `first` … `first` + L − 1 of the one row."""
     total = zeros()
     for b in range(x.d.shape[0]):
         total = add_block(panel, b * block_bytes * LANES, total, x, b)
@@ -120,12 +196,9 @@ def row_product(panel: Bytes, first: int, x: Activations, out: Floats) -> None:
 def add_block(panel: Bytes, at: int, total: Lanes, x: Activations, b: int) -> Lanes:
     """total + the products of the blocks at `at` with block b of the row."""
     w_a = zero_int()
-    for g in range(groups):
-        group = splat_bytes(x.starts, 4 * (b * groups + g))
-        for j in range(g * group_quads, (g + 1) * group_quads):
-            a = splat_bytes(x.q, 4 * (b * block_quads + j))
-            group = dot_quads(group, quads(panel, at, j), a)
-        w_a = w_a + group * scale(panel, at, g)
+    for run in range(runs):
+        factor = scale_of_run(panel, at, run // group_runs)
+        w_a = add_run(w_a, panel, at, x, b, run, factor)
     v_a = zero_int()
     for i in range(pairs):
         a = splat_bytes(x.sums, 4 * (b * pairs + i))
@@ -138,7 +211,7 @@ def add_block(panel: Bytes, at: int, total: Lanes, x: Activations, b: int) -> La
 
 
 def rows_product(panel: Bytes, first: int, x: Activations, out: Floats) -> None:
-    """Outputs `first` … `first` + 63 of every row."""
+    """Outputs `first` … `first` + L − 1 of every row."""
     n_blocks, n_rows = x.d.shape
     step = PIECE // block_size
     piece = Piece(
@@ -163,38 +236,32 @@ def make_ready(panel: Bytes, start: int, stop: int, piece: Piece) -> None:
     for b in range(stop - start):
         at = (start + b) * block_bytes * LANES
         for j in range(block_quads):
-            store_int(piece.quads, (b * block_quads + j) * VECTOR, quads(panel, at, j))
+            store(piece.quads, (b * block_quads + j) * VECTOR, quads(panel, at, j))
         for g in range(groups):
-            store_int(piece.scales, (b * groups + g) * VECTOR, scale(panel, at, g))
+            store(piece.scales, (b * groups + g) * VECTOR, scale_of_run(panel, at, g))
         for i in range(pairs):
-            store_int(piece.minima, (b * pairs + i) * VECTOR, minima_pair(panel, at, i))
-        store_f32(piece.d, b * VECTOR, load_f16(panel, at + d_at * LANES))
-        store_f32(piece.m, b * VECTOR, load_f16(panel, at + m_at * LANES))
+            store(piece.minima, (b * pairs + i) * VECTOR, minima_pair(panel, at, i))
+        store(piece.d, b * VECTOR, load_f16(panel, at + d_at * LANES))
+        store(piece.m, b * VECTOR, load_f16(panel, at + m_at * LANES))
 
 
 def add_piece(piece: Piece, start: int, stop: int, x: Activations, totals: Floats) -> None:
     """totals[t, :] += the products of the piece with blocks `start` to `stop` of row t."""
     n_rows = x.d.shape[1]
     for t in range(0, n_rows, ROWS):
-        total = load_rows(totals, t * VECTOR)
+        total = load_rows(totals, t * VECTOR, VECTOR)
         for b in range(stop - start):
             at = (start + b) * n_rows + t  # of the block's first row of activations
             w_a = zero_rows()
-            for g in range(groups):
-                group = splat_bytes_rows(x.starts, 4 * (at * groups + g), 4 * groups)
-                for j in range(g * group_quads, (g + 1) * group_quads):
-                    weights = load_i32(piece.quads, (b * block_quads + j) * VECTOR)
-                    place = 4 * (at * block_quads + j)
-                    group = dot_quads_rows(group, weights, x.q, place, 4 * block_quads)
-                if groups == 1:
-                    w_a = group
-                else:
-                    w_a = w_a + group * load_i32(piece.scales, (b * groups + g) * VECTOR)
+            for run in range(runs):
+                factor = load_i32(piece.scales, (b * groups + run // group_runs) * VECTOR)
+                w_a = add_run(w_a, piece, b, x, at, run, factor)
             v_a = zero_rows()
             for i in range(pairs):
                 minima = load_i32(piece.minima, (b * pairs + i) * VECTOR)
-                v_a = dot_pairs_rows(v_a, minima, x.sums, 4 * (at * pairs + i), 4 * pairs)
+                a = splat_bytes_rows(x.sums, 4 * (at * pairs + i), 4 * pairs)
+                v_a = dot_pairs(v_a, minima, a)
             d, m = load_f32(piece.d, b * VECTOR), load_f32(piece.m, b * VECTOR)
             d_x, s_x = splat_rows(x.d, 4 * at, 4), splat_rows(x.s, 4 * at, 4)
-            total = finish(total, to_float_rows(w_a), to_float_rows(v_a), d, m, d_x, s_x)
-        store_rows(totals, t * VECTOR, total)
+            total = finish(total, to_float(w_a), to_float(v_a), d, m, d_x, s_x)
+        store_rows(totals, t * VECTOR, VECTOR, total)

@@ -2,14 +2,16 @@
 
 T rows of x, N rows of w (outputs), D columns of both.
 
+L lanes: the rows of w, and outputs, of one panel; 16 or 64 of them, as the CPU likes it.
+
 A sum from left to right leaves no freedom within one output, so the freedom is taken across
-outputs: 64 of them are computed side by side (`refllm.kernels.simd`), from 64 rows of w that lie
+outputs: L of them are computed side by side (`refllm.kernels.simd`), from L rows of w that lie
 side by side (`refllm.kernels.panels`).
 
 - One row of x (generating a text): each weight is used once, so it is decoded in registers and
   forgotten.
 - Many rows (reading a prompt, embedding): a piece of a panel is decoded into a buffer that stays
-  in the cache, and meets all rows of x from there, six at a time.
+  in the cache, and meets all rows of x from there, several at a time (`refllm.kernels.tile`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from refllm.kernels import blocks, superblocks
 from refllm.kernels.blocks import add_product, keep
 from refllm.kernels.jit import inner, jit, parallel_jit, prange, specialized
 from refllm.kernels.panels import Panels
-from refllm.kernels.simd import LANES, store_f32, zeros
+from refllm.kernels.simd import LANES, store, zeros
 from refllm.kernels.tile import add_products
 from refllm.quant import FORMATS, Tensor
 
@@ -56,7 +58,7 @@ WALKS = {
     "IQ4_XS": superblocks.iq4_xs,
 }
 
-# Columns that are decoded at a time: 512 of them, for 64 rows, are 128 KiB of floats.
+# Columns that are decoded at a time: 512 of them are 32 KiB of floats for 16 rows.
 PIECE = 512
 # Below this many multiplications one thread is done before a second has woken up.
 SERIAL_WORK = 1 << 16
@@ -126,26 +128,26 @@ def _parallel(panels: Bytes, x: Floats, out: Floats) -> None:
 
 
 def _row_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
-    """Outputs `first` … `first` + 63 for the one row of x."""
+    """Outputs `first` … `first` + L − 1 for the one row of x."""
     row = x[0]
     total = zeros()
     for block in range(row.size // block_size):
         at = block * block_bytes * LANES
         total = walk(panel, at, total, row, block * block_size)
     if first + LANES <= out.shape[1]:
-        store_f32(out[0], first * 4, total)
+        store(out[0], first * 4, total)
     else:
         sums = np.empty(LANES, np.float32)
-        store_f32(sums, 0, total)
+        store(sums, 0, total)
         for lane in range(out.shape[1] - first):
             out[0, first + lane] = sums[lane]
 
 
 def _rows_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
-    """Outputs `first` … `first` + 63 for every row of x."""
+    """Outputs `first` … `first` + L − 1 for every row of x."""
     n_columns = x.shape[1]
-    sums = np.zeros((x.shape[0], LANES), np.float32)  # [T, 64]
-    piece = np.empty((PIECE, LANES), np.float32)  # [columns, 64]
+    sums = np.zeros((x.shape[0], LANES), np.float32)  # [T, L]
+    piece = np.empty((PIECE, LANES), np.float32)  # [columns, L]
     for start in range(0, n_columns, PIECE):
         columns = min(PIECE, n_columns - start)
         for block in range(columns // block_size):
@@ -157,8 +159,8 @@ def _rows_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
 
 def _float_rows_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
     """`_rows_product` of F32, where a panel is what the buffer would be."""
-    weights = panel.view(np.float32).reshape(-1, LANES)  # [D, 64]
-    sums = np.zeros((x.shape[0], LANES), np.float32)  # [T, 64]
+    weights = panel.view(np.float32).reshape(-1, LANES)  # [D, L]
+    sums = np.zeros((x.shape[0], LANES), np.float32)  # [T, L]
     for start in range(0, x.shape[1], PIECE):
         columns = min(PIECE, x.shape[1] - start)
         add_products(x, start, columns, weights[start : start + columns], 0, sums, 0)
@@ -167,7 +169,7 @@ def _float_rows_product(panel: Bytes, first: int, x: Floats, out: Floats) -> Non
 
 @inner
 def _write(sums: Floats, out: Floats, first: int) -> None:
-    """Put the sums [T, 64] into columns `first` … of out, as many as it has."""
+    """Put the sums [T, L] into columns `first` … of out, as many as it has."""
     n_lanes = min(LANES, out.shape[1] - first)
     for t in range(out.shape[0]):
         for lane in range(n_lanes):

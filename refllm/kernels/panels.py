@@ -1,18 +1,18 @@
-"""Weights as the kernels want them: 64 rows side by side, still in the file's encoding.
+"""Weights as the kernels want them: some rows side by side, still in the file's encoding.
 
-N rows, D columns.
+N rows, D columns, L lanes: the rows of a panel, 16 or 64 of them (`refllm.kernels.cpu`).
 
-A matrix [N, D] in a file is row after row of blocks. A *panel* is 64 rows of it, turned so that
-the same byte of the 64 rows' blocks lies together, because the kernels compute 64 outputs at once:
+A matrix [N, D] in a file is row after row of blocks. A *panel* is L rows of it, turned so that
+the same byte of the rows' blocks lies together, because the kernels compute L outputs at once:
 
-    row 0:   a0 b0 c0 …             a0 a1 a2 … a63   b0 b1 b2 … b63   c0 c1 c2 … c63   …
+    row 0:   a0 b0 c0 …             a0 a1 a2 … a15   b0 b1 b2 … b15   c0 c1 c2 … c15   …
     row 1:   a1 b1 c1 …      →
     …                               (a, b, c: the bytes of a row's blocks, in the file's order)
-    row 63:  a63 b63 c63 …
+    row 15:  a15 b15 c15 …
 
 Fields of two or four bytes (halves, floats, and quants that are used four bytes at a time; see
 `refllm.kernels.fields`) stay whole. Nothing is decoded, so a panel is as large as the rows it
-holds; a last panel of fewer than 64 rows is filled up with zeros.
+holds; a last panel of fewer than L rows is filled up with zeros.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SLAB_BYTES = 1 << 21
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panels:
-    """A matrix [n_rows, n_columns], packed; `data` is uint8 [panels, bytes of 64 rows]."""
+    """A matrix [n_rows, n_columns], packed; `data` is uint8 [panels, bytes of L rows]."""
 
     name: str
     format: Format
@@ -76,7 +76,7 @@ def side_by_side(
     stored_as: Format | None = None,
     consumed: Consumed | None = None,
 ) -> Bytes:
-    """The matrix [N, D] as uint8 [panels, bytes of 64 rows]; a block's fields have these widths.
+    """The matrix [N, D] as uint8 [panels, bytes of L rows]; a block's fields have these widths.
 
     `stored_as` is F32 where the numbers are to be decoded first. `consumed` is told, in order,
     which rows of `tensor.data` are not needed any more: the file's memory can be given back while
@@ -122,7 +122,7 @@ def _field_widths(stored_as: Format) -> Ints:
 
 
 def _interleave(rows: Bytes, widths: Ints, panels: Bytes) -> None:
-    """Write rows [N, row bytes] into panels [N/64, 64 · row bytes], field by field."""
+    """Write rows [N, row bytes] into panels [N/L, L · row bytes], field by field."""
     rows = np.ascontiguousarray(rows).view()
     rows.flags.writeable = False  # as mapped files are: compile for that alone
     period = rows.shape[1] if len(widths) == 1 else int(widths.sum())
@@ -157,9 +157,9 @@ def _turn(rows: Bytes, period: int, runs: Ints, panels: Bytes) -> None:
 
 @inner
 def _squares(lanes: Bytes, start: int, width: int, n_bytes: int, panel: Bytes) -> None:
-    """A run of 64 rows, a square at a time; the last one begins early enough to end with the run.
+    """A run of a full panel, a square at a time; the last begins early enough to end with it.
 
-    A field stands `width` bytes into the row for each field before it, and 64 times as far into
+    A field stands `width` bytes into the row for each field before it, and L times as far into
     the panel.
     """
     row_bytes = lanes.shape[1]

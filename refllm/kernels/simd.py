@@ -1,28 +1,33 @@
-"""A SIMD vector as a value that numba understands: 64 numbers, one for each row of a panel.
+"""A SIMD vector as a value that numba understands: a number for each row of a panel.
 
 Sums must run from left to right, which forbids the usual way to be fast: splitting one sum over
 the lanes of a SIMD register. But outputs do not depend on each other, so every lane can hold
 another *output* and add up its own sum in order:
 
-    lane          0            1            2        …      63
-    sum     +=  x·w[0, k]    x·w[1, k]    x·w[2, k]  …   x·w[63, k]        for k = 0, 1, 2, …
+    lane          0            1            2        …      15
+    sum     +=  x·w[0, k]    x·w[1, k]    x·w[2, k]  …   x·w[15, k]        for k = 0, 1, 2, …
 
-A compiler seldom finds this by itself, and may never be told to reorder. So the vector is a type:
-`F32` is LLVM's `<64 x float>`, `I32` is `<64 x i32>`. LLVM splits them into whatever registers
-the CPU has: four AVX-512 registers, eight of AVX2, sixteen of NEON or SSE2. The same source, the
-same IEEE operations in each lane, hence the same bits, on all of them.
+A compiler seldom finds this by itself, and may never be told to reorder. So the vector is a type,
+16 or 64 numbers wide (`refllm.kernels.cpu`), and consists of as many registers as that takes: four
+of AVX-512, two of AVX2, four of NEON or SSE2. The same source, the same IEEE operations in each
+lane, hence the same bits, on all of them.
 
 In a kernel they look like numbers:
 
     total = zeros()
     for k in range(x.size):
         total = total + load_f32(panel, k * ROW) * splat(x[k])
-    store_f32(out, 0, total)
+    store(out, 0, total)
 
-How it is done: a numba *type* (`Vector`) gets a *data model*, which says what it is for LLVM, and
-*intrinsics*, functions that say which LLVM instructions they become. `+`, `-`, `*`, `&`, `|`,
-`<<` and `>>` are overloaded with intrinsics. Multiplication and addition stay two instructions:
-LLVM fuses them only when asked to, and nothing here asks.
+The sums of several rows of activations are one value, too: *rows* of vectors, of which each meets
+the one vector of weights that has been loaded. `Vector("f32", 6)` is the type of six rows, `F32` of
+one; how they come from memory and go back stands in `refllm.kernels.simd_rows`.
+
+How it is done: a numba *type* (`Vector`) gets a *data model*, which says what it is for LLVM, an
+array of registers. *Intrinsics* say which LLVM instructions a function becomes, for one register,
+and are repeated for all. `+`, `-`, `*`, `&`, `|`, `<<` and `>>` are overloaded with intrinsics.
+Multiplication and addition stay two instructions: LLVM fuses them only when asked to, and nothing
+here asks.
 
 Addresses are byte offsets into a one-dimensional array, whatever its element type, because a
 panel of quantized weights mixes halves, bytes and nibbles.
@@ -32,12 +37,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import reduce
+from typing import Any, Literal
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
+
+from refllm.kernels.cpu import CPU
 
 __all__ = [
     "F32",
@@ -51,187 +59,230 @@ __all__ = [
     "load_i32",
     "load_u8",
     "lookup_table",
+    "operation",
     "prefetch",
     "splat",
     "splat_int",
-    "store_f32",
+    "store",
     "to_float",
     "zeros",
 ]
 
-LANES = 64
+LANES = CPU.panel_lanes
+WIDTH = CPU.float_lanes  # of a register
+REGISTERS = LANES // WIDTH  # of a vector
 
 BYTE = ir.IntType(8)
 WORD = ir.IntType(16)
 INT = ir.IntType(32)
 HALF = ir.HalfType()
 FLOAT = ir.FloatType()
-INTS = ir.VectorType(INT, LANES)
-FLOATS = ir.VectorType(FLOAT, LANES)
+INTS = ir.VectorType(INT, WIDTH)
+FLOATS = ir.VectorType(FLOAT, WIDTH)
 
-# CPUs, by LLVM's name, that have these instructions although their name comes without a list.
-F16C_CPUS = ("haswell", "skylake-avx512", "x86-64-v3", "x86-64-v4")
-AVX512_CPUS = ("skylake-avx512", "x86-64-v4")
+Kind = Literal["f32", "i32"]
+REGISTER: dict[Kind, ir.VectorType] = {"f32": FLOATS, "i32": INTS}
+
+# LLVM's names of the instruction that picks numbers from a register, by how many it picks.
+PERMUTATIONS = {16: "llvm.x86.avx512.permvar.sf.512", 8: "llvm.x86.avx2.permps"}
 
 
 class Vector(types.Type):
-    """The numba type of a vector of 64 floats or ints."""
+    """The numba type of vectors of floats or ints, one for each of some rows."""
 
-    def __init__(self, name: str, llvm_type: ir.VectorType) -> None:
-        self.llvm_type = llvm_type
-        super().__init__(name=name)
+    def __init__(self, kind: Kind, rows: int = 1) -> None:
+        self.kind, self.rows = kind, rows
+        self.register = REGISTER[kind]
+        super().__init__(name=f"{rows} of {kind}x{LANES}")
 
 
-F32 = Vector("f32x64", FLOATS)
-I32 = Vector("i32x64", INTS)
+F32 = Vector("f32")
+I32 = Vector("i32")
 
 
 @register_model(Vector)
 class VectorModel(models.PrimitiveModel):
-    """A vector is passed and kept as the LLVM vector that it is."""
+    """A vector is passed and kept as an array of registers; of rows, one row after the other."""
 
     def __init__(self, manager: Any, vector: Vector) -> None:  # noqa: ANN401
-        super().__init__(manager, vector, vector.llvm_type)  # type: ignore[no-untyped-call]
+        registers = ir.ArrayType(vector.register, REGISTERS * vector.rows)
+        super().__init__(manager, vector, registers)  # type: ignore[no-untyped-call]
 
 
 Build = Callable[..., ir.Value]
 
 
-def _instruction(result: types.Type, arguments: Sequence[types.Type], build: Build) -> Any:  # noqa: ANN401
-    """An intrinsic on values: `build(builder, *values)` emits its LLVM instructions."""
+def as_value(builder: ir.IRBuilder, registers: Sequence[ir.Value]) -> ir.Value:
+    """Registers as the value that numba passes around."""
+    nothing = ir.Constant(ir.ArrayType(registers[0].type, len(registers)), ir.Undefined)
+    places = range(len(registers))
+    return reduce(lambda value, i: builder.insert_value(value, registers[i], i), places, nothing)
 
-    def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:  # noqa: ANN401
-        return build(builder, *values)
 
-    signature = result(*arguments)
+def registers_of(builder: ir.IRBuilder, value: ir.Value) -> list[ir.Value]:
+    """The registers of a value, a scalar being its own."""
+    if not isinstance(value.type, ir.ArrayType):
+        return [value]
+    return [builder.extract_value(value, i) for i in range(value.type.count)]
+
+
+def operation(result: Kind, arguments: Sequence[Kind], build: Build) -> Any:  # noqa: ANN401
+    """An intrinsic on vectors: `build(builder, *registers)` emits what is done to one register.
+
+    An argument may be rows; one with a single row then meets each of the others' rows.
+    """
+
+    def resolve(*given: types.Type) -> Any:  # noqa: ANN401
+        kinds = [vector.kind if isinstance(vector, Vector) else None for vector in given]
+        if kinds != list(arguments):
+            return None
+        rows = max(vector.rows for vector in given if isinstance(vector, Vector))
+
+        def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:  # noqa: ANN401
+            columns = []
+            for value in values:
+                registers = registers_of(builder, value)
+                columns.append(registers * (rows * REGISTERS // len(registers)))
+            return as_value(builder, [build(builder, *row) for row in zip(*columns, strict=True)])
+
+        return Vector(result, rows)(*given), emit
+
     # numba counts the parameters, so there is a function for each number of them.
     typed: Sequence[Callable[..., object]] = (
-        lambda _typing: (signature, emit),
-        lambda _typing, _a: (signature, emit),
-        lambda _typing, _a, _b: (signature, emit),
+        lambda _typing, a: resolve(a),
+        lambda _typing, a, b: resolve(a, b),
+        lambda _typing, a, b, c: resolve(a, b, c),
     )
-    return intrinsic(typed[len(arguments)])
+    return intrinsic(typed[len(arguments) - 1])
 
 
-def _constant(vector_type: ir.VectorType, value: float) -> ir.Constant:
-    return ir.Constant(vector_type, [value] * LANES)
+def constant(vector_type: ir.VectorType, value: float) -> ir.Constant:
+    """A register with the same number in each lane."""
+    return ir.Constant(vector_type, [value] * vector_type.count)
 
 
-def _in_every_lane(builder: ir.IRBuilder, value: ir.Value, vector_type: ir.VectorType) -> ir.Value:
+def in_every_lane(builder: ir.IRBuilder, value: ir.Value, vector_type: ir.VectorType) -> ir.Value:
+    """A register with this value in each lane."""
     undefined = ir.Constant(vector_type, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(INT, 0))
-    return builder.shuffle_vector(first, undefined, _constant(INTS, 0))
+    places = constant(ir.VectorType(INT, vector_type.count), 0)
+    return builder.shuffle_vector(first, undefined, places)
 
 
 # Making vectors, and moving between the two kinds
 
-zeros = _instruction(F32, (), lambda _: _constant(FLOATS, 0.0))
-splat = _instruction(F32, (types.float32,), lambda b, x: _in_every_lane(b, x, FLOATS))
-splat_int = _instruction(I32, (types.int32,), lambda b, x: _in_every_lane(b, x, INTS))
-to_float = _instruction(F32, (I32,), lambda b, x: b.sitofp(x, FLOATS))
+
+def zeros_of(kind: Kind, rows: int = 1) -> Any:  # noqa: ANN401
+    """An intrinsic () → rows of zeros."""
+
+    def typed(_typing: Any) -> Any:  # noqa: ANN401
+        def emit(_context: Any, _builder: Any, _signature: Any, _values: Any) -> ir.Value:  # noqa: ANN401
+            return ir.Constant(ir.ArrayType(REGISTER[kind], REGISTERS * rows), None)
+
+        return Vector(kind, rows)(), emit
+
+    return intrinsic(typed)
 
 
-# Arithmetic: + - * on both kinds, & | << >> on ints
+def _splat_of(vector: Vector, scalar: types.Type) -> Any:  # noqa: ANN401
+    """An intrinsic: scalar → it in every lane."""
+
+    def typed(_typing: Any, _scalar: Any) -> Any:  # noqa: ANN401
+        def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:  # noqa: ANN401
+            register = in_every_lane(builder, values[0], vector.register)
+            return as_value(builder, [register] * REGISTERS)
+
+        return vector(scalar), emit
+
+    return intrinsic(typed)
 
 
-def _operator(symbol: Callable[..., object], vector: Vector, build: Build) -> None:
+zeros = zeros_of("f32")
+splat = _splat_of(F32, types.float32)
+splat_int = _splat_of(I32, types.int32)
+to_float = operation("f32", ("i32",), lambda b, x: b.sitofp(x, FLOATS))
+
+
+# Arithmetic: + - * on both kinds, & | ^ << >> on ints
+
+
+def _operator(symbol: Callable[..., object], kind: Kind, build: Build) -> None:
     """Let `a symbol b` of two vectors be one LLVM instruction."""
-    of_vectors = _instruction(vector, (vector, vector), build)
+    of_vectors = operation(kind, (kind, kind), build)
 
     @overload(symbol, inline="always")
     def overloaded(a: object, b: object) -> Callable[..., object] | None:
         def implementation(a: object, b: object) -> object:
             return of_vectors(a, b)
 
-        return implementation if a is vector and b is vector else None
+        both = isinstance(a, Vector) and isinstance(b, Vector) and a.kind == b.kind == kind
+        return implementation if both else None
 
 
-_operator(operator.add, F32, lambda b, x, y: b.fadd(x, y))
-_operator(operator.sub, F32, lambda b, x, y: b.fsub(x, y))
-_operator(operator.mul, F32, lambda b, x, y: b.fmul(x, y))
-_operator(operator.add, I32, lambda b, x, y: b.add(x, y))
-_operator(operator.sub, I32, lambda b, x, y: b.sub(x, y))
-_operator(operator.mul, I32, lambda b, x, y: b.mul(x, y))
-_operator(operator.and_, I32, lambda b, x, y: b.and_(x, y))
-_operator(operator.or_, I32, lambda b, x, y: b.or_(x, y))
-_operator(operator.lshift, I32, lambda b, x, y: b.shl(x, y))
-_operator(operator.rshift, I32, lambda b, x, y: b.lshr(x, y))
+_operator(operator.add, "f32", lambda b, x, y: b.fadd(x, y))
+_operator(operator.sub, "f32", lambda b, x, y: b.fsub(x, y))
+_operator(operator.mul, "f32", lambda b, x, y: b.fmul(x, y))
+_operator(operator.add, "i32", lambda b, x, y: b.add(x, y))
+_operator(operator.sub, "i32", lambda b, x, y: b.sub(x, y))
+_operator(operator.mul, "i32", lambda b, x, y: b.mul(x, y))
+_operator(operator.and_, "i32", lambda b, x, y: b.and_(x, y))
+_operator(operator.or_, "i32", lambda b, x, y: b.or_(x, y))
+_operator(operator.xor, "i32", lambda b, x, y: b.xor(x, y))
+_operator(operator.lshift, "i32", lambda b, x, y: b.shl(x, y))
+_operator(operator.rshift, "i32", lambda b, x, y: b.lshr(x, y))
 
 
 def lookup_table(values: Sequence[float]) -> Any:  # noqa: ANN401
     """An intrinsic: each lane's lowest four bits → the number at that place in `values` (16).
 
-    Whatever stands above the four bits is ignored. AVX-512 has an instruction for it. Elsewhere
-    consecutive whole numbers are counted up from the first, and among others each of the four
-    bits halves the choice.
+    Whatever stands above the four bits is ignored. AVX-512 has an instruction for it, AVX2 one for
+    three bits. Elsewhere consecutive whole numbers are counted up from the first, and among others
+    each of the four bits halves the choice.
     """
 
     def count(builder: ir.IRBuilder, indices: ir.Value) -> ir.Value:
-        low = builder.and_(indices, _constant(INTS, 15))
-        return builder.sitofp(builder.add(low, _constant(INTS, int(values[0]))), FLOATS)
+        low = builder.and_(indices, constant(INTS, 15))
+        return builder.sitofp(builder.add(low, constant(INTS, int(values[0]))), FLOATS)
 
-    def choose(builder: ir.IRBuilder, indices: ir.Value) -> ir.Value:
-        left = [_constant(FLOATS, value) for value in values]
+    def halve(builder: ir.IRBuilder, indices: ir.Value) -> ir.Value:
+        left = [constant(FLOATS, value) for value in values]
         for bit in range(4):
-            mask = builder.and_(indices, _constant(INTS, 1 << bit))
-            is_set = builder.icmp_unsigned("!=", mask, _constant(INTS, 0))
+            mask = builder.and_(indices, constant(INTS, 1 << bit))
+            is_set = builder.icmp_unsigned("!=", mask, constant(INTS, 0))
             pairs = zip(left[0::2], left[1::2], strict=True)
             left = [builder.select(is_set, odd, even) for even, odd in pairs]
         return left[0]
 
     def permute(builder: ir.IRBuilder, indices: ir.Value) -> ir.Value:
-        """Four times `vpermps`, 16 lanes each."""
-        quarter = ir.VectorType(FLOAT, 16)
-        kind = ir.FunctionType(quarter, [quarter, ir.VectorType(INT, 16)])
-        name = "llvm.x86.avx512.permvar.sf.512"
-        instruction = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
-            builder.module, kind, name
-        )
-        table = ir.Constant(quarter, list(values))
-        parts = [
-            builder.call(instruction, [table, _lanes(builder, indices, first, 16)])
-            for first in range(0, LANES, 16)
-        ]
-        halves = [_joined(builder, *parts[:2]), _joined(builder, *parts[2:])]
-        return _joined(builder, *halves)
+        instruction = declared(builder, PERMUTATIONS[WIDTH], FLOATS, (FLOATS, INTS))
+        firsts = range(0, 16, WIDTH)
+        tables = [ir.Constant(FLOATS, list(values[first : first + WIDTH])) for first in firsts]
+        found = [builder.call(instruction, [table, indices]) for table in tables]
+        if len(found) == 1:
+            return found[0]
+        bit_3 = builder.and_(indices, constant(INTS, 8))
+        is_set = builder.icmp_unsigned("!=", bit_3, constant(INTS, 0))
+        return builder.select(is_set, found[1], found[0])
 
-    consecutive = [values[0] + place for place in range(16)]
-    elsewhere = count if list(values) == consecutive else choose
-
-    def typed(_typing: Any, _indices: Any) -> Any:  # noqa: ANN401
-        def emit(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:  # noqa: ANN401
-            if _has_avx512(context):
-                return permute(builder, args[0])
-            return elsewhere(builder, args[0])
-
-        return F32(I32), emit
-
-    return intrinsic(typed)
+    is_consecutive = list(values) == [values[0] + place for place in range(16)]
+    if WIDTH == 16 or (WIDTH in PERMUTATIONS and not is_consecutive):
+        return operation("f32", ("i32",), permute)
+    return operation("f32", ("i32",), count if is_consecutive else halve)
 
 
-def _lanes(builder: ir.IRBuilder, vector: ir.Value, first: int, count: int) -> ir.Value:
-    """`count` lanes of a vector from lane `first` on."""
-    places = ir.Constant(ir.VectorType(INT, count), list(range(first, first + count)))
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), places)
-
-
-def _joined(builder: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
-    """The lanes of `low`, then those of `high`."""
-    count = 2 * low.type.count
-    places = ir.Constant(ir.VectorType(INT, count), list(range(count)))
-    return builder.shuffle_vector(low, high, places)
-
-
-def _has_avx512(context: Any) -> bool:  # noqa: ANN401
-    """Whether the CPU that is compiled for has 512-bit registers."""
-    _, cpu, features = context.codegen().magic_tuple()
-    return "+avx512f" in features or cpu in AVX512_CPUS
+def declared(
+    builder: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[ir.Type]
+) -> ir.Value:
+    """An instruction by LLVM's name for it, to be called."""
+    return cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+        builder.module, ir.FunctionType(result, arguments), name
+    )
 
 
 # Memory
 
 
-def _address(
+def address(
     context: Any,  # noqa: ANN401
     builder: ir.IRBuilder,
     array_type: types.Array,
@@ -245,66 +296,66 @@ def _address(
     return builder.bitcast(place, target.as_pointer())
 
 
-def _load(result: Vector, element: ir.Type, align: int, convert: Build) -> Any:  # noqa: ANN401
-    """An intrinsic (array, byte offset) → vector: 64 elements side by side, converted."""
-    stored = ir.VectorType(element, LANES)
+def places_of(builder: ir.IRBuilder, first: ir.Value) -> list[ir.Value]:
+    """Pointers to each register of the vector that begins at `first`."""
+    return [builder.gep(first, [ir.Constant(INT, i)]) for i in range(REGISTERS)]
+
+
+def _load(vector: Vector, element: ir.Type, convert: Build) -> Any:  # noqa: ANN401
+    """An intrinsic (array, byte offset) → vector: elements side by side, converted."""
+    stored = ir.VectorType(element, WIDTH)
 
     def typed(_typing: Any, array: types.Array, _offset: Any) -> Any:  # noqa: ANN401
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:  # noqa: ANN401
-            place = _address(context, builder, signature.args[0], values[0], values[1], stored)
-            return convert(context, builder, builder.load(place, align=align))
+            first = address(context, builder, signature.args[0], values[0], values[1], stored)
+            loaded = [builder.load(place, align=1) for place in places_of(builder, first)]
+            return as_value(builder, [convert(builder, register) for register in loaded])
 
-        return result(array, types.intp), emit
+        return vector(array, types.intp), emit
 
     return intrinsic(typed)
 
 
-def _half_to_float(context: Any, builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:  # noqa: ANN401
-    """64 halves, as 16-bit integers, to floats; every half is a float, so nothing rounds.
+def _half_to_float(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
+    """Halves, as 16-bit integers, to floats; every half is a float, so nothing rounds.
 
     With F16C (or on ARM) that is an instruction. Without, LLVM would call a function that a JIT
     cannot find, so the bits are moved by hand: exponent and fraction go to a float's place, and
     a multiplication by 2^112 mends the exponent's bias, for subnormal halves too. What was
     infinite or NaN must be so again.
     """
-    if _converts_halves(context):
-        half_vector = ir.VectorType(HALF, LANES)
+    if CPU.converts_halves:
+        half_vector = ir.VectorType(HALF, WIDTH)
         return builder.fpext(builder.bitcast(halves, half_vector), FLOATS)
     wide = builder.zext(halves, INTS)
-    sign = builder.shl(builder.and_(wide, _constant(INTS, 0x8000)), _constant(INTS, 16))
-    magnitude = builder.and_(wide, _constant(INTS, 0x7FFF))
-    placed = builder.bitcast(builder.shl(magnitude, _constant(INTS, 13)), FLOATS)
-    finite = builder.bitcast(builder.fmul(placed, _constant(FLOATS, 2.0**112)), INTS)
-    special = builder.icmp_unsigned(">=", magnitude, _constant(INTS, 0x7C00))
-    endless = builder.or_(finite, _constant(INTS, 0x7F800000))
+    sign = builder.shl(builder.and_(wide, constant(INTS, 0x8000)), constant(INTS, 16))
+    magnitude = builder.and_(wide, constant(INTS, 0x7FFF))
+    placed = builder.bitcast(builder.shl(magnitude, constant(INTS, 13)), FLOATS)
+    finite = builder.bitcast(builder.fmul(placed, constant(FLOATS, 2.0**112)), INTS)
+    special = builder.icmp_unsigned(">=", magnitude, constant(INTS, 0x7C00))
+    endless = builder.or_(finite, constant(INTS, 0x7F800000))
     return builder.bitcast(builder.or_(sign, builder.select(special, endless, finite)), FLOATS)
 
 
-def _converts_halves(context: Any) -> bool:  # noqa: ANN401
-    """Whether the CPU that is compiled for has instructions from half to float."""
-    triple, cpu, features = context.codegen().magic_tuple()
-    return not triple.startswith(("x86", "i686")) or "+f16c" in features or cpu in F16C_CPUS
-
-
-def _bfloat_to_float(_context: Any, builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:  # noqa: ANN401
+def _bfloat_to_float(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
     """A bfloat16 is the upper half of a float."""
-    placed = builder.shl(builder.zext(halves, INTS), _constant(INTS, 16))
+    placed = builder.shl(builder.zext(halves, INTS), constant(INTS, 16))
     return builder.bitcast(placed, FLOATS)
 
 
-load_f32 = _load(F32, FLOAT, 4, lambda _, b, v: v)
-load_f16 = _load(F32, WORD, 2, _half_to_float)
-load_bf16 = _load(F32, WORD, 2, _bfloat_to_float)
-load_u8 = _load(I32, BYTE, 1, lambda _, b, v: b.zext(v, INTS))
-load_i8 = _load(I32, BYTE, 1, lambda _, b, v: b.sext(v, INTS))
-load_i32 = _load(I32, INT, 4, lambda _, b, v: v)
+load_f32 = _load(F32, FLOAT, lambda b, v: v)
+load_f16 = _load(F32, WORD, _half_to_float)
+load_bf16 = _load(F32, WORD, _bfloat_to_float)
+load_u8 = _load(I32, BYTE, lambda b, v: b.zext(v, INTS))
+load_i8 = _load(I32, BYTE, lambda b, v: b.sext(v, INTS))
+load_i32 = _load(I32, INT, lambda b, v: v)
 
 
 def _prefetch(_typing: Any, array: types.Array, _offset: Any) -> Any:  # noqa: ANN401
     """Ask for the memory at a byte offset to be on its way; it may lie outside the array."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:  # noqa: ANN401
-        place = _address(context, builder, signature.args[0], values[0], values[1], BYTE)
+        place = address(context, builder, signature.args[0], values[0], values[1], BYTE)
         kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
         function = builder.module.declare_intrinsic("llvm.prefetch", [BYTE.as_pointer()], kind)
         to_read, keep, data = (ir.Constant(INT, value) for value in (0, 3, 1))
@@ -317,15 +368,18 @@ def _prefetch(_typing: Any, array: types.Array, _offset: Any) -> Any:  # noqa: A
 prefetch: Any = intrinsic(_prefetch)
 
 
-def _store_f32(_typing: Any, array: types.Array, _offset: Any, _vector: Any) -> Any:  # noqa: ANN401
-    """Write 64 floats at a byte offset."""
+def _store(_typing: Any, array: types.Array, _offset: Any, vector: Vector) -> Any:  # noqa: ANN401
+    """Write a vector at a byte offset."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:  # noqa: ANN401
-        place = _address(context, builder, signature.args[0], values[0], values[1], FLOATS)
-        builder.store(values[2], place, align=4)
+        kind = signature.args[0]
+        first = address(context, builder, kind, values[0], values[1], vector.register)
+        registers = registers_of(builder, values[2])
+        for register, place in zip(registers, places_of(builder, first), strict=True):
+            builder.store(register, place, align=1)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, F32), emit
+    return types.void(array, types.intp, vector), emit
 
 
-store_f32: Any = intrinsic(_store_f32)
+store: Any = intrinsic(_store)

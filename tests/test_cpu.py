@@ -1,0 +1,56 @@
+"""What numba's names for a CPU say about its registers and instructions."""
+
+from __future__ import annotations
+
+import pytest
+
+from refllm.kernels.cpu import CPU, Cpu, described
+
+X86 = "x86_64-unknown-linux-gnu"
+BASELINE = Cpu(registers=16, float_lanes=4, converts_halves=False)
+SSSE3 = Cpu(registers=16, float_lanes=4, shuffles_bytes=True, converts_halves=False)
+HALF_AVX2 = Cpu(registers=16, float_lanes=4, shuffles_bytes=True)
+AVX2 = Cpu(registers=16, float_lanes=8, shuffles_bytes=True)
+AVX_VNNI = Cpu(registers=16, float_lanes=8, has_vnni=True, shuffles_bytes=True)
+AVX512 = Cpu(registers=32, float_lanes=16)
+AVX512_VNNI = Cpu(registers=32, float_lanes=16, has_vnni=True, shuffles_bytes=True)
+NEON = Cpu(registers=32, float_lanes=4)
+
+BY_NAME = {
+    "x86-64": BASELINE,
+    "haswell": AVX2,
+    "znver1": HALF_AVX2,
+    "alderlake": AVX_VNNI,
+    "skylake-avx512": AVX512,
+    "znver4": AVX512_VNNI,
+}
+BY_FEATURES = {
+    "-avx2,-avxvnni,+sse2": BASELINE,
+    "+ssse3,+sse2": SSSE3,
+    "+avx,+avx2,+f16c,+ssse3": AVX2,
+    "+avx2,+avxvnni,-avx512f": AVX_VNNI,
+    "+avx2,+avxvnniint8": AVX2,  # another instruction, of a similar name
+    "+avx2,+avx512f,-avx512vnni": AVX512,
+    "+avx2,+avx512f,+avx512vnni": AVX512_VNNI,
+}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_a_name_alone_says_what_the_cpu_has(name: str) -> None:
+    assert described(X86, name, "") == BY_NAME[name]
+
+
+@pytest.mark.parametrize("features", BY_FEATURES)
+def test_features_say_it_for_a_name_that_nobody_knows(features: str) -> None:
+    assert described(X86, "tomorrow", features) == BY_FEATURES[features]
+
+
+def test_whatever_is_not_x86_has_registers_of_128_bits() -> None:
+    assert described("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon") == NEON
+
+
+@pytest.mark.parametrize("cpu", [BASELINE, HALF_AVX2, AVX2, AVX512, NEON, CPU])
+def test_a_tile_leaves_room_for_weights_and_products(cpu: Cpu) -> None:
+    registers = cpu.panel_lanes // cpu.float_lanes
+    assert cpu.tile_rows * registers + registers + 2 <= cpu.registers
+    assert cpu.integer_tile_rows >= 1
