@@ -71,7 +71,7 @@ ASKED: tuple[Ask, ...] = (
     Ask(
         text="embeddings, 1000 real sentences of mixed length, ÷ the better peer",
         benchmark="embed",
-        labels={"work": ("mixed lengths",), "from": ("text",)},
+        labels={"work": ("mixed lengths",)},
         peers=EMBEDDERS,
         asked=1.8,
         beyond=2.5,
@@ -79,7 +79,7 @@ ASKED: tuple[Ask, ...] = (
     Ask(
         text="embeddings, uniform length, ÷ onnxruntime",
         benchmark="embed",
-        labels={"work": ("uniform length",), "from": ("text",)},
+        labels={"work": ("uniform length",)},
         peers=("onnxruntime",),
         asked=1.0,
         beyond=1.15,
@@ -87,7 +87,7 @@ ASKED: tuple[Ask, ...] = (
     Ask(
         text="one sentence, latency, ÷ onnxruntime's",
         benchmark="embed",
-        labels={"work": ("one sentence",), "from": ("text",)},
+        labels={"work": ("one sentence",)},
         peers=("onnxruntime",),
         sense="at most",
         asked=1.0,

@@ -60,16 +60,21 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """A contestant's name in the results, its process, and what it is asked to do in each turn."""
+    """A contestant's name in the results, its process, and what it is asked to do in each turn.
+
+    `warm_up` is asked in the round that does not count, the same where there is none.
+    """
 
     name: str
     contestant: Contestant
     action: str
     arguments: Mapping[str, Any]
+    warm_up: Mapping[str, Any] | None = None
 
-    def turn(self) -> Mapping[str, Any]:
+    def turn(self, *, counts: bool = True) -> Mapping[str, Any]:
         """One turn's answer. Errors: `Unavailable`."""
-        return self.contestant.run(self.action, **self.arguments)
+        arguments = self.arguments if counts or self.warm_up is None else self.warm_up
+        return self.contestant.run(self.action, **arguments)
 
 
 @dataclass(slots=True)
@@ -98,7 +103,7 @@ def alternate(entrants: Sequence[Entrant], *, rounds: int, bench: Bench) -> dict
                 continue
             time.sleep(PAUSE)
             try:
-                reply = entrant.turn()
+                reply = entrant.turn(counts=round_ > 0)
             except Unavailable as error:
                 if entrant.name == REFLLM:
                     raise

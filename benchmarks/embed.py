@@ -69,7 +69,7 @@ def jobs(tokenizer: Tokenizer, *, is_quick: bool) -> tuple[Job, ...]:
 
 
 def measure_embedding(bench: Bench, folder: Path) -> None:
-    """Every job, with its texts tokenized by each contestant and with token ids given."""
+    """Every job, from its texts: each contestant tokenizes them itself."""
     read_through(folder / "model.safetensors")
     tokenizer = model_tokenizer(folder)
     with ExitStack() as stack:
@@ -82,20 +82,16 @@ def measure_embedding(bench: Bench, folder: Path) -> None:
                 "sha256 of the texts": sha256_of_texts(job.texts),
                 **{f"batch size of {name}": str(batch_sizes[name]) for name in batch_sizes},
             }
-            for action, texts in (("embed", job.texts), ("embed_tokens", token_ids)):
-                arguments = {"texts": texts, "repeat": job.repeat}
-                entrants = [
-                    Entrant(name, contestants[name], action, {**arguments, "batch_size": size})
-                    for name, size in batch_sizes.items()
-                ]
-                outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
-                labels = {"work": job.name, "from": "text" if action == "embed" else "token ids"}
-                unit = "ms" if job.is_latency else "texts/s"
-                bench.add(
-                    _same_work(
-                        figure_of(labels, outcomes, unit=unit, amount=len(texts), notes=notes)
-                    )
-                )
+            arguments = {"texts": job.texts, "repeat": job.repeat}
+            entrants = [
+                Entrant(name, contestants[name], "embed", {**arguments, "batch_size": size})
+                for name, size in batch_sizes.items()
+            ]
+            outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
+            unit = "ms" if job.is_latency else "texts/s"
+            amount = len(job.texts)
+            figure = figure_of({"work": job.name}, outcomes, unit=unit, amount=amount, notes=notes)
+            bench.add(_same_work(figure))
 
 
 def _load(bench: Bench, folder: Path, stack: ExitStack) -> dict[str, Contestant]:

@@ -35,10 +35,11 @@ PEER = "llama.cpp"
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is asked for in each turn, and how many tokens that is."""
+    """What is asked for in each turn, and how many tokens that is; and before the first turn."""
 
     name: str
     arguments: Mapping[str, Any]
+    warm_up: Mapping[str, Any]
     n_tokens: int
     n_ctx: int
 
@@ -46,12 +47,14 @@ class Work:
 def decode(n_prompt: int, n_tokens: int) -> Work:
     """Tokens one at a time after a prompt, the same tokens for everybody."""
     arguments = {"prompt": token_ids(n_prompt), "token_ids": token_ids(n_tokens, seed=1)}
-    return Work("decode", arguments, n_tokens, n_ctx=1024)
+    warm_up = {"prompt": token_ids(8), "token_ids": token_ids(2, seed=1)}
+    return Work("decode", arguments, warm_up, n_tokens, n_ctx=1024)
 
 
 def prefill(n_tokens: int) -> Work:
     """A prompt in an empty context, with logits for its last token."""
-    return Work("prefill", {"token_ids": token_ids(n_tokens)}, n_tokens, n_ctx=1024)
+    warm_up = {"token_ids": token_ids(16)}
+    return Work("prefill", {"token_ids": token_ids(n_tokens)}, warm_up, n_tokens, n_ctx=1024)
 
 
 def token_ids(n_tokens: int, *, seed: int = 0) -> list[int]:
@@ -119,7 +122,7 @@ def compare_llamas(
                 bench.skip(name, error)
                 continue
             bench.versions[PEER if is_peer else REFLLM] = reply["versions"]
-            entrants.append(Entrant(name, contestant, work.name, work.arguments))
+            entrants.append(Entrant(name, contestant, work.name, work.arguments, work.warm_up))
         outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
     require_different(outcomes, numerics)
     for name in numerics:

@@ -1,4 +1,4 @@
-"""What the programs that embed texts share: their actions, and padded batches for those who pad.
+"""What the programs that embed texts share: their actions, and padded batches for who needs them.
 
 N texts, B texts of a batch, S tokens of its longest, D width of an embedding.
 """
@@ -28,30 +28,19 @@ class Embedder(Protocol):
     def embed(self, texts: Sequence[str], batch_size: int) -> Floats:
         """Texts → normalized embeddings [N, D]."""
 
-    def embed_tokens(self, texts: Sequence[Sequence[int]], batch_size: int) -> Floats:
-        """Token ids, special tokens included → normalized embeddings [N, D]."""
-
 
 def serve_embedder(embedder: Embedder) -> None:
-    """Answer `load`, `embed` and `embed_tokens`; the answer is each embedding's first number."""
+    """Answer `load` and `embed`; the answer is each embedding's first number."""
 
     def load(folder: str, threads: int, work: str) -> Mapping[str, Any]:
         seconds, versions = timed(lambda: embedder.load(folder, threads, work))
         return {"seconds": [seconds], "memory": memory(), "versions": versions}
 
-    def repeated(work: Callable[[], Floats], repeat: int) -> Mapping[str, Any]:
-        runs = [timed(work) for _ in range(repeat)]
+    def embed(texts: Sequence[str], batch_size: int, repeat: int) -> Mapping[str, Any]:
+        runs = [timed(lambda: embedder.embed(texts, batch_size)) for _ in range(repeat)]
         return {"seconds": [run[0] for run in runs], "answer": runs[-1][1][:, 0].tolist()}
 
-    def embed(texts: Sequence[str], batch_size: int, repeat: int) -> Mapping[str, Any]:
-        return repeated(lambda: embedder.embed(texts, batch_size), repeat)
-
-    def embed_tokens(
-        texts: Sequence[Sequence[int]], batch_size: int, repeat: int
-    ) -> Mapping[str, Any]:
-        return repeated(lambda: embedder.embed_tokens(texts, batch_size), repeat)
-
-    serve({"load": load, "embed": embed, "embed_tokens": embed_tokens})
+    serve({"load": load, "embed": embed})
 
 
 def embed_sorted(

@@ -49,11 +49,7 @@ class OnnxRuntime:
     def embed(self, texts: Sequence[str], batch_size: int) -> Floats:
         """Texts → [N, D]."""
         token_ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        return self.embed_tokens(token_ids, batch_size)
-
-    def embed_tokens(self, texts: Sequence[Sequence[int]], batch_size: int) -> Floats:
-        """Token ids → [N, D]."""
-        return embed_sorted(self._embed, texts, batch_size)
+        return embed_sorted(self._embed, token_ids, batch_size)
 
     def _embed(self, token_ids: Ints, mask: Ints) -> Floats:
         """[B, S] and its mask → [B, D]."""

@@ -39,11 +39,6 @@ class Refllm:
         del batch_size
         return self.model.embed(texts)
 
-    def embed_tokens(self, texts: Sequence[Sequence[int]], batch_size: int) -> Floats:
-        """Token ids → [N, D]."""
-        del batch_size
-        return self.model.embed_tokens(texts)
-
 
 if __name__ == "__main__":
     serve_embedder(Refllm())

@@ -1,6 +1,6 @@
 """sentence-transformers on torch: `encode`, which sorts by length and pads by itself.
 
-N texts, B texts of a batch, S tokens of its longest, D width of an embedding.
+N texts, D width of an embedding.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.contestants.embedder import embed_sorted, serve_embedder
+from benchmarks.contestants.embedder import serve_embedder
 from benchmarks.contestants.serve import versions
 
-Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
@@ -42,21 +41,6 @@ class SentenceTransformers:
             convert_to_numpy=True,
             normalize_embeddings=True,
         )
-        return embeddings
-
-    def embed_tokens(self, texts: Sequence[Sequence[int]], batch_size: int) -> Floats:
-        """Token ids → [N, D]."""
-        return embed_sorted(self._embed, texts, batch_size)
-
-    def _embed(self, token_ids: Ints, mask: Ints) -> Floats:
-        """[B, S] and its mask → [B, D]."""
-        features = {
-            "input_ids": torch.from_numpy(token_ids),
-            "attention_mask": torch.from_numpy(mask),
-            "token_type_ids": torch.zeros(token_ids.shape, dtype=torch.int64),
-        }
-        with torch.inference_mode():
-            embeddings: Floats = self.model(features)["sentence_embedding"].numpy()
         return embeddings
 
 
