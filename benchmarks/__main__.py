@@ -146,7 +146,7 @@ def load(context: typer.Context, *, shape: ShapesOption = None, type_: TypesOpti
     _session(context).run(
         "load",
         lambda bench: measure_load(bench, shapes=shape or (), types=type_ or ()),
-        is_partial=bool(shape or type_),
+        is_partial=bool(type_),
     )
 
 
@@ -199,7 +199,7 @@ def report(context: typer.Context) -> None:
     latest = latest_entries(read(path))
     readme.write_text(with_tables(readme.read_text("utf-8"), tables(latest)), "utf-8")
     if "growth" in latest:
-        plot_growth(latest["growth"], path.with_name("growth.png"))
+        plot_growth(latest["growth"][-1], path.with_name("growth.png"))
 
 
 def _session(context: typer.Context) -> Session:
@@ -213,7 +213,7 @@ def _measure_llamas(
     session.run(
         work.name,
         lambda bench: measure_llamas(bench, work, shapes=shapes or (), types=types or ()),
-        is_partial=bool(shapes or types),
+        is_partial=bool(types),
     )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from benchmarks.results import REFLLM, Entry, Figure
 
-__all__ = ["ASKED", "Ask", "Measured", "measured"]
+__all__ = ["ASKED", "Ask", "Latest", "Measured", "measured"]
+
+Verdict = Literal["missed", "reached", "beyond"]
+Latest: TypeAlias = Mapping[str, Sequence[Entry]]  # the runs that count, by benchmark
 
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_K_M")
 SHAPES = ("1.1B", "7B-8-layers")
@@ -43,11 +46,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The worst and the best of an ask's values, the figures they come from, and the verdict."""
+    """The worst and the best of an ask's values, the figures they come from, and the verdict.
+
+    `missing_shapes` are asked about, and in no run.
+    """
 
     worst: tuple[float, Figure]
     best: tuple[float, Figure]
-    verdict: Literal["missed", "reached", "beyond"]
+    verdict: Verdict
+    missing_shapes: Sequence[str] = ()
 
 
 def _llamas(work: str, types: Sequence[str], numerics: str, asked: float, beyond: float) -> Ask:
@@ -131,11 +138,11 @@ ASKED: tuple[Ask, ...] = (
 )
 
 
-def measured(ask: Ask, latest: Mapping[str, Entry]) -> Measured | None:
-    """What the latest entry of the ask's benchmark says; None where it says nothing."""
-    entry = latest.get(ask.benchmark)
+def measured(ask: Ask, latest: Latest) -> Measured | None:
+    """What the latest runs of the ask's benchmark say; None where they say nothing."""
     values = []
-    for figure in filter(ask.applies_to, entry.figures if entry else ()):
+    figures = [figure for run in latest.get(ask.benchmark, ()) for figure in run.figures]
+    for figure in filter(ask.applies_to, figures):
         value = figure.ratio_to_best(among=ask.peers) if ask.peers else figure.median(REFLLM)
         if value is not None:
             values.append((value, figure))
@@ -143,6 +150,9 @@ def measured(ask: Ask, latest: Mapping[str, Entry]) -> Measured | None:
         return None
     values.sort(key=lambda pair: pair[0], reverse=ask.sense == "at most")
     worst, best = values[0], values[-1]
+    shapes = {figure.labels.get("shape") for _, figure in values}
+    missing = [shape for shape in ask.labels.get("shape", ()) if shape not in shapes]
     if ask.holds(worst[0], ask.beyond):
-        return Measured(worst, best, "beyond")
-    return Measured(worst, best, "reached" if ask.holds(worst[0], ask.asked) else "missed")
+        return Measured(worst, best, "beyond", missing)
+    verdict: Verdict = "reached" if ask.holds(worst[0], ask.asked) else "missed"
+    return Measured(worst, best, verdict, missing)

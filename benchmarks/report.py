@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from benchmarks.asked import ASKED, Ask, Measured, measured
+from benchmarks.asked import ASKED, Ask, Latest, Measured, measured
 from benchmarks.results import REFLLM, Entry, Figure
 
 __all__ = ["latest_entries", "tables", "with_tables"]
@@ -18,15 +19,29 @@ PLOT = "![each cost against what it grows with](growth.png)"
 NOTHING = "Not measured yet.\n"
 
 
-def latest_entries(entries: Sequence[Entry]) -> dict[str, Entry]:
-    """The last complete run of each benchmark."""
-    return {entry.benchmark: entry for entry in entries if entry.is_complete}
+def latest_entries(entries: Sequence[Entry]) -> Latest:
+    """The last complete runs of each benchmark, oldest first.
+
+    Shapes may have been measured in runs of their own: of each shape, the last run's figures.
+    """
+    latest: dict[str, list[Entry]] = {}
+    for entry in reversed([entry for entry in entries if entry.is_complete]):
+        chosen = latest.setdefault(entry.benchmark, [])
+        later = {_shape(figure) for run in chosen for figure in run.figures}
+        figures = [figure for figure in entry.figures if _shape(figure) not in later]
+        if figures or not chosen:
+            chosen.insert(0, replace(entry, figures=figures))
+    return latest
 
 
-def tables(latest: Mapping[str, Entry]) -> dict[str, str]:
+def _shape(figure: Figure) -> str | int | None:
+    return figure.labels.get("shape")
+
+
+def tables(latest: Latest) -> dict[str, str]:
     """The text of each table by name: `asked`, and one for each benchmark."""
     return {"asked": _asked_table(latest)} | {
-        name: _entry_table(entry) for name, entry in latest.items()
+        name: "\n".join(map(_entry_table, runs)) for name, runs in latest.items()
     }
 
 
@@ -48,7 +63,7 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
     return re.sub(f"{begin}.*?{end}", replaced, text, flags=re.DOTALL)
 
 
-def _asked_table(latest: Mapping[str, Entry]) -> str:
+def _asked_table(latest: Latest) -> str:
     rows = [_asked_row(ask, measured(ask, latest)) for ask in ASKED]
     return _table(("work", "asked", "beyond", "measured", "verdict"), rows)
 
@@ -63,6 +78,7 @@ def _asked_row(ask: Ask, found: Measured | None) -> tuple[str, ...]:
     text = f"{_number(value)} {ask.unit}"
     if best != value:
         text += f" ({_difference(ask, figure)}) to {_number(best)}"
+    text += "".join(f"; {shape} not measured" for shape in found.missing_shapes)
     return (ask.text, *borders, text, found.verdict)
 
 

@@ -368,7 +368,7 @@ def test_the_worst_figure_decides_whether_what_is_asked_is_reached(
 ) -> None:
     ask = ASKED[0]  # decode F16 and Q8_0: at least 1.0, beyond 1.1
     figures = [a_figure(refllm=ratio, llama_cpp=1.0) for ratio in ratios]
-    found = measured(ask, {"decode": an_entry("decode", *figures)})
+    found = measured(ask, {"decode": [an_entry("decode", *figures)]})
     assert found is not None
     assert (found.worst[0], found.best[0], found.verdict) == (*ratios, verdict)
 
@@ -379,9 +379,30 @@ def test_where_less_is_asked_for_the_largest_figure_decides() -> None:
     figures = [
         Figure(labels=labels, unit="s", samples={REFLLM: [seconds]}) for seconds in (0.5, 1.0)
     ]
-    found = measured(ask, {"startup": an_entry("startup", *figures)})
+    found = measured(ask, {"startup": [an_entry("startup", *figures)]})
     assert found is not None
     assert (found.worst[0], found.verdict) == (1.0, "reached")
+
+
+def of_shape(shape: str, ratio: float) -> Figure:
+    labels = {"work": "prefill", "shape": shape, "type": "F16", "numerics": "exact"}
+    samples = {REFLLM: [ratio], "llama.cpp": [1.0]}
+    return Figure(labels=labels, unit="tokens/s", samples=samples)
+
+
+def test_shapes_measured_in_runs_of_their_own_are_reported_together() -> None:
+    runs = [[of_shape("1.1B", 0.5)], [of_shape("7B-8-layers", 2.0)], [of_shape("1.1B", 1.5)]]
+    latest = latest_entries([an_entry("prefill", *figures) for figures in runs])
+    assert [run.figures for run in latest["prefill"]] == [runs[1], runs[2]]
+    ask = next(ask for ask in ASKED if ask.text == "prefill F16 (exact)")
+    found = measured(ask, latest)
+    assert found is not None
+    assert (found.worst[0], found.best[0], found.missing_shapes) == (1.5, 2.0, [])
+
+
+def test_a_shape_that_was_not_measured_is_named() -> None:
+    latest = latest_entries([an_entry("prefill", of_shape("1.1B", 1.5))])
+    assert "1.5 ×; 7B-8-layers not measured" in tables(latest)["asked"]
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
@@ -403,7 +424,7 @@ def test_a_table_without_a_place_is_an_error() -> None:
 def test_the_readme_has_a_place_for_every_benchmark() -> None:
     readme = (FOLDER / "README.md").read_text("utf-8")
     figure = a_figure(refllm=1.25, llama_cpp=1.0)
-    latest = {command: an_entry(command, figure) for command in COMMANDS}
+    latest = {command: [an_entry(command, figure)] for command in COMMANDS}
     written = with_tables(readme, tables(latest))
     assert written.count("| 1.25 (1.25–1.25) | 1 (1–1) | 1.25 |") == len(COMMANDS)
     assert "| ≥ 1 × | ≥ 1.1 × | 1.25 × | beyond |" in written
