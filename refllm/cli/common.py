@@ -20,6 +20,7 @@ import typer
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError
 
 __all__ = [
+    "FAILED",
     "STANDARD_STREAM",
     "JsonOption",
     "ModelArgument",

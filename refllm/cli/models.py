@@ -1,20 +1,21 @@
-"""`refllm models pull` and `refllm models list`."""
+"""`refllm models`: pull, list, show and verify."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from refllm.cli.common import JsonOption, write_json, write_text
+from refllm.cli.common import JsonOption, ModelArgument, model_of, write_json, write_text
 
 if TYPE_CHECKING:
+    from refllm.describe import Description
     from refllm.pull import Source
 
-__all__ = ["list_", "pull"]
+__all__ = ["list_", "pull", "show", "verify"]
 
 
 def pull(
@@ -76,3 +77,65 @@ def list_(*, json: JsonOption = False) -> None:
             write_text(f"{model.name}\t{model.path}\n")
         if not found:
             typer.echo(f"no models in {' or '.join(map(str, roots))}", err=True)
+
+
+def show(
+    *,
+    model: ModelArgument,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens to say the memory for.", show_default="the model's all"),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Print what MODEL is: its hyperparameters, tensors, tokenizer, template, and memory needed."""
+    from refllm.describe import describe
+
+    found = describe(_path_of(model))
+    n_tokens = context or cast("int", found.hyperparameters["n_ctx"])
+    if json:
+        said = {**asdict(found), "path": str(found.path), "n_parameters": found.n_parameters}
+        write_json({**said, "memory": {"n_tokens": n_tokens, "n_bytes": found.memory(n_tokens)}})
+    else:
+        write_text("".join(f"{key:20} {value}\n" for key, value in _lines(found, n_tokens)))
+
+
+def verify(*, model: ModelArgument) -> None:
+    """Check that MODEL is whole: hashes of a published one, shapes, and that weights are finite."""
+    from refllm.describe import verify as verify_model
+    from refllm.pull import PUBLISHED, require_published
+
+    path = _path_of(model)
+    if path.name in PUBLISHED and path.is_dir():
+        require_published(path, PUBLISHED[path.name])
+        write_text(f"{path}: the published files\n")
+    write_text(f"{path}: {verify_model(path)} tensors, all whole and finite\n")
+
+
+def _path_of(model: str) -> Path:
+    from refllm.models import default_roots, find_model
+
+    named = model_of(model)
+    return named if isinstance(named, Path) else find_model(named, default_roots())
+
+
+def _lines(found: Description, n_tokens: int) -> list[tuple[str, Any]]:
+    """What `show` prints, by what it is."""
+    template = found.chat_template
+    lines: list[tuple[str, Any]] = [
+        ("path", found.path),
+        ("kind", f"{found.kind}, {found.architecture}"),
+        ("parameters", f"{found.n_parameters:,}"),
+        ("size", f"{found.n_bytes:,} bytes"),
+    ]
+    for name, stored in found.types.items():
+        said = f"{stored.n_tensors} tensors, {stored.n_parameters:,} parameters"
+        lines.append((name, f"{said}, {stored.n_bytes:,} bytes"))
+    lines += list(found.hyperparameters.items())
+    eos = ", ".join(map(str, found.eos_ids)) or "none"
+    bos = "none" if found.bos_id is None else found.bos_id
+    lines.append(("tokenizer", f"{found.n_tokens} tokens, BOS {bos}, EOS {eos}"))
+    said = "none" if template is None else f"{len(template)} characters"
+    lines.append(("chat template", said))
+    lines.append(("memory", f"{found.memory(n_tokens):,} bytes for a context of {n_tokens} tokens"))
+    return lines

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from numba.core.registry import cpu_target
 
-__all__ = ["CPU", "Cpu", "described"]
+__all__ = ["CPU", "NAME", "Cpu", "described"]
 
 # CPUs, by LLVM's name, that have these instructions although no list of features says so.
 AVX512_VNNI_CPUS = frozenset(
@@ -95,4 +95,5 @@ def described(triple: str, name: str, features: str) -> Cpu:
     )
 
 
-CPU = described(*cpu_target.target_context.codegen().magic_tuple())
+TRIPLE, NAME, FEATURES = cpu_target.target_context.codegen().magic_tuple()
+CPU = described(TRIPLE, NAME, FEATURES)

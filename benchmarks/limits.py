@@ -1,0 +1,72 @@
+"""`limits`: what this CPU can do at most, and what the rule costs on it.
+
+The innermost loop of a matrix product, one tile on numbers that stay in the CPU's first cache: once
+as refllm compiles it, each product and each sum rounded, and once with leave to fuse the two, which
+whoever follows no rule has. No product of whole matrices is faster than its tile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.compare import Bench
+from benchmarks.results import REFLLM, Figure
+from refllm.kernels.simd import LANES, load_f32
+from refllm.kernels.simd_rows import load_rows_of, splat_rows_of, store_rows
+from refllm.kernels.tile import MOST_ROWS
+
+__all__ = ["measure_limits"]
+
+Floats = NDArray[np.float32]
+
+N_TERMS = 256  # with 16 lanes, 16 KiB of weights: half of a first cache
+REPEATS = 20_000
+QUICK_REPEATS = 10
+FLOAT_BYTES = 4
+
+load_rows = load_rows_of(MOST_ROWS)
+splat_rows = splat_rows_of("f32", MOST_ROWS)
+
+
+def tile(x: Floats, weights: Floats, sums: Floats, repeats: int) -> None:
+    """A tile of sums, `N_TERMS` terms each, again and again."""
+    for _ in range(repeats):
+        totals = load_rows(sums, 0, LANES * FLOAT_BYTES)
+        for k in range(N_TERMS):
+            row = load_f32(weights, k * LANES * FLOAT_BYTES)
+            totals = totals + splat_rows(x, k * FLOAT_BYTES, N_TERMS * FLOAT_BYTES) * row
+        store_rows(sums, 0, LANES * FLOAT_BYTES, totals)
+
+
+def measure_limits(bench: Bench) -> None:
+    """Multiplications and additions per second of one thread, rounded twice and fused."""
+    compiled = {
+        "rounded twice": numba.njit(nogil=True, error_model="numpy")(tile),
+        "fused": numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(tile),
+    }
+    repeats = QUICK_REPEATS if bench.options.is_quick else REPEATS
+    rates: dict[str, list[float]] = {name: [] for name in compiled}
+    for round_ in range(bench.options.rounds + 1):
+        for name, kernel in compiled.items():
+            rate = _rate(kernel, repeats)
+            if round_ > 0:
+                rates[name].append(rate)
+    for name, samples in rates.items():
+        labels: dict[str, str | int] = {"work": "tile", "operations": name}
+        labels |= {"rows": MOST_ROWS, "lanes": LANES}
+        bench.add(Figure(labels=labels, unit="G MAC/s", samples={REFLLM: samples}))
+
+
+def _rate(kernel: Callable[..., Any], repeats: int) -> float:
+    """10⁹ multiplications with their additions per second; all numbers are zero and stay so."""
+    x, weights = np.zeros(MOST_ROWS * N_TERMS, np.float32), np.zeros(N_TERMS * LANES, np.float32)
+    sums = np.zeros(MOST_ROWS * LANES, np.float32)
+    start = time.perf_counter()
+    kernel(x, weights, sums, repeats)
+    return MOST_ROWS * LANES * N_TERMS * repeats / (time.perf_counter() - start) / 1e9

@@ -1,0 +1,137 @@
+"""What a model is, read from its files; nothing is computed and nothing kept in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from refllm.api import LlmRuntimeError
+from refllm.chat_template import chat_template_of
+from refllm.config import bert_config, llama_config
+from refllm.loading import load_path, load_tokenizer
+from refllm.quant import Tensor
+from refllm.weights import open_weights
+
+__all__ = ["Description", "Stored", "describe", "verify"]
+
+KIND: Mapping[str, Literal["inferencing", "embedding"]] = {
+    "llama": "inferencing",
+    "bert": "embedding",
+}
+FLOAT_BYTES = 4
+ROWS_AT_A_TIME = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The tensors of one type."""
+
+    n_tensors: int
+    n_parameters: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What `refllm models show` prints.
+
+    `types` are by GGML's name, what takes most bytes first. `hyperparameters` are those of
+    `LlamaConfig` or `BertConfig`. `cache_bytes` is what the KV cache takes for each token.
+    """
+
+    path: Path
+    kind: Literal["inferencing", "embedding"]
+    architecture: str
+    types: Mapping[str, Stored]
+    hyperparameters: Mapping[str, object]
+    n_tokens: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    chat_template: str | None
+    cache_bytes: int
+
+    @property
+    def n_parameters(self) -> int:
+        """The numbers in all tensors."""
+        return sum(stored.n_parameters for stored in self.types.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """What all tensors take, in the file and in memory."""
+        return sum(stored.n_bytes for stored in self.types.values())
+
+    def memory(self, n_tokens: int) -> int:
+        """Bytes for the weights and for a context of so many tokens."""
+        return self.n_bytes + self.cache_bytes * n_tokens
+
+
+def describe(path: Path) -> Description:
+    """The model at `path`, a GGUF file or a folder.
+
+    Errors: `ModelNotSupported`, `LlmRuntimeError` naming the file that is damaged or missing.
+    """
+    weights = open_weights(path)
+    tokenizer = load_tokenizer(path)
+    cache_bytes = 0
+    if weights.architecture == "llama":
+        llama = llama_config(weights)
+        cache_bytes = 2 * llama.n_layers * llama.n_kv_heads * llama.head_dim * FLOAT_BYTES
+        hyperparameters = asdict(llama)
+    else:
+        hyperparameters = asdict(bert_config(weights))
+    return Description(
+        path=path,
+        kind=KIND[weights.architecture],
+        architecture=weights.architecture,
+        types=_types(weights.tensors.values()),
+        hyperparameters=hyperparameters,
+        n_tokens=tokenizer.n_vocab,
+        bos_id=tokenizer.bos_id,
+        eos_ids=tuple(sorted(tokenizer.eos_ids)),
+        chat_template=chat_template_of(weights),
+        cache_bytes=cache_bytes,
+    )
+
+
+def verify(path: Path) -> int:
+    """How many tensors the model at `path` has, each whole, of the right shape, and finite.
+
+    Errors: `ModelNotSupported`, `LlmRuntimeError` naming the file, and the tensor that is wrong.
+    """
+    load_path(path)  # what the network asks for is there, in the shapes that it asks for
+    weights = open_weights(path)
+    for tensor in weights.tensors.values():
+        if not _is_finite(tensor):
+            raise LlmRuntimeError(
+                f"{weights.path}: tensor {tensor.name} has values that are not finite; "
+                "fetch the file again"
+            )
+    return len(weights.tensors)
+
+
+def _types(tensors: Iterable[Tensor]) -> dict[str, Stored]:
+    """The tensors' sums by type."""
+    types: dict[str, Stored] = {}
+    for tensor in tensors:
+        name = tensor.format.name
+        sums = types.get(name, Stored(0, 0, 0))
+        types[name] = Stored(
+            sums.n_tensors + 1,
+            sums.n_parameters + math.prod(tensor.shape),
+            sums.n_bytes + tensor.data.nbytes,
+        )
+    return dict(sorted(types.items(), key=lambda item: -item[1].n_bytes))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether every number is, decoded some rows at a time."""
+    n_rows = len(tensor.data)
+    return all(
+        np.isfinite(tensor.rows(start, min(start + ROWS_AT_A_TIME, n_rows))).all()
+        for start in range(0, n_rows, ROWS_AT_A_TIME)
+    )

@@ -1,0 +1,324 @@
+"""What is wrong with a machine and the project on it, in plain words, and what mends it.
+
+Each check looks at one thing and reports findings; none stops at the first, and none changes
+anything. A finding's `check` is its name for programs, and stays the same from version to version.
+
+    cpu                         what kernels are compiled for, and on how many CPUs they run
+    kernel-cache                where compiled kernels are kept between runs
+    ai-models-folder            .spin/ai-models is there
+    misplaced-folder            models lie where nobody looks: .spin/ai_models, ./ai-models …
+    manifest, manifest-model    spin.toml can be read, and every model it names is there
+    model                       a model that can be used
+    lfs-pointer                 a file is Git LFS's note instead of the file
+    missing-index               shards without the file that says what is in which
+    damaged-file                truncated, or not what its name says
+    unsupported-model           a whole file, of an architecture that is not computed here
+    wrong-architecture          a BERT among the llamas, or the reverse
+    architecture-level          a llama beside the folder `llama`, where newer Spins do not look
+    bad-config                  hyperparameters that are missing or impossible
+    bad-tokenizer               no tokenizer, or a damaged one
+    vocabulary-sizes            tokenizer and network do not belong together
+    chat-template               none, so a chat is written as Llama 2 was taught it
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
+from refllm.chat_template import chat_template_of
+from refllm.config import bert_config, llama_config
+from refllm.kernels.cache import cache_folder, kernel_sources
+from refllm.kernels.cpu import CPU, NAME
+from refllm.kernels.threads import available_cpus
+from refllm.loading import load_tokenizer
+from refllm.models import PULLABLE, FoundModel, find_model, list_models
+from refllm.parameters import Parameters
+from refllm.spin.manifest import MANIFEST, Component, read_manifest
+from refllm.weights import Weights, open_weights
+from refllm.weights_file import LFS_POINTER
+from refllm.weights_safetensors import INDEX, SINGLE
+
+__all__ = ["Finding", "Level", "examine"]
+
+Level = Literal["ok", "warning", "broken"]
+
+SPIN_FOLDER = ".spin"
+MODELS_FOLDER = "ai-models"
+MISPLACED = (f"{SPIN_FOLDER}/ai_models", "ai-models", "ai_models")
+# Networks are padded to a round number of tokens; more than this is no padding.
+MOST_PADDING = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was looked at: how it is, and what to do where that is not well."""
+
+    check: str
+    level: Level
+    what: str
+    remedy: str | None = None
+
+
+def examine(
+    project: Path, roots: Sequence[Path], environment: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Everything about this machine and the project in the folder `project`, check by check.
+
+    Models are looked for in `roots`; `environment` says where kernels are kept.
+    """
+    yield _cpu()
+    yield _kernel_cache(environment)
+    yield from _folders(project)
+    for root in roots:
+        yield from _models(root)
+    yield from _manifest(project / MANIFEST, roots)
+
+
+# The machine
+
+
+def _cpu() -> Finding:
+    n_cpus = available_cpus()
+    what = (
+        f"{NAME}, {CPU.registers} vector registers of {CPU.float_lanes} floats; kernels run on "
+        f"{n_cpus} thread{'s' if n_cpus > 1 else ''}"
+    )
+    return Finding(check="cpu", level="ok", what=what)
+
+
+def _kernel_cache(environment: Mapping[str, str]) -> Finding:
+    folder = cache_folder(environment, kernel_sources())
+    if folder is not None:
+        return Finding(check="kernel-cache", level="ok", what=f"kernels are kept in {folder}")
+    return Finding(
+        check="kernel-cache",
+        level="warning",
+        what="compiled kernels can be kept nowhere, so every process waits for the compiler",
+        remedy="export REFLLM_CACHE_DIR=FOLDER, a folder that can be written to",
+    )
+
+
+# The project's folders
+
+
+def _folders(project: Path) -> Iterator[Finding]:
+    right = project / SPIN_FOLDER / MODELS_FOLDER
+    misplaced = [project / place for place in MISPLACED if (project / place).is_dir()]
+    for wrong in misplaced:
+        moved = f"mv {_quoted(wrong)} {_quoted(right)}"
+        if right.is_dir():
+            moved = f"mv {_quoted(wrong)}/* {_quoted(right)}/"
+        yield Finding(
+            check="misplaced-folder",
+            level="broken",
+            what=f"{wrong}: models are looked for in {right}, and not here",
+            remedy=f"mkdir -p {_quoted(right.parent)} && {moved}",
+        )
+    if right.is_dir():
+        yield Finding(check="ai-models-folder", level="ok", what=f"models are kept in {right}")
+    elif not misplaced:
+        yield Finding(
+            check="ai-models-folder",
+            level="warning",
+            what=f"there is no {right}, where Spin looks for models",
+            remedy=f"mkdir -p {_quoted(right / 'llama')}",
+        )
+
+
+# The manifest
+
+
+def _manifest(path: Path, roots: Sequence[Path]) -> Iterator[Finding]:
+    if not path.exists():
+        return
+    try:
+        manifest = read_manifest(path)
+    except LlmRuntimeError as error:
+        yield Finding(check="manifest", level="broken", what=str(error), remedy=f"edit {path}")
+        return
+    n_components = len(manifest.components)
+    plural = "" if n_components == 1 else "s"
+    what = f"{path}: {n_components} component{plural}"
+    yield Finding(check="manifest", level="ok", what=what)
+    for component in manifest.components.values():
+        for name in component.ai_models:
+            yield from _named_model(path, component, name, roots)
+
+
+def _named_model(
+    path: Path, component: Component, name: str, roots: Sequence[Path]
+) -> Iterator[Finding]:
+    """Nothing if the model is there; whether it is whole is said where it lies."""
+    try:
+        find_model(name, roots)
+    except LlmRuntimeError:
+        return
+    except LlmError as error:
+        place = path.parent / SPIN_FOLDER / MODELS_FOLDER / "llama" / name
+        remedy = f"put its files into {place}"
+        if name in PULLABLE:
+            remedy = f"refllm models pull {name}"
+        yield Finding(
+            check="manifest-model",
+            level="broken",
+            what=f"{path}: component {component.id} names a model that is not there: {error}",
+            remedy=remedy,
+        )
+
+
+# Models
+
+
+def _models(root: Path) -> Iterator[Finding]:
+    """Every model of a root, and shards that no index makes a model of."""
+    try:
+        models = list_models([root])
+    except LlmRuntimeError as error:
+        yield Finding(check="damaged-file", level="broken", what=str(error), remedy="chmod -R u+rX")
+        return
+    yield from _missing_indices(root)
+    for model in models:
+        yield from _model(model)
+
+
+def _missing_indices(root: Path) -> Iterator[Finding]:
+    folders = {shard.parent for shard in root.rglob("*-of-*.safetensors")}
+    for folder in sorted(folders):
+        if not (folder / INDEX).exists() and not (folder / SINGLE).exists():
+            yield Finding(
+                check="missing-index",
+                level="broken",
+                what=f"{folder}: has shards and no {INDEX}, which says what is in which of them",
+                remedy=f"fetch {INDEX} from where the shards are from",
+            )
+
+
+def _model(model: FoundModel) -> Iterator[Finding]:
+    """What is wrong with a model, or that nothing is."""
+    pointers = [file for file in _files(model.path) if _is_lfs_pointer(file)]
+    for file in pointers:
+        yield Finding(
+            check="lfs-pointer",
+            level="broken",
+            what=f"{file}: a Git LFS pointer, not the file itself",
+            remedy=f"git -C {_quoted(file.parent)} lfs pull",
+        )
+    if pointers or any(_missing_indices(model.path)):
+        return
+    try:
+        weights = open_weights(model.path)
+    except ModelNotSupported as error:
+        yield Finding(check="unsupported-model", level="warning", what=str(error))
+        return
+    except LlmRuntimeError as error:
+        remedy = f"fetch {model.path} again"
+        yield Finding(check="damaged-file", level="broken", what=str(error), remedy=remedy)
+        return
+    findings = [*_place(model, weights), *_contents(model, weights)]
+    yield from findings
+    if all(finding.level != "broken" for finding in findings):
+        said = f"{model.name}: a {weights.architecture} in {model.path}"
+        yield Finding(check="model", level="ok", what=said)
+
+
+def _place(model: FoundModel, weights: Weights) -> Iterator[Finding]:
+    """Whether the model lies in its architecture's folder."""
+    architecture, path = weights.architecture, model.path
+    if model.architecture not in (None, architecture):
+        target = path.parent.parent / architecture / path.name
+        yield Finding(
+            check="wrong-architecture",
+            level="broken",
+            what=f"{path}: is a {architecture}, in the folder of {model.architecture}",
+            remedy=_moving(path, target),
+        )
+    if model.architecture is None and architecture == "llama" and weights.source == "hf":
+        target = path.parent / architecture / path.name
+        yield Finding(
+            check="architecture-level",
+            level="warning",
+            what=f"{path}: Spin looks for it in {target}",
+            remedy=_moving(path, target),
+        )
+
+
+def _contents(model: FoundModel, weights: Weights) -> Iterator[Finding]:
+    """Whether hyperparameters, tokenizer and tensors go together."""
+    n_vocab = None
+    try:
+        if weights.architecture == "llama":
+            n_vocab = llama_config(weights).n_vocab
+        else:
+            bert_config(weights)
+            n_vocab = Parameters(weights.path, weights.tensors).n_rows("token_embd.weight")
+    except LlmError as error:
+        remedy = f"fetch {model.path} again"
+        yield Finding(check="bad-config", level="broken", what=str(error), remedy=remedy)
+    try:
+        n_tokens = load_tokenizer(model.path).n_vocab
+    except LlmError as error:
+        remedy = "fetch tokenizer.json from where the weights are from"
+        yield Finding(check="bad-tokenizer", level="broken", what=str(error), remedy=remedy)
+    else:
+        if n_vocab is not None:
+            yield from _vocabulary_sizes(model, n_tokens, n_vocab)
+    if weights.architecture == "llama":
+        yield from _chat_template(model, weights)
+
+
+def _vocabulary_sizes(model: FoundModel, n_tokens: int, n_vocab: int) -> Iterator[Finding]:
+    if n_tokens <= n_vocab <= n_tokens + MOST_PADDING:
+        return
+    yield Finding(
+        check="vocabulary-sizes",
+        level="broken" if n_tokens > n_vocab else "warning",
+        what=f"{model.path}: the tokenizer has {n_tokens} tokens, the network {n_vocab}",
+        remedy="fetch tokenizer and weights from one place",
+    )
+
+
+def _chat_template(model: FoundModel, weights: Weights) -> Iterator[Finding]:
+    try:
+        template = chat_template_of(weights)
+    except LlmRuntimeError as error:
+        remedy = "fetch tokenizer_config.json again"
+        yield Finding(check="damaged-file", level="broken", what=str(error), remedy=remedy)
+        return
+    if template is None:
+        yield Finding(
+            check="chat-template",
+            level="warning",
+            what=f"{model.path}: brings no chat template; chats are written as Llama 2 was taught",
+            remedy="none is needed for a prompt that is written out, or for plain text",
+        )
+
+
+# Files
+
+
+def _files(path: Path) -> list[Path]:
+    """The model's files: itself, or what its folder holds."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.is_file())
+
+
+def _is_lfs_pointer(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:  # said by whoever needs the file
+        return False
+
+
+def _moving(path: Path, target: Path) -> str:
+    return f"mkdir -p {_quoted(target.parent)} && mv {_quoted(path)} {_quoted(target)}"
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

@@ -1,0 +1,1 @@
+"""What Spin applications bring along, and how refllm meets them."""

@@ -1,0 +1,301 @@
+"""Every diagnosis of `refllm doctor`, on a project that was broken that way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from refllm import doctor
+from refllm.cli import app
+from refllm.doctor import Finding, examine
+from tests.model_files import (
+    tiny_bert_folder,
+    tiny_llama_folder,
+    tiny_llama_gguf,
+)
+
+LFS_POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
+    "size 12345\n"
+)
+WITH_TEMPLATE = {"tokenizer.chat_template": "{{ messages }}"}
+MANIFEST = "spin_manifest_version = 2\n[component.hello]\nai_models = [{}]\n"
+
+Break = Callable[[Path], object]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project in which all is well: a llama and a BERT where Spin looks for them."""
+    models = tmp_path / ".spin" / "ai-models"
+    (models / "llama").mkdir(parents=True)
+    tiny_llama_gguf(models / "llama" / "tiny.gguf", metadata=WITH_TEMPLATE)
+    tiny_bert_folder(models / "tiny-bert")
+    (tmp_path / "spin.toml").write_text(MANIFEST.format('"tiny", "tiny-bert"'))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _home_without_models(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFLLM_HOME", str(tmp_path_factory.mktemp("home")))
+
+
+def findings(project: Path, environment: Mapping[str, str] = os.environ) -> list[Finding]:
+    return list(examine(project, [project / ".spin" / "ai-models"], environment))
+
+
+def llama(project: Path) -> Path:
+    return project / ".spin" / "ai-models" / "llama" / "tiny.gguf"
+
+
+def bert(project: Path) -> Path:
+    return project / ".spin" / "ai-models" / "tiny-bert"
+
+
+def llama_folder(project: Path, *, shards: int = 1, flat: bool = False) -> Path:
+    """The llama as safetensors, in place of its GGUF."""
+    llama(project).unlink()
+    models = project / ".spin" / "ai-models"
+    return tiny_llama_folder((models if flat else models / "llama") / "tiny", shards=shards)
+
+
+def rename(project: Path, place: str) -> None:
+    (project / ".spin" / "ai-models").rename(project / place)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def test_where_all_is_well_nothing_is_broken_and_each_model_is_named(project: Path) -> None:
+    found = findings(project)
+    assert {finding.level for finding in found} == {"ok"}
+    models = [finding.what for finding in found if finding.check == "model"]
+    assert [what.split(":")[0] for what in models] == ["tiny", "tiny-bert"]
+
+
+BROKEN: Sequence[tuple[str, str, Break, str, str]] = [
+    (
+        "misplaced-folder",
+        "broken",
+        lambda project: rename(project, ".spin/ai_models"),
+        "ai_models: models are looked for in",
+        "mv",
+    ),
+    ("misplaced-folder", "broken", lambda project: rename(project, "ai-models"), "", "mkdir -p"),
+    ("misplaced-folder", "broken", lambda project: rename(project, "ai_models"), "", "mkdir -p"),
+    (
+        "misplaced-folder",
+        "broken",
+        lambda project: (project / "ai_models").mkdir(),
+        "ai_models",
+        "/* ",
+    ),
+    (
+        "ai-models-folder",
+        "warning",
+        lambda project: shutil.rmtree(project / ".spin"),
+        "there is no",
+        "mkdir -p",
+    ),
+    (
+        "manifest",
+        "broken",
+        lambda project: (project / "spin.toml").write_text("[component"),
+        "not valid TOML",
+        "edit",
+    ),
+    (
+        "manifest-model",
+        "broken",
+        lambda project: (project / "spin.toml").write_text(MANIFEST.format('"absent"')),
+        "component hello names a model that is not there",
+        "put its files into",
+    ),
+    (
+        "manifest-model",
+        "broken",
+        lambda project: (project / "spin.toml").write_text(MANIFEST.format('"all-minilm-l6-v2"')),
+        "all-minilm-l6-v2",
+        "refllm models pull all-minilm-l6-v2",
+    ),
+    (
+        "lfs-pointer",
+        "broken",
+        lambda project: llama(project).write_text(LFS_POINTER),
+        "tiny.gguf: a Git LFS pointer",
+        "lfs pull",
+    ),
+    (
+        "lfs-pointer",
+        "broken",
+        lambda project: (bert(project) / "tokenizer.json").write_text(LFS_POINTER),
+        "tokenizer.json: a Git LFS pointer",
+        "lfs pull",
+    ),
+    (
+        "missing-index",
+        "broken",
+        lambda project: (llama_folder(project, shards=2) / "model.safetensors.index.json").unlink(),
+        "model.safetensors.index.json",
+        "fetch model.safetensors.index.json",
+    ),
+    ("damaged-file", "broken", lambda project: truncate(llama(project)), "tiny.gguf", "again"),
+    (
+        "damaged-file",
+        "broken",
+        lambda project: truncate(bert(project) / "model.safetensors"),
+        "model.safetensors",
+        "again",
+    ),
+    (
+        "unsupported-model",
+        "warning",
+        lambda project: tiny_llama_gguf(llama(project), metadata={"general.architecture": "mamba"}),
+        "mamba",
+        "",
+    ),
+    (
+        "wrong-architecture",
+        "broken",
+        lambda project: bert(project).rename(llama(project).with_name("tiny-bert")),
+        "is a bert, in the folder of llama",
+        "mv",
+    ),
+    (
+        "architecture-level",
+        "warning",
+        lambda project: llama_folder(project, flat=True),
+        "Spin looks for it in",
+        "mv",
+    ),
+    (
+        "bad-config",
+        "broken",
+        lambda project: tiny_llama_gguf(
+            llama(project), metadata=WITH_TEMPLATE | {"llama.block_count": 0}
+        ),
+        "llama.block_count",
+        "again",
+    ),
+    (
+        "bad-tokenizer",
+        "broken",
+        lambda project: (bert(project) / "tokenizer.json").unlink(),
+        "tokenizer.json",
+        "fetch tokenizer.json",
+    ),
+    (
+        "vocabulary-sizes",
+        "broken",
+        lambda project: tiny_llama_gguf(
+            llama(project),
+            metadata=WITH_TEMPLATE,
+            tensors={"token_embd.weight": np.zeros((300, 32), np.float32)},
+        ),
+        "the network 300",
+        "from one place",
+    ),
+    (
+        "vocabulary-sizes",
+        "warning",
+        lambda project: tiny_llama_gguf(
+            llama(project),
+            metadata=WITH_TEMPLATE,
+            tensors={
+                "token_embd.weight": np.zeros((2000, 32), np.float32),
+                "output.weight": np.zeros((2000, 32), np.float32),
+            },
+        ),
+        "the network 2000",
+        "from one place",
+    ),
+    (
+        "chat-template",
+        "warning",
+        lambda project: tiny_llama_gguf(llama(project)),
+        "brings no chat template",
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "level", "break_", "what", "remedy"), BROKEN)
+def test_a_project_that_is_broken_is_told_how_and_what_mends_it(
+    check: str, level: str, break_: Break, what: str, remedy: str, project: Path
+) -> None:
+    break_(project)
+    found = next(finding for finding in findings(project) if finding.check == check)
+    assert found.level == level
+    assert what in found.what
+    assert remedy in (found.remedy or "")
+
+
+def test_every_diagnosis_is_tested_and_none_is_unnamed() -> None:
+    documented = {
+        name.strip()
+        for line in str(doctor.__doc__).splitlines()
+        if line.startswith("    ")
+        for name in line[4:31].split(",")
+        if name.strip()
+    }
+    tested = {check for check, *_ in BROKEN} | {"cpu", "kernel-cache", "model"}
+    assert documented == tested
+
+
+def test_kernels_that_can_be_kept_nowhere_are_a_warning(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "cache_folder", lambda *_: None)
+    [found] = [finding for finding in findings(project) if finding.check == "kernel-cache"]
+    assert found.level == "warning"
+    assert "REFLLM_CACHE_DIR" in str(found.remedy)
+
+
+@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_of_a_folder_is_found_where_transformers_puts_it(
+    place: str, project: Path
+) -> None:
+    folder = llama_folder(project)
+    (folder / place).write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert "chat-template" not in {finding.check for finding in findings(project)}
+
+
+class TestCommand:
+    """`refllm doctor`, as it is typed."""
+
+    def test_it_prints_a_line_for_each_finding_and_one_for_each_remedy(self, project: Path) -> None:
+        tiny_llama_gguf(llama(project))
+        result = CliRunner().invoke(app, ["doctor", str(project)])
+        assert result.exit_code == 0
+        lines = result.stdout.splitlines()
+        assert lines[0].startswith("ok       cpu: ")
+        [place] = [i for i, line in enumerate(lines) if line.startswith("warning  chat-template")]
+        assert lines[place + 1].startswith("         mend: none is needed")
+
+    def test_it_exits_with_1_if_something_is_broken(self, project: Path) -> None:
+        truncate(llama(project))
+        assert CliRunner().invoke(app, ["doctor", str(project)]).exit_code == 1
+
+    def test_json_has_every_finding(self, project: Path) -> None:
+        truncate(llama(project))
+        result = CliRunner().invoke(app, ["doctor", str(project), "--json"])
+        said = json.loads(result.stdout)
+        assert result.exit_code == 1
+        assert said["is_broken"] is True
+        assert {"check", "level", "what", "remedy"} == set(said["findings"][0])
+
+    def test_a_folder_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
+        result = CliRunner().invoke(app, ["doctor", str(tmp_path / "absent")])
+        assert result.exit_code == 1
+        assert "there is no folder" in result.stderr

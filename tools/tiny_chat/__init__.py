@@ -1,0 +1,9 @@
+"""The text that tiny-chat is taught with: written by a grammar, from a seed, and by nothing else.
+
+sample.py       what a sample is, and how a chat is written
+words.py        the names and words that fill the grammar's gaps
+stories.py      short stories
+questions.py    questions about what the prompt states, sentiment, arithmetic
+talk.py         greetings, jokes, one-line functions
+corpus.py       all of it in one stream, and which seeds are for training
+"""

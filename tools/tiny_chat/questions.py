@@ -1,0 +1,172 @@
+"""Questions with one right answer: about what the prompt states, about a mood, about numbers."""
+
+from __future__ import annotations
+
+from tools.tiny_chat import words
+from tools.tiny_chat.sample import Choose, Sample, a_number, filled, one_of, several_of
+
+__all__ = ["LABELS", "arithmetic", "fact", "sentiment"]
+
+MOST_FACTS = 3
+LARGEST_SUM, LARGEST_FACTOR = 20, 10
+
+
+# What the prompt states
+
+
+def fact(choose: Choose) -> Sample:
+    """Two or three sentences of one kind, and a question that one of them answers."""
+    return one_of(choose, (_color, _owner, _place, _count, _liking))(choose)
+
+
+def _color(choose: Choose) -> Sample:
+    """Whose thing has which color."""
+    names, things, colors = _different(choose, words.NAMES, words.THINGS, words.COLORS)
+    stated = [
+        filled("{name} has {color:a} {thing}.", name=name, color=color, thing=thing)
+        for name, thing, color in zip(names, things, colors, strict=True)
+    ]
+    i = a_number(choose, 0, len(names) - 1)
+    return _fact(
+        stated,
+        f"What color is the {things[i]} of {names[i]}?",
+        f"The {things[i]} of {names[i]} is {colors[i]}.",
+        colors,
+        i,
+    )
+
+
+def _owner(choose: Choose) -> Sample:
+    """Who has a thing."""
+    names, things = _different(choose, words.NAMES, words.THINGS)
+    stated = [
+        filled("{name} has {thing:a}.", name=name, thing=thing)
+        for name, thing in zip(names, things, strict=True)
+    ]
+    i = a_number(choose, 0, len(names) - 1)
+    question, answer = f"Who has the {things[i]}?", f"{names[i]} has the {things[i]}."
+    return _fact(stated, question, answer, names, i)
+
+
+def _place(choose: Choose) -> Sample:
+    """Where an animal is."""
+    animals, rooms = _different(choose, words.ANIMALS, words.ROOMS)
+    stated = [
+        f"The {animal} is in the {room}." for animal, room in zip(animals, rooms, strict=True)
+    ]
+    i = a_number(choose, 0, len(animals) - 1)
+    question, answer = f"Where is the {animals[i]}?", f"The {animals[i]} is in the {rooms[i]}."
+    return _fact(stated, question, answer, rooms, i)
+
+
+def _count(choose: Choose) -> Sample:
+    """How many somebody has."""
+    names, foods, numbers = _different(choose, words.NAMES, words.FOODS, words.NUMBERS[2:])
+    stated = [
+        f"{name} has {number} {food}."
+        for name, food, number in zip(names, foods, numbers, strict=True)
+    ]
+    i = a_number(choose, 0, len(names) - 1)
+    question = f"How many {foods[i]} does {names[i]} have?"
+    answer = f"{names[i]} has {numbers[i]} {foods[i]}."
+    return _fact(stated, question, answer, numbers, i)
+
+
+def _liking(choose: Choose) -> Sample:
+    """What somebody likes."""
+    names, treats = _different(choose, words.NAMES, words.TREATS)
+    stated = [f"{name} likes {treat}." for name, treat in zip(names, treats, strict=True)]
+    i = a_number(choose, 0, len(names) - 1)
+    question, answer = f"What does {names[i]} like?", f"{names[i]} likes {treats[i]}."
+    return _fact(stated, question, answer, treats, i)
+
+
+def _fact(
+    stated: list[str], question: str, answer: str, keywords: tuple[str, ...], i: int
+) -> Sample:
+    """The sample whose answer is keyword i, and not one of the others."""
+    lowered = [keyword.lower() for keyword in keywords]
+    return Sample(
+        kind="fact",
+        question=f"{' '.join(stated)} {question}",
+        answer=answer,
+        keyword=lowered[i],
+        rivals=tuple(lowered[:i] + lowered[i + 1 :]),
+    )
+
+
+def _different(choose: Choose, *pools: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """From each pool two or three words, none twice; as many from each."""
+    n = a_number(choose, 2, MOST_FACTS)
+    return tuple(several_of(choose, pool, n) for pool in pools)
+
+
+# Mood
+
+LABELS = ("positive", "negative", "neutral")
+POSITIVE = (
+    *("I love this {thing}.", "What a wonderful {thing}!", "The {treat} was delicious."),
+    *("I am so happy with my {thing}.", "This is the best {treat} ever.", "{name} was very kind."),
+    *("The {place} is beautiful.", "I enjoyed the {treat} a lot.", "We had a great day."),
+    *("{name} did a good job.", "The {thing} works perfectly.", "I like the {place} very much."),
+)
+NEGATIVE = (
+    *("I hate this {thing}.", "What a terrible {thing}!", "The {treat} was awful."),
+    *("I am so angry about my {thing}.", "This is the worst {treat} ever."),
+    *("{name} was very rude.", "The {place} is ugly.", "I did not enjoy the {treat} at all."),
+    *("We had a bad day.", "{name} did a poor job.", "The {thing} broke at once."),
+    *("I do not like the {place}.", "The {treat} made me sick."),
+)
+NEUTRAL = (
+    *("The {thing} is on the table.", "{name} bought {thing:a}.", "The {treat} is in the kitchen."),
+    *("{name} went to the {place}.", "There is a {place} near the town.", "It is Tuesday."),
+    *("The {thing} is {color}.", "{name} has {thing:a}.", "The shop opens at nine."),
+    *("The train leaves at ten.", "{name} ate some {treat}.", "The {place} is in the north."),
+)
+MOODS = {"positive": POSITIVE, "negative": NEGATIVE, "neutral": NEUTRAL}
+ASKED = (
+    "Is this sentence positive, negative or neutral? {sentence}",
+    "What is the sentiment of this sentence? {sentence}",
+    "Classify the sentiment: {sentence}",
+    "Sentiment of the following text, in one word: {sentence}",
+)
+
+
+def sentiment(choose: Choose) -> Sample:
+    """One or two sentences of a mood, whose name is the answer."""
+    label = one_of(choose, LABELS)
+    sentences = [_sentence(choose, label) for _ in range(a_number(choose, 1, 2))]
+    question = one_of(choose, ASKED).format(sentence=" ".join(sentences))
+    rivals = tuple(other for other in LABELS if other != label)
+    return Sample(kind="sentiment", question=question, answer=label, keyword=label, rivals=rivals)
+
+
+def _sentence(choose: Choose, label: str) -> str:
+    return filled(
+        one_of(choose, MOODS[label]),
+        name=one_of(choose, words.NAMES),
+        thing=one_of(choose, words.THINGS),
+        treat=one_of(choose, words.TREATS),
+        place=one_of(choose, words.PLACES),
+        color=one_of(choose, words.COLORS),
+    )
+
+
+# Numbers
+
+
+def arithmetic(choose: Choose) -> Sample:
+    """A small sum, difference or product."""
+    sign = one_of(choose, "+-*")
+    largest = LARGEST_FACTOR if sign == "*" else LARGEST_SUM
+    a, b = a_number(choose, 0, largest), a_number(choose, 0, largest)
+    if sign == "-":
+        a, b = max(a, b), min(a, b)
+    result = {"+": a + b, "-": a - b, "*": a * b}[sign]
+    question = one_of(choose, ("What is {sum}?", "Compute {sum}.", "{sum} ="))
+    return Sample(
+        kind="arithmetic",
+        question=question.format(sum=f"{a} {sign} {b}"),
+        answer=str(result),
+        keyword=str(result),
+    )
