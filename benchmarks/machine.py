@@ -36,7 +36,7 @@ def this_machine() -> Machine:
         n_cpus=len(os.sched_getaffinity(0)),
         caches=_caches(),
         memory_gib=round(_memory_bytes() / 2**30, 1),
-        kernel=f"{platform.system()} {platform.release()} {platform.machine()}",
+        kernel=f"{platform.system()} {_version(platform.release())} {platform.machine()}",
         is_virtual="hypervisor" in flags,
         load_average=round(os.getloadavg()[0], 2),
     )
@@ -50,6 +50,11 @@ def _cpu_info(field: str) -> str:
         if name.strip() == field:
             return value.strip()
     return ""
+
+
+def _version(release: str) -> str:
+    """The numbers of a kernel's release; what follows them names whoever built it."""
+    return ".".join(release.partition("-")[0].split(".")[:2])
 
 
 def _caches() -> tuple[str, ...]:
