@@ -173,7 +173,7 @@ def startup(
 def growth(
     context: typer.Context,
     *,
-    shape: Annotated[str, typer.Option(help="The shape that grows in prompt and batch.")] = "1.1B",
+    shape: Annotated[str, typer.Option(help="The shape that grows in prompt and batch.")] = "60M",
     type_: Annotated[str, typer.Option("--type", help="The models' type.")] = "Q8_0",
     numerics: Annotated[str, typer.Option(help="The numerics.")] = "exact",
     model: ModelOption = None,
