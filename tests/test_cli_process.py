@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +67,24 @@ def test_stories260k_tells_the_published_story(stories: Path) -> None:
     assert process.stdout.endswith(b"\n")
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[bytes]:
-    """`python -m refllm`, running."""
-    return subprocess.Popen([*REFLLM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+# Heeds Ctrl-C although whoever runs the tests may not: a job in the background has it ignored.
+HEEDING = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('refllm', run_name='__main__', alter_sys=True)"
+)
+
+
+@contextmanager
+def running(*arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m refllm`, until the test is done with it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEEDING, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +100,11 @@ LONG = ("--temperature", "0", "--repeat-penalty", "1", "--max-tokens", "1000000"
 
 
 def test_ctrl_c_in_the_middle_of_the_text_exits_with_130_quietly(endless: Path) -> None:
-    with start("infer", endless, "", *LONG) as process:
+    with running("infer", endless, "", *LONG) as process:
         assert process.stdout
-        assert process.stderr
         beginning = process.stdout.read(4)
         process.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
-        errors = process.stderr.read()
+        rest, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == b""
     assert beginning == b"Once"
@@ -99,11 +113,12 @@ def test_ctrl_c_in_the_middle_of_the_text_exits_with_130_quietly(endless: Path) 
 
 @pytest.mark.skipif(os.name != "posix", reason="a closed pipe is told otherwise elsewhere")
 def test_a_reader_who_leaves_ends_the_command_quietly(endless: Path) -> None:
-    with start("infer", endless, "", *LONG) as process:
+    with running("infer", endless, "", *LONG) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.read(4)
         process.stdout.close()
+        process.wait(timeout=60)
         errors = process.stderr.read()
     assert process.returncode == 128 + signal.SIGPIPE
     assert errors == b""
