@@ -13,7 +13,7 @@ names of the intermediate values are llama.cpp's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -52,14 +52,14 @@ class BertConfig:
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """x·Wᵀ + b."""
+    """x·Wᵀ + b; W can be several matrices, one below the other."""
 
-    weight: Matrix  # [outputs, inputs]
+    weights: tuple[Matrix, ...]  # [outputs, inputs]
     bias: Floats  # [outputs]
 
     def __call__(self, x: Floats) -> Floats:
         """x [T, inputs] → [T, outputs]; the bias is added to the finished sum."""
-        return linear(x, self.weight) + self.bias
+        return linear(x, *self.weights, bias=self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,7 @@ class Norm:
 class BertLayer:
     """The weights of one layer."""
 
-    attn_q: Affine
-    attn_k: Affine
-    attn_v: Affine
+    attn_qkv: Affine
     attn_output: Affine
     attn_output_norm: Norm
     ffn_up: Affine
@@ -167,16 +165,13 @@ class Bert:
     ) -> Floats:
         """What layer i's attention adds to each token, [T, D]."""
         c = self.config
-        heads = (len(x), c.n_heads, c.n_embd // c.n_heads)
-        q = layer.attn_q(x).reshape(heads)  # [T, H, E]
-        k = layer.attn_k(x).reshape(heads)
-        v = layer.attn_v(x).reshape(heads)
+        qkv = layer.attn_qkv(x).reshape(len(x), 3 * c.n_heads, -1)  # [T, 3·H, E]
+        merged = attention_over_texts(qkv, starts)  # [T, H, E]
         if tap:
+            q, k, v = np.split(qkv, 3, axis=1)  # [T, H, E]
             tap(f"Qcur-{i}", q)
             tap(f"Kcur-{i}", k)
             tap(f"Vcur-{i}", v)
-        merged = attention_over_texts(q, k, v, starts)  # [T, H, E]
-        if tap:
             _show_weights(i, q, k, starts, tap)
         out = layer.attn_output(merged.reshape(x.shape))  # [T, D]
         if tap:
@@ -205,20 +200,20 @@ def _norm(c: BertConfig, p: Parameters, name: str) -> Norm:
     return Norm(weight, p.vector(f"{name}.bias", c.n_embd), c.layer_norm_eps)
 
 
-def _affine(p: Parameters, name: str, n_outputs: int, n_inputs: int) -> Affine:
-    weight = p.matrix(f"{name}.weight", n_outputs, n_inputs)
-    return Affine(weight, p.vector(f"{name}.bias", n_outputs))
+def _affine(p: Parameters, n_inputs: int, n_outputs: Mapping[str, int]) -> Affine:
+    """Of several tensors, by name, the outputs side by side."""
+    weights = p.matrices({f"{name}.weight": n for name, n in n_outputs.items()}, n_inputs)
+    biases = [p.vector(f"{name}.bias", n) for name, n in n_outputs.items()]
+    return Affine(weights, np.concatenate(biases))
 
 
 def _layer(c: BertConfig, p: Parameters, prefix: str) -> BertLayer:
     return BertLayer(
-        attn_q=_affine(p, f"{prefix}.attn_q", c.n_embd, c.n_embd),
-        attn_k=_affine(p, f"{prefix}.attn_k", c.n_embd, c.n_embd),
-        attn_v=_affine(p, f"{prefix}.attn_v", c.n_embd, c.n_embd),
-        attn_output=_affine(p, f"{prefix}.attn_output", c.n_embd, c.n_embd),
+        attn_qkv=_affine(p, c.n_embd, {f"{prefix}.attn_{part}": c.n_embd for part in "qkv"}),
+        attn_output=_affine(p, c.n_embd, {f"{prefix}.attn_output": c.n_embd}),
         attn_output_norm=_norm(c, p, f"{prefix}.attn_output_norm"),
-        ffn_up=_affine(p, f"{prefix}.ffn_up", c.n_ff, c.n_embd),
-        ffn_down=_affine(p, f"{prefix}.ffn_down", c.n_embd, c.n_ff),
+        ffn_up=_affine(p, c.n_embd, {f"{prefix}.ffn_up": c.n_ff}),
+        ffn_down=_affine(p, c.n_ff, {f"{prefix}.ffn_down": c.n_embd}),
         layer_output_norm=_norm(c, p, f"{prefix}.layer_output_norm"),
     )
 
@@ -237,5 +232,6 @@ def _show_weights(i: int, q: Floats, k: Floats, starts: NDArray[np.int64], tap: 
         keys[..., :n_tokens] = k[first:last].transpose(1, 2, 0)
         n_visible = np.full(n_tokens, n_tokens)
         scale = attention_scale(head_dim)
-        weights = attention_weights(q[first:last], keys, n_visible, scale, n_tokens)
+        queries = np.ascontiguousarray(q[first:last])
+        weights = attention_weights(queries, keys, n_visible, scale, n_tokens)
         tap(f"kq_soft_max-{i}", weights)

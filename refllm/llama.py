@@ -1,7 +1,7 @@
 """The llama forward pass: token ids in, logits out.
 
 T new tokens of all sequences together, D model width, H heads, K key/value heads, E head width,
-F feed-forward width, V vocabulary, L layers, C capacity of a cache.
+F feed-forward width, V vocabulary, L layers, C capacity of a cache, S tokens of a sequence so far.
 
 Several sequences go through one call (a ragged batch): matrix products see the tokens of all of
 them as rows of one matrix, attention sees each sequence with its own cache. No row influences
@@ -24,6 +24,7 @@ from refllm.kernels.attention import (
     attention_scale,
     attention_weights,
     key_value_buffers,
+    remember,
 )
 from refllm.kernels.elementwise import apply_rope, rms_norm, rope_table, swiglu
 from refllm.kernels.linear import Matrix, embedding, linear
@@ -57,20 +58,18 @@ class LlamaConfig:
 
 @dataclass(frozen=True, slots=True)
 class LlamaLayer:
-    """The weights of one layer; the biases are those that few models have."""
+    """The weights of one layer; the biases are those that few models have.
+
+    Matrices that meet the same input stand one below the other: one product computes them all.
+    """
 
     attn_norm: Floats  # [D]
-    attn_q: Matrix  # [H·E, D]
-    attn_k: Matrix  # [K·E, D]
-    attn_v: Matrix  # [K·E, D]
+    attn_qkv: tuple[Matrix, ...]  # [(H + 2·K)·E, D]
     attn_output: Matrix  # [D, H·E]
     ffn_norm: Floats  # [D]
-    ffn_gate: Matrix  # [F, D]
-    ffn_up: Matrix  # [F, D]
+    ffn_gate_up: tuple[Matrix, ...]  # [2·F, D]
     ffn_down: Matrix  # [D, F]
-    attn_q_bias: Floats | None
-    attn_k_bias: Floats | None
-    attn_v_bias: Floats | None
+    attn_qkv_bias: Floats | None
     attn_output_bias: Floats | None
 
 
@@ -183,6 +182,7 @@ class Llama:
         token_ids = np.concatenate([np.asarray(s.token_ids, np.int64) for s in segments])  # [T]
         positions = np.concatenate([_positions(segment) for segment in segments])  # [T]
         table = rope_table(positions, self.frequencies)  # [2, T, R/2]
+        n_visible = positions + 1  # [T]
         x = embedding(token_ids, self.token_embd)  # [T, D]
         if tap:
             tap("inp_embd", x)
@@ -190,7 +190,7 @@ class Llama:
             h = rms_norm(x, layer.attn_norm, c.rms_norm_eps)  # [T, D]
             if tap:
                 tap(f"attn_norm-{i}", h)
-            x = x + self._attention(i, layer, h, table, segments, tap)
+            x = x + self._attention(i, layer, h, table, n_visible, segments, tap)
             h = rms_norm(x, layer.ffn_norm, c.rms_norm_eps)  # [T, D]
             if tap:
                 tap(f"ffn_inp-{i}", x)
@@ -209,41 +209,50 @@ class Llama:
         layer: LlamaLayer,
         h: Floats,
         table: Floats,
+        n_visible: NDArray[np.int64],
         segments: Sequence[Segment],
         tap: Tap | None,
     ) -> Floats:
         """What layer i's attention adds to each token, [T, D]."""
         c = self.config
-        q = _affine(h, layer.attn_q, layer.attn_q_bias).reshape(-1, c.n_heads, c.head_dim)
-        k = _affine(h, layer.attn_k, layer.attn_k_bias).reshape(-1, c.n_kv_heads, c.head_dim)
-        v = _affine(h, layer.attn_v, layer.attn_v_bias).reshape(-1, c.n_kv_heads, c.head_dim)
+        qkv = linear(h, *layer.attn_qkv, bias=layer.attn_qkv_bias)
+        qkv = qkv.reshape(len(h), -1, c.head_dim)  # [T, H + 2·K, E]
         if tap:
+            q, k, v = self._split(qkv)
             tap(f"Qcur-{i}", q)
             tap(f"Kcur-{i}", k)
             tap(f"Vcur-{i}", v)
-        q = apply_rope(q, table)  # [T, H, E]
-        k = apply_rope(k, table)  # [T, K, E]
+        qkv = apply_rope(qkv, table, c.n_heads + c.n_kv_heads)
         if tap:
+            q, k, _ = self._split(qkv)
             tap(f"Qcur-{i}", q)
             tap(f"Kcur-{i}", k)
-        heads = np.empty_like(q)  # [T, H, E]
+        heads = []
         first = 0
         for segment in segments:
             rows = slice(first, first + len(segment.token_ids))
-            keys, values = _remember(segment, i, k[rows], v[rows])
-            n_visible = _positions(segment) + 1
-            heads[rows] = attention(q[rows], keys, values, n_visible)
+            keys, values = segment.cache.keys[i], segment.cache.values[i]  # [K, E, C], [K, C, E]
+            remember(qkv[rows], keys, values, segment.cache.length)
+            seen = n_visible[rows]
+            heads.append(attention(qkv[rows], keys, values, seen, n_heads=c.n_heads))
             if tap:
+                queries = np.ascontiguousarray(self._split(qkv[rows])[0])
                 scale = attention_scale(c.head_dim)
-                weights = attention_weights(q[rows], keys, n_visible, scale, int(n_visible[-1]))
+                weights = attention_weights(queries, keys, seen, scale, int(seen[-1]))
                 tap(f"kq_soft_max-{i}", weights)  # [H, T, S]
             first = rows.stop
-        merged = heads.reshape(len(heads), -1)  # [T, H·E]
-        out = _affine(merged, layer.attn_output, layer.attn_output_bias)  # [T, D]
+        merged = heads[0] if len(heads) == 1 else np.concatenate(heads)  # [T, H, E]
+        merged = merged.reshape(len(h), -1)  # [T, H·E]
+        out = linear(merged, layer.attn_output, bias=layer.attn_output_bias)  # [T, D]
         if tap:
             tap(f"kqv_out-{i}", merged)
             tap(f"attn_out-{i}", out)
         return out
+
+    def _split(self, qkv: Floats) -> list[Floats]:
+        """Queries [T, H, E], keys [T, K, E] and values [T, K, E]."""
+        first_key = self.config.n_heads
+        return np.split(qkv, [first_key, first_key + self.config.n_kv_heads], axis=1)
 
     def _check(self, segment: Segment) -> None:
         """Refuse what would read outside the vocabulary or the context."""
@@ -268,30 +277,28 @@ class Llama:
 
 def _layer(c: LlamaConfig, p: Parameters, prefix: str) -> LlamaLayer:
     n_q, n_kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    qkv = {f"{prefix}.attn_q": n_q, f"{prefix}.attn_k": n_kv, f"{prefix}.attn_v": n_kv}
     return LlamaLayer(
         attn_norm=p.vector(f"{prefix}.attn_norm.weight", c.n_embd),
-        attn_q=p.matrix(f"{prefix}.attn_q.weight", n_q, c.n_embd),
-        attn_k=p.matrix(f"{prefix}.attn_k.weight", n_kv, c.n_embd),
-        attn_v=p.matrix(f"{prefix}.attn_v.weight", n_kv, c.n_embd),
+        attn_qkv=p.matrices({f"{name}.weight": n for name, n in qkv.items()}, c.n_embd),
         attn_output=p.matrix(f"{prefix}.attn_output.weight", c.n_embd, n_q),
         ffn_norm=p.vector(f"{prefix}.ffn_norm.weight", c.n_embd),
-        ffn_gate=p.matrix(f"{prefix}.ffn_gate.weight", c.n_ff, c.n_embd),
-        ffn_up=p.matrix(f"{prefix}.ffn_up.weight", c.n_ff, c.n_embd),
+        ffn_gate_up=p.matrices(
+            {f"{prefix}.ffn_gate.weight": c.n_ff, f"{prefix}.ffn_up.weight": c.n_ff}, c.n_embd
+        ),
         ffn_down=p.matrix(f"{prefix}.ffn_down.weight", c.n_embd, c.n_ff),
-        attn_q_bias=p.vector_or_none(f"{prefix}.attn_q.bias", n_q),
-        attn_k_bias=p.vector_or_none(f"{prefix}.attn_k.bias", n_kv),
-        attn_v_bias=p.vector_or_none(f"{prefix}.attn_v.bias", n_kv),
+        attn_qkv_bias=p.vectors_or_none({f"{name}.bias": n for name, n in qkv.items()}),
         attn_output_bias=p.vector_or_none(f"{prefix}.attn_output.bias", c.n_embd),
     )
 
 
 def _feed_forward(i: int, layer: LlamaLayer, h: Floats, tap: Tap | None) -> Floats:
     """What layer i's feed-forward network adds to each token, [T, D]."""
-    gate = linear(h, layer.ffn_gate)  # [T, F]
-    up = linear(h, layer.ffn_up)  # [T, F]
-    gated = swiglu(gate, up)  # [T, F]
+    gate_up = linear(h, *layer.ffn_gate_up)  # [T, 2·F]
+    gated = swiglu(gate_up)  # [T, F]
     out = linear(gated, layer.ffn_down)  # [T, D]
     if tap:
+        gate, up = np.split(gate_up, 2, axis=1)  # [T, F]
         tap(f"ffn_gate-{i}", gate)
         tap(f"ffn_up-{i}", up)
         tap(f"ffn_swiglu-{i}", gated)
@@ -299,22 +306,7 @@ def _feed_forward(i: int, layer: LlamaLayer, h: Floats, tap: Tap | None) -> Floa
     return out
 
 
-def _affine(x: Floats, weight: Matrix, bias: Floats | None) -> Floats:
-    """x·Wᵀ, plus the bias where the model has one."""
-    product = linear(x, weight)
-    return product if bias is None else product + bias
-
-
 def _positions(segment: Segment) -> NDArray[np.int64]:
     """The positions of the segment's new tokens in its sequence, [its tokens]."""
     start = segment.cache.length
     return np.arange(start, start + len(segment.token_ids))
-
-
-def _remember(segment: Segment, i: int, k: Floats, v: Floats) -> tuple[Floats, Floats]:
-    """Write layer i's new keys and values [T, K, E] behind the old ones; return the layer's."""
-    keys, values = segment.cache.keys[i], segment.cache.values[i]  # [K, E, C], [K, C, E]
-    start = segment.cache.length
-    keys[:, :, start : start + len(k)] = k.transpose(1, 2, 0)
-    values[:, start : start + len(v)] = v.transpose(1, 0, 2)
-    return keys, values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,31 @@ class Parameters:
 
         For the numerics "int8", a format that llama.cpp multiplies as integers is packed for that.
         """
-        tensor = self._get(name, (n_rows, n_columns))
+        return self._packed(self._get(name, (n_rows, n_columns)))
+
+    def matrices(self, n_rows: Mapping[str, int], n_columns: int) -> tuple[Matrix, ...]:
+        """The weight matrices of those names and numbers of rows, for one product with all rows.
+
+        Neighbours of one format become one matrix, which is one call of a kernel.
+        """
+        tensors = [self._get(name, (n, n_columns)) for name, n in n_rows.items()]
+        alike = [list(group) for _, group in groupby(tensors, lambda tensor: tensor.format.name)]
+        return tuple(self._packed(self._joined(group)) for group in alike)
+
+    def _joined(self, tensors: list[Tensor]) -> Tensor:
+        """The rows of matrices of one format, one after the other."""
+        first = tensors[0]
+        if len(tensors) == 1:
+            return first
+        data = np.concatenate([tensor.data for tensor in tensors])
+        if self.consumed is not None:
+            for tensor in tensors:
+                self.consumed(tensor.data)
+        name = " and ".join(tensor.name for tensor in tensors)
+        shape = (sum(tensor.shape[0] for tensor in tensors), first.shape[1])
+        return Tensor(name, first.format, shape, data)
+
+    def _packed(self, tensor: Tensor) -> Matrix:
         if self.numerics == "int8":
             # Whoever computes exactly shall not wait for the other kernels.
             from refllm.kernels.int8 import INT8_FORMATS, pack_int8
@@ -58,6 +83,22 @@ class Parameters:
     def vector_or_none(self, name: str, length: int) -> Floats | None:
         """A vector that not every model has."""
         return self.vector(name, length) if name in self.tensors else None
+
+    def vectors_or_none(self, lengths: Mapping[str, int]) -> Floats | None:
+        """Vectors that not every model has, end to end; zeros for one that is missing.
+
+        None if all are. A zero changes no finished sum, not even its sign: a sum that began with
+        +0 is never -0.
+        """
+        found = {name: self.vector_or_none(name, length) for name, length in lengths.items()}
+        if all(vector is None for vector in found.values()):
+            return None
+        return np.concatenate(
+            [
+                np.zeros(length, np.float32) if (vector := found[name]) is None else vector
+                for name, length in lengths.items()
+            ]
+        )
 
     def n_rows(self, name: str) -> int:
         """How many rows a matrix has, where only its own shape can tell."""

@@ -15,8 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm import oracle_int8
-from refllm.kernels.int8 import INT8_FORMATS, linear_int8, pack_int8, quantize
+from refllm.kernels.int8 import INT8_FORMATS, pack_int8, quantize
 from refllm.kernels.jit import use_threads
+from refllm.kernels.linear import linear
 from refllm.oracle_int8 import D_AT, M_AT
 from refllm.quant import FORMATS, Tensor
 
@@ -65,14 +66,14 @@ def all_threads() -> Iterator[None]:
 @pytest.mark.parametrize("n_tokens", [1, 5, 13])
 def test_a_product_equals_the_oracle(type_name: str, n_tokens: int) -> None:
     x, weight = random_floats(n_tokens, 768), random_weight(type_name, 130, 768)
-    assert same_bits(linear_int8(x, pack_int8(weight)), oracle_int8.matmul(x, weight))
+    assert same_bits(linear(x, pack_int8(weight)), oracle_int8.matmul(x, weight))
 
 
 @pytest.mark.parametrize("n_tokens", [1, 4])
 @pytest.mark.parametrize(("type_name", "n_columns"), [("Q8_0", 32), ("Q5_1", 288), ("Q6_K", 256)])
 def test_a_last_piece_may_be_short(type_name: str, n_columns: int, n_tokens: int) -> None:
     x, weight = random_floats(n_tokens, n_columns), random_weight(type_name, 3, n_columns)
-    assert same_bits(linear_int8(x, pack_int8(weight)), oracle_int8.matmul(x, weight))
+    assert same_bits(linear(x, pack_int8(weight)), oracle_int8.matmul(x, weight))
 
 
 @pytest.mark.parametrize("type_name", ALL_FORMATS)
@@ -85,7 +86,7 @@ def test_the_largest_integers_do_not_overflow(type_name: str, byte: int) -> None
     weight = Tensor("test", weight.format, weight.shape, blocks.reshape(weight.data.shape))
     x = np.sign(random_floats(4, 512))  # every a is 127 or -127
     x[0], x[1] = 1, -1
-    assert same_bits(linear_int8(x, pack_int8(weight)), oracle_int8.matmul(x, weight))
+    assert same_bits(linear(x, pack_int8(weight)), oracle_int8.matmul(x, weight))
 
 
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q4_1", "Q4_K", "Q6_K"])
@@ -94,7 +95,7 @@ def test_activations_of_any_size_equal_the_oracle(type_name: str, scale: float) 
     x = (random_floats(4, 512).astype(np.float64) * scale).astype(np.float32)
     x[1, 256:] = 0
     weight = random_weight(type_name, 70, 512)
-    got, expected = linear_int8(x, pack_int8(weight)), oracle_int8.matmul(x, weight)
+    got, expected = linear(x, pack_int8(weight)), oracle_int8.matmul(x, weight)
     np.testing.assert_array_equal(got, expected)  # infinite scales give NaN, of either sign
     finite = np.isfinite(expected)
     assert same_bits(got[finite], expected[finite])
@@ -104,9 +105,9 @@ def test_activations_of_any_size_equal_the_oracle(type_name: str, scale: float) 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_a_number_spoils_its_own_row_only(type_name: str, bad: float) -> None:
     x, weight = random_floats(4, 512), pack_int8(random_weight(type_name, 70, 512))
-    expected = linear_int8(x, weight)
+    expected = linear(x, weight)
     x[2, 300] = bad
-    got = linear_int8(x, weight)
+    got = linear(x, weight)
     assert np.isnan(got[2]).all()
     assert same_bits(got[[0, 1, 3]], expected[[0, 1, 3]])
 
@@ -114,8 +115,8 @@ def test_what_is_not_a_number_spoils_its_own_row_only(type_name: str, bad: float
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q4_K"])
 def test_a_row_is_the_same_alone_and_among_others(type_name: str) -> None:
     x, weight = random_floats(7, 512), pack_int8(random_weight(type_name, 200, 512))
-    together = linear_int8(x, weight)
-    assert all(same_bits(linear_int8(x[[t]], weight), together[[t]]) for t in range(7))
+    together = linear(x, weight)
+    assert all(same_bits(linear(x[[t]], weight), together[[t]]) for t in range(7))
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
@@ -123,17 +124,17 @@ def test_a_row_is_the_same_alone_and_among_others(type_name: str) -> None:
 def test_a_product_is_the_same_on_any_number_of_threads(n_threads: int, n_tokens: int) -> None:
     x, weight = random_floats(n_tokens, 512), random_weight("Q8_0", 700, 512)
     use_threads(n_threads)
-    assert same_bits(linear_int8(x, pack_int8(weight)), oracle_int8.matmul(x, weight))
+    assert same_bits(linear(x, pack_int8(weight)), oracle_int8.matmul(x, weight))
 
 
 def test_no_rows_are_no_rows() -> None:
     weight = pack_int8(random_weight("Q8_0", 65, 64))
-    assert linear_int8(np.empty((0, 64), np.float32), weight).shape == (0, 65)
+    assert linear(np.empty((0, 64), np.float32), weight).shape == (0, 65)
 
 
 def test_every_other_row_in_memory_is_read_where_it_is() -> None:
     x, weight = random_floats(8, 64), pack_int8(random_weight("Q8_0", 65, 64))
-    assert same_bits(linear_int8(x[::2], weight), linear_int8(x[::2].copy(), weight))
+    assert same_bits(linear(x[::2], weight), linear(x[::2].copy(), weight))
 
 
 # --- Other CPUs ----------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ def checksum() -> str:
     digest = hashlib.sha256()
     for type_name, n_tokens in (("IQ4_NL", 1), ("Q4_K", 4)):
         weight = pack_int8(random_weight(type_name, 64, 512))
-        digest.update(linear_int8(random_floats(n_tokens, 512), weight).tobytes())
+        digest.update(linear(random_floats(n_tokens, 512), weight).tobytes())
     return digest.hexdigest()
 
 
@@ -215,7 +216,7 @@ def test_one_block_of_q4_0_by_hand() -> None:
     x = np.zeros((1, 32), np.float32)
     x[0, 0], x[0, 1], x[0, 16] = 254, 3, -100
     # (127 + 2 + 250) · 0.5 · 2
-    assert linear_int8(x, pack_int8(weight)).tolist() == [[379.0]]
+    assert linear(x, pack_int8(weight)).tolist() == [[379.0]]
 
 
 def test_one_block_of_q4_1_by_hand() -> None:
@@ -225,7 +226,7 @@ def test_one_block_of_q4_1_by_hand() -> None:
     x = np.zeros((1, 32), np.float32)
     x[0, 0], x[0, 16] = 254, -100  # d_x = 2: a = 127 and -50, s = 2 · 77
     # (9 · 127 - 3 · 50) · (0.5 · 2) + 0.25 · 154
-    assert linear_int8(x, pack_int8(weight)).tolist() == [[1031.5]]
+    assert linear(x, pack_int8(weight)).tolist() == [[1031.5]]
 
 
 def test_one_block_of_q4_k_by_hand() -> None:
@@ -236,7 +237,7 @@ def test_one_block_of_q4_k_by_hand() -> None:
     x = np.zeros((1, 256), np.float32)
     x[0, 0], x[0, 1] = 254, -100  # f = -0.5, d_x = -2: a = -127 and 50
     # 3 · 9 · (-127 + 50) · (0.5 · -2) - 2 · (-127 + 50) · (0.25 · -2)
-    assert linear_int8(x, pack_int8(weight)).tolist() == [[2079.0 - 77.0]]
+    assert linear(x, pack_int8(weight)).tolist() == [[2079.0 - 77.0]]
 
 
 # What ggml 0.25.3 (the library of llama-cpp-python 0.3.36) makes of the numbers below: SHA-256 of
@@ -318,7 +319,7 @@ def test_activations_are_quantized_to_the_bytes_that_ggml_writes() -> None:
 @pytest.mark.parametrize("type_name", ALL_FORMATS)
 def test_a_product_is_ggmls_but_for_the_order_of_additions(type_name: str) -> None:
     x, weight = activations_for_ggml(), weight_for_ggml(type_name)
-    got = linear_int8(x, pack_int8(weight)).item()
+    got = linear(x, pack_int8(weight)).item()
     magnitude = np.abs(x.astype(np.float64) * weight.array()).sum()
     assert abs(got - GGML_DOTS[type_name]) < 2e-8 * magnitude
     if type_name in ("Q8_0", "Q4_0", "IQ4_NL"):  # where ggml's portable code adds like the rule

@@ -148,7 +148,7 @@ def test_causal_attention_equals_the_oracle(T: int, P: int, H: int, K: int, E: i
     k, v = random_floats(P + T, K, E, seed=1), random_floats(P + T, K, E, seed=2)
     n_visible = np.arange(P + 1, P + T + 1)
     keys, values = cache_of(k, v, capacity=P + T + 5)
-    got = attention(q, keys, values, n_visible)
+    got = attention(q, keys, values, n_visible, n_heads=H)
     assert same_bits(got, oracle.attention(q, k, v, n_visible.tolist()))
 
 
@@ -158,7 +158,7 @@ def test_attention_within_texts_equals_the_oracle(n_tokens: int) -> None:
     lengths = [1, 3, 12, 2, 30, n_tokens]
     starts = np.cumsum([0, *lengths])
     q, k, v = (random_floats(int(starts[-1]), 4, 8, seed=seed) for seed in range(3))
-    got = attention_over_texts(q, k, v, starts)
+    got = attention_over_texts(np.concatenate([q, k, v], axis=1), starts)
     for first, last in pairwise(starts):
         text = slice(first, last)
         exact = oracle.attention(q[text], k[text], v[text], [last - first] * (last - first))
@@ -175,7 +175,7 @@ def test_attention_weights_are_those_that_attention_uses() -> None:
     by_hand = np.stack(
         [oracle.matmul(weights[h], np.ascontiguousarray(v[:, h // 2].T)) for h in range(4)], axis=1
     )
-    assert same_bits(by_hand, attention(q, keys, values, n_visible))
+    assert same_bits(by_hand, attention(q, keys, values, n_visible, n_heads=4))
 
 
 def cache_of(k: Floats, v: Floats, *, capacity: int) -> tuple[Floats, Floats]:
@@ -200,7 +200,8 @@ def test_norms_equal_the_oracle(scale: float) -> None:
 
 def test_swiglu_equals_the_oracle() -> None:
     gate, up = random_floats(3, 50) * np.float32(9), random_floats(3, 50, seed=1)
-    assert same_bits(elementwise.swiglu(gate, up), oracle.silu(gate) * up)
+    together = np.concatenate([gate, up], axis=1)
+    assert same_bits(elementwise.swiglu(together), oracle.silu(gate) * up)
 
 
 @pytest.mark.parametrize("n_pairs", [4, 3])
@@ -211,7 +212,7 @@ def test_rope_equals_the_oracle(n_pairs: int) -> None:
         10.0 ** -np.arange(n_pairs, dtype=np.float64),
     )
     table = elementwise.rope_table(positions, frequencies)
-    got = elementwise.apply_rope(x, table)
+    got = elementwise.apply_rope(x, table, 2)
     assert same_bits(got, oracle.rope(x, positions, frequencies))
     assert same_bits(got[0], x[0]), "position 0 turns nothing"
 

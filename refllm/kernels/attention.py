@@ -31,6 +31,7 @@ __all__ = [
     "attention_scale",
     "attention_weights",
     "key_value_buffers",
+    "remember",
 ]
 
 Floats = NDArray[np.float32]
@@ -61,16 +62,36 @@ def attention_scale(head_dim: int) -> np.float32:
     return np.float32(1.0 / math.sqrt(head_dim))
 
 
-def attention(query: Floats, keys: Floats, values: Floats, n_visible: Ints) -> Floats:
-    """softmax(q·k/√E)·v for query [T, H, E] against keys [K, E, C] and values [K, C, E]: [T, H, E].
+@jit
+def remember(qkv: Floats, keys: Floats, values: Floats, start: int) -> None:
+    """Write the keys and values in qkv [T, H + 2·K, E] to tokens `start` … of the cache.
 
-    Token t attends to the first n_visible[t] tokens of the cache (causal: its own position + 1);
-    n_visible must not decrease. Keys and values come from `key_value_buffers`. Scores are scaled
-    after their sum; the softmax is normalized before it meets the values.
+    The first H heads of qkv are queries, then K keys, then K values.
     """
-    out = np.empty_like(query)  # [T, H, E]
-    scale = attention_scale(query.shape[2])
-    work = query.shape[0] * query.shape[1] * query.shape[2] * int(n_visible[-1])
+    n_kv_heads, head_dim = keys.shape[:2]
+    first_value = qkv.shape[1] - n_kv_heads
+    first_key = first_value - n_kv_heads
+    for head in range(n_kv_heads):
+        for t in range(qkv.shape[0]):
+            for e in range(head_dim):
+                keys[head, e, start + t] = qkv[t, first_key + head, e]
+                values[head, start + t, e] = qkv[t, first_value + head, e]
+
+
+def attention(
+    query: Floats, keys: Floats, values: Floats, n_visible: Ints, *, n_heads: int
+) -> Floats:
+    """softmax(q·k/√E)·v for query [T, ≥ H, E], keys [K, E, C] and values [K, C, E]: [T, H, E].
+
+    The first n_heads heads of query are queries. Token t attends to the first n_visible[t] tokens
+    of the cache (causal: its own position + 1); n_visible must not decrease. Keys and values come
+    from `key_value_buffers`. Scores are scaled after their sum; the softmax is normalized before it
+    meets the values.
+    """
+    n_tokens, _, head_dim = query.shape
+    out = np.empty((n_tokens, n_heads, head_dim), np.float32)  # [T, H, E]
+    scale = attention_scale(head_dim)
+    work = out.size * int(n_visible[-1])
     run = _attention_serial if work < SERIAL_WORK else _attention_parallel
     run(query, keys, values, n_visible, scale, out)
     return out
@@ -144,7 +165,7 @@ def _attend(
     out: Floats,
 ) -> None:
     """All heads of one key/value head, for a few tokens: item = (token block)·K + kv_head."""
-    n_tokens, n_heads, head_dim = query.shape
+    n_tokens, n_heads, head_dim = out.shape
     n_kv_heads = keys.shape[0]
     group = n_heads // n_kv_heads
     block_size = tokens_at_a_time(group)
@@ -197,7 +218,7 @@ def _attention_serial(
     scale: np.float32,
     out: Floats,
 ) -> None:
-    n_items = _n_items(query, keys)
+    n_items = _n_items(out, keys)
     for item in range(n_items):
         _attend(item, query, keys, values, n_visible, scale, out)
 
@@ -211,47 +232,40 @@ def _attention_parallel(
     scale: np.float32,
     out: Floats,
 ) -> None:
-    n_items = _n_items(query, keys)
+    n_items = _n_items(out, keys)
     for item in prange(n_items):
         _attend(item, query, keys, values, n_visible, scale, out)
 
 
 @inner
-def _n_items(query: Floats, keys: Floats) -> int:
+def _n_items(out: Floats, keys: Floats) -> int:
     """Token blocks times key/value heads."""
-    n_tokens, n_heads, _ = query.shape
+    n_tokens, n_heads, _ = out.shape
     n_kv_heads = keys.shape[0]
     block = tokens_at_a_time(n_heads // n_kv_heads)
     n_items: int = (n_tokens + block - 1) // block * n_kv_heads
     return n_items
 
 
-def attention_over_texts(query: Floats, key: Floats, value: Floats, starts: Ints) -> Floats:
-    """softmax(q·k/√E)·v within each of several texts that lie end to end, all [T, H, E].
+def attention_over_texts(qkv: Floats, starts: Ints) -> Floats:
+    """softmax(q·k/√E)·v within each of several texts that lie end to end, [T, H, E].
 
-    Text n is tokens starts[n] … starts[n + 1] − 1 (starts has one entry more than there are
-    texts); each of its tokens attends to all of them and to no others.
+    qkv [T, 3·H, E] holds the queries of all heads, then the keys, then the values. Text n is tokens
+    starts[n] … starts[n + 1] − 1 (starts has one entry more than there are texts); each of its
+    tokens attends to all of them and to no others.
     """
-    out = np.empty_like(query)  # [T, H, E]
-    scale = attention_scale(query.shape[2])
+    n_tokens, n_all, head_dim = qkv.shape
+    out = np.empty((n_tokens, n_all // 3, head_dim), np.float32)  # [T, H, E]
     longest = int(np.max(np.diff(starts)))
-    run = _texts_serial if query.size * longest < SERIAL_WORK else _texts_parallel
-    run(query, key, value, starts, scale, out)
+    run = _texts_serial if out.size * longest < SERIAL_WORK else _texts_parallel
+    run(qkv, starts, attention_scale(head_dim), out)
     return out
 
 
 @inner
-def _attend_text(
-    item: int,
-    query: Floats,
-    key: Floats,
-    value: Floats,
-    starts: Ints,
-    scale: np.float32,
-    out: Floats,
-) -> None:
+def _attend_text(item: int, qkv: Floats, starts: Ints, scale: np.float32, out: Floats) -> None:
     """One head of one text: item = text·H + h."""
-    n_heads, head_dim = query.shape[1:]
+    n_heads, head_dim = out.shape[1:]
     text, h = item // n_heads, item % n_heads
     first, last = starts[text], starts[text + 1]
     n_tokens = last - first
@@ -261,13 +275,13 @@ def _attend_text(
     values = padded[: n_tokens * head_dim].reshape(n_tokens, head_dim)  # [S, E]
     for s in range(n_tokens):
         for e in range(head_dim):
-            keys[e, s] = key[first + s, h, e]
-            values[s, e] = value[first + s, h, e]
+            keys[e, s] = qkv[first + s, n_heads + h, e]
+            values[s, e] = qkv[first + s, 2 * n_heads + h, e]
     for start in range(first, last, QUERIES):
         n_queries = min(QUERIES, last - start)
         queries = np.empty((n_queries, head_dim), np.float32)  # [R, E]
         for r in range(n_queries):
-            queries[r] = query[start + r, h]
+            queries[r] = qkv[start + r, h]
         visible = np.full(n_queries, n_tokens)
         results = _attend_queries(queries, keys, values, visible, scale)
         for r in range(n_queries):
@@ -275,16 +289,12 @@ def _attend_text(
 
 
 @jit
-def _texts_serial(
-    query: Floats, key: Floats, value: Floats, starts: Ints, scale: np.float32, out: Floats
-) -> None:
-    for item in range((starts.size - 1) * query.shape[1]):
-        _attend_text(item, query, key, value, starts, scale, out)
+def _texts_serial(qkv: Floats, starts: Ints, scale: np.float32, out: Floats) -> None:
+    for item in range((starts.size - 1) * out.shape[1]):
+        _attend_text(item, qkv, starts, scale, out)
 
 
 @parallel_jit
-def _texts_parallel(
-    query: Floats, key: Floats, value: Floats, starts: Ints, scale: np.float32, out: Floats
-) -> None:
-    for item in prange((starts.size - 1) * query.shape[1]):
-        _attend_text(item, query, key, value, starts, scale, out)
+def _texts_parallel(qkv: Floats, starts: Ints, scale: np.float32, out: Floats) -> None:
+    for item in prange((starts.size - 1) * out.shape[1]):
+        _attend_text(item, qkv, starts, scale, out)

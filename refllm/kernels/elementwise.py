@@ -60,11 +60,14 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
     return out
 
 
-def swiglu(gate: Floats, up: Floats) -> Floats:
-    """silu(gate) · up, element by element, both [T, F]. Source: Shazeer 2020, arXiv:2002.05202."""
-    out = np.empty_like(gate)  # [T, F]
-    run = _swiglu_serial if gate.size < SERIAL_WORK else _swiglu_parallel
-    run(gate, up, out)
+def swiglu(gate_up: Floats) -> Floats:
+    """silu(gate) · up, [T, F], element by element: gate and up are the halves of rows [T, 2·F].
+
+    Source: Shazeer 2020, arXiv:2002.05202.
+    """
+    out = np.empty((gate_up.shape[0], gate_up.shape[1] // 2), np.float32)  # [T, F]
+    run = _swiglu_serial if out.size < SERIAL_WORK else _swiglu_parallel
+    run(gate_up, out)
     return out
 
 
@@ -188,17 +191,19 @@ def _layer_norm_parallel(x: Floats, weight: Floats, bias: Floats, eps: float, ou
 
 
 @jit
-def _swiglu_serial(gate: Floats, up: Floats, out: Floats) -> None:
-    for t in range(gate.shape[0]):
-        for f in range(gate.shape[1]):
-            out[t, f] = silu_f32(gate[t, f]) * up[t, f]
+def _swiglu_serial(gate_up: Floats, out: Floats) -> None:
+    width = out.shape[1]
+    for t in range(out.shape[0]):
+        for f in range(width):
+            out[t, f] = silu_f32(gate_up[t, f]) * gate_up[t, width + f]
 
 
 @parallel_jit
-def _swiglu_parallel(gate: Floats, up: Floats, out: Floats) -> None:
-    for t in prange(gate.shape[0]):
-        for f in range(gate.shape[1]):
-            out[t, f] = silu_f32(gate[t, f]) * up[t, f]
+def _swiglu_parallel(gate_up: Floats, out: Floats) -> None:
+    width = out.shape[1]
+    for t in prange(out.shape[0]):
+        for f in range(width):
+            out[t, f] = silu_f32(gate_up[t, f]) * gate_up[t, width + f]
 
 
 @jit
@@ -232,14 +237,13 @@ def rope_table(positions: NDArray[np.int64], frequencies: NDArray[np.float64]) -
 
 
 @jit
-def apply_rope(x: Floats, table: Floats) -> Floats:
-    """x [T, H, E] with its pairs (2i, 2i+1) turned by the angles of `rope_table`.
+def apply_rope(x: Floats, table: Floats, n_heads: int) -> Floats:
+    """x [T, ≥ H, E] with the pairs (2i, 2i+1) of its first H heads turned by `rope_table`'s angles.
 
     Heads wider than the table (R < E) keep their other elements. Source: Su et al. 2021,
     arXiv:2104.09864, with the pairs side by side, as GGUF files store them.
     """
-    n_tokens, n_heads, _ = x.shape
-    n_pairs = table.shape[2]
+    n_tokens, n_pairs = x.shape[0], table.shape[2]
     out = x.copy()  # [T, H, E]
     for t in range(n_tokens):
         for h in range(n_heads):

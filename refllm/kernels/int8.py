@@ -41,7 +41,7 @@ from refllm.kernels.simd_int import (
 )
 from refllm.quant import FORMATS, Format, Tensor
 
-__all__ = ["INT8_FORMATS", "Int8Panels", "linear_int8", "pack_int8", "quantize"]
+__all__ = ["INT8_FORMATS", "Int8Panels", "multiply_int8", "pack_int8", "quantize"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -70,23 +70,23 @@ class Int8Panels:
 
 
 def pack_int8(tensor: Tensor, *, consumed: Consumed | None = None) -> Int8Panels:
-    """The matrix [N, D], in one of `INT8_FORMATS`, as `linear_int8` wants it.
+    """The matrix [N, D], in one of `INT8_FORMATS`, as `multiply_int8` wants it.
 
     `consumed` as for `refllm.kernels.panels.side_by_side`.
     """
-    widths = np.array(FORMATS_AS_INTEGERS[tensor.format.name].fields)
-    data = side_by_side(tensor, widths, consumed=consumed)
+    integers = FORMATS_AS_INTEGERS[tensor.format.name]
+    widths = np.array(integers.fields)
+    order = None if integers.order is None else np.array(integers.order)
+    data = side_by_side(tensor, widths, order=order, consumed=consumed)
     n_rows, n_columns = tensor.shape
     return Int8Panels(tensor.name, tensor.format, n_rows, n_columns, data)
 
 
-def linear_int8(x: Floats, weight: Int8Panels) -> Floats:
-    """x [T, D], quantized, times the rows of weight [N, D]: float32 [T, N]."""
-    out = np.empty((len(x), weight.n_rows), np.float32)  # [T, N]
+def multiply_int8(x: Floats, weight: Int8Panels, out: Floats, first: int, last: int) -> None:
+    """Write x [T, D], quantized, times the rows of weight [N, D] to columns first … last of out."""
     is_small = x.size * weight.n_rows < SERIAL_WORK
     kernel = _kernel(weight.format.name, len(x) == 1, is_small)
-    kernel(weight.data, *quantize(x, weight.format.name), out)
-    return out
+    kernel(weight.data, *quantize(x, weight.format.name), out, first, last)
 
 
 def quantize(x: Floats, format_name: str) -> Activations:
@@ -160,11 +160,24 @@ def _quantizer(block_size: int, serial: bool) -> Callable[..., None]:
     )
 
 
+# How the runs of a turn are multiplied with one row, by their number; 0: one, in pairs.
+TURNS = {
+    0: int8_tile.add_turn_of_pairs,
+    1: int8_tile.add_turn_of_one,
+    2: int8_tile.add_turn_of_two,
+    4: int8_tile.add_turn_of_four,
+}
+
+
 @cache
 def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None]:
     """The product for a format: compiled at its first use, found on disk from then on."""
     stored_as, integers = FORMATS[format_name], FORMATS_AS_INTEGERS[format_name]
     plan, block_quads = _plan(format_name), stored_as.block_size // 4
+    runs = block_quads // plan.run_quads
+    # The runs that share bytes, and so take their turn together.
+    is_shared = not plan.in_pairs and integers.stride >= plan.run_quads
+    turn_runs = integers.strands if is_shared else 1
     name = f"int8_{format_name}_{'row' if one_row else 'rows'}"
     names: dict[str, Any] = {
         "quads": plan.quads,
@@ -181,8 +194,11 @@ def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None
         "groups": integers.groups,
         "offset": plan.offset,
         "run_quads": plan.run_quads,
-        "runs": block_quads // plan.run_quads,
-        "group_runs": block_quads // plan.run_quads // integers.groups,
+        "runs": runs,
+        "group_runs": runs // integers.groups,
+        "strands": integers.strands,
+        "stride": integers.stride,
+        "turns": runs // turn_runs,
         "pairs": integers.minima // 2,
     }
 
@@ -195,7 +211,10 @@ def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None
     if plan.in_pairs:
         make(int8_tile.pair_scale, "scale_of_run")
     if one_row:
-        make(int8_tile.add_run_of_pairs if plan.in_pairs else int8_tile.add_run_of_quads, "add_run")
+        make(int8_tile.start_of)
+        make(int8_tile.quad_of)
+        make(int8_tile.scaled)
+        make(TURNS[0 if plan.in_pairs else turn_runs], "add_turn")
         make(int8_tile.add_block)
         make(int8_tile.row_product, "product")
     else:
@@ -222,10 +241,12 @@ def _serial(
     starts: NDArray[np.int32],
     sums: NDArray[np.int16],
     out: Floats,
+    first: int,
+    last: int,
 ) -> None:
     x = Activations(q, d, s, starts, sums)
     for panel in range(panels.shape[0]):
-        product(panels[panel], panel * LANES, x, out)
+        product(panels[panel], x, out, first + panel * LANES, last)
 
 
 def _parallel(
@@ -236,10 +257,12 @@ def _parallel(
     starts: NDArray[np.int32],
     sums: NDArray[np.int16],
     out: Floats,
+    first: int,
+    last: int,
 ) -> None:
     x = Activations(q, d, s, starts, sums)
     for panel in prange(panels.shape[0]):
-        product(panels[panel], panel * LANES, x, out)
+        product(panels[panel], x, out, first + panel * LANES, last)
 
 
 def _quantize_serial(

@@ -141,7 +141,7 @@ def two_bits(panel: Bytes, at: int, first: int, j: int) -> Lanes:
 @inner
 def q2_k(panel: Bytes, at: int, j: int) -> Lanes:
     """sc · two bits, w: at most 45, so a lane's multiplication is one of each byte."""
-    return two_bits(panel, at, 16, j) * field(panel, at, j >> 2, 0, 15)
+    return two_bits(panel, at, 20, j) * field(panel, at, 4 + (j >> 2), 0, 15)
 
 
 @inner
@@ -152,11 +152,11 @@ def q3_k(panel: Bytes, at: int, j: int) -> Lanes:
     the product borrows from the byte above, but the sum is bytes again: what was borrowed is back.
     """
     g = j >> 2
-    low = field(panel, at, 96 + (g & 7), 4 * (g >> 3), 15)
-    high = field(panel, at, 104 + (g & 3), 2 * (g >> 2), 3)
+    low = field(panel, at, g & 7, 4 * (g >> 3), 15)
+    high = field(panel, at, 8 + (g & 3), 2 * (g >> 2), 3)
     scale = field_above(low, high, 4) - splat_int(np.int32(32))
-    third = part(panel, at, 4 * (j & 7), j >> 3, BIT_0)
-    three_bits = field_above(two_bits(panel, at, 32, j), third, 2)
+    third = part(panel, at, 14 + 4 * (j & 7), j >> 3, BIT_0)
+    three_bits = field_above(two_bits(panel, at, 46, j), third, 2)
     rest = splat_int(np.int32(124)) - (scale << splat_int(np.int32(2)))
     return scale * three_bits + rest * splat_int(BIT_0)
 
@@ -177,23 +177,22 @@ def q5_k(panel: Bytes, at: int, j: int) -> Lanes:
 @inner
 def q6_k(panel: Bytes, at: int, j: int) -> Lanes:
     """16 · upper + lower: 32 more than what the group's scale is multiplied with."""
-    quarter = (j >> 3) & 3
-    first = 64 * (j >> 5) + 32 * (quarter & 1) + 4 * (j & 7)
-    low = part(panel, at, first, 4 * (quarter >> 1), BITS_3_0)
-    high = part(panel, at, 128 + 32 * (j >> 5) + 4 * (j & 7), 2 * quarter, BITS_1_0)
+    quarter, word = (j >> 3) & 3, 8 * (j >> 5) + (j & 7)
+    high = part(panel, at, 18 + 12 * word, 2 * quarter, BITS_1_0)
+    low = part(panel, at, 22 + 12 * word + 4 * (quarter & 1), 4 * (quarter >> 1), BITS_3_0)
     return field_above(low, high, 4)
 
 
 @inner
 def q6_k_scale(panel: Bytes, at: int, g: int) -> Lanes:
     """`sc` of group g of 16."""
-    return load_i8(panel, at + (192 + g) * LANES)
+    return load_i8(panel, at + g * LANES)
 
 
 @inner
 def q2_k_minimum(panel: Bytes, at: int, g: int) -> Lanes:
     """`mn` of group g of 16."""
-    return field(panel, at, g, 4, 15)
+    return field(panel, at, 4 + g, 4, 15)
 
 
 @inner
@@ -270,12 +269,16 @@ def less_minima(
 class AsIntegers:
     """What the kernels must know of a format; see above.
 
-    `fields` are the widths in bytes of what stays together in a panel, and together a block.
-    `d_at` and `m_at` are the bytes of a block where d and m begin. `groups` is how many parts of a
-    block have a scale; 1 where there is none beside d. `minima` is how many parts have a v.
+    `fields` are the widths in bytes of what stays together in a panel, and together a block of the
+    file. `order` names the file's bytes in the order that they have in the panel, where it is
+    another; all other places are those in the panel. `d_at` and `m_at` are where d and m begin.
+    `groups` is how many parts of a block have a scale; 1 where there is none beside d. `minima` is
+    how many parts have a v. `strands` quads lie in the same bytes, each `stride` quads after the
+    one before.
     """
 
     fields: tuple[int, ...]
+    order: tuple[int, ...] | None = None
     quads: Callable[..., Lanes]
     finish: Callable[..., Lanes] = times_both
     largest: int = 255
@@ -287,7 +290,24 @@ class AsIntegers:
     scale: Callable[..., Lanes] = one
     minima: int = 0
     minimum: Callable[..., Lanes] = one
+    strands: int = 2
+    stride: int = 4
 
+
+# Scales and minima come before quads, so that a block is read from beginning to end.
+Q2_K_ORDER = (*range(80, 84), *range(80))
+Q3_K_ORDER = (*range(96, 110), *range(96))
+# After the scales and d, what four quads have in common: upper bits of all, lower bits of two each.
+Q6_K_ORDER = (
+    *range(192, 210),
+    *(
+        byte
+        for half in (0, 1)
+        for word in range(0, 32, 4)
+        for first in (128 + 32 * half + word, 64 * half + word, 64 * half + 32 + word)
+        for byte in range(first, first + 4)
+    ),
+)
 
 # Fields: a byte, a half, a quad.
 BYTE, HALF, QUAD = (1,), (2,), (4,)
@@ -299,12 +319,13 @@ WITH_6_BITS: dict[str, Any] = {
     "scale": scale_6_bits,
     "minima": 8,
     "minimum": minimum_6_bits,
+    "stride": 8,
 }
 
 FORMATS_AS_INTEGERS: Mapping[str, AsIntegers] = MappingProxyType(
     {
         "Q8_0": AsIntegers(
-            fields=HALF + 8 * QUAD, quads=q8_0, signed_quads=q8_0_signed, offset=128
+            fields=HALF + 8 * QUAD, quads=q8_0, signed_quads=q8_0_signed, offset=128, strands=1
         ),
         "Q4_0": AsIntegers(
             fields=HALF + 4 * QUAD,
@@ -328,12 +349,23 @@ FORMATS_AS_INTEGERS: Mapping[str, AsIntegers] = MappingProxyType(
             quads=q2_k,
             largest=45,
             finish=less_minima,
-            d_at=80,
-            m_at=82,
+            order=Q2_K_ORDER,
+            d_at=0,
+            m_at=2,
             minima=16,
             minimum=q2_k_minimum,
+            strands=4,
+            stride=8,
         ),
-        "Q3_K": AsIntegers(fields=24 * QUAD + 12 * BYTE + HALF, quads=q3_k, offset=124, d_at=108),
+        "Q3_K": AsIntegers(
+            fields=24 * QUAD + 12 * BYTE + HALF,
+            quads=q3_k,
+            offset=124,
+            order=Q3_K_ORDER,
+            d_at=12,
+            strands=4,
+            stride=8,
+        ),
         "Q4_K": AsIntegers(
             fields=2 * HALF + 12 * BYTE + 32 * QUAD, quads=q4_k, largest=15, **WITH_6_BITS
         ),
@@ -345,9 +377,12 @@ FORMATS_AS_INTEGERS: Mapping[str, AsIntegers] = MappingProxyType(
             quads=q6_k,
             largest=63,
             offset=32,
-            d_at=208,
+            order=Q6_K_ORDER,
+            d_at=16,
             groups=16,
             scale=q6_k_scale,
+            strands=4,
+            stride=8,
         ),
         "IQ4_XS": AsIntegers(
             fields=HALF + 6 * BYTE + 32 * QUAD,

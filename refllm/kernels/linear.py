@@ -1,6 +1,6 @@
 """Matrix product: y[t, n] = ((x[t,0]·w[n,0] + x[t,1]·w[n,1]) + x[t,2]·w[n,2]) + …, in float32.
 
-T rows of x, N rows of w (outputs), D columns of both.
+T rows of x, N rows of w (outputs), D columns of both. A bias b[n] is added to the finished sum.
 
 L lanes: the rows of w, and outputs, of one panel; 16 or 64 of them, as the CPU likes it.
 
@@ -60,8 +60,11 @@ WALKS = {
 
 # Columns that are decoded at a time: 512 of them are 32 KiB of floats for 16 rows.
 PIECE = 512
+FLOAT_PIECE = 512
+FLOAT_BYTES = 4
 # Below this many multiplications one thread is done before a second has woken up.
 SERIAL_WORK = 1 << 16
+NO_BIAS = np.empty(0, np.float32)
 
 
 def embedding(token_ids: NDArray[np.int64], weight: Tensor) -> Floats:
@@ -70,27 +73,33 @@ def embedding(token_ids: NDArray[np.int64], weight: Tensor) -> Floats:
     return Tensor(weight.name, weight.format, shape, weight.data[token_ids]).array()
 
 
-def linear(x: Floats, weight: Matrix) -> Floats:
-    """x [T, D] times the rows of weight [N, D]: float32 [T, N].
+def linear(x: Floats, *weights: Matrix, bias: Floats | None = None) -> Floats:
+    """x [T, D] times the rows of the weights, plus the bias [N]: float32 [T, N].
 
-    How it was packed says by which numerics: exact here, as integers in `refllm.kernels.int8`.
+    N counts the rows of all weights [n, D], whose outputs stand side by side in that order. How a
+    weight was packed says by which numerics: exact here, as integers in `refllm.kernels.int8`.
     """
-    if not isinstance(weight, Panels):
-        # Whoever computes exactly shall not wait for the other kernels.
-        from refllm.kernels.int8 import linear_int8
+    out = np.empty((len(x), sum(weight.n_rows for weight in weights)), np.float32)  # [T, N]
+    first = 0
+    for weight in weights:
+        last = first + weight.n_rows
+        if isinstance(weight, Panels):
+            is_small = x.size * weight.n_rows < SERIAL_WORK
+            kernel = _kernel(weight.format.name, len(x) == 1, is_small)
+            kernel(weight.data, x, NO_BIAS if bias is None else bias, out, first, last)
+        else:
+            # Whoever computes exactly shall not wait for the other kernels.
+            from refllm.kernels.int8 import multiply_int8
 
-        return linear_int8(x, weight)
-    out = np.empty((x.shape[0], weight.n_rows), np.float32)  # [T, N]
-    is_small = x.size * weight.n_rows < SERIAL_WORK
-    kernel = _kernel(weight.format.name, x.shape[0] == 1, is_small)
-    kernel(weight.data, x, out)
+            multiply_int8(x, weight, out, first, last)
+            if bias is not None:
+                out[:, first:last] += bias[first:last]
+        first = last
     return out
 
 
 @cache
-def _kernel(
-    format_name: str, one_row: bool, serial: bool
-) -> Callable[[Bytes, Floats, Floats], None]:
+def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None]:
     """The product for a format: compiled at its first use, found on disk from then on."""
     rows = "row" if one_row else "rows"
     stored_as = FORMATS[format_name]
@@ -117,60 +126,82 @@ product: Any = None
 block_bytes = block_size = 0
 
 
-def _serial(panels: Bytes, x: Floats, out: Floats) -> None:
+def _serial(panels: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
     for panel in range(panels.shape[0]):
-        product(panels[panel], panel * LANES, x, out)
+        product(panels[panel], x, bias, out, first + panel * LANES, last)
 
 
-def _parallel(panels: Bytes, x: Floats, out: Floats) -> None:
+def _parallel(panels: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
     for panel in prange(panels.shape[0]):
-        product(panels[panel], panel * LANES, x, out)
+        product(panels[panel], x, bias, out, first + panel * LANES, last)
 
 
-def _row_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
-    """Outputs `first` … `first` + L − 1 for the one row of x."""
+def _row_product(panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
+    """Outputs `first` … `first` + L − 1, but none from `last` on, for the one row of x."""
     row = x[0]
     total = zeros()
     for block in range(row.size // block_size):
         at = block * block_bytes * LANES
         total = walk(panel, at, total, row, block * block_size)
-    if first + LANES <= out.shape[1]:
-        store(out[0], first * 4, total)
-    else:
-        sums = np.empty(LANES, np.float32)
-        store(sums, 0, total)
-        for lane in range(out.shape[1] - first):
-            out[0, first + lane] = sums[lane]
+    sums, place = _room(out, first, last)
+    store(sums, place * FLOAT_BYTES, total)
+    _finish(sums, place, bias, out, first, last)
 
 
-def _rows_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
-    """Outputs `first` … `first` + L − 1 for every row of x."""
+def _rows_product(
+    panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int
+) -> None:
+    """`_row_product` for every row of x."""
     n_columns = x.shape[1]
-    sums = np.zeros((x.shape[0], LANES), np.float32)  # [T, L]
+    sums, place = _room(out, first, last)
+    _clear(sums, place)
     piece = np.empty((PIECE, LANES), np.float32)  # [columns, L]
     for start in range(0, n_columns, PIECE):
         columns = min(PIECE, n_columns - start)
         for block in range(columns // block_size):
             at = (start // block_size + block) * block_bytes * LANES
             walk(panel, at, zeros(), piece.reshape(-1), block * block_size)
-        add_products(x, start, columns, piece, 0, sums, 0)
-    _write(sums, out, first)
+        add_products(x, start, columns, piece, 0, sums, place)
+    _finish(sums, place, bias, out, first, last)
 
 
-def _float_rows_product(panel: Bytes, first: int, x: Floats, out: Floats) -> None:
+def _float_rows_product(
+    panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int
+) -> None:
     """`_rows_product` of F32, where a panel is what the buffer would be."""
     weights = panel.view(np.float32).reshape(-1, LANES)  # [D, L]
-    sums = np.zeros((x.shape[0], LANES), np.float32)  # [T, L]
-    for start in range(0, x.shape[1], PIECE):
-        columns = min(PIECE, x.shape[1] - start)
-        add_products(x, start, columns, weights[start : start + columns], 0, sums, 0)
-    _write(sums, out, first)
+    sums, place = _room(out, first, last)
+    _clear(sums, place)
+    for start in range(0, x.shape[1], FLOAT_PIECE):
+        columns = min(FLOAT_PIECE, x.shape[1] - start)
+        add_products(x, start, columns, weights[start : start + columns], 0, sums, place)
+    _finish(sums, place, bias, out, first, last)
 
 
 @inner
-def _write(sums: Floats, out: Floats, first: int) -> None:
-    """Put the sums [T, L] into columns `first` … of out, as many as it has."""
-    n_lanes = min(LANES, out.shape[1] - first)
-    for t in range(out.shape[0]):
-        for lane in range(n_lanes):
-            out[t, first + lane] = sums[t, lane]
+def _room(out: Floats, first: int, last: int) -> tuple[Floats, int]:
+    """A matrix [T, ≥ L] for the sums, and their first column: where they belong, if all do."""
+    if first + LANES <= last:
+        return out, first
+    return np.empty((out.shape[0], LANES), np.float32), 0
+
+
+@inner
+def _clear(sums: Floats, place: int) -> None:
+    """Let every sum of L columns be +0."""
+    for t in range(sums.shape[0]):
+        store(sums, (t * sums.shape[1] + place) * FLOAT_BYTES, zeros())
+
+
+@inner
+def _finish(sums: Floats, place: int, bias: Floats, out: Floats, first: int, last: int) -> None:
+    """Add the bias, if there is one, and put the sums where they belong, if they are not there."""
+    n_lanes = min(LANES, last - first)
+    if n_lanes < LANES:
+        for t in range(out.shape[0]):
+            for lane in range(n_lanes):
+                out[t, first + lane] = sums[t, lane]
+    if bias.size > 0:
+        for t in range(out.shape[0]):
+            for lane in range(first, first + n_lanes):
+                out[t, lane] += bias[lane]

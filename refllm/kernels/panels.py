@@ -73,14 +73,16 @@ def side_by_side(
     tensor: Tensor,
     widths: Ints,
     *,
+    order: Ints | None = None,
     stored_as: Format | None = None,
     consumed: Consumed | None = None,
 ) -> Bytes:
     """The matrix [N, D] as uint8 [panels, bytes of L rows]; a block's fields have these widths.
 
-    `stored_as` is F32 where the numbers are to be decoded first. `consumed` is told, in order,
-    which rows of `tensor.data` are not needed any more: the file's memory can be given back while
-    the panels grow.
+    `order` names the bytes of a block in the order that its fields shall have in the panel, where
+    that is not the file's. `stored_as` is F32 where the numbers are to be decoded first. `consumed`
+    is told, in order, which rows of `tensor.data` are not needed any more: the file's memory can be
+    given back while the panels grow.
     """
     stored_as = stored_as or tensor.format
     n_rows, n_columns = tensor.shape
@@ -91,7 +93,11 @@ def side_by_side(
         start, stop = first * LANES, min((first + slab) * LANES, n_rows)
         rows = tensor.data[start:stop]
         blocks = rows if stored_as is tensor.format else tensor.rows(start, stop)
-        _interleave(blocks.view(np.uint8), widths, panels[first : first + slab])
+        part = panels[first : first + slab]
+        _interleave(blocks.view(np.uint8), widths, part)
+        if order is not None:
+            bytes_of_rows = part.reshape(-1, len(order), LANES)  # [blocks, bytes of one, L]
+            bytes_of_rows[:] = bytes_of_rows[:, order]
         return rows
 
     for rows in _each(fill, range(0, len(panels), slab)):
