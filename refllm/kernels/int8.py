@@ -86,16 +86,19 @@ def multiply_int8(x: Floats, weight: Int8Panels, out: Floats, first: int, last: 
     """Write x [T, D], quantized, times the rows of weight [N, D] to columns first … last of out."""
     is_small = x.size * weight.n_rows < SERIAL_WORK
     kernel = _kernel(weight.format.name, len(x) == 1, is_small)
-    kernel(weight.data, *quantize(x, weight.format.name), out, first, last)
+    if len(x) == 1:
+        kernel(weight.data, np.ascontiguousarray(x), out, first, last)
+    else:
+        kernel(weight.data, *quantize(x, weight.format.name), out, first, last)
 
 
 def quantize(x: Floats, format_name: str) -> Activations:
-    """x [T, D] as a product with weights in that format wants it.
+    """Several rows x [T, D] as a product with weights in that format wants them.
 
-    Several rows are padded with zeros to a multiple of `ROWS`.
+    They are padded with zeros to a multiple of `ROWS`.
     """
     block_size, plan = FORMATS[format_name].block_size, _plan(format_name)
-    n_rows = 1 if len(x) == 1 else -(-len(x) // ROWS) * ROWS
+    n_rows = -(-len(x) // ROWS) * ROWS
     n_blocks = x.shape[1] // block_size
     activations = zero_activations(
         n_rows,
@@ -149,10 +152,14 @@ def _plan(format_name: str) -> Plan:
     return Plan(quads=integers.quads, offset=integers.offset, run_quads=group_quads)
 
 
+def _row_quantizer(block_size: int) -> Callable[..., None]:
+    return quantize_q8_0 if block_size == 32 else quantize_q8_k
+
+
 @cache
 def _quantizer(block_size: int, serial: bool) -> Callable[..., None]:
     """The kernel that quantizes blocks of that size."""
-    names = {"quantize_row": quantize_q8_0 if block_size == 32 else quantize_q8_k}
+    names = {"quantize_row": _row_quantizer(block_size)}
     if serial:
         return jit(specialized(_quantize_serial, f"int8_quantize_{block_size}_serial", **names))
     return parallel_jit(
@@ -193,6 +200,9 @@ def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None
         "m_at": integers.m_at,
         "groups": integers.groups,
         "offset": plan.offset,
+        "in_pairs": plan.in_pairs,
+        "minima": integers.minima,
+        "quantize_row": _row_quantizer(stored_as.block_size),
         "run_quads": plan.run_quads,
         "runs": runs,
         "group_runs": runs // integers.groups,
@@ -217,23 +227,55 @@ def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None
         make(TURNS[0 if plan.in_pairs else turn_runs], "add_turn")
         make(int8_tile.add_block)
         make(int8_tile.row_product, "product")
+        make(_quantized_row)
+        template: Callable[..., None] = _row_serial if serial else _row_parallel
     else:
         of_pairs, of_quads = int8_tile.add_run_of_pairs_rows, int8_tile.add_run_of_quads_rows
         make(of_pairs if plan.in_pairs else of_quads, "add_run")
         make(int8_tile.make_ready)
         make(int8_tile.add_piece)
         make(int8_tile.rows_product, "product")
-    if serial:
-        return jit(specialized(_serial, f"{name}_serial", **names))
-    return parallel_jit(specialized(_parallel, f"{name}_parallel", **names))
+        template = _rows_serial if serial else _rows_parallel
+    compile_ = jit if serial else parallel_jit
+    return compile_(specialized(template, f"{name}_{'serial' if serial else 'parallel'}", **names))
 
 
 # In the templates below these stand for a kernel's own.
 product: Any = None
 quantize_row: Any = None
+block_size = runs = minima = offset = 0
+in_pairs = False
 
 
-def _serial(
+def _quantized_row(x: Floats) -> Activations:
+    """The one row of x."""
+    n_blocks = x.shape[1] // block_size
+    into = Activations(
+        np.empty((n_blocks, 1, block_size), np.int8),
+        np.empty((n_blocks, 1), np.float32),
+        np.empty((n_blocks, 1), np.float32),
+        np.empty((n_blocks, 1, runs), np.int32),
+        np.empty((n_blocks, 1, minima), np.int16),
+    )
+    quantize_row(x, 0, into, offset, in_pairs)
+    return into
+
+
+def _row_serial(panels: Bytes, x: Floats, out: Floats, first: int, last: int) -> None:
+    row = _quantized_row(x)
+    for panel in range(panels.shape[0]):
+        product(panels[panel], row, out, first + panel * LANES, last)
+
+
+def _row_parallel(panels: Bytes, x: Floats, out: Floats, first: int, last: int) -> None:
+    # numba wants a tuple of arrays to be made where its threads use it.
+    q, d, s, starts, sums = _quantized_row(x)
+    row = Activations(q, d, s, starts, sums)
+    for panel in prange(panels.shape[0]):
+        product(panels[panel], row, out, first + panel * LANES, last)
+
+
+def _rows_serial(
     panels: Bytes,
     q: NDArray[np.int8],
     d: Floats,
@@ -249,7 +291,7 @@ def _serial(
         product(panels[panel], x, out, first + panel * LANES, last)
 
 
-def _parallel(
+def _rows_parallel(
     panels: Bytes,
     q: NDArray[np.int8],
     d: Floats,
