@@ -37,7 +37,15 @@ from refllm.kernels.blocks import words
 from refllm.kernels.jit import inner
 from refllm.kernels.simd import LANES, load_i8, splat_int
 from refllm.kernels.simd_int import byte_table
-from refllm.kernels.superblocks import field, field_above, minimum_6_bits, scale_6_bits
+from refllm.kernels.superblocks import (
+    BIT_0,
+    BITS_1_0,
+    BITS_3_0,
+    field,
+    field_above,
+    minimum_6_bits,
+    scale_6_bits,
+)
 from refllm.quant_blocks import IQ4_VALUES
 
 __all__ = ["FORMATS_AS_INTEGERS", "AsIntegers"]
@@ -47,9 +55,6 @@ Bytes = NDArray[np.uint8]
 Lanes: TypeAlias = Any
 
 # The same bits in each of a lane's four bytes.
-BIT_0 = np.int32(0x01010101)
-BITS_1_0 = np.int32(0x03030303)
-BITS_3_0 = np.int32(0x0F0F0F0F)
 BIT_4 = np.int32(0x10101010)
 BIT_7 = np.uint32(0x80808080).view(np.int32)
 # Times this, bits 0 … 3 of a lane reach bit 4 of its bytes 0 … 3: they move by 4, 11, 18 and 25.

@@ -17,8 +17,6 @@ from refllm.kernels.blocks import (
     iq4_value,
     less,
     nibble,
-    one_bit,
-    with_fifth,
     words,
 )
 from refllm.kernels.jit import inner
@@ -31,9 +29,15 @@ from refllm.kernels.simd import (
     to_float,
 )
 
-__all__ = ["iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+__all__ = ["BITS_1_0", "BITS_3_0", "BIT_0", "iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
 
 Floats = NDArray[np.float32]
+
+# The same bits in each of a lane's four bytes: what is put together for all four at once costs a
+# quarter.
+BIT_0 = np.int32(0x01010101)
+BITS_1_0 = np.int32(0x03030303)
+BITS_3_0 = np.int32(0x0F0F0F0F)
 
 # Stands for either visitor in the walks below; see `refllm.kernels.blocks`.
 visit = add_product
@@ -88,9 +92,10 @@ def q3_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
         for w in range(4):
             q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
             h = from_bit(words(panel, at + (half + 4 * w) * LANES), g >> 1)
+            three = field_above(q & splat_int(BITS_1_0), h & splat_int(BIT_0), 2)
             for b in range(4):
-                third = field_above(bits(q, 8 * b, 3), one_bit(h, 8 * b), 2)
-                total = visit(total, array, column + 16 * g + 4 * w + b, scale * less(third, 4))
+                y = scale * less(bits(three, 8 * b, 7), 4)
+                total = visit(total, array, column + 16 * g + 4 * w + b, y)
     return total
 
 
@@ -139,8 +144,9 @@ def q5_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
         for w in range(8):
             q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
             h = from_bit(words(panel, at + (16 + 4 * w) * LANES), s)
+            five = field_above(q & splat_int(BITS_3_0), h & splat_int(BIT_0), 4)
             for b in range(4):
-                y = scale * to_float(with_fifth(q, 8 * b, one_bit(h, 8 * b))) - minimum
+                y = scale * to_float(bits(five, 8 * b, 31)) - minimum
                 total = visit(total, array, column + 32 * s + 4 * w + b, y)
     return total
 
@@ -157,9 +163,10 @@ def q6_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
         for w in range(4):
             q = from_bit(words(panel, at + (first_low + 4 * w) * LANES), 4 * (quarter >> 1))
             h = from_bit(words(panel, at + (first_high + 4 * w) * LANES), 2 * quarter)
+            six = field_above(q & splat_int(BITS_3_0), h & splat_int(BITS_1_0), 4)
             for b in range(4):
-                six = field_above(bits(q, 8 * b, 15), bits(h, 8 * b, 3), 4)
-                total = visit(total, array, column + 16 * g + 4 * w + b, scale * less(six, 32))
+                y = scale * less(bits(six, 8 * b, 63), 32)
+                total = visit(total, array, column + 16 * g + 4 * w + b, y)
     return total
 
 
