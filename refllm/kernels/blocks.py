@@ -45,7 +45,6 @@ from refllm.quant_blocks import IQ4_VALUES
 
 __all__ = [
     "add_product",
-    "ask_for_part",
     "bf16",
     "f16",
     "f32",
@@ -85,7 +84,7 @@ def keep(total: Lanes, buffer: Floats, column: int, values: Lanes) -> Lanes:
 
 
 # How far ahead of its use memory is asked for, and in what portions it comes.
-AHEAD = 4096
+AHEAD = 12288
 CACHE_LINE = 64
 
 # Stands for either visitor in the walks below.
@@ -99,15 +98,9 @@ def words(panel: Bytes, at: int) -> Lanes:
     Nibbles are read in two passes over the same bytes, which hides from the CPU that the panel is
     read from beginning to end.
     """
-    return load_i32(panel, at)
-
-
-@inner
-def ask_for_part(panel: Bytes, at: int, n_bytes: int, part: int, parts: int) -> None:
-    """Ask for one of the parts of the n_bytes that lie `AHEAD` of `at`."""
-    n_lines = n_bytes // CACHE_LINE
-    for line in range(part * n_lines // parts, (part + 1) * n_lines // parts):
+    for line in range(4 * LANES // CACHE_LINE):
         prefetch(panel, at + AHEAD + line * CACHE_LINE)
+    return load_i32(panel, at)
 
 
 @inner

@@ -33,9 +33,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.kernels.blocks import words
 from refllm.kernels.jit import inner
-from refllm.kernels.simd import LANES, load_i8, splat_int
+from refllm.kernels.simd import LANES, load_i8, load_i32, splat_int
 from refllm.kernels.simd_int import byte_table
 from refllm.kernels.superblocks import (
     BIT_0,
@@ -67,7 +66,7 @@ iq4_signed = byte_table([int(value) & 255 for value in IQ4_VALUES])
 @inner
 def part(panel: Bytes, at: int, byte: int, shift: int, mask: np.int32) -> Lanes:
     """(the block's bytes `byte` … `byte` + 3 >> shift) & mask, in each lane."""
-    return (words(panel, at + byte * LANES) >> splat_int(np.int32(shift))) & splat_int(mask)
+    return (load_i32(panel, at + byte * LANES) >> splat_int(np.int32(shift))) & splat_int(mask)
 
 
 # Blocks of 32: quads 0 … 7
@@ -89,13 +88,13 @@ def fifth_bits(panel: Bytes, at: int, first: int, j: int) -> Lanes:
 @inner
 def q8_0(panel: Bytes, at: int, j: int) -> Lanes:
     """q + 128: its highest bit turned."""
-    return words(panel, at + (2 + 4 * j) * LANES) ^ splat_int(BIT_7)
+    return load_i32(panel, at + (2 + 4 * j) * LANES) ^ splat_int(BIT_7)
 
 
 @inner
 def q8_0_signed(panel: Bytes, at: int, j: int) -> Lanes:
     """w = q."""
-    return words(panel, at + (2 + 4 * j) * LANES)
+    return load_i32(panel, at + (2 + 4 * j) * LANES)
 
 
 @inner
