@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from refllm import oracle
+from refllm import oracle, oracle_int8
 from refllm.kernels import elementwise
 from refllm.kernels.attention import (
     attention,
@@ -20,6 +20,7 @@ from refllm.kernels.attention import (
     key_value_buffers,
 )
 from refllm.kernels.fields import WIDE_FIELDS
+from refllm.kernels.int8 import pack_int8
 from refllm.kernels.jit import use_threads
 from refllm.kernels.linear import embedding, linear
 from refllm.kernels.panels import pack
@@ -105,6 +106,29 @@ def test_a_format_without_a_kernel_becomes_floats() -> None:
     packed = pack(weight)
     assert packed.format.name == "F32"
     assert same_bits(linear(x, packed), oracle.matmul(x, weight.array()))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 9])
+def test_several_matrices_stand_side_by_side_each_with_its_part_of_the_bias(n_tokens: int) -> None:
+    x, bias = random_floats(n_tokens, 256), random_floats(70 + 200 + 3, seed=1)
+    weights = [
+        *(random_blocks("Q4_0", 70, 256), random_blocks("F32", 200, 256)),
+        random_blocks("Q8_0", 3, 256),
+    ]
+    each = [oracle.matmul(x, weight.array()) for weight in weights]
+    expected = np.concatenate(each, axis=1) + bias
+    assert same_bits(linear(x, *map(pack, weights), bias=bias), expected)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 9])
+def test_matrices_for_both_numerics_stand_side_by_side(n_tokens: int) -> None:
+    x, bias = random_floats(n_tokens, 256), random_floats(140, seed=1)
+    weight = random_blocks("Q8_0", 70, 256)
+    got = linear(x, pack(weight), pack_int8(weight), bias=bias)
+    expected = np.concatenate(
+        [oracle.matmul(x, weight.array()), oracle_int8.matmul(x, weight)], axis=1
+    )
+    assert same_bits(got, expected + bias)
 
 
 def test_a_wide_matrix_is_computed_whole() -> None:

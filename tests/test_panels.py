@@ -81,6 +81,15 @@ def test_other_fields_can_be_asked_for(widths: list[int]) -> None:
     assert np.array_equal(side_by_side(tensor, np.array(widths)), as_drawn(tensor.data, widths))
 
 
+def test_fields_can_stand_in_another_order() -> None:
+    # A block of 34 bytes whose eight words come before its half.
+    tensor = random_tensor("Q8_0", 70, 64)
+    order = [*range(2, 34), 0, 1]
+    blocks = tensor.data.reshape(70, 2, 34)[:, :, order].reshape(70, -1)
+    got = side_by_side(tensor, np.array([2, *[4] * 8]), order=np.array(order))
+    assert np.array_equal(got, as_drawn(blocks, [*[4] * 8, 2]))
+
+
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_a_large_matrix_is_packed_in_slabs(n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     use_threads(n_threads)

@@ -233,8 +233,18 @@ def _attention_parallel(
     out: Floats,
 ) -> None:
     n_items = _n_items(out, keys)
-    for item in prange(n_items):
-        _attend(item, query, keys, values, n_visible, scale, out)
+    for place in prange(n_items):
+        _attend(folded(place, n_items), query, keys, values, n_visible, scale, out)
+
+
+@inner
+def folded(place: int, n: int) -> int:
+    """The place-th of 0 … n − 1 in the order 0, n − 1, 1, n − 2, 2, …
+
+    Later tokens see more and take longer. In this order, any stretch of places is as much work as
+    another of its length, and threads get stretches.
+    """
+    return n - 1 - place // 2 if place % 2 else place // 2
 
 
 @inner

@@ -236,23 +236,39 @@ def rope_table(positions: NDArray[np.int64], frequencies: NDArray[np.float64]) -
     return table
 
 
-@jit
 def apply_rope(x: Floats, table: Floats, n_heads: int) -> Floats:
     """x [T, ≥ H, E] with the pairs (2i, 2i+1) of its first H heads turned by `rope_table`'s angles.
 
     Heads wider than the table (R < E) keep their other elements. Source: Su et al. 2021,
     arXiv:2104.09864, with the pairs side by side, as GGUF files store them.
     """
-    n_tokens, n_pairs = x.shape[0], table.shape[2]
-    out = x.copy()  # [T, H, E]
-    for t in range(n_tokens):
-        for h in range(n_heads):
-            for pair in range(n_pairs):
-                cosine, sine = table[0, t, pair], table[1, t, pair]
-                a, b = x[t, h, 2 * pair], x[t, h, 2 * pair + 1]
-                out[t, h, 2 * pair] = a * cosine - b * sine
-                out[t, h, 2 * pair + 1] = a * sine + b * cosine
+    out = np.empty_like(x)  # [T, ≥ H, E]
+    run = _rope_serial if x.size < SERIAL_WORK else _rope_parallel
+    run(x, table, n_heads, out)
     return out
+
+
+@inner
+def _turn_token(t: int, x: Floats, table: Floats, n_heads: int, out: Floats) -> None:
+    out[t] = x[t]
+    for h in range(n_heads):
+        for pair in range(table.shape[2]):
+            cosine, sine = table[0, t, pair], table[1, t, pair]
+            a, b = x[t, h, 2 * pair], x[t, h, 2 * pair + 1]
+            out[t, h, 2 * pair] = a * cosine - b * sine
+            out[t, h, 2 * pair + 1] = a * sine + b * cosine
+
+
+@jit
+def _rope_serial(x: Floats, table: Floats, n_heads: int, out: Floats) -> None:
+    for t in range(x.shape[0]):
+        _turn_token(t, x, table, n_heads, out)
+
+
+@parallel_jit
+def _rope_parallel(x: Floats, table: Floats, n_heads: int, out: Floats) -> None:
+    for t in prange(x.shape[0]):
+        _turn_token(t, x, table, n_heads, out)
 
 
 @jit
