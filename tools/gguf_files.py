@@ -1,0 +1,41 @@
+"""What the files of both small models have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
+from numpy.typing import NDArray
+
+__all__ = ["add_metadata", "add_tensors"]
+
+
+def add_metadata(writer: GGUFWriter, metadata: Mapping[str, object]) -> None:
+    """Each value by its Python type."""
+    for key, value in metadata.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            raise TypeError(f"{key}: {type(value).__name__}")
+
+
+def add_tensors(writer: GGUFWriter, tensors: Mapping[str, NDArray[np.float32]]) -> None:
+    """Vectors in F32 and matrices in Q8_0; that was all, so the file is written."""
+    writer.add_file_type(LlamaFileType.MOSTLY_Q8_0)
+    for name, array in tensors.items():
+        if array.ndim == 1:
+            writer.add_tensor(name, array)
+        else:
+            kind = GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
