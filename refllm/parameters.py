@@ -48,29 +48,16 @@ class Parameters:
         """
         tensors = [self._get(name, (n, n_columns)) for name, n in n_rows.items()]
         alike = [list(group) for _, group in groupby(tensors, lambda tensor: tensor.format.name)]
-        return tuple(self._packed(self._joined(group)) for group in alike)
+        return tuple(self._packed(*group) for group in alike)
 
-    def _joined(self, tensors: list[Tensor]) -> Tensor:
-        """The rows of matrices of one format, one after the other."""
-        first = tensors[0]
-        if len(tensors) == 1:
-            return first
-        data = np.concatenate([tensor.data for tensor in tensors])
-        if self.consumed is not None:
-            for tensor in tensors:
-                self.consumed(tensor.data)
-        name = " and ".join(tensor.name for tensor in tensors)
-        shape = (sum(tensor.shape[0] for tensor in tensors), first.shape[1])
-        return Tensor(name, first.format, shape, data)
-
-    def _packed(self, tensor: Tensor) -> Matrix:
+    def _packed(self, *tensors: Tensor) -> Matrix:
         if self.numerics == "int8":
             # Whoever computes exactly shall not wait for the other kernels.
             from refllm.kernels.int8 import INT8_FORMATS, pack_int8
 
-            if tensor.format.name in INT8_FORMATS:
-                return pack_int8(tensor, consumed=self.consumed)
-        return pack(tensor, consumed=self.consumed)
+            if tensors[0].format.name in INT8_FORMATS:
+                return pack_int8(*tensors, consumed=self.consumed)
+        return pack(*tensors, consumed=self.consumed)
 
     def table(self, name: str, n_rows: int, n_columns: int) -> Tensor:
         """A matrix [N, D] to look rows up in, left in the file."""

@@ -78,7 +78,9 @@ def test_rows_of_any_length_are_turned_whole(type_name: str, n_columns: int) -> 
 @pytest.mark.parametrize("widths", [[2, 1, 1, 4, 4], [1] * 12, [4, 2, 2, 2, 2], [4, 4, 4]])
 def test_other_fields_can_be_asked_for(widths: list[int]) -> None:
     tensor = random_tensor("F32", 100, 12)
-    assert np.array_equal(side_by_side(tensor, np.array(widths)), as_drawn(tensor.data, widths))
+    assert np.array_equal(
+        side_by_side(tensor, widths=np.array(widths)), as_drawn(tensor.data, widths)
+    )
 
 
 def test_fields_can_stand_in_another_order() -> None:
@@ -86,7 +88,7 @@ def test_fields_can_stand_in_another_order() -> None:
     tensor = random_tensor("Q8_0", 70, 64)
     order = [*range(2, 34), 0, 1]
     blocks = tensor.data.reshape(70, 2, 34)[:, :, order].reshape(70, -1)
-    got = side_by_side(tensor, np.array([2, *[4] * 8]), order=np.array(order))
+    got = side_by_side(tensor, widths=np.array([2, *[4] * 8]), order=np.array(order))
     assert np.array_equal(got, as_drawn(blocks, [*[4] * 8, 2]))
 
 

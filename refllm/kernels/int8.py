@@ -32,7 +32,7 @@ from refllm.kernels.int8_quantize import (
     zero_activations,
 )
 from refllm.kernels.jit import inner, jit, parallel_jit, prange, specialized
-from refllm.kernels.panels import Consumed, side_by_side
+from refllm.kernels.panels import Consumed, n_rows_of, name_of, side_by_side
 from refllm.kernels.simd import LANES
 from refllm.kernels.simd_int import (
     ROWS,
@@ -69,17 +69,18 @@ class Int8Panels:
     data: Bytes
 
 
-def pack_int8(tensor: Tensor, *, consumed: Consumed | None = None) -> Int8Panels:
+def pack_int8(*tensors: Tensor, consumed: Consumed | None = None) -> Int8Panels:
     """The matrix [N, D], in one of `INT8_FORMATS`, as `multiply_int8` wants it.
 
-    `consumed` as for `refllm.kernels.panels.side_by_side`.
+    Several of one format become one, one below the other. `consumed` as for
+    `refllm.kernels.panels.side_by_side`.
     """
-    integers = FORMATS_AS_INTEGERS[tensor.format.name]
+    stored_as = tensors[0].format
+    integers = FORMATS_AS_INTEGERS[stored_as.name]
     widths = np.array(integers.fields)
     order = None if integers.order is None else np.array(integers.order)
-    data = side_by_side(tensor, widths, order=order, consumed=consumed)
-    n_rows, n_columns = tensor.shape
-    return Int8Panels(tensor.name, tensor.format, n_rows, n_columns, data)
+    data = side_by_side(*tensors, widths=widths, order=order, consumed=consumed)
+    return Int8Panels(name_of(tensors), stored_as, n_rows_of(tensors), tensors[0].shape[1], data)
 
 
 def multiply_int8(x: Floats, weight: Int8Panels, out: Floats, first: int, last: int) -> None:

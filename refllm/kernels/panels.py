@@ -35,7 +35,7 @@ from refllm.kernels.transpose import (
 )
 from refllm.quant import FORMATS, Format, Tensor
 
-__all__ = ["Consumed", "Panels", "pack", "side_by_side"]
+__all__ = ["Consumed", "Panels", "n_rows_of", "name_of", "pack", "side_by_side"]
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -56,57 +56,85 @@ class Panels:
     data: Bytes
 
 
-def pack(tensor: Tensor, *, consumed: Consumed | None = None) -> Panels:
+def pack(*tensors: Tensor, consumed: Consumed | None = None) -> Panels:
     """The matrix [N, D] in panels; it holds the same numbers and nothing of the file.
 
-    A format that has no kernel becomes F32. Errors: `LlmRuntimeError` for one that nobody can
-    decode. `consumed` as for `side_by_side`.
+    Several matrices of one format and width become one, one below the other. A format that has no
+    kernel becomes F32. Errors: `LlmRuntimeError` for one that nobody can decode. `consumed` as for
+    `side_by_side`.
     """
-    has_kernel = tensor.format.name in WIDE_FIELDS
-    stored_as = tensor.format if has_kernel else FORMATS["F32"]
-    n_rows, n_columns = tensor.shape
-    data = side_by_side(tensor, _field_widths(stored_as), stored_as=stored_as, consumed=consumed)
-    return Panels(tensor.name, stored_as, n_rows, n_columns, data)
+    stored_as = tensors[0].format
+    if stored_as.name not in WIDE_FIELDS:
+        stored_as = FORMATS["F32"]
+    widths = _field_widths(stored_as)
+    data = side_by_side(*tensors, widths=widths, stored_as=stored_as, consumed=consumed)
+    return Panels(name_of(tensors), stored_as, n_rows_of(tensors), tensors[0].shape[1], data)
+
+
+def name_of(tensors: Sequence[Tensor]) -> str:
+    """The matrices' names as one."""
+    return " and ".join(tensor.name for tensor in tensors)
+
+
+def n_rows_of(tensors: Sequence[Tensor]) -> int:
+    """The rows of all matrices."""
+    return sum(tensor.shape[0] for tensor in tensors)
 
 
 def side_by_side(
-    tensor: Tensor,
+    *tensors: Tensor,
     widths: Ints,
-    *,
     order: Ints | None = None,
     stored_as: Format | None = None,
     consumed: Consumed | None = None,
 ) -> Bytes:
     """The matrix [N, D] as uint8 [panels, bytes of L rows]; a block's fields have these widths.
 
-    `order` names the bytes of a block in the order that its fields shall have in the panel, where
-    that is not the file's. `stored_as` is F32 where the numbers are to be decoded first. `consumed`
-    is told, in order, which rows of `tensor.data` are not needed any more: the file's memory can be
-    given back while the panels grow.
+    Its rows are those of the tensors, one after the other. `order` names the bytes of a block in
+    the order that its fields shall have in the panel, where that is not the file's. `stored_as` is
+    F32 where the numbers are to be decoded first. `consumed` is told, in order, which rows of the
+    tensors' data are not needed any more: the file's memory can be given back while the panels
+    grow.
     """
-    stored_as = stored_as or tensor.format
-    n_rows, n_columns = tensor.shape
+    stored_as = stored_as or tensors[0].format
+    n_rows, n_columns = n_rows_of(tensors), tensors[0].shape[1]
     panels = np.zeros((-(-n_rows // LANES), LANES * stored_as.row_bytes(n_columns)), np.uint8)
     slab = max(1, SLAB_BYTES // panels.shape[1])  # how many panels make one
 
-    def fill(first: int) -> Bytes:
+    def fill(first: int) -> list[Bytes]:
         start, stop = first * LANES, min((first + slab) * LANES, n_rows)
-        rows = tensor.data[start:stop]
-        blocks = rows if stored_as is tensor.format else tensor.rows(start, stop)
+        slices = list(_slices(tensors, start, stop))
+        blocks = [
+            rows.data if stored_as is rows.format else rows.array().view(np.uint8)
+            for rows in slices
+        ]
         part = panels[first : first + slab]
-        _interleave(blocks.view(np.uint8), widths, part)
+        _interleave(blocks[0] if len(blocks) == 1 else np.concatenate(blocks), widths, part)
         if order is not None:
             bytes_of_rows = part.reshape(-1, len(order), LANES)  # [blocks, bytes of one, L]
             bytes_of_rows[:] = bytes_of_rows[:, order]
-        return rows
+        return [rows.data for rows in slices]
 
-    for rows in _each(fill, range(0, len(panels), slab)):
+    for used in _each(fill, range(0, len(panels), slab)):
         if consumed is not None:
-            consumed(rows)
+            for rows in used:
+                consumed(rows)
     return panels
 
 
-def _each(fill: Callable[[int], Bytes], slabs: Sequence[int]) -> Iterator[Bytes]:
+def _slices(tensors: Sequence[Tensor], start: int, stop: int) -> Iterator[Tensor]:
+    """Rows start … stop − 1 of all tensors, as parts of the tensors that have some of them."""
+    first = 0
+    for tensor in tensors:
+        n_rows, width = tensor.shape
+        here = slice(max(start - first, 0), max(min(stop - first, n_rows), 0))
+        if here.start < here.stop:
+            shape = (here.stop - here.start, width)
+            yield Tensor(tensor.name, tensor.format, shape, tensor.data[here])
+        first += n_rows
+
+
+def _each(fill: Callable[[int], list[Bytes]], slabs: Sequence[int]) -> Iterator[list[Bytes]]:
     """What `fill` returns for each slab, in order; threads share the work if it is much."""
     if len(slabs) == 1:
         yield fill(slabs[0])
