@@ -91,12 +91,16 @@ def _levels(x: Floats) -> tuple[Floats, Floats]:
         total: Floats = np.sum(importance * (scale * q + start - x) ** 2, axis=1, keepdims=True)
         return total
 
-    scale, start = reach / np.float32(MOST_LEVEL), least
-    best = error(scale, start, np.rint((x - least) / scale).clip(0, MOST_LEVEL))
+    def nearest(levels: Floats) -> Floats:
+        return np.rint(levels).clip(0, MOST_LEVEL).astype(np.float32)
+
+    scale = (reach / np.float32(MOST_LEVEL)).astype(np.float32)
+    start = least.astype(np.float32)
+    best = error(scale, start, nearest((x - least) / scale))
     sum_w = importance.sum(axis=1, keepdims=True)
     sum_x = (importance * x).sum(axis=1, keepdims=True)
     for extra in TRIED:
-        q = np.rint((MOST_LEVEL + extra) / reach * (x - least)).clip(0, MOST_LEVEL)
+        q = nearest((MOST_LEVEL + extra) / reach * (x - least))
         sum_q = (importance * q).sum(axis=1, keepdims=True)
         sum_q2 = (importance * q * q).sum(axis=1, keepdims=True)
         sum_qx = (importance * q * x).sum(axis=1, keepdims=True)
