@@ -1,4 +1,7 @@
-"""What a model is, read from its files; nothing is computed and nothing kept in memory."""
+"""What a model is, read from its files; nothing is computed and nothing kept in memory.
+
+`describe` tells everything of one model, `overview` a line for each of several.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,16 @@ from typing import Literal
 
 import numpy as np
 
-from refllm.api import LlmRuntimeError
+from refllm.api import LlmError, LlmRuntimeError
 from refllm.chat_template import chat_template_of
 from refllm.config import bert_config, llama_config
 from refllm.loading import load_path, load_tokenizer
+from refllm.models import FoundModel
+from refllm.pull import PUBLISHED, require_published
 from refllm.quant import Tensor
 from refllm.weights import open_weights
 
-__all__ = ["Description", "Stored", "describe", "verify"]
+__all__ = ["Description", "Overview", "Stored", "describe", "overview", "verify"]
 
 KIND: Mapping[str, Literal["inferencing", "embedding"]] = {
     "llama": "inferencing",
@@ -96,6 +101,55 @@ def describe(path: Path) -> Description:
         chat_template=chat_template_of(weights),
         cache_bytes=cache_bytes,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """What `refllm models list` prints of a model.
+
+    `file_type` is the type that most of its bytes have. `verified` is whether its files are those
+    that were published under its name; None for a model of which nobody published anything to
+    compare with. Of a damaged model only `problem` is known.
+    """
+
+    name: str
+    path: Path
+    kind: str | None = None
+    architecture: str | None = None
+    n_parameters: int | None = None
+    file_type: str | None = None
+    n_bytes: int | None = None
+    verified: bool | None = None
+    problem: str | None = None
+
+
+def overview(model: FoundModel) -> Overview:
+    """The model in a line, from its files' headers, and their hashes where known ones exist."""
+    try:
+        weights = open_weights(model.path)
+    except LlmError as error:
+        return Overview(name=model.name, path=model.path, problem=str(error))
+    types = _types(weights.tensors.values())
+    return Overview(
+        name=model.name,
+        path=model.path,
+        kind=KIND[weights.architecture],
+        architecture=weights.architecture,
+        n_parameters=sum(stored.n_parameters for stored in types.values()),
+        file_type=next(iter(types), None),
+        n_bytes=sum(stored.n_bytes for stored in types.values()),
+        verified=_is_published(model),
+    )
+
+
+def _is_published(model: FoundModel) -> bool | None:
+    if model.name not in PUBLISHED or not model.path.is_dir():
+        return None
+    try:
+        require_published(model.path, PUBLISHED[model.name])
+    except LlmRuntimeError:
+        return False
+    return True
 
 
 def verify(path: Path) -> int:

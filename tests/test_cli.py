@@ -315,11 +315,34 @@ class TestModels:
         tiny_llama_gguf(tmp_path / ".spin" / "ai-models" / "llama" / "here.gguf")
         pulled = tiny_bert_folder(tmp_path / "home" / "ai-models" / "pulled")
         here = Path(".spin", "ai-models", "llama", "here.gguf")
-        assert answer("models", "list") == f"here\t{here}\npulled\t{pulled}\n"
-        assert json.loads(answer("models", "list", "--json")) == [
-            {"name": "here", "architecture": "llama", "path": str(here)},
-            {"name": "pulled", "architecture": None, "path": str(pulled)},
+        head, *lines = answer("models", "list").splitlines()
+        assert head.split() == [
+            *("NAME", "KIND", "ARCHITECTURE", "PARAMETERS"),
+            *("TYPE", "BYTES", "VERIFIED", "PATH"),
         ]
+        first, second = (line.split() for line in lines)
+        assert (*first[:3], *first[-2:]) == ("here", "inferencing", "llama", "-", str(here))
+        assert (*second[:3], *second[-2:]) == ("pulled", "embedding", "bert", "-", str(pulled))
+        said = json.loads(answer("models", "list", "--json"))
+        assert [(model["name"], model["path"]) for model in said] == [
+            ("here", str(here)),
+            ("pulled", str(pulled)),
+        ]
+        assert (said[0]["file_type"], said[0]["verified"]) == ("F32", None)
+
+    def test_list_says_of_a_damaged_model_what_is_wrong(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REFLLM_HOME", str(tmp_path / "home"))
+        monkeypatch.chdir(tmp_path)
+        models = tmp_path / "home" / "ai-models"
+        models.mkdir(parents=True)
+        (models / "cut.gguf").write_bytes(b"GGUF")
+        tiny_llama_gguf(models / "whole.gguf")
+        lines = answer("models", "list").splitlines()
+        assert "broken: " in lines[1]
+        assert "cut.gguf" in lines[1]
+        assert lines[2].startswith("whole ")
 
     def test_a_list_of_nothing_says_on_standard_error_where_it_looked(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from refllm.api import LlmRuntimeError
 from refllm.chat_template import chat_template_of
 from refllm.cli import app
-from refllm.describe import Stored, describe, verify
+from refllm.describe import Stored, describe, overview, verify
+from refllm.models import FoundModel
 from refllm.weights import open_weights
 from tests.model_files import (
     spm_vocabulary,
@@ -37,6 +38,19 @@ def test_a_llama_is_described_with_all_its_numbers_counted(tmp_path: Path) -> No
     assert found.n_parameters == MATRICES + NORMS
     assert (found.n_tokens, found.bos_id, found.eos_ids) == (N_VOCAB, 1, (2,))
     assert found.hyperparameters["n_layers"] == 2
+
+
+def test_an_overview_counts_what_the_description_counts(tmp_path: Path) -> None:
+    path = tiny_llama_gguf(tmp_path / "tiny.gguf", type="Q8_0")
+    whole, line = describe(path), overview(FoundModel("tiny", "llama", path))
+    assert (line.kind, line.architecture, line.file_type) == ("inferencing", "llama", "Q8_0")
+    assert (line.n_parameters, line.n_bytes) == (whole.n_parameters, whole.n_bytes)
+    assert (line.verified, line.problem) == (None, None)
+
+
+def test_another_model_under_a_published_name_is_not_verified(tmp_path: Path) -> None:
+    folder = tiny_bert_folder(tmp_path / "all-minilm-l6-v2")
+    assert overview(FoundModel("all-minilm-l6-v2", None, folder)).verified is False
 
 
 def test_memory_is_weights_and_a_float32_for_each_key_and_value(tmp_path: Path) -> None:

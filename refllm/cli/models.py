@@ -12,16 +12,23 @@ import typer
 from refllm.cli.common import JsonOption, ModelArgument, model_of, write_json, write_text
 
 if TYPE_CHECKING:
-    from refllm.describe import Description
+    from refllm.describe import Description, Overview
     from refllm.pull import Source
 
 __all__ = ["list_", "pull", "show", "verify"]
+
+COLUMNS = ("NAME", "KIND", "ARCHITECTURE", "PARAMETERS", "TYPE", "BYTES", "VERIFIED", "PATH")
 
 
 def pull(
     *,
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The published model, such as all-minilm-l6-v2.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A model such as all-minilm-l6-v2, or a repository of the hub: owner/repo, or "
+            "owner/repo:file.gguf.",
+        ),
     ],
     source: Annotated[
         str,
@@ -61,22 +68,23 @@ def _pull_with_a_bar(name: str, source: Source) -> Path:
 
 
 def list_(*, json: JsonOption = False) -> None:
-    """Print the models that are here: on each line a name, a tab, and where it is.
+    """Print the models that are here, a line each, below a line that names the columns.
 
-    They are looked for in .spin/ai-models, then in $REFLLM_HOME/ai-models (REFLLM_HOME is
-    ~/.refllm unless set).
+    VERIFIED is "yes" for the files that were published under this name, "no" for others, and "-"
+    where nothing is known to compare with. Models are looked for in .spin/ai-models, then in
+    $REFLLM_HOME/ai-models (REFLLM_HOME is ~/.refllm unless set).
     """
+    from refllm.describe import overview
     from refllm.models import default_roots, list_models
 
     roots = default_roots()
-    found = list_models(roots)
+    found = [overview(model) for model in list_models(roots)]
     if json:
         write_json([{**asdict(model), "path": str(model.path)} for model in found])
+    elif found:
+        write_text(_table([COLUMNS, *map(_columns, found)]))
     else:
-        for model in found:
-            write_text(f"{model.name}\t{model.path}\n")
-        if not found:
-            typer.echo(f"no models in {' or '.join(map(str, roots))}", err=True)
+        typer.echo(f"no models in {' or '.join(map(str, roots))}", err=True)
 
 
 def show(
@@ -110,6 +118,27 @@ def verify(*, model: ModelArgument) -> None:
         require_published(path, PUBLISHED[path.name])
         write_text(f"{path}: the published files\n")
     write_text(f"{path}: {verify_model(path)} tensors, all whole and finite\n")
+
+
+def _columns(model: Overview) -> tuple[str, ...]:
+    """What `list` prints of a model, in the order of `COLUMNS`."""
+    if model.problem is not None:
+        return (model.name, *["-"] * (len(COLUMNS) - 2), f"broken: {model.problem}")
+    verified = {True: "yes", False: "no", None: "-"}[model.verified]
+    return (
+        model.name,
+        *(model.kind or "-", model.architecture or "-", f"{model.n_parameters:,}"),
+        *(model.file_type or "-", f"{model.n_bytes:,}", verified, str(model.path)),
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    """Rows as lines, each column but the last as wide as its widest."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    return "".join(
+        "  ".join([*(text.ljust(n) for text, n in zip(row, widths, strict=False)), row[-1]]) + "\n"
+        for row in rows
+    )
 
 
 def _path_of(model: str) -> Path:
