@@ -19,6 +19,7 @@ anything. A finding's `check` is its name for programs, and stays the same from 
     bad-tokenizer               no tokenizer, or a damaged one
     vocabulary-sizes            tokenizer and network do not belong together
     chat-template               none, so a chat is written as Llama 2 was taught it
+    rope-layout                 query and key rows in the other convention's order
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ Level = Literal["ok", "warning", "broken"]
 SPIN_FOLDER = ".spin"
 MODELS_FOLDER = "ai-models"
 MISPLACED = (f"{SPIN_FOLDER}/ai_models", "ai-models", "ai_models")
+# Reading a text with a larger llama takes longer than somebody who waits for a diagnosis likes.
+LARGEST_LLAMA_TO_READ_WITH = 2**30
+# How much less surprised by a text, in nats a token, the right order of rows is.
+LESS_SURPRISED = 0.5
 # Networks are padded to a round number of tokens; more than this is no padding.
 MOST_PADDING = 512
 
@@ -269,6 +274,31 @@ def _contents(model: FoundModel, weights: Weights) -> Iterator[Finding]:
             yield from _vocabulary_sizes(model, n_tokens, n_vocab)
     if weights.architecture == "llama":
         yield from _chat_template(model, weights)
+        yield from _rope_layout(model, weights)
+
+
+def _rope_layout(model: FoundModel, weights: Weights) -> Iterator[Finding]:
+    """Whether a text is far more likely with the query and key rows in the other order."""
+    if sum(tensor.data.nbytes for tensor in weights.tensors.values()) > LARGEST_LLAMA_TO_READ_WITH:
+        return
+    # Whoever has no llama shall not wait for its kernels.
+    from refllm.rope_layout import SAMPLE, losses_by_layout
+
+    try:
+        losses = losses_by_layout(weights, load_tokenizer(model.path).encode(SAMPLE))
+    except LlmError:  # said by what cannot be loaded, or does not fit together
+        return
+    if losses.reordered < losses.as_they_are - LESS_SURPRISED:
+        yield Finding(
+            check="rope-layout",
+            level="broken",
+            what=(
+                f"{model.path}: query and key rows are in the other convention's order: a text "
+                f"costs {losses.as_they_are:.2f} nats a token, and {losses.reordered:.2f} with "
+                "the rows reordered"
+            ),
+            remedy="convert the model again, with llama.cpp's convert_hf_to_gguf.py",
+        )
 
 
 def _vocabulary_sizes(model: FoundModel, n_tokens: int, n_vocab: int) -> Iterator[Finding]:

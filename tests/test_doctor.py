@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from typer.testing import CliRunner
 
 from refllm import doctor
@@ -249,7 +251,7 @@ def test_every_diagnosis_is_tested_and_none_is_unnamed() -> None:
         for name in line[4:31].split(",")
         if name.strip()
     }
-    tested = {check for check, *_ in BROKEN} | {"cpu", "kernel-cache", "model"}
+    tested = {check for check, *_ in BROKEN} | {"cpu", "kernel-cache", "model", "rope-layout"}
     assert documented == tested
 
 
@@ -260,6 +262,33 @@ def test_kernels_that_can_be_kept_nowhere_are_a_warning(
     [found] = [finding for finding in findings(project) if finding.check == "kernel-cache"]
     assert found.level == "warning"
     assert "REFLLM_CACHE_DIR" in str(found.remedy)
+
+
+@pytest.mark.parametrize("is_half_split", [False, True])
+def test_rows_in_the_order_of_the_other_convention_are_noticed(
+    is_half_split: bool, project: Path, data_dir: Path
+) -> None:
+    shutil.copy(data_dir / "stories260K" / "stories260K.gguf", llama(project))
+    if is_half_split:
+        split_queries_and_keys(llama(project))
+    found = [finding for finding in findings(project) if finding.check == "rope-layout"]
+    assert [finding.level for finding in found] == ["broken"] * is_half_split
+    assert all("nats a token" in finding.what for finding in found)
+
+
+def split_queries_and_keys(path: Path) -> None:
+    """Put the rows of the first elements of all pairs of a head before those of the second ones."""
+    reader = GGUFReader(path, "r+")
+    heads = {
+        "q": reader.fields["llama.attention.head_count"].contents(),
+        "k": reader.fields["llama.attention.head_count_kv"].contents(),
+    }
+    for tensor in reader.tensors:
+        part = re.fullmatch(r"blk\.[0-9]+\.attn_([qk])\.weight", tensor.name)
+        if part is not None:
+            rows = tensor.data.reshape(heads[part[1]], -1, 2, tensor.data.shape[-1])
+            tensor.data[:] = rows.swapaxes(1, 2).reshape(tensor.data.shape).copy()
+    del reader
 
 
 @pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json"])
