@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from numba import float32, types, uint8
+from numba import float32, int64, types, uint8
 from numpy.typing import NDArray
 
 from refllm.kernels.jit import jit
@@ -68,7 +68,8 @@ def left_to_right(weights: Floats, x: Floats, out: Floats) -> None:
 @pytest.mark.usefixtures("cpu_can_fuse")
 @pytest.mark.parametrize("one_row", [True, False], ids=["one row", "many rows"])
 def test_the_product_with_q4_0_multiplies_and_adds_and_never_fuses(one_row: bool) -> None:
-    text = assembly(_kernel("Q4_0", one_row, True), (PANELS, MATRIX, MATRIX))
+    signature = (PANELS, MATRIX, VECTOR, MATRIX, int64, int64)
+    text = assembly(_kernel("Q4_0", one_row, True), signature)
     assert MULTIPLIED.search(text)
     assert ADDED.search(text)
     assert FUSED.findall(text) == []

@@ -60,7 +60,6 @@ WALKS = {
 
 # Columns that are decoded at a time: 512 of them are 32 KiB of floats for 16 rows.
 PIECE = 512
-FLOAT_PIECE = 512
 FLOAT_BYTES = 4
 # Below this many multiplications one thread is done before a second has woken up.
 SERIAL_WORK = 1 << 16
@@ -172,8 +171,8 @@ def _float_rows_product(
     weights = panel.view(np.float32).reshape(-1, LANES)  # [D, L]
     sums, place = _room(out, first, last)
     _clear(sums, place)
-    for start in range(0, x.shape[1], FLOAT_PIECE):
-        columns = min(FLOAT_PIECE, x.shape[1] - start)
+    for start in range(0, x.shape[1], PIECE):
+        columns = min(PIECE, x.shape[1] - start)
         add_products(x, start, columns, weights[start : start + columns], 0, sums, place)
     _finish(sums, place, bias, out, first, last)
 
