@@ -11,9 +11,9 @@ import pytest
 from filelock import FileLock
 
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.hub import KNOWN_REPOSITORIES, pull_repository
-from refllm.models import PULLABLE, list_models
-from refllm.pull import PUBLISHED, pull
+from refllm.hub import pull_repository
+from refllm.models import list_models
+from refllm.pull import pull
 from tests.loopback import REVISION, Site, serve, sha256
 
 REPO = "tests/small"
@@ -169,7 +169,3 @@ def test_a_second_pull_at_the_same_time_is_refused(site: Site, tmp_path: Path) -
         pytest.raises(LlmRuntimeError, match="another pull of it is under way"),
     ):
         pull_repository(f"{REPO}:small.Q4_0.gguf", root=tmp_path)
-
-
-def test_every_model_that_is_known_can_be_pulled_by_its_name() -> None:
-    assert set(PULLABLE) == {*PUBLISHED, *KNOWN_REPOSITORIES}

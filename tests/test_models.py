@@ -10,6 +10,7 @@ import pytest
 
 from refllm import models
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
+from refllm.hub import KNOWN_REPOSITORIES
 from refllm.pull import PUBLISHED
 
 Finder = Callable[[str, Sequence[Path]], Path]
@@ -183,7 +184,7 @@ def test_an_absent_model_that_can_be_pulled_comes_with_the_command(
 
 
 def test_the_models_said_to_be_pullable_are_those_that_pull_knows() -> None:
-    assert set(PUBLISHED) == models.PULLABLE
+    assert {*PUBLISHED, *KNOWN_REPOSITORIES} == models.PULLABLE
 
 
 @pytest.mark.parametrize("file", ["mistral/tiny/model.safetensors", "mistral/tiny.gguf"])
