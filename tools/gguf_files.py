@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, quants
 from numpy.typing import NDArray
 
-__all__ = ["add_metadata", "add_tensors"]
+__all__ = ["add_metadata", "add_tensors", "new_file"]
+
+
+class Shape(Protocol):
+    """The hyperparameters that every network has."""
+
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_embd(self) -> int: ...
+    @property
+    def n_layers(self) -> int: ...
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def n_ff(self) -> int: ...
+
+
+def new_file(
+    path: Path, architecture: str, shape: Shape, *, name: str, description: str
+) -> GGUFWriter:
+    """A file that says whose it is, and what all architectures say of their shape."""
+    writer = GGUFWriter(path, arch=architecture)
+    add_metadata(writer, {"general.name": name, "general.description": description})
+    writer.add_license("apache-2.0")
+    writer.add_block_count(shape.n_layers)
+    writer.add_context_length(shape.n_ctx)
+    writer.add_embedding_length(shape.n_embd)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_heads)
+    return writer
 
 
 def add_metadata(writer: GGUFWriter, metadata: Mapping[str, object]) -> None:

@@ -5,7 +5,6 @@ B sequences in a batch, T tokens of each, V vocabulary.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tools.schedule import warmed_cosine
 from tools.tiny_chat.corpus import samples
 from tools.tiny_chat.network import Shape, TinyLlama
 from tools.tiny_chat.vocabulary import BOS, EOS
@@ -41,10 +41,13 @@ class Plan:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        if step < self.warm_up:
-            return self.learning_rate * (step + 1) / self.warm_up
-        progress = (step - self.warm_up) / max(self.steps - self.warm_up, 1)
-        return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * progress))
+        return warmed_cosine(
+            step,
+            steps=self.steps,
+            warm_up=self.warm_up,
+            peak=self.learning_rate,
+            last=self.learning_rate / 10,
+        )
 
 
 def trained(

@@ -5,7 +5,6 @@ B sentences in a batch, N sentences, T tokens, D width of a vector.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tools.schedule import warmed_cosine
 from tools.tiny_embed.network import Shape, TinyBert
 
 __all__ = ["Plan", "correlation", "trained"]
@@ -36,10 +36,13 @@ class Plan:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: up in a line, down to nothing as a cosine."""
-        if step < self.warm_up:
-            return self.learning_rate * (step + 1) / self.warm_up
-        progress = (step - self.warm_up) / max(self.steps - self.warm_up, 1)
-        return self.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+        return warmed_cosine(
+            step,
+            steps=self.steps,
+            warm_up=self.warm_up,
+            peak=self.learning_rate,
+            last=0.0,
+        )
 
 
 def trained(
