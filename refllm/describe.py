@@ -147,7 +147,7 @@ def _is_published(model: FoundModel) -> bool | None:
         return None
     try:
         require_published(model.path, PUBLISHED[model.name])
-    except LlmRuntimeError:
+    except (LlmRuntimeError, OSError):  # one that cannot be read is none that can be vouched for
         return False
     return True
 

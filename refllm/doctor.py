@@ -19,7 +19,7 @@ anything. A finding's `check` is its name for programs, and stays the same from 
     bad-tokenizer               no tokenizer, or a damaged one
     vocabulary-sizes            tokenizer and network do not belong together
     chat-template               none, so a chat is written as Llama 2 was taught it
-    rope-layout                 query and key rows in the other convention's order
+    rope-layout                 query and key rows in the other convention's order (to 1 GiB)
 """
 
 from __future__ import annotations

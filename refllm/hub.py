@@ -79,12 +79,12 @@ def pull_repository(reference: str, *, name: str | None = None, root: Path | Non
     name = name or (repo.rpartition("/")[2] if file is None else PurePosixPath(file).stem)
     check_name(name)
     root = pulled_models_root() if root is None else root
-    for there in (root / f"{name}{GGUF}", root / name):
-        if there.exists():
-            return there
     try:
         root.mkdir(parents=True, exist_ok=True)
         with only_pull(root / f".partial-{name}.lock", name):
+            for there in (root / f"{name}{GGUF}", root / name):
+                if there.exists():
+                    return there
             partial = root / f".partial-{name}"
             partial.mkdir(exist_ok=True)
             fetched = _fetched(repo, file, partial)
@@ -196,10 +196,10 @@ def _download(snapshot: Snapshot, remote: Remote, downloads: Path) -> None:
         raise LlmRuntimeError(hub_problem(what, snapshot.commit, error)) from error
     path = downloads / remote.name
     if not _is_as_said(path, remote):
-        shutil.rmtree(downloads)
+        path.unlink()
         raise LlmRuntimeError(
-            f"{what}: is not the file that the hub describes (its hash differs), so the download "
-            "was deleted; pull again"
+            f"{what}: is not the file that the hub describes (its hash differs), so it was "
+            "deleted; pull again"
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from refllm.cli.common import JsonOption, ModelArgument, model_of, write_json, write_text
+from refllm.cli.common import JsonOption, ModelArgument, model_of, one_line, write_json, write_text
 
 if TYPE_CHECKING:
     from refllm.describe import Description, Overview
@@ -123,7 +123,7 @@ def verify(*, model: ModelArgument) -> None:
 def _columns(model: Overview) -> tuple[str, ...]:
     """What `list` prints of a model, in the order of `COLUMNS`."""
     if model.problem is not None:
-        return (model.name, *["-"] * (len(COLUMNS) - 2), f"broken: {model.problem}")
+        return (model.name, *["-"] * (len(COLUMNS) - 2), f"broken: {one_line(model.problem)}")
     verified = {True: "yes", False: "no", None: "-"}[model.verified]
     return (
         model.name,
