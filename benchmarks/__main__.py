@@ -20,7 +20,7 @@ from benchmarks.limits import measure_limits
 from benchmarks.llamas import Work, measure_llamas
 from benchmarks.load import measure_load
 from benchmarks.machine import this_machine
-from benchmarks.peer import PROJECT
+from benchmarks.peer import PROJECT, Unavailable
 from benchmarks.plot import plot_growth
 from benchmarks.report import latest_entries, tables, with_tables
 from benchmarks.results import Entry, append, read
@@ -56,12 +56,16 @@ class Session:
     def run(
         self, benchmark: str, measure: Callable[[Bench], None], *, is_partial: bool = False
     ) -> None:
-        """Measure, and keep what comes of it."""
+        """Measure, and keep what comes of it; exit with 1 where what is needed is not there."""
         options = self.options
         # Before anything runs: contestants start at different times, and must start the same code.
         machine, name, sources = this_machine(), revision(), sha256_of_sources()
         bench = Bench(options)
-        measure(bench)
+        try:
+            measure(bench)
+        except Unavailable as error:
+            typer.echo(f"{benchmark}: {error}; --peer-python names an interpreter", err=True)
+            raise typer.Exit(1) from error
         has_changed = sha256_of_sources() != sources
         if has_changed:
             bench.skip("report", "refllm's sources changed during the run")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from refllm.kernels.jit import use_threads
 from refllm.kernels.linear import linear
 from refllm.oracle_int8 import D_AT, M_AT
 from refllm.quant import FORMATS, Tensor
+from tests.other_cpus import environment_for, skip_unless_runnable
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -151,12 +151,10 @@ def checksum() -> str:
 
 @pytest.mark.parametrize("cpu", ["haswell", "x86-64"])
 def test_without_the_dot_product_instruction_the_bits_are_the_same(cpu: str) -> None:
-    if not sys.platform.startswith("linux") or "avx2" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("needs Linux on a CPU with AVX2")
+    skip_unless_runnable(cpu)
     there = subprocess.run(
         [sys.executable, "-c", "from tests.test_int8 import checksum; print(checksum())"],
-        # Without a list of features numba would keep this machine's own.
-        env={**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""},
+        env=environment_for(cpu),
         cwd=PROJECT,
         capture_output=True,
         text=True,
