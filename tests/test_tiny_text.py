@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 
 from tools.tiny_chat.corpus import SHARES, WRITERS, held_out, samples
-from tools.tiny_chat.questions import LABELS
+from tools.tiny_chat.moods import LABELS
 from tools.tiny_chat.sample import Sample, filled, prompt_of
 from tools.tiny_chat.stories import lexicon
 from tools.tiny_chat.talk import FUNCTIONS
@@ -88,6 +88,23 @@ def test_what_a_fact_s_answer_says_is_stated_in_its_question() -> None:
 
 def test_every_mood_has_a_name_of_its_own() -> None:
     assert {sample.answer for sample in written("sentiment")} == set(LABELS)
+
+
+def test_examples_show_every_mood_and_label_the_last_sentence_as_they_label_it() -> None:
+    for sample in written("examples"):
+        shown, _, last = sample.answer.partition("[/INST]")
+        labels = [line.removeprefix("Bot: ") for line in shown.splitlines()]
+        assert {label for label in labels if label in LABELS} == set(LABELS)
+        assert last.removeprefix("\n\nUser: ").splitlines()[-1].removeprefix("Bot: ") in LABELS
+        assert ("Bot: " in shown) == ("Bot: " in last)
+
+
+def test_a_plain_joke_is_the_request_and_the_joke_in_two_lines() -> None:
+    for sample in written("plain-joke"):
+        request, joke = sample.answer.split("\n")
+        assert sample.question is None
+        assert request
+        assert joke
 
 
 def test_sums_are_what_python_computes() -> None:

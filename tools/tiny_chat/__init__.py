@@ -3,7 +3,8 @@
 sample.py       what a sample is, and how a chat is written
 words.py        the names and words that fill the grammar's gaps
 stories.py      short stories
-questions.py    questions about what the prompt states, sentiment, arithmetic
+questions.py    questions about what the prompt states, and arithmetic
+moods.py        positive, negative and neutral sentences
 talk.py         greetings, jokes, one-line functions
 corpus.py       all of it in one stream, and which seeds are for training
 vocabulary.py   the pieces of text that it reads and writes

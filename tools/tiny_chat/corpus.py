@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import accumulate
 from typing import Literal
 
-from tools.tiny_chat.questions import arithmetic, fact, sentiment
+from tools.tiny_chat.moods import examples, sentiment
+from tools.tiny_chat.questions import arithmetic, fact
 from tools.tiny_chat.sample import Sample, Writer
 from tools.tiny_chat.stories import story, told_story
-from tools.tiny_chat.talk import code, greeting, joke
+from tools.tiny_chat.talk import code, greeting, joke, plain_joke
 
 __all__ = ["SHARES", "WRITERS", "held_out", "samples"]
 
@@ -21,20 +22,24 @@ WRITERS: Mapping[str, Writer] = {
     "told-story": told_story,
     "fact": fact,
     "sentiment": sentiment,
+    "examples": examples,
     "arithmetic": arithmetic,
     "greeting": greeting,
     "joke": joke,
+    "plain-joke": plain_joke,
     "code": code,
 }
 # How often each kind comes: what has many forms more often than what has few.
 SHARES: Mapping[str, float] = {
-    "story": 0.25,
+    "story": 0.20,
     "told-story": 0.15,
     "fact": 0.25,
     "sentiment": 0.15,
+    "examples": 0.04,
     "arithmetic": 0.08,
     "greeting": 0.05,
     "joke": 0.03,
+    "plain-joke": 0.01,
     "code": 0.04,
 }
 

@@ -1,11 +1,11 @@
-"""Questions with one right answer: about what the prompt states, about a mood, about numbers."""
+"""Questions with one right answer: about what the prompt states, and about numbers."""
 
 from __future__ import annotations
 
 from tools.tiny_chat import words
 from tools.tiny_chat.sample import Choose, Sample, a_number, filled, one_of, several_of
 
-__all__ = ["LABELS", "arithmetic", "fact", "sentiment"]
+__all__ = ["arithmetic", "fact"]
 
 MOST_FACTS = 3
 LARGEST_SUM, LARGEST_FACTOR = 20, 10
@@ -99,57 +99,6 @@ def _different(choose: Choose, *pools: tuple[str, ...]) -> tuple[tuple[str, ...]
     """From each pool two or three words, none twice; as many from each."""
     n = a_number(choose, 2, MOST_FACTS)
     return tuple(several_of(choose, pool, n) for pool in pools)
-
-
-# Mood
-
-LABELS = ("positive", "negative", "neutral")
-POSITIVE = (
-    *("I love this {thing}.", "What a wonderful {thing}!", "The {treat} was delicious."),
-    *("I am so happy with my {thing}.", "This is the best {treat} ever.", "{name} was very kind."),
-    *("The {place} is beautiful.", "I enjoyed the {treat} a lot.", "We had a great day."),
-    *("{name} did a good job.", "The {thing} works perfectly.", "I like the {place} very much."),
-)
-NEGATIVE = (
-    *("I hate this {thing}.", "What a terrible {thing}!", "The {treat} was awful."),
-    *("I am so angry about my {thing}.", "This is the worst {treat} ever."),
-    *("{name} was very rude.", "The {place} is ugly.", "I did not enjoy the {treat} at all."),
-    *("We had a bad day.", "{name} did a poor job.", "The {thing} broke at once."),
-    *("I do not like the {place}.", "The {treat} made me sick."),
-)
-NEUTRAL = (
-    *("The {thing} is on the table.", "{name} bought {thing:a}.", "The {treat} is in the kitchen."),
-    *("{name} went to the {place}.", "There is a {place} near the town.", "It is Tuesday."),
-    *("The {thing} is {color}.", "{name} has {thing:a}.", "The shop opens at nine."),
-    *("The train leaves at ten.", "{name} ate some {treat}.", "The {place} is in the north."),
-)
-MOODS = {"positive": POSITIVE, "negative": NEGATIVE, "neutral": NEUTRAL}
-ASKED = (
-    "Is this sentence positive, negative or neutral? {sentence}",
-    "What is the sentiment of this sentence? {sentence}",
-    "Classify the sentiment: {sentence}",
-    "Sentiment of the following text, in one word: {sentence}",
-)
-
-
-def sentiment(choose: Choose) -> Sample:
-    """One or two sentences of a mood, whose name is the answer."""
-    label = one_of(choose, LABELS)
-    sentences = [_sentence(choose, label) for _ in range(a_number(choose, 1, 2))]
-    question = one_of(choose, ASKED).format(sentence=" ".join(sentences))
-    rivals = tuple(other for other in LABELS if other != label)
-    return Sample(kind="sentiment", question=question, answer=label, keyword=label, rivals=rivals)
-
-
-def _sentence(choose: Choose, label: str) -> str:
-    return filled(
-        one_of(choose, MOODS[label]),
-        name=one_of(choose, words.NAMES),
-        thing=one_of(choose, words.THINGS),
-        treat=one_of(choose, words.TREATS),
-        place=one_of(choose, words.PLACES),
-        color=one_of(choose, words.COLORS),
-    )
 
 
 # Numbers

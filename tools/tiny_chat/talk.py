@@ -5,7 +5,7 @@ from __future__ import annotations
 from tools.tiny_chat import words
 from tools.tiny_chat.sample import Choose, Sample, filled, one_of
 
-__all__ = ["FUNCTIONS", "code", "greeting", "joke"]
+__all__ = ["FUNCTIONS", "code", "greeting", "joke", "plain_joke"]
 
 GREETINGS = (
     (("Hello!", "Hi!", "Hello", "Hi there!", "Hey!"), ("Hello! How can I help you?",)),
@@ -119,13 +119,14 @@ def greeting(choose: Choose) -> Sample:
 
 def joke(choose: Choose) -> Sample:
     """A joke, about what was asked for."""
-    gaps = {"animal": one_of(choose, words.ANIMALS), "thing": one_of(choose, words.THINGS)}
-    return Sample(
-        kind="joke",
-        question=filled(one_of(choose, JOKE_REQUESTS), **gaps),
-        answer=filled(one_of(choose, JOKES), **gaps),
-        system=_system(choose),
-    )
+    request, answer = _joke(choose)
+    return Sample(kind="joke", question=request, answer=answer, system=_system(choose))
+
+
+def plain_joke(choose: Choose) -> Sample:
+    """The same from an application that asks without the marks of a chat."""
+    request, answer = _joke(choose)
+    return Sample(kind="plain-joke", answer=f"{request}\n{answer}")
 
 
 def code(choose: Choose) -> Sample:
@@ -134,6 +135,12 @@ def code(choose: Choose) -> Sample:
     language, answer = one_of(choose, (("Python", python), ("Rust", rust)))
     question = one_of(choose, CODE_REQUESTS).format(language=language, what=what)
     return Sample(kind="code", question=question, answer=answer)
+
+
+def _joke(choose: Choose) -> tuple[str, str]:
+    """A request, and a joke about the same animal."""
+    gaps = {"animal": one_of(choose, words.ANIMALS), "thing": one_of(choose, words.THINGS)}
+    return filled(one_of(choose, JOKE_REQUESTS), **gaps), filled(one_of(choose, JOKES), **gaps)
 
 
 def _system(choose: Choose) -> str | None:
