@@ -2,7 +2,9 @@
 
 Prompt tokens go through the network, the last token's logits through the sampler, the drawn token
 through the network, and so on. Whoever wants text, a trace or a stream iterates; stopping early
-costs nothing that was not asked for.
+costs nothing that was not asked for. Several at a time: `refllm.batching`.
+
+T tokens that are read together, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams
-from refllm.llama import KVCache, Llama, Segment
+from refllm.llama import Llama, Segment
 from refllm.sampling import Step, sample, uniform
 from refllm.tokenizer import Tokenizer
 
-__all__ = ["Chunk", "generate", "generate_text"]
+__all__ = ["Chunk", "Generation", "generate", "generate_text"]
 
 # A long prompt goes through in pieces, so that its intermediate values stay small. No bit depends
 # on where it is cut.
@@ -37,6 +39,66 @@ class Chunk:
     step: Step | None
 
 
+class Generation:
+    """One request between its prompt and its last token: what is read, and what is drawn next.
+
+    `tokens` are the prompt's and the drawn ones; those in `cache` the network has read. Draw i uses
+    `uniform(seed, i)`. `n_tokens` is the tokenizer's number of tokens, where the network's
+    vocabulary is padded beyond it: what no token stands for is not drawn.
+    """
+
+    __slots__ = ("_draw_from", "_end_tokens", "_params", "cache", "is_over", "n_drawn", "tokens")
+
+    def __init__(
+        self,
+        network: Llama,
+        prompt: Sequence[int],
+        params: InferencingParams,
+        *,
+        end_tokens: Set[int] = frozenset(),
+        n_tokens: int | None = None,
+        seed: int = 0,
+        profile: str = "contract",
+    ) -> None:
+        """Errors: `InvalidInput` for unusable parameters."""
+        params.check()
+        self.cache = network.new_cache()
+        self.tokens = list(prompt)
+        self.n_drawn = 0
+        self.is_over = params.max_tokens == 0
+        self._params = params
+        self._end_tokens = end_tokens
+        self._draw_from = (n_tokens, seed, profile)
+
+    @property
+    def segment(self) -> Segment:
+        """What the network reads next: tokens that it has not read, one or a piece of a prompt."""
+        start = self.cache.length
+        return Segment(self.tokens[start : start + PROMPT_PIECE], self.cache)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the network has read every token, so that the next can be drawn."""
+        return self.cache.length == len(self.tokens)
+
+    def draw(self, logits: NDArray[np.float32]) -> Step:
+        """The next token, from the logits [V] after the last one.
+
+        It is the last at an end token, after max_tokens, or where the context is full. Errors:
+        `LlmRuntimeError` where a logit is not finite.
+        """
+        n_tokens, seed, profile = self._draw_from
+        i, params = self.n_drawn, self._params
+        u = uniform(seed, i)
+        step = sample(logits[:n_tokens], params, self.tokens, u, step=i, profile=profile)
+        self.tokens.append(step.token)
+        self.n_drawn += 1
+        is_full = self.cache.length == self.cache.n_ctx
+        is_end = step.token in self._end_tokens
+        self.is_over = is_end or is_full or self.n_drawn == params.max_tokens
+        return step
+
+
 def generate(
     network: Llama,
     prompt: Sequence[int],
@@ -48,29 +110,24 @@ def generate(
     profile: str = "contract",
 ) -> Iterator[Step]:
     """The steps that continue `prompt`: up to max_tokens, an end token (itself a step), or the
-    end of the context.
-
-    `n_tokens` is the tokenizer's number of tokens, where the network's vocabulary is padded beyond
-    it: what no token stands for is not drawn. Draw i uses `uniform(seed, i)`.
+    end of the context. Arguments as `Generation`'s.
 
     Errors: `InvalidInput` for unusable parameters or a prompt that does not fit the context,
     `LlmRuntimeError` where the network's values are not finite.
     """
-    params.check()
-    if params.max_tokens == 0:
-        return
-    cache = network.new_cache()
-    tokens = list(prompt)
-    last = _read_prompt(network, tokens, cache)  # [1, D]
-    for i in range(params.max_tokens):
-        logits = network.logits(last)[0][:n_tokens]  # [V]
-        step = sample(logits, params, tokens, uniform(seed, i), step=i, profile=profile)
-        yield step
-        is_full = cache.length == network.config.n_ctx
-        if step.token in end_tokens or is_full or i + 1 == params.max_tokens:
-            return
-        tokens.append(step.token)
-        last = network.hidden([Segment([step.token], cache)])
+    generation = Generation(
+        network,
+        prompt,
+        params,
+        end_tokens=end_tokens,
+        n_tokens=n_tokens,
+        seed=seed,
+        profile=profile,
+    )
+    while not generation.is_over:
+        hidden = network.hidden([generation.segment])  # [T, D]
+        if generation.is_read:
+            yield generation.draw(network.logits(hidden[-1:])[0])
 
 
 def generate_text(
@@ -86,10 +143,3 @@ def generate_text(
     rest = stream.finish()
     if rest:
         yield Chunk(rest, None)
-
-
-def _read_prompt(network: Llama, prompt: Sequence[int], cache: KVCache) -> NDArray[np.float32]:
-    """The normalized output of the prompt's last token, [1, D]; fills the cache."""
-    for start in range(0, len(prompt), PROMPT_PIECE):
-        hidden = network.hidden([Segment(prompt[start : start + PROMPT_PIECE], cache)])
-    return hidden[-1:]
