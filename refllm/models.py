@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Literal
 
+from refllm import embedded
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "find_embedding_model",
     "find_inferencing_model",
     "find_model",
+    "has_model",
     "list_models",
     "pulled_models_root",
 ]
@@ -90,11 +92,12 @@ def pulled_models_root() -> Path:
 
 
 def default_roots() -> tuple[Path, ...]:
-    """The roots that are searched unless told otherwise: `.spin/ai-models` here, then pulled ones.
+    """The roots that are searched unless told otherwise, in this order.
 
-    Errors: as `pulled_models_root`.
+    `.spin/ai-models` here, then what was pulled, then what ships with the package. Errors: as
+    `pulled_models_root`.
     """
-    return (Path(".spin", "ai-models"), pulled_models_root())
+    return (Path(".spin", "ai-models"), pulled_models_root(), embedded.ROOT)
 
 
 def find_inferencing_model(name: str, roots: Sequence[Path]) -> Path:
@@ -108,7 +111,7 @@ def find_inferencing_model(name: str, roots: Sequence[Path]) -> Path:
     path = _find(name, roots, (INFERENCING_ARCHITECTURE,))
     if path is None:
         _refuse_other_architecture(name, roots, (INFERENCING_ARCHITECTURE,))
-        raise InvalidInput(_absent("no model directory found for model", name, roots))
+        raise InvalidInput(*_absent("no model directory found for model", name, roots))
     return path
 
 
@@ -121,7 +124,7 @@ def find_embedding_model(name: str, roots: Sequence[Path]) -> Path:
     check_name(name)
     path = _find(name, roots, (EMBEDDING_ARCHITECTURE,))
     if path is None:
-        raise ModelNotSupported(_absent("unknown embedding model", name, roots))
+        raise ModelNotSupported(*_absent("unknown embedding model", name, roots))
     return path
 
 
@@ -135,8 +138,17 @@ def find_model(name: str, roots: Sequence[Path]) -> Path:
     path = _find(name, roots, architectures)
     if path is None:
         _refuse_other_architecture(name, roots, architectures)
-        raise InvalidInput(_absent("no model directory found for model", name, roots))
+        raise InvalidInput(*_absent("no model directory found for model", name, roots))
     return path
+
+
+def has_model(name: str, roots: Sequence[Path]) -> bool:
+    """Whether a root has a model called `name`, of either kind, whole or not.
+
+    Errors: as `find_model`, for what is there and cannot be read.
+    """
+    check_name(name)
+    return _find(name, roots, (INFERENCING_ARCHITECTURE, EMBEDDING_ARCHITECTURE)) is not None
 
 
 def list_models(roots: Sequence[Path]) -> list[FoundModel]:
@@ -228,10 +240,15 @@ def _refuse_other_architecture(name: str, roots: Sequence[Path], known: Sequence
                 )
 
 
-def _absent(problem: str, name: str, roots: Sequence[Path]) -> str:
+def _absent(problem: str, name: str, roots: Sequence[Path]) -> Iterator[str]:
+    """The lines of the error: where was looked, how to get the model, and what could stand in."""
     looked_in = ", ".join(str(root) for root in roots) or "no folder"
-    message = f"{problem} {_shown(name)}; looked in {looked_in}"
-    return f"{message}. To fetch it: refllm models pull {name}" if name in PULLABLE else message
+    yield f"{problem} {_shown(name)}; looked in {looked_in}"
+    if name in PULLABLE:
+        yield f"to fetch it: refllm models pull {name}"
+    if name in embedded.STAND_INS:
+        flags = "--stand-ins, LocalEngine(stand_ins=True) or REFLLM_STAND_INS=1"
+        yield f"to have {embedded.STAND_INS[name]} answer instead: {flags}"
 
 
 def _models_in(root: Path) -> Iterator[FoundModel]:

@@ -82,8 +82,9 @@ def _levels(x: Floats) -> tuple[Floats, Floats]:
     """
     mean_square = np.mean(x * x, axis=1, keepdims=True)  # [S, 1]
     importance = np.sqrt(mean_square) + np.abs(x)  # [S, 32]
+    largest = x.max(axis=1, keepdims=True)  # [S, 1]
     least = np.minimum(x.min(axis=1, keepdims=True), 0)
-    reach = x.max(axis=1, keepdims=True) - least  # [S, 1]
+    reach = largest - least
     is_flat = reach == 0
     reach = np.where(is_flat, np.float32(1), reach)
 
@@ -100,7 +101,9 @@ def _levels(x: Floats) -> tuple[Floats, Floats]:
     sum_w = importance.sum(axis=1, keepdims=True)
     sum_x = (importance * x).sum(axis=1, keepdims=True)
     for extra in TRIED:
-        q = nearest((MOST_LEVEL + extra) / reach * (x - least))
+        # From the best start so far, which ggml's search goes on from, too.
+        reach = np.where(largest > start, largest - start, np.float32(1))
+        q = nearest((MOST_LEVEL + extra) / reach * (x - start))
         sum_q = (importance * q).sum(axis=1, keepdims=True)
         sum_q2 = (importance * q * q).sum(axis=1, keepdims=True)
         sum_qx = (importance * q * x).sum(axis=1, keepdims=True)

@@ -28,6 +28,7 @@ from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyToken
 
 __all__ = [
     "SentencePieceTokenizer",
+    "llama_model",
     "model_from_bytes",
     "sentencepiece_from_gguf",
     "special_ids_of_model",
@@ -90,13 +91,13 @@ def sentencepiece_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
     special = read_special_ids(keys, vocabulary, default_bos=1, default_eos=2, default_add_bos=True)
     scores = keys.numbers("scores", len(vocabulary.tokens))
     with library_errors(keys.path, "the vocabulary is not one that SentencePiece can hold"):
-        model = _llama_model(vocabulary, scores)
+        model = llama_model(vocabulary, scores)
     model.normalizer_spec.add_dummy_prefix = keys.flag("add_space_prefix", default=True)
     return SentencePieceTokenizer(model, vocabulary, special)
 
 
-def _llama_model(vocabulary: Vocabulary, scores: Iterable[float]) -> Model:
-    """A `ModelProto` with Llama's settings around the vocabulary."""
+def llama_model(vocabulary: Vocabulary, scores: Iterable[float]) -> Model:
+    """A `ModelProto` with Llama's settings around the vocabulary, one score for each token."""
     model = _new_model()
     model.trainer_spec.model_type = model.trainer_spec.BPE
     model.trainer_spec.byte_fallback = TokenType.BYTE in vocabulary.types

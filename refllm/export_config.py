@@ -1,0 +1,142 @@
+"""config.json from a model's hyperparameters, whichever file they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from refllm.api import ModelNotSupported
+from refllm.config import bert_config, llama_config
+from refllm.export_tokenizer import special_ids_of, tokenizer_of
+from refllm.llama import LlamaConfig
+from refllm.rope import Llama3Scaling
+from refllm.weights import Weights
+
+__all__ = ["DTYPES", "config_json", "has_biases", "refuse_what_spin_cannot"]
+
+DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
+# What every model of the family has: Llama 3.1 and 3.3 with the first factor, 3.2 with the second.
+LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_CONTEXT = 1.0, 4.0, 8192
+LLAMA3_FACTORS = (8.0, 32.0)
+
+
+def config_json(weights: Weights, *, type_name: str) -> dict[str, object]:
+    """The content of config.json for weights in a type of `DTYPES`; what a folder said is kept.
+
+    Errors: `ModelNotSupported` where RoPE turns a part of a head, or at frequencies that are not
+    Llama 3's: config.json has no word for it; `LlmRuntimeError` for damaged hyperparameters.
+    """
+    ours = _llama(weights) if weights.architecture == "llama" else _bert(weights)
+    theirs = weights.hparams if weights.source == "hf" else {}
+    said = {key: value for key, value in theirs.items() if value is not None and key != "dtype"}
+    kind = {"llama": "LlamaForCausalLM", "bert": "BertModel"}[weights.architecture]
+    return {**ours, **said, "architectures": [kind], "torch_dtype": DTYPES[type_name]}
+
+
+def has_biases(weights: Weights) -> bool:
+    """Whether the attention has any; Hugging Face then has all four of a layer."""
+    return any(name.endswith(BIASES) for name in weights.tensors)
+
+
+def refuse_what_spin_cannot(weights: Weights) -> None:
+    """Raise `ModelNotSupported` for a llama of which Spin's engine would ignore a part.
+
+    Source: `LlamaConfig` and `Llama::load` in candle-transformers, which Spin uses.
+    """
+    config = llama_config(weights)
+    ignored = {
+        "biases in its attention": has_biases(weights),
+        f"heads of {config.head_dim}": config.head_dim * config.n_heads != config.n_embd,
+        "linear scaling of RoPE": config.rope_linear_scale != 1.0,
+    }
+    for what, is_there in ignored.items():
+        if is_there:
+            raise ModelNotSupported(
+                f"{weights.path}: has {what}, which Spin's engine does not know; export it for "
+                "another program with --format hf or gguf"
+            )
+
+
+def _llama(weights: Weights) -> dict[str, object]:
+    c = llama_config(weights)
+    if c.rope_dim != c.head_dim:
+        raise ModelNotSupported(
+            f"{weights.path}: RoPE turns {c.rope_dim} of a head's {c.head_dim} elements, which "
+            "config.json cannot say of a llama; only --format gguf can"
+        )
+    ends = special_ids_of(tokenizer_of(weights))
+    eos_ids = sorted(ends.eos_ids)
+    scaling = _rope_scaling(weights, c)
+    said = {
+        "bos_token_id": ends.bos_id,
+        "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else eos_ids or None,
+        "rope_scaling": scaling,
+    }
+    return {
+        "model_type": "llama",
+        "vocab_size": c.n_vocab,
+        "max_position_embeddings": c.n_ctx,
+        "hidden_size": c.n_embd,
+        "intermediate_size": c.n_ff,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "head_dim": c.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": c.rms_norm_eps,
+        "rope_theta": c.rope_theta,
+        "attention_bias": has_biases(weights),
+        "mlp_bias": False,
+        "tie_word_embeddings": "output.weight" not in weights.tensors,
+        **{key: value for key, value in said.items() if value is not None},
+    }
+
+
+def _rope_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | None:
+    """rope_scaling as a folder has it, under either name, or as a GGUF file's numbers mean it."""
+    if weights.source == "hf":
+        table = weights.hparams.get("rope_scaling") or weights.hparams.get("rope_parameters") or {}
+        scaling = {key: value for key, value in table.items() if key != "rope_theta"}
+        return (
+            None if scaling.get("rope_type", scaling.get("type")) in (None, "default") else scaling
+        )
+    if config.rope_factors is not None:
+        return _llama3(weights, config, config.rope_factors)
+    if config.rope_linear_scale != 1.0:
+        return {"rope_type": "linear", "factor": config.rope_linear_scale}
+    return None
+
+
+def _llama3(weights: Weights, config: LlamaConfig, factors: tuple[float, ...]) -> dict[str, object]:
+    """The parameters that give exactly these divisors; the longest waves are divided by factor."""
+    for factor in (max(factors), *LLAMA3_FACTORS):
+        scaling = Llama3Scaling(factor, LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_CONTEXT)
+        if scaling.factors(base=config.rope_theta, rope_dim=config.rope_dim) == factors:
+            return {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.low_freq_factor,
+                "high_freq_factor": scaling.high_freq_factor,
+                "original_max_position_embeddings": scaling.original_context,
+            }
+    raise ModelNotSupported(
+        f"{weights.path}: rope_freqs.weight is not Llama 3's scaling, and config.json can name no "
+        "other; only --format gguf keeps it"
+    )
+
+
+def _bert(weights: Weights) -> dict[str, object]:
+    c = bert_config(weights)
+    return {
+        "model_type": "bert",
+        "vocab_size": weights.tensors["token_embd.weight"].shape[0],
+        "type_vocab_size": weights.tensors["token_types.weight"].shape[0],
+        "max_position_embeddings": c.n_ctx,
+        "hidden_size": c.n_embd,
+        "intermediate_size": c.n_ff,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "hidden_act": "gelu",
+        "layer_norm_eps": c.layer_norm_eps,
+        "position_embedding_type": "absolute",
+    }

@@ -1,0 +1,152 @@
+"""A model as a GGUF file: from another one, whose metadata are kept, or from a folder.
+
+Every matrix gets the type that is asked for, and what is no matrix is F32: `llama-quantize --pure`
+does that, and without --pure some matrices would get a larger type. Position and token-type
+embeddings of a BERT count as no matrices there and here, because nothing is multiplied by them. A
+type whose blocks do not divide a row is replaced by the next one that does,
+
+    Q4_K → Q8_0 → F16        Q4_0 → F16
+
+where llama.cpp has Q5_0 between Q4_K and F16. A matrix that is quantized already can be quantized
+again, which llama-quantize calls --allow-requantize: its errors stay in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from gguf import GGML_QUANT_VERSION, LlamaFileType
+
+from refllm.config import bert_config, llama_config
+from refllm.export_vocab import vocabulary_keys
+from refllm.gguf_writer import DEFAULT_ALIGNMENT, keys_of_file, packed, write_gguf_file
+from refllm.parameters import Parameters
+from refllm.quant import FORMATS, Tensor
+from refllm.weights import Weights
+
+__all__ = ["FILE_TYPES", "fitting_type", "write_gguf"]
+
+# general.file_type for each type of `refllm.quantize`: what llama.cpp says a file has most of. A
+# file that is Q4_K throughout is Q4_K_S there.
+FILE_TYPES: Mapping[str, int] = {
+    "F32": int(LlamaFileType.ALL_F32),
+    "F16": int(LlamaFileType.MOSTLY_F16),
+    "BF16": int(LlamaFileType.MOSTLY_BF16),
+    "Q8_0": int(LlamaFileType.MOSTLY_Q8_0),
+    "Q4_0": int(LlamaFileType.MOSTLY_Q4_0),
+    "Q4_K": int(LlamaFileType.MOSTLY_Q4_K_S),
+}
+NEXT_TYPE = {"Q4_K": "Q8_0", "Q8_0": "F16", "Q4_0": "F16"}
+NOT_MULTIPLIED = frozenset({"position_embd.weight", "token_types.weight"})
+MEAN_POOLING = 1  # in llama.cpp's enumeration
+
+
+def write_gguf(weights: Weights, path: Path, *, name: str, type_name: str | None) -> None:
+    """Write the model to `path`, its matrices in a type of `FILE_TYPES`, or None: in their own.
+
+    Of a GGUF file all metadata are kept, byte for byte, but general.file_type and
+    general.quantization_version; `name` is the general.name of a model from a folder.
+    Errors: `InvalidInput` for numbers that the type cannot hold, `ModelNotSupported` for a
+    tokenizer that GGUF has no words for, `LlmRuntimeError` for a damaged file.
+    """
+    tensors = [(tensor, stored_type(tensor, type_name)) for tensor in _tensors(weights).values()]
+    said: dict[str, object] = {
+        "general.file_type": FILE_TYPES[_most_common_type(tensors)],
+        "general.quantization_version": GGML_QUANT_VERSION,
+    }
+    changed = {key: packed(key, value) for key, value in said.items()}
+    write_gguf_file(
+        path,
+        _kept_keys(weights, name) | changed,
+        tensors,
+        alignment=cast("int", weights.hparams.get("general.alignment", DEFAULT_ALIGNMENT)),
+    )
+
+
+def fitting_type(type_name: str, n_columns: int) -> str:
+    """`type_name`, or the next type whose blocks divide a row of so many numbers."""
+    while n_columns % FORMATS[type_name].block_size != 0:
+        type_name = NEXT_TYPE[type_name]
+    return type_name
+
+
+def stored_type(tensor: Tensor, type_name: str | None) -> str:
+    """The type that a tensor gets where matrices get `type_name`, or keep their own."""
+    if len(tensor.shape) < 2 or tensor.name in NOT_MULTIPLIED:
+        return "F32"
+    return fitting_type(type_name or tensor.format.name, tensor.shape[-1])
+
+
+def _tensors(weights: Weights) -> Mapping[str, Tensor]:
+    """The tensors, with Llama 3's divisors of the frequencies, which config.json has as a rule."""
+    if weights.source == "gguf" or weights.architecture != "llama":
+        return weights.tensors
+    factors = llama_config(weights).rope_factors
+    if factors is None:
+        return weights.tensors
+    name, data = "rope_freqs.weight", np.array([factors], np.float32).view(np.uint8)
+    return {**weights.tensors, name: Tensor(name, FORMATS["F32"], (len(factors),), data)}
+
+
+def _most_common_type(tensors: list[tuple[Tensor, str]]) -> str:
+    """The type of most numbers; not always the one that was asked for, see `fitting_type`."""
+    counts: Counter[str] = Counter()
+    for tensor, type_name in tensors:
+        counts[type_name] += math.prod(tensor.shape)
+    return counts.most_common(1)[0][0]
+
+
+def _kept_keys(weights: Weights, name: str) -> dict[str, bytes]:
+    """All that the file says already, or what a folder says in its own words."""
+    if weights.source == "gguf":
+        return keys_of_file(weights.path)
+    hyperparameters = _llama(weights) if weights.architecture == "llama" else _bert(weights)
+    n_vocab = Parameters(weights.path, weights.tensors).n_rows("token_embd.weight")
+    said = {
+        "general.architecture": weights.architecture,
+        "general.type": "model",
+        "general.name": name,
+        **{f"{weights.architecture}.{key}": value for key, value in hyperparameters.items()},
+        f"{weights.architecture}.vocab_size": n_vocab,
+        **vocabulary_keys(weights, n_vocab=n_vocab),
+    }
+    return {key: packed(key, value) for key, value in said.items()}
+
+
+def _llama(weights: Weights) -> dict[str, object]:
+    c = llama_config(weights)
+    said: dict[str, object] = {
+        "context_length": c.n_ctx,
+        "embedding_length": c.n_embd,
+        "block_count": c.n_layers,
+        "feed_forward_length": c.n_ff,
+        "attention.head_count": c.n_heads,
+        "attention.head_count_kv": c.n_kv_heads,
+        "attention.key_length": c.head_dim,
+        "attention.value_length": c.head_dim,
+        "attention.layer_norm_rms_epsilon": c.rms_norm_eps,
+        "rope.dimension_count": c.rope_dim,
+        "rope.freq_base": c.rope_theta,
+    }
+    if c.rope_linear_scale != 1.0:
+        said |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_linear_scale}
+    return said
+
+
+def _bert(weights: Weights) -> dict[str, object]:
+    c = bert_config(weights)
+    return {
+        "context_length": c.n_ctx,
+        "embedding_length": c.n_embd,
+        "block_count": c.n_layers,
+        "feed_forward_length": c.n_ff,
+        "attention.head_count": c.n_heads,
+        "attention.layer_norm_epsilon": c.layer_norm_eps,
+        "attention.causal": False,
+        "pooling_type": MEAN_POOLING,
+    }

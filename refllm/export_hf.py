@@ -1,0 +1,171 @@
+"""A model as a folder with safetensors: Hugging Face's layout, and Spin's, which narrows it.
+
+    config.json  tokenizer.json  tokenizer_config.json  ...
+    model.safetensors                                     Hugging Face; Spin's embedding models
+    model-00001-of-00001.safetensors                      Spin's llamas, which it finds through
+    model.safetensors.index.json                          the index
+
+Names and the order of query and key rows are Hugging Face's.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refllm.api import ModelNotSupported
+from refllm.config import bert_config, llama_config
+from refllm.export_config import config_json, has_biases, refuse_what_spin_cannot
+from refllm.export_tensors import half_split, recoded
+from refllm.export_tokenizer import json_bytes, tokenizer_files
+from refllm.llama import LlamaConfig
+from refllm.quant import FORMATS, Tensor
+from refllm.weights import HUGGING_FACE_NAMES, Weights
+from refllm.weights_safetensors import INDEX, SINGLE
+
+__all__ = ["hugging_face_name", "write_hf_folder", "write_spin_folder"]
+
+SHARD = "model-00001-of-00001.safetensors"
+IN_CONFIG = frozenset({"rope_freqs.weight"})  # Llama 3's divisors are parameters in config.json
+OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tensor under Hugging Face's name; `n_heads` where its rows are to be half-split."""
+
+    name: str
+    tensor: Tensor
+    n_heads: int | None = None
+
+
+def write_hf_folder(weights: Weights, folder: Path, *, type_name: str) -> None:
+    """Fill `folder` with what transformers loads, all tensors in F32, F16 or BF16.
+
+    Errors: `InvalidInput` for numbers that the type cannot hold, `ModelNotSupported` for what
+    config.json or tokenizer.json cannot say, `LlmRuntimeError` for a damaged file.
+    """
+    _write_words(folder, weights, config_json(weights, type_name=type_name))
+    _write_safetensors(folder / SINGLE, _parts(weights), type_name)
+
+
+def write_spin_folder(weights: Weights, folder: Path, *, type_name: str) -> None:
+    """`write_hf_folder` as Spin wants it: a llama has an index, and its own output matrix.
+
+    Spin computes a llama in F16, whatever the type. Errors: as `write_hf_folder`, and
+    `ModelNotSupported` for a llama of which Spin would ignore a part.
+    """
+    if weights.architecture != "llama":
+        write_hf_folder(weights, folder, type_name=type_name)
+        return
+    refuse_what_spin_cannot(weights)
+    config = config_json(weights, type_name=type_name)
+    parts = _parts(weights)
+    if config["tie_word_embeddings"]:
+        # Not every version of Spin's engine knows ties, and each knows a model without.
+        config["tie_word_embeddings"] = False
+        name = hugging_face_name("llama", f"{OUTPUT}.weight")
+        tied = Part(name, weights.tensors["token_embd.weight"])
+        parts = [*(part for part in parts if part.name != name), tied]
+    _write_words(folder, weights, config)
+    _write_safetensors(folder / SHARD, parts, type_name)
+    n_bytes = sum(_n_bytes(part, type_name) for part in parts)
+    index = {
+        "metadata": {"total_size": n_bytes},
+        "weight_map": {part.name: SHARD for part in parts},
+    }
+    (folder / INDEX).write_bytes(json_bytes(index))
+
+
+def hugging_face_name(architecture: str, name: str) -> str:
+    """What Hugging Face calls the tensor `name`; undoes `refllm.weights.canonical_name`.
+
+    "blk.7.attn_q.weight" → "model.layers.7.self_attn.q_proj.weight"; a BERT's have no prefix.
+    Errors: `ModelNotSupported` for a tensor that the architecture does not have there.
+    """
+    names = HUGGING_FACE_NAMES[architecture]
+    prefix = names.prefix if architecture == "llama" else ""
+    module, _, suffix = name.rpartition(".")
+    theirs = {ours: theirs for theirs, ours in names.modules.items()}
+    if module in theirs:
+        # lm_head lies beside the model, not in it.
+        return f"{'' if module == OUTPUT else prefix}{theirs[module]}.{suffix}"
+    block, _, rest = module.removeprefix("blk.").partition(".")
+    in_layer = {ours: theirs for theirs, ours in names.modules_of_a_layer.items()}
+    if not block.isdecimal() or rest not in in_layer:
+        raise ModelNotSupported(
+            f"tensor {name!r:.80} is none that Hugging Face's {architecture} has; only --format "
+            "gguf keeps it"
+        )
+    return f"{prefix}{names.layers}.{block}.{in_layer[rest]}.{suffix}"
+
+
+def _parts(weights: Weights) -> list[Part]:
+    """Every tensor, in the order of the file, with name and rows as Hugging Face has them."""
+    heads: dict[str, int] = {}
+    tensors = dict(weights.tensors)
+    if weights.architecture == "llama":
+        config = llama_config(weights)
+        heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
+        if has_biases(weights):
+            tensors = {bias.name: bias for bias in _zero_biases(config)} | tensors
+    return [
+        Part(
+            hugging_face_name(weights.architecture, name),
+            tensor,
+            heads.get(name.split(".")[-2]),
+        )
+        for name, tensor in tensors.items()
+        if name not in IN_CONFIG
+    ]
+
+
+def _zero_biases(config: LlamaConfig) -> Iterator[Tensor]:
+    """A zero for each bias that Hugging Face has: all four of a layer, or none."""
+    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    lengths = {"attn_q": queries, "attn_k": keys, "attn_v": keys, "attn_output": config.n_embd}
+    for layer in range(config.n_layers):
+        for module, length in lengths.items():
+            zeros = np.zeros((1, length), np.float32).view(np.uint8)
+            yield Tensor(f"blk.{layer}.{module}.bias", FORMATS["F32"], (length,), zeros)
+
+
+def _write_words(folder: Path, weights: Weights, config: dict[str, object]) -> None:
+    """config.json, and the files of the tokenizer."""
+    llama_or_bert = llama_config if weights.architecture == "llama" else bert_config
+    n_ctx = llama_or_bert(weights).n_ctx
+    files = {"config.json": json_bytes(config), **tokenizer_files(weights, n_ctx=n_ctx)}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def _write_safetensors(path: Path, parts: Sequence[Part], type_name: str) -> None:
+    """The file that `refllm.weights_safetensors` draws; memory holds one tensor at a time."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    stop = 0
+    for part in parts:
+        start, stop = stop, stop + _n_bytes(part, type_name)
+        header[part.name] = {
+            "dtype": type_name,
+            "shape": part.tensor.shape,
+            "data_offsets": [start, stop],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for part in parts:
+            tensor = recoded(part.tensor, type_name)
+            if part.n_heads is not None:
+                tensor = half_split(tensor, n_heads=part.n_heads)
+            file.write(np.ascontiguousarray(tensor.data).data)
+
+
+def _n_bytes(part: Part, type_name: str) -> int:
+    return len(part.tensor.data) * FORMATS[type_name].row_bytes(part.tensor.shape[-1])
