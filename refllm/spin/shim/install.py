@@ -1,0 +1,106 @@
+"""The stand-in comes into `sys.modules`, and goes again without a trace."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FunctionType, MethodType, ModuleType
+from typing import cast
+
+from refllm.api import Engine
+from refllm.spin.shim.sdk import TOP_LEVEL, LlmModule, Request, absence, modules_of
+from refllm.spin.shim.wit import Llm
+
+__all__ = ["forget", "is_in_place", "spin_sdk_backed_by"]
+
+
+@contextmanager
+def spin_sdk_backed_by(engine: Engine) -> Iterator[None]:
+    """`import spin_sdk` means the stand-in, answered by `engine`, as long as this lasts.
+
+    A handler imported meanwhile is forgotten at the end, so that the next import reads it anew; so
+    is whatever else holds a part of the stand-in. A real SDK, or a stand-in around this one, is set
+    aside together with the modules that hold a part of it, and put back.
+    """
+    set_aside = _take_out(sys.modules.keys())
+    before = set(sys.modules)
+    nothing_else = _NothingElse()
+    sys.meta_path.insert(0, nothing_else)
+    sys.modules.update(modules_of(engine))
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(nothing_else)
+        _take_out(sys.modules.keys() - before)
+        _put_back(set_aside)
+
+
+def is_in_place() -> bool:
+    """Whether `import spin_sdk` means the stand-in now."""
+    return getattr(sys.modules.get("spin_sdk.http"), "Request", None) is Request
+
+
+def forget(name: str) -> ModuleType:
+    """Undo the import of the module called `name`, and return it."""
+    module = sys.modules.pop(name)
+    parent, _, child = name.rpartition(".")
+    # `from parent import child` would find it there.
+    if parent in sys.modules and vars(sys.modules[parent]).get(child) is module:
+        delattr(sys.modules[parent], child)
+    return module
+
+
+class _NothingElse:
+    """Finds no module of the SDK, and says why."""
+
+    def find_spec(
+        self, name: str, _path: Sequence[str] | None, _target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if _is_of_sdk(name):
+            raise ModuleNotFoundError(absence(name), name=name)
+        return None
+
+
+def _is_of_sdk(name: str) -> bool:
+    return name.partition(".")[0] in TOP_LEVEL
+
+
+def _take_out(candidates: Collection[str]) -> dict[str, ModuleType]:
+    """Forget the SDK's modules, and those of the `candidates` that hold a part of them."""
+    taken = {name for name in sys.modules if _is_of_sdk(name)}
+    others = [name for name in candidates if name not in taken]
+    found = taken
+    while found:  # an application's module may hold the SDK by way of another one
+        found = {name for name in others if name not in taken and _holds(name, found)}
+        taken |= found
+    return {name: forget(name) for name in sorted(taken, reverse=True)}
+
+
+def _put_back(modules: Mapping[str, ModuleType]) -> None:
+    sys.modules.update(modules)
+    for name, module in modules.items():
+        parent, _, child = name.rpartition(".")
+        if parent in sys.modules:
+            setattr(sys.modules[parent], child, module)
+
+
+def _holds(name: str, modules: Collection[str]) -> bool:
+    """Whether a global name of module `name` is one of `modules`, or something made in one."""
+    module: ModuleType | None = sys.modules[name]  # None there forbids an import
+    held = [] if module is None else list(vars(module).values())
+    return any(_home(value) in modules for value in held)
+
+
+def _home(value: object) -> str:
+    """The name of the module that a value is, or that it was made in."""
+    # Not isinstance: a lazy object may do anything when it is asked what it is.
+    kind = type(value)
+    if kind is ModuleType:
+        return str(vars(value).get("__name__"))
+    if kind is MethodType and type(cast(MethodType, value).__self__) in (Llm, LlmModule):
+        return "spin_sdk.llm"  # a function of the stand-in, with its engine
+    if kind is FunctionType or issubclass(kind, type):
+        return str(value.__module__)
+    return str(kind.__module__)

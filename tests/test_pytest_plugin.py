@@ -1,0 +1,198 @@
+"""The pytest plugin, in test runs of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import refllm.engine  # noqa: F401 - stays imported when a run in this process ends
+from tests.model_files import tiny_llama_gguf
+
+pytest_plugins = ["pytester"]
+
+CONFTEST = """
+    from pathlib import Path
+    import pytest
+    from refllm.engine import LocalEngine
+
+    @pytest.fixture(scope="session")
+    def refllm_engine():
+        return LocalEngine(roots=[Path({root!r})])
+"""
+APP = """
+    from spin_sdk import http, llm
+
+    class IncomingHandler(http.IncomingHandler):
+        def handle_request(self, request):
+            answer = llm.infer("tiny", request.body.decode())
+            return http.Response(200, {}, answer.text.encode())
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ai-models")
+    tiny_llama_gguf(root / "tiny.gguf")
+    return root
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, root: Path) -> pytest.Pytester:
+    """A project whose tests have a tiny model."""
+    pytester.makeconftest(CONFTEST.format(root=str(root)))
+    return pytester
+
+
+def passes(project: pytest.Pytester, tests: str, n_tests: int = 1) -> None:
+    """Assert that all of the tests pass."""
+    project.makepyfile(tests)
+    project.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=n_tests)
+
+
+def test_the_plugin_imports_nothing_that_computes() -> None:
+    program = "import refllm.pytest_plugin, sys; print(*sys.modules)"
+    modules = set(subprocess.check_output([sys.executable, "-c", program], text=True).split())
+    assert "refllm.pytest_plugin" in modules
+    assert not {"numpy", "numba", "refllm.engine", "refllm.spin"} & modules
+
+
+def test_a_run_without_its_fixtures_computes_nothing(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import sys
+
+        def test_what_is_imported():
+            assert "refllm.pytest_plugin" in sys.modules
+            assert not {"numpy", "numba", "refllm.engine", "refllm.spin"} & sys.modules.keys()
+    """)
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_llm_is_behind_refllm(project: pytest.Pytester) -> None:
+    tests = """
+        import refllm
+
+        def test_it(llm, refllm_engine):
+            result = refllm.infer("tiny", "the cat")
+            assert [call.prompt for call in llm.calls] == ["the cat"]
+            assert result == refllm_engine.infer("tiny", "the cat")
+    """
+    passes(project, tests)
+
+
+def test_llm_is_behind_a_spin_handler(project: pytest.Pytester) -> None:
+    project.makepyfile(app=APP)
+    tests = """
+        from refllm.spin.shim import Request, handle
+
+        def test_it(llm, refllm_engine):
+            import app
+            response = handle(app, Request("POST", "/", {}, b"the cat"))
+            assert response.body.decode() == refllm_engine.infer("tiny", "the cat").text
+            assert [call.prompt for call in llm.calls] == ["the cat"]
+    """
+    passes(project, tests)
+
+
+def test_each_test_has_its_own_calls_and_failures(project: pytest.Pytester) -> None:
+    project.makepyfile(app=APP)
+    tests = """
+        import pytest
+        from refllm import LlmRuntimeError
+        from refllm.spin.shim import Err, Request, handle
+
+        @pytest.mark.parametrize("time", [1, 2])
+        def test_it(llm, time):
+            import app
+            llm.fail_next(LlmRuntimeError("out of memory"))
+            llm.fail_next(LlmRuntimeError("never asked for"))
+            with pytest.raises(Err, match="out of memory"):
+                handle(app, Request("POST", "/", {}, b"the cat"))
+            assert len(llm.calls) == 1
+    """
+    passes(project, tests, 2)
+
+
+def test_after_a_test_everything_is_as_before(project: pytest.Pytester) -> None:
+    tests = """
+        import sys
+        import refllm.engine
+
+        BEFORE = refllm.engine.default_engine
+
+        def test_with(llm):
+            assert refllm.engine.default_engine() is llm
+            assert "spin_sdk" in sys.modules
+
+        def test_without():
+            assert refllm.engine.default_engine is BEFORE
+            assert "spin_sdk" not in sys.modules
+    """
+    passes(project, tests, 2)
+
+
+def test_the_engine_is_the_same_in_all_tests(project: pytest.Pytester) -> None:
+    tests = """
+        import pytest
+
+        SEEN = set()
+
+        @pytest.mark.parametrize("time", [1, 2])
+        def test_it(refllm_engine, time):
+            SEEN.add(id(refllm_engine))
+            assert len(SEEN) == 1
+    """
+    passes(project, tests, 2)
+
+
+@pytest.mark.parametrize(("said", "seed"), [("", 0), ("refllm_seed = 42", 42)])
+def test_the_seed_is_an_option(said: str, seed: int, pytester: pytest.Pytester) -> None:
+    pytester.makeini(f"[pytest]\n{said}")
+    passes(pytester, f"def test_it(refllm_engine): assert refllm_engine.seed == {seed}")
+
+
+@pytest.mark.parametrize(
+    ("said", "environment", "wanted"),
+    [
+        ("", "0", False),
+        ("", "1", True),
+        ("refllm_stand_ins = true", "0", True),
+        ("refllm_stand_ins = false", "1", True),
+    ],
+)
+def test_stand_ins_are_an_option_or_the_environments(
+    said: str,
+    environment: str,
+    wanted: bool,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REFLLM_STAND_INS", environment)
+    pytester.makeini(f"[pytest]\n{said}")
+    passes(pytester, f"def test_it(refllm_engine): assert refllm_engine.stand_ins is {wanted}")
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ("refllm_seed = many", "refllm_seed must be a whole number from 0 to *, is 'many'"),
+        (f"refllm_seed = {2**64}", f"refllm_seed must be a whole number * is '{2**64}'"),
+        ("refllm_stand_ins = perhaps", "refllm_stand_ins must be true or false: *'perhaps'"),
+    ],
+)
+def test_an_option_that_means_nothing_ends_the_run_in_one_line(
+    said: str, complaint: str, pytester: pytest.Pytester
+) -> None:
+    pytester.makeini(f"[pytest]\n{said}")
+    pytester.makepyfile("def test_it(): pass")
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {complaint}"])
+    result.stderr.no_fnmatch_line("*Traceback*")
+
+
+def test_the_fixtures_are_listed_with_what_they_are(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_inprocess("--fixtures", "-p", "no:cacheprovider")
+    result.stdout.fnmatch_lines(["llm -- *", "*Records this test's calls*"])
