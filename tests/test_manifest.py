@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from refllm.api import LlmRuntimeError
+from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError
+from refllm.engine import LocalEngine
+from refllm.models import default_roots
 from refllm.spin.manifest import Component, read_manifest
+from tests.model_files import tiny_llama_gguf
 
 VERSION_2 = """
 spin_manifest_version = 2
@@ -116,3 +119,55 @@ def test_a_manifest_that_is_not_text_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(LlmRuntimeError, match="not valid TOML"):
         read_manifest(path)
+
+
+# A component's engine
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    """An application whose component `teller` may use llama2-chat, which lies in its folder."""
+    written(tmp_path, VERSION_2)
+    models = tmp_path / ".spin" / "ai-models" / "llama"
+    models.mkdir(parents=True)
+    tiny_llama_gguf(models / "llama2-chat.gguf")
+    return tmp_path
+
+
+@pytest.mark.parametrize("named", [".", "spin.toml"])
+def test_a_component_gets_the_models_of_its_application(app: Path, named: str) -> None:
+    engine = LocalEngine.for_component(app / named, "teller", seed=7)
+    assert engine.seed == 7
+    assert engine.roots == (app / ".spin" / "ai-models", *default_roots())
+    result = engine.infer("llama2-chat", "the", InferencingParams(max_tokens=1))
+    assert result.usage.generated_token_count == 1
+
+
+def test_a_component_may_use_no_model_that_it_does_not_name(app: Path) -> None:
+    with pytest.raises(InvalidInput, match="does not have access to use 'llama2-chat'"):
+        LocalEngine.for_component(app, "silent").infer("llama2-chat", "the")
+
+
+def test_an_unknown_component_is_invalid_input_that_names_those_there_are(app: Path) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        LocalEngine.for_component(app, "writer")
+    said = f"{app / 'spin.toml'}: has no component called 'writer'; it has teller, silent"
+    assert str(caught.value) == said
+
+
+def test_an_application_without_components_says_so(tmp_path: Path) -> None:
+    written(tmp_path, "spin_manifest_version = 2")
+    with pytest.raises(InvalidInput, match="it has no component at all"):
+        LocalEngine.for_component(tmp_path, "writer")
+
+
+def test_an_application_in_this_folder_has_its_models_looked_for_once(
+    app: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(app)
+    assert LocalEngine.for_component(Path(), "teller").roots == default_roots()
+
+
+def test_a_folder_without_a_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LlmRuntimeError, match=r"spin\.toml: cannot be read: No such file"):
+        LocalEngine.for_component(tmp_path, "teller")
