@@ -33,9 +33,15 @@ U32_MAX = 2**32 - 1
 
 
 class LlmError(Exception):
-    """Any of the interface's three errors; `kind` is its name in the interface."""
+    """Any of the interface's three errors; `kind` is its name in the interface.
+
+    Each argument is a line of the message: what is wrong, then ways to mend it.
+    """
 
     kind: str
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class ModelNotSupported(LlmError):
@@ -93,8 +99,8 @@ def as_f32(value: float) -> float:
     """
     try:
         return float(struct.unpack("<f", struct.pack("<f", value))[0])
-    except OverflowError:
-        return math.copysign(math.inf, value)
+    except (OverflowError, struct.error):  # the second for a whole number beyond float64
+        return math.inf if value > 0 else -math.inf
 
 
 def _check_u32(name: str, value: object) -> None:

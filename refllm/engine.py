@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
+import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from refllm.api import (
     EmbeddingsResult,
@@ -18,7 +25,8 @@ from refllm.api import (
     LlmRuntimeError,
     ModelNotSupported,
 )
-from refllm.generate import Chunk, generate, generate_text
+from refllm.embedded import ROOT, STAND_INS, wants_stand_ins
+from refllm.generate import Chunk, Generation, generate_text, steps_of
 from refllm.kernels.elementwise import gelu, gelu_tanh
 from refllm.kernels.jit import use_threads
 from refllm.loading import NUMERICS, BertModel, LlamaModel, Progress, load_path
@@ -28,15 +36,22 @@ from refllm.models import (
     find_embedding_model,
     find_inferencing_model,
     find_model,
+    has_model,
 )
 from refllm.sampling import PROFILES, uniform
+from refllm.spin.manifest import manifest_path, read_manifest
 
 __all__ = ["LocalEngine", "default_engine"]
+
+Floats = NDArray[np.float32]
+T = TypeVar("T")
 
 # What Spin's host takes back from an engine at most.
 RESULT_LIMIT_BYTES = 128 * 1024 * 1024
 FLOAT32_BYTES = 4
 PADDING = 0  # the tokenizers library's default padding id, and BERT's
+
+logger = logging.getLogger(__name__)
 
 SWITCHED_OFF = "Local LLM operations are not supported in this version of Spin."
 
@@ -58,6 +73,7 @@ class LocalEngine:
         numerics: str = "exact",
         threads: int | None = None,
         allowed_models: Collection[str] | None = None,
+        stand_ins: bool | None = None,
         enabled: bool = True,
         progress: Progress | None = None,
     ) -> None:
@@ -65,8 +81,10 @@ class LocalEngine:
 
         `allowed_models` is a component's `ai_models`; None allows every name. `threads` None
         means every CPU that this process may use. `numerics` is "exact", or "int8" to multiply
-        quantized weights as llama.cpp does. `progress` is told how far the loading of a model has
-        come. Errors: `InvalidInput` naming the option.
+        quantized weights as llama.cpp does. With `stand_ins` an embedded model answers for one of
+        `refllm.embedded.STAND_INS` that is not there, and a warning is logged; None means as the
+        environment's REFLLM_STAND_INS says, which is not to. `progress` is told how far the loading
+        of a model has come. Errors: `InvalidInput` naming the option.
         """
         uniform(seed, 0)  # refuses a seed that is not a u64
         _check_option("profile", profile, PROFILES)
@@ -77,12 +95,34 @@ class LocalEngine:
         self.profile = profile
         self.numerics = numerics
         self.threads = threads
+        self.stand_ins = wants_stand_ins(os.environ) if stand_ins is None else stand_ins
+        self._stood_in: set[str] = set()
         self._roots = tuple(roots) if roots is not None else None
         self._allowed_models = None if allowed_models is None else frozenset(allowed_models)
         self._enabled = enabled
         self._progress = progress
         self._models: dict[Path, LlamaModel | BertModel] = {}
         self._lock = threading.RLock()
+
+    @classmethod
+    def for_component(
+        cls,
+        app: Path,
+        component_id: str,
+        **options: Any,  # noqa: ANN401 (those of __init__)
+    ) -> Self:
+        """The engine that a component of the Spin application `app` gets, spin.toml or its folder.
+
+        It allows the component's `ai_models`, and looks in the application's `.spin/ai-models`
+        before the default roots. `options` are those of the constructor but `roots` and
+        `allowed_models`. Errors: `InvalidInput` naming the components that there are, if this one
+        is not among them; `LlmRuntimeError` as `read_manifest`.
+        """
+        manifest = read_manifest(manifest_path(app))
+        component = manifest.component(component_id)
+        own_root = manifest.path.parent / ".spin" / "ai-models"
+        roots = dict.fromkeys((own_root, *default_roots()))  # the same one once, when app is here
+        return cls(roots=tuple(roots), allowed_models=component.ai_models, **options)
 
     @property
     def roots(self) -> tuple[Path, ...]:
@@ -123,6 +163,17 @@ class LocalEngine:
         `max_tokens` cuts texts there, as sentence-transformers does, instead of at the tokenizer
         file's own limit. Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
         """
+        n_tokens, groups = self.open_embeddings(model, texts, max_tokens=max_tokens)
+        vectors = np.concatenate(list(groups))  # [N, D]
+        return EmbeddingsResult(vectors.tolist(), EmbeddingsUsage(n_tokens))
+
+    def open_embeddings(
+        self, model: str | Path, texts: Sequence[str], *, max_tokens: int | None = None
+    ) -> tuple[int, Iterator[Floats]]:
+        """How many tokens the texts have, and their vectors, some texts' at a time, float32 [., D].
+
+        Each group is computed when it is asked for. Errors: those of `generate_embeddings`.
+        """
         bert = self._embedding_model(model)
         _check_texts(texts)
         _check_size(len(texts) * bert.config.n_embd * FLOAT32_BYTES)
@@ -132,50 +183,80 @@ class LocalEngine:
         if self.profile == "spin-local":
             token_ids, activation = _padded(token_ids), gelu_tanh
             n_tokens = len(token_ids[0])
-        with self._lock:
-            use_threads(self.threads)
-            vectors = bert.embed_tokens(token_ids, activation=activation)  # [N, D]
-        return EmbeddingsResult(vectors.tolist(), EmbeddingsUsage(n_tokens))
+        return n_tokens, self._each(bert.embed_groups(token_ids, activation=activation))
 
     def load(self, model: str | Path) -> LlamaModel | BertModel:
         """The model of this name or at this path, of either kind; loaded once and kept."""
         return self._load(self._path(model, find_model))
 
+    def allows(self, model: str) -> bool:
+        """Whether a model of this name may be asked for at all."""
+        return self._allowed_models is None or model in self._allowed_models
+
+    def answering_model(self, model: str) -> str:
+        """The name of the model that answers where `model` is asked for: itself, or its stand-in.
+
+        Errors: `InvalidInput` if `model` is not a name; `LlmRuntimeError` if it cannot be read.
+        """
+        has_stand_in = self.stand_ins and model in STAND_INS
+        return STAND_INS[model] if has_stand_in and not has_model(model, self.roots) else model
+
+    def open(
+        self,
+        model: str | Path,
+        prompt: str,
+        params: InferencingParams | None = None,
+        *,
+        seed: int | None = None,
+    ) -> tuple[LlamaModel, Generation]:
+        """The model and a generation of which nothing is computed yet: for whoever runs several.
+
+        `seed` in place of the engine's. Errors: those of `infer`, but for what computing finds.
+        """
+        llama = self.inferencing_model(model)
+        if not isinstance(prompt, str):
+            raise InvalidInput(f"the prompt must be text, got {type(prompt).__name__}")
+        generation = Generation(
+            llama.network,
+            llama.prompt_tokens(prompt),
+            params or InferencingParams(),
+            end_tokens=llama.tokenizer.eos_ids,
+            n_tokens=llama.tokenizer.n_vocab,
+            seed=self.seed if seed is None else seed,
+            profile=self.profile,
+        )
+        return llama, generation
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """While nobody else computes with this engine, on as many CPUs as it may use."""
+        with self._lock:
+            use_threads(self.threads)
+            yield
+
     def _start(
         self, model: str | Path, prompt: str, params: InferencingParams | None
     ) -> tuple[list[int], Iterator[Chunk]]:
         """Check the request; return the prompt's tokens and the answer, none of it computed yet."""
-        llama = self._inferencing_model(model)
-        params = params or InferencingParams()
-        params.check()
-        if not isinstance(prompt, str):
-            raise InvalidInput(f"the prompt must be text, got {type(prompt).__name__}")
-        token_ids = llama.prompt_tokens(prompt)
-        steps = generate(
-            llama.network,
-            token_ids,
-            params,
-            end_tokens=llama.tokenizer.eos_ids,
-            n_tokens=llama.tokenizer.n_vocab,
-            seed=self.seed,
-            profile=self.profile,
-        )
+        llama, generation = self.open(model, prompt, params)
+        token_ids = list(generation.tokens)
+        steps = steps_of(llama.network, generation)
         chunks = self._each(generate_text(steps, llama.tokenizer, token_ids))
         if self.profile == "spin-local":
             chunks = itertools.chain([Chunk(prompt, None)], chunks)
         return token_ids, chunks
 
-    def _each(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        """The chunks, each computed while no other request computes."""
+    def _each(self, parts: Iterator[T]) -> Iterator[T]:
+        """The parts of a result, each computed while no other request computes."""
         while True:
-            with self._lock:
-                use_threads(self.threads)
-                chunk = next(chunks, None)
-            if chunk is None:
+            with self.computing():
+                part = next(parts, None)
+            if part is None:
                 return
-            yield chunk
+            yield part
 
-    def _inferencing_model(self, model: str | Path) -> LlamaModel:
+    def inferencing_model(self, model: str | Path) -> LlamaModel:
+        """The llama of this name or at this path; loaded once and kept. Errors: as `infer`."""
         found = self._load(self._path(model, find_inferencing_model))
         if not isinstance(found, LlamaModel):
             raise ModelNotSupported(f"{model} is an embedding model; it cannot generate text")
@@ -194,13 +275,19 @@ class LocalEngine:
         if isinstance(model, Path):
             return model
         check_name(model)
-        if self._allowed_models is not None and model not in self._allowed_models:
+        if not self.allows(model):
             raise InvalidInput(
                 f"The component does not have access to use '{model}'. To give the component "
                 f"access, add '{model}' to the 'ai_models' key for the component in your "
                 "spin.toml manifest"
             )
-        return find(model, self.roots)
+        answering = self.answering_model(model)
+        if answering == model:
+            return find(model, self.roots)
+        if model not in self._stood_in:
+            self._stood_in.add(model)
+            logger.warning("refllm: %s stands in for %s", answering, model)
+        return find(answering, [ROOT])
 
     def _load(self, path: Path) -> LlamaModel | BertModel:
         path = path.absolute()

@@ -20,7 +20,7 @@ from refllm.llama import Llama, Segment
 from refllm.sampling import Step, sample, uniform
 from refllm.tokenizer import Tokenizer
 
-__all__ = ["Chunk", "Generation", "generate", "generate_text"]
+__all__ = ["Chunk", "Generation", "generate", "generate_text", "steps_of"]
 
 # A long prompt goes through in pieces, so that its intermediate values stay small. No bit depends
 # on where it is cut.
@@ -42,12 +42,22 @@ class Chunk:
 class Generation:
     """One request between its prompt and its last token: what is read, and what is drawn next.
 
-    `tokens` are the prompt's and the drawn ones; those in `cache` the network has read. Draw i uses
+    `tokens` are the prompt's and the drawn ones; those in `cache` the network has read. `logits`
+    float32 [V] are those that the last token was drawn from, None before the first. Draw i uses
     `uniform(seed, i)`. `n_tokens` is the tokenizer's number of tokens, where the network's
     vocabulary is padded beyond it: what no token stands for is not drawn.
     """
 
-    __slots__ = ("_draw_from", "_end_tokens", "_params", "cache", "is_over", "n_drawn", "tokens")
+    __slots__ = (
+        "_draw_from",
+        "_end_tokens",
+        "_params",
+        "cache",
+        "is_over",
+        "logits",
+        "n_drawn",
+        "tokens",
+    )
 
     def __init__(
         self,
@@ -65,6 +75,7 @@ class Generation:
         self.cache = network.new_cache()
         self.tokens = list(prompt)
         self.n_drawn = 0
+        self.logits: NDArray[np.float32] | None = None
         self.is_over = params.max_tokens == 0
         self._params = params
         self._end_tokens = end_tokens
@@ -87,6 +98,7 @@ class Generation:
         It is the last at an end token, after max_tokens, or where the context is full. Errors:
         `LlmRuntimeError` where a logit is not finite.
         """
+        self.logits = logits
         n_tokens, seed, profile = self._draw_from
         i, params = self.n_drawn, self._params
         u = uniform(seed, i)
@@ -124,6 +136,11 @@ def generate(
         seed=seed,
         profile=profile,
     )
+    yield from steps_of(network, generation)
+
+
+def steps_of(network: Llama, generation: Generation) -> Iterator[Step]:
+    """The steps that are left of a generation, alone. Errors: as `generate`."""
     while not generation.is_over:
         hidden = network.hidden([generation.segment])  # [T, D]
         if generation.is_read:

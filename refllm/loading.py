@@ -5,9 +5,8 @@ T tokens, V vocabulary, N texts, D width of an embedding.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.bert import Activation, Bert, BertConfig
+from refllm.chat_template import LLAMA_2, chat_prompt, chat_template_of
 from refllm.config import bert_config, llama_config
 from refllm.kernels.elementwise import gelu
 from refllm.kernels.jit import use_threads
@@ -50,11 +50,12 @@ GROUP_TOKENS = 512
 
 @dataclass(frozen=True, slots=True)
 class LlamaModel:
-    """A llama and the tokenizer that belongs to it."""
+    """A llama, the tokenizer that belongs to it, and the chat template where it brings one."""
 
     path: Path
     network: Llama
     tokenizer: Tokenizer
+    chat_template: str | None = None
 
     @property
     def config(self) -> LlamaConfig:
@@ -75,6 +76,19 @@ class LlamaModel:
         """
         segment = Segment(token_ids, self.new_cache() if cache is None else cache)
         return self.network.forward([segment], tap=tap)[0]
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt that asks for a chat's next message, by the model's template or Llama 2's.
+
+        Messages have `role` and `content`. The BOS that a template writes is left out where the
+        tokenizer adds its own. Errors: as `refllm.chat_template.chat_prompt`.
+        """
+        tokenizer = self.tokenizer
+        bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
+        eos = tokenizer.piece(min(tokenizer.eos_ids)) if tokenizer.eos_ids else ""
+        prompt = chat_prompt(self.chat_template or LLAMA_2, messages, bos=bos, eos=eos)
+        adds_bos = bos and tokenizer.encode("")[:1] == [tokenizer.bos_id]
+        return prompt.removeprefix(bos) if adds_bos else prompt
 
     def prompt_tokens(self, prompt: str) -> list[int]:
         """The token ids of a prompt, BOS included.
@@ -138,11 +152,19 @@ class BertModel:
         tap: Tap | None = None,
     ) -> Floats:
         """`embed` for texts that are token ids already, and with another activation if asked."""
-        if not texts:
-            return np.empty((0, self.config.n_embd), np.float32)
-        embed = functools.partial(self.network.embed, activation=activation, tap=tap)
-        groups = [embed(group) for group in _groups(texts)]
-        return np.concatenate(groups)  # [N, D]
+        return np.concatenate(list(self.embed_groups(texts, activation=activation, tap=tap)))
+
+    def embed_groups(
+        self,
+        texts: Sequence[Sequence[int]],
+        *,
+        activation: Activation = gelu,
+        tap: Tap | None = None,
+    ) -> Iterator[Floats]:
+        """`embed_tokens` in parts: vectors of no texts, of the first ones, …, each [., D]."""
+        yield np.empty((0, self.config.n_embd), np.float32)
+        for group in _groups(texts):
+            yield self.network.embed(group, activation=activation, tap=tap)
 
 
 def load(
@@ -194,7 +216,7 @@ def _model(
     if weights.architecture == "llama":
         llama = Llama(llama_config(weights), parameters)
         _check_fit(tokenizer, llama.config.n_vocab, path)
-        return LlamaModel(path, llama, tokenizer)
+        return LlamaModel(path, llama, tokenizer, chat_template_of(weights))
     bert = Bert(bert_config(weights), parameters)
     _check_fit(tokenizer, bert.n_vocab, path)
     return BertModel(path, bert, tokenizer, _max_seq_length(path / "sentence_bert_config.json"))
@@ -268,7 +290,8 @@ def _groups(texts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]
             yield texts[start:stop]
             start, n_tokens = stop, 0
         n_tokens += len(text)
-    yield texts[start:]
+    if start < len(texts):
+        yield texts[start:]
 
 
 def _too_long(length: str, n_ctx: int) -> InvalidInput:

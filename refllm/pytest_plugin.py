@@ -6,8 +6,9 @@
         assert llm.calls[0].params.max_tokens == 8
 
 `llm` is behind `refllm.infer` and its sisters, and behind `spin_sdk`, while a test runs that asks
-for it. Options in pytest's configuration file: `refllm_seed` (0), and `refllm_stand_ins` (false),
-which lets the embedded models answer for Spin's large ones.
+for it. `refllm_server` is the same behind HTTP, for applications in any language. Options in
+pytest's configuration file: `refllm_seed` (0), and `refllm_stand_ins` (false), which lets the
+embedded models answer for Spin's large ones.
 
 pytest imports this module in every run of everybody who has refllm installed. So it imports no
 engine before a test wants one.
@@ -23,8 +24,9 @@ import pytest
 if TYPE_CHECKING:
     from refllm.engine import LocalEngine
     from refllm.recording import RecordingEngine
+    from refllm.spin.server.process import RunningServer
 
-__all__ = ["llm", "pytest_addoption", "pytest_configure", "refllm_engine"]
+__all__ = ["llm", "pytest_addoption", "pytest_configure", "refllm_engine", "refllm_server"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,6 +68,19 @@ def llm(refllm_engine: LocalEngine) -> Iterator[RecordingEngine]:
     with pytest.MonkeyPatch.context() as patch, spin_sdk_backed_by(recording):
         patch.setattr("refllm.engine.default_engine", lambda: recording)
         yield recording
+
+
+@pytest.fixture(scope="session")
+def refllm_server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    """`refllm serve` on a free port of this machine, one for all tests; `.url` is its address.
+
+    Errors: `refllm.LlmRuntimeError` saying what is missing if it cannot start.
+    """
+    from refllm.spin.server.process import running_server
+
+    stand_ins = ["--stand-ins"] if _stand_ins(request.config) else []
+    with running_server(["--seed", str(_seed(request.config)), *stand_ins]) as server:
+        yield server
 
 
 def _seed(config: pytest.Config) -> int:

@@ -196,3 +196,21 @@ def test_an_option_that_means_nothing_ends_the_run_in_one_line(
 def test_the_fixtures_are_listed_with_what_they_are(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess("--fixtures", "-p", "no:cacheprovider")
     result.stdout.fnmatch_lines(["llm -- *", "*Records this test's calls*"])
+
+
+def test_the_server_s_fixture_answers_as_the_engine_does(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("fastapi", reason="the extra server is not installed")
+    pytester.makeini("[pytest]\nrefllm_seed = 3\nrefllm_stand_ins = true\n")
+    pytester.makepyfile(
+        """
+        import json
+        from urllib.request import urlopen
+
+        def test_it_answers(refllm_server, refllm_engine):
+            asked = {"model": "llama2-chat", "prompt": "Once"}
+            with urlopen(f"{refllm_server.url}/infer", json.dumps(asked).encode()) as answer:
+                text = json.load(answer)["text"]
+            assert text == refllm_engine.infer("llama2-chat", "Once").text
+        """
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)

@@ -1,6 +1,7 @@
 """The command `refllm`: one file for each of its commands.
 
-Exit codes: 0 done; 1 the model said no, with one line on standard error,
+Exit codes: 0 done; 1 the model said no, with one line on standard error, and below it a line for
+each way out where there is one,
 
     refllm: invalid-input: there is no model at tiny.gguf
 
@@ -22,7 +23,7 @@ from typing import Annotated
 import typer
 
 from refllm import __version__
-from refllm.cli import doctor, embed, infer, models, tokenize
+from refllm.cli import doctor, embed, export, infer, models, run, serve, tokenize
 from refllm.cli.common import speak_utf8, with_exit_codes
 
 __all__ = ["app", "main"]
@@ -39,12 +40,16 @@ app.command("infer")(with_exit_codes(infer.infer))
 app.command("embed")(with_exit_codes(embed.embed))
 app.command("tokenize")(with_exit_codes(tokenize.tokenize))
 app.command("doctor")(with_exit_codes(doctor.doctor))
+app.command("serve")(with_exit_codes(serve.serve))
+app.command("run")(with_exit_codes(run.run))
 
 models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 models_app.command("pull")(with_exit_codes(models.pull))
 models_app.command("list")(with_exit_codes(models.list_))
 models_app.command("show")(with_exit_codes(models.show))
 models_app.command("verify")(with_exit_codes(models.verify))
+models_app.command("export")(with_exit_codes(export.export))
+models_app.command("quantize")(with_exit_codes(export.quantize))
 app.add_typer(models_app, name="models", help="Fetch models, and see which ones are here.")
 
 

@@ -1,0 +1,160 @@
+"""`refllm serve`: the engine behind HTTP, for Spin applications and for OpenAI's clients."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.cli.common import StandInsOption, ThreadsOption, write_text
+
+__all__ = ["serve"]
+
+TOKEN_VARIABLE = "REFLLM_TOKEN"  # noqa: S105 - the name of it
+DEFAULT_PORT = 8177
+
+
+def serve(
+    *,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")
+    ] = DEFAULT_PORT,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="What clients must know; REFLLM_TOKEN otherwise.",
+            show_default="none on this machine, a new one beyond",
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A model that may be asked for; repeatable."),
+    ] = None,
+    app: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A Spin application: its models, for one component."),
+    ] = None,
+    component: Annotated[
+        str | None, typer.Option(help="The component of --app.", show_default="its only one")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the random numbers.")] = 0,
+    profile: Annotated[
+        str, typer.Option(help="Whose order of sampling: contract, spin-local or llama.cpp.")
+    ] = "contract",
+    numerics: Annotated[
+        str, typer.Option(help="exact, or int8: multiply quantized weights as llama.cpp does.")
+    ] = "exact",
+    stand_ins: StandInsOption = False,
+    threads: ThreadsOption = None,
+    max_waiting: Annotated[
+        int, typer.Option(min=1, help="Requests that wait; one more is sent away.")
+    ] = 64,
+    max_at_once: Annotated[
+        int, typer.Option(min=1, help="Requests that are answered together.")
+    ] = 16,
+    max_body_bytes: Annotated[int, typer.Option(min=1, help="Of one request.")] = 4 * 2**20,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Of one prompt.")] = 32_768,
+    max_tokens: Annotated[int, typer.Option(min=0, help="Of one answer.")] = 4096,
+    max_texts: Annotated[int, typer.Option(min=1, help="Embedded in one request.")] = 2048,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.001, help="From a request's arrival to its answer's end.")
+    ] = 300.0,
+    grace: Annotated[
+        int, typer.Option(min=0, help="Seconds that answers have to finish after SIGTERM.")
+    ] = 30,
+) -> None:
+    """Answer HTTP requests: Spin's remote_http, and OpenAI's chats, completions and embeddings.
+
+    Prints what to put into Spin's runtime configuration, then nothing. SIGTERM lets what runs
+    finish; the exit code is 0.
+    """
+    try:
+        from refllm.spin.server.app import application
+        from refllm.spin.server.limits import Limits
+        from refllm.spin.server.run import bound_socket
+        from refllm.spin.server.run import serve as answer
+    except ModuleNotFoundError as error:
+        raise LlmRuntimeError(
+            f"refllm serve needs the package {error.name}; install it with: "
+            "pip install 'refllm[server]'"
+        ) from error
+    from refllm.engine import LocalEngine
+
+    options = {
+        "seed": seed,
+        "profile": profile,
+        "numerics": numerics,
+        "threads": threads,
+        "stand_ins": stand_ins or None,
+    }
+    if app is not None and allow:
+        raise typer.BadParameter("choose one of --allow and --app")
+    if app is not None:
+        engine = LocalEngine.for_component(app, component or _only_component(app), **options)
+    else:
+        engine = LocalEngine(allowed_models=allow or None, **options)  # type: ignore[arg-type]
+    limits = Limits(
+        max_waiting=max_waiting,
+        max_at_once=max_at_once,
+        max_body_bytes=max_body_bytes,
+        max_prompt_tokens=max_prompt_tokens,
+        max_tokens=max_tokens,
+        max_texts=max_texts,
+        request_seconds=max_seconds,
+    )
+    token = _token(token, host)
+    bound = bound_socket(host, port)
+    url = f"http://{_in_url(host)}:{bound.getsockname()[1]}"
+    answer(
+        application(engine, limits=limits, token=token),
+        bound,
+        grace_seconds=grace,
+        ready=lambda: write_text(_runtime_config(url, token)),
+    )
+
+
+def _token(given: str | None, host: str) -> str | None:
+    """The token; a new one where others than this machine's users could ask."""
+    token = given or os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None:
+        if not token.isascii() or not token.isprintable() or " " in token:
+            raise InvalidInput("the token must be of printable ASCII characters without spaces")
+        return token
+    return None if _is_loopback(host) else secrets.token_urlsafe(32)
+
+
+def _only_component(app: Path) -> str:
+    from refllm.spin.manifest import manifest_path, read_manifest
+
+    names = list(read_manifest(manifest_path(app)).components)
+    if len(names) != 1:
+        said = ", ".join(names) or "none"
+        raise InvalidInput(f"{app} has not one component but {said}; choose with --component")
+    return names[0]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _runtime_config(url: str, token: str | None) -> str:
+    """The block of Spin's runtime configuration that makes an application use this server."""
+    return (
+        f"# listening on {url}; for Spin's runtime configuration:\n"
+        f'[llm_compute]\ntype = "remote_http"\nurl = {json.dumps(url)}\n'
+        f"auth_token = {json.dumps(token or 'none')}\n"
+    )

@@ -1,0 +1,146 @@
+"""The application: routes, errors and guards put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from refllm import __version__
+from refllm.api import InvalidInput, LlmError
+from refllm.engine import LocalEngine
+from refllm.spin.server import openai_routes, spin_routes
+from refllm.spin.server.answers import ClientGoneError
+from refllm.spin.server.errors import error_response, refusal
+from refllm.spin.server.guards import BodyGuard, Counting, TokenGuard
+from refllm.spin.server.limits import Limits
+from refllm.spin.server.metrics import Metrics
+from refllm.spin.server.service import Service
+from refllm.spin.server.worker import Busy, Closed, Worker
+
+__all__ = ["application", "routes"]
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's name for an answer that nobody reads
+LONGEST_SHOWN = 200  # characters of a request in an error
+PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's form of an error; Spin's routes answer with a JSON string instead."""
+
+    error: dict[str, str | None]
+
+
+def application(engine: LocalEngine, *, limits: Limits, token: str | None) -> ASGIApp:
+    """A server's whole application. With a token, a request that does not know it learns nothing.
+
+    The worker starts and ends with the application.
+    """
+    worker = Worker(engine, limits)
+    metrics = Metrics(worker)
+    app: ASGIApp = routes(Service(worker, metrics))
+    app = BodyGuard(app, limits)
+    if token is not None:
+        app = TokenGuard(app, token)
+    return Counting(app, metrics.count_request)
+
+
+def routes(service: Service) -> FastAPI:
+    """All routes, and how each error is answered."""
+
+    @asynccontextmanager
+    async def working(_: FastAPI) -> AsyncIterator[None]:
+        service.worker.start()
+        yield
+        await run_in_threadpool(service.worker.close)
+
+    app = FastAPI(
+        title="refllm",
+        version=__version__,
+        lifespan=working,
+        strict_content_type=False,  # Spin's client sends none
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(spin_routes.router_of(service), responses=_errors_of(str))
+    app.include_router(openai_routes.router_of(service), responses=_errors_of(ErrorBody))
+    _add_health(app, service)
+    _add_errors(app)
+    return app
+
+
+def _errors_of(body: type) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer besides 200, for the schema; FastAPI would add 422."""
+    statuses = (400, 401, 404, 408, 413, 500, 503)
+    errors: dict[int | str, dict[str, Any]] = {status: {"model": body} for status in statuses}
+    return {**errors, "4XX": {"description": "A request that cannot be answered"}}
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", response_class=PlainTextResponse, tags=["Health"])
+    def healthz() -> str:
+        """The process lives."""
+        return "ok\n"
+
+    @app.get(
+        "/readyz",
+        response_class=PlainTextResponse,
+        tags=["Health"],
+        responses={503: {"description": "About to end", "content": {"text/plain": {}}}},
+    )
+    def readyz() -> Response:
+        """The server takes requests."""
+        is_open = service.worker.is_open
+        return PlainTextResponse("ok\n" if is_open else "closing\n", 200 if is_open else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse, tags=["Health"])
+    def metrics() -> Response:
+        """Counters in Prometheus's text format."""
+        return Response(service.metrics.text(), media_type=PROMETHEUS_TEXT)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(LlmError)
+    @app.exception_handler(Busy)
+    @app.exception_handler(Closed)
+    async def answer_with_error(request: Request, error: LlmError | Busy | Closed) -> Response:
+        return error_response(request.url.path, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def answer_with_what_is_wrong(
+        request: Request, error: RequestValidationError
+    ) -> Response:
+        return refusal(request.url.path, 400, InvalidInput.kind, what_is_wrong(error))
+
+    @app.exception_handler(HTTPException)
+    async def answer_with_status(request: Request, error: HTTPException) -> Response:
+        response = refusal(
+            request.url.path, error.status_code, InvalidInput.kind, str(error.detail).lower()
+        )
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(ClientGoneError)
+    async def answer_nobody(_: Request, __: ClientGoneError) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def what_is_wrong(error: RequestValidationError) -> str:
+    """The first thing that is wrong with a body: where, what is wanted, and what is there."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    said = first["msg"][:1].lower() + first["msg"][1:]
+    if first["type"] == "json_invalid":
+        return f"the body is not JSON: {first.get('ctx', {}).get('error', said)}"
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+    return f"{place or 'the body'}: {said}; got {shown}"

@@ -1,0 +1,138 @@
+"""Who may ask, and how much: in front of the application, before a body is read as anything.
+
+Plain ASGI, because nothing else sees a request before its body. Source: ASGI specification 3.0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from refllm.api import InvalidInput
+from refllm.spin.server.errors import refusal
+from refllm.spin.server.limits import Limits
+
+__all__ = ["BodyGuard", "Counting", "TokenGuard"]
+
+SCHEME = b"bearer "
+UNAUTHORIZED = "send the header authorization: bearer TOKEN, with the token of this server"
+
+
+class TokenGuard:
+    """Lets only requests through that know the token; others do not even learn what is here."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with 401, or pass on."""
+        if scope["type"] != "http" or self._knows_the_token(scope):
+            await self._app(scope, receive, send)
+            return
+        response = refusal(scope["path"], 401, "unauthorized", UNAUTHORIZED)
+        await response(scope, receive, send)
+
+    def _knows_the_token(self, scope: Scope) -> bool:
+        """In constant time: how long it takes says nothing about how much of the token is right."""
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(sent) != 1 or sent[0][: len(SCHEME)].lower() != SCHEME:
+            return False
+        return hmac.compare_digest(sent[0][len(SCHEME) :].strip(), self._token)
+
+
+class BodyGuard:
+    """Reads the whole body first, if it is not too long and does not take too long."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with 413 or 408, or pass on a body that is there."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        most, seconds = self._limits.max_body_bytes, self._limits.body_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                body = await _body(scope, receive, most)
+        except TimeoutError:
+            message = f"the body did not arrive within this server's limit of {seconds:g} s"
+            await refusal(scope["path"], 408, InvalidInput.kind, message)(scope, receive, send)
+            return
+        if body is None:
+            message = f"the body is longer than this server's limit of {most} bytes"
+            await refusal(scope["path"], 413, InvalidInput.kind, message)(scope, receive, send)
+            return
+        await self._app(_as_json(scope), _replayed(body, receive), send)
+
+
+def _as_json(scope: Scope) -> Scope:
+    """The request with JSON for its content type: a body is JSON here, or it is refused.
+
+    Spin's client names no type at all, and `curl -d` calls everything a form.
+    """
+    headers = [header for header in scope["headers"] if header[0] != b"content-type"]
+    return {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
+
+
+async def _body(scope: Scope, receive: Receive, most: int) -> bytes | None:
+    """The body, None where it is longer than `most` bytes or says that it will be."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value[:20]) > most:
+            return None
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > most:
+            return None
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """`receive` that begins with a body which was read already."""
+    message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+    async def replay() -> Message:
+        nonlocal message
+        if message is None:
+            return await receive()
+        first, message = message, None
+        return first
+
+    return replay
+
+
+class Counting:
+    """Tells what a request's answer was, and how long it took."""
+
+    def __init__(self, app: ASGIApp, count: Callable[[str, int, float], object]) -> None:
+        self._app = app
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and count."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.monotonic(), 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            # The application's route where there is one: a path is anybody's text.
+            route = getattr(scope.get("route"), "path", "other")
+            self._count(route, status, time.monotonic() - start)

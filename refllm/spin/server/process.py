@@ -1,0 +1,64 @@
+"""`refllm serve` as a process of its own, for tests: on a free port, gone at the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from refllm.api import LlmRuntimeError
+
+__all__ = ["RunningServer", "running_server"]
+
+LISTENING = re.compile(r"# listening on (\S+);")
+SECONDS_TO_END = 60
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that answers: its address, such as http://127.0.0.1:40001, and its process."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+
+@contextmanager
+def running_server(
+    arguments: Sequence[str] = (),
+    *,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[RunningServer]:
+    """A server with these arguments of `refllm serve`, in that folder; it has ended afterwards.
+
+    Errors: `LlmRuntimeError` with what it said if it does not start.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "refllm", "serve", "--port", "0", *arguments],
+        cwd=folder,
+        env=dict(os.environ if environment is None else environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        said = process.stdout.readline()
+        listening = LISTENING.match(said)
+        if listening is None:
+            said += process.communicate(timeout=SECONDS_TO_END)[0]
+            raise LlmRuntimeError(f"refllm serve does not start: {said.strip()}")
+        yield RunningServer(listening[1], process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()

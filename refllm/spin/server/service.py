@@ -1,0 +1,119 @@
+"""From a route's coroutine to the worker's thread, and the answer's way back.
+
+N texts, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.api import InferencingParams, LlmError
+from refllm.spin.server.limits import Limits
+from refllm.spin.server.metrics import Metrics
+from refllm.spin.server.worker import (
+    Chat,
+    Done,
+    EmbeddingJob,
+    Event,
+    Job,
+    TextEvent,
+    TextJob,
+    Worker,
+)
+
+__all__ = ["Service", "TextRequest"]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """A prompt, or a chat's messages, and how to continue it.
+
+    `seed` None is the server's own. With `n_likeliest` there are `Scores` before each token's text.
+    Where nobody looks before the end, `is_streamed` False saves the way from thread to thread for
+    each token.
+    """
+
+    model: str
+    prompt: str | Chat
+    params: InferencingParams
+    seed: int | None = None
+    n_likeliest: int | None = None
+    is_streamed: bool = False
+
+
+class Service:
+    """Answers requests, several at a time. Its methods raise the interface's errors, `Busy` and
+    `Closed`; a coroutine that is cancelled stops costing at the worker's next turn.
+    """
+
+    def __init__(self, worker: Worker, metrics: Metrics) -> None:
+        self.worker = worker
+        self.metrics = metrics
+
+    @property
+    def limits(self) -> Limits:
+        """What one request may cost."""
+        return self.worker.limits
+
+    async def text(self, request: TextRequest) -> AsyncIterator[TextEvent]:
+        """A `Begun`, the text in parts, then a `Done`."""
+        job_of = functools.partial(
+            TextJob,
+            request.model,
+            request.prompt,
+            request.params,
+            seed=request.seed,
+            n_likeliest=request.n_likeliest,
+            is_streamed=request.is_streamed,
+        )
+        async for event in self._events(job_of):
+            assert isinstance(event, TextEvent)
+            yield event
+
+    async def embed(self, model: str, texts: Sequence[str]) -> tuple[Floats, Done]:
+        """The vectors of the texts, float32 [N, D]."""
+        events = self._events(functools.partial(EmbeddingJob, model, texts))
+        vectors, done = [event async for event in events]
+        assert isinstance(vectors, np.ndarray)
+        assert isinstance(done, Done)
+        return vectors, done
+
+    async def _events(self, job_of: Callable[..., Job]) -> AsyncIterator[Event]:
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[Event] = asyncio.Queue()
+
+        def deliver(events: Sequence[Event]) -> None:
+            # A loop that is closed has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_put_all, arrived, events)
+
+        deadline = time.monotonic() + self.limits.request_seconds
+        job = job_of(deliver=deliver, deadline=deadline)
+        self.worker.submit(job)
+        try:
+            while True:
+                event = await arrived.get()
+                if isinstance(event, LlmError):
+                    raise event
+                if isinstance(event, Done):
+                    self.metrics.count_tokens(event)
+                yield event
+                if isinstance(event, Done):
+                    return
+        finally:
+            job.is_wanted = False
+
+
+def _put_all(queue: asyncio.Queue[Event], events: Sequence[Event]) -> None:
+    for event in events:
+        queue.put_nowait(event)

@@ -1,0 +1,122 @@
+"""POST /infer and POST /embed, as Spin's `remote_http` speaks to the cloud-gpu proxy.
+
+The names are those of its JSON. A number is what the interface has, u32 or f32; a key that the
+protocol does not have is refused, because whoever wrote it expects something of it.
+
+Source: Spin's crates/llm-remote-http (default api type).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from refllm.api import U32_MAX, InferencingParams
+from refllm.generate import Chunk
+from refllm.spin.server.answers import unless_gone
+from refllm.spin.server.service import Service, TextRequest
+from refllm.spin.server.worker import Done, TextEvent
+
+__all__ = ["router_of"]
+
+DEFAULT = InferencingParams()
+
+U32 = Annotated[int, Field(ge=0, le=U32_MAX)]
+F32 = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Strict(BaseModel):
+    """No key that is not known, and no text where a number belongs."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Options(Strict):
+    """The interface's six parameters."""
+
+    max_tokens: U32 = Field(default=DEFAULT.max_tokens, alias="maxTokens")
+    repeat_penalty: F32 = Field(default=DEFAULT.repeat_penalty, alias="repeatPenalty")
+    repeat_penalty_last_n_token_count: U32 = Field(
+        default=DEFAULT.repeat_penalty_last_n_token_count, alias="repeatPenaltyLastNTokenCount"
+    )
+    temperature: F32 = DEFAULT.temperature
+    top_k: U32 = Field(default=DEFAULT.top_k, alias="topK")
+    top_p: F32 = Field(default=DEFAULT.top_p, alias="topP")
+
+
+class InferRequest(Strict):
+    """A prompt to be continued."""
+
+    model: str
+    prompt: str
+    options: Options = Options()
+
+
+class InferUsage(BaseModel):
+    """Tokens of the prompt, and drawn ones."""
+
+    promptTokenCount: int  # noqa: N815 - the protocol's name
+    generatedTokenCount: int  # noqa: N815
+
+
+class InferResponse(BaseModel):
+    """The continuation."""
+
+    text: str
+    usage: InferUsage
+
+
+class EmbedRequest(Strict):
+    """Texts to be embedded."""
+
+    model: str
+    input: list[str]
+
+
+class EmbedUsage(BaseModel):
+    """Tokens of all texts."""
+
+    promptTokenCount: int  # noqa: N815
+
+
+class EmbedResponse(BaseModel):
+    """A vector for each text."""
+
+    embeddings: list[list[float]]
+    usage: EmbedUsage
+
+
+def router_of(service: Service) -> APIRouter:
+    """Both routes."""
+    router = APIRouter(tags=["Spin"])
+
+    @router.post("/infer", response_model=InferResponse)
+    async def infer(request: Request, body: InferRequest) -> Response:
+        """The continuation of a prompt."""
+        params = InferencingParams(**body.options.model_dump())
+        asked = TextRequest(model=body.model, prompt=body.prompt, params=params)
+        text, done = await unless_gone(request, _whole(service.text(asked)))
+        usage = InferUsage(
+            promptTokenCount=done.n_prompt_tokens, generatedTokenCount=done.n_generated_tokens
+        )
+        return JSONResponse({"text": text, "usage": usage.model_dump()})
+
+    @router.post("/embed", response_model=EmbedResponse)
+    async def embed(request: Request, body: EmbedRequest) -> Response:
+        """One vector for each text."""
+        vectors, done = await unless_gone(request, service.embed(body.model, body.input))
+        usage = EmbedUsage(promptTokenCount=done.n_prompt_tokens)
+        return JSONResponse({"embeddings": vectors.tolist(), "usage": usage.model_dump()})
+
+    return router
+
+
+async def _whole(events: AsyncIterator[TextEvent]) -> tuple[str, Done]:
+    """The text of all parts, and what it took."""
+    *chunks, done = [event async for event in events]
+    assert isinstance(done, Done)
+    return "".join(chunk.text for chunk in chunks if isinstance(chunk, Chunk)), done

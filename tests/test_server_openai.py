@@ -1,0 +1,237 @@
+"""`refllm serve` as OpenAI's own client uses it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from refllm.api import InferencingParams
+from refllm.engine import LocalEngine
+from refllm.loading import LlamaModel
+from refllm.spin.server.process import running_server
+from tests.server import ask
+
+openai: Any = pytest.importorskip("openai", reason="the package openai is not installed")
+
+SYSTEM = {"role": "system", "content": "You are a friendly helper."}
+HELLO = {"role": "user", "content": "Hello!"}
+PROMPT = "[INST] <<SYS>>\nYou are a friendly helper.\n<</SYS>>\n\nHello! [/INST]"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_server(["--stand-ins", "--token", "secret"]) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def engine() -> LocalEngine:
+    return LocalEngine(stand_ins=True)
+
+
+def test_a_chat_is_the_prompt_that_llama_2_s_template_makes(
+    client: Any, engine: LocalEngine
+) -> None:
+    answer = client.chat.completions.create(model="tiny-chat", messages=[SYSTEM, HELLO])
+    expected = engine.infer("tiny-chat", PROMPT)
+    assert answer.choices[0].message.content == expected.text
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.prompt_tokens == expected.usage.prompt_token_count
+    assert answer.usage.completion_tokens == expected.usage.generated_token_count
+
+
+def test_spin_s_own_chat_request_is_answered(client: Any, engine: LocalEngine) -> None:
+    answer = client.chat.completions.create(
+        model="tiny-chat", messages=[HELLO], max_completion_tokens=8, frequency_penalty=1.3
+    )
+    params = InferencingParams(max_tokens=8, repeat_penalty=1.3)
+    expected = engine.infer("tiny-chat", "[INST] Hello! [/INST]", params)
+    assert answer.choices[0].message.content == expected.text
+
+
+def test_parameters_reach_the_sampler(client: Any) -> None:
+    answer = client.chat.completions.create(
+        model="tiny-chat",
+        messages=[HELLO],
+        seed=11,
+        temperature=1.5,
+        top_p=0.5,
+        max_tokens=12,
+        frequency_penalty=0,
+    )
+    params = InferencingParams(max_tokens=12, repeat_penalty=1.0, temperature=1.5, top_p=0.5)
+    expected = LocalEngine(seed=11).infer("tiny-chat", "[INST] Hello! [/INST]", params)
+    assert answer.choices[0].message.content == expected.text
+
+
+def test_a_stream_says_the_same_in_parts(client: Any) -> None:
+    asked = {"model": "tiny-chat", "messages": [{"role": "user", "content": "Tell me a story."}]}
+    whole = client.chat.completions.create(**asked)
+    parts = list(
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
+    text = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+    assert text == whole.choices[0].message.content
+    assert len(parts) > 20
+    assert parts[0].choices[0].delta.role == "assistant"
+    assert parts[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert parts[-1].usage == whole.usage
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_ends_the_text_before_it(client: Any, stream: bool) -> None:
+    asked = {"model": "tiny-chat", "prompt": "Once upon a time", "max_tokens": 40, "seed": 1}
+    whole = client.completions.create(**asked).choices[0].text
+    stop = whole[20:24]
+    answer = client.completions.create(**asked, stop=["never written", stop], stream=stream)
+    choices = [part.choices[0] for part in answer] if stream else answer.choices
+    assert "".join(choice.text for choice in choices) == whole[: whole.find(stop)]
+    assert choices[-1].finish_reason == "stop"
+
+
+def test_the_end_at_the_limit_is_called_length(client: Any) -> None:
+    answer = client.completions.create(model="tiny-chat", prompt="Once upon a time", max_tokens=3)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == 3
+
+
+def test_logprobs_are_the_softmax_of_the_model_s_logits(client: Any, engine: LocalEngine) -> None:
+    answer = client.chat.completions.create(
+        model="tiny-chat", messages=[HELLO], logprobs=True, top_logprobs=3, temperature=0
+    )
+    llama = engine.inferencing_model("tiny-chat")
+    tokens = llama.prompt_tokens("[INST] Hello! [/INST]")
+    for entry in answer.choices[0].logprobs.content:
+        logits = llama.forward(tokens)[-1].astype(np.float64)
+        logprobs = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+        best = np.argsort(-logprobs)[:3]
+        assert [each.logprob for each in entry.top_logprobs] == pytest.approx(logprobs[best])
+        tokens.append(int(next(i for i in best if text_of(llama, i) == entry.token)))
+        assert entry.logprob == pytest.approx(logprobs[tokens[-1]])
+    assert tokens[-1] in llama.tokenizer.eos_ids
+
+
+def text_of(llama: LlamaModel, token: int) -> str:
+    written = llama.tokenizer.token_bytes(int(token))
+    return written.decode() if written else llama.tokenizer.piece(int(token))
+
+
+def test_completions_have_logprobs_too(client: Any) -> None:
+    answer = client.completions.create(model="tiny-chat", prompt="Once", max_tokens=4, logprobs=2)
+    logprobs = answer.choices[0].logprobs
+    assert "".join(logprobs.tokens) == answer.choices[0].text
+    assert [len(each) for each in logprobs.top_logprobs] == [2] * 4
+    assert logprobs.text_offset[0] == 0
+
+
+@pytest.mark.parametrize("encoding_format", ["float", "base64", None])
+def test_embeddings_are_the_python_api_s_bits(
+    encoding_format: str | None, client: Any, engine: LocalEngine
+) -> None:
+    texts = ["A cat sat on the mat.", "Two."]
+    kind = {} if encoding_format is None else {"encoding_format": encoding_format}
+    answer = client.embeddings.create(model="all-minilm-l6-v2", input=texts, **kind)
+    expected = engine.generate_embeddings("tiny-embed", texts)
+    for entry, vector in zip(answer.data, expected.embeddings, strict=True):
+        assert np.array_equal(vector_of(entry.embedding), np.array(vector, np.float32))
+    assert answer.usage.prompt_tokens == expected.usage.prompt_token_count
+    assert answer.model == "tiny-embed"
+
+
+def vector_of(embedding: list[float] | str) -> NDArray[np.float32]:
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding), "<f4")
+    return np.array(embedding, np.float32)
+
+
+def test_one_text_is_embedded_as_a_list_of_one(client: Any) -> None:
+    one = client.embeddings.create(model="tiny-embed", input="Two.").data
+    many = client.embeddings.create(model="tiny-embed", input=["Two."]).data
+    assert one == many
+
+
+def test_models_are_listed_with_who_answers(client: Any) -> None:
+    owners = {model.id: model.owned_by for model in client.models.list()}
+    assert owners["tiny-chat"] == "refllm"
+    assert owners["llama2-chat"] == "refllm: tiny-chat stands in"
+
+
+def test_the_model_that_answered_is_named(client: Any) -> None:
+    asked = {"model": "llama2-chat", "messages": [HELLO], "max_tokens": 2}
+    assert client.chat.completions.create(**asked).model == "tiny-chat"
+    assert {part.model for part in client.chat.completions.create(**asked, stream=True)} == {
+        "tiny-chat"
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"model": "absent"}, openai.BadRequestError, "no model directory found"),
+        ({"model": "tiny-embed"}, openai.NotFoundError, "tiny-embed"),
+        ({"temperature": "hot"}, openai.BadRequestError, "temperature"),
+        ({"max_tokens": 10**6}, openai.BadRequestError, "this server's limit is 4096"),
+        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "tools is not supported"),
+        ({"n": 2}, openai.BadRequestError, "n: input should be 1"),
+        ({"seed": -1}, openai.BadRequestError, "seed"),
+        ({"messages": []}, openai.BadRequestError, "messages"),
+        ({"messages": [{"role": "user", "content": "x " * 900}]}, openai.BadRequestError, "512"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            openai.BadRequestError,
+            "'image_url' is not supported here",
+        ),
+    ],
+)
+def test_what_is_refused_raises_the_client_s_own_error(
+    change: dict[str, object],
+    error: Any,
+    said: str,
+    stream: bool,
+    client: Any,
+) -> None:
+    asked = {"model": "tiny-chat", "messages": [HELLO], "stream": stream, **change}
+    with pytest.raises(error, match=said) as refusal:
+        client.chat.completions.create(**asked)
+    assert refusal.value.body["code"] in ("invalid-input", "model-not-supported")
+
+
+def test_a_wrong_key_is_the_client_s_authentication_error(url: str) -> None:
+    refused = pytest.raises(openai.AuthenticationError, match="authorization: bearer TOKEN")
+    stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0)
+    with stranger, refused:
+        stranger.models.list()
+
+
+def test_text_in_parts_and_a_developer_s_message_are_read(client: Any, engine: LocalEngine) -> None:
+    messages = [
+        {"role": "developer", "content": "You are a friendly helper."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo!"}],
+        },
+    ]
+    answer = client.chat.completions.create(model="tiny-chat", messages=messages)
+    assert answer.choices[0].message.content == engine.infer("tiny-chat", PROMPT).text
+
+
+def test_a_stream_is_made_of_server_sent_events(url: str) -> None:
+    body = {"model": "tiny-chat", "messages": [HELLO], "stream": True}
+    answer = ask(url, "/v1/chat/completions", body, headers={"authorization": "Bearer secret"})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = answer.body.decode().split("\n\n")
+    assert all(event.startswith("data: ") for event in events[:-1])
+    assert events[-2:] == ["data: [DONE]", ""]
