@@ -1,0 +1,148 @@
+"""`refllm run APP`: a Spin application on a real port, with refllm behind its Serverless AI."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refllm.api import LlmRuntimeError
+from refllm.cli.common import INTERRUPTED, StandInsOption, ThreadsOption, write_text
+
+if TYPE_CHECKING:
+    from refllm.engine import LocalEngine
+    from refllm.spin.wasm.application import Application
+
+__all__ = ["run"]
+
+DEFAULT_PORT = 3000  # Spin's
+MEBIBYTE = 1024 * 1024
+SECONDS_TO_STOP = 5.0
+
+
+def run(
+    *,
+    app: Annotated[
+        Path,
+        typer.Argument(
+            metavar="APP", help="A folder with a spin.toml, or the component itself: app.wasm."
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")
+    ] = DEFAULT_PORT,
+    seed: Annotated[int, typer.Option(help="Chooses the random numbers of the models.")] = 0,
+    profile: Annotated[
+        str, typer.Option(help="Whose order of sampling: contract, spin-local or llama.cpp.")
+    ] = "contract",
+    numerics: Annotated[
+        str, typer.Option(help="exact, or int8: multiply quantized weights as llama.cpp does.")
+    ] = "exact",
+    stand_ins: StandInsOption = False,
+    threads: ThreadsOption = None,
+    max_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.1, max=86400, help="Of a component for one request, models not counted."
+        ),
+    ] = 30.0,
+    max_memory_mib: Annotated[
+        int, typer.Option(min=1, max=4096, help="Of a component for one request, in MiB.")
+    ] = 512,
+    max_body_bytes: Annotated[int, typer.Option(min=0, help="Of one request.")] = 16 * MEBIBYTE,
+    grace: Annotated[
+        int, typer.Option(min=0, help="Seconds that requests have to finish after SIGTERM.")
+    ] = 10,
+) -> None:
+    """Answer HTTP requests with a Spin application, no Spin needed.
+
+    Prints the address and each route; requests, and what components print, go to standard error.
+    A component may use the ai_models that spin.toml gives it; one without a spin.toml may use all.
+    SIGTERM ends it with exit code 0.
+    """
+    try:
+        from refllm.spin.wasm.guest import Limits
+        from refllm.spin.wasm.host import Host
+        from refllm.spin.wasm.port import Port
+    except ModuleNotFoundError as error:
+        raise LlmRuntimeError(
+            f"refllm run needs the package {error.name}; install it with: "
+            "pip install 'refllm[wasm]'"
+        ) from error
+    from refllm.engine import LocalEngine
+    from refllm.spin.wasm.application import open_application
+
+    application = open_application(app, os.environ)
+    options = {
+        "seed": seed,
+        "profile": profile,
+        "numerics": numerics,
+        "threads": threads,
+        "stand_ins": stand_ins or None,
+    }
+    engines: dict[str, LocalEngine] = {
+        id_: LocalEngine.for_component(application.manifest, id_, **options)
+        if application.manifest is not None
+        else LocalEngine(**options)  # type: ignore[arg-type]
+        for id_ in application.components
+    }
+    limits = Limits(memory_bytes=max_memory_mib * MEBIBYTE, seconds=max_seconds)
+    _log_to_standard_error()
+    with (
+        _asked_to_end() as end,
+        Host(limits) as guests,
+        Port(
+            application, guests, engines, (host, port), max_body_bytes=max_body_bytes
+        ) as listening,
+    ):
+        write_text(_announcement(listening.url, application))
+        code = 0
+        try:
+            end.wait()
+            finished = listening.drain(grace)
+        except KeyboardInterrupt:
+            code, finished = INTERRUPTED, False
+        guests.stop()
+        if not finished and not listening.drain(SECONDS_TO_STOP):
+            _leave(code)
+    raise typer.Exit(code)
+
+
+def _announcement(url: str, application: Application) -> str:
+    routes = [f"{route.component}\t{url}{route.path}" for route in application.routes]
+    return "\n".join([f"Serving {url}", *routes]) + "\n"
+
+
+def _log_to_standard_error() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("refllm")
+    logger.addHandler(handler)
+    logging.getLogger("refllm.spin.wasm").setLevel(logging.INFO)
+
+
+@contextmanager
+def _asked_to_end() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets."""
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(code: int) -> None:
+    """End at once: a model still computes for a guest, whose thread must not outlive Python."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
