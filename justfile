@@ -29,6 +29,15 @@ measure-math:
 goldens:
     python tools/make_sampling_goldens.py
 
+# How well the models that ship with refllm do, on prompts and sentences that they have not seen.
+score-tiny:
+    python -m tools.score_tiny_chat refllm/embedded/llama/tiny-chat.gguf
+    python -m tools.score_tiny_embed refllm/embedded/bert/tiny-embed.gguf
+
+# The texts of tiny-chat, where kernels and oracle agree.
+text-goldens:
+    python -m tools.make_text_goldens
+
 # Speed beside other engines: `just bench decode`, with options before the command.
 bench *arguments:
     python -m benchmarks {{arguments}}

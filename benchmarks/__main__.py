@@ -24,6 +24,7 @@ from benchmarks.peer import PROJECT, Unavailable
 from benchmarks.plot import plot_growth
 from benchmarks.report import latest_entries, tables, with_tables
 from benchmarks.results import Entry, append, read
+from benchmarks.serve import measure_serve
 from benchmarks.sources import revision, sha256_of_sources
 from benchmarks.startup import measure_startup
 
@@ -191,6 +192,12 @@ def growth(
         measure_embedding_growth(bench, folder)
 
     session.run("growth", measure)
+
+
+@app.command()
+def serve(context: typer.Context) -> None:
+    """Clients of `refllm serve`, one and eight at a time."""
+    _session(context).run("serve", measure_serve)
 
 
 @app.command()

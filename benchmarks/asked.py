@@ -127,6 +127,14 @@ ASKED: tuple[Ask, ...] = (
         beyond=8000,
     ),
     Ask(
+        text="8 clients of `refllm serve` together, ÷ one client",
+        benchmark="serve",
+        labels={"work": ("8 clients",)},
+        peers=("one client",),
+        asked=2.5,
+        beyond=4.0,
+    ),
+    Ask(
         text="peak memory of loading, KV cache of one token included",
         benchmark="load",
         labels={"work": ("peak memory",), "shape": SHAPES},

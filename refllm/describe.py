@@ -16,6 +16,7 @@ import numpy as np
 from refllm.api import LlmError, LlmRuntimeError
 from refllm.chat_template import chat_template_of
 from refllm.config import bert_config, llama_config
+from refllm.embedded import is_embedded, is_unchanged
 from refllm.loading import load_path, load_tokenizer
 from refllm.models import FoundModel
 from refllm.pull import PUBLISHED, require_published
@@ -143,6 +144,8 @@ def overview(model: FoundModel) -> Overview:
 
 
 def _is_published(model: FoundModel) -> bool | None:
+    if is_embedded(model.path):
+        return is_unchanged(model.path)
     if model.name not in PUBLISHED or not model.path.is_dir():
         return None
     try:

@@ -33,6 +33,7 @@ from typing import Literal
 from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.chat_template import chat_template_of
 from refllm.config import bert_config, llama_config
+from refllm.embedded import STAND_INS, wants_stand_ins
 from refllm.kernels.cache import cache_folder, kernel_sources
 from refllm.kernels.cpu import CPU, NAME
 from refllm.kernels.threads import available_cpus
@@ -81,7 +82,8 @@ def examine(
     yield from _folders(project)
     for root in roots:
         yield from _models(root)
-    yield from _manifest(project / MANIFEST, roots)
+    stand_ins = STAND_INS if wants_stand_ins(environment) else {}
+    yield from _manifest(project / MANIFEST, roots, stand_ins)
 
 
 # The machine
@@ -138,7 +140,7 @@ def _folders(project: Path) -> Iterator[Finding]:
 # The manifest
 
 
-def _manifest(path: Path, roots: Sequence[Path]) -> Iterator[Finding]:
+def _manifest(path: Path, roots: Sequence[Path], stand_ins: Mapping[str, str]) -> Iterator[Finding]:
     if not path.exists():
         return
     try:
@@ -152,11 +154,11 @@ def _manifest(path: Path, roots: Sequence[Path]) -> Iterator[Finding]:
     yield Finding(check="manifest", level="ok", what=what)
     for component in manifest.components.values():
         for name in component.ai_models:
-            yield from _named_model(path, component, name, roots)
+            yield from _named_model(path, component, name, roots, stand_ins.get(name))
 
 
 def _named_model(
-    path: Path, component: Component, name: str, roots: Sequence[Path]
+    path: Path, component: Component, name: str, roots: Sequence[Path], stand_in: str | None
 ) -> Iterator[Finding]:
     """Nothing if the model is there; whether it is whole is said where it lies."""
     try:
@@ -168,12 +170,11 @@ def _named_model(
         remedy = f"put its files into {place}"
         if name in PULLABLE:
             remedy = f"refllm models pull {name}"
-        yield Finding(
-            check="manifest-model",
-            level="broken",
-            what=f"{path}: component {component.id} names a model that is not there: {error}",
-            remedy=remedy,
-        )
+        what = f"{path}: component {component.id} names a model that is not there: {error.args[0]}"
+        level: Level = "broken"
+        if stand_in is not None:
+            what, level = f"{what}; {stand_in} stands in for it", "warning"
+        yield Finding(check="manifest-model", level=level, what=what, remedy=remedy)
 
 
 # Models

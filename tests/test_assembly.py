@@ -49,7 +49,7 @@ def cpu_can_fuse() -> None:
         pytest.skip("this CPU has no fused multiply-add, so there is nothing to find")
 
 
-def assembly(kernel: Any, signature: tuple[types.Type, ...], **more: object) -> str:  # noqa: ANN401
+def assembly(kernel: Any, signature: tuple[types.Type, ...], **more: object) -> str:
     """The kernel's machine code for this CPU, compiled with its own options and `more`."""
     options = {key: value for key, value in kernel.targetoptions.items() if key != "nopython"}
     compiled = numba.njit(**(options | more))(kernel.py_func)

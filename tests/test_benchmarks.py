@@ -36,7 +36,7 @@ from benchmarks.texts import real_sentences, uniform_texts
 from refllm.weights import open_weights
 from tests.model_files import tiny_bert_folder
 
-COMMANDS = ("decode", "prefill", "load", "startup", "embed", "growth", "limits")
+COMMANDS = ("decode", "prefill", "load", "startup", "embed", "growth", "limits", "serve")
 NOBODY = Path("no-such-python")
 
 

@@ -185,6 +185,10 @@ def test_a_message_is_one_printable_line() -> None:
     ("error", "line"),
     [
         (InvalidInput("too\nlong"), "refllm: invalid-input: too\\nlong"),
+        (
+            InvalidInput("absent", "pull it", "or not"),
+            "refllm: invalid-input: absent\npull it\nor not",
+        ),
         (LlmRuntimeError("x: cut"), "refllm: runtime-error: x: cut"),
         (ModelNotSupported("gpt2"), "refllm: model-not-supported: gpt2"),
         (MemoryError(), "refllm: runtime-error: there is not enough memory"),
@@ -199,7 +203,7 @@ def test_a_message_is_one_printable_line() -> None:
         ),
     ],
 )
-def test_every_error_is_one_line_and_exit_code_1(
+def test_every_error_is_a_line_with_its_advice_below_and_exit_code_1(
     error: Exception, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(typer.Exit) as end:

@@ -91,7 +91,8 @@ def test_a_program_of_the_readme_prints_what_it_shows(
 def test_the_readmes_first_command_ends_in_commands_that_are_run_here() -> None:
     install, *steps = blocks("sh")[0].strip().split(" && ")
     assert install == "pip install ."
-    assert steps == [command for command, _ in COMMAND.findall(blocks("console")[0])]
+    shown = [command for command, _ in COMMAND.findall(blocks("console")[0])]
+    assert steps == shown[: len(steps)] != []
 
 
 def test_ci_runs_the_readmes_test_command() -> None:

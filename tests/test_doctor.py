@@ -264,6 +264,18 @@ def test_kernels_that_can_be_kept_nowhere_are_a_warning(
     assert "REFLLM_CACHE_DIR" in str(found.remedy)
 
 
+@pytest.mark.parametrize(("wanted", "level"), [("1", "warning"), ("0", "broken")])
+def test_a_named_model_for_which_another_stands_in_is_a_warning(
+    wanted: str, level: str, project: Path
+) -> None:
+    (project / "spin.toml").write_text(MANIFEST.format('"llama2-chat"'))
+    environment = {**os.environ, "REFLLM_STAND_INS": wanted}
+    [found] = [f for f in findings(project, environment) if f.check == "manifest-model"]
+    assert found.level == level
+    assert found.what.endswith("; tiny-chat stands in for it") is (wanted == "1")
+    assert found.remedy == "refllm models pull llama2-chat"
+
+
 @pytest.mark.parametrize("is_half_split", [False, True])
 def test_rows_in_the_order_of_the_other_convention_are_noticed(
     is_half_split: bool, project: Path, data_dir: Path

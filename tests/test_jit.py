@@ -184,14 +184,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def compiled() -> Any:  # noqa: ANN401
+def compiled() -> Any:
     """`twice` as another process would compile it."""
     dispatcher: Any = numba.njit(twice)
     dispatcher._cache = KernelCache(twice)
     return dispatcher
 
 
-def counts(dispatcher: Any) -> tuple[int, int]:  # noqa: ANN401
+def counts(dispatcher: Any) -> tuple[int, int]:
     """How many versions were found, and how many had to be compiled."""
     stats = dispatcher.stats
     return sum(stats.cache_hits.values()), sum(stats.cache_misses.values())

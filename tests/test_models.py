@@ -10,6 +10,7 @@ import pytest
 
 from refllm import models
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
+from refllm.embedded import ROOT, STAND_INS
 from refllm.hub import KNOWN_REPOSITORIES
 from refllm.pull import PUBLISHED
 
@@ -179,8 +180,24 @@ def test_an_absent_model_that_can_be_pulled_comes_with_the_command(
     find: Finder, tmp_path: Path
 ) -> None:
     with pytest.raises((InvalidInput, ModelNotSupported)) as refusal:
-        find("all-minilm-l6-v2", [tmp_path])
-    assert str(refusal.value).endswith("refllm models pull all-minilm-l6-v2")
+        find("tinyllama-chat", [tmp_path])
+    assert str(refusal.value).endswith("\nto fetch it: refllm models pull tinyllama-chat")
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+@pytest.mark.parametrize("find", FINDERS)
+def test_an_absent_model_that_another_could_stand_in_for_has_an_error_of_three_lines(
+    find: Finder, name: str, tmp_path: Path
+) -> None:
+    with pytest.raises((InvalidInput, ModelNotSupported)) as refusal:
+        find(name, [tmp_path])
+    looked, pull, stand_in = str(refusal.value).splitlines()
+    assert looked.endswith(f"looked in {tmp_path}")
+    assert pull == f"to fetch it: refllm models pull {name}"
+    assert stand_in == (
+        f"to have {STAND_INS[name]} answer instead: "
+        "--stand-ins, LocalEngine(stand_ins=True) or REFLLM_STAND_INS=1"
+    )
 
 
 def test_the_models_said_to_be_pullable_are_those_that_pull_knows() -> None:
@@ -254,11 +271,15 @@ def test_a_link_that_leads_to_itself_is_named(tmp_path: Path) -> None:
     assert str(refusal.value).startswith(str(tmp_path / "tiny"))
 
 
-def test_the_default_roots_are_this_folders_and_the_pulled_ones(
+def test_the_default_roots_are_this_folders_the_pulled_ones_and_the_package_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFLLM_HOME", str(tmp_path))
-    assert models.default_roots() == (Path(".spin/ai-models"), tmp_path / "ai-models")
+    assert models.default_roots() == (
+        Path(".spin/ai-models"),
+        tmp_path / "ai-models",
+        ROOT,
+    )
 
 
 def test_pulled_models_live_in_the_home_directory_unless_told_otherwise(

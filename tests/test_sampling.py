@@ -243,7 +243,7 @@ def test_the_largest_output_stays_below_one() -> None:
 
 @pytest.mark.parametrize("value", [-1, 2**64, 1.5, True, "7", None])
 @pytest.mark.parametrize("name", ["seed", "step"])
-def test_a_seed_or_step_that_is_no_u64_is_named(name: str, value: Any) -> None:  # noqa: ANN401
+def test_a_seed_or_step_that_is_no_u64_is_named(name: str, value: Any) -> None:
     arguments = {"seed": 0, "step": 0, name: value}
     with pytest.raises(InvalidInput, match=f"{name} must be a whole number"):
         splitmix64(**arguments)

@@ -103,7 +103,7 @@ def test_the_tool_refuses_a_draw_that_rounding_decides() -> None:
         tool.golden_case(question, defaults)
 
 
-def load_tool() -> Any:  # noqa: ANN401 - a script, not a module that types could be imported from
+def load_tool() -> Any:
     spec = importlib.util.spec_from_file_location("make_sampling_goldens", TOOL)
     assert spec is not None
     assert spec.loader is not None

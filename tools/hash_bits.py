@@ -10,7 +10,8 @@ them. The oracle has its weights from the gguf package's decoders and shares not
 kernels but the hyperparameters.
 
 FILE is stories260K.gguf, DIR a folder of all-MiniLM-L6-v2; without them their results are left out.
-All other models are made here, of integers (tests/tiny_formats.py).
+tiny-chat and tiny-embed ship with refllm; all other models are made here, of integers
+(tests/tiny_formats.py).
 
 Letters: T tokens, V vocabulary, N texts, D vector length.
 """
@@ -32,7 +33,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm import oracle
+from refllm import embedded, oracle
 from refllm.bert import Bert
 from refllm.config import bert_config, llama_config
 from refllm.llama import Llama, Segment
@@ -49,6 +50,8 @@ Result: TypeAlias = Mapping[str, object]
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 OUTPUT = GOLDEN / "bits" / "hashes.json"
+TINY_CHAT = embedded.ROOT / "llama" / "tiny-chat.gguf"
+TINY_EMBED = embedded.ROOT / "bert" / "tiny-embed.gguf"
 
 BOS = 1
 # The last tokens go through the network one at a time, so that both matrix kernels are seen.
@@ -104,6 +107,9 @@ def subjects(folder: Path, stories: Path | None, minilm: Path | None) -> list[Su
         for type_name in STORED_AS
     ]
     found.append(_vectors("bert", lambda: bert_of_bits(folder / "bert.gguf"), BERT_TEXTS))
+    found.append(_logits("tiny-chat", lambda: TINY_CHAT, _spread_ids(64, n_vocab=1536)))
+    found.append(_greedy("tiny-chat-greedy", lambda: TINY_CHAT, [BOS]))
+    found.append(_vectors("tiny-embed", lambda: TINY_EMBED, BERT_TEXTS))
     if stories is not None:
         found.append(_logits("stories260K", lambda: stories, _spread_ids(64, n_vocab=512)))
         found.append(_greedy("stories260K-greedy", lambda: stories, [BOS]))

@@ -1,7 +1,7 @@
 """What all commands share: text in, text out, and exit codes.
 
 A command is a plain function that raises the interface's errors; `with_exit_codes` around it turns
-every way to end into an exit code and at most one line on standard error.
+every way to end into an exit code and a line on standard error, with advice below where there is.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = [
     "STANDARD_STREAM",
     "JsonOption",
     "ModelArgument",
+    "StandInsOption",
     "ThreadsOption",
     "model_of",
     "one_line",
@@ -54,6 +55,10 @@ ModelArgument = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(help="CPUs to use; no result depends on it.", show_default="all"),
+]
+StandInsOption = Annotated[
+    bool,
+    typer.Option("--stand-ins", help="Let an embedded model answer for one that is not here."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
@@ -187,28 +192,28 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
         except (typer.Exit, typer.BadParameter):
             raise
         except LlmError as error:
-            _fail(error.kind, str(error), error)
+            _fail(error.kind, error, *map(str, error.args))
         except KeyboardInterrupt as error:
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError as error:
             _discard_unwritable_output()
             raise typer.Exit(NOBODY_READS) from error
         except MemoryError as error:
-            _fail(LlmRuntimeError.kind, "there is not enough memory", error)
+            _fail(LlmRuntimeError.kind, error, "there is not enough memory")
         except OSError as error:
             _discard_unwritable_output()
-            _fail(LlmRuntimeError.kind, str(error), error)
+            _fail(LlmRuntimeError.kind, error, str(error))
         except Exception as error:
             if sys.flags.dev_mode:
                 raise
             message = f"unexpected {type(error).__name__}: {error}; this is a bug in refllm"
-            _fail(LlmRuntimeError.kind, message, error)
+            _fail(LlmRuntimeError.kind, error, message)
 
     return run
 
 
-def _fail(kind: str, message: str, error: BaseException) -> NoReturn:
-    typer.echo(f"refllm: {kind}: {one_line(message)}", err=True)
+def _fail(kind: str, error: BaseException, *lines: str) -> NoReturn:
+    typer.echo(f"refllm: {kind}: " + "\n".join(map(one_line, lines)), err=True)
     raise typer.Exit(FAILED) from error
 
 

@@ -17,6 +17,7 @@ from refllm.cli.common import (
     STANDARD_STREAM,
     JsonOption,
     ModelArgument,
+    StandInsOption,
     ThreadsOption,
     argument_text,
     model_of,
@@ -25,7 +26,7 @@ from refllm.cli.common import (
     write_json,
     write_text,
 )
-from refllm.cli.waiting import engine_of, loading_bar
+from refllm.cli.waiting import answered_by, engine_of, loading_bar
 
 __all__ = ["embed"]
 
@@ -54,22 +55,23 @@ def embed(
             show_default="the tokenizer file's own limit",
         ),
     ] = None,
+    stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
 ) -> None:
     """Print the embedding of each TEXT by MODEL: a vector of length 1.
 
     A line has the numbers of one text's vector, with spaces between them; each number is the
     shortest decimal that is read back as the same float32 (numpy.loadtxt reads such lines). The
-    JSON object has embeddings, usage and model.
+    JSON object has embeddings, usage and model, the one that answered.
     """
     if json and npy is not None:
         raise typer.BadParameter("choose one of --json and --npy")
     texts = _texts(text or [], file)
     with loading_bar() as bar:
-        engine = engine_of(threads=threads, progress=bar)
+        engine = engine_of(threads=threads, stand_ins=stand_ins, progress=bar)
         result = engine.generate_embeddings(model_of(model), texts, max_tokens=max_tokens)
     if json:
-        write_json({"model": str(model_of(model)), **asdict(result)})
+        write_json({**answered_by(engine, model_of(model)), **asdict(result)})
     elif npy is not None:
         _write_npy(npy, result, width=engine.load(model_of(model)).config.n_embd)
     else:

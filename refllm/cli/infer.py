@@ -13,13 +13,14 @@ from refllm.api import InferencingParams
 from refllm.cli.common import (
     JsonOption,
     ModelArgument,
+    StandInsOption,
     ThreadsOption,
     model_of,
     text_of,
     write_json,
     write_text,
 )
-from refllm.cli.waiting import engine_of, loading_bar
+from refllm.cli.waiting import answered_by, engine_of, loading_bar
 
 if TYPE_CHECKING:
     from refllm.engine import LocalEngine
@@ -66,13 +67,14 @@ def infer(
     numerics: Annotated[
         str, typer.Option(help="exact, or int8: multiply quantized weights as llama.cpp does.")
     ] = "exact",
+    stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
     """Continue PROMPT with MODEL, and print the new text as it comes.
 
     A newline ends the output. The JSON object has text and usage, and what else the text is a
-    function of: model, params, seed, profile and numerics.
+    function of: model (the one that answered), params, seed, profile and numerics.
     """
     params = InferencingParams(
         max_tokens=max_tokens,
@@ -84,7 +86,12 @@ def infer(
     )
     with loading_bar() as bar:
         engine = engine_of(
-            seed=seed, profile=profile, numerics=numerics, threads=threads, progress=bar
+            seed=seed,
+            profile=profile,
+            numerics=numerics,
+            threads=threads,
+            stand_ins=stand_ins,
+            progress=bar,
         )
         text = text_of(prompt, "PROMPT")
         if json:
@@ -98,7 +105,7 @@ def _record(
 ) -> dict[str, object]:
     result = engine.infer(model, prompt, params)
     return {
-        "model": str(model),
+        **answered_by(engine, model),
         **asdict(result),
         "params": asdict(params),
         "seed": engine.seed,

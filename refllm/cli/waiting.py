@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from refllm.engine import LocalEngine
     from refllm.loading import Progress
 
-__all__ = ["engine_of", "loading_bar"]
+__all__ = ["answered_by", "engine_of", "loading_bar"]
 
 PATIENCE_SECONDS = 1.0
 
@@ -34,9 +35,12 @@ def engine_of(
     seed: int = 0,
     profile: str = "contract",
     numerics: str = "exact",
+    stand_ins: bool = False,
     progress: Progress | None = None,
 ) -> LocalEngine:
     """The engine that a command uses; a terminal is told when it has to wait for the compiler.
+
+    Without `stand_ins` the environment decides about them.
 
     Importing it takes most of a short command's time, so only commands that compute do. What is
     imported stays, so the garbage collector is kept from looking through it again and again, and
@@ -53,8 +57,22 @@ def engine_of(
         kernels.setLevel(logging.INFO)
         kernels.addHandler(_FirstCompilation())
     return LocalEngine(
-        seed=seed, profile=profile, numerics=numerics, threads=threads, progress=progress
+        seed=seed,
+        profile=profile,
+        numerics=numerics,
+        threads=threads,
+        stand_ins=stand_ins or None,
+        progress=progress,
     )
+
+
+def answered_by(engine: LocalEngine, model: str | Path) -> dict[str, str]:
+    """Which model answers where `model` is asked for, for a JSON object."""
+    if isinstance(model, Path):
+        return {"model": str(model)}
+    answering = engine.answering_model(model)
+    stands_in = {} if answering == model else {"stands_in_for": model}
+    return {"model": answering, **stands_in}
 
 
 class _FirstCompilation(logging.Handler):

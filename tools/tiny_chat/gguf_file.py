@@ -8,28 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.chat_template import LLAMA_2
 from tools.gguf_files import add_metadata, add_tensors, new_file
 from tools.tiny_chat.network import Shape
 from tools.tiny_chat.vocabulary import as_metadata
 
-__all__ = ["CHAT_TEMPLATE", "write_tiny_chat"]
+__all__ = ["write_tiny_chat"]
 
 NAME = "tiny-chat"
-
-# Llama 2's chat, as `tools.tiny_chat.sample` writes it; <s> is what the tokenizer adds.
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] == 'system' %}"
-    "{% set system = '<<SYS>>\\n' + messages[0]['content'] + '\\n<</SYS>>\\n\\n' %}"
-    "{% set messages = messages[1:] %}"
-    "{% else %}{% set system = '' %}{% endif %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}"
-    "{{ bos_token + '[INST] ' + (system if loop.index0 == 0 else '') + message['content'] "
-    "+ ' [/INST]' }}"
-    "{% elif message['role'] == 'assistant' %}"
-    "{{ ' ' + message['content'] + eos_token }}"
-    "{% endif %}{% endfor %}"
-)
 
 
 def write_tiny_chat(
@@ -48,5 +34,5 @@ def write_tiny_chat(
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_vocab_size(shape.n_vocab)
     add_metadata(writer, as_metadata(vocabulary))
-    writer.add_chat_template(CHAT_TEMPLATE)
+    writer.add_chat_template(LLAMA_2)  # as `tools.tiny_chat.sample` writes it
     add_tensors(writer, tensors)

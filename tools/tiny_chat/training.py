@@ -1,13 +1,19 @@
 """How tiny-chat learns: which tokens in which order, and what is done with each batch.
 
+What is learned is what follows a prompt: a question's words are drawn at random, and nobody can
+learn to foresee them. Each sample counts as much as each other, however long its answer is; so the
+one word of a fact that has to be looked up in the question is not lost among the words of stories.
+
 B sequences in a batch, T tokens of each, V vocabulary.
 """
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import sentencepiece
 import torch
@@ -17,11 +23,18 @@ from torch.nn import functional
 from tools.schedule import warmed_cosine
 from tools.tiny_chat.corpus import samples
 from tools.tiny_chat.network import Shape, TinyLlama
+from tools.tiny_chat.sample import Sample, prompt_of
 from tools.tiny_chat.vocabulary import BOS, EOS
 
 __all__ = ["Plan", "trained"]
 
 REPORT_EVERY = 50  # steps
+# Samples are sorted by length, so many batches' at a time: one long sample makes a batch long.
+SORTED_TOGETHER = 16
+# One batch in so many has sequences of the whole context, several samples one after the other:
+# else no position beyond the longest sample would ever be seen.
+LONG_ONE_IN = 8
+LONG_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +45,9 @@ class Plan:
     """
 
     seed: int = 1
-    steps: int = 3000
-    batch: int = 8
-    learning_rate: float = 3e-3
+    steps: int = 3500
+    batch: int = 64
+    learning_rate: float = 2e-3
     warm_up: int = 100
     weight_decay: float = 0.1
     largest_gradient: float = 1.0
@@ -61,12 +74,12 @@ def trained(
     torch.manual_seed(plan.seed)
     network = TinyLlama(shape)
     optimizer = _optimizer(network, plan)
-    batches = _batches(processor, plan.seed, plan.batch, shape.n_ctx + 1)
+    batches = _batches(processor, plan, shape.n_ctx + 1)
     start, losses = time.monotonic(), []
     for step, batch in zip(range(plan.steps), batches, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = plan.rate(step)
-        loss = _loss(network, batch)
+        loss = _loss(network, *batch)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), plan.largest_gradient)
@@ -80,10 +93,15 @@ def trained(
     return network
 
 
-def _loss(network: TinyLlama, batch: Tensor) -> Tensor:
-    """The mean cross-entropy of each next token; batch [B, T + 1]."""
-    logits = network(batch[:, :-1])  # [B, T, V]
-    return functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+def _loss(network: TinyLlama, token_ids: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean cross-entropy of each next token; token_ids [B, T + 1], weights [B, T]."""
+    logits = network(token_ids[:, :-1])  # [B, T, V]
+    is_learned = weights > 0
+    losses = functional.cross_entropy(
+        logits[is_learned], token_ids[:, 1:][is_learned], reduction="none"
+    )
+    weights = weights[is_learned]
+    return (losses * weights).sum() / weights.sum()
 
 
 def _optimizer(network: TinyLlama, plan: Plan) -> torch.optim.Optimizer:
@@ -97,20 +115,59 @@ def _optimizer(network: TinyLlama, plan: Plan) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95))
 
 
-def _batches(
-    processor: sentencepiece.SentencePieceProcessor, seed: int, n: int, length: int
-) -> Iterator[Tensor]:
-    """Batches [B, T + 1] without end: samples one after the other, each between <s> and </s>.
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A sample's tokens between <s> and </s>, and how much foreseeing each of them counts."""
 
-    Where a sequence ends, so does its last sample, cut; the next begins with a new one, because
-    that is what the first position of a prompt always is.
-    """
-    stream = samples(seed)
+    token_ids: list[int]
+    weights: list[float]
+
+
+def _lesson(sample: Sample, processor: sentencepiece.SentencePieceProcessor) -> Lesson:
+    token_ids = [BOS, *processor.encode(sample.text), EOS]
+    n_given = 1
+    if sample.question is not None:
+        n_given += len(processor.encode(prompt_of(sample.question, system=sample.system)))
+    n_learned = len(token_ids) - n_given
+    return Lesson(token_ids, [0.0] * n_given + [1 / n_learned] * n_learned)
+
+
+def _batches(
+    processor: sentencepiece.SentencePieceProcessor, plan: Plan, length: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches without end: token ids [B, T + 1] and weights [B, T]."""
+    lessons = (_lesson(sample, processor) for sample in samples(plan.seed))
+    order = random.Random(plan.seed)
     while True:
-        sequences = []
-        for _ in range(n):
-            token_ids: list[int] = []
-            while len(token_ids) < length:
-                token_ids += [BOS, *processor.encode(next(stream).text), EOS]
-            sequences.append(token_ids[:length])
-        yield torch.tensor(sequences)
+        pool = sorted(
+            islice(lessons, plan.batch * SORTED_TOGETHER), key=lambda each: len(each.token_ids)
+        )
+        batches = [
+            _rows([[lesson] for lesson in pool[first : first + plan.batch]], length)
+            for first in range(0, len(pool), plan.batch)
+        ]
+        n_long = len(batches) // LONG_ONE_IN
+        batches += [
+            _rows([_filling(lessons, length) for _ in range(LONG_ROWS)], length)
+            for _ in range(n_long)
+        ]
+        order.shuffle(batches)
+        yield from batches
+
+
+def _filling(lessons: Iterator[Lesson], length: int) -> list[Lesson]:
+    """Lessons that together have at least so many tokens."""
+    chosen: list[Lesson] = []
+    while sum(len(lesson.token_ids) for lesson in chosen) < length:
+        chosen.append(next(lessons))
+    return chosen
+
+
+def _rows(rows: Sequence[Sequence[Lesson]], length: int) -> tuple[Tensor, Tensor]:
+    """Each row's lessons one after the other, cut at a length; what fills a row is not learned."""
+    token_ids = [[i for lesson in row for i in lesson.token_ids][:length] for row in rows]
+    weights = [[w for lesson in row for w in lesson.weights][1:length] for row in rows]
+    longest = max(map(len, token_ids))
+    padded = [ids + [EOS] * (longest - len(ids)) for ids in token_ids]
+    unlearned = [each + [0.0] * (longest - 1 - len(each)) for each in weights]
+    return torch.tensor(padded), torch.tensor(unlearned)

@@ -5,4 +5,5 @@ vocabulary.py   its word pieces
 network.py      the BERT in PyTorch
 training.py     learning to agree with the teacher
 gguf_file.py    the file
+scores.py       how nearly it agrees with its teacher on sentences that it never saw
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -10,7 +12,7 @@ from pathlib import Path
 
 from tools.tiny_chat.corpus import samples
 
-__all__ = ["held_out", "of_documents", "of_generator", "split"]
+__all__ = ["held_out", "of_documents", "of_generator", "parts_of", "split"]
 
 # One in so many sentences is never learned from. Which one depends on the sentence alone.
 ONE_IN = 10
@@ -29,13 +31,32 @@ def of_generator(seed: int, n_samples: int) -> Iterator[str]:
 
 
 def of_documents(files: Iterable[Path]) -> Iterator[str]:
-    """The sentences of Markdown files and of Python docstrings and comments, as plain text."""
+    """The sentences of Markdown files, of docstrings, and those that tests are named by."""
     for file in sorted(files):
         text = file.read_text("utf-8")
-        paragraphs = re.split(r"\n\s*\n", text)
-        for paragraph in paragraphs:
-            plain = " ".join(MARKS.sub(" ", paragraph).split())
-            yield from ENDS.split(plain)
+        for document in _documents_of(text) if file.suffix == ".py" else [text]:
+            for paragraph in re.split(r"\n\s*\n", document):
+                plain = " ".join(MARKS.sub(" ", paragraph).split())
+                yield from ENDS.split(plain)
+
+
+def _documents_of(source: str) -> Iterator[str]:
+    """The docstrings of a Python file, and the names of its tests as sentences."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            yield ast.get_docstring(node) or ""
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.name.removeprefix("test_").replace("_", " ") + "."
+
+
+def parts_of(sentences: Sequence[str], *, n_each: int, seed: int) -> Iterator[str]:
+    """Runs of words out of each sentence, chosen at random: a teacher has a vector for any text."""
+    choose = random.Random(seed)
+    for words in (sentence.split() for sentence in sentences):
+        for _ in range(n_each):
+            n = choose.randint(FEWEST_WORDS, max(len(words), FEWEST_WORDS))
+            first = choose.randint(0, max(len(words) - n, 0))
+            yield " ".join(words[first : first + n])
 
 
 def held_out(sentence: str) -> bool:

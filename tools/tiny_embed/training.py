@@ -6,7 +6,7 @@ B sentences in a batch, N sentences, T tokens, D width of a vector.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,13 @@ from torch import Tensor
 from tools.schedule import warmed_cosine
 from tools.tiny_embed.network import Shape, TinyBert
 
-__all__ = ["Plan", "correlation", "trained"]
+__all__ = ["Plan", "trained"]
 
 Floats = NDArray[np.float32]
-REPORT_EVERY = 100  # steps
+REPORT_EVERY = 50  # steps
+# Batches are cut from so many batches' sentences, sorted by length: one long sentence makes a whole
+# batch long.
+SORTED_TOGETHER = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,7 @@ class Plan:
     """How long and how fast to learn; `of_pairs` is the weight of the pairs' similarities."""
 
     seed: int = 1
-    steps: int = 2000
+    steps: int = 1200
     batch: int = 128
     learning_rate: float = 1e-3
     warm_up: int = 100
@@ -51,13 +54,20 @@ def trained(
     token_ids: Sequence[Sequence[int]],
     teacher: Floats,
     *,
+    known_pieces: Mapping[int, Floats],
     say: Callable[[str], object] = print,
 ) -> TinyBert:
-    """A network that has learned the teacher's vectors [N, D] of N sentences."""
+    """A network that has learned the teacher's vectors [N, D] of N sentences.
+
+    It begins with the teacher's embeddings [D] of the pieces that both vocabularies have, by id.
+    """
     torch.manual_seed(plan.seed)
     network = TinyBert(shape)
+    with torch.no_grad():
+        for piece, embedding in known_pieces.items():
+            network.token_embd.weight[piece] = torch.tensor(embedding)
     optimizer = torch.optim.AdamW(network.parameters(), lr=plan.learning_rate, weight_decay=0.01)
-    batches = _batches(len(token_ids), plan)
+    batches = _batches([len(sentence) for sentence in token_ids], plan)
     start = time.monotonic()
     for step, chosen in zip(range(plan.steps), batches, strict=False):
         for group in optimizer.param_groups:
@@ -77,12 +87,6 @@ def trained(
     return network
 
 
-def correlation(ours: Floats, theirs: Floats) -> float:
-    """Pearson's, of the cosine similarities of all pairs of N sentences, vectors [N, D]."""
-    pairs = np.triu_indices(len(ours), 1)
-    return float(np.corrcoef((ours @ ours.T)[pairs], (theirs @ theirs.T)[pairs])[0, 1])
-
-
 def padded(sentences: Sequence[Sequence[int]], n_ctx: int) -> Tensor:
     """Token ids [B, T] with 0 after the end of the shorter ones."""
     longest = min(max(map(len, sentences)), n_ctx)
@@ -92,10 +96,16 @@ def padded(sentences: Sequence[Sequence[int]], n_ctx: int) -> Tensor:
     return rows
 
 
-def _batches(n: int, plan: Plan) -> Iterator[NDArray[np.int64]]:
-    """Places of B sentences, all of them once before any a second time."""
+def _batches(lengths: Sequence[int], plan: Plan) -> Iterator[NDArray[np.int64]]:
+    """Places of B sentences of like lengths, all once before any a second time but for a rest."""
     random = np.random.default_rng(plan.seed)
+    n, n_together = len(lengths), plan.batch * SORTED_TOGETHER
+    by_length = np.array(lengths)
     while True:
         order = random.permutation(n)
-        for first in range(0, n - plan.batch + 1, plan.batch):
-            yield order[first : first + plan.batch]
+        for first in range(0, n, n_together):
+            together = order[first : first + n_together]
+            together = together[np.argsort(by_length[together], kind="stable")]
+            cuts = np.arange(0, len(together) - plan.batch + 1, plan.batch)
+            for cut in random.permutation(cuts):
+                yield together[cut : cut + plan.batch]
