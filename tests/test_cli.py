@@ -320,11 +320,15 @@ class TestModels:
             *("NAME", "KIND", "ARCHITECTURE", "PARAMETERS"),
             *("TYPE", "BYTES", "VERIFIED", "PATH"),
         ]
-        first, second = (line.split() for line in lines)
+        first, second, *shipped = (line.split() for line in lines)
         assert (*first[:3], *first[-2:]) == ("here", "inferencing", "llama", "-", str(here))
         assert (*second[:3], *second[-2:]) == ("pulled", "embedding", "bert", "-", str(pulled))
+        assert [(line[0], line[-2]) for line in shipped] == [
+            ("tiny-embed", "yes"),
+            ("tiny-chat", "yes"),
+        ]
         said = json.loads(answer("models", "list", "--json"))
-        assert [(model["name"], model["path"]) for model in said] == [
+        assert [(model["name"], model["path"]) for model in said[:2]] == [
             ("here", str(here)),
             ("pulled", str(pulled)),
         ]
@@ -343,15 +347,6 @@ class TestModels:
         assert "broken: " in lines[1]
         assert "cut.gguf" in lines[1]
         assert lines[2].startswith("whole ")
-
-    def test_a_list_of_nothing_says_on_standard_error_where_it_looked(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("REFLLM_HOME", str(tmp_path))
-        monkeypatch.chdir(tmp_path)
-        result = refllm("models", "list")
-        assert (result.exit_code, result.stdout) == (0, "")
-        assert str(tmp_path / "ai-models") in result.stderr
 
 
 class TestModelArgument:

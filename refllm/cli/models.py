@@ -72,19 +72,16 @@ def list_(*, json: JsonOption = False) -> None:
 
     VERIFIED is "yes" for the files that were published under this name, "no" for others, and "-"
     where nothing is known to compare with. Models are looked for in .spin/ai-models, then in
-    $REFLLM_HOME/ai-models (REFLLM_HOME is ~/.refllm unless set).
+    $REFLLM_HOME/ai-models (REFLLM_HOME is ~/.refllm unless set); last come those of the package.
     """
     from refllm.describe import overview
     from refllm.models import default_roots, list_models
 
-    roots = default_roots()
-    found = [overview(model) for model in list_models(roots)]
+    found = [overview(model) for model in list_models(default_roots())]
     if json:
         write_json([{**asdict(model), "path": str(model.path)} for model in found])
-    elif found:
-        write_text(_table([COLUMNS, *map(_columns, found)]))
     else:
-        typer.echo(f"no models in {' or '.join(map(str, roots))}", err=True)
+        write_text(_table([COLUMNS, *map(_columns, found)]))
 
 
 def show(
