@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
@@ -43,6 +44,8 @@ __all__ = ["router_of"]
 Floats = NDArray[np.float32]
 JSON = Mapping[str, object]
 Parts = AsyncIterator[Begun | Piece | Done]
+# For the schema: what is answered may come as a stream.
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 END_OF_STREAM = "data: [DONE]\n\n"
 
 
@@ -90,14 +93,14 @@ def router_of(service: Service) -> APIRouter:
     """All four routes."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", responses=STREAMED)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """The next message of a chat."""
         body.check_extras()
         messages = [message.as_text() for message in body.messages]
         return await _answer(service, request, body, messages, body.n_likeliest, CHAT)
 
-    @router.post("/completions")
+    @router.post("/completions", responses=STREAMED)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """The continuation of a prompt."""
         body.check_extras()
