@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import refllm.engine  # noqa: F401 - stays imported when a run in this process ends
+from refllm.engine import LocalEngine
 from tests.model_files import tiny_llama_gguf
 
 pytest_plugins = ["pytester"]
@@ -37,6 +37,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ai-models")
     tiny_llama_gguf(root / "tiny.gguf")
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _everything_is_imported(root: Path) -> None:
+    """A run in this process takes out what it imported, and numba cannot be imported twice.
+
+    Some of numba is imported by the first kernel only.
+    """
+    LocalEngine(roots=[root]).infer("tiny", "a")
 
 
 @pytest.fixture
@@ -195,7 +204,14 @@ def test_an_option_that_means_nothing_ends_the_run_in_one_line(
 
 def test_the_fixtures_are_listed_with_what_they_are(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_inprocess("--fixtures", "-p", "no:cacheprovider")
-    result.stdout.fnmatch_lines(["llm -- *", "*Records this test's calls*"])
+    listed = result.stdout.str()
+    for name, what in (
+        ("llm", "Records this test's calls"),
+        ("refllm_engine", "The engine that all tests share"),
+        ("refllm_server", "`refllm serve` on a free port"),
+    ):
+        _, _, below = listed.partition(f"\n{name} ")
+        assert what in below.split("\n\n")[0]
 
 
 def test_the_server_s_fixture_answers_as_the_engine_does(pytester: pytest.Pytester) -> None:

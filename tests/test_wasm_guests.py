@@ -12,7 +12,6 @@ import pytest
 from refllm import embedded
 from refllm.api import InferencingParams
 from refllm.engine import LocalEngine
-from refllm.models import has_model
 from refllm.spin.wasm.host import Host, Program, Services
 from refllm.spin.wasm.wasi_http import Request
 from tests.guests.build import component
@@ -64,8 +63,6 @@ def test_the_documentation_s_example_tells_the_python_api_s_joke(
 
 @pytest.mark.parametrize("guest", ["python_3", "python_5"])
 def test_the_documentation_s_example_is_answered_by_a_stand_in(guest: str, host: Host) -> None:
-    if not has_model("tiny-chat", [embedded.ROOT]):
-        pytest.skip("tiny-chat does not ship with this version")
     engine = LocalEngine(roots=[], stand_ins=True, allowed_models=["llama2-chat"])
     program = host.load_handler(component(guest))
     response = host.respond(program, Request("GET", "/"), Services(engine))

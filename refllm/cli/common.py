@@ -24,6 +24,9 @@ __all__ = [
     "STANDARD_STREAM",
     "JsonOption",
     "ModelArgument",
+    "NumericsOption",
+    "ProfileOption",
+    "SeedOption",
     "StandInsOption",
     "ThreadsOption",
     "model_of",
@@ -55,6 +58,13 @@ ModelArgument = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(help="CPUs to use; no result depends on it.", show_default="all"),
+]
+SeedOption = Annotated[int, typer.Option(help="Chooses the random numbers.")]
+ProfileOption = Annotated[
+    str, typer.Option(help="Whose order of sampling: contract, spin-local or llama.cpp.")
+]
+NumericsOption = Annotated[
+    str, typer.Option(help="exact, or int8: multiply quantized weights as llama.cpp does.")
 ]
 StandInsOption = Annotated[
     bool,

@@ -13,6 +13,9 @@ from refllm.api import InferencingParams
 from refllm.cli.common import (
     JsonOption,
     ModelArgument,
+    NumericsOption,
+    ProfileOption,
+    SeedOption,
     StandInsOption,
     ThreadsOption,
     model_of,
@@ -60,13 +63,9 @@ def infer(
     top_p: Annotated[
         float, typer.Option(help="Draw from the likeliest tokens that together reach it; 1 is off.")
     ] = DEFAULT.top_p,
-    seed: Annotated[int, typer.Option(help="Chooses the random numbers.")] = 0,
-    profile: Annotated[
-        str, typer.Option(help="Whose order of sampling: contract, spin-local or llama.cpp.")
-    ] = "contract",
-    numerics: Annotated[
-        str, typer.Option(help="exact, or int8: multiply quantized weights as llama.cpp does.")
-    ] = "exact",
+    seed: SeedOption = 0,
+    profile: ProfileOption = "contract",
+    numerics: NumericsOption = "exact",
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,

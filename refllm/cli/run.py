@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refllm.api import LlmRuntimeError
-from refllm.cli.common import INTERRUPTED, StandInsOption, ThreadsOption, write_text
+from refllm.cli.common import (
+    INTERRUPTED,
+    NumericsOption,
+    ProfileOption,
+    SeedOption,
+    StandInsOption,
+    ThreadsOption,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from refllm.engine import LocalEngine
@@ -40,13 +48,9 @@ def run(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")
     ] = DEFAULT_PORT,
-    seed: Annotated[int, typer.Option(help="Chooses the random numbers of the models.")] = 0,
-    profile: Annotated[
-        str, typer.Option(help="Whose order of sampling: contract, spin-local or llama.cpp.")
-    ] = "contract",
-    numerics: Annotated[
-        str, typer.Option(help="exact, or int8: multiply quantized weights as llama.cpp does.")
-    ] = "exact",
+    seed: SeedOption = 0,
+    profile: ProfileOption = "contract",
+    numerics: NumericsOption = "exact",
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
     max_seconds: Annotated[

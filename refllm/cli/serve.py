@@ -12,7 +12,14 @@ from typing import Annotated
 import typer
 
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.cli.common import StandInsOption, ThreadsOption, write_text
+from refllm.cli.common import (
+    NumericsOption,
+    ProfileOption,
+    SeedOption,
+    StandInsOption,
+    ThreadsOption,
+    write_text,
+)
 
 __all__ = ["serve"]
 
@@ -44,13 +51,9 @@ def serve(
     component: Annotated[
         str | None, typer.Option(help="The component of --app.", show_default="its only one")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Chooses the random numbers.")] = 0,
-    profile: Annotated[
-        str, typer.Option(help="Whose order of sampling: contract, spin-local or llama.cpp.")
-    ] = "contract",
-    numerics: Annotated[
-        str, typer.Option(help="exact, or int8: multiply quantized weights as llama.cpp does.")
-    ] = "exact",
+    seed: SeedOption = 0,
+    profile: ProfileOption = "contract",
+    numerics: NumericsOption = "exact",
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
     max_waiting: Annotated[
