@@ -11,7 +11,7 @@ A vector is only fair where no honest implementation can decide otherwise. So th
 case in which the order of two candidates, the sum that crosses top_p or the draw is closer than
 `MARGIN` to its border, unless every number in the case is exact. An implementation that follows
 the rule with an exp within 2 ulp, and exp(x) = 1 for |x| < 2^-54, gets probabilities and sums
-within (V + 4) * 2^-51 of these, which is 1.4e-13 for the largest V here.
+within (V + 4) * 2^-51 of these, which is 6.7e-13 for the largest V here.
 """
 
 from __future__ import annotations
