@@ -25,18 +25,14 @@ format:
 measure-math:
     python tools/measure_math.py
 
-# The sampling vectors, from an implementation that shares nothing with refllm's.
+# Every golden file, and the manifest (two minutes).
 goldens:
-    python tools/make_sampling_goldens.py
+    python -m tools.goldens
 
 # How well the models that ship with refllm do, on prompts and sentences that they have not seen.
 score-tiny:
     python -m tools.score_tiny_chat refllm/embedded/llama/tiny-chat.gguf
     python -m tools.score_tiny_embed refllm/embedded/bert/tiny-embed.gguf
-
-# The texts of tiny-chat, where kernels and oracle agree.
-text-goldens:
-    python -m tools.make_text_goldens
 
 # Speed beside other engines: `just bench decode`, with options before the command.
 bench *arguments:

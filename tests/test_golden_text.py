@@ -106,8 +106,11 @@ def test_the_counts_are_those_of_the_tokens(case: Golden) -> None:
 # --- What refllm answers -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_refllm_writes_the_text(case: Golden, models: Path) -> None:
+def test_refllm_writes_the_text_on_any_number_of_threads(
+    case: Golden, threads: int, models: Path
+) -> None:
     asked, expected = case["input"], case["expected"]
     params: dict[str, Any] = {
         name: float.fromhex(value) if isinstance(value, str) else value
@@ -115,7 +118,7 @@ def test_refllm_writes_the_text(case: Golden, models: Path) -> None:
     }
     path = suite_model(asked["model"], models)
     assert path is not None
-    result = engine(int(asked["seed"])).infer(path, asked["prompt"], InferencingParams(**params))
+    result = engine(int(asked["seed"]), threads).infer(path, asked["prompt"], InferencingParams(**params))
     assert result.text == expected["text"]
     assert result.usage.prompt_token_count == expected["usage"]["prompt_token_count"]
     assert result.usage.generated_token_count == expected["usage"]["generated_token_count"]

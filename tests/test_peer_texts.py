@@ -28,7 +28,7 @@ from tests.conftest import PROJECT
 
 Golden: TypeAlias = Mapping[str, Any]
 
-FOLDER = PROJECT / "golden" / "texts"
+FOLDER = PROJECT / "golden" / "text"
 PUBLISHED = json.loads((FOLDER / "llama.cpp.json").read_text("utf-8"))
 MODEL = ROOT / "llama" / "tiny-chat.gguf"
 

@@ -1,4 +1,4 @@
-"""What llama.cpp chooses after 50 prompts, for golden/texts/llama.cpp.json.
+"""What llama.cpp chooses after 50 prompts, for golden/text/llama.cpp.json.
 
     python -m tools.greedy_by_llama_cpp MODEL.gguf FILE.json
 
