@@ -23,7 +23,7 @@ from typing import Annotated
 import typer
 
 from refllm import __version__
-from refllm.cli import doctor, embed, export, infer, models, run, serve, tokenize
+from refllm.cli import conform, doctor, embed, export, infer, models, run, serve, tokenize
 from refllm.cli.common import speak_utf8, with_exit_codes
 
 __all__ = ["app", "main"]
@@ -42,6 +42,7 @@ app.command("tokenize")(with_exit_codes(tokenize.tokenize))
 app.command("doctor")(with_exit_codes(doctor.doctor))
 app.command("serve")(with_exit_codes(serve.serve))
 app.command("run")(with_exit_codes(run.run))
+app.command("conform")(with_exit_codes(conform.conform))
 
 models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 models_app.command("pull")(with_exit_codes(models.pull))

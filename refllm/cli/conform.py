@@ -1,0 +1,241 @@
+"""`refllm conform TARGET`: whether a backend is right, and if not, which part of it is wrong."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refllm.api import InvalidInput
+from refllm.cli.common import write_text
+
+if TYPE_CHECKING:
+    from refllm.conform.case import Case
+    from refllm.conform.profiles import Profile
+    from refllm.conform.report import Report
+    from refllm.conform.targets import Options
+
+__all__ = ["conform"]
+
+UNREACHABLE = 2  # the target could not be run: nothing is known about it
+
+
+class Protocol(StrEnum):
+    """What an HTTP server speaks."""
+
+    spin = "spin"
+    openai = "openai"
+
+
+def conform(
+    *,
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TARGET",
+            help="A URL, a command that speaks JSON lines, module:object, or a .wasm component.",
+            show_default=False,
+        ),
+    ] = None,
+    protocol: Annotated[Protocol, typer.Option(help="What a URL's server speaks.")] = Protocol.spin,
+    token: Annotated[str | None, typer.Option(help="For a server that wants one.")] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(metavar="GROUP", help="Only this group; repeatable.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only cases whose id matches, as text/*; repeatable."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few cases of each group.")] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Known deviations: a name, or the path of a .toml file."),
+    ] = None,
+    model_map: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=THEIRS", help="A server's name for a model; repeatable."),
+    ] = None,
+    have: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A model of the suite that the target has; repeatable.",
+            show_default="tiny-chat and tiny-embed for a server, every one otherwise",
+        ),
+    ] = None,
+    draws_as_refllm: Annotated[
+        bool,
+        typer.Option(
+            "--draws-as-refllm", help="A server's random numbers are refllm's, from seed 0."
+        ),
+    ] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="One case may take.")] = 60.0,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="For CI systems.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="For people, one file.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="For programs.")
+    ] = None,
+    badge: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="For a README, an SVG.")
+    ] = None,
+    write_models: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", file_okay=False, help="Write the suite's models there, and do no more."
+        ),
+    ] = None,
+) -> None:
+    """Run the golden suite against a backend of the interface.
+
+    Exit code 0: all as expected. 1: something is not. 2: the target could not be run.
+    """
+    if write_models is not None:
+        _write_models(write_models)
+        return
+    if target is None:
+        raise typer.BadParameter("say what to test: a URL, a command, module:object, or a .wasm")
+    from refllm.conform.profiles import load_profile
+    from refllm.conform.report_text import text_of
+    from refllm.conform.suite import chosen, load_suite
+    from refllm.conform.targets import Options
+
+    if html is not None:
+        from refllm.conform.report_html import require_packages
+
+        require_packages()  # before the run and not after it
+
+    suite = load_suite()
+    cases = chosen(suite, groups=group or (), only=only or (), quick=quick)
+    names = _pairs(model_map or ())
+    options = Options(
+        protocol=protocol.value,
+        token=token,
+        model_map=names,
+        draws_as_refllm=draws_as_refllm,
+        seconds=seconds,
+    )
+    known = None if profile is None else load_profile(profile)
+    absent = _absent_models(cases, target, have, names)
+    report = _run(target, options, cases, absent, known, suite.version)
+    write_text(text_of(report))
+    _reports(report, {"junit": junit, "html": html, "json": json, "badge": badge})
+    raise typer.Exit(report.exit_code)
+
+
+def _run(
+    target: str,
+    options: Options,
+    cases: Sequence[Case],
+    absent: Collection[str],
+    profile: Profile | None,
+    suite_version: str,
+) -> Report:
+    """Start the target, ask everything, stop it. Exit code 2 where it does not start."""
+    from refllm.conform.reply import TargetError
+    from refllm.conform.report import Report, environment_here
+    from refllm.conform.report_text import progress
+    from refllm.conform.runner import run_cases
+    from refllm.conform.targets import target_of
+
+    started, begin = datetime.now(UTC), time.perf_counter()
+    try:
+        tested = target_of(target, options)
+        try:
+            implementation = tested.start()
+            with progress(len(cases)) as each:
+                verdicts = run_cases(
+                    tested, implementation, cases, profile=profile, absent_models=absent, each=each
+                )
+        finally:
+            tested.stop()
+    except TargetError as error:
+        typer.echo(f"refllm: {error}", err=True)
+        raise typer.Exit(UNREACHABLE) from error
+    return Report(
+        implementation=implementation,
+        target=target,
+        verdicts=verdicts,
+        suite_version=suite_version,
+        profile=None if profile is None else profile.name,
+        environment=environment_here(),
+        started=started,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _pairs(given: Sequence[str]) -> dict[str, str]:
+    """NAME=THEIRS, each. Errors: `InvalidInput` for a name that the suite does not have."""
+    from refllm.conform.models import MODEL_NAMES
+
+    pairs = {}
+    for text in given:
+        name, equals, theirs = text.partition("=")
+        if not equals or not theirs or name not in MODEL_NAMES:
+            raise InvalidInput(
+                f"--model-map takes NAME=THEIRS, got {text!r}; NAME is one of "
+                + ", ".join(MODEL_NAMES)
+            )
+        pairs[name] = theirs
+    return pairs
+
+
+def _absent_models(
+    cases: Sequence[Case], target: str, have: Sequence[str] | None, names: Mapping[str, str]
+) -> set[str]:
+    """The models that no case may ask for.
+
+    A server has what it says it has, or else what ships; whoever is asked otherwise says for each
+    case what is missing.
+    """
+    from refllm.conform.models import MODEL_NAMES
+
+    unknown = sorted(set(have or ()) - set(MODEL_NAMES))
+    if unknown:
+        raise InvalidInput(
+            f"the suite has no model {unknown[0]!r}; its models are {', '.join(MODEL_NAMES)}"
+        )
+    is_server = target.startswith(("http://", "https://"))
+    if names and not is_server:
+        raise InvalidInput("--model-map is for servers; a harness knows its models by itself")
+    if not have and not is_server:
+        return set()
+    present = {*(have or ("tiny-chat", "tiny-embed")), *names}
+    return {name for case in cases for name in case.models} - present
+
+
+def _write_models(folder: Path) -> None:
+    from refllm.conform.models import MODEL_NAMES, is_shipped_or_made, suite_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in filter(is_shipped_or_made, MODEL_NAMES):
+        path = folder / f"{name}.gguf"
+        with tempfile.TemporaryDirectory() as made:
+            source = suite_model(name, Path(made))
+            assert source is not None  # these are on every machine
+            shutil.copyfile(source, path)
+        write_text(f"{path}\n")
+
+
+def _reports(report: Report, files: Mapping[str, Path | None]) -> None:
+    """Write each of the files that is wanted."""
+    from refllm.conform.report_badge import badge_of
+    from refllm.conform.report_html import html_of
+    from refllm.conform.report_json import json_of
+    from refllm.conform.report_junit import junit_of
+
+    made = {"badge": badge_of, "html": html_of, "json": json_of, "junit": junit_of}
+    for kind, path in files.items():
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(made[kind](report), encoding="utf-8", newline="\n")

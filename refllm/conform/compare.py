@@ -1,0 +1,160 @@
+"""What a target answered against what it must answer: the first thing that differs, or nothing.
+
+One function for each group, chosen by `compare`. What every group has in common: a refusal is an
+answer too, {"error": {"kind", "message"}}. Where a case expects one, its kind must be the same and
+its message must contain what the case says it names; where a case expects a result, a refusal is
+the difference.
+
+What cannot be read as an answer is `MalformedAnswer`: a broken harness says nothing about the
+backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from refllm.conform.case import Case, Json
+from refllm.conform.compare_api import compare_api
+from refllm.conform.compare_model import compare_embeddings, compare_logits, compare_text
+from refllm.conform.compare_numbers import (
+    Finding,
+    MalformedAnswer,
+    around,
+    array,
+    distances,
+    field,
+    numbers,
+    of_float32,
+    table,
+    text,
+    ulp_of_float32,
+    wholes,
+)
+from refllm.conform.compare_sampling import compare_sampling
+from refllm.conform.verdict import Difference
+
+__all__ = ["Finding", "MalformedAnswer", "compare"]
+
+
+def compare(case: Case, result: Json) -> Difference | None:
+    """What differs first between the case's answer and this one; None where it is right.
+
+    Errors: `MalformedAnswer`.
+    """
+    if not isinstance(result, Mapping):
+        raise MalformedAnswer(f"the result is {result!r:.80}, not an object")
+    if case.group == "api":
+        return compare_api(case, result)
+    if "error" in case.expected:
+        return _compare_refusal(case.expected["error"], result)
+    if "error" in result:
+        refusal = table(result, "error")
+        got = f"{text(refusal, 'kind')}: {text(refusal, 'message')}"
+        return Finding(where="the answer", expected="an answer", got=got, answer=result)
+    return COMPARISONS[case.group](case, result)
+
+
+def _compare_refusal(expected: Json, result: Json) -> Finding | None:
+    if "error" not in result:
+        wanted = f"an error of the kind {expected['kind']}"
+        return Finding(where="the answer", expected=wanted, got="an answer", answer=result)
+    refusal = table(result, "error")
+    kind, message = text(refusal, "kind"), text(refusal, "message")
+    if kind != expected["kind"]:
+        return Finding(where="the error's kind", expected=expected["kind"], got=kind, answer=result)
+    for part in _named(expected):
+        if part not in message:
+            return Finding(
+                where="the error's message",
+                expected=f"a message that names {part!r}",
+                got=message,
+                answer=result,
+            )
+    return None
+
+
+def _named(expected: Json) -> list[str]:
+    """The parts that the message of an expected error must have."""
+    named = expected.get("names", [])
+    return [named] if isinstance(named, str) else list(named)
+
+
+def _compare_tokenizer(case: Case, result: Json) -> Finding | None:
+    expected, got = list(case.expected["ids"]), wholes(result, "ids")
+    decoded = text(result, "text")
+    for place, (wanted, found) in enumerate(zip(expected, got, strict=False)):
+        if wanted != found:
+            return Finding(where=f"token {place}", expected=wanted, got=found, answer=result)
+    if len(expected) != len(got):
+        place = min(len(expected), len(got))
+        return Finding(
+            where=f"token {place}",
+            expected=expected[place] if place < len(expected) else "the end",
+            got=got[place] if place < len(got) else "the end",
+            answer=result,
+        )
+    if decoded != case.expected["text"]:
+        return Finding(
+            where="the text of the tokens",
+            expected=case.expected["text"],
+            got=decoded,
+            answer=result,
+        )
+    return None
+
+
+def _compare_quant(case: Case, result: Json) -> Finding | None:
+    expected = np.array(case.expected["values"], np.float64)
+    got = of_float32(numbers(field(result, "values"), "values"))
+    if got.size != expected.size:
+        raise MalformedAnswer(f"there are {got.size} values, the case asks for {expected.size}")
+    wrong = distances(got, expected, 0.0) > 0
+    if not wrong.any():
+        return None
+    first = int(np.argmax(wrong))
+    return Finding(
+        where=f"value {first}, the first of {int(wrong.sum())} of {wrong.size} that differ",
+        expected=float(expected[first]),
+        got=float(got[first]),
+        expected_values=around(expected, first),
+        got_values=around(got, first),
+        answer=result,
+    )
+
+
+def _compare_ops(case: Case, result: Json) -> Finding | None:
+    expected, got = array(case.expected, "output"), of_float32(array(result, "output"))
+    if got.shape != expected.shape:
+        raise MalformedAnswer(
+            f"the output's shape is {list(got.shape)}, the case asks for {list(expected.shape)}"
+        )
+    tolerance = case.tolerance
+    size = np.maximum(np.abs(expected), float(tolerance.get("scale", 0.0)))
+    apart = distances(got, expected, float(tolerance["ulps"]) * ulp_of_float32(size))
+    wrong = apart > 1.0
+    if not wrong.any():
+        return None
+    first = int(np.argmax(wrong))
+    index = [int(i) for i in np.unravel_index(first, got.shape)]
+    return Finding(
+        where=f"output{index}, the first of {int(wrong.sum())} of {wrong.size} that differ",
+        expected=float(expected.flat[first]),
+        got=float(got.flat[first]),
+        tolerances=float(apart.flat[first]),
+        expected_values=around(expected, first),
+        got_values=around(got, first),
+        answer=result,
+    )
+
+
+COMPARISONS: Mapping[str, Callable[[Case, Json], Difference | None]] = {
+    "tokenizer": _compare_tokenizer,
+    "quant": _compare_quant,
+    "ops": _compare_ops,
+    "sampling": lambda case, result: compare_sampling(case.expected, result),
+    "logits": compare_logits,
+    "text": compare_text,
+    "embeddings": compare_embeddings,
+}

@@ -1,0 +1,273 @@
+"""A target behind a URL: `--protocol spin` or `--protocol openai`.
+
+    target = http_target("http://127.0.0.1:8177", protocol="spin", token="secret")
+
+Groups that HTTP can carry are `text`, `embeddings` and `api`. A case of `api` is sent as its
+spelling says; whatever comes back with a status is an answer to it, refusals too. What never comes,
+comes too late, or is no JSON where it should be, is `Broken`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+from refllm.conform.case import Case, Group
+from refllm.conform.http_dialect import Asked, Dialect
+from refllm.conform.http_exchange import Address, ExchangeError, Request, Response, exchange
+from refllm.conform.http_openai import OpenAiDialect
+from refllm.conform.http_spin import SpinDialect
+from refllm.conform.reply import Answer, Broken, Implementation, Reply, Skipped, TargetError
+from refllm.spin.api_types import as_json
+
+__all__ = ["HttpTarget", "Protocol", "http_target"]
+
+Protocol: TypeAlias = Literal["spin", "openai"]
+
+GROUPS: frozenset[Group] = frozenset({"text", "embeddings", "api"})
+KINDS = ("invalid-input", "model-not-supported", "runtime-error")
+BUSY = (429, 502, 503, 504)
+REFUSED = (401, 403)
+LONGEST_SHOWN = 200  # characters of what a server sent, in a message of ours
+NEEDED: Mapping[str, Sequence[tuple[str, ...]]] = {
+    "text": (
+        ("text",),
+        ("usage", "prompt_token_count"),
+        ("usage", "generated_token_count"),
+    ),
+    "embeddings": (("embeddings",), ("usage", "prompt_token_count")),
+}
+
+
+def http_target(
+    url: str,
+    *,
+    protocol: Protocol,
+    token: str | None = None,
+    model_map: Mapping[str, str] | None = None,
+    draws_as_refllm: bool = False,
+    timeout_seconds: float = 60.0,
+) -> HttpTarget:
+    """The target at `url`, of which, as in Spin, the path does not count.
+
+    `model_map` has the server's names of the suite's models. `draws_as_refllm` says that it has
+    refllm's random numbers, of seed 0. `timeout_seconds` are those of one request.
+    """
+    dialect: Dialect = SpinDialect() if protocol == "spin" else OpenAiDialect()
+    return HttpTarget(
+        url,
+        dialect,
+        token=token,
+        model_map=model_map or {},
+        draws_as_refllm=draws_as_refllm,
+        timeout_seconds=timeout_seconds,
+    )
+
+
+class HttpTarget:
+    """A server that speaks a dialect; arguments as for `http_target`."""
+
+    def __init__(
+        self,
+        url: str,
+        dialect: Dialect,
+        *,
+        token: str | None,
+        model_map: Mapping[str, str],
+        draws_as_refllm: bool,
+        timeout_seconds: float,
+    ) -> None:
+        self._url = url
+        self._dialect = dialect
+        self._token = token
+        self._model_map = model_map
+        self._draws_as_refllm = draws_as_refllm
+        self._seconds = timeout_seconds
+        self._address: Address
+
+    def start(self) -> Implementation:
+        """See that a server is there and takes the token; what it answers does not matter.
+
+        Errors: `TargetError` where there is none, or it wants another token.
+        """
+        try:
+            self._address = Address.of(self._url)
+        except ValueError as error:
+            raise TargetError(f"{self._url!r} is no server's URL: {error}") from None
+        request = Request("GET", "/v1/models", self._headers(), None)
+        try:
+            response = exchange(self._address, request, seconds=self._seconds)
+        except ExchangeError as error:
+            raise TargetError(str(error)) from error
+        if response.status in REFUSED:
+            said = "another token" if self._token else "a token"
+            raise TargetError(f"the server at {self._address} wants {said}; give it with --token")
+        return Implementation(
+            name=f"the server at {self._address}",
+            groups=GROUPS,
+            draws_as_refllm=self._draws_as_refllm,
+            details={"protocol": self._dialect.name, "url": str(self._address)},
+        )
+
+    def run(self, case: Case) -> Reply:
+        """Ask one case; `Skipped` where the protocol cannot."""
+        try:
+            if case.group == "api":
+                return self._api(case)
+            return self._group(case)
+        except ExchangeError as error:
+            return Broken(str(error))
+
+    def stop(self) -> None:
+        """Nothing is left open."""
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"accept": "*/*"}
+        if self._token:
+            headers["authorization"] = f"bearer {self._token}"
+        return headers
+
+    # --- groups ---
+
+    def _group(self, case: Case) -> Reply:
+        name = case.input["model"]
+        model = self._model_map.get(name, name)
+        if case.group == "text":
+            asked = self._dialect.text(case.input, model, draws_as_refllm=self._draws_as_refllm)
+        elif case.group == "embeddings":
+            asked = self._dialect.embeddings(case.input, model)
+        else:
+            asked = Skipped(f"HTTP carries no {case.group}")
+        if isinstance(asked, Skipped):
+            return asked
+        response = self._post(asked)
+        reply = self._reply(response)
+        if not isinstance(reply, Answer):
+            return reply
+        if "error" in reply.result:
+            kind = _kind_of_status(response.status)
+            return Answer({"error": {"kind": kind, **reply.result["error"]}})
+        for path in NEEDED[case.group]:
+            if not _has(reply.result, path):
+                return Broken(f"the answer of {asked.path} has no {'.'.join(path)}")
+        return reply
+
+    def _post(self, asked: Asked) -> Response:
+        headers = {**self._headers(), **asked.headers}
+        request = Request("POST", asked.path, headers, as_json(asked.body))
+        return exchange(self._address, request, seconds=self._seconds)
+
+    def _api(self, case: Case) -> Reply:
+        spelling = case.input["spellings"][self._dialect.name]
+        if spelling is None:
+            return Skipped(case.input["not_in"][self._dialect.name])
+        needs_token = bool(case.input.get("needs_token"))
+        if needs_token and not self._token:
+            return Skipped("the server asks for no token; start it with one, and give --token")
+        body = None if spelling["body"] is None else self._with_names(spelling["body"]).encode()
+        headers = {**self._headers(), **spelling["headers"]}
+        request = Request(spelling["method"], spelling["path"], headers, body)
+        response = exchange(self._address, request, seconds=self._seconds)
+        reply = self._reply(response, may_refuse=needs_token)
+        if not isinstance(reply, Answer):
+            return reply
+        protocol = {"protocol": self._dialect.name, "status": response.status}
+        return Answer({**reply.result, **protocol})
+
+    def _with_names(self, body: str) -> str:
+        """A body with the server's names of models in place of the suite's."""
+        for name, other in self._model_map.items():
+            body = body.replace(json.dumps(name), json.dumps(other))
+        return body
+
+    # --- answers ---
+
+    def _reply(self, response: Response, *, may_refuse: bool = False) -> Reply:
+        """What a response means: a result, a refusal, or nothing that is an answer."""
+        if response.status in BUSY:
+            return Broken(f"the server is busy, or not there: {response.status} {_shown(response)}")
+        if response.status in REFUSED and not may_refuse:
+            return Broken(f"the server refuses the token: {response.status}; check --token")
+        if 300 <= response.status < 400:
+            return Broken(f"the server is somewhere else: {response.status}; give its own URL")
+        if not 200 <= response.status < 300:
+            return Answer({"error": _said(response.body.decode("utf-8", "replace"))})
+        if response.media_type == "text/event-stream" and isinstance(self._dialect, OpenAiDialect):
+            return _streamed(self._dialect, response)
+        try:
+            value = json.loads(response.body.decode())
+        except (ValueError, RecursionError):
+            return Broken(f"the answer is no JSON: {_shown(response)}")
+        if isinstance(value, str) or (isinstance(value, dict) and "error" in value):
+            return Answer({"error": _said(json.dumps(value))})
+        return Answer(self._dialect.result(value))
+
+
+def _streamed(dialect: OpenAiDialect, response: Response) -> Reply:
+    """What a stream of events comes to; an error in it is a refusal, although the status is 200."""
+    lines = response.body.decode("utf-8", "replace").splitlines()
+    data = [line.removeprefix("data:").strip() for line in lines if line.startswith("data:")]
+    is_done = data[-1:] == ["[DONE]"]
+    try:
+        events = [json.loads(event) for event in data if event != "[DONE]"]
+    except (ValueError, RecursionError):
+        return Broken(f"an event of the stream is no JSON: {_shown(response)}")
+    for event in events:
+        if isinstance(event, dict) and "error" in event:
+            return Answer({"error": _said(json.dumps(event))})
+    return Answer({**dialect.streamed(events), "stream_ends": is_done})
+
+
+def _said(body: str) -> dict[str, Any]:
+    """The error that a body reports, with the kind if it says one of the interface's.
+
+    {"error": {"message": …, "code": kind}}   form "error object"
+    {"error": …}, {"detail": …}               form "object"
+    "kind: message", a JSON string            form "string"
+    anything else                             form "text"
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return _error(None, body, "text")
+    match value:
+        case {"error": {"message": str(message)} as error}:
+            named = [error.get(key) for key in ("kind", "type", "code")]
+            kind = next((kind for kind in KINDS if kind in named), None)
+            return _error(kind, message, "error object")
+        case {"error": said} | {"detail": said}:
+            message = said if isinstance(said, str) else json.dumps(said)
+            return _error(None, message, "object")
+        case str():
+            named_kind, _, message = value.partition(": ")
+            if named_kind in KINDS:
+                return _error(named_kind, message, "string")
+            return _error(None, value, "string")
+        case _:
+            return _error(None, body, "object")
+
+
+def _kind_of_status(status: int) -> str:
+    """The interface's error that a status stands for, where the body names none."""
+    if status == 404:
+        return "model-not-supported"
+    return "runtime-error" if status >= 500 else "invalid-input"
+
+
+def _error(kind: str | None, message: str, form: str) -> dict[str, Any]:
+    return {**({} if kind is None else {"kind": kind}), "message": message, "form": form}
+
+
+def _has(result: Any, path: Sequence[str]) -> bool:  # noqa: ANN401
+    for name in path:
+        if not isinstance(result, Mapping) or name not in result:
+            return False
+        result = result[name]
+    return True
+
+
+def _shown(response: Response) -> str:
+    """A body in a few words, on one line."""
+    line = " ".join(response.body[: 4 * LONGEST_SHOWN].decode("utf-8", "replace").split())
+    return "".join(c if c.isprintable() else "?" for c in line[:LONGEST_SHOWN]) or "nothing"

@@ -1,0 +1,138 @@
+"""One request over HTTP, and its answer, whole and in time; through no proxy, after no redirect."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import time
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["Address", "ExchangeError", "Request", "Response", "exchange"]
+
+CHUNK = 1 << 16
+MOST_BYTES = 256 * 1024 * 1024  # of an answer; twice what Spin's host takes
+PORTS = {"http": 80, "https": 443}
+
+
+class ExchangeError(Exception):
+    """No whole answer came; the message says what happened, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A server: "http" or "https", a host, and a port."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, url: str) -> Address:
+        """The server of a URL, of which, as in Spin, the path does not count.
+
+        Errors: `ValueError` saying what is wrong.
+        """
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in PORTS or not parts.hostname:
+            raise ValueError("it must begin with http:// or https:// and a host")
+        if "@" in parts.netloc:
+            raise ValueError("it must hold no name and no password; the token is an option")
+        return cls(parts.scheme, parts.hostname, parts.port or PORTS[parts.scheme])
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A method, a path, headers, and a body, None where nothing is sent."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A status, the media type in lower case without its parameters, and a body."""
+
+    status: int
+    media_type: str
+    body: bytes
+
+
+def exchange(address: Address, request: Request, *, seconds: float) -> Response:
+    """The server's answer, whatever its status. Errors: `ExchangeError`."""
+    deadline = time.monotonic() + seconds
+    connection = _connection(address, seconds)
+    try:
+        connection.connect()
+        sock = connection.sock
+        sock.settimeout(_left(deadline))
+        headers = {"connection": "close", **request.headers}
+        connection.request(request.method, request.path, request.body, headers)
+        response = connection.getresponse()
+        body = _body(response, sock, deadline)
+        return Response(response.status, response.headers.get_content_type(), body)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        asked = f"{request.method} {address}{request.path}"
+        raise ExchangeError(f"{asked}: {_explained(error, seconds)}") from error
+    finally:
+        connection.close()
+
+
+def _connection(address: Address, seconds: float) -> http.client.HTTPConnection:
+    if address.scheme == "https":
+        context = ssl.create_default_context()
+        return http.client.HTTPSConnection(
+            address.host, address.port, timeout=seconds, context=context
+        )
+    return http.client.HTTPConnection(address.host, address.port, timeout=seconds)
+
+
+def _body(response: http.client.HTTPResponse, sock: socket.socket, deadline: float) -> bytes:
+    body = bytearray()
+    while piece := response.read1(CHUNK):
+        body += piece
+        if len(body) > MOST_BYTES:
+            raise ValueError(f"the answer is longer than {MOST_BYTES} bytes")
+        sock.settimeout(_left(deadline))
+    if response.length:  # read1 says nothing where the connection ends too early
+        raise http.client.IncompleteRead(bytes(body), response.length)
+    return bytes(body)
+
+
+def _left(deadline: float) -> float:
+    """The seconds that are left. Errors: `TimeoutError` if there are none."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _explained(error: Exception, seconds: float) -> str:
+    match error:
+        case TimeoutError():
+            return f"no whole answer came within {seconds:g} s; allow more, or look at the server"
+        case ConnectionRefusedError():
+            return "the connection is refused; start the server, or check the host and the port"
+        case socket.gaierror():
+            return "the host is unknown; check the URL"
+        case ssl.SSLCertVerificationError():
+            return (
+                f"the certificate is not trusted ({error.verify_message}); name its authority's "
+                "file in SSL_CERT_FILE"
+            )
+        case ssl.SSLError():
+            return "TLS fails; check whether the URL has to begin with http://"
+        case ConnectionError() | http.client.IncompleteRead():
+            return "the connection ended before the answer did; look at the server's log"
+        case http.client.HTTPException():
+            return "the answer is not HTTP/1.1; another kind of server listens there"
+        case _:
+            return f"{error}"

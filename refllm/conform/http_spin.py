@@ -1,0 +1,56 @@
+"""The suite's questions in Spin's `remote_http`: POST /infer, POST /embed.
+
+The protocol has no seed, no tokens, and no limit for a text. Source: Spin's crate llm-remote-http.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refllm.conform.case import Json
+from refllm.conform.http_dialect import Asked, counts, is_drawn, of_type, params_of
+from refllm.conform.reply import Skipped
+from refllm.spin.api_types import API_TYPES
+
+__all__ = ["SpinDialect"]
+
+SPIN = API_TYPES["default"]
+USAGE = {
+    "promptTokenCount": "prompt_token_count",
+    "generatedTokenCount": "generated_token_count",
+}
+ENGINE_SEED = "0"  # what refllm and its like draw with, unless they are started otherwise
+
+
+class SpinDialect:
+    """`api_type = "default"`."""
+
+    name = "spin"
+
+    def text(self, asked: Json, model: str, *, draws_as_refllm: bool) -> Asked | Skipped:
+        """A prompt to be continued. Skipped: a draw that the server would make otherwise."""
+        params = params_of(asked)
+        if isinstance(params, Skipped):
+            return params
+        needs_seed = is_drawn(params)
+        if needs_seed and not draws_as_refllm:
+            return Skipped("the protocol carries no seed, so the server draws as it likes")
+        if needs_seed and asked.get("seed", ENGINE_SEED) != ENGINE_SEED:
+            return Skipped(
+                f"the protocol carries no seed, so only texts of seed {ENGINE_SEED} are asked"
+            )
+        return Asked(SPIN.infer_path, {}, SPIN.infer_request(model, asked["prompt"], params))
+
+    def embeddings(self, asked: Json, model: str) -> Asked | Skipped:
+        """Texts to be embedded. Skipped: with a limit."""
+        if asked.get("max_tokens") is not None:
+            return Skipped("the protocol carries no max_tokens for embeddings")
+        return Asked(SPIN.embed_path, {}, SPIN.embed_request(model, asked["texts"]))
+
+    def result(self, value: Any) -> dict[str, Any]:  # noqa: ANN401
+        """What there is of a result in an answer's JSON."""
+        return {
+            **of_type(str, value, "text"),
+            **of_type(list, value, "embeddings"),
+            **counts(value, USAGE),
+        }

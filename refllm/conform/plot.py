@@ -1,0 +1,193 @@
+"""Two rows of numbers and their difference, as an SVG to stand inside a page.
+
+The upper panel has what was expected as a line and what came as dots, the lower one the difference
+as bars, each with a scale of its own: a difference in the last bit still shows. The page colors the
+classes `expected`, `got`, `difference`, `axis` and `bad`; shape alone tells them apart as well.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+__all__ = ["MOST_POINTS", "plot"]
+
+MOST_POINTS = 160
+
+# In units of the drawing, which a telephone shows at about one px each.
+WIDTH = 360
+LEFT, RIGHT = 6, 354
+UPPER_TOP, UPPER_BOTTOM = 22, 112
+LOWER_TOP, LOWER_BOTTOM = 146, 206
+HEIGHT = 214
+
+
+def plot(expected: Sequence[float], got: Sequence[float]) -> str:
+    """An `<svg>` element, or "" where there are not two rows of at least two numbers.
+
+    Of more than `MOST_POINTS` numbers, those around the largest difference are drawn. What is not
+    finite cannot be placed: it is marked at the top of its panel.
+    """
+    if min(len(expected), len(got)) < 2:
+        return ""
+    shared = min(len(expected), len(got))
+    differences = [_difference(expected[i], got[i]) for i in range(shared)]
+    begin = _begin(differences)
+    end = min(begin + MOST_POINTS, max(len(expected), len(got)))
+    wanted, came = expected[begin:end], got[begin:end]
+    off = differences[begin:end]
+    place = _Places(first=begin, last=max(begin + 1, end - 1))
+    upper = _Scale.of([*wanted, *came], UPPER_TOP, UPPER_BOTTOM)
+    lower = _Scale.of([0.0, *off], LOWER_TOP, LOWER_BOTTOM)
+    parts = (
+        *_labels(upper, UPPER_TOP, "expected (line), got (dots)"),
+        *_line(wanted, place, upper),
+        *_dots(came, place, upper),
+        *_labels(lower, LOWER_TOP, "got − expected"),
+        *_bars(off, place, lower),
+        *_marks(wanted, place, UPPER_TOP),
+        *_marks(came, place, UPPER_TOP),
+        *_marks(off, place, LOWER_TOP),
+    )
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" class="plot">\n'
+        f"<title>{_described(off, begin)}</title>\n" + "\n".join(parts) + "\n</svg>"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Where a panel has its numbers: `low` at the bottom, `high` at the top.
+
+    Everything is divided by `unit`, the largest magnitude, so that no span overflows.
+    """
+
+    low: float
+    high: float
+    unit: float
+    top: int
+    bottom: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], top: int, bottom: int) -> _Scale:
+        finite = [value for value in values if math.isfinite(value)] or [0.0]
+        low, high = min(finite), max(finite)
+        return cls(low, high, max(abs(low), abs(high)) or 1.0, top, bottom)
+
+    def y(self, value: float) -> float:
+        low, high = self.low / self.unit, self.high / self.unit
+        if high == low:
+            return (self.top + self.bottom) / 2
+        fraction = (value / self.unit - low) / (high - low)
+        return self.bottom - fraction * (self.bottom - self.top)
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the number with an index is, from left to right."""
+
+    first: int
+    last: int
+
+    def x(self, offset: int) -> float:
+        return LEFT + 4 + offset * self.step
+
+    @property
+    def step(self) -> float:
+        return (RIGHT - LEFT - 8) / (self.last - self.first)
+
+
+def _difference(expected: float, got: float) -> float:
+    """The difference, the largest float64 where it is larger, nan where one is not a number."""
+    if expected == got or (math.isnan(expected) and math.isnan(got)):
+        return 0.0
+    difference = got - expected
+    if math.isfinite(expected) and math.isfinite(got) and math.isinf(difference):
+        return math.copysign(sys.float_info.max, difference)
+    return difference
+
+
+def _begin(differences: Sequence[float]) -> int:
+    """The first number to draw: the largest difference is in the middle, where there is room."""
+    if len(differences) <= MOST_POINTS:
+        return 0
+    sizes = [abs(each) if math.isfinite(each) else math.inf for each in differences]
+    worst = sizes.index(max(sizes))
+    return max(0, min(worst - MOST_POINTS // 2, len(differences) - MOST_POINTS))
+
+
+def _labels(scale: _Scale, top: int, title: str) -> Iterator[str]:
+    """The panel's title, the numbers at its edges, and its frame."""
+    yield f'<text x="{LEFT}" y="{top - 8}">{title}</text>'
+    yield (
+        f'<text x="{RIGHT}" y="{top - 8}" text-anchor="end">'
+        f"{scale.low:.4g} … {scale.high:.4g}</text>"
+    )
+    yield (
+        f'<rect x="{LEFT}" y="{top - 4}" width="{RIGHT - LEFT}" '
+        f'height="{scale.bottom - top + 8}" class="axis"/>'
+    )
+    if scale.low <= 0.0 <= scale.high and scale.low != scale.high:
+        y = _number(scale.y(0.0))
+        yield f'<line x1="{LEFT}" y1="{y}" x2="{RIGHT}" y2="{y}" class="axis"/>'
+
+
+def _line(values: Sequence[float], place: _Places, scale: _Scale) -> Iterator[str]:
+    """The numbers as a line that is interrupted where one is not finite."""
+    command, steps = "M", []
+    for offset, value in enumerate(values):
+        if not math.isfinite(value):
+            command = "M"
+            continue
+        steps.append(f"{command}{_number(place.x(offset))} {_number(scale.y(value))}")
+        command = "L"
+    yield f'<path d="{"".join(steps)}" class="expected"/>'
+
+
+def _dots(values: Sequence[float], place: _Places, scale: _Scale) -> Iterator[str]:
+    radius = _number(max(1.2, min(3.0, place.step / 2.5)))
+    for offset, value in enumerate(values):
+        if math.isfinite(value):
+            x, y = _number(place.x(offset)), _number(scale.y(value))
+            yield f'<circle cx="{x}" cy="{y}" r="{radius}" class="got"/>'
+
+
+def _bars(values: Sequence[float], place: _Places, scale: _Scale) -> Iterator[str]:
+    zero, steps = _number(scale.y(0.0)), []
+    for offset, value in enumerate(values):
+        if math.isfinite(value) and value != 0.0:
+            steps.append(f"M{_number(place.x(offset))} {zero}V{_number(scale.y(value))}")
+    width = _number(max(1.2, min(8.0, place.step * 0.6)))
+    yield f'<path d="{"".join(steps)}" stroke-width="{width}" class="difference"/>'
+
+
+def _marks(values: Sequence[float], place: _Places, top: int) -> Iterator[str]:
+    """A cross where a number is not finite."""
+    for offset, value in enumerate(values):
+        if not math.isfinite(value):
+            x = place.x(offset)
+            left, right = _number(x - 3), _number(x + 3)
+            yield (
+                f'<path d="M{left} {top - 3}L{right} {top + 3}M{left} {top + 3}L{right} {top - 3}" '
+                'class="bad"/>'
+            )
+
+
+def _described(differences: Sequence[float], begin: int) -> str:
+    """What the drawing shows, for who does not see it."""
+    n_bad = sum(not math.isfinite(each) for each in differences)
+    finite = [abs(each) if math.isfinite(each) else 0.0 for each in differences]
+    said = f"{len(differences)} numbers"
+    if any(finite):
+        worst = finite.index(max(finite))
+        said += f"; the largest difference, {max(finite):.4g}, is at number {begin + worst}"
+    if n_bad:
+        said += f"; {n_bad} differ by what is not finite"
+    return said
+
+
+def _number(value: float) -> str:
+    """A coordinate, to a tenth."""
+    return f"{value:.1f}".replace("-0.0", "0.0")

@@ -1,0 +1,70 @@
+"""What comes back from a target: an answer, a skip with its reason, or a breakdown.
+
+A breakdown is never a wrong answer: it says that the harness, not the backend, does not work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from refllm.conform.case import Case, Group, Json
+
+__all__ = ["Answer", "Broken", "Implementation", "Reply", "Skipped", "Target", "TargetError"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the backend said; for a refusal {"error": {"kind": …, "message": …}}."""
+
+    result: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """The backend, or the way to it, cannot be asked this."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The harness failed: no answer, or one that is no answer to the question."""
+
+    message: str
+
+
+Reply: TypeAlias = Answer | Skipped | Broken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Implementation:
+    """Who is tested, as it says itself: `groups` are those that can be asked, `details` for people.
+
+    `draws_as_refllm`: the same random numbers for the same seed, so seeded texts can be compared.
+    """
+
+    name: str
+    version: str = ""
+    language: str = ""
+    groups: frozenset[Group]
+    draws_as_refllm: bool = False
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+class TargetError(Exception):
+    """The target could not be run at all; the message says what to do."""
+
+
+class Target(Protocol):
+    """A backend and the way to it. `start` comes first and `stop` last, also after a failure."""
+
+    def start(self) -> Implementation:
+        """Make it ready. Errors: `TargetError`."""
+
+    def run(self, case: Case) -> Reply:
+        """Ask one case. Never raises: what goes wrong is `Broken`."""
+
+    def stop(self) -> None:
+        """Let it go; never raises."""

@@ -1,0 +1,122 @@
+"""The golden suite, as it ships: every case of every group, and how quickly it can be run through.
+
+suite = load_suite()
+[case.id for case in suite.cases if case.is_quick]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from refllm.api import InvalidInput
+from refllm.conform.case import GROUPS, Case, Group, Json
+from refllm.conform.wire import decoded
+
+__all__ = ["Suite", "chosen", "golden_root", "load_suite"]
+
+# Every so many of the sampling cases run with --quick: their format, which is older, has no mark.
+QUICK_SAMPLING = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """The cases in the order they are run, and the version of the suite."""
+
+    version: str
+    cases: tuple[Case, ...]
+
+
+def golden_root() -> Path:
+    """The folder of the golden files: in an installed package, or in a checkout beside it."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "golden"
+    return inside if inside.is_dir() else package.parent / "golden"
+
+
+def load_suite(root: Path | None = None) -> Suite:
+    """Every case. Errors: `OSError`, `ValueError` where a golden file is damaged."""
+    root = golden_root() if root is None else root
+    manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+    cases = tuple(case for group in GROUPS for case in _cases(root, group))
+    return Suite(str(manifest["suite"]), cases)
+
+
+def chosen(
+    suite: Suite, *, groups: Collection[str] = (), only: Sequence[str] = (), quick: bool = False
+) -> tuple[Case, ...]:
+    """The cases of some groups, whose ids match a pattern, or the quick ones; all by default.
+
+    Errors: `InvalidInput` for a group that there is not, and a pattern that nothing matches.
+    """
+    unknown = sorted(set(groups) - set(GROUPS))
+    if unknown:
+        raise InvalidInput(f"there is no group {unknown[0]!r}; the groups are {', '.join(GROUPS)}")
+    for pattern in only:
+        if not any(fnmatchcase(case.id, pattern) for case in suite.cases):
+            raise InvalidInput(f"no case's id matches {pattern!r}")
+    return tuple(
+        case
+        for case in suite.cases
+        if (not groups or case.group in groups)
+        and (not only or any(fnmatchcase(case.id, pattern) for pattern in only))
+        and (not quick or case.is_quick)
+    )
+
+
+def _cases(root: Path, group: Group) -> Iterator[Case]:
+    path = root / group / "cases.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if group == "sampling":
+        yield from map(_sampling_case, range(len(document["cases"])), document["cases"])
+        return
+    arrays: dict[str, Mapping[str, Any]] = {}
+    for entry in document["cases"]:
+        yield Case(
+            id=entry["id"],
+            group=group,
+            proves=entry["proves"],
+            clause=entry["clause"],
+            input=decoded(_with_arrays(entry["input"], path.parent, arrays)),
+            expected=decoded(_with_arrays(entry["expected"], path.parent, arrays)),
+            models=tuple(entry.get("models", ())),
+            is_quick=entry.get("quick", False),
+            tolerance=decoded(entry.get("tolerance", {})),
+        )
+
+
+def _sampling_case(number: int, entry: Json) -> Case:
+    """A case of the sampling vectors, whose format is older than the suite."""
+    asked = ("profile", "logits", "params", "previous_tokens", "u")
+    answered = ("stages", "token", "error")
+    return Case(
+        id=f"sampling/{entry['id']}",
+        group="sampling",
+        proves=entry["proves"],
+        clause=entry["clause"],
+        input=decoded({key: entry[key] for key in asked if key in entry}),
+        expected=decoded({key: entry[key] for key in answered if key in entry}),
+        is_quick=number % QUICK_SAMPLING == 0,
+    )
+
+
+def _with_arrays(value: Any, folder: Path, files: dict[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
+    """The value with every {"file", "tensor"} in it replaced by the array that it names."""
+    if isinstance(value, list):
+        return [_with_arrays(each, folder, files) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"file", "tensor"}:
+        name = value["file"]
+        if name not in files:
+            files[name] = load_file(folder / name)
+        array = np.asarray(files[name][value["tensor"]])
+        return {"shape": list(array.shape), "values": array.ravel().tolist()}
+    return {key: _with_arrays(each, folder, files) for key, each in value.items()}
