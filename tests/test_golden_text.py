@@ -56,8 +56,8 @@ def subject(models: Path) -> Callable[[str], Subject]:
 
 
 @cache
-def engine(seed: int) -> LocalEngine:
-    return LocalEngine(seed=seed)
+def engine_of(seed: int, threads: int) -> LocalEngine:
+    return LocalEngine(seed=seed, threads=threads)
 
 
 # --- The file ------------------------------------------------------------------------------------
@@ -118,7 +118,8 @@ def test_refllm_writes_the_text_on_any_number_of_threads(
     }
     path = suite_model(asked["model"], models)
     assert path is not None
-    result = engine(int(asked["seed"]), threads).infer(path, asked["prompt"], InferencingParams(**params))
+    engine = engine_of(int(asked["seed"]), threads)
+    result = engine.infer(path, asked["prompt"], InferencingParams(**params))
     assert result.text == expected["text"]
     assert result.usage.prompt_token_count == expected["usage"]["prompt_token_count"]
     assert result.usage.generated_token_count == expected["usage"]["generated_token_count"]

@@ -81,6 +81,7 @@ SPIN_SDK_5 = ("spin-sdk==5.0.0", "componentize-py==0.25.1")
 
 GUESTS: Mapping[str, Python | JavaScript] = {
     "python_3": Python(SPIN_SDK_3, ("-q", "-w", "spin-http", "componentize")),
+    "remote": Python(SPIN_SDK_3, ("-q", "-w", "spin-http", "componentize")),
     "probe": Python(SPIN_SDK_3, ("-q", "-w", "spin-http", "componentize")),
     "python_5": Python(
         SPIN_SDK_5, ("-q", "componentize", "-m", "spin_sdk=fermyon:spin/http-trigger@2.0.0")
