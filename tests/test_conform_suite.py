@@ -19,7 +19,7 @@ from refllm.conform.runner import run_cases
 from refllm.conform.suite import Suite, chosen, load_suite
 from refllm.conform.verdict import Verdict
 from refllm.embedded import ROOT
-from tools.goldens import GOLDEN, SUITE_VERSION, manifest
+from tools.goldens import GOLDEN, SUITE_VERSION, manifest, unlike
 
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text("utf-8"))
 
@@ -119,3 +119,8 @@ def test_refllm_answers_every_case_that_is_not_about_http_or_a_model_that_is_not
 def test_every_group_is_answered(tmp_path: Path) -> None:
     passed = Counter(each.case.group for each in own_verdicts() if each.status == "passed")
     assert set(passed) == set(GROUPS) == set(Refllm().start()["groups"])
+
+
+@pytest.mark.slow
+def test_every_golden_file_is_what_its_tool_writes(tmp_path: Path) -> None:
+    assert list(unlike(tmp_path)) == []

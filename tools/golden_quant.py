@@ -29,7 +29,7 @@ from tools.make_sampling_goldens import on_lines, rounded
 
 __all__ = ["DisagreementError", "answer", "as_c_prints", "compare_with_ggml", "document"]
 
-OUTPUT = Path(__file__).resolve().parent.parent / "golden" / "quant" / "cases.json"
+FOLDER = Path(__file__).resolve().parent.parent / "golden" / "quant"
 
 
 class DisagreementError(Exception):
@@ -153,10 +153,11 @@ def document(library: ctypes.CDLL | None = None) -> str:
 def main() -> None:
     """Write the file where all decoders agree."""
     parser = argparse.ArgumentParser(description="Decode the blocks of golden/quant.")
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="to write into")
     parser.add_argument("--ggml", metavar="LIBRARY", help="a libggml-base to compare with")
     arguments = parser.parse_args()
     library = ctypes.CDLL(arguments.ggml) if arguments.ggml else None
-    OUTPUT.write_text(document(library), encoding="ascii")
+    (arguments.folder / "cases.json").write_text(document(library), encoding="ascii")
 
 
 if __name__ == "__main__":

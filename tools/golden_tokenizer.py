@@ -126,9 +126,10 @@ def document(stories: Path | None = None) -> str:
 def main() -> None:
     """Write the file where all tokenizers agree."""
     parser = argparse.ArgumentParser(description="Tokenize the texts of golden/tokenizer.")
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="to write into")
     parser.add_argument("--stories", type=Path, metavar="FILE", help="stories260K.gguf")
     arguments = parser.parse_args()
-    (FOLDER / "cases.json").write_text(document(arguments.stories), encoding="ascii")
+    (arguments.folder / "cases.json").write_text(document(arguments.stories), encoding="ascii")
 
 
 if __name__ == "__main__":
