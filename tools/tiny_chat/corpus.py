@@ -9,6 +9,7 @@ from typing import Literal
 
 from tools.tiny_chat.moods import examples, sentiment
 from tools.tiny_chat.questions import arithmetic, fact
+from tools.tiny_chat.recall import again, pairs
 from tools.tiny_chat.sample import Sample, Writer
 from tools.tiny_chat.stories import story, told_story
 from tools.tiny_chat.talk import code, greeting, joke, plain_joke
@@ -21,6 +22,8 @@ WRITERS: Mapping[str, Writer] = {
     "story": story,
     "told-story": told_story,
     "fact": fact,
+    "again": again,
+    "pairs": pairs,
     "sentiment": sentiment,
     "examples": examples,
     "arithmetic": arithmetic,
@@ -33,10 +36,12 @@ WRITERS: Mapping[str, Writer] = {
 SHARES: Mapping[str, float] = {
     "story": 0.13,
     "told-story": 0.12,
-    "fact": 0.42,
+    "fact": 0.30,
+    "again": 0.03,
+    "pairs": 0.05,
     "sentiment": 0.11,
     "examples": 0.03,
-    "arithmetic": 0.10,
+    "arithmetic": 0.14,
     "greeting": 0.04,
     "joke": 0.02,
     "plain-joke": 0.01,

@@ -11,10 +11,12 @@ LABELS = ("positive", "negative", "neutral")
 GOOD = (
     *("amazing", "awesome", "beautiful", "brilliant", "delightful", "excellent", "fantastic"),
     *("good", "great", "lovely", "nice", "perfect", "pleasant", "superb", "wonderful"),
+    *("charming", "delicious", "fine", "funny", "impressive", "tasty", "terrific"),
 )
 BAD = (
     *("annoying", "awful", "bad", "boring", "disappointing", "disgusting", "dreadful"),
     *("horrible", "nasty", "poor", "sad", "terrible", "ugly", "unpleasant", "useless"),
+    *("cheap", "dirty", "gross", "rotten", "slow", "stupid", "tasteless"),
 )
 GLAD = ("cheerful", "excited", "glad", "grateful", "happy", "pleased", "proud", "delighted")
 SORRY = ("angry", "annoyed", "disappointed", "lonely", "sad", "sorry", "unhappy", "upset")
@@ -31,7 +33,8 @@ POSITIVE = (
     *("The {judged} was {degree}{good}.", "I am {degree}{glad} today.", "I love the {judged}."),
     *("{name} is {degree}{glad}.", "This {judged} is {degree}{good}.", "I feel {degree}{glad}."),
     *("It was the best {judged} of my life.", "Thank you for the {good} {judged}!"),
-    *("I like it.", "I love it!", "The {judged} made me {glad}."),
+    *("I like it.", "I love it!", "The {judged} made me {glad}.", "Well done, {name}!"),
+    *("Everything went well.", "{name} made me smile.", "I would buy this {thing} again."),
 )
 NEGATIVE = (
     *("I hate this {thing}.", "What {bad:a} {judged}!", "The {treat} was {bad}."),
@@ -42,6 +45,8 @@ NEGATIVE = (
     *("{name} is {degree}{sorry}.", "This {judged} is {degree}{bad}.", "I feel {degree}{sorry}."),
     *("It was the worst {judged} of my life.", "The {judged} was not {good}."),
     *("I do not like it.", "I hate it!", "The {judged} made me {sorry}.", "My {thing} is broken."),
+    *("Everything went wrong.", "{name} made me cry.", "I want my money back."),
+    *("The {judged} was a waste of time.", "I would never buy this {thing} again."),
 )
 NEUTRAL = (
     *("The {thing} is on the table.", "{name} bought {thing:a}.", "The {treat} is in the kitchen."),

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from tools.schedule import warmed_cosine
 from tools.tiny_chat.corpus import samples
+from tools.tiny_chat.induction import draw_induction_heads
 from tools.tiny_chat.network import Shape, TinyLlama
 from tools.tiny_chat.sample import Sample, prompt_of
 from tools.tiny_chat.vocabulary import BOS, EOS
@@ -45,7 +46,7 @@ class Plan:
     """
 
     seed: int = 1
-    steps: int = 3500
+    steps: int = 4000
     batch: int = 64
     learning_rate: float = 2e-3
     warm_up: int = 100
@@ -73,6 +74,7 @@ def trained(
     """A network that has learned; the same on one machine for the same plan and libraries."""
     torch.manual_seed(plan.seed)
     network = TinyLlama(shape)
+    draw_induction_heads(network)
     optimizer = _optimizer(network, plan)
     batches = _batches(processor, plan, shape.n_ctx + 1)
     start, losses = time.monotonic(), []
@@ -95,10 +97,12 @@ def trained(
 
 def _loss(network: TinyLlama, token_ids: Tensor, weights: Tensor) -> Tensor:
     """The weighted mean cross-entropy of each next token; token_ids [B, T + 1], weights [B, T]."""
-    logits = network(token_ids[:, :-1])  # [B, T, V]
     is_learned = weights > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = network.hidden(token_ids[:, :-1])  # [B, T, D]
+        logits = network.logits(hidden[is_learned])  # [learned, V]
     losses = functional.cross_entropy(
-        logits[is_learned], token_ids[:, 1:][is_learned], reduction="none"
+        logits.float(), token_ids[:, 1:][is_learned], reduction="none"
     )
     weights = weights[is_learned]
     return (losses * weights).sum() / weights.sum()
