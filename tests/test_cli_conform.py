@@ -68,6 +68,22 @@ def test_a_server_that_is_not_there_ends_with_2() -> None:
     assert "127.0.0.1:9" in said
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("127.0.0.1:8080", "begins with http://"), ("no-such-runner app.wasm", "'no-such-runner'")],
+)
+def test_a_target_that_looks_like_another_kind_is_told_apart(target: str, said: str) -> None:
+    code, _, told = conform(target, *QUICK)
+    assert code == 2
+    assert said in told
+
+
+def test_a_run_in_which_all_is_skipped_ends_with_2() -> None:
+    code, printed, _ = conform(EXAMPLE, "--quick", "--group", "ops")
+    assert code == 2
+    assert printed.endswith("nothing was tested\n")
+
+
 def test_no_target_is_wrong_usage() -> None:
     assert conform()[0] == 2
 
@@ -77,6 +93,7 @@ def test_no_target_is_wrong_usage() -> None:
     [
         (["--group", "opps"], "opps"),
         (["--only", "nothing/*"], "nothing/*"),
+        (["--group", "quant", "--only", "text/*"], "leave no case"),
         (["--profile", "nobody"], "nobody"),
         (["--have", "gpt-5"], "gpt-5"),
         (["--model-map", "tiny-chat=mine"], "--model-map"),

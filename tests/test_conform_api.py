@@ -60,7 +60,6 @@ def test_a_prompt_before_the_text_is_a_difference() -> None:
     [
         (usage(6, 1), "usage.prompt_token_count"),
         (usage(5, 2), "usage.generated_token_count"),
-        (usage(5, True), "usage.generated_token_count"),
         (usage(5, 1), None),
     ],
 )
@@ -175,6 +174,11 @@ def test_a_refusal_in_place_of_an_answer_is_shown() -> None:
     assert (found.where, found.got) == ("the answer", "runtime-error: out of memory")
 
 
+def test_a_model_that_is_not_supported_needs_no_message() -> None:
+    refusal = {"error": {"kind": "model-not-supported"}}
+    assert where("text-asked-of-an-embedding-model", refusal) is None
+
+
 # --- What is no answer ---------------------------------------------------------------------------
 
 
@@ -184,10 +188,15 @@ def test_a_refusal_in_place_of_an_answer_is_shown() -> None:
         ("max-tokens-zero", {"usage": usage(5, 0)}),
         ("max-tokens-zero", {"text": ""}),
         ("max-tokens-zero", {"text": "", "usage": {"prompt_token_count": 5}}),
+        ("max-tokens-zero", {"text": "", "usage": usage(5, True)}),
+        ("max-tokens-zero", {"text": 0, "usage": usage(5, 0)}),
         ("embedding-of-one-text", {"usage": {"prompt_token_count": 9}}),
         ("embedding-of-one-text", {"embeddings": [["a"]], "usage": {"prompt_token_count": 9}}),
         ("penalty-zero", {"error": {"message": "repeat_penalty"}}),
         ("penalty-zero", {"error": {"kind": "invalid-input"}}),
+        ("penalty-zero", {"error": {"kind": "InvalidInput", "message": "repeat_penalty"}}),
+        ("penalty-zero", {"embeddings": 5}),
+        ("max-tokens-zero", {"error": "no"}),
     ],
 )
 def test_a_harness_that_leaves_something_out_is_broken(
@@ -203,6 +212,7 @@ def test_a_harness_that_leaves_something_out_is_broken(
         ("max-tokens-zero", {"usage": usage(5, 0)}, "the text, from character 0"),
         ("max-tokens-zero", {"text": ""}, "usage.prompt_token_count"),
         ("embedding-order", {}, "the number of vectors"),
+        ("embedding-order", {"embeddings": [["a"]] * 3}, "the number of vectors"),
         ("http-stream", {"text": ""}, "stream ends"),
     ],
 )

@@ -79,10 +79,14 @@ def test_a_refusal_that_does_not_name_what_is_wrong_is_a_difference() -> None:
     assert found.expected == "a message that names 'top_p'"
 
 
-def test_a_refusal_may_have_to_name_several_things() -> None:
-    case = case_of("text", {"error": {"kind": "invalid-input", "names": ["513", "512"]}})
-    assert compare(case, refused("invalid-input", "513 tokens, but 512 fit")) is None
-    assert difference(case, refused("invalid-input", "only 512 fit")).expected.endswith("'513'")
+def test_a_difference_has_the_answer_that_it_was_found_in() -> None:
+    result = {"ids": [1, 7, 8], "text": "no"}
+    assert difference(TOKENS, result).answer == result
+
+
+def test_a_model_that_is_not_supported_needs_no_message() -> None:
+    found = difference(TOKENS, {"error": {"kind": "model-not-supported"}})
+    assert found.got == "model-not-supported"
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,9 @@ def test_a_refusal_may_have_to_name_several_things() -> None:
         {"ids": [1, 7, 8], "text": None},
         {"error": "broken"},
         {"error": {"kind": "runtime-error"}},
+        {"error": {"kind": "RuntimeError", "message": "no memory"}},
+        {"ids": [1, 7, 2**63], "text": "hi"},
+        {"ids": [1, 7, 1e300], "text": "hi"},
     ],
 )
 def test_what_is_no_answer_is_malformed(result: dict[str, Any]) -> None:
@@ -219,8 +226,8 @@ def stages(*, place: int, **changed: Any) -> list[dict[str, Any]]:
     return [{**stage, **(changed if i == place else {})} for i, stage in enumerate(STAGES)]
 
 
-@pytest.mark.parametrize("given", [[], STAGES[:1], STAGES[1:], STAGES[::2], STAGES])
-def test_stages_may_be_left_out(given: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("given", [None, [], STAGES[:1], STAGES[1:], STAGES[::2], STAGES])
+def test_stages_may_be_left_out(given: list[dict[str, Any]] | None) -> None:
     assert compare(DRAW, {"stages": given, "token": 0}) is None
 
 
@@ -293,8 +300,14 @@ def test_where_only_the_best_logit_is_known_no_other_may_be_larger() -> None:
     assert found.tolerances == 4.0
 
 
-def test_a_logit_that_is_no_number_is_wrong_wherever_it_is() -> None:
-    assert difference(LOGITS, logits(0, "nan", 4, 0, 5, 1)).tolerances == math.inf
+@pytest.mark.parametrize("wrong", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("token", range(3))
+def test_a_logit_that_is_no_number_is_wrong_wherever_it_is(token: int, wrong: str) -> None:
+    values: list[float | str] = [0, 0, 4, 0, 5, 1]
+    values[token] = wrong
+    found = difference(LOGITS, logits(*values))
+    assert found.where.startswith(f"position 0, the logit of token {token};")
+    assert found.tolerances == math.inf
 
 
 def test_logits_for_another_number_of_tokens_are_malformed() -> None:

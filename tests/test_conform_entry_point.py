@@ -103,6 +103,13 @@ def test_arrays_become_lists() -> None:
     assert said == {"result": {"values": [0.5, 1.0], "n": 3, "shape": [2, 1]}}
 
 
+def test_what_it_prints_does_not_come_between_the_report_s_lines(
+    target: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reply(target("print('loading')\ndef it(group, asked):\n    print('thinking')\n    return {}"))
+    assert capsys.readouterr() == ("", "loading\nthinking\n")
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -110,6 +117,7 @@ def test_arrays_become_lists() -> None:
         ("raise SystemExit(3)", r"SystemExit: 3 \("),
         ("return [1]", "run gave list, not a dictionary"),
         ("return None", "run gave NoneType, not a dictionary"),
+        ("it.value = it.__dict__\n    return it.__dict__", "RecursionError: "),
     ],
 )
 def test_a_function_that_breaks_is_told(lines: str, said: str, target: Write) -> None:
@@ -127,7 +135,10 @@ def test_a_function_that_breaks_is_told(lines: str, said: str, target: Write) ->
         ("it = 1", "is a int; it must have run"),
         ("class it:\n    def __init__(self): raise OSError('no GPU')", "does not start: OSError"),
         ("class it:\n    def start(self): return {}\n    def run(self): ...", "implementation"),
-        ("class it:\n    def start(self): return 3\n    def run(self): ...", "start() gives it"),
+        (
+            "class it:\n    def start(self): return 3\n    def run(self): ...",
+            "must give a dictionary",
+        ),
     ],
 )
 def test_an_entry_point_that_cannot_be_used_is_told(lines: str, said: str, target: Write) -> None:
@@ -213,8 +224,8 @@ def test_an_sdk_is_asked_as_an_application_does(
 @pytest.mark.parametrize(
     ("group", "asked", "reason"),
     [
-        ("text", {**GREEDY, "params": {"temperature": 0.8}}, "take no seed"),
         ("embeddings", {"model": "m", "texts": [], "max_tokens": 8}, "take no max_tokens"),
+        ("api", {"model": "m", "prompt": "p", "setup": {"enabled": False}}, "cannot be set up"),
     ],
 )
 def test_what_an_sdk_cannot_be_asked_is_skipped(

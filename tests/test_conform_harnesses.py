@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from refllm.conform.case import Case, Group
+from refllm.conform.case import GROUPS, Case, Group
 from refllm.conform.command import CommandTarget
 from refllm.conform.harness import Skip, serve
 from refllm.conform.reply import Answer, Broken, Reply, Skipped
@@ -127,7 +127,7 @@ class Chatty:
         self.is_stopped = True
 
 
-def served(harness: Chatty, *messages: Mapping[str, Any]) -> list[Any]:
+def served(harness: object, *messages: Mapping[str, Any]) -> list[Any]:
     sink = io.BytesIO()
     serve(harness, io.BytesIO("\n".join(map(json.dumps, messages)).encode()), sink)
     return [json.loads(line) for line in sink.getvalue().splitlines()]
@@ -152,6 +152,15 @@ def test_serve_answers_each_line_and_nothing_else(capsys: pytest.CaptureFixture[
     assert all(follows("from_harness", message) for message in said)
     assert harness.is_stopped
     assert capsys.readouterr() == ("", "loading\nthinking\nthinking\nthinking\n")
+
+
+def test_a_harness_that_does_not_say_who_it_is_is_asked_every_group() -> None:
+    class Silent:
+        def run(self, _group: str, _asked: Mapping[str, Any]) -> Mapping[str, Any]:
+            return {}
+
+    [said] = served(Silent(), {"cmd": "start", "version": 1})
+    assert said == {"version": 1, "implementation": {"name": "Silent"}, "groups": list(GROUPS)}
 
 
 def test_serve_ends_with_its_input() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from refllm.conform.case import Case, Group
 from refllm.conform.compare_api import compare_api
-from refllm.conform.http import HttpTarget, Protocol, http_target
+from refllm.conform.http import HttpTarget, Protocol
 from refllm.conform.reply import Answer, Reply, Skipped, TargetError
 from tests.golden_api import (
     CASES,
@@ -40,7 +40,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=["spin", "openai"])
 def target(request: pytest.FixtureRequest, url: str) -> HttpTarget:
-    target = http_target(url, protocol=request.param, token=TOKEN)
+    target = HttpTarget(url, protocol=request.param, token=TOKEN)
     target.start()
     return target
 
@@ -95,27 +95,21 @@ def test_a_proxy_of_the_environment_is_not_used(
 
 
 @pytest.mark.parametrize(
-    ("protocol", "draws", "case", "said"),
+    ("protocol", "case", "said"),
     [
-        ("spin", False, text_case(temperature=0.8), "no seed, so the server draws as it likes"),
-        ("spin", True, text_case(temperature=0.8, seed="7"), "only texts of seed 0 are asked"),
-        ("spin", False, text_case(top_p=float("nan")), "JSON has no NaN and no infinity"),
-        ("spin", False, embeddings_case(max_tokens=8), "no max_tokens for embeddings"),
-        ("openai", True, text_case(temperature=0.8), "no top_k, so only greedy texts"),
-        (
-            "openai",
-            False,
-            text_case(repeat_penalty=1.1),
-            "no repeat_penalty, so only texts without",
-        ),
-        ("openai", False, embeddings_case(max_tokens=8), "no max_tokens for embeddings"),
-        ("openai", False, case_named("top-k-zero"), "OpenAI's protocol has no top_k"),
+        ("spin", text_case(temperature=0.8, seed="7"), "only texts of seed 0 are asked"),
+        ("spin", text_case(top_p=float("nan")), "JSON has no NaN and no infinity"),
+        ("spin", embeddings_case(max_tokens=8), "no max_tokens for embeddings"),
+        ("openai", text_case(temperature=0.8), "no top_k, so only greedy texts"),
+        ("openai", text_case(repeat_penalty=1.1), "no repeat_penalty, so only texts without"),
+        ("openai", embeddings_case(max_tokens=8), "no max_tokens for embeddings"),
+        ("openai", case_named("top-k-zero"), "OpenAI's protocol has no top_k"),
     ],
 )
 def test_what_cannot_be_said_is_skipped_with_the_reason(
-    protocol: Protocol, draws: bool, case: Case, said: str, url: str
+    protocol: Protocol, case: Case, said: str, url: str
 ) -> None:
-    target = http_target(url, protocol=protocol, token=TOKEN, draws_as_refllm=draws)
+    target = HttpTarget(url, protocol=protocol, token=TOKEN)
     target.start()
     reply = target.run(case)
     assert isinstance(reply, Skipped)
@@ -131,7 +125,7 @@ def test_what_cannot_be_said_is_skipped_with_the_reason(
     ],
 )
 def test_a_text_that_is_not_drawn_needs_no_seed(case: Case, url: str) -> None:
-    target = http_target(url, protocol="spin", token=TOKEN)
+    target = HttpTarget(url, protocol="spin", token=TOKEN)
     target.start()
     reply = target.run(case)
     assert isinstance(reply, Answer)
@@ -142,7 +136,7 @@ def test_a_text_that_is_not_drawn_needs_no_seed(case: Case, url: str) -> None:
 def test_where_nothing_is_written_no_parameter_stands_in_the_way(
     protocol: Protocol, url: str
 ) -> None:
-    target = http_target(url, protocol=protocol, token=TOKEN)
+    target = HttpTarget(url, protocol=protocol, token=TOKEN)
     target.start()
     reply = target.run(text_case(max_tokens=0, temperature=0.8, repeat_penalty=1.1))
     assert isinstance(reply, Answer)
@@ -150,14 +144,14 @@ def test_where_nothing_is_written_no_parameter_stands_in_the_way(
 
 
 def test_a_server_that_draws_as_refllm_is_asked_for_drawn_texts(url: str) -> None:
-    target = http_target(url, protocol="spin", token=TOKEN, draws_as_refllm=True)
+    target = HttpTarget(url, protocol="spin", token=TOKEN, draws_as_refllm=True)
     assert target.start().draws_as_refllm
     assert isinstance(target.run(text_case(temperature=0.8)), Answer)
 
 
 def test_a_case_about_the_token_is_skipped_where_there_is_none() -> None:
     with serving(token=None) as url:
-        target = http_target(url, protocol="spin")
+        target = HttpTarget(url, protocol="spin")
         target.start()
         reply = target.run(case_named("http-token-wrong"))
     assert isinstance(reply, Skipped)
@@ -166,7 +160,7 @@ def test_a_case_about_the_token_is_skipped_where_there_is_none() -> None:
 
 @pytest.mark.parametrize("group", ["logits", "sampling"])
 def test_other_groups_are_not_asked_over_http(group: Group, url: str) -> None:
-    target = http_target(url, protocol="spin", token=TOKEN)
+    target = HttpTarget(url, protocol="spin", token=TOKEN)
     target.start()
     assert target.run(replace(text_case(), group=group)) == Skipped(f"HTTP carries no {group}")
 
@@ -187,10 +181,10 @@ def test_other_groups_are_not_asked_over_http(group: Group, url: str) -> None:
 )
 def test_a_target_that_cannot_be_reached_says_what_to_do(url: str, said: str) -> None:
     with pytest.raises(TargetError, match=said):
-        http_target(url, protocol="spin").start()
+        HttpTarget(url, protocol="spin").start()
 
 
 @pytest.mark.parametrize(("token", "said"), [(None, "wants a token"), ("no", "another token")])
 def test_a_target_that_is_refused_at_once_says_so(token: str | None, said: str, url: str) -> None:
     with pytest.raises(TargetError, match=f"{said}; give it with --token"):
-        http_target(url, protocol="spin", token=token).start()
+        HttpTarget(url, protocol="spin", token=token).start()

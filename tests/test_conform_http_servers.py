@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from refllm.conform.case import Case
-from refllm.conform.http import Protocol, http_target
+from refllm.conform.http import HttpTarget, Protocol
 from refllm.conform.reply import Answer, Broken, Reply
 from tests.golden_api import GREEDY, case_named, embeddings_case, text_case
 
@@ -92,7 +92,7 @@ def drips(request: BaseHTTPRequestHandler) -> None:
 def reply_to(case: Case, misbehave: Misbehave, *, protocol: Protocol = "spin") -> Reply:
     seconds = 0.5 if misbehave in (keeps_silent, drips) else 60.0
     with fake(misbehave) as server:
-        target = http_target(server.url, protocol=protocol, token="x", timeout_seconds=seconds)
+        target = HttpTarget(server.url, protocol=protocol, token="x", timeout_seconds=seconds)
         target.start()
         return target.run(case)
 
@@ -188,6 +188,11 @@ def test_a_refusal_without_its_status_is_one_too(body: str) -> None:
     reply = reply_to(GREEDY, sends(200, body))
     assert isinstance(reply, Answer)
     assert (reply.result["error"]["message"], reply.result["status"]) == ("no", 200)
+
+
+def test_an_answer_that_says_it_has_no_error_is_none() -> None:
+    reply = reply_to(GREEDY, sends(200, '{"text": "Hi", "error": null}'))
+    assert reply == Answer({"text": "Hi", "protocol": "spin", "status": 200})
 
 
 @pytest.mark.parametrize(
@@ -287,7 +292,7 @@ def asked_by(case: Case, protocol: Protocol) -> tuple[str, Any]:
     """The path and the body that a case is asked with, where tiny-chat is called other."""
     with fake(sends(200, "{}")) as server:
         names = {"tiny-chat": "other", "tiny-embed": "another"}
-        target = http_target(server.url, protocol=protocol, token="x", model_map=names)
+        target = HttpTarget(server.url, protocol=protocol, token="x", model_map=names)
         target.start()
         target.run(case)
     return server.asked[-1]

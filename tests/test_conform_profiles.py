@@ -15,7 +15,7 @@ import pytest
 from refllm.api import InferencingParams, InvalidInput, LlmError
 from refllm.conform.case import Case
 from refllm.conform.compare_api import compare_api
-from refllm.conform.http import HttpTarget, http_target
+from refllm.conform.http import HttpTarget
 from refllm.conform.profiles import Profile, load_profile, profile_names
 from refllm.conform.reply import Answer, Skipped
 from refllm.conform.wire import decoded
@@ -105,7 +105,7 @@ def test_spin_s_engine_fails_what_its_profile_lists(case: Case, spin_local: Prof
 
 @pytest.fixture(scope="module", params=["spin", "openai"])
 def target(request: pytest.FixtureRequest, url: str) -> HttpTarget:
-    target = http_target(url, protocol=request.param, token=TOKEN)
+    target = HttpTarget(url, protocol=request.param, token=TOKEN)
     target.start()
     return target
 

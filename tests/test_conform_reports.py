@@ -103,8 +103,8 @@ def columns(line: str) -> int:
         (["passed", "error"], 2, "the harness broke"),
         (["error", "failed"], 1, "not as expected"),
         (["error", "unexpected pass"], 1, "not as expected"),
-        (["skipped", "skipped"], 0, "nothing was tested"),
-        ([], 0, "nothing was tested"),
+        (["skipped", "skipped"], 2, "nothing was tested"),
+        ([], 2, "nothing was tested"),
     ],
 )
 def test_a_failure_goes_before_an_error_and_both_before_success(
@@ -257,6 +257,13 @@ def test_skips_are_summed_by_reason_and_the_most_frequent_comes_first() -> None:
     run = report(*(verdict(f"text/{i}", "skipped", reason=r) for i, r in enumerate(reasons)))
     expected = "SKIPPED\n  2 cases    c\n  1 case     a\n  1 case     b\n"
     assert expected in text_of(run)
+
+
+def test_errors_are_summed_by_reason_and_the_first_case_is_named() -> None:
+    reasons = ["late", "dead", "dead"]
+    run = report(*(verdict(f"text/{i}", "error", reason=r) for i, r in enumerate(reasons)))
+    said = "  2 cases    text/1 and others: dead\n  1 case     text/0: late\n"
+    assert said in text_of(run)
 
 
 def test_progress_writes_nothing_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -211,7 +211,7 @@ def test_an_answer_of_any_shape_ends_no_run() -> None:
     stages = [{"stage": "penalty", "ids": [2, 1, 0]}, {"stage": "softmax", "probabilities": None}]
     verdict = failed(case, {"stages": stages[:1], "token": 0})
     assert verdict.difference is not None
-    broken = replace(verdict.difference, answer={"stages": stages, "token": None})  # type: ignore[call-arg]
+    broken = replace(verdict.difference, answer={"stages": stages, "token": None})
     assert likely_cause([replace(verdict, difference=broken)]) == {}
 
 

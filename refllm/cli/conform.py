@@ -76,7 +76,9 @@ def conform(
             "--draws-as-refllm", help="A server's random numbers are refllm's, from seed 0."
         ),
     ] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="One case may take.")] = 60.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="How long one case may take, a Python object's aside.")
+    ] = 60.0,
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", dir_okay=False, help="For CI systems.")
     ] = None,
@@ -98,7 +100,7 @@ def conform(
 ) -> None:
     """Run the golden suite against a backend of the interface.
 
-    Exit code 0: all as expected. 1: something is not. 2: the target could not be run.
+    Exit code 0: all as expected. 1: something is not. 2: the target could not be run, or broke.
     """
     if write_models is not None:
         _write_models(write_models)
@@ -199,13 +201,14 @@ def _absent_models(
     case what is missing.
     """
     from refllm.conform.models import MODEL_NAMES
+    from refllm.conform.targets import is_url
 
     unknown = sorted(set(have or ()) - set(MODEL_NAMES))
     if unknown:
         raise InvalidInput(
             f"the suite has no model {unknown[0]!r}; its models are {', '.join(MODEL_NAMES)}"
         )
-    is_server = target.startswith(("http://", "https://"))
+    is_server = is_url(target)
     if names and not is_server:
         raise InvalidInput("--model-map is for servers; a harness knows its models by itself")
     if not have and not is_server:

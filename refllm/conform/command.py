@@ -4,8 +4,7 @@
 
 What a harness does wrong never reaches the backend's account. It has ended, keeps silent, says what
 the protocol does not have: the case is `Broken`, the process is ended with all that it started, and
-the next case begins with a new one. One that does not start again is not tried any more, and a
-group in which harness after harness breaks is left alone.
+the next case begins with a new one. One that does not start again is not tried any more.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from refllm.conform.case import Case, Group
+from refllm.conform.case import Case
 from refllm.conform.protocol import (
     VERSION,
     ProtocolError,
@@ -39,7 +38,6 @@ __all__ = ["CommandTarget"]
 LONGEST_LINE = 256 * 1024 * 1024  # bytes
 LINES_SHOWN = 20  # of what a harness said on standard error
 LONGEST_LINE_SHOWN = 500
-MOST_IN_A_ROW = 5  # harnesses that break one after the other, in one group
 SECONDS_FOR_LAST_WORDS = 1.0
 
 
@@ -63,8 +61,7 @@ class CommandTarget:
         self._run_seconds = run_seconds
         self._end_seconds = end_seconds
         self._running: _Running | None = None
-        self._is_lost = ""
-        self._in_a_row: Counter[Group] = Counter()
+        self._does_not_start = ""  # once it has broken: why
 
     def start(self) -> Implementation:
         """Start the command. Errors: `TargetError` with what it said on standard error."""
@@ -80,28 +77,21 @@ class CommandTarget:
         skipped = unaskable(case)
         if skipped is not None:
             return skipped
-        if self._is_lost:
-            return Broken(f"the harness did not start again after a failure: {self._is_lost}")
-        if self._in_a_row[case.group] >= MOST_IN_A_ROW:
-            return Broken(
-                f"not asked: the harness broke in {MOST_IN_A_ROW} cases of {case.group} one after "
-                "the other; mend the first"
-            )
-        if self._running is None:
+        if self._running is None and not self._does_not_start:
             try:
                 self.start()
             except TargetError as error:
-                self._is_lost = str(error)
-                return Broken(f"the harness did not start again after a failure: {error}")
+                self._does_not_start = str(error)
         running = self._running
-        assert running is not None
+        if running is None:
+            return Broken(
+                f"the harness did not start again after a failure: {self._does_not_start}",
+                is_lost=True,
+            )
         try:
-            reply = reply_of(running.ask(run_message(case), self._run_seconds), case.id)
+            return reply_of(running.ask(run_message(case), self._run_seconds), case.id)
         except ProtocolError as error:
-            self._in_a_row[case.group] += 1
-            return Broken(self._give_up(running, error))
-        del self._in_a_row[case.group]
-        return reply
+            return Broken(self._give_up(running, error), is_lost=True)
 
     def stop(self) -> None:
         """Tell the harness to end, and end it if it does not."""
@@ -165,7 +155,7 @@ class _Running:
         except queue.Empty:
             raise ProtocolError(
                 f"did not answer {message['cmd']} within {seconds:g} seconds; let it skip what "
-                "takes longer, or allow it more time"
+                "takes longer, or allow more with --seconds"
             ) from None
         if line is None:
             raise ProtocolError(f"{self._ending()} instead of answering {message['cmd']}")

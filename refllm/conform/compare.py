@@ -12,6 +12,7 @@ backend.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,15 +20,15 @@ from refllm.conform.case import Case, Json
 from refllm.conform.compare_api import compare_api
 from refllm.conform.compare_model import compare_embeddings, compare_logits, compare_text
 from refllm.conform.compare_numbers import (
-    Finding,
     MalformedAnswer,
     around,
     array,
+    different_ids,
     distances,
     field,
     numbers,
     of_float32,
-    table,
+    refusal,
     text,
     ulp_of_float32,
     wholes,
@@ -35,7 +36,7 @@ from refllm.conform.compare_numbers import (
 from refllm.conform.compare_sampling import compare_sampling
 from refllm.conform.verdict import Difference
 
-__all__ = ["Finding", "MalformedAnswer", "compare"]
+__all__ = ["MalformedAnswer", "compare"]
 
 
 def compare(case: Case, result: Json) -> Difference | None:
@@ -45,67 +46,44 @@ def compare(case: Case, result: Json) -> Difference | None:
     """
     if not isinstance(result, Mapping):
         raise MalformedAnswer(f"the result is {result!r:.80}, not an object")
+    difference = _difference(case, result)
+    return None if difference is None else replace(difference, answer=result)
+
+
+def _difference(case: Case, result: Json) -> Difference | None:
     if case.group == "api":
         return compare_api(case, result)
     if "error" in case.expected:
         return _compare_refusal(case.expected["error"], result)
     if "error" in result:
-        refusal = table(result, "error")
-        got = f"{text(refusal, 'kind')}: {text(refusal, 'message')}"
-        return Finding(where="the answer", expected="an answer", got=got, answer=result)
+        got = ": ".join(filter(None, refusal(result)))
+        return Difference(where="the answer", expected="an answer", got=got)
     return COMPARISONS[case.group](case, result)
 
 
-def _compare_refusal(expected: Json, result: Json) -> Finding | None:
+def _compare_refusal(expected: Json, result: Json) -> Difference | None:
     if "error" not in result:
         wanted = f"an error of the kind {expected['kind']}"
-        return Finding(where="the answer", expected=wanted, got="an answer", answer=result)
-    refusal = table(result, "error")
-    kind, message = text(refusal, "kind"), text(refusal, "message")
+        return Difference(where="the answer", expected=wanted, got="an answer")
+    kind, message = refusal(result)
     if kind != expected["kind"]:
-        return Finding(where="the error's kind", expected=expected["kind"], got=kind, answer=result)
-    for part in _named(expected):
-        if part not in message:
-            return Finding(
-                where="the error's message",
-                expected=f"a message that names {part!r}",
-                got=message,
-                answer=result,
-            )
+        return Difference(where="the error's kind", expected=expected["kind"], got=kind)
+    if expected["names"] not in message:
+        wanted = f"a message that names {expected['names']!r}"
+        return Difference(where="the error's message", expected=wanted, got=message)
     return None
 
 
-def _named(expected: Json) -> list[str]:
-    """The parts that the message of an expected error must have."""
-    named = expected.get("names", [])
-    return [named] if isinstance(named, str) else list(named)
-
-
-def _compare_tokenizer(case: Case, result: Json) -> Finding | None:
-    expected, got = list(case.expected["ids"]), wholes(result, "ids")
+def _compare_tokenizer(case: Case, result: Json) -> Difference | None:
+    expected, got = case.expected, wholes(result, "ids")
     decoded = text(result, "text")
-    for place, (wanted, found) in enumerate(zip(expected, got, strict=False)):
-        if wanted != found:
-            return Finding(where=f"token {place}", expected=wanted, got=found, answer=result)
-    if len(expected) != len(got):
-        place = min(len(expected), len(got))
-        return Finding(
-            where=f"token {place}",
-            expected=expected[place] if place < len(expected) else "the end",
-            got=got[place] if place < len(got) else "the end",
-            answer=result,
-        )
-    if decoded != case.expected["text"]:
-        return Finding(
-            where="the text of the tokens",
-            expected=case.expected["text"],
-            got=decoded,
-            answer=result,
-        )
-    return None
+    difference = different_ids("token", expected["ids"], got)
+    if difference is None and decoded != expected["text"]:
+        return Difference(where="the text of the tokens", expected=expected["text"], got=decoded)
+    return difference
 
 
-def _compare_quant(case: Case, result: Json) -> Finding | None:
+def _compare_quant(case: Case, result: Json) -> Difference | None:
     expected = np.array(case.expected["values"], np.float64)
     got = of_float32(numbers(field(result, "values"), "values"))
     if got.size != expected.size:
@@ -114,17 +92,16 @@ def _compare_quant(case: Case, result: Json) -> Finding | None:
     if not wrong.any():
         return None
     first = int(np.argmax(wrong))
-    return Finding(
+    return Difference(
         where=f"value {first}, the first of {int(wrong.sum())} of {wrong.size} that differ",
         expected=float(expected[first]),
         got=float(got[first]),
         expected_values=around(expected, first),
         got_values=around(got, first),
-        answer=result,
     )
 
 
-def _compare_ops(case: Case, result: Json) -> Finding | None:
+def _compare_ops(case: Case, result: Json) -> Difference | None:
     expected, got = array(case.expected, "output"), of_float32(array(result, "output"))
     if got.shape != expected.shape:
         raise MalformedAnswer(
@@ -138,14 +115,13 @@ def _compare_ops(case: Case, result: Json) -> Finding | None:
         return None
     first = int(np.argmax(wrong))
     index = [int(i) for i in np.unravel_index(first, got.shape)]
-    return Finding(
+    return Difference(
         where=f"output{index}, the first of {int(wrong.sum())} of {wrong.size} that differ",
         expected=float(expected.flat[first]),
         got=float(got.flat[first]),
         tolerances=float(apart.flat[first]),
         expected_values=around(expected, first),
         got_values=around(got, first),
-        answer=result,
     )
 
 
@@ -153,7 +129,7 @@ COMPARISONS: Mapping[str, Callable[[Case, Json], Difference | None]] = {
     "tokenizer": _compare_tokenizer,
     "quant": _compare_quant,
     "ops": _compare_ops,
-    "sampling": lambda case, result: compare_sampling(case.expected, result),
+    "sampling": compare_sampling,
     "logits": compare_logits,
     "text": compare_text,
     "embeddings": compare_embeddings,

@@ -2,40 +2,43 @@
 
 An answer has the fields of the interface's result, or {"error": {"kind", "message"}}. One that came
 over HTTP has `protocol` and `status` besides; its error may lack `kind`, and has the `form` of its
-body. Over HTTP a field that is missing is the backend's own fault, so it is a difference; elsewhere
-it is the harness's, so it is `MalformedAnswer`.
+body. Over HTTP a field that is missing, or none of its kind, is the backend's own fault, so it is a
+difference; elsewhere it is the harness's, so it is `MalformedAnswer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refllm.conform.case import Case, Json
 from refllm.conform.compare_numbers import (
-    Finding,
+    Doubles,
     MalformedAnswer,
     array,
     distances,
+    first_other,
     items,
     numbers,
+    refusal,
     table,
     text,
+    whole,
 )
+from refllm.conform.verdict import Difference
 
 __all__ = ["compare_api"]
 
-Doubles = NDArray[np.float64]
+T = TypeVar("T")
 
 NOTHING = "nothing"
 # Of a vector's length from 1, and of equal vectors' components: far more than any arithmetic needs.
 VECTOR_ERROR = 1e-3
 
 
-def compare_api(case: Case, result: Json) -> Finding | None:
+def compare_api(case: Case, result: Json) -> Difference | None:
     """The first thing in which the answer is not what the case expects; None where there is none.
 
     Errors: `MalformedAnswer`.
@@ -47,23 +50,29 @@ def compare_api(case: Case, result: Json) -> Finding | None:
 # Errors
 
 
-def _refusals(case: Case, result: Json) -> Iterator[Finding]:
+def _refusals(case: Case, result: Json) -> Iterator[Difference]:
     expected = case.expected["error"]
     if "error" not in result:
-        yield _finding(result, "the answer", _wanted(expected), _shown(result))
+        yield _differs("the answer", _wanted(expected), _shown(result))
         return
-    error = table(result, "error")
-    message = text(error, "message")
-    if "protocol" in result:
+    kind, message = _refusal(result)
+    if _is_over_http(result):
         yield from _statuses(expected, result, message)
-    kind = error.get("kind") if "protocol" in result else text(error, "kind")
     if kind is not None and kind != expected.get("kind", kind):
-        yield _finding(result, "the error's kind", expected["kind"], f"{kind}: {message}")
+        yield _differs("the error's kind", expected["kind"], f"{kind}: {message}")
     for said in expected["says"]:
         if _folded(said) not in _folded(message):
-            yield _finding(
-                result, "the error's message", f"a message that says {said!r}", message or NOTHING
+            yield _differs(
+                "the error's message", f"a message that says {said!r}", message or NOTHING
             )
+
+
+def _refusal(result: Json) -> tuple[str | None, str]:
+    """The error's kind, None where HTTP does not tell it, and its message."""
+    if not _is_over_http(result):
+        return refusal(result)
+    error = table(result, "error")
+    return error.get("kind"), text(error, "message")
 
 
 def _wanted(expected: Json) -> str:
@@ -73,15 +82,15 @@ def _wanted(expected: Json) -> str:
     return f"the error{kind}{says}"
 
 
-def _statuses(expected: Json, result: Json, message: str) -> Iterator[Finding]:
+def _statuses(expected: Json, result: Json, message: str) -> Iterator[Difference]:
     protocol, status = result["protocol"], result["status"]
     allowed = expected["status"][protocol]
     if status not in allowed:
         wanted = " or ".join(map(str, allowed))
-        yield _finding(result, "the HTTP status", wanted, f"{status}: {message}")
+        yield _differs("the HTTP status", wanted, f"{status}: {message}")
     form = expected.get("form", {}).get(protocol)
     if form is not None and result["error"]["form"] != form:
-        yield _finding(result, "the form of the error's body", form, result["error"]["form"])
+        yield _differs("the form of the error's body", form, result["error"]["form"])
 
 
 def _folded(said: str) -> str:
@@ -92,117 +101,105 @@ def _folded(said: str) -> str:
 # Answers
 
 
-def _answers(case: Case, result: Json) -> Iterator[Finding]:
+def _answers(case: Case, result: Json) -> Iterator[Difference]:
     if "error" in result:
-        yield _finding(result, "the answer", "an answer", _shown(result))
+        yield _differs("the answer", "an answer", ": ".join(filter(None, _refusal(result))))
         return
     for name, check in CHECKS.items():
         if name in case.expected:
             yield from check(case, result, case.expected[name])
 
 
-def _text(_: Case, result: Json, expected: str) -> Iterator[Finding]:
-    got = _field(result, "text")
+def _text(_: Case, result: Json, expected: str) -> Iterator[Difference]:
+    got = _read(result, lambda: text(result, "text"))
     if got != expected:
-        yield _finding(
-            result, f"the text, from character {_first_other(expected, got)}", expected, got
-        )
+        yield _differs(f"the text, from character {first_other(expected, got)}", expected, got)
 
 
-def _first_other(expected: str, got: object) -> int:
-    """The place of the first character that is another, or that only one of them has."""
-    said = str(got)
-    shorter = min(len(expected), len(said))
-    return next((i for i in range(shorter) if expected[i] != said[i]), shorter)
-
-
-def _text_does_not_begin_with(_: Case, result: Json, prompt: str) -> Iterator[Finding]:
-    got = _field(result, "text")
-    if not isinstance(got, str) or got.startswith(prompt):
+def _text_does_not_begin_with(_: Case, result: Json, prompt: str) -> Iterator[Difference]:
+    got = _read(result, lambda: text(result, "text"))
+    if got is NOTHING or got.startswith(prompt):
         wanted = "the generated text only, without the prompt"
-        yield _finding(result, "the beginning of the text", wanted, got)
+        yield _differs("the beginning of the text", wanted, got)
 
 
-def _usage(_: Case, result: Json, expected: Json) -> Iterator[Finding]:
+def _usage(_: Case, result: Json, expected: Json) -> Iterator[Difference]:
     for name, count in expected.items():
-        got = _field(result, "usage", name)
-        if got != count or isinstance(got, bool):
-            yield _finding(result, f"usage.{name}", count, got)
+        got = _count(result, name)
+        if got != count:
+            yield _differs(f"usage.{name}", count, got)
 
 
-def _generated_at_most(_: Case, result: Json, most: int) -> Iterator[Finding]:
-    got = _field(result, "usage", "generated_token_count")
-    if not isinstance(got, int) or got > most:
-        yield _finding(result, "usage.generated_token_count", f"at most {most}", got)
+def _generated_at_most(_: Case, result: Json, most: int) -> Iterator[Difference]:
+    got = _count(result, "generated_token_count")
+    if isinstance(got, str) or got > most:
+        yield _differs("usage.generated_token_count", f"at most {most}", got)
 
 
-def _embeddings_shape(_: Case, result: Json, shape: Sequence[int]) -> Iterator[Finding]:
+def _embeddings_shape(_: Case, result: Json, shape: Sequence[int]) -> Iterator[Difference]:
     n_texts, width = shape
     vectors = _vectors(result)
     if len(vectors) != n_texts:
-        yield _finding(result, "the number of vectors", n_texts, len(vectors))
+        yield _differs("the number of vectors", n_texts, len(vectors))
     for i, vector in enumerate(vectors):
         if len(vector) != width:
-            yield _finding(result, f"the components of vector {i}", width, len(vector))
+            yield _differs(f"the components of vector {i}", width, len(vector))
 
 
-def _unit_length(_: Case, result: Json, __: bool) -> Iterator[Finding]:
+def _unit_length(_: Case, result: Json, __: bool) -> Iterator[Difference]:
     for i, vector in enumerate(_vectors(result)):
         with np.errstate(all="ignore"):
             length = float(np.linalg.norm(vector))
         apart = float(distances(np.array(length), np.array(1.0), VECTOR_ERROR))
         if apart > 1:
-            yield _finding(result, f"the length of vector {i}", 1.0, length, tolerances=apart)
+            yield _differs(f"the length of vector {i}", 1.0, length, tolerances=apart)
 
 
-def _same_vectors(_: Case, result: Json, pairs: Sequence[Sequence[int]]) -> Iterator[Finding]:
+def _same_vectors(_: Case, result: Json, pairs: Sequence[Sequence[int]]) -> Iterator[Difference]:
     vectors = _vectors(result)
     for one, other in pairs:
         where = f"vector {other}, of the same text as vector {one}"
-        yield from _different(result, where, vectors[one], vectors[other], VECTOR_ERROR)
+        yield from _different(where, vectors[one], vectors[other], VECTOR_ERROR)
 
 
-def _first_components(case: Case, result: Json, _: Json) -> Iterator[Finding]:
+def _first_components(case: Case, result: Json, _: Json) -> Iterator[Difference]:
     expected = array(case.expected, "first_components")
     got = _vectors(result)[0][: len(expected)]
     allowed = float(case.tolerance["first_components"])
-    yield from _different(result, "vector 0", expected, got, allowed)
+    yield from _different("vector 0", expected, got, allowed)
 
 
-def _different(
-    result: Json, where: str, expected: Doubles, got: Doubles, allowed: float
-) -> Iterator[Finding]:
+def _different(where: str, expected: Doubles, got: Doubles, allowed: float) -> Iterator[Difference]:
     if got.shape != expected.shape:
-        yield _finding(result, f"the components of {where}", len(expected), len(got))
+        yield _differs(f"the components of {where}", len(expected), len(got))
         return
     apart = distances(got, expected, allowed)
     if (apart <= 1).all():
         return
     worst = int(apart.argmax())
-    yield Finding(
+    yield Difference(
         where=f"component {worst} of {where}",
         expected=float(expected[worst]),
         got=float(got[worst]),
         tolerances=float(apart[worst]),
         expected_values=tuple(expected.tolist()),
         got_values=tuple(got.tolist()),
-        answer=result,
     )
 
 
-def _as_said(name: str) -> Callable[[Case, Json, Any], Iterator[Finding]]:
+def _as_said(name: str) -> Callable[[Case, Json, Any], Iterator[Difference]]:
     """The check of a field that must be as the case says."""
 
-    def check(_: Case, result: Json, expected: object) -> Iterator[Finding]:
-        got = _field(result, name)
+    def check(_: Case, result: Json, expected: object) -> Iterator[Difference]:
+        got = result.get(name, NOTHING)
         if got != expected:
-            yield _finding(result, name.replace("_", " "), expected, got)
+            yield _differs(name.replace("_", " "), expected, got)
 
     return check
 
 
 # What says most comes first; what looks into vectors comes after their shape.
-CHECKS: dict[str, Callable[[Case, Json, Any], Iterator[Finding]]] = {
+CHECKS: dict[str, Callable[[Case, Json, Any], Iterator[Difference]]] = {
     "text": _text,
     "text_does_not_begin_with": _text_does_not_begin_with,
     "usage": _usage,
@@ -219,37 +216,39 @@ CHECKS: dict[str, Callable[[Case, Json, Any], Iterator[Finding]]] = {
 # Reading
 
 
-def _field(result: Json, *path: str) -> Any:  # noqa: ANN401
-    """What is at `path`, or `NOTHING` in an answer over HTTP. Errors: `MalformedAnswer`."""
-    value: Any = result
-    for name in path:
-        if not isinstance(value, Mapping) or name not in value:
-            if "protocol" in result:
-                return NOTHING
-            raise MalformedAnswer(f"the field {'.'.join(path)} is missing")
-        value = value[name]
-    return value
+def _read(result: Json, read: Callable[[], T]) -> T | str:
+    """What is read, or `NOTHING` in an answer over HTTP. Errors: `MalformedAnswer`."""
+    try:
+        return read()
+    except MalformedAnswer:
+        if _is_over_http(result):
+            return NOTHING
+        raise
+
+
+def _count(result: Json, name: str) -> int | str:
+    return _read(result, lambda: whole(table(result, "usage"), name))
 
 
 def _vectors(result: Json) -> list[Doubles]:
-    if "protocol" in result and "embeddings" not in result:
-        return []
-    return [numbers(vector, "a vector") for vector in items(result, "embeddings")]
+    vectors = _read(
+        result, lambda: [numbers(vector, "a vector") for vector in items(result, "embeddings")]
+    )
+    return [] if isinstance(vectors, str) else vectors
 
 
 def _shown(result: Json) -> str:
-    """The answer in a few words."""
-    if "error" in result:
-        error = result["error"]
-        kind = f"{error['kind']}: " if error.get("kind") else ""
-        return f"{kind}{error.get('message')}"
+    """An answer in a few words."""
     if "text" in result:
         return f"the text {result['text']!r:.60}"
-    n_vectors = len(result.get("embeddings", ()))
-    return f"{n_vectors} vectors"
+    return f"{len(_vectors(result))} vectors"
 
 
-def _finding(
-    result: Json, where: str, expected: object, got: object, *, tolerances: float | None = None
-) -> Finding:
-    return Finding(where=where, expected=expected, got=got, tolerances=tolerances, answer=result)
+def _is_over_http(result: Json) -> bool:
+    return "protocol" in result and "status" in result
+
+
+def _differs(
+    where: str, expected: object, got: object, *, tolerances: float | None = None
+) -> Difference:
+    return Difference(where=where, expected=expected, got=got, tolerances=tolerances)

@@ -12,11 +12,12 @@ import numpy as np
 from refllm.conform.case import Case, Json
 from refllm.conform.compare_numbers import (
     Doubles,
-    Finding,
     MalformedAnswer,
     around,
     array,
+    different_ids,
     distances,
+    first_other,
     items,
     numbers,
     table,
@@ -24,11 +25,12 @@ from refllm.conform.compare_numbers import (
     whole,
     wholes,
 )
+from refllm.conform.verdict import Difference
 
 __all__ = ["compare_embeddings", "compare_logits", "compare_text"]
 
 
-def compare_logits(case: Case, result: Json) -> Finding | None:
+def compare_logits(case: Case, result: Json) -> Difference | None:
     """The logit that is farthest off, in units of the bound b = tolerance["absolute"].
 
     Known are all logits of some positions, and of every position the best token and its logit;
@@ -49,8 +51,9 @@ def compare_logits(case: Case, result: Json) -> Finding | None:
     known = array(expected["best"], "logits")  # [T]
     each = np.arange(len(got))
     apart[each, best] = np.maximum(apart[each, best], distances(got[each, best], known, bound))
+    own = got[each, best][:, None]  # [T, 1], the best tokens' logits here
     with np.errstate(invalid="ignore"):
-        above = np.maximum(got - got[each, best][:, None], 0.0) / (2 * bound)
+        above = np.where(np.isfinite(own), np.maximum(got - own, 0.0) / (2 * bound), 0.0)
     apart = np.maximum(apart, np.where(np.isfinite(got), above, np.inf))
     if (apart <= 1.0).all():
         return None
@@ -61,14 +64,13 @@ def compare_logits(case: Case, result: Json) -> Finding | None:
     said = f"position {t}, the logit of token {token}; {n_wrong} of {len(got)} positions differ"
     if int(np.argmax(got[t])) != best[t]:
         said += f", and here the most likely token is {int(np.argmax(got[t]))}, not {best[t]}"
-    return Finding(
+    return Difference(
         where=said,
         expected=_known_logit(row, token, is_best=token == best[t], best=float(known[t])),
         got=float(got[t, token]),
         tolerances=float(apart[t, token]),
         expected_values=() if row is None else around(row, token),
         got_values=() if row is None else around(got[t], token),
-        answer=result,
     )
 
 
@@ -78,7 +80,7 @@ def _known_logit(row: Doubles | None, token: int, *, is_best: bool, best: float)
     return best if is_best else f"no more than the best token's, {best:.6g}"
 
 
-def compare_text(case: Case, result: Json) -> Finding | None:
+def compare_text(case: Case, result: Json) -> Difference | None:
     """The token, else the character, at which a text leaves the expected one; then the counts.
 
     A certified text is equal. Any other is equal up to the step `tied_at`, and goes on with one of
@@ -89,78 +91,52 @@ def compare_text(case: Case, result: Json) -> Finding | None:
     usage = table(result, "usage")
     counts = {name: whole(usage, name) for name in expected["usage"]}
     drawn = wholes(result, "token_ids") if result.get("token_ids") is not None else None
-    if not expected["certified"]:
-        difference = _compare_until_tie(expected, got, drawn, result)
-        # How many tokens follow the tie is anybody's.
-        exact = {"prompt_token_count"}
-    else:
-        difference = _compare_tokens(expected["token_ids"], drawn, result)
-        difference = difference or _compare_characters(expected["text"], got, result)
+    if expected["certified"]:
+        difference = _compare_whole(expected, got, drawn)
         exact = set(expected["usage"])
+    else:
+        difference = _compare_until_tie(expected, got, drawn)
+        exact = {"prompt_token_count"}  # how many tokens follow the tie is anybody's
     if difference is not None:
         return difference
-    for name in expected["usage"]:
-        if name in exact and counts[name] != expected["usage"][name]:
-            return Finding(
-                where=name.replace("_", " "),
-                expected=expected["usage"][name],
-                got=counts[name],
-                answer=result,
-            )
+    for name, count in expected["usage"].items():
+        if name in exact and counts[name] != count:
+            return Difference(where=name.replace("_", " "), expected=count, got=counts[name])
     return None
 
 
-def _compare_tokens(
-    expected: Sequence[int], got: Sequence[int] | None, result: Json
-) -> Finding | None:
-    if got is None or list(got) == list(expected):
-        return None
-    pairs = zip(expected, got, strict=False)
-    step = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(got)))
-    return Finding(
-        where=f"generated token {step}",
-        expected=int(expected[step]) if step < len(expected) else "the end",
-        got=int(got[step]) if step < len(got) else "the end",
-        expected_values=tuple(map(float, expected[: step + 1])),
-        got_values=tuple(map(float, got[: step + 1])),
-        answer=result,
-    )
+def _compare_whole(expected: Json, got: str, drawn: Sequence[int] | None) -> Difference | None:
+    difference = None
+    if drawn is not None:
+        difference = different_ids("generated token", expected["token_ids"], drawn)
+    if difference is None and got != expected["text"]:
+        where = f"character {first_other(expected['text'], got)}"
+        return Difference(where=where, expected=expected["text"], got=got)
+    return difference
 
 
-def _compare_characters(expected: str, got: str, result: Json) -> Finding | None:
-    if got == expected:
-        return None
-    pairs = zip(expected, got, strict=False)
-    place = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(got)))
-    return Finding(where=f"character {place}", expected=expected, got=got, answer=result)
-
-
-def _compare_until_tie(
-    expected: Json, got: str, drawn: Sequence[int] | None, result: Json
-) -> Finding | None:
-    tie, tied = expected["tied_at"], list(expected["tied_tokens"])
+def _compare_until_tie(expected: Json, got: str, drawn: Sequence[int] | None) -> Difference | None:
+    tie, tied = expected["tied_at"], expected["tied_tokens"]
     if drawn is None:
         if any(got.startswith(beginning) for beginning in expected["tied_texts"]):
             return None
         wanted = " or ".join(repr(beginning) for beginning in expected["tied_texts"])
-        return Finding(
+        return Difference(
             where=f"the text up to generated token {tie}",
             expected=f"a text that begins with {wanted}",
             got=got,
-            answer=result,
         )
-    difference = _compare_tokens(expected["token_ids"][:tie], drawn[:tie], result)
+    difference = different_ids("generated token", expected["token_ids"][:tie], drawn[:tie])
     if difference is not None or (len(drawn) > tie and drawn[tie] in tied):
         return difference
-    return Finding(
+    return Difference(
         where=f"generated token {tie}",
         expected=" or ".join(map(str, tied)),
-        got=int(drawn[tie]) if tie < len(drawn) else "the end",
-        answer=result,
+        got=drawn[tie] if tie < len(drawn) else "the end",
     )
 
 
-def compare_embeddings(case: Case, result: Json) -> Finding | None:
+def compare_embeddings(case: Case, result: Json) -> Difference | None:
     """The first component that is farther off than tolerance["absolute"]; then the count."""
     expected = case.expected
     wanted = [np.array(vector, np.float64) for vector in expected["embeddings"]]
@@ -169,16 +145,17 @@ def compare_embeddings(case: Case, result: Json) -> Finding | None:
     usage = table(result, "usage")
     count = whole(usage, "prompt_token_count")
     if len(got) != len(wanted):
-        return _of_another_size("how many vectors there are", len(wanted), len(got), result)
+        where = "how many vectors there are"
+        return Difference(where=where, expected=len(wanted), got=len(got))
     for n, (right, found) in enumerate(zip(wanted, got, strict=True)):
         if len(right) != len(found):
             where = f"how many components vector {n} has"
-            return _of_another_size(where, len(right), len(found), result)
+            return Difference(where=where, expected=len(right), got=len(found))
         apart = distances(found, right, float(case.tolerance["absolute"]))
         if (apart > 1.0).any():
             first = int(np.argmax(apart > 1.0))
             n_wrong = int((apart > 1.0).sum())
-            return Finding(
+            return Difference(
                 where=f"component {first} of text {n}, the first of {n_wrong} of {len(right)} "
                 "that differ",
                 expected=float(right[first]),
@@ -186,13 +163,8 @@ def compare_embeddings(case: Case, result: Json) -> Finding | None:
                 tolerances=float(apart[first]),
                 expected_values=around(right, first),
                 got_values=around(found, first),
-                answer=result,
             )
-    if count != expected["usage"]["prompt_token_count"]:
-        wanted_count = expected["usage"]["prompt_token_count"]
-        return Finding(where="prompt token count", expected=wanted_count, got=count, answer=result)
+    wanted_count = expected["usage"]["prompt_token_count"]
+    if count != wanted_count:
+        return Difference(where="prompt token count", expected=wanted_count, got=count)
     return None
-
-
-def _of_another_size(where: str, expected: int, got: int, result: Json) -> Finding:
-    return Finding(where=where, expected=expected, got=got, answer=result)

@@ -1,4 +1,4 @@
-"""Reading what a target sent, and saying how far numbers are apart.
+"""Reading what a target sent, and saying where it differs and how far numbers are apart.
 
 A target's answer is JSON from somebody else's program. What cannot be read as an answer at all is
 `MalformedAnswer`: the harness is broken, and that says nothing about the backend behind it.
@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.conform.case import Json
+from refllm.conform.reply import KINDS
 from refllm.conform.verdict import Difference
 from refllm.conform.wire import from_wire
 
 __all__ = [
-    "Finding",
     "MalformedAnswer",
     "around",
     "array",
+    "different_ids",
     "distances",
     "field",
+    "first_other",
     "items",
     "numbers",
     "of_float32",
+    "refusal",
     "table",
     "text",
     "ulp_of_float32",
@@ -39,6 +41,8 @@ Doubles = NDArray[np.float64]
 
 # So many numbers on either side of the one that differs: enough to see a pattern in a plot.
 NEIGHBORS = 32
+# No id and no count is as large, and what is larger fits into no array.
+WHOLE_LIMIT = 2**63
 
 
 class MalformedAnswer(Exception):
@@ -46,13 +50,6 @@ class MalformedAnswer(Exception):
 
     The message names the field.
     """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding(Difference):
-    """A difference with the whole answer that it was found in, which `symptoms` looks at."""
-
-    answer: Json
 
 
 # Reading
@@ -120,13 +117,26 @@ def array(result: Any, name: str) -> Doubles:  # noqa: ANN401
     return flat.reshape(shape)
 
 
+def refusal(result: Json) -> tuple[str, str]:
+    """The kind and the message of the error in a result.
+
+    A model-not-supported has no message in the interface, so it may lack one.
+    """
+    error = table(result, "error")
+    kind = text(error, "kind")
+    if kind not in KINDS:
+        raise MalformedAnswer(f"the error's kind is {kind!r:.80}; it is one of {', '.join(KINDS)}")
+    if kind == "model-not-supported" and "message" not in error:
+        return kind, ""
+    return kind, text(error, "message")
+
+
 def _as_whole(value: Any, name: str) -> int:  # noqa: ANN401
-    if isinstance(value, bool) or not isinstance(value, int):
-        # Languages without whole numbers write 3.0.
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
+    # Languages without whole numbers write 3.0.
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole or abs(value) >= WHOLE_LIMIT:
         raise MalformedAnswer(f"{name} is {value!r:.80}, not a whole number")
-    return value
+    return int(value)
 
 
 def _as_number(value: Any, name: str) -> float:  # noqa: ANN401
@@ -136,7 +146,25 @@ def _as_number(value: Any, name: str) -> float:  # noqa: ANN401
         raise MalformedAnswer(f"{name}: {error!s:.200}") from error
 
 
-# Measuring
+# Comparing
+
+
+def first_other(expected: Sequence[object], got: Sequence[object]) -> int:
+    """The place of the first item that is another, or that only one of them has."""
+    pairs = enumerate(zip(expected, got, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(expected), len(got)))
+
+
+def different_ids(what: str, expected: Sequence[int], got: Sequence[int]) -> Difference | None:
+    """Where two lists of tokens part, in which each is called `what` and a number."""
+    if list(expected) == list(got):
+        return None
+    place = first_other(expected, got)
+    return Difference(
+        where=f"{what} {place}",
+        expected=expected[place] if place < len(expected) else "the end",
+        got=got[place] if place < len(got) else "the end",
+    )
 
 
 def of_float32(values: Doubles) -> Doubles:

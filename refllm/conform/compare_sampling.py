@@ -8,23 +8,24 @@ unit of 2^-1074. A target may leave out stages, all of them if it only knows the
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from refllm.conform.case import Json
+from refllm.conform.case import Case, Json
 from refllm.conform.compare_numbers import (
     Doubles,
-    Finding,
     MalformedAnswer,
     around,
     distances,
+    first_other,
     items,
     numbers,
     text,
     whole,
     wholes,
 )
+from refllm.conform.verdict import Difference
 
 __all__ = ["compare_sampling"]
 
@@ -32,28 +33,30 @@ PROBABILITY_ULPS = 4.0
 ONE = {"logits": "logit", "probabilities": "probability"}
 
 
-def compare_sampling(expected: Json, result: Json) -> Finding | None:
+def compare_sampling(case: Case, result: Json) -> Difference | None:
     """The first stage that differs, else the token, else None.
 
     Errors: `MalformedAnswer` where the result has no token, or a stage is not one.
     """
+    expected = case.expected
     token = whole(result, "token")
-    stages = items(result, "stages") if "stages" in result else ()
+    stages = items(result, "stages") if result.get("stages") is not None else ()
     got_names = [text(stage, "stage") for stage in stages]
-    places = _places(got_names, [stage["stage"] for stage in expected["stages"]])
+    names = [stage["stage"] for stage in expected["stages"]]
+    places = _places(got_names, names)
     if places is None:
-        return Finding(
+        return Difference(
             where="the stages and their order",
-            expected=", ".join(stage["stage"] for stage in expected["stages"]),
+            expected=", ".join(names),
             got=", ".join(got_names),
-            answer=result,
         )
     for stage, place in zip(stages, places, strict=True):
-        for difference in _differences(expected["stages"][place], stage, result):
+        difference = _compare_stage(expected["stages"][place], stage)
+        if difference is not None:
             return difference
     if token == expected["token"]:
         return None
-    return Finding(where="the token", expected=expected["token"], got=token, answer=result)
+    return Difference(where="the token", expected=expected["token"], got=token)
 
 
 def _places(given: Sequence[str], known: Sequence[str]) -> list[int] | None:
@@ -67,49 +70,40 @@ def _places(given: Sequence[str], known: Sequence[str]) -> list[int] | None:
     return places
 
 
-def _differences(
-    expected: Mapping[str, Sequence[float]], got: Json, result: Json
-) -> Iterator[Finding]:
-    name = str(expected["stage"])
-    ids = wholes(got, "ids")
+def _compare_stage(expected: Json, got: Json) -> Difference | None:
+    name, ids = expected["stage"], wholes(got, "ids")
     for key in ONE:
         if key in got and len(items(got, key)) != len(ids):
             raise MalformedAnswer(f"stage {name} has {len(ids)} ids and not as many {key}")
     if ids != list(expected["ids"]):
-        yield _different_ids(name, list(map(int, expected["ids"])), ids, result)
+        return _other_candidates(name, expected["ids"], ids)
     for key, unit in (("logits", _exactly), ("probabilities", _within_ulps)):
         if key not in expected or key not in got:
             continue
         wanted, found = np.array(expected[key]), numbers(got[key], f"{name}.{key}")
-        allowed = unit(wanted)
-        apart = distances(found, wanted, allowed)
+        apart = distances(found, wanted, unit(wanted))
         if (apart > 1.0).any():
             first = int(np.argmax(apart > 1.0))
-            yield Finding(
+            return Difference(
                 where=f"stage {name}, the {ONE[key]} of token {ids[first]}",
                 expected=float(wanted[first]),
                 got=float(found[first]),
                 tolerances=float(apart[first]) if key == "probabilities" else None,
                 expected_values=around(wanted, first),
                 got_values=around(found, first),
-                answer=result,
             )
+    return None
 
 
-def _different_ids(stage: str, expected: list[int], got: list[int], result: Json) -> Finding:
+def _other_candidates(stage: str, expected: Sequence[int], got: Sequence[int]) -> Difference:
     if len(expected) != len(got):
-        return Finding(
-            where=f"stage {stage}, how many candidates are left",
-            expected=len(expected),
-            got=len(got),
-            answer=result,
-        )
-    first = next(i for i, pair in enumerate(zip(expected, got, strict=True)) if pair[0] != pair[1])
-    return Finding(
+        where = f"stage {stage}, how many candidates are left"
+        return Difference(where=where, expected=len(expected), got=len(got))
+    first = first_other(expected, got)
+    return Difference(
         where=f"stage {stage}, candidate {first}",
         expected=f"token {expected[first]}",
         got=f"token {got[first]}",
-        answer=result,
     )
 
 

@@ -30,10 +30,18 @@ from typing import TYPE_CHECKING, Any
 from refllm import __version__
 from refllm.api import U32_MAX, InferencingParams, LlmRuntimeError, as_f32
 from refllm.conform.case import Case
-from refllm.conform.harness import KINDS, Skip
+from refllm.conform.harness import Skip
 from refllm.conform.own import SuiteModels, engine_of, generation_params
 from refllm.conform.protocol import shown, unaskable
-from refllm.conform.reply import Answer, Broken, Implementation, Reply, Skipped, TargetError
+from refllm.conform.reply import (
+    KINDS,
+    Answer,
+    Broken,
+    Implementation,
+    Reply,
+    Skipped,
+    TargetError,
+)
 from refllm.conform.wire import to_wire
 from refllm.embedded import ROOT
 from refllm.engine import LocalEngine
@@ -54,9 +62,12 @@ Asked = Mapping[str, Any]
 class ComponentTarget:
     """A component in a file; a new instance of it answers each case."""
 
-    def __init__(self, path: str | Path, *, models: SuiteModels | None = None) -> None:
-        """`models` are those that the host has."""
+    def __init__(
+        self, path: str | Path, *, models: SuiteModels | None = None, seconds: float = 60.0
+    ) -> None:
+        """`models` are those that the host has, `seconds` those that the component may compute."""
         self._path = Path(path)
+        self._seconds = seconds
         self._models = models or SuiteModels()
         self._engines: dict[Path, LocalEngine] = {}
         self._running = ExitStack()
@@ -67,6 +78,7 @@ class ComponentTarget:
         if not self._path.is_file():
             raise TargetError(f"there is no component at {self._path}; build it first")
         try:
+            from refllm.spin.wasm.guest import Limits
             from refllm.spin.wasm.host import Host
         except ModuleNotFoundError as error:
             raise TargetError(
@@ -75,7 +87,7 @@ class ComponentTarget:
             ) from error
         # The message of an error that a guest does not get is logged; here nobody is to read it.
         logging.getLogger("refllm.spin.wasm").addHandler(logging.NullHandler())
-        host = self._running.enter_context(Host())
+        host = self._running.enter_context(Host(Limits(seconds=self._seconds)))
         try:
             self._loaded = (host, host.load_handler(self._path))
         except LlmRuntimeError as error:
@@ -98,7 +110,7 @@ class ComponentTarget:
         except Skip as skip:
             return Skipped(str(skip))
         except Exception as error:  # noqa: BLE001 (a guest can fail in any way)
-            return Broken(f"the component gave no answer: {error}")
+            return Broken(f"the component gave no answer: {error}", is_lost=True)
 
     def stop(self) -> None:
         """End the host."""

@@ -7,8 +7,8 @@ The object is one of
                  as the Spin Python SDK has them: a module `spin_sdk.llm`, or anything like it
     a function   of a group and an input, that gives the result
 
-or a class of the first two, of which one is made. Nothing can end what hangs here; a harness that
-might is better run as a command.
+or a class of the first two, of which one is made. What it prints goes to standard error. Nothing
+can end what hangs here; a harness that might is better run as a command.
 """
 
 from __future__ import annotations
@@ -21,15 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from refllm.api import InferencingParams
-from refllm.conform.case import GROUPS, Case
-from refllm.conform.harness import Skip, answer, params_of
-from refllm.conform.protocol import (
-    VERSION,
-    ProtocolError,
-    implementation_of,
-    reply_of,
-    unaskable,
-)
+from refllm.conform.case import Case
+from refllm.conform.harness import Skip, answer, hello, params_of
+from refllm.conform.protocol import ProtocolError, implementation_of, reply_of, unaskable
 from refllm.conform.reply import Broken, Implementation, Reply, TargetError
 from refllm.conform.wire import to_wire
 
@@ -45,32 +39,30 @@ class EntryPointTarget:
     def __init__(self, entry_point: str) -> None:
         """`entry_point` is "module:object", or "module" where the module itself is the object."""
         self._entry_point = entry_point
-
         self._harness: Any = None
 
     def start(self) -> Implementation:
         """Import the object and start it. Errors: `TargetError` naming what cannot be imported."""
         try:
-            self._harness = _harness_of(_imported(self._entry_point), self._entry_point)
-            said = getattr(self._harness, "start", lambda: None)()
+            with contextlib.redirect_stdout(sys.stderr):
+                self._harness = _harness_of(_imported(self._entry_point), self._entry_point)
+                return implementation_of(hello(self._harness, self._entry_point))
         except TargetError:
             raise
+        except ProtocolError as error:
+            raise TargetError(f"{self._entry_point}, start(): it {error}") from error
         except (Exception, SystemExit) as error:
             raise TargetError(
                 f"{self._entry_point} does not start: {type(error).__name__}: {error}"
             ) from error
-        default = {"implementation": {"name": self._entry_point}, "groups": list(GROUPS)}
-        try:
-            return implementation_of({"version": VERSION, **(default if said is None else said)})
-        except (ProtocolError, TypeError) as error:
-            raise TargetError(f"{self._entry_point} {error}; start() gives it") from error
 
     def run(self, case: Case) -> Reply:
         """What the object says; an exception that is no error of the interface is `Broken`."""
         skipped = unaskable(case)
         if skipped is not None:
             return skipped
-        said = answer(self._harness.run, case.group, to_wire(case.input))
+        with contextlib.redirect_stdout(sys.stderr):
+            said = answer(self._harness.run, case.group, to_wire(case.input))
         try:
             return reply_of({"id": case.id, **said}, case.id)
         except ProtocolError as error:
@@ -99,12 +91,10 @@ class SdkHarness:
         if asked.get("setup"):
             raise Skip("these functions' host cannot be set up from here")
         is_embedding = group == "embeddings" or asked.get("operation") == "generate_embeddings"
-        return self._embedded(asked) if is_embedding else self._inferred(group, asked)
+        return self._embedded(asked) if is_embedding else self._inferred(asked)
 
-    def _inferred(self, group: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _inferred(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         params = params_of(asked)
-        if group == "text" and params is not None and params["temperature"] > 0:
-            raise Skip("these functions take no seed")
         make = getattr(self._sdk, "InferencingParams", InferencingParams)
         options = None if params is None else make(**params)
         function = self._function("infer_with_options")

@@ -30,12 +30,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from refllm.conform.protocol import VERSION, line_of
+from refllm.conform.case import GROUPS
+from refllm.conform.protocol import VERSION, ProtocolError, line_of, shown
+from refllm.conform.reply import KINDS
 from refllm.conform.wire import SPECIAL, to_wire
 
-__all__ = ["KINDS", "Harness", "Skip", "answer", "params_of", "serve"]
+__all__ = ["Harness", "Skip", "answer", "hello", "params_of", "serve"]
 
-KINDS = ("invalid-input", "model-not-supported", "runtime-error")
 CAMEL_CASE = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 Run = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
@@ -49,7 +50,10 @@ class Harness(Protocol):
     """What `serve` and the entry point's target call; `start` and `stop` may be missing."""
 
     def start(self) -> Mapping[str, Any] | None:
-        """Who answers: {"implementation": {"name", …}, "groups": […], "draws_as_refllm"}."""
+        """Who answers: {"implementation": {"name", …}, "groups": […], "draws_as_refllm"}.
+
+        None, or no such method: one of whom only the name is known, and who is asked every group.
+        """
 
     def run(self, group: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         """The result of a case's input.
@@ -87,9 +91,22 @@ def serve(
 
 def _reply(harness: Any, asked: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ANN401
     if asked["cmd"] == "start":
-        return {"version": VERSION, **harness.start()}
+        return hello(harness, type(harness).__name__)
     said = answer(harness.run, asked["group"], asked["input"])
     return {"id": asked["id"], **to_wire(said)}
+
+
+def hello(harness: Any, name: str) -> Mapping[str, Any]:  # noqa: ANN401
+    """The answer to start, as the harness's `start` gives it; `name` is that of one that is silent.
+
+    Errors: `ProtocolError`, and whatever `start` raises.
+    """
+    said = getattr(harness, "start", lambda: None)()
+    if said is None:
+        said = {"implementation": {"name": name}, "groups": list(GROUPS)}
+    if not isinstance(said, Mapping):
+        raise ProtocolError(f"must give a dictionary; it gave {shown(said)}")
+    return {"version": VERSION, **said}
 
 
 def answer(run: Run, group: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -99,6 +116,9 @@ def answer(run: Run, group: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     try:
         result = run(group, asked)
+        if not isinstance(result, Mapping):
+            return {"error": f"run gave {type(result).__name__}, not a dictionary"}
+        return {"result": _plain(result)}
     except Skip as skip:
         return {"skip": str(skip) or "no reason given"}
     except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever a backend raises)
@@ -106,9 +126,6 @@ def answer(run: Run, group: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         if refusal is not None:
             return {"result": {"error": refusal}}
         return {"error": f"{type(error).__name__}: {error} ({_place(error)})"}
-    if not isinstance(result, Mapping):
-        return {"error": f"run gave {type(result).__name__}, not a dictionary"}
-    return {"result": _plain(result)}
 
 
 def params_of(asked: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
 """A target behind a URL: `--protocol spin` or `--protocol openai`.
 
-    target = http_target("http://127.0.0.1:8177", protocol="spin", token="secret")
+    target = HttpTarget("http://127.0.0.1:8177", protocol="spin", token="secret")
 
 Groups that HTTP can carry are `text`, `embeddings` and `api`. A case of `api` is sent as its
 spelling says; whatever comes back with a status is an answer to it, refusals too. What never comes,
@@ -18,15 +18,22 @@ from refllm.conform.http_dialect import Asked, Dialect
 from refllm.conform.http_exchange import Address, ExchangeError, Request, Response, exchange
 from refllm.conform.http_openai import OpenAiDialect
 from refllm.conform.http_spin import SpinDialect
-from refllm.conform.reply import Answer, Broken, Implementation, Reply, Skipped, TargetError
+from refllm.conform.reply import (
+    KINDS,
+    Answer,
+    Broken,
+    Implementation,
+    Reply,
+    Skipped,
+    TargetError,
+)
 from refllm.spin.api_types import as_json
 
-__all__ = ["HttpTarget", "Protocol", "http_target"]
+__all__ = ["HttpTarget", "Protocol"]
 
 Protocol: TypeAlias = Literal["spin", "openai"]
 
 GROUPS: frozenset[Group] = frozenset({"text", "embeddings", "api"})
-KINDS = ("invalid-input", "model-not-supported", "runtime-error")
 BUSY = (429, 502, 503, 504)
 REFUSED = (401, 403)
 LONGEST_SHOWN = 200  # characters of what a server sent, in a message of ours
@@ -40,48 +47,28 @@ NEEDED: Mapping[str, Sequence[tuple[str, ...]]] = {
 }
 
 
-def http_target(
-    url: str,
-    *,
-    protocol: Protocol,
-    token: str | None = None,
-    model_map: Mapping[str, str] | None = None,
-    draws_as_refllm: bool = False,
-    timeout_seconds: float = 60.0,
-) -> HttpTarget:
-    """The target at `url`, of which, as in Spin, the path does not count.
-
-    `model_map` has the server's names of the suite's models. `draws_as_refllm` says that it has
-    refllm's random numbers, of seed 0. `timeout_seconds` are those of one request.
-    """
-    dialect: Dialect = SpinDialect() if protocol == "spin" else OpenAiDialect()
-    return HttpTarget(
-        url,
-        dialect,
-        token=token,
-        model_map=model_map or {},
-        draws_as_refllm=draws_as_refllm,
-        timeout_seconds=timeout_seconds,
-    )
-
-
 class HttpTarget:
-    """A server that speaks a dialect; arguments as for `http_target`."""
+    """A server that speaks one of the protocols."""
 
     def __init__(
         self,
         url: str,
-        dialect: Dialect,
         *,
-        token: str | None,
-        model_map: Mapping[str, str],
-        draws_as_refllm: bool,
-        timeout_seconds: float,
+        protocol: Protocol,
+        token: str | None = None,
+        model_map: Mapping[str, str] | None = None,
+        draws_as_refllm: bool = False,
+        timeout_seconds: float = 60.0,
     ) -> None:
+        """The server at `url`, of which, as in Spin, the path does not count.
+
+        `model_map` has the server's names of the suite's models. `draws_as_refllm` says that it has
+        refllm's random numbers, of seed 0. `timeout_seconds` are those of one request.
+        """
         self._url = url
-        self._dialect = dialect
+        self._dialect: Dialect = SpinDialect() if protocol == "spin" else OpenAiDialect()
         self._token = token
-        self._model_map = model_map
+        self._model_map = model_map or {}
         self._draws_as_refllm = draws_as_refllm
         self._seconds = timeout_seconds
         self._address: Address
@@ -117,7 +104,7 @@ class HttpTarget:
                 return self._api(case)
             return self._group(case)
         except ExchangeError as error:
-            return Broken(str(error))
+            return Broken(str(error), is_lost=True)
 
     def stop(self) -> None:
         """Nothing is left open."""
@@ -134,7 +121,7 @@ class HttpTarget:
         name = case.input["model"]
         model = self._model_map.get(name, name)
         if case.group == "text":
-            asked = self._dialect.text(case.input, model, draws_as_refllm=self._draws_as_refllm)
+            asked = self._dialect.text(case.input, model)
         elif case.group == "embeddings":
             asked = self._dialect.embeddings(case.input, model)
         else:
@@ -199,7 +186,7 @@ class HttpTarget:
             value = json.loads(response.body.decode())
         except (ValueError, RecursionError):
             return Broken(f"the answer is no JSON: {_shown(response)}")
-        if isinstance(value, str) or (isinstance(value, dict) and "error" in value):
+        if isinstance(value, str) or _is_refusal(value):
             return Answer({"error": _said(json.dumps(value))})
         return Answer(self._dialect.result(value))
 
@@ -214,9 +201,14 @@ def _streamed(dialect: OpenAiDialect, response: Response) -> Reply:
     except (ValueError, RecursionError):
         return Broken(f"an event of the stream is no JSON: {_shown(response)}")
     for event in events:
-        if isinstance(event, dict) and "error" in event:
+        if _is_refusal(event):
             return Answer({"error": _said(json.dumps(event))})
     return Answer({**dialect.streamed(events), "stream_ends": is_done})
+
+
+def _is_refusal(value: object) -> bool:
+    """Whether an answer reports an error; some servers say in every answer that there is none."""
+    return isinstance(value, dict) and value.get("error") is not None
 
 
 def _said(body: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from refllm.api import InferencingParams
 from refllm.conform.case import Json
 from refllm.conform.reply import Skipped
 
-__all__ = ["Asked", "Dialect", "counts", "has_penalty", "is_drawn", "of_type", "params_of"]
+__all__ = ["Asked", "Dialect", "counts", "has_penalty", "of_type", "params_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Dialect(Protocol):
 
     name: str
 
-    def text(self, asked: Json, model: str, *, draws_as_refllm: bool) -> Asked | Skipped:
+    def text(self, asked: Json, model: str) -> Asked | Skipped:
         """A case of the group `text`."""
 
     def embeddings(self, asked: Json, model: str) -> Asked | Skipped:
@@ -47,11 +47,6 @@ def params_of(asked: Json) -> InferencingParams | Skipped:
     if not all(math.isfinite(value) for value in given.values()):
         return Skipped("JSON has no NaN and no infinity")
     return InferencingParams(**given)
-
-
-def is_drawn(params: InferencingParams) -> bool:
-    """Whether a text depends on random numbers."""
-    return params.max_tokens > 0 and params.temperature > 0 and params.top_k != 1
 
 
 def has_penalty(params: InferencingParams) -> bool:

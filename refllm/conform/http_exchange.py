@@ -118,7 +118,10 @@ def _left(deadline: float) -> float:
 def _explained(error: Exception, seconds: float) -> str:
     match error:
         case TimeoutError():
-            return f"no whole answer came within {seconds:g} s; allow more, or look at the server"
+            return (
+                f"no whole answer came within {seconds:g} s; allow more with --seconds, or look at "
+                "the server"
+            )
         case ConnectionRefusedError():
             return "the connection is refused; start the server, or check the host and the port"
         case socket.gaierror():

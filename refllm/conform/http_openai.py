@@ -34,9 +34,8 @@ class OpenAiDialect:
 
     name = "openai"
 
-    def text(self, asked: Json, model: str, *, draws_as_refllm: bool) -> Asked | Skipped:
+    def text(self, asked: Json, model: str) -> Asked | Skipped:
         """A prompt to be continued. Skipped: whatever is drawn, or has a penalty."""
-        del draws_as_refllm  # without top_k it makes no difference
         params = params_of(asked)
         if isinstance(params, Skipped):
             return params

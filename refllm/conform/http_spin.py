@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from refllm.conform.case import Json
-from refllm.conform.http_dialect import Asked, counts, is_drawn, of_type, params_of
+from refllm.conform.case import Json, is_drawn
+from refllm.conform.http_dialect import Asked, counts, of_type, params_of
 from refllm.conform.reply import Skipped
 from refllm.spin.api_types import API_TYPES
 
@@ -27,15 +27,12 @@ class SpinDialect:
 
     name = "spin"
 
-    def text(self, asked: Json, model: str, *, draws_as_refllm: bool) -> Asked | Skipped:
-        """A prompt to be continued. Skipped: a draw that the server would make otherwise."""
+    def text(self, asked: Json, model: str) -> Asked | Skipped:
+        """A prompt to be continued. Skipped: a draw with another seed than the server's."""
         params = params_of(asked)
         if isinstance(params, Skipped):
             return params
-        needs_seed = is_drawn(params)
-        if needs_seed and not draws_as_refllm:
-            return Skipped("the protocol carries no seed, so the server draws as it likes")
-        if needs_seed and asked.get("seed", ENGINE_SEED) != ENGINE_SEED:
+        if is_drawn(asked["params"]) and asked["seed"] != ENGINE_SEED:
             return Skipped(
                 f"the protocol carries no seed, so only texts of seed {ENGINE_SEED} are asked"
             )

@@ -11,12 +11,24 @@ from typing import Protocol, TypeAlias
 
 from refllm.conform.case import Case, Group, Json
 
-__all__ = ["Answer", "Broken", "Implementation", "Reply", "Skipped", "Target", "TargetError"]
+__all__ = [
+    "KINDS",
+    "Answer",
+    "Broken",
+    "Implementation",
+    "Reply",
+    "Skipped",
+    "Target",
+    "TargetError",
+]
+
+KINDS = ("invalid-input", "model-not-supported", "runtime-error")
+"""The interface's errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the backend said; for a refusal {"error": {"kind": …, "message": …}}."""
+    """What the backend said; for a refusal {"error": {"kind": …, "message": …}}, see `KINDS`."""
 
     result: Json
 
@@ -30,9 +42,13 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The harness failed: no answer, or one that is no answer to the question."""
+    """The harness failed: no answer, or one that is no answer to the question.
+
+    `is_lost`: nothing came that could be read; it died, kept silent, or spoke of something else.
+    """
 
     message: str
+    is_lost: bool = False
 
 
 Reply: TypeAlias = Answer | Skipped | Broken

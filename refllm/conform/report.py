@@ -101,21 +101,26 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 all as expected, 1 not, 2 some cases could not be asked.
+        """0 all as expected, 1 not, 2 some cases could not be asked, or all were skipped.
 
         A failure says something about the backend, whatever else broke: it goes before an error.
         """
         totals = self.totals
         if totals["failed"] or totals["unexpected pass"]:
             return 1
-        return 2 if totals["error"] else 0
+        return 2 if totals["error"] or self._is_empty else 0
 
     @property
     def outcome(self) -> str:
         """What the exit code means, in a few words."""
-        if not any(self.totals[status] for status in STATUSES if status != "skipped"):
+        if self._is_empty:
             return "nothing was tested"
         return ("all as expected", "not as expected", "the harness broke")[self.exit_code]
+
+    @property
+    def _is_empty(self) -> bool:
+        """Whether every case was skipped."""
+        return self.totals["skipped"] == len(self.verdicts)
 
 
 def counted(n: int, status: Status) -> str:

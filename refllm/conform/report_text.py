@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from unicodedata import east_asian_width
@@ -139,15 +138,19 @@ def _failure(verdict: Verdict) -> list[str]:
 
 
 def _reasons(heading: str, report: Report, status: Status) -> list[str]:
-    """The reasons of all that ended so, the one that was given most often first."""
-    found = Counter(_reason(verdict) for verdict in report.with_status(status))
-    return _many(heading, sorted(found.items(), key=lambda item: (-item[1], item[0])))
+    """The reasons of all that ended so, and where to read on, the most frequent first.
 
-
-def _reason(verdict: Verdict) -> str:
-    """The reason, and where to read on; of an error the case as well, which has to be run again."""
-    case = f"{verdict.case.id}:" if verdict.status == "error" else ""
-    return " ".join(filter(None, (case, verdict.reason or "no reason given", verdict.link)))
+    Of an error the first case as well, which has to be run again.
+    """
+    cases: dict[str, list[str]] = {}
+    for verdict in report.with_status(status):
+        reason = " ".join(filter(None, (verdict.reason or "no reason given", verdict.link)))
+        cases.setdefault(reason, []).append(verdict.case.id)
+    said = []
+    for reason, ids in cases.items():
+        others = " and others" if len(ids) > 1 else ""
+        said.append((f"{ids[0]}{others}: {reason}" if status == "error" else reason, len(ids)))
+    return _many(heading, sorted(said, key=lambda item: (-item[1], item[0])))
 
 
 def _causes(report: Report) -> list[str]:

@@ -52,9 +52,10 @@ def load_suite(root: Path | None = None) -> Suite:
 def chosen(
     suite: Suite, *, groups: Collection[str] = (), only: Sequence[str] = (), quick: bool = False
 ) -> tuple[Case, ...]:
-    """The cases of some groups, whose ids match a pattern, or the quick ones; all by default.
+    """The cases of these groups whose ids match one of these patterns, perhaps only the quick ones.
 
-    Errors: `InvalidInput` for a group that there is not, and a pattern that nothing matches.
+    By default all. Errors: `InvalidInput` for a group that there is not, a pattern that nothing
+    matches, and where nothing is left.
     """
     unknown = sorted(set(groups) - set(GROUPS))
     if unknown:
@@ -62,13 +63,16 @@ def chosen(
     for pattern in only:
         if not any(fnmatchcase(case.id, pattern) for case in suite.cases):
             raise InvalidInput(f"no case's id matches {pattern!r}")
-    return tuple(
+    cases = tuple(
         case
         for case in suite.cases
         if (not groups or case.group in groups)
         and (not only or any(fnmatchcase(case.id, pattern) for pattern in only))
         and (not quick or case.is_quick)
     )
+    if not cases:
+        raise InvalidInput("these options together leave no case; leave one of them out")
+    return cases
 
 
 def _cases(root: Path, group: Group) -> Iterator[Case]:

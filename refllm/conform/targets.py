@@ -11,16 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from refllm.conform.reply import Target
+from refllm.conform.reply import Target, TargetError
 
-__all__ = ["Options", "target_of"]
+if TYPE_CHECKING:
+    from refllm.conform.http import Protocol
 
-Protocol = Literal["spin", "openai"]
+__all__ = ["Options", "is_url", "target_of"]
+
+START_SECONDS = 60.0  # that a command has at least, to load its models
 
 # A colon between two dotted names and nothing else: no command looks like it.
 ENTRY_POINT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/\S*)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +44,17 @@ class Options:
     seconds: float = 60.0
 
 
+def is_url(text: str) -> bool:
+    """Whether the target is a server."""
+    return text.startswith(("http://", "https://"))
+
+
 def target_of(text: str, options: Options) -> Target:
     """The target; nothing is started yet. Errors: `TargetError` for one that cannot be."""
-    if text.startswith(("http://", "https://")):
-        from refllm.conform.http import http_target
+    if is_url(text):
+        from refllm.conform.http import HttpTarget
 
-        return http_target(
+        return HttpTarget(
             text,
             protocol=options.protocol,
             token=options.token,
@@ -52,14 +62,22 @@ def target_of(text: str, options: Options) -> Target:
             draws_as_refllm=options.draws_as_refllm,
             timeout_seconds=options.seconds,
         )
-    if text.endswith(".wasm"):
+    if HOST_AND_PORT.fullmatch(text):
+        raise TargetError(f"a server's URL begins with http:// or https://, got {text!r}")
+    if _is_component(text):
         from refllm.conform.component import ComponentTarget
 
-        return ComponentTarget(text)
+        return ComponentTarget(text, seconds=options.seconds)
     if ENTRY_POINT.fullmatch(text):
         from refllm.conform.entry_point import EntryPointTarget
 
         return EntryPointTarget(text)
     from refllm.conform.command import CommandTarget
 
-    return CommandTarget(text, run_seconds=options.seconds)
+    start_seconds = max(START_SECONDS, options.seconds)
+    return CommandTarget(text, start_seconds=start_seconds, run_seconds=options.seconds)
+
+
+def _is_component(text: str) -> bool:
+    """Whether it is a path; `wasmtime run harness.wasm` is a command."""
+    return text.endswith(".wasm") and (Path(text).is_file() or len(text.split()) == 1)

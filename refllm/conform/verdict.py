@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from refllm.conform.case import Case
+from refllm.conform.case import Case, Json
 
 __all__ = ["Difference", "Status", "Verdict"]
 
@@ -26,6 +26,7 @@ class Difference:
     `where` names it ("stage top_p", "token 3", "component 17 of text 2"); `expected` and `got`
     are that thing; `tolerances` is how far apart they are in units of what is allowed, None where
     they had to be equal. `expected_values` and `got_values` are for a plot: the numbers around.
+    `answer` is the whole answer that it was found in, which `symptoms` looks at.
     """
 
     where: str
@@ -34,6 +35,7 @@ class Difference:
     tolerances: float | None = None
     expected_values: tuple[float, ...] = ()
     got_values: tuple[float, ...] = ()
+    answer: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from refllm.api import LlmError
 from refllm.conform.case import GROUPS, Case, Group, Json
-from refllm.conform.compare import Finding, MalformedAnswer
+from refllm.conform.compare import MalformedAnswer
 from refllm.conform.symptoms.of_api import API
 from refllm.conform.symptoms.of_embeddings import EMBEDDINGS
 from refllm.conform.symptoms.of_logits import LOGITS
@@ -81,7 +81,7 @@ def likely_cause(verdicts: Sequence[Verdict]) -> Mapping[str, str]:
         failed = [
             (verdict.case, verdict.difference.answer)
             for verdict in of_group
-            if isinstance(verdict.difference, Finding)
+            if verdict.difference is not None
         ]
         passed = [v.case for v in of_group if v.status in ("passed", "unexpected pass")]
         symptoms = [symptom for symptom in SYMPTOMS if group in symptom.groups]

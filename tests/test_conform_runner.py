@@ -1,0 +1,108 @@
+"""Asking a target every case: what is not even asked, and when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from refllm.conform.case import Case, Group
+from refllm.conform.reply import Answer, Broken, Implementation, Reply, Skipped
+from refllm.conform.runner import run_cases
+from refllm.conform.verdict import Verdict
+
+DRAWN = {"max_tokens": 5, "temperature": 0.8, "top_k": 40}
+RIGHT = Answer({"ids": [1], "text": ""})
+LOST = Broken("it ended", is_lost=True)
+BROKEN = Broken("a bug")
+
+
+class Scripted:
+    """Replies as it is told, and remembers what it was asked."""
+
+    def __init__(self, reply: Callable[[Case], Reply]) -> None:
+        self._reply = reply
+        self.asked: list[str] = []
+
+    def start(self) -> Implementation:
+        return Implementation(name="scripted", groups=frozenset({"tokenizer", "text"}))
+
+    def run(self, case: Case) -> Reply:
+        self.asked.append(case.id)
+        return self._reply(case)
+
+    def stop(self) -> None:
+        """Nothing is to be let go."""
+
+
+def case(name: str, group: Group = "tokenizer", **params: float) -> Case:
+    return Case(
+        id=f"{group}/{name}",
+        group=group,
+        proves="-",
+        clause="-",
+        input={"text": "", "params": {**DRAWN, **params}},
+        expected={"ids": [1], "text": ""},
+        models=("tiny-chat",),
+    )
+
+
+def run(target: Scripted, *cases: Case, absent: Sequence[str] = ()) -> tuple[Verdict, ...]:
+    return run_cases(target, target.start(), cases, absent_models=absent)
+
+
+def statuses(*replies: Reply) -> list[tuple[str, bool]]:
+    """How each of so many cases ended, and whether it was asked."""
+    script = iter(replies)
+    target = Scripted(lambda _case: next(script))
+    verdicts = run(target, *(case(str(i)) for i in range(len(replies))))
+    return [(verdict.status, verdict.case.id in target.asked) for verdict in verdicts]
+
+
+@pytest.mark.parametrize(
+    ("asked", "absent", "reason"),
+    [
+        (case("a", "quant"), (), "scripted is not asked about quant"),
+        (case("a"), ["tiny-chat"], "the model tiny-chat is not here"),
+        (case("a", "text"), (), "scripted draws with random numbers of its own"),
+    ],
+)
+def test_what_cannot_be_answered_is_not_asked(
+    asked: Case, absent: Sequence[str], reason: str
+) -> None:
+    target = Scripted(lambda _case: RIGHT)
+    [verdict] = run(target, asked, absent=absent)
+    assert (verdict.status, verdict.reason) == ("skipped", reason)
+    assert target.asked == []
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"top_k": 1}, {"max_tokens": 0}])
+def test_a_text_that_is_not_drawn_is_asked_whoever_draws(params: dict[str, float]) -> None:
+    target = Scripted(lambda _case: Skipped("-"))
+    run(target, case("a", "text", **params))
+    assert target.asked == ["text/a"]
+
+
+def test_a_group_in_which_nothing_comes_back_is_left_alone() -> None:
+    assert statuses(*[LOST] * 7) == [("error", True)] * 5 + [("error", False)] * 2
+
+
+def test_another_group_is_asked_all_the_same() -> None:
+    target = Scripted(lambda case: LOST if case.group == "tokenizer" else Skipped("-"))
+    run(target, *(case(str(i)) for i in range(7)), case("b", "text", temperature=0.0))
+    assert target.asked[5:] == ["text/b"]
+
+
+@pytest.mark.parametrize("between", [RIGHT, BROKEN])
+def test_whoever_answers_in_between_is_asked_on(between: Reply) -> None:
+    replies = statuses(*[LOST] * 4, between, *[LOST] * 4)
+    assert all(is_asked for _, is_asked in replies)
+
+
+def test_a_skip_is_no_sign_of_life() -> None:
+    replies = statuses(*[LOST] * 4, Skipped("-"), LOST, LOST)
+    assert [is_asked for _, is_asked in replies] == [True] * 6 + [False]
+
+
+def test_a_harness_that_says_what_broke_is_asked_on() -> None:
+    assert statuses(*[BROKEN] * 7) == [("error", True)] * 7
