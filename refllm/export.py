@@ -44,13 +44,15 @@ def export(
     """Write the model at `model`, a GGUF file or a folder, into `to`, and return what was written.
 
     `type_name` is for the matrices: F32, F16 or BF16 in folders, by default F32; any of
-    `refllm.quantize.QUANTIZABLE` in a GGUF file, by default what they are. A GGUF file exported as
-    one without a type is copied byte for byte. What a GGUF file cannot hold is left out: a text's
+    `refllm.quantize.QUANTIZABLE` in a GGUF file, by default what they are; where a row is no whole
+    number of blocks, the next larger type (see `refllm.export_gguf`). A GGUF file exported as one
+    without a type is copied byte for byte. What a GGUF file cannot hold is left out: a text's
     limit in tokens that is in a tokenizer.json.
 
     Errors: `InvalidInput` for a layout, type or name that is none, or where the target exists;
     `ModelNotSupported` for what the layout cannot say; `LlmRuntimeError` for a damaged model, or a
-    target that cannot be written.
+    target that cannot be written. A tensor that nobody asks for on the way may be missing: whether
+    all are there that a network needs is seen when it is loaded.
     """
     if layout not in LAYOUTS:
         raise InvalidInput(f"the format must be one of {', '.join(LAYOUTS)}, got {layout!r:.60}")

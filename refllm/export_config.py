@@ -8,6 +8,7 @@ from refllm.api import ModelNotSupported
 from refllm.config import bert_config, llama_config
 from refllm.export_tokenizer import special_ids_of, tokenizer_of
 from refllm.llama import LlamaConfig
+from refllm.parameters import Parameters
 from refllm.rope import Llama3Scaling
 from refllm.weights import Weights
 
@@ -127,10 +128,11 @@ def _llama3(weights: Weights, config: LlamaConfig, factors: tuple[float, ...]) -
 
 def _bert(weights: Weights) -> dict[str, object]:
     c = bert_config(weights)
+    parameters = Parameters(weights.path, weights.tensors)
     return {
         "model_type": "bert",
-        "vocab_size": weights.tensors["token_embd.weight"].shape[0],
-        "type_vocab_size": weights.tensors["token_types.weight"].shape[0],
+        "vocab_size": parameters.n_rows("token_embd.weight"),
+        "type_vocab_size": parameters.n_rows("token_types.weight"),
         "max_position_embeddings": c.n_ctx,
         "hidden_size": c.n_embd,
         "intermediate_size": c.n_ff,

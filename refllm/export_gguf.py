@@ -7,8 +7,10 @@ type whose blocks do not divide a row is replaced by the next one that does,
 
     Q4_K → Q8_0 → F16        Q4_0 → F16
 
-where llama.cpp has Q5_0 between Q4_K and F16. A matrix that is quantized already can be quantized
-again, which llama-quantize calls --allow-requantize: its errors stay in it.
+llama.cpp goes from Q4_K to Q5_0 instead, which can be read here and not written: a matrix whose
+rows are no multiple of 256 is larger and more exact here than `llama-quantize --pure` makes it. A
+matrix that is quantized already can be quantized again, which llama-quantize calls
+--allow-requantize: its errors stay in it.
 """
 
 from __future__ import annotations

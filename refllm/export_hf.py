@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refllm.api import ModelNotSupported
+from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.config import bert_config, llama_config
 from refllm.export_config import config_json, has_biases, refuse_what_spin_cannot
 from refllm.export_tensors import half_split, recoded
@@ -107,22 +107,31 @@ def hugging_face_name(architecture: str, name: str) -> str:
 
 def _parts(weights: Weights) -> list[Part]:
     """Every tensor, in the order of the file, with name and rows as Hugging Face has them."""
-    heads: dict[str, int] = {}
     tensors = dict(weights.tensors)
-    if weights.architecture == "llama":
-        config = llama_config(weights)
-        heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
-        if has_biases(weights):
-            tensors = {bias.name: bias for bias in _zero_biases(config)} | tensors
+    config = llama_config(weights) if weights.architecture == "llama" else None
+    if config is not None and has_biases(weights):
+        tensors = {bias.name: bias for bias in _zero_biases(config)} | tensors
     return [
         Part(
             hugging_face_name(weights.architecture, name),
             tensor,
-            heads.get(name.split(".")[-2]),
+            None if config is None else _n_heads(weights.path, tensor, config),
         )
         for name, tensor in tensors.items()
         if name not in IN_CONFIG
     ]
+
+
+def _n_heads(path: Path, tensor: Tensor, config: LlamaConfig) -> int | None:
+    """How many heads a query or key has; None for another tensor."""
+    heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
+    n_heads = heads.get(tensor.name.split(".")[-2])
+    if n_heads is not None and tensor.shape[0] != n_heads * config.head_dim:
+        raise LlmRuntimeError(
+            f"{path}: {tensor.name} has shape {list(tensor.shape)}, and the hyperparameters say "
+            f"{n_heads} heads of {config.head_dim} rows each"
+        )
+    return n_heads
 
 
 def _zero_biases(config: LlamaConfig) -> Iterator[Tensor]:

@@ -101,7 +101,9 @@ def pieces_of_json(document: Mapping[str, Any], path: Path) -> Pieces:
     """
     model = document["model"]
     tokens = tokens_by_id(document)
-    vocabulary = Vocabulary(path, tokens, [_type_of(token, document) for token in tokens])
+    is_special = {added["content"]: added["special"] for added in document["added_tokens"]}
+    types = [_type_of(token, model, is_special) for token in tokens]
+    vocabulary = Vocabulary(path, tokens, types)
     merges = [pair_of(merge) for merge in model["merges"]]
     made = [token for token, _ in groupby(left + right for left, right in merges)]
     rank = {token: i for i, token in enumerate(made)}
@@ -124,14 +126,14 @@ def tokens_by_id(document: Mapping[str, Any]) -> list[str]:
     return [named.get(token_id, f"[PAD{token_id}]") for token_id in range(max(named) + 1)]
 
 
-def _type_of(token: str, document: Mapping[str, Any]) -> TokenType:
-    is_special = {added["content"]: added["special"] for added in document["added_tokens"]}
+def _type_of(token: str, model: Mapping[str, Any], is_special: Mapping[str, bool]) -> TokenType:
+    """The type of a token of tokenizer.json; `is_special` has those that are added."""
     # A file may name none, since with every byte a token nothing is unknown; a GGUF must.
-    if token == (document["model"].get("unk_token") or UNKNOWN):
+    if token == (model.get("unk_token") or UNKNOWN):
         return TokenType.UNKNOWN
     if token in is_special:
         return TokenType.CONTROL if is_special[token] else TokenType.USER_DEFINED
-    if token not in document["model"]["vocab"]:
+    if token not in model["vocab"]:
         return TokenType.UNUSED
     return TokenType.BYTE if token in BYTES else TokenType.NORMAL
 

@@ -30,6 +30,7 @@ from refllm.export_pieces import (
     tokens_by_id,
 )
 from refllm.export_tokenizer import NAMES, special_ids_of, tokenizer_of
+from refllm.parameters import Parameters
 from refllm.pretokenizers import PRE_TOKENIZERS
 from refllm.tokenizer_base import library_errors
 from refllm.vocab_wordpiece import CONTINUES, WORD_START
@@ -56,7 +57,8 @@ def vocabulary_keys(weights: Weights, *, n_vocab: int) -> dict[str, object]:
     else:
         keys = _by_kind(document, path, ends, n_vocab)
     if weights.architecture == "bert":
-        keys["token_type_count"] = weights.tensors["token_types.weight"].shape[0]
+        parameters = Parameters(weights.path, weights.tensors)
+        keys["token_type_count"] = parameters.n_rows("token_types.weight")
     said: dict[str, object] = {PREFIX + key: value for key, value in keys.items()}
     chat_template = chat_template_of(weights)
     return said if chat_template is None else said | {"tokenizer.chat_template": chat_template}

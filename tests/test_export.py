@@ -137,6 +137,23 @@ class TestRefusals:
             exported(source, tmp_path, layout, "F16")
         assert names_in(tmp_path / "exported") == []
 
+    @pytest.mark.parametrize("layout", ["hf", "spin"])
+    @pytest.mark.parametrize("name", ["blk.0.attn_q.weight", "blk.1.attn_k.weight"])
+    def test_a_matrix_that_does_not_have_the_heads_rows_is_named(
+        self, name: str, layout: Layout, tmp_path: Path
+    ) -> None:
+        wrong = {name: np.zeros((24, 32), np.float32)}
+        source = tiny_llama_gguf(tmp_path / "source.gguf", tensors=wrong)
+        with pytest.raises(LlmRuntimeError, match=rf"source.gguf: {name} has shape \[24, 32\]"):
+            exported(source, tmp_path, layout)
+        assert names_in(tmp_path / "exported") in ([], [".spin"])
+
+    @pytest.mark.parametrize("name", ["token_embd.weight", "token_types.weight"])
+    def test_a_bert_without_a_table_is_named(self, name: str, tmp_path: Path) -> None:
+        source = tiny_bert_gguf(tmp_path / "source.gguf", tensors={name: None})
+        with pytest.raises(LlmRuntimeError, match=f"source.gguf: the matrix {name} is missing"):
+            exported(source, tmp_path, "hf")
+
     def test_a_folder_that_cannot_be_written_is_named(self, llama: Path, tmp_path: Path) -> None:
         (tmp_path / "exported").write_text("a file")
         with pytest.raises(LlmRuntimeError, match="exported"):
