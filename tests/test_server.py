@@ -188,6 +188,16 @@ def test_a_method_that_a_route_does_not_have_is_refused(url: str) -> None:
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
 
 
+def test_requests_are_counted_by_route_and_status(guarded_url: str) -> None:
+    for path, body in [("/infer", b"{}"), ("/v1/models", None), ("/not/a/route", None)]:
+        ask(guarded_url, path, body, headers=WITH_TOKEN)
+    counted = ask(guarded_url, "/metrics", headers=WITH_TOKEN).body
+    assert b'refllm_requests_total{route="/infer",status="400"} ' in counted
+    assert b'refllm_requests_total{route="/v1/models",status="200"} ' in counted
+    assert b'refllm_requests_total{route="other",status="404"} ' in counted
+    assert b"/not/a/route" not in counted
+
+
 # Who may ask, and how much
 
 

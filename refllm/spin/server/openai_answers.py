@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from refllm.generate import Chunk
 from refllm.spin.server.worker import Begun, Done, Scores, TextEvent
@@ -114,7 +115,7 @@ def chat_logprobs(scores: Sequence[Scores], tokenizer: Tokenizer) -> JSON:
 def completion_logprobs(scores: Sequence[Scores], tokenizer: Tokenizer) -> JSON:
     """As completions have them: lists that run in parallel."""
     texts = [_text(score.token, tokenizer) for score in scores]
-    offsets = [sum(map(len, texts[:i])) for i in range(len(texts))]
+    ends = list(accumulate(map(len, texts), initial=0))
     return {
         "tokens": texts,
         "token_logprobs": [score.logprob for score in scores],
@@ -122,7 +123,7 @@ def completion_logprobs(scores: Sequence[Scores], tokenizer: Tokenizer) -> JSON:
             {_text(token, tokenizer): logprob for token, logprob in score.likeliest}
             for score in scores
         ],
-        "text_offset": offsets,
+        "text_offset": ends[:-1],
     }
 
 

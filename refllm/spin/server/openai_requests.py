@@ -10,6 +10,7 @@ Source: OpenAI's API reference; Spin's crates/llm-remote-http (api type open_ai)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,12 +37,22 @@ F32 = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=U64_MAX)]
 Stop = Annotated[str, Field(min_length=1)]
 
-REFUSED = (
-    *("audio", "best_of", "echo", "function_call", "functions", "logit_bias", "min_p"),
-    *("modalities", "prediction", "presence_penalty", "response_format", "suffix", "tools"),
-)
-# Values that say what is done here anyway.
-HARMLESS: tuple[object, ...] = (None, 0, 1, False, {}, [], {"type": "text"}, ["text"])
+# What is not done here, and for each the value besides null that says what is done anyway.
+REFUSED: Mapping[str, object] = {
+    "audio": None,
+    "best_of": 1,
+    "echo": False,
+    "function_call": "none",
+    "functions": [],
+    "logit_bias": {},
+    "min_p": 0,
+    "modalities": ["text"],
+    "prediction": None,
+    "presence_penalty": 0,
+    "response_format": {"type": "text"},
+    "suffix": "",
+    "tools": [],
+}
 
 
 class Lenient(BaseModel):
@@ -52,7 +63,7 @@ class Lenient(BaseModel):
     def check_extras(self) -> None:
         """Raise `InvalidInput` for a key that asks for something which is not done here."""
         for key, value in (self.model_extra or {}).items():
-            if key in REFUSED and value not in HARMLESS:
+            if key in REFUSED and value is not None and value != REFUSED[key]:
                 raise InvalidInput(f"{key} is not supported here; leave it out")
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,27 +39,34 @@ def running_server(
 
     Errors: `LlmRuntimeError` with what it said if it does not start.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "refllm", "serve", "--port", "0", *arguments],
-        cwd=folder,
-        env=dict(os.environ if environment is None else environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        said = process.stdout.readline()
-        listening = LISTENING.match(said)
-        if listening is None:
-            said += process.communicate(timeout=SECONDS_TO_END)[0]
-            raise LlmRuntimeError(f"refllm serve does not start: {said.strip()}")
-        yield RunningServer(listening[1], process)
-    finally:
-        process.terminate()
+    # Not into a pipe: nobody reads what a server that runs for long complains about.
+    with tempfile.TemporaryFile() as complaints:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "refllm", "serve", "--port", "0", *arguments],
+            cwd=folder,
+            env=dict(os.environ if environment is None else environment),
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+        )
+        assert process.stdout is not None
         try:
-            process.wait(timeout=SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+            listening = LISTENING.match(process.stdout.readline())
+            if listening is None:
+                _end(process)
+                complaints.seek(0)
+                said = complaints.read().decode("utf-8", "replace").strip()
+                raise LlmRuntimeError(f"refllm serve does not start: {said}")
+            yield RunningServer(listening[1], process)
+        finally:
+            _end(process)
+            process.stdout.close()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,9 +23,11 @@ def bound_socket(host: str, port: int) -> socket.socket:
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = addresses[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        with contextlib.ExitStack() as if_it_fails:
+            bound = if_it_fails.enter_context(socket.socket(family, kind, protocol))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            if_it_fails.pop_all()
     except (OSError, OverflowError, UnicodeError) as error:
         raise InvalidInput(f"cannot listen on {host}:{port}: {error}") from error
     return bound
@@ -68,7 +70,7 @@ class _Server(uvicorn.Server):
         if self.started:
             self._ready()
 
-    @contextmanager
+    @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """A second signal ends the wait for what runs."""
         handled = (signal.SIGINT, signal.SIGTERM)

@@ -302,7 +302,9 @@ class Worker:
         now = time.monotonic()
         with self._changed:
             late = [job for job in self._waiting if now > job.deadline]
-            self._waiting = deque(job for job in self._waiting if now <= job.deadline)
+            self._waiting = deque(
+                job for job in self._waiting if job.is_wanted and now <= job.deadline
+            )
         late += [job for job in self._going if now > job.deadline]
         seconds = self.limits.request_seconds
         for job in late:
