@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import logging
@@ -123,6 +124,15 @@ class LocalEngine:
         own_root = manifest.path.parent / ".spin" / "ai-models"
         roots = dict.fromkeys((own_root, *default_roots()))  # the same one once, when app is here
         return cls(roots=tuple(roots), allowed_models=component.ai_models, **options)
+
+    def restricted_to(self, allowed_models: Collection[str]) -> Self:
+        """This engine for whoever may use only these models: another component of an application.
+
+        Both have the same loaded models, and one of them computes at a time.
+        """
+        other = copy.copy(self)
+        other._allowed_models = frozenset(allowed_models)
+        return other
 
     @property
     def roots(self) -> tuple[Path, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -168,9 +170,12 @@ def test_a_manifest_that_cannot_be_run_is_named_with_what_is_wrong(
         ("/cart", "/cart/checkout", None),
         ("/cart", "/", None),
         ("/", "/", ""),
-        ("/...", "/", ""),
+        ("/...", "/", "/"),
         ("/...", "/a/b", "/a/b"),
         ("/users/...", "/users", ""),
+        ("/users/...", "/users/", "/"),
+        ("/users/...", "/users/1/", "/1/"),
+        ("/users/...", "/users/a%2Fb", "/a%2Fb"),
         ("/users/...", "/users/1/edit", "/1/edit"),
         ("/users/...", "/usersandmore", None),
         ("/users/:id/edit", "/users/1/edit", ""),
@@ -178,7 +183,7 @@ def test_a_manifest_that_cannot_be_run_is_named_with_what_is_wrong(
         ("/users/:id/...", "/users/1/a/b", "/a/b"),
     ],
 )
-def test_a_route_matches_the_paths_that_spin_s_documentation_says(
+def test_a_route_matches_the_paths_that_it_matches_in_spin(
     pattern: str, path: str, path_info: str | None
 ) -> None:
     match = Route(pattern, "c").match(path)
@@ -201,23 +206,29 @@ def test_the_route_that_says_most_about_a_path_wins(path: str, pattern: str) -> 
     assert match.route.pattern == pattern
 
 
+def test_of_two_routes_that_are_the_same_the_last_wins() -> None:
+    match = best_match([Route("/a", "first"), Route("/a", "last"), Route("/...", "all")], "/a")
+    assert match is not None
+    assert match.route.component == "last"
+
+
 def test_no_route_matches_where_none_does() -> None:
     assert best_match([Route("/a", "c")], "/b") is None
 
 
 def test_a_component_is_told_what_spin_tells_it() -> None:
-    match = Route("/users/:id/...", "c", base="/shop").match("/shop/users/1/edit")
+    match = Route("/users/:user_ID/...", "c", base="/shop").match("/shop/users/1/edit")
     assert match is not None
     url = "http://localhost:3000/shop/users/1/edit?theme=pink"
     assert dict(match.headers(full_url=url, client="127.0.0.1:53152")) == {
         "spin-full-url": url.encode(),
         "spin-path-info": b"/edit",
-        "spin-matched-route": b"/shop/users/:id/...",
-        "spin-raw-component-route": b"/users/:id/...",
-        "spin-component-route": b"/users/:id",
+        "spin-matched-route": b"/shop/users/:user_ID/...",
+        "spin-raw-component-route": b"/users/:user_ID/...",
+        "spin-component-route": b"/users/:user_ID",
         "spin-base-path": b"/shop",
         "spin-client-addr": b"127.0.0.1:53152",
-        "spin-path-match-id": b"1",
+        "spin-path-match-user-id": b"1",
     }
 
 
@@ -245,6 +256,8 @@ def paths_in(folder: object, at: str = "") -> list[str]:
         (["public/index.html"], ["/public/index.html"]),
         (["public/*.html"], ["/public/index.html"]),
         (["**/*.png"], ["/public/images/a.png", "/public/images/b.png"]),
+        (["public/*"], ["/public/index.html"]),
+        (["no*"], []),
         (["public/images"], ["/public/images/a.png", "/public/images/b.png"]),
         (
             [{"source": "public/images", "destination": "/"}],
@@ -259,9 +272,31 @@ def test_patterns_and_mounts_put_files_where_spin_does(
     assert sorted(paths_in(folder_of(here / "spin.toml", files, []))) == seen
 
 
-def test_excluded_files_are_left_out(here: Path) -> None:
-    folder = folder_of(here / "spin.toml", ["public/**/*"], ["**/b.png"])
-    assert sorted(paths_in(folder)) == ["/public/images/a.png", "/public/index.html"]
+@pytest.mark.parametrize(
+    ("excluded", "left"),
+    [
+        (["**/b.png"], ["/public/images/a.png", "/public/index.html"]),
+        (["**/public/**/index.html"], ["/public/images/a.png", "/public/images/b.png"]),
+        (["public/*.png"], ["/public/index.html"]),
+        (["*.html", "**/[ab].png"], []),
+    ],
+)
+def test_excluded_files_are_left_out(excluded: list[str], left: list[str], here: Path) -> None:
+    folder = folder_of(here / "spin.toml", ["public/**/*"], excluded)
+    assert sorted(paths_in(folder)) == left
+
+
+def test_a_pattern_leaves_out_nothing_that_lies_elsewhere(here: Path) -> None:
+    (here / "app").mkdir()
+    mount = {"source": str(here / "public" / "index.html"), "destination": "/index.html"}
+    folder = folder_of(here / "app" / "spin.toml", [mount], ["*"])
+    assert paths_in(folder) == ["/index.html"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is UTF-8")
+def test_a_name_that_is_not_utf_8_is_one_that_a_guest_can_have(here: Path) -> None:
+    (here / os.fsdecode(b"\xff.txt")).touch()
+    assert paths_in(folder_of(here / "spin.toml", ["*.txt"], [])) == ["/?.txt"]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +306,21 @@ def test_excluded_files_are_left_out(here: Path) -> None:
         ([{"source": "public"}], "need a source and a destination"),
         ([{"source": "nowhere", "destination": "/"}], "there is no nowhere"),
         ([{"source": "public", "destination": "/../x"}], "leads out of"),
-        (["/etc/*"], "unsupported"),
+        (["nowhere/a.txt"], "there is no nowhere/a.txt"),
+        (["x" * 300], "name too long"),
+        (["/etc/*"], "leads out of"),
+        (["/etc"], "leads out of"),
+        (
+            [
+                "public/images/a.png",
+                {"source": "public/index.html", "destination": "/public/images"},
+            ],
+            "images is a file and a folder",
+        ),
+        (
+            [{"source": "public/index.html", "destination": "/public"}, "public/images/a.png"],
+            "public is a file and a folder",
+        ),
     ],
 )
 def test_files_that_cannot_be_given_are_named(files: list[object], said: str, here: Path) -> None:

@@ -108,16 +108,28 @@ def test_a_status_is_one_that_can_end_a_response(status: int, accepted: bool, gu
     assert response.status_code() == (status if accepted else 200)
 
 
-def test_a_guest_that_responds_with_an_error_is_named() -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Variant("connection-refused"), "connection-refused$"),
+        (Variant("internal-error", "no more tea"), "internal-error: no more tea$"),
+    ],
+)
+def test_a_guest_that_responds_with_an_error_is_named(error: Variant, said: str) -> None:
     outparam = ResponseOutparam()
-    outparam.give(Variant("internal-error"))
-    with pytest.raises(GuestFailed, match="it responded with the error internal-error"):
+    outparam.give(error)
+    with pytest.raises(GuestFailed, match=f"it responded with the error {said}"):
         outparam.response()
 
 
 def test_headers_count_as_memory_that_the_host_keeps(fields: Fields) -> None:
     with pytest.raises(GuestFailed, match="more than 1000 bytes to keep"):
         fields.append("x", bytes(b"x" * 1000))
+
+
+def test_a_header_counts_for_more_than_its_letters(guest: Guest) -> None:
+    with pytest.raises(GuestFailed, match="more than 1000 bytes to keep"):
+        HttpTypes(guest).fields_from_list([("a", b"")] * 100)
 
 
 def test_a_response_counts_as_memory_that_the_host_keeps(guest: Guest) -> None:

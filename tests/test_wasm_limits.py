@@ -11,6 +11,7 @@ from wasmtime import wat2wasm
 from refllm.api import EmbeddingsResult, InferencingParams, InferencingResult
 from refllm.spin.wasm.guest import GuestFailed, Limits
 from refllm.spin.wasm.host import Host, Services
+from refllm.spin.wasm.wasi_io import Pollable
 
 PAGE_BYTES = 64 * 1024
 RUN = '(func (export "run") (canon lift (core func $i "run")))'
@@ -85,6 +86,16 @@ def test_memory_grows_up_to_the_limit(pages: int, grown: int, host: Host, tmp_pa
     assert result(host, tmp_path, module, NUMBER) == grown
 
 
+@pytest.mark.parametrize(("elements", "grown"), [(1, 1), (10 * PAGE_BYTES // 8, -1)])
+def test_a_table_grows_up_to_the_limit(
+    elements: int, grown: int, host: Host, tmp_path: Path
+) -> None:
+    module = f"""
+        (table 1 funcref)
+        (func (export "run") (result i32) (table.grow (ref.null func) (i32.const {elements})))"""
+    assert result(host, tmp_path, module, NUMBER) == grown
+
+
 def test_a_component_that_begins_with_too_much_memory_is_named(host: Host, tmp_path: Path) -> None:
     module = '(memory 100) (func (export "run"))'
     with pytest.raises(GuestFailed, match="memory"):
@@ -116,6 +127,49 @@ def test_a_call_of_what_nobody_offers_names_the_import(
           {RUN})"""
     with pytest.raises(GuestFailed, match=f"it called {called}, which refllm does not offer"):
         result_of(host, tmp_path, component)
+
+
+DROPS = f"""
+    (component
+      (import "wasi:io/poll@0.2.0" (instance $poll (export "pollable" (type (sub resource)))))
+      (alias export $poll "pollable" (type $pollable))
+      (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+        (alias outer 1 $pollable (type $pollable))
+        (export "subscribe-duration" (func (param "when" u64) (result (own $pollable))))))
+      (core func $make (canon lower (func $clock "subscribe-duration")))
+      (core func $drop (canon resource.drop $pollable))
+      (core module $m
+        (import "" "make" (func $make (param i64) (result i32)))
+        (import "" "drop" (func $drop (param i32)))
+        (func (export "run") (call $drop (call $make (i64.const 0)))))
+      (core instance $i
+        (instantiate $m
+          (with "" (instance (export "make" (func $make)) (export "drop" (func $drop))))))
+      {RUN})"""
+
+
+def test_what_a_guest_drops_is_closed(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[Pollable] = []
+
+    def close(pollable: Pollable) -> None:
+        closed.append(pollable)
+
+    monkeypatch.setattr(Pollable, "close", close)
+    result_of(host, tmp_path, DROPS)
+    assert len(closed) == 1
+
+
+def test_an_interrupt_while_a_resource_is_closed_goes_through(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Pollable) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pollable, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        result_of(host, tmp_path, DROPS)
 
 
 def test_an_export_that_is_not_there_is_named(host: Host, tmp_path: Path) -> None:

@@ -43,6 +43,16 @@ source = "probe.wasm"
 """
 
 
+def has_ipv6() -> bool:
+    """Whether something can listen on this machine's own address of IPv6."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def application(tmp_path_factory: pytest.TempPathFactory) -> Application:
     folder = tmp_path_factory.mktemp("app")
@@ -103,6 +113,18 @@ def test_a_client_cannot_say_what_only_the_host_may(client: http.client.HTTPConn
     assert echoed(client)["headers"]["spin-client-addr"].startswith("127.0.0.1:")
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no address of IPv6")
+def test_an_address_of_ipv6_is_in_brackets(application: Application, host_of: Host) -> None:
+    engines = {id_: LocalEngine(allowed_models=[]) for id_ in application.components}
+    with Port(application, host_of, engines, ("::1", 0)) as port:
+        address = port.url.removeprefix("http://")
+        with closing(http.client.HTTPConnection(address, timeout=60)) as client:
+            client.request("GET", "/echo")
+            headers = echoed(client)["headers"]
+    assert headers["host"] == address
+    assert headers["spin-client-addr"].startswith("[::1]:")
+
+
 def test_several_requests_go_over_one_connection(client: http.client.HTTPConnection) -> None:
     for _ in range(3):
         client.request("GET", "/remember")
@@ -122,14 +144,17 @@ def test_the_health_check_needs_no_component(client: http.client.HTTPConnection)
     assert (response.status, response.read()) == (200, b"OK\n")
 
 
-def test_a_path_without_a_route_is_not_found(application: Application, host_of: Host) -> None:
+@pytest.mark.parametrize("path", ["/elsewhere", "/ech%6F/x", "/echo%2Fx"])
+def test_a_path_without_a_route_is_not_found(
+    path: str, application: Application, host_of: Host
+) -> None:
     routes = tuple(route for route in application.routes if route.component == "echo")
     only_echo = Application({"echo": application.components["echo"]}, routes)
     engines = {"echo": LocalEngine(allowed_models=[])}
     with Port(only_echo, host_of, engines, ANY_PORT) as port:
-        answer = raw(port, b"GET /elsewhere HTTP/1.0\r\n\r\n")
+        answer = raw(port, f"GET {path} HTTP/1.0\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 404 Not Found\r\n")
-    assert b"no route of the application matches /elsewhere" in answer
+    assert f"no route of the application matches {path}".encode() in answer
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ from refllm.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from refllm.engine import LocalEngine
     from refllm.spin.wasm.application import Application
 
 __all__ = ["run"]
@@ -82,23 +81,18 @@ def run(
             f"refllm run needs the package {error.name}; install it with: "
             "pip install 'refllm[wasm]'"
         ) from error
-    from refllm.engine import LocalEngine
     from refllm.spin.wasm.application import open_application
+    from refllm.spin.wasm.engines import engines_of
 
     application = open_application(app, os.environ)
-    options = {
-        "seed": seed,
-        "profile": profile,
-        "numerics": numerics,
-        "threads": threads,
-        "stand_ins": stand_ins or None,
-    }
-    engines: dict[str, LocalEngine] = {
-        id_: LocalEngine.for_component(application.manifest, id_, **options)
-        if application.manifest is not None
-        else LocalEngine(**options)  # type: ignore[arg-type]
-        for id_ in application.components
-    }
+    engines = engines_of(
+        application,
+        seed=seed,
+        profile=profile,
+        numerics=numerics,
+        threads=threads,
+        stand_ins=stand_ins or None,
+    )
     limits = Limits(memory_bytes=max_memory_mib * MEBIBYTE, seconds=max_seconds)
     _log_to_standard_error()
     with (

@@ -3,6 +3,7 @@
 application.py   spin.toml: components, routes, variables, files
 routes.py        which component answers a path
 files.py         the folder that a component sees
+engines.py       what answers for its models
 port.py          a real HTTP port in front of it all
 body.py          a request's body, by its length or in chunks
 host.py          an instance of a component for each request

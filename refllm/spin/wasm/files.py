@@ -2,14 +2,17 @@
 
     files = ["images/**/*.png", { source = "public", destination = "/assets" }]
 
-A pattern's files keep the path that they have beside the manifest; a mount puts a folder, or one
-file, elsewhere. `exclude_files` are patterns of what is left out.
+A pattern's files keep the path that they have beside the manifest, and what is no pattern but a
+folder's path stands for all below it; a mount puts a folder, or one file, elsewhere.
+`exclude_files` are patterns of what is left out; `*` stands for slashes there, too.
 
-Source: https://spinframework.dev/writing-apps, "Including Files with Components".
+Sources: https://spinframework.dev/writing-apps, "Including Files with Components"; Spin's
+crates/loader/src/local.rs.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -22,6 +25,9 @@ __all__ = ["folder_of"]
 
 OpenFolder: TypeAlias = "dict[str, OpenFolder | Path]"
 
+PATTERN_LETTERS = frozenset("*?[")
+ANY_FOLDERS = "**/"  # or none
+
 
 def folder_of(manifest: Path, files: object, exclude_files: object) -> Folder:
     """The folder of a component whose manifest says `files` and `exclude_files`.
@@ -29,13 +35,24 @@ def folder_of(manifest: Path, files: object, exclude_files: object) -> Folder:
     Errors: `LlmRuntimeError` naming the manifest, if one of them is wrong.
     """
     here = manifest.parent
-    excluded = _patterns(manifest, exclude_files)
+    excluded = [way for item in _patterns(manifest, exclude_files) for way in _spelled_out(item)]
     root: OpenFolder = {}
-    for path, place in _all(manifest, files):
-        beside = path.relative_to(here).as_posix() if path.is_relative_to(here) else ""
-        if not any(fnmatchcase(beside, pattern) for pattern in excluded):
+    try:
+        found = list(_all(manifest, files))
+    except OSError as error:
+        raise LlmRuntimeError(f"{manifest}: files: {error.strerror or error}") from error
+    for path, place in found:
+        beside = path.relative_to(here).as_posix() if path.is_relative_to(here) else None
+        if beside is None or not any(fnmatchcase(beside, pattern) for pattern in excluded):
             _put(manifest, root, place, path)
     return root
+
+
+def _spelled_out(pattern: str) -> Iterator[str]:
+    """The pattern with and without each of its `**/`, of which fnmatch knows only the first."""
+    parts = pattern.split(ANY_FOLDERS)
+    for between in itertools.product((ANY_FOLDERS, ""), repeat=len(parts) - 1):
+        yield "".join(itertools.chain.from_iterable(zip(parts, (*between, ""), strict=True)))
 
 
 def _all(manifest: Path, files: object) -> Iterator[tuple[Path, PurePosixPath]]:
@@ -46,7 +63,7 @@ def _all(manifest: Path, files: object) -> Iterator[tuple[Path, PurePosixPath]]:
     for item in files:
         if isinstance(item, str):
             for path in _matching(manifest, item):
-                yield from _below(path, PurePosixPath(path.relative_to(here).as_posix()))
+                yield path, PurePosixPath(path.relative_to(here).as_posix())
         elif isinstance(item, Mapping):
             yield from _mounted(manifest, item)
         else:
@@ -54,9 +71,18 @@ def _all(manifest: Path, files: object) -> Iterator[tuple[Path, PurePosixPath]]:
 
 
 def _matching(manifest: Path, pattern: str) -> list[Path]:
+    """The files that a pattern, or the path of a file or folder, stands for."""
+    here = manifest.parent
+    there = here / pattern
+    if not there.is_relative_to(here):
+        raise LlmRuntimeError(f"{manifest}: files: {pattern:.80} leads out of the application")
+    if there.exists():
+        return [path for path, _ in _below(there, PurePosixPath())]
+    if not PATTERN_LETTERS & set(pattern):
+        raise _absent(manifest, pattern)
     try:
-        return sorted(manifest.parent.glob(pattern))
-    except (ValueError, NotImplementedError) as error:
+        return sorted(path for path in here.glob(pattern) if path.is_file())
+    except ValueError as error:
         raise LlmRuntimeError(f"{manifest}: files: {pattern!r:.80}: {error}") from error
 
 
@@ -66,7 +92,7 @@ def _mounted(manifest: Path, mount: Mapping[str, Any]) -> Iterator[tuple[Path, P
         raise LlmRuntimeError(f"{manifest}: files need a source and a destination, both text")
     path = manifest.parent / source
     if not path.exists():
-        raise LlmRuntimeError(f"{manifest}: files: there is no {source}")
+        raise _absent(manifest, source)
     yield from _below(path, PurePosixPath(destination))
 
 
@@ -85,17 +111,32 @@ def _put(manifest: Path, root: OpenFolder, place: PurePosixPath, path: Path) -> 
         raise LlmRuntimeError(f"{manifest}: files: {place} leads out of the component's folder")
     folder = root
     for part in folders:
-        inner = folder.setdefault(part, {})
+        inner = folder.setdefault(_spelled(part), {})
         if isinstance(inner, Path):
-            raise LlmRuntimeError(f"{manifest}: files: {part} is a file and a folder")
+            raise _both(manifest, part)
         folder = inner
-    folder[name] = path
+    if isinstance(folder.get(_spelled(name)), dict):
+        raise _both(manifest, name)
+    folder[_spelled(name)] = path
+
+
+def _spelled(name: str) -> str:
+    """A file's name as a guest can have it: with a question mark for a byte that is not UTF-8."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _patterns(manifest: Path, patterns: object) -> list[str]:
     if not isinstance(patterns, list) or not all(isinstance(item, str) for item in patterns):
         raise _wrong(manifest, "exclude_files")
     return patterns
+
+
+def _absent(manifest: Path, what: str) -> LlmRuntimeError:
+    return LlmRuntimeError(f"{manifest}: files: there is no {what:.80}")
+
+
+def _both(manifest: Path, name: str) -> LlmRuntimeError:
+    return LlmRuntimeError(f"{manifest}: files: {name} is a file and a folder")
 
 
 def _wrong(manifest: Path, key: str) -> LlmRuntimeError:

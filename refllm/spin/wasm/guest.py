@@ -1,11 +1,10 @@
 """One guest: an instance of a component, alive for one request, with what the host keeps for it.
 
 A guest has three allowances, and fails where one is used up: memory of its own, memory that the
-host keeps for it (headers, bodies, output), and time. Its time runs while it computes and while it
-sleeps; it stands still while a model answers, because that is the host's time.
+host keeps for it (headers, bodies), and time. Its time runs while it computes and while it sleeps;
+it stands still while a model answers, because that is the host's time.
 
-One guest computes at a time: wasmtime's Python bindings convert values by way of variables that
-all threads share. While a guest waits, another has its turn.
+One guest computes at a time, see `Turn`. While a guest waits, another has its turn.
 """
 
 from __future__ import annotations
@@ -38,7 +37,11 @@ class GuestFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one request may take: bytes of memory, and seconds of the guest's own time."""
+    """What one request may take: bytes of memory, and seconds of the guest's own time.
+
+    The bytes are those of each linear memory (of which components have one), of each table, and of
+    what the host keeps for the guest.
+    """
 
     memory_bytes: int = 512 * 1024 * 1024
     seconds: float = 30.0
@@ -74,13 +77,22 @@ class Output:
         self._dropped += len(data) - len(kept)
 
     def text(self) -> str:
-        """All of it, without the last line end; bytes that are not UTF-8 are replaced."""
+        """All of it, without white space at the end; bytes that are not UTF-8 are replaced."""
         text = self._kept.decode("utf-8", "replace").rstrip()
         return text + (f"\n… and {self._dropped} bytes more" if self._dropped else "")
 
 
 class Turn:
-    """A guest's turn to compute, and how much of its time is left."""
+    """A guest's turn to compute, and how much of its time is left.
+
+    Machine code runs without Python's own lock, and each guest has a store of its own, so guests
+    could compute side by side, were it not for two globals of wasmtime's Python bindings (as of
+    50.0): the set `case_test_cache`, cleared and filled again to find out which case of a variant,
+    result or option a value is, and `LAST_EXCEPTION`, a host function's error on its way to whoever
+    called the guest. They are used inside the bindings, after a host function has returned and
+    before the guest goes on. A lock fits only around all that a guest does between two calls of the
+    host; without one, a guest is now and then given the wrong case, or somebody else's error.
+    """
 
     def __init__(
         self,

@@ -52,6 +52,8 @@ from refllm.spin.wasm.wit import Interface
 
 __all__ = ["Host", "Program", "Services"]
 
+TABLE_ELEMENT_BYTES = 8
+
 HANDLER = "wasi:http/incoming-handler@0.2.x"
 IS_HANDLER = re.compile(r"wasi:http/incoming-handler@0\.2\.\d+")
 OFFERED: tuple[type[Interface], ...] = (
@@ -91,7 +93,7 @@ class Host:
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
         self._engine = engine_with_limits()
-        self._turns = threading.Lock()
+        self._turns = threading.Lock()  # of whoever computes; `Turn` says why there is one
         self._stopped = threading.Event()
         self._closed = threading.Event()
         self._changed = threading.Condition()
@@ -203,14 +205,15 @@ class Host:
     def _new_guest(self, output: Output) -> Iterator[tuple[Store, Guest]]:
         """A store with limits and what the host keeps for the guest in it; both end with this."""
         store = Store(self._engine)
-        store.set_limits(memory_size=self._limits.memory_bytes)
+        n_bytes = self._limits.memory_bytes
+        store.set_limits(memory_size=n_bytes, table_elements=n_bytes // TABLE_ELEMENT_BYTES)
         turn = Turn(
             self._turns,
             self._stopped,
             seconds=self._limits.seconds,
             set_deadline=store.set_epoch_deadline,
         )
-        guest = Guest(turn=turn, allowance=Allowance(self._limits.memory_bytes), output=output)
+        guest = Guest(turn=turn, allowance=Allowance(n_bytes), output=output)
         self._count_guests(1)
         try:
             yield store, guest

@@ -102,7 +102,9 @@ def _guarded(function: HostFunction) -> HostFunction:
 
 
 def _drop(_store: object, number: int) -> None:
+    guest = running.get().guest
     try:
-        running.get().guest.drop(number)
-    except BaseException:  # noqa: BLE001
+        guest.drop(number)
+    except BaseException as error:  # noqa: BLE001 - see `_guarded`
+        guest.failure = guest.failure or error
         raise WasmtimeError("the host could not drop a resource") from None

@@ -23,7 +23,6 @@ import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
-from urllib.parse import unquote
 
 from refllm.api import Engine, InvalidInput
 from refllm.spin.wasm.application import Application
@@ -95,9 +94,7 @@ class Port:
     @property
     def url(self) -> str:
         """Where it listens, such as http://127.0.0.1:3000."""
-        name, port = self._server.server_address[:2]
-        host = str(name)
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"http://{_address(*self._server.server_address[:2])}"
 
     def drain(self, seconds: float) -> bool:
         """Take no more requests, and give running ones so long; whether all have ended by then."""
@@ -108,7 +105,7 @@ class Port:
         """The response to a request whose head has been read. Errors: `BadRequest`."""
         body = read_body(request.headers, request.rfile, limit=self._max_body_bytes)
         target = _target(request.path)
-        path = unquote(target.partition("?")[0], errors="replace")
+        path = target.partition("?")[0]
         if path == HEALTH:
             return _text(200, "OK")
         match = best_match(self._application.routes, path)
@@ -121,7 +118,7 @@ class Port:
     ) -> Response:
         id_ = match.route.component
         authority = request.headers.get("host") or self.url.removeprefix("http://")
-        client = "{}:{}".format(*request.client_address[:2])
+        client = _address(*request.client_address[:2])
         asked = Request(
             method=request.command,
             target=target,
@@ -255,6 +252,11 @@ def _target(target: str) -> str:
     """The path with the query, of a target that may be a whole URL or, for OPTIONS, an asterisk."""
     path = ORIGIN.sub("", target)
     return path if path.startswith("/") else f"/{path.removeprefix('*')}"
+
+
+def _address(host: object, port: int) -> str:
+    """Host and port as a URL has them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 def _text(status: int, text: str) -> Response:

@@ -7,8 +7,8 @@
 Where several match, the one with the earliest segment that is written out wins over one with a
 wildcard there: `/users/me` over `/users/:id` over `/users/...`.
 
-Source: https://spinframework.dev/http-trigger, "HTTP Trigger Routes" and "Additional Request
-Information".
+Sources: https://spinframework.dev/http-trigger, "HTTP Trigger Routes" and "Additional Request
+Information"; Spin's crates/http/src/routes.rs and crates/trigger-http/src/headers.rs.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ class Route:
                 names[wanted[1:]] = segment
             elif wanted != segment:
                 return None
-        rest = segments[len(fixed) :]
-        return Match(self, "".join(f"/{segment}" for segment in rest), names)
+        if not is_trailing:
+            return Match(self, "", names)
+        rest = "".join(f"/{segment}" for segment in segments[len(fixed) :])
+        return Match(self, f"{rest}/" if path.endswith("/") else rest, names)
 
     def rank(self) -> tuple[int, ...]:
         """The smaller, the more it says about the paths that it matches."""
@@ -75,15 +77,23 @@ class Match:
             "spin-component-route": self.route.pattern.removesuffix(f"/{BELOW}"),
             "spin-base-path": self.route.base or "/",
             "spin-client-addr": client,
-            **{f"spin-path-match-{name.lower()}": value for name, value in self.names.items()},
+            **{f"spin-path-match-{_hyphenated(name)}": text for name, text in self.names.items()},
         }
         return [(name, value.encode("utf-8", "replace")) for name, value in values.items()]
 
 
 def best_match(routes: Iterable[Route], path: str) -> Match | None:
-    """The match of the route that says most about the path; None where no route matches."""
+    """The match of the route that says most about the path; None where no route matches.
+
+    The path is as the client wrote it: what is percent-encoded stays so, and is no slash. Of two
+    routes that are the same the last wins.
+    """
     matches = [match for route in routes if (match := route.match(path)) is not None]
-    return min(matches, key=lambda match: match.route.rank(), default=None)
+    return min(reversed(matches), key=lambda match: match.route.rank(), default=None)
+
+
+def _hyphenated(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def _segments(path: str) -> list[str]:

@@ -241,7 +241,7 @@ def _stat(entry: Entry) -> Record | str:
             status = entry.stat()
         except OSError:
             return "io"
-        seconds, nanoseconds = divmod(status.st_mtime_ns, NANOSECONDS)
+        seconds, nanoseconds = divmod(max(0, status.st_mtime_ns), NANOSECONDS)  # unsigned
         size, modified = status.st_size, record(seconds=seconds, nanoseconds=nanoseconds)
     return record(
         type=_type(entry),

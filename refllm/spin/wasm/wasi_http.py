@@ -30,6 +30,8 @@ OF_THE_CONNECTION = frozenset(
 )
 """Headers that are the server's business; a guest neither sees nor sets them."""
 
+HEADER_BYTES = 128  # about what Python's objects for a header take, besides its text
+
 OK = Variant("ok")
 ERR = Variant("err")
 
@@ -235,7 +237,8 @@ class ResponseOutparam(Resource):
         if self._given is None:
             raise GuestFailed("it returned without a response")
         if isinstance(self._given, Variant):
-            raise GuestFailed(f"it responded with the error {self._given.tag}")
+            said = f": {self._given.payload}" if isinstance(self._given.payload, str) else ""
+            raise GuestFailed(f"it responded with the error {self._given.tag}{said}")
         given = self._given
         return Response(given.status, tuple(given.fields), bytes(given.data))
 
@@ -296,4 +299,4 @@ def header_error(headers: Headers) -> Variant | None:
 
 
 def _size(headers: Headers) -> int:
-    return sum(len(name) + len(value) for name, value in headers)
+    return sum(HEADER_BYTES + len(name) + len(value) for name, value in headers)

@@ -1,0 +1,34 @@
+"""The engines of an application's components: each has its own `ai_models`, all share the models.
+
+A model that two components may use is loaded once. Spin has one engine for all components, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refllm.engine import LocalEngine
+from refllm.spin.wasm.application import Application
+
+__all__ = ["engines_of"]
+
+
+def engines_of(
+    application: Application,
+    **options: Any,  # noqa: ANN401 (those of LocalEngine)
+) -> dict[str, LocalEngine]:
+    """An engine for each component, by the component's id.
+
+    It allows what spin.toml says, and looks in the application's folder first; a component without
+    a spin.toml may use every model. `options` are those of `LocalEngine.for_component`. Errors:
+    `InvalidInput` naming a wrong option.
+    """
+    if application.manifest is None:
+        engine = LocalEngine(**options)
+        return dict.fromkeys(application.components, engine)
+    first = next(iter(application.components))
+    engine = LocalEngine.for_component(application.manifest, first, **options)
+    return {
+        id_: engine.restricted_to(component.ai_models or ())
+        for id_, component in application.components.items()
+    }
