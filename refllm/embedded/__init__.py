@@ -20,7 +20,7 @@ __all__ = ["ROOT", "SHA256", "STAND_INS", "is_embedded", "is_unchanged", "wants_
 ROOT = Path(__file__).parent
 
 SHA256: Mapping[str, str] = {
-    "tiny-chat": "ec1ba9969ab853fe55ab9d246ef95d7dffa92c81825c6ca4dcda1a212d7457bd",
+    "tiny-chat": "96c8d62aeff0d1b7e27e66b45a45d1309bb7f7052e3c4ad011828afc6dca93fe",
     "tiny-embed": "26f037cab9e2ce2e35506ebd4f97de08c93ef68f0a74d0443db609e68f0ea762",
 }
 """Of each model's file, by the model's name."""

@@ -34,7 +34,7 @@ NOTE_SIZE, COPY_SIZE = 0.15, 0.06
 LEFT = 0.25  # of what was there at random: what is exactly zero would never be learned
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def draw_induction_heads(network: TinyLlama) -> None:
     """Write the heads of the table into a network that is random so far."""
     shape = network.shape
