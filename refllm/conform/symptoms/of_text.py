@@ -15,6 +15,7 @@ from refllm.conform.symptoms.symptom import Symptom, seen
 __all__ = ["TEXT"]
 
 # What begins with less begins so by chance.
+CONTEXT = 512  # tokens, of tiny-chat
 LONG_ENOUGH = 8
 
 
@@ -92,7 +93,19 @@ def _space_added(case: Case, got: Json) -> bool:
     return bool(got["text"] == f" {case.expected['text']}")
 
 
+def _fills_the_context(case: Case) -> bool:
+    usage = case.expected["usage"]
+    return bool(usage["prompt_token_count"] + usage["generated_token_count"] == CONTEXT + 1)
+
+
+def _context_overrun(case: Case, got: Json) -> bool:
+    text, expected = _texts(case, got)
+    return _fills_the_context(case) and text != expected and text.startswith(expected)
+
+
 def _end_ignored(case: Case, got: Json) -> bool:
+    if _fills_the_context(case):
+        return False
     drawn, right = got.get("token_ids"), list(case.expected["token_ids"])
     if drawn is not None:
         return _ends_by_itself(case) and list(drawn) != right == list(drawn[: len(right)])
@@ -167,6 +180,11 @@ SEEN: tuple[tuple[str, str, Sees], ...] = (
         "space before the text",
         "A space stands before the text that no token wrote.",
         _space_added,
+    ),
+    (
+        "context overrun",
+        "The text goes on where the context is full: stop there.",
+        _context_overrun,
     ),
     (
         "end token ignored",
