@@ -29,9 +29,8 @@ __all__ = ["ONE_CLIENT", "measure_serve"]
 ONE_CLIENT = "one client"
 N_CLIENTS = 8
 N_MANY = 64
-# A prompt that is soon read, and parameters that let no model end its text early.
+# A prompt that is soon read, and that no model here ends within 64 tokens.
 PROMPT = "Once upon a time"
-HOT = {"temperature": 5.0, "topK": 0, "topP": 1.0, "repeatPenalty": 1.0}
 TINY_CHAT = ROOT / "llama" / "tiny-chat.gguf"
 
 
@@ -60,7 +59,7 @@ class Client:
 
 
 def measure_serve(bench: Bench) -> None:
-    """Throughput on tiny-chat and on the 1.1B in Q8_0, and latencies under a mixed load."""
+    """Throughput on tiny-chat and the 1.1B in Q8_0, by both numerics; latencies of a mixed load."""
     options = bench.options
     models = {"tiny-chat": TINY_CHAT}
     if not options.is_quick:
@@ -74,11 +73,14 @@ def measure_serve(bench: Bench) -> None:
         arguments = ["--threads", str(options.threads), "--max-waiting", str(N_MANY)]
         with running_server(arguments, folder=Path(folder)) as server:
             for name in models:
-                _throughput(bench, server.url, name)
+                _throughput(bench, server.url, name, "exact")
             _mixed(bench, server.url)
+        with running_server([*arguments, "--numerics", "int8"], folder=Path(folder)) as server:
+            for name in models:
+                _throughput(bench, server.url, name, "int8")
 
 
-def _throughput(bench: Bench, url: str, model: str) -> None:
+def _throughput(bench: Bench, url: str, model: str, numerics: str) -> None:
     n_tokens = 4 if bench.options.is_quick else 64
     request = ("/infer", _infer(model, n_tokens))
     seconds = 0.2 if bench.options.is_quick else 8.0
@@ -88,7 +90,7 @@ def _throughput(bench: Bench, url: str, model: str) -> None:
         for name, n_clients in ((REFLLM, N_CLIENTS), (ONE_CLIENT, 1)):
             clients, elapsed = _play(url, n_clients, [request], seconds)
             samples[name].append(sum(client.n_tokens for client in clients) / elapsed)
-    labels = {"work": f"{N_CLIENTS} clients", "model": model}
+    labels = {"work": f"{N_CLIENTS} clients", "model": model, "numerics": numerics}
     bench.add(Figure(labels=labels, unit="tokens/s", samples=samples))
 
 
@@ -112,7 +114,7 @@ def _mixed(bench: Bench, url: str) -> None:
 
 
 def _infer(model: str, n_tokens: int) -> Mapping[str, object]:
-    return {"model": model, "prompt": PROMPT, "options": {**HOT, "maxTokens": n_tokens}}
+    return {"model": model, "prompt": PROMPT, "options": {"maxTokens": n_tokens}}
 
 
 def _play(

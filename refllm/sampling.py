@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError, as_f32
+from refllm.kernels.powers import exp_of_each
 
 __all__ = [
     "PROFILES",
@@ -55,13 +56,6 @@ __all__ = [
 ]
 
 PROFILES = frozenset({"contract", "spin-local", "llama.cpp"})
-
-# ln 2 in two parts. The high part ends in 21 zero bits, so n * LN2_HIGH is exact for |n| < 2^21.
-LN2_HIGH = float.fromhex("0x1.62e42feep-1")
-LN2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
-INVERSE_LN2 = float.fromhex("0x1.71547652b82fep+0")
-EXP_COEFFICIENTS = tuple(1.0 / math.factorial(k) for k in range(14))  # k! < 2^53: exact
-EXP_UNDERFLOW = -746.0  # below -745.14 the nearest float64 to exp(x) is 0
 
 U64_MAX = 2**64 - 1
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
@@ -207,22 +201,7 @@ def exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
     rounded twice, the second time to a multiple of 2^-1074, and the worst found is 0.81 of that;
     it is 0 below about -745.13.
     """
-    x = np.maximum(x, EXP_UNDERFLOW)
-    n = np.rint(x * INVERSE_LN2)
-    r = (x - n * LN2_HIGH) - n * LN2_LOW
-    result = np.full_like(r, EXP_COEFFICIENTS[-1])
-    for coefficient in EXP_COEFFICIENTS[-2::-1]:
-        result *= r
-        result += coefficient
-    # In two factors, because 2^-1075 is no float64: the first product is exact, the second rounds.
-    exponent = n.astype(np.int64)
-    half = exponent >> 1
-    return (result * _power_of_two(half)) * _power_of_two(exponent - half)
-
-
-def _power_of_two(exponent: NDArray[np.int64]) -> NDArray[np.float64]:
-    biased: NDArray[np.int64] = (exponent + 1023) << 52  # sign 0, exponent, mantissa 0
-    return biased.view(np.float64)
+    return exp_of_each(x)
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -60,7 +60,7 @@ def exp(x: float) -> float:
     series = series * r + 1 / 2
     series = series * r + 1.0
     series = series * r + 1.0
-    two_to_n = _from_bits((_bits(shifted) << 52) + ONE_BITS)
+    two_to_n = float_of((bits_of(shifted) << 52) + ONE_BITS)
     return series * two_to_n
 
 
@@ -132,7 +132,7 @@ def sin_cos(x: float) -> tuple[np.float32, np.float32]:
     """
     shifted = x * TWO_OVER_PI + ROUNDER
     n = shifted - ROUNDER
-    quadrant = _bits(shifted) & 3
+    quadrant = bits_of(shifted) & 3
     r = ((x - n * HALF_PI_1) - n * HALF_PI_2) - n * HALF_PI_3
     square = r * r
     s = -1 / 1307674368000
@@ -161,12 +161,12 @@ def sin_cos(x: float) -> tuple[np.float32, np.float32]:
 
 
 @inner
-def _bits(x: float) -> np.int64:
+def bits_of(x: float) -> np.int64:
     """The 64 bits of a float64, as an integer."""
     return np.float64(x).view(np.int64)
 
 
 @inner
-def _from_bits(bits: np.int64) -> np.float64:
+def float_of(bits: np.int64) -> np.float64:
     """The float64 that these 64 bits are."""
     return np.int64(bits).view(np.float64)
