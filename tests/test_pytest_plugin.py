@@ -48,6 +48,15 @@ def _everything_is_imported(root: Path) -> None:
     LocalEngine(roots=[root]).infer("tiny", "a")
 
 
+@pytest.fixture(autouse=True)
+def _leaves_signals_alone(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a run in this process from the handlers that wasmtime has set for its traps.
+
+    pytester forgets the options around it first.
+    """
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:faulthandler")
+
+
 @pytest.fixture
 def project(pytester: pytest.Pytester, root: Path) -> pytest.Pytester:
     """A project whose tests have a tiny model."""
