@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import re
 from itertools import islice
@@ -39,7 +40,8 @@ def test_every_kind_comes_as_often_as_its_share() -> None:
     kinds = [sample.kind for sample in islice(samples(0), n)]
     assert sum(SHARES.values()) == pytest.approx(1)
     for kind, share in SHARES.items():
-        assert kinds.count(kind) / n == pytest.approx(share, rel=0.15)
+        deviation = math.sqrt(share * (1 - share) / n)
+        assert kinds.count(kind) / n == pytest.approx(share, abs=4 * deviation)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
