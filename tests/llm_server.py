@@ -9,10 +9,11 @@ import re
 import socket
 import socketserver
 import ssl
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from tests.listening import listening
 
 __all__ = [
     "CHAT",
@@ -126,13 +127,7 @@ def serve(reply: Reply, *, tls: ssl.SSLContext | None = None) -> Iterator[Server
                 with tls.wrap_socket(request, server_side=True) as secure:
                     Handler(secure, client_address, self)
 
-    with Listener(("127.0.0.1", 0), Handler) as listener:
+    with listening(Listener(("127.0.0.1", 0), Handler)) as port:
         scheme = "http" if tls is None else "https"
-        server.url = f"{scheme}://127.0.0.1:{listener.server_address[1]}"
-        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            listener.shutdown()
-            thread.join()
+        server.url = f"{scheme}://127.0.0.1:{port}"
+        yield server

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import random
-import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 from refllm.pull import Published, Wheel
+from tests.listening import listening
 
 __all__ = [
     "FILES",
@@ -136,10 +136,6 @@ def serve() -> Iterator[Site]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             """Say nothing on standard error."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        site.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with listening(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
+        site.url = f"http://127.0.0.1:{port}"
         yield site
-        server.shutdown()
-        thread.join()

@@ -6,7 +6,6 @@ import base64
 import contextlib
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from refllm.conform.case import Case
 from refllm.conform.http import HttpTarget, Protocol
 from refllm.conform.reply import Answer, Broken, Reply
 from tests.golden_api import GREEDY, case_named, embeddings_case, text_case
+from tests.listening import listening
 
 Misbehave = Callable[[BaseHTTPRequestHandler], None]
 
@@ -48,15 +48,9 @@ def fake(reply: Misbehave) -> Iterator[Fake]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             """Say nothing on standard error."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
-        server.url = f"http://127.0.0.1:{listener.server_port}/v1"
-        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            listener.shutdown()
-            thread.join()
+    with listening(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
+        server.url = f"http://127.0.0.1:{port}/v1"
+        yield server
 
 
 def sends(

@@ -284,5 +284,7 @@ def test_a_command_that_is_none_is_told(command: str, said: str) -> None:
         CommandTarget(command).start()
 
 
-def test_a_target_that_never_started_can_be_stopped() -> None:
-    CommandTarget("no-such-program").stop()
+def test_a_target_that_was_stopped_before_it_began_can_begin(harness: StartOf) -> None:
+    target = harness(ANSWERS)
+    target.stop()
+    assert target.start().name == "test"

@@ -11,38 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.bert import BertConfig
-from refllm.config import bert_config
 from refllm.conform.symptoms.activations import gelu
-from refllm.weights import open_weights
+from refllm.conform.symptoms.float64_weights import Weights
 
-__all__ = ["Encoder", "Weights", "embeddings", "mean", "open_bert"]
+__all__ = ["Encoder", "embeddings", "mean"]
 
 Doubles = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 PADDING = 0  # [PAD]
 SMALLEST_LENGTH = 1e-12
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Weights:
-    """A BERT's hyperparameters, and its tensors in float64 by GGUF's names."""
-
-    config: BertConfig
-    tensors: Mapping[str, Doubles]
-
-
-def open_bert(path: Path) -> Weights:
-    """The BERT in the file. Errors: as `open_weights`."""
-    stored = open_weights(path)
-    tensors = {name: each.array().astype(np.float64) for name, each in stored.tensors.items()}
-    return Weights(bert_config(stored), tensors)
 
 
 def mean(x: Doubles, is_real: Mask) -> Doubles:
@@ -75,7 +58,9 @@ class Encoder:
     adds_feed_forward: bool = True
 
 
-def embeddings(weights: Weights, texts: Sequence[Sequence[int]], encoder: Encoder) -> Doubles:
+def embeddings(
+    weights: Weights[BertConfig], texts: Sequence[Sequence[int]], encoder: Encoder
+) -> Doubles:
     """The vector of each text, [N, D]; `texts` are token ids, special ones included."""
     e, tensors = encoder, weights.tensors
     texts = [e.tokens(text) for text in texts]
@@ -128,7 +113,9 @@ def _norm(tensors: Mapping[str, Doubles], name: str, x: Doubles, eps: float) -> 
     return result
 
 
-def _attention(weights: Weights, e: Encoder, prefix: str, x: Doubles, mask: Mask) -> Doubles:
+def _attention(
+    weights: Weights[BertConfig], e: Encoder, prefix: str, x: Doubles, mask: Mask
+) -> Doubles:
     """What attention adds to each token, [N, S, D]."""
     n_heads = weights.config.n_heads
     q, k, v = (

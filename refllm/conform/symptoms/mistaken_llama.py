@@ -13,37 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.config import llama_config
 from refllm.conform.symptoms.activations import silu
+from refllm.conform.symptoms.float64_weights import Weights
 from refllm.llama import LlamaConfig
 from refllm.rope import rope_frequencies
-from refllm.weights import open_weights
 
-__all__ = ["Network", "Weights", "causal", "logits", "open_llama", "rms_norm"]
+__all__ = ["Network", "causal", "logits", "rms_norm"]
 
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Weights:
-    """A llama's hyperparameters, and its tensors in float64 by GGUF's names."""
-
-    config: LlamaConfig
-    tensors: Mapping[str, Doubles]
-
-
-def open_llama(path: Path) -> Weights:
-    """The llama in the file. Errors: as `open_weights`."""
-    stored = open_weights(path)
-    tensors = {name: each.array().astype(np.float64) for name, each in stored.tensors.items()}
-    return Weights(llama_config(stored), tensors)
 
 
 def causal(n_tokens: int) -> Mask:
@@ -84,7 +67,7 @@ class Network:
     transposed: frozenset[str] = frozenset()
 
 
-def logits(weights: Weights, token_ids: Sequence[int], network: Network) -> Doubles:
+def logits(weights: Weights[LlamaConfig], token_ids: Sequence[int], network: Network) -> Doubles:
     """The logits after each token, [T, V]."""
     c, n = weights.config, network
     eps = c.rms_norm_eps if n.eps is None else n.eps
@@ -107,7 +90,7 @@ def logits(weights: Weights, token_ids: Sequence[int], network: Network) -> Doub
     return np.asarray(x @ _tensor(weights, n, "output" if has_output else "token_embd").T)
 
 
-def _tensor(weights: Weights, network: Network, name: str) -> Doubles:
+def _tensor(weights: Weights[LlamaConfig], network: Network, name: str) -> Doubles:
     prefix, _, last = name.rpartition(".")
     taken = network.renamed.get(last, last)
     tensor = weights.tensors[f"{prefix}.{taken}.weight" if prefix else f"{taken}.weight"]
@@ -116,7 +99,12 @@ def _tensor(weights: Weights, network: Network, name: str) -> Doubles:
 
 
 def _attention(
-    weights: Weights, n: Network, i: int, h: Doubles, table: tuple[Doubles, Doubles], mask: Mask
+    weights: Weights[LlamaConfig],
+    n: Network,
+    i: int,
+    h: Doubles,
+    table: tuple[Doubles, Doubles],
+    mask: Mask,
 ) -> Doubles:
     """What layer i's attention gives each token, [T, D]."""
     c = weights.config

@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.bert import BertConfig
+from refllm.config import bert_config
 from refllm.conform.case import Case, Json
 from refllm.conform.models import suite_model
 from refllm.conform.symptoms.activations import gelu_sigmoid, gelu_tanh, relu, silu
-from refllm.conform.symptoms.mistaken_bert import Encoder, Weights, embeddings, open_bert
+from refllm.conform.symptoms.float64_weights import Weights, open_float64
+from refllm.conform.symptoms.mistaken_bert import Encoder, embeddings
 from refllm.conform.symptoms.symptom import Symptom, explained_share, seen
 from refllm.loading import load_tokenizer
 from refllm.tokenizer import Tokenizer
@@ -204,11 +207,11 @@ BY_NAME = {name: encoder for name, _, encoder in ENCODERS}
 
 
 @cache
-def _model() -> tuple[Weights, Tokenizer]:
+def _model() -> tuple[Weights[BertConfig], Tokenizer]:
     """The suite's own BERT."""
     path = suite_model("tiny-embed", Path())  # it ships: nothing is made
     assert path is not None
-    return open_bert(path), load_tokenizer(path)
+    return open_float64(path, bert_config), load_tokenizer(path)
 
 
 def _token_ids(texts: Sequence[str], max_tokens: int | None) -> list[list[int]]:

@@ -16,12 +16,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.config import llama_config
 from refllm.conform.case import Case, Json
 from refllm.conform.compare_numbers import array
 from refllm.conform.models import suite_model
 from refllm.conform.symptoms.activations import gelu, gelu_tanh, relu, sigmoid
-from refllm.conform.symptoms.mistaken_llama import Network, Weights, causal, logits, open_llama
+from refllm.conform.symptoms.float64_weights import Weights, open_float64
+from refllm.conform.symptoms.mistaken_llama import Network, causal, logits
 from refllm.conform.symptoms.symptom import Symptom, explained_share
+from refllm.llama import LlamaConfig
 
 __all__ = ["LOGITS", "NETWORKS", "network_logits", "tiny_chat_weights"]
 
@@ -273,11 +276,11 @@ NETWORKS: tuple[tuple[str, str, Network], ...] = (
 
 
 @cache
-def tiny_chat_weights() -> Weights:
+def tiny_chat_weights() -> Weights[LlamaConfig]:
     """Those of the suite's own llama."""
     path = suite_model("tiny-chat", Path())  # it ships: nothing is made
     assert path is not None
-    return open_llama(path)
+    return open_float64(path, llama_config)
 
 
 @lru_cache(KEPT)
