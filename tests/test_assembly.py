@@ -16,11 +16,12 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from numba import float32, int64, types, uint8
+from numba import float32, float64, int64, types, uint8
 from numpy.typing import NDArray
 
 from refllm.kernels.jit import jit
 from refllm.kernels.linear import _kernel
+from refllm.kernels.powers import exp_of_each
 from refllm.kernels.simd import load_f32, splat, store, zeros
 from tests.conftest import PROJECT
 from tests.other_cpus import (
@@ -39,6 +40,8 @@ FUSED = re.compile(
 # What the plain loop needs, so that an assembly without it was read wrongly.
 MULTIPLIED = re.compile(r"\bv?mul[ps]s\b" if X86 else r"\bfmul\b")
 ADDED = re.compile(r"\bv?add[ps]s\b" if X86 else r"\bfadd\b")
+
+MULTIPLIED_DOUBLES = re.compile(r"\bv?mul[ps]d\b" if X86 else r"\bfmul\b")
 
 PANELS, MATRIX, VECTOR = uint8[:, ::1], float32[:, ::1], float32[::1]
 
@@ -80,6 +83,13 @@ def test_the_same_search_finds_what_a_compiler_that_may_fuse_makes_of_the_same_l
     kernel, arguments = jit(left_to_right), (VECTOR, VECTOR, VECTOR)
     assert FUSED.findall(assembly(kernel, arguments)) == []
     assert FUSED.findall(assembly(kernel, arguments, fastmath={"contract"})) != []
+
+
+@pytest.mark.usefixtures("cpu_can_fuse")
+def test_the_powers_of_a_draw_are_multiplied_and_added_and_never_fused() -> None:
+    text = assembly(exp_of_each, (float64[::1],))
+    assert MULTIPLIED_DOUBLES.search(text)
+    assert FUSED.findall(text) == []
 
 
 def assembly_of_two_models(cpu: str, cache: Path) -> str:

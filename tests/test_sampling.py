@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections import Counter
 from decimal import Context, Decimal
 from typing import Any
@@ -27,6 +29,7 @@ from refllm.sampling import (
     top_p,
     uniform,
 )
+from tests.other_cpus import CPUS, environment_for, skip_unless_runnable
 
 NEUTRAL = InferencingParams(repeat_penalty=1.0, temperature=1.0, top_k=0, top_p=1.0)
 
@@ -92,6 +95,26 @@ def test_exp_gives_the_bits_of_a_plain_python_loop() -> None:
 
     x = exp_points()
     assert exp(x).tolist() == [plain(point) for point in x.tolist()]
+
+
+EXP_OF_INPUT = """
+import sys
+import numpy as np
+from refllm.sampling import exp
+sys.stdout.buffer.write(exp(np.frombuffer(sys.stdin.buffer.read())).tobytes())
+"""
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_exp_has_the_same_bits_on_another_cpu(cpu: str) -> None:
+    skip_unless_runnable(cpu)
+    command = [sys.executable, "-c", EXP_OF_INPUT]
+    x = exp_points()
+    given = x.tobytes()
+    done = subprocess.run(
+        command, input=given, env=environment_for(cpu), capture_output=True, check=True
+    )
+    assert done.stdout == exp(x).tobytes()
 
 
 @pytest.mark.parametrize(

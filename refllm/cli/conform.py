@@ -221,13 +221,11 @@ def _write_models(folder: Path) -> None:
     from refllm.conform.models import MODEL_NAMES, is_shipped_or_made, suite_model
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name in filter(is_shipped_or_made, MODEL_NAMES):
-        path = folder / f"{name}.gguf"
-        with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as made:
+        for name in filter(is_shipped_or_made, MODEL_NAMES):
             source = suite_model(name, Path(made))
             assert source is not None  # these are on every machine
-            shutil.copyfile(source, path)
-        write_text(f"{path}\n")
+            write_text(f"{shutil.copyfile(source, folder / f'{name}.gguf')}\n")
 
 
 def _reports(report: Report, files: Mapping[str, Path | None]) -> None:
