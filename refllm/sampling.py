@@ -29,12 +29,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError, as_f32
-from refllm.kernels.powers import exp_of_each
+from refllm.kernels.powers import exp_of_each, shares_of_each
+from refllm.kernels.selection import ids_of_largest
 
 __all__ = [
     "PROFILES",
@@ -58,6 +60,7 @@ __all__ = [
 PROFILES = frozenset({"contract", "spin-local", "llama.cpp"})
 
 U64_MAX = 2**64 - 1
+FEW = 128  # up to so many candidates are found fastest by inserting each
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
 
 
@@ -209,9 +212,7 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
     The logits must be finite. The largest term of the sum is exactly 1.
     """
-    powers = exp(logits - logits.max())  # [C]
-    powers /= np.add.accumulate(powers)[-1]  # left to right; np.sum adds in pairs
-    return powers
+    return shares_of_each(logits)
 
 
 def top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
@@ -223,6 +224,8 @@ def top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     n = len(scores)
     if not 0 < k < n:
         return np.argsort(-scores, kind="stable")
+    if k <= FEW:
+        return ids_of_largest(scores, k)
     border = np.partition(scores, n - k)[n - k]  # the k-th largest, without sorting V scores
     above = np.flatnonzero(scores > border)  # fewer than k, ascending ids
     tied = np.flatnonzero(scores == border)[: k - len(above)]
@@ -359,9 +362,17 @@ def _greedy(logits: NDArray[np.float64]) -> tuple[Stage, ...]:
     return (Stage("argmax", Candidates(np.array([argmax(logits)]), np.ones(1))),)
 
 
+@cache
+def _every_id(n_vocab: int) -> NDArray[np.int64]:
+    """0, 1, 2, … for whoever wants to read it."""
+    ids = np.arange(n_vocab)
+    ids.flags.writeable = False
+    return ids
+
+
 def _temperature_first(logits: NDArray[np.float64], params: InferencingParams) -> tuple[Stage, ...]:
     probabilities = softmax(apply_temperature(logits, params.temperature))  # [V]
-    whole = Candidates(np.arange(len(logits)), probabilities)
+    whole = Candidates(_every_id(len(logits)), probabilities)
     ids = top_k(probabilities, params.top_k)  # [C]
     likely = Candidates(ids, probabilities[ids])
     nucleus = likely.first(top_p(likely.probabilities, params.top_p))

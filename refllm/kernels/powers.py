@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from refllm.kernels.jit import inner, jit
 from refllm.kernels.math import ROUNDER, bits_of, float_of
 
-__all__ = ["exp_of_each"]
+__all__ = ["exp_of_each", "shares_of_each"]
 
 Doubles = NDArray[np.float64]
 
@@ -34,6 +34,21 @@ def exp_of_each(x: Doubles) -> Doubles:
     for i in range(x.size):
         out[i] = _exp(x[i])
     return out
+
+
+@jit
+def shares_of_each(logits: Doubles) -> Doubles:
+    """e^(logit - largest) over the sum of all of them, left to right, for each of [V]."""
+    largest = logits.max()
+    powers = np.empty_like(logits)  # [V]
+    for i in range(logits.size):
+        powers[i] = _exp(logits[i] - largest)
+    total = 0.0
+    for i in range(logits.size):
+        total += powers[i]
+    for i in range(logits.size):
+        powers[i] /= total
+    return powers
 
 
 @inner
