@@ -12,20 +12,15 @@ Source: Touvron et al. 2023, arXiv:2302.13971; names of the intermediate values 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.kernels.attention import (
-    attention,
-    attention_scale,
-    attention_weights,
-    key_value_buffers,
-    remember,
-)
+from refllm.kernels.attention import attention_scale, attention_weights, key_value_buffers
+from refllm.kernels.cached_attention import Caches, attention, caches_of, remember
 from refllm.kernels.elementwise import apply_rope, rms_norm, rope_table, swiglu
 from refllm.kernels.linear import Matrix, embedding, linear
 from refllm.parameters import Parameters
@@ -183,6 +178,7 @@ class Llama:
         positions = np.concatenate([_positions(segment) for segment in segments])  # [T]
         table = rope_table(positions, self.frequencies)  # [2, T, R/2]
         n_visible = positions + 1  # [T]
+        caches = _caches(segments)
         x = embedding(token_ids, self.token_embd)  # [T, D]
         if tap:
             tap("inp_embd", x)
@@ -190,7 +186,7 @@ class Llama:
             h = rms_norm(x, layer.attn_norm, c.rms_norm_eps)  # [T, D]
             if tap:
                 tap(f"attn_norm-{i}", h)
-            x = x + self._attention(i, layer, h, table, n_visible, segments, tap)
+            x = x + self._attention(i, layer, h, table, n_visible, caches, tap)
             h = rms_norm(x, layer.ffn_norm, c.rms_norm_eps)  # [T, D]
             if tap:
                 tap(f"ffn_inp-{i}", x)
@@ -210,7 +206,7 @@ class Llama:
         h: Floats,
         table: Floats,
         n_visible: NDArray[np.int64],
-        segments: Sequence[Segment],
+        caches: Caches,
         tap: Tap | None,
     ) -> Floats:
         """What layer i's attention adds to each token, [T, D]."""
@@ -227,27 +223,29 @@ class Llama:
             q, k, _ = self._split(qkv)
             tap(f"Qcur-{i}", q)
             tap(f"Kcur-{i}", k)
-        heads = []
-        first = 0
-        for segment in segments:
-            rows = slice(first, first + len(segment.token_ids))
-            keys, values = segment.cache.keys[i], segment.cache.values[i]  # [K, E, C], [K, C, E]
-            remember(qkv[rows], keys, values, segment.cache.length)
-            seen = n_visible[rows]
-            heads.append(attention(qkv[rows], keys, values, seen, n_heads=c.n_heads))
-            if tap:
-                queries = np.ascontiguousarray(self._split(qkv[rows])[0])
-                scale = attention_scale(c.head_dim)
-                weights = attention_weights(queries, keys, seen, scale, int(seen[-1]))
-                tap(f"kq_soft_max-{i}", weights)  # [H, T, S]
-            first = rows.stop
-        merged = heads[0] if len(heads) == 1 else np.concatenate(heads)  # [T, H, E]
-        merged = merged.reshape(len(h), -1)  # [T, H·E]
+        remember(qkv, caches, layer=i)
+        heads = attention(qkv, caches, n_visible, n_heads=c.n_heads, layer=i)  # [T, H, E]
+        if tap:
+            for weights in self._attention_weights(i, qkv, n_visible, caches):
+                tap(f"kq_soft_max-{i}", weights)  # [H, its T, S]
+        merged = heads.reshape(len(h), -1)  # [T, H·E]
         out = linear(merged, layer.attn_output, bias=layer.attn_output_bias)  # [T, D]
         if tap:
             tap(f"kqv_out-{i}", merged)
             tap(f"attn_out-{i}", out)
         return out
+
+    def _attention_weights(
+        self, i: int, qkv: Floats, n_visible: NDArray[np.int64], caches: Caches
+    ) -> Iterator[Floats]:
+        """How much each new token of a sequence looks at each before it, for each sequence."""
+        queries, _, _ = self._split(qkv)
+        scale = attention_scale(self.config.head_dim)
+        for place, (keys, _) in zip(caches.places, caches.buffers, strict=True):
+            rows = slice(place["first"], place["first"] + place["n_new"])
+            seen = n_visible[rows]
+            contiguous = np.ascontiguousarray(queries[rows])
+            yield attention_weights(contiguous, keys[i], seen, scale, int(seen[-1]))
 
     def _split(self, qkv: Floats) -> list[Floats]:
         """Queries [T, H, E], keys [T, K, E] and values [T, K, E]."""
@@ -310,3 +308,12 @@ def _positions(segment: Segment) -> NDArray[np.int64]:
     """The positions of the segment's new tokens in its sequence, [its tokens]."""
     start = segment.cache.length
     return np.arange(start, start + len(segment.token_ids))
+
+
+def _caches(segments: Sequence[Segment]) -> Caches:
+    """The segments' caches, for the kernels."""
+    return caches_of(
+        [(segment.cache.keys, segment.cache.values) for segment in segments],
+        n_before=[segment.cache.length for segment in segments],
+        n_new=[len(segment.token_ids) for segment in segments],
+    )

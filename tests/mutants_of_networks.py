@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from refllm import llama
 from refllm.conform.case import Group
-from refllm.kernels.attention import attention
+from refllm.kernels.cached_attention import Caches, attention
 from refllm.kernels.elementwise import (
     gelu,
     gelu_tanh,
@@ -108,21 +108,21 @@ def centered_rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 
 
 def attention_by_modulo(
-    query: Floats, keys: Floats, values: Floats, n_visible: Ints, *, n_heads: int
+    query: Floats, caches: Caches, n_visible: Ints, *, n_heads: int, layer: int = 0
 ) -> Floats:
-    n_kv_heads = len(keys)
-    order = sorted(range(n_heads), key=lambda h: (h % n_kv_heads, h))
+    order = sorted(range(n_heads), key=lambda h: (h % caches.n_kv_heads, h))
     out = np.empty((len(query), n_heads, query.shape[2]), np.float32)
     queries = np.ascontiguousarray(query[:, order])
-    out[:, order] = real_attention(queries, keys, values, n_visible, n_heads=n_heads)
+    out[:, order] = real_attention(queries, caches, n_visible, n_heads=n_heads, layer=layer)
     return out
 
 
 def attention_to_everybody(
-    query: Floats, keys: Floats, values: Floats, n_visible: Ints, *, n_heads: int
+    query: Floats, caches: Caches, n_visible: Ints, *, n_heads: int, layer: int = 0
 ) -> Floats:
-    everybody = np.full_like(n_visible, n_visible[-1])
-    return real_attention(query, keys, values, everybody, n_heads=n_heads)
+    ends = caches.places["n_before"] + caches.places["n_new"]
+    everybody = np.repeat(ends, caches.places["n_new"])
+    return real_attention(query, caches, everybody, n_heads=n_heads, layer=layer)
 
 
 def rope_of_halves(x: Floats, table: Floats, n_heads: int) -> Floats:
@@ -212,10 +212,11 @@ def embed_padded(
 def mutant(
     name: str, groups: tuple[Group, ...], changed: str, replacement: Any, *symptoms: str
 ) -> Mutant:
+    """With the replacement in the place of what is changed: a name, or several with a space."""
     return Mutant(
         name=name,
         groups=groups,
-        changes={f"refllm.{changed}": replacement},
+        changes={f"refllm.{place}": replacement for place in changed.split()},
         symptoms=frozenset(symptoms),
     )
 
@@ -271,7 +272,7 @@ MUTANTS_OF_NETWORKS = (
     mutant(
         "scores not scaled",
         (*LLAMA, "embeddings"),
-        "kernels.attention.attention_scale",
+        "kernels.attention.attention_scale kernels.cached_attention.attention_scale",
         unscaled,
         "scores not scaled",
     ),

@@ -1,14 +1,16 @@
 """Scaled dot-product attention with grouped queries.
 
 T new tokens, S tokens seen so far (T included), H heads, K key/value heads, G = H/K heads that
-share a key/value head, E head width, C capacity of the cache (C ≥ S, a
-multiple of a vector's lanes).
+share a key/value head, E head width, C capacity of a cache (C ≥ S, a multiple of a vector's lanes).
 
 Keys lie as [K, E, C] and values as [K, C, E]. Then both products are the one of
 `refllm.kernels.linear`, a vector of results side by side with each sum from left to right: scores
 of some tokens from rows of keys, elements of the result from rows of values. The queries that
 look at the same keys (a few tokens, G heads each) go through together, so that what has been
 loaded is used for all of them; their scores, [queries, S], are all that is kept.
+
+Here is what happens to some queries, and attention within texts, as BERT has it; a llama's, over
+caches, stands in `refllm.kernels.cached_attention`.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; grouping: Ainslie et al. 2023, arXiv:2305.13245.
 """
@@ -26,12 +28,11 @@ from refllm.kernels.simd import LANES
 from refllm.kernels.tile import add_products
 
 __all__ = [
-    "attention",
+    "attend_queries",
     "attention_over_texts",
     "attention_scale",
     "attention_weights",
     "key_value_buffers",
-    "remember",
 ]
 
 Floats = NDArray[np.float32]
@@ -63,45 +64,10 @@ def attention_scale(head_dim: int) -> np.float32:
 
 
 @jit
-def remember(qkv: Floats, keys: Floats, values: Floats, start: int) -> None:
-    """Write the keys and values in qkv [T, H + 2·K, E] to tokens `start` … of the cache.
-
-    The first H heads of qkv are queries, then K keys, then K values.
-    """
-    n_kv_heads, head_dim = keys.shape[:2]
-    first_value = qkv.shape[1] - n_kv_heads
-    first_key = first_value - n_kv_heads
-    for head in range(n_kv_heads):
-        for t in range(qkv.shape[0]):
-            for e in range(head_dim):
-                keys[head, e, start + t] = qkv[t, first_key + head, e]
-                values[head, start + t, e] = qkv[t, first_value + head, e]
-
-
-def attention(
-    query: Floats, keys: Floats, values: Floats, n_visible: Ints, *, n_heads: int
-) -> Floats:
-    """softmax(q·k/√E)·v for query [T, ≥ H, E], keys [K, E, C] and values [K, C, E]: [T, H, E].
-
-    The first n_heads heads of query are queries. Token t attends to the first n_visible[t] tokens
-    of the cache (causal: its own position + 1); n_visible must not decrease. Keys and values come
-    from `key_value_buffers`. Scores are scaled after their sum; the softmax is normalized before it
-    meets the values.
-    """
-    n_tokens, _, head_dim = query.shape
-    out = np.empty((n_tokens, n_heads, head_dim), np.float32)  # [T, H, E]
-    scale = attention_scale(head_dim)
-    work = out.size * int(n_visible[-1])
-    run = _attention_serial if work < SERIAL_WORK else _attention_parallel
-    run(query, keys, values, n_visible, scale, out)
-    return out
-
-
-@jit
 def attention_weights(
     query: Floats, keys: Floats, n_visible: Ints, scale: np.float32, n_seen: int
 ) -> Floats:
-    """The softmax that `attention` uses and never keeps, [H, T, S]; 0 where nothing is visible."""
+    """The softmax that attention uses and never keeps, [H, T, S]; 0 where nothing is visible."""
     n_tokens, n_heads, _ = query.shape
     group = n_heads // keys.shape[0]
     out = np.zeros((n_heads, n_tokens, n_seen), np.float32)  # [H, T, S]
@@ -155,38 +121,7 @@ def _normalize(scores: Floats, n_visible: Ints) -> None:
 
 
 @inner
-def _attend(
-    item: int,
-    query: Floats,
-    keys: Floats,
-    values: Floats,
-    n_visible: Ints,
-    scale: np.float32,
-    out: Floats,
-) -> None:
-    """All heads of one key/value head, for a few tokens: item = (token block)·K + kv_head."""
-    n_tokens, n_heads, head_dim = out.shape
-    n_kv_heads = keys.shape[0]
-    group = n_heads // n_kv_heads
-    block_size = tokens_at_a_time(group)
-    kv_head, first = item % n_kv_heads, (item // n_kv_heads) * block_size
-    block = min(block_size, n_tokens - first)
-    queries = np.empty((block * group, head_dim), np.float32)  # [R, E]
-    visible = np.empty(block * group, np.int64)  # [R]
-    for t in range(block):
-        for g in range(group):
-            for e in range(head_dim):
-                queries[t * group + g, e] = query[first + t, kv_head * group + g, e]
-            visible[t * group + g] = n_visible[first + t]
-    results = _attend_queries(queries, keys[kv_head], values[kv_head], visible, scale)
-    for t in range(block):
-        for g in range(group):
-            for e in range(head_dim):
-                out[first + t, kv_head * group + g, e] = results[t * group + g, e]
-
-
-@inner
-def _attend_queries(
+def attend_queries(
     queries: Floats, keys: Floats, values: Floats, n_visible: Ints, scale: np.float32
 ) -> Floats:
     """softmax(q·k·scale)·v of queries [R, E] against keys [E, C] and values [C, E]: [R, ≥ E]."""
@@ -201,60 +136,6 @@ def _attend_queries(
     for e in range(0, head_dim, LANES):
         add_products(weights, 0, n_visible[-1], values, e, results, e)
     return results
-
-
-@inner
-def tokens_at_a_time(group: int) -> int:
-    """How many tokens make QUERIES queries, at least one."""
-    return max(QUERIES // group, 1)
-
-
-@jit
-def _attention_serial(
-    query: Floats,
-    keys: Floats,
-    values: Floats,
-    n_visible: Ints,
-    scale: np.float32,
-    out: Floats,
-) -> None:
-    n_items = _n_items(out, keys)
-    for item in range(n_items):
-        _attend(item, query, keys, values, n_visible, scale, out)
-
-
-@parallel_jit
-def _attention_parallel(
-    query: Floats,
-    keys: Floats,
-    values: Floats,
-    n_visible: Ints,
-    scale: np.float32,
-    out: Floats,
-) -> None:
-    n_items = _n_items(out, keys)
-    for place in prange(n_items):
-        _attend(folded(place, n_items), query, keys, values, n_visible, scale, out)
-
-
-@inner
-def folded(place: int, n: int) -> int:
-    """The place-th of 0 … n − 1 in the order 0, n − 1, 1, n − 2, 2, …
-
-    Later tokens see more and take longer. In this order, any stretch of places is as much work as
-    another of its length, and threads get stretches.
-    """
-    return n - 1 - place // 2 if place % 2 else place // 2
-
-
-@inner
-def _n_items(out: Floats, keys: Floats) -> int:
-    """Token blocks times key/value heads."""
-    n_tokens, n_heads, _ = out.shape
-    n_kv_heads = keys.shape[0]
-    block = tokens_at_a_time(n_heads // n_kv_heads)
-    n_items: int = (n_tokens + block - 1) // block * n_kv_heads
-    return n_items
 
 
 def attention_over_texts(qkv: Floats, starts: Ints) -> Floats:
@@ -293,7 +174,7 @@ def _attend_text(item: int, qkv: Floats, starts: Ints, scale: np.float32, out: F
         for r in range(n_queries):
             queries[r] = qkv[start + r, h]
         visible = np.full(n_queries, n_tokens)
-        results = _attend_queries(queries, keys, values, visible, scale)
+        results = attend_queries(queries, keys, values, visible, scale)
         for r in range(n_queries):
             out[start + r, h] = results[r, :head_dim]
 
