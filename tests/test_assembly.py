@@ -20,7 +20,7 @@ from numba import float32, float64, int64, types, uint8
 from numpy.typing import NDArray
 
 from refllm.kernels.jit import jit
-from refllm.kernels.linear import _kernel
+from refllm.kernels.linear import Rows, _kernel
 from refllm.kernels.powers import exp_of_each
 from refllm.kernels.simd import load_f32, splat, store, zeros
 from tests.conftest import PROJECT
@@ -69,10 +69,10 @@ def left_to_right(weights: Floats, x: Floats, out: Floats) -> None:
 
 
 @pytest.mark.usefixtures("cpu_can_fuse")
-@pytest.mark.parametrize("one_row", [True, False], ids=["one row", "many rows"])
-def test_the_product_with_q4_0_multiplies_and_adds_and_never_fuses(one_row: bool) -> None:
+@pytest.mark.parametrize("rows", ["row", "few", "rows"])
+def test_the_product_with_q4_0_multiplies_and_adds_and_never_fuses(rows: Rows) -> None:
     signature = (PANELS, MATRIX, VECTOR, MATRIX, int64, int64)
-    text = assembly(_kernel("Q4_0", one_row, True), signature)
+    text = assembly(_kernel("Q4_0", rows, True), signature)
     assert MULTIPLIED.search(text)
     assert ADDED.search(text)
     assert FUSED.findall(text) == []

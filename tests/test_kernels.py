@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from refllm import oracle, oracle_int8
 from refllm.kernels import elementwise
 from refllm.kernels.attention import (
-    attention,
     attention_over_texts,
     attention_scale,
     attention_weights,
     key_value_buffers,
 )
+from refllm.kernels.cached_attention import Caches, attention, caches_of, remember
 from refllm.kernels.fields import WIDE_FIELDS
 from refllm.kernels.int8 import pack_int8
 from refllm.kernels.jit import use_threads
@@ -90,7 +90,8 @@ def random_blocks(type_name: str, n_rows: int, n_columns: int) -> Tensor:
     return Tensor("test", stored_as, (n_rows, n_columns), blocks.reshape(n_rows, -1))
 
 
-@pytest.mark.parametrize("n_tokens", [1, 10])
+# One row; fewer than a few; a few, twice, some of them in both; many.
+@pytest.mark.parametrize("n_tokens", [1, 2, 7, 10])
 @pytest.mark.parametrize("type_name", WIDE_FIELDS)
 def test_a_quantized_matrix_is_its_decoded_numbers(type_name: str, n_tokens: int) -> None:
     # 130 rows are two panels and two rows; 768 columns are a piece and a half.
@@ -136,10 +137,13 @@ def test_a_wide_matrix_is_computed_whole() -> None:
     assert same_bits(linear(x, pack(stored(w, "F16"))), oracle.matmul(x, stored(w, "F16").array()))
 
 
-def test_a_row_is_the_same_alone_and_among_others() -> None:
-    x, weight = random_floats(9, 128), stored(random_floats(700, 128, seed=1))
+@pytest.mark.parametrize("n_tokens", range(2, 14))
+@pytest.mark.parametrize("type_name", ["F32", "Q8_0"])
+def test_a_row_is_the_same_alone_and_among_others(type_name: str, n_tokens: int) -> None:
+    x, weight = random_floats(n_tokens, 128), random_blocks(type_name, 700, 128)
     together = linear(x, pack(weight))
-    assert all(same_bits(linear(x[t : t + 1], pack(weight)), together[t : t + 1]) for t in range(9))
+    alone = [linear(x[t : t + 1], pack(weight)) for t in range(n_tokens)]
+    assert same_bits(np.concatenate(alone), together)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, None])
@@ -171,9 +175,44 @@ def test_causal_attention_equals_the_oracle(T: int, P: int, H: int, K: int, E: i
     q = random_floats(T, H, E)
     k, v = random_floats(P + T, K, E, seed=1), random_floats(P + T, K, E, seed=2)
     n_visible = np.arange(P + 1, P + T + 1)
-    keys, values = cache_of(k, v, capacity=P + T + 5)
-    got = attention(q, keys, values, n_visible, n_heads=H)
+    got = attention(q, cache_of(k, v, n_new=T), n_visible, n_heads=H)
     assert same_bits(got, oracle.attention(q, k, v, n_visible.tolist()))
+
+
+# Tokens before and new tokens of each sequence; the last has enough of them for the parallel path.
+SEQUENCES = [[(0, 1)], [(7, 1), (0, 3), (20, 1)], [(90, 1)] * 8, [(0, 50), (300, 1), (10, 70)]]
+
+
+@pytest.mark.parametrize("sequences", SEQUENCES)
+def test_sequences_together_remember_and_attend_as_the_oracle_says_of_each(
+    sequences: list[tuple[int, int]],
+) -> None:
+    n_heads, n_kv_heads, head_dim, layer = 4, 2, 8, 1
+    n_new = [new for _, new in sequences]
+    qkv = random_floats(sum(n_new), n_heads + 2 * n_kv_heads, head_dim)
+    old = [
+        [random_floats(before, n_kv_heads, head_dim, seed=2 * n + i) for i in range(2)]
+        for n, (before, _) in enumerate(sequences)
+    ]
+    caches = caches_of(
+        [
+            cache_of(k, v, n_new=0, n_layers=3, layer=layer, n_free=new).buffers[0]
+            for (k, v), new in zip(old, n_new, strict=True)
+        ],
+        n_before=[before for before, _ in sequences],
+        n_new=n_new,
+    )
+    n_visible = np.concatenate([before + 1 + np.arange(new) for before, new in sequences])
+    remember(qkv, caches, layer=layer)
+    got = attention(qkv, caches, n_visible, n_heads=n_heads, layer=layer)
+    ends = np.cumsum(n_new)
+    for rows, (k_old, v_old), (before, new), heads in zip(
+        np.split(qkv, ends[:-1]), old, sequences, np.split(got, ends[:-1]), strict=True
+    ):
+        q, k_new, v_new = np.split(rows, [n_heads, n_heads + n_kv_heads], axis=1)
+        k, v = np.concatenate([k_old, k_new]), np.concatenate([v_old, v_new])
+        seen = (before + 1 + np.arange(new)).tolist()
+        assert same_bits(heads, oracle.attention(q, k, v, seen))
 
 
 @pytest.mark.parametrize("n_tokens", [5, 100])
@@ -191,25 +230,28 @@ def test_attention_within_texts_equals_the_oracle(n_tokens: int) -> None:
 
 def test_attention_weights_are_those_that_attention_uses() -> None:
     q, k, v = random_floats(3, 4, 8), random_floats(5, 2, 8, seed=1), random_floats(5, 2, 8, seed=2)
-    keys, values = cache_of(k, v, capacity=8)
+    cache = cache_of(k, v, n_new=3)
+    [(keys, _)] = cache.buffers
     n_visible = np.array([3, 4, 5])
-    weights = attention_weights(q, keys, n_visible, attention_scale(8), 5)  # [H, T, S]
+    weights = attention_weights(q, keys[0], n_visible, attention_scale(8), 5)  # [H, T, S]
     assert weights.shape == (4, 3, 5)
     assert weights[:, 0, 3:].tolist() == [[0.0, 0.0]] * 4
     by_hand = np.stack(
         [oracle.matmul(weights[h], np.ascontiguousarray(v[:, h // 2].T)) for h in range(4)], axis=1
     )
-    assert same_bits(by_hand, attention(q, keys, values, n_visible, n_heads=4))
+    assert same_bits(by_hand, attention(q, cache, n_visible, n_heads=4))
 
 
-def cache_of(k: Floats, v: Floats, *, capacity: int) -> tuple[Floats, Floats]:
+def cache_of(
+    k: Floats, v: Floats, *, n_new: int, n_layers: int = 1, layer: int = 0, n_free: int = 5
+) -> Caches:
     """[S, K, E] as a cache keeps them, with 1e30 where nothing has been written."""
     n_seen, n_heads, head_dim = k.shape
-    keys, values = key_value_buffers(n_heads, n_tokens=capacity, head_dim=head_dim)
+    keys, values = key_value_buffers(n_layers, n_heads, n_tokens=n_seen + n_free, head_dim=head_dim)
     keys[:], values[:] = 1e30, 1e30
-    keys[..., :n_seen] = k.transpose(1, 2, 0)
-    values[:, :n_seen] = v.transpose(1, 0, 2)
-    return keys, values
+    keys[layer, ..., :n_seen] = k.transpose(1, 2, 0)
+    values[layer, :, :n_seen] = v.transpose(1, 0, 2)
+    return caches_of([(keys, values)], n_before=[n_seen - n_new], n_new=[n_new])
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e15])

@@ -11,9 +11,10 @@ A *walk* goes through one block and hands each column to a *visitor*:
     total = visit(total, array, column, values)      values: a vector, one weight for each row
 
 The visitor `add_product` multiplies with an activation and adds: a matrix product that never
-writes a decoded weight to memory. The visitor `keep` writes them to a buffer instead, for the
-product with many activations. So every format is written once; `refllm.kernels.linear` puts the
-one or the other visitor in the place of the global name `visit` and compiles (`specialized`).
+writes a decoded weight to memory. `add_products` does so for a few rows of activations at once. The
+visitor `keep` writes the weights to a buffer instead, for the product with many rows. So every
+format is written once; `refllm.kernels.linear` puts one of the visitors in the place of the global
+name `visit` and compiles (`specialized`).
 
 Letters: d, m, h, q, y as drawn in `refllm.quant_blocks`; g a group of four bytes, b a byte in it.
 """
@@ -26,6 +27,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.kernels.cpu import CPU
 from refllm.kernels.jit import inner
 from refllm.kernels.simd import (
     LANES,
@@ -41,10 +43,13 @@ from refllm.kernels.simd import (
     store,
     to_float,
 )
+from refllm.kernels.simd_rows import splat_rows_of
 from refllm.quant_blocks import IQ4_VALUES
 
 __all__ = [
+    "FEW",
     "add_product",
+    "add_products",
     "bf16",
     "f16",
     "f32",
@@ -70,10 +75,21 @@ nibble_less_8 = lookup_table([float(q - 8) for q in range(16)])
 iq4_value = lookup_table(IQ4_VALUES.tolist())
 
 
+# Rows whose sums stay in registers, with some left for decoding.
+FEW = min(4, CPU.tile_rows)
+splat_few = splat_rows_of("f32", FEW)
+
+
 @inner
 def add_product(total: Lanes, x: Floats, column: int, values: Lanes) -> Lanes:
     """total + values · x[column]: one term of each row's sum."""
     return total + values * splat(x[column])
+
+
+@inner
+def add_products(totals: Lanes, x: Floats, column: int, values: Lanes) -> Lanes:
+    """totals + values · x[:, column]: one term of each sum of `FEW` rows of x."""
+    return totals + splat_few(x, 4 * column, 4 * x.shape[1]) * values
 
 
 @inner
@@ -93,14 +109,20 @@ visit: Visit = add_product
 
 @inner
 def words(panel: Bytes, at: int) -> Lanes:
-    """Four bytes of each row, as 32-bit words, and the memory to come is asked for.
-
-    Nibbles are read in two passes over the same bytes, which hides from the CPU that the panel is
-    read from beginning to end.
-    """
-    for line in range(4 * LANES // CACHE_LINE):
-        prefetch(panel, at + AHEAD + line * CACHE_LINE)
+    """Four bytes of each row, as 32-bit words, and the memory to come is asked for."""
+    ask_ahead(panel, at, 4 * LANES)
     return load_i32(panel, at)
+
+
+@inner
+def ask_ahead(panel: Bytes, at: int, n_bytes: int) -> None:
+    """Ask for what will be used some time after the bytes at `at`.
+
+    The CPU would see by itself that a panel is read from beginning to end, were it not that nibbles
+    are read in two passes over the same bytes, and that decoded weights are written meanwhile.
+    """
+    for line in range(n_bytes // CACHE_LINE):
+        prefetch(panel, at + AHEAD + line * CACHE_LINE)
 
 
 @inner
@@ -135,11 +157,13 @@ def f32(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lane
 
 def f16(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
     """F16: a block is one number."""
+    ask_ahead(panel, at, 2 * LANES)
     return visit(total, array, column, load_f16(panel, at))
 
 
 def bf16(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
     """BF16: a block is one number."""
+    ask_ahead(panel, at, 2 * LANES)
     return visit(total, array, column, load_bf16(panel, at))
 
 
@@ -147,6 +171,7 @@ def q8_0(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
     """Q8_0: y = d * q."""
     d = load_f16(panel, at)
     for j in range(32):
+        ask_ahead(panel, at + (2 + j) * LANES, LANES)
         q = load_i8(panel, at + (2 + j) * LANES)
         total = visit(total, array, column + j, d * to_float(q))
     return total

@@ -10,6 +10,7 @@ side by side (`refllm.kernels.panels`).
 
 - One row of x (generating a text): each weight is used once, so it is decoded in registers and
   forgotten.
+- A few rows (several texts that are continued together): the same, for some rows at a time.
 - Many rows (reading a prompt, embedding): a piece of a panel is decoded into a buffer that stays
   in the cache, and meets all rows of x from there, several at a time (`refllm.kernels.tile`).
 """
@@ -18,18 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.kernels import blocks, superblocks
-from refllm.kernels.blocks import add_product, keep
+from refllm.kernels.blocks import FEW
 from refllm.kernels.jit import inner, jit, parallel_jit, prange, specialized
 from refllm.kernels.panels import Panels
 from refllm.kernels.simd import LANES, store, zeros
+from refllm.kernels.simd_rows import load_rows_of, store_rows
 from refllm.kernels.tile import add_products
-from refllm.quant import FORMATS, Tensor
+from refllm.quant import FORMATS, Format, Tensor
 
 __all__ = ["Matrix", "embedding", "linear"]
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from refllm.kernels.int8 import Int8Panels
 
 Matrix: TypeAlias = "Panels | Int8Panels"
+Rows: TypeAlias = Literal["row", "few", "rows"]
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
@@ -63,6 +66,7 @@ PIECE = 512
 FLOAT_BYTES = 4
 # Below this many multiplications one thread is done before a second has woken up.
 SERIAL_WORK = 1 << 16
+load_few = load_rows_of(FEW)
 NO_BIAS = np.empty(0, np.float32)
 
 
@@ -78,13 +82,16 @@ def linear(x: Floats, *weights: Matrix, bias: Floats | None = None) -> Floats:
     N counts the rows of all weights [n, D], whose outputs stand side by side in that order. How a
     weight was packed says by which numerics: exact here, as integers in `refllm.kernels.int8`.
     """
-    out = np.empty((len(x), sum(weight.n_rows for weight in weights)), np.float32)  # [T, N]
+    n_tokens = len(x)
+    if 1 < n_tokens < FEW:
+        x = np.concatenate([x, np.zeros((FEW - n_tokens, x.shape[1]), np.float32)])
+    out = np.empty((len(x), sum(weight.n_rows for weight in weights)), np.float32)  # [≥ T, N]
     first = 0
     for weight in weights:
         last = first + weight.n_rows
         if isinstance(weight, Panels):
             is_small = x.size * weight.n_rows < SERIAL_WORK
-            kernel = _kernel(weight.format.name, len(x) == 1, is_small)
+            kernel = _kernel(weight.format.name, _kind(weight.format, n_tokens), is_small)
             kernel(weight.data, x, NO_BIAS if bias is None else bias, out, first, last)
         else:
             # Whoever computes exactly shall not wait for the other kernels.
@@ -94,22 +101,31 @@ def linear(x: Floats, *weights: Matrix, bias: Floats | None = None) -> Floats:
             if bias is not None:
                 out[:, first:last] += bias[first:last]
         first = last
-    return out
+    return out[:n_tokens]
+
+
+def _kind(stored_as: Format, n_tokens: int) -> Rows:
+    """Whether weights meet one row of x, few or many.
+
+    Few where decoding for every few rows takes less time than decoding once and keeping it: never
+    for floats, which need no decoding; for blocks of 256, which need much, as long as it is once.
+    """
+    if n_tokens == 1:
+        return "row"
+    turns = {1: 2, 32: 2, 256: 1}[stored_as.block_size] if stored_as.name != "F32" else 0
+    return "few" if n_tokens <= turns * FEW else "rows"
 
 
 @cache
-def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None]:
+def _kernel(format_name: str, rows: Rows, serial: bool) -> Callable[..., None]:
     """The product for a format: compiled at its first use, found on disk from then on."""
-    rows = "row" if one_row else "rows"
     stored_as = FORMATS[format_name]
-    visit = add_product if one_row else keep
-    walk = inner(specialized(WALKS[format_name], f"{format_name}_{rows}_walk", visit=visit))
-    many = _float_rows_product if format_name == "F32" else _rows_product
+    walk = specialized(WALKS[format_name], f"{format_name}_{rows}_walk", visit=VISITORS[rows])
     product = inner(
         specialized(
-            _row_product if one_row else many,
+            _float_rows_product if (format_name, rows) == ("F32", "rows") else PRODUCTS[rows],
             f"{format_name}_{rows}_product",
-            walk=walk,
+            walk=inner(walk),
             block_bytes=stored_as.block_bytes,
             block_size=stored_as.block_size,
         )
@@ -147,6 +163,23 @@ def _row_product(panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int,
     _finish(sums, place, bias, out, first, last)
 
 
+def _few_product(panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
+    """`_row_product` for FEW rows of x and more: the last rows are computed twice, if need be."""
+    sums, place = _room(out, first, last)
+    width = sums.shape[1] * FLOAT_BYTES
+    for start in range(0, x.shape[0], FEW):
+        r = min(start, x.shape[0] - FEW)
+        some, at_sums = x[r : r + FEW], r * width + place * FLOAT_BYTES
+        for t in range(r, r + FEW):
+            store(sums, t * width + place * FLOAT_BYTES, zeros())
+        totals = load_few(sums, at_sums, width)
+        for block in range(x.shape[1] // block_size):
+            at = block * block_bytes * LANES
+            totals = walk(panel, at, totals, some, block * block_size)
+        store_rows(sums, at_sums, width, totals)
+    _finish(sums, place, bias, out, first, last)
+
+
 def _rows_product(
     panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int
 ) -> None:
@@ -154,12 +187,13 @@ def _rows_product(
     n_columns = x.shape[1]
     sums, place = _room(out, first, last)
     _clear(sums, place)
-    piece = np.empty((PIECE, LANES), np.float32)  # [columns, L]
+    buffer = np.empty(PIECE * LANES, np.float32)
+    piece = buffer.reshape(PIECE, LANES)  # [columns, L]
     for start in range(0, n_columns, PIECE):
         columns = min(PIECE, n_columns - start)
         for block in range(columns // block_size):
             at = (start // block_size + block) * block_bytes * LANES
-            walk(panel, at, zeros(), piece.reshape(-1), block * block_size)
+            walk(panel, at, zeros(), buffer, block * block_size)
         add_products(x, start, columns, piece, 0, sums, place)
     _finish(sums, place, bias, out, first, last)
 
@@ -204,3 +238,8 @@ def _finish(sums: Floats, place: int, bias: Floats, out: Floats, first: int, las
         for t in range(out.shape[0]):
             for lane in range(first, first + n_lanes):
                 out[t, lane] += bias[lane]
+
+
+# What becomes of a weight, and of a panel, by how many rows there are.
+VISITORS = {"row": blocks.add_product, "few": blocks.add_products, "rows": blocks.keep}
+PRODUCTS = {"row": _row_product, "few": _few_product, "rows": _rows_product}
