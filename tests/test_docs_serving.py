@@ -59,5 +59,6 @@ def test_the_page_names_every_path_and_every_limit() -> None:
     paths = set(re.findall(r"@(?:app|router)\.\w+\(\s*\"(/\S+?)\"", sources))
     assert len(paths) == 9
     assert [path for path in paths if f"{path}`" not in PAGE] == []
-    options = re.findall(r"^    (max_\w+): ", (PROJECT / "refllm/cli/serve.py").read_text(), re.M)
+    commands = "".join((PROJECT / f"refllm/cli/{name}.py").read_text() for name in ("serve", "run"))
+    options = re.findall(r"^    (max_\w+): ", commands, re.M)
     assert [name for name in options if f"`--{name.replace('_', '-')}`" not in PAGE] == []

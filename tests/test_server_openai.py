@@ -136,6 +136,19 @@ def test_completions_have_logprobs_too(client: Any) -> None:
     assert logprobs.text_offset[0] == 0
 
 
+def test_offsets_go_on_counting_from_part_to_part(client: Any) -> None:
+    asked = {"model": "tiny-chat", "prompt": "Once", "max_tokens": 12, "logprobs": 0, "seed": 1}
+    whole = client.completions.create(**asked).choices[0]
+    parts = [part.choices[0] for part in client.completions.create(**asked, stream=True)]
+    offsets = [at for part in parts if part.logprobs for at in part.logprobs.text_offset]
+    assert offsets == whole.logprobs.text_offset
+    assert all(
+        whole.text.startswith(token, at)
+        for token, at in zip(whole.logprobs.tokens, offsets, strict=True)
+    )
+    assert len(set(offsets)) == 12
+
+
 @pytest.mark.parametrize("encoding_format", ["float", "base64", None])
 def test_embeddings_are_the_python_api_s_bits(
     encoding_format: str | None, client: Any, engine: LocalEngine

@@ -15,10 +15,11 @@ import pytest
 
 from refllm.api import InvalidInput
 from refllm.engine import LocalEngine
+from refllm.spin.server.jobs import Done, EmbeddingJob, Event
 from refllm.spin.server.limits import Limits
 from refllm.spin.server.process import running_server
 from refllm.spin.server.run import bound_socket
-from refllm.spin.server.worker import Busy, Done, EmbeddingJob, Event, Worker
+from refllm.spin.server.worker import Busy, Worker
 from tests.server import ask
 
 SECONDS = 60

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -10,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from wasmtime import wat2wasm
@@ -17,6 +19,7 @@ from wasmtime import wat2wasm
 from refllm.engine import LocalEngine
 from tests.guests.build import component
 from tests.guests.models import model_roots
+from tests.slow_client import HEAD_WITHOUT_END, answer_to_drops
 
 # Heeds Ctrl-C although whoever runs the tests may not: a job in the background has it ignored.
 HEEDING = (
@@ -44,10 +47,10 @@ def refllm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def running(app: Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def running(app: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """`refllm run` on a free port, and the lines that it announces."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HEEDING, "run", app, "--port", "0"],
+        [sys.executable, "-c", HEEDING, "run", app, "--port", "0", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -99,6 +102,20 @@ def test_a_signal_ends_it_cleanly(number: signal.Signals, code: int, tmp_path: P
         _, log = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in log
+
+
+@pytest.mark.network
+def test_clients_that_are_slow_or_too_many_are_told_so(tmp_path: Path) -> None:
+    options = ("--max-arrival-seconds", "0.2", "--max-connections", "1")
+    with running(application(tmp_path, ""), *options) as (_, (serving, _route)):
+        url = serving.removeprefix("Serving ")
+        assert answer_to_drops(url, HEAD_WITHOUT_END).startswith(b"HTTP/1.1 408 ")
+        address = urlsplit(url)
+        with (
+            socket.create_connection((address.hostname, address.port), timeout=60),
+            pytest.raises(urllib.error.HTTPError, match="503"),
+        ):
+            urllib.request.urlopen(url, timeout=60)
 
 
 def test_an_application_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -62,6 +62,12 @@ def run(
         int, typer.Option(min=1, max=4096, help="Of a component for one request, in MiB.")
     ] = 512,
     max_body_bytes: Annotated[int, typer.Option(min=0, help="Of one request.")] = 16 * MEBIBYTE,
+    max_connections: Annotated[
+        int, typer.Option(min=1, help="Open at once; one more is sent away.")
+    ] = 128,
+    max_arrival_seconds: Annotated[
+        float, typer.Option(min=0.001, help="For a request, head and body, to arrive.")
+    ] = 30.0,
     grace: Annotated[
         int, typer.Option(min=0, help="Seconds that requests have to finish after SIGTERM.")
     ] = 10,
@@ -99,7 +105,13 @@ def run(
         _asked_to_end() as end,
         Host(limits) as guests,
         Port(
-            application, guests, engines, (host, port), max_body_bytes=max_body_bytes
+            application,
+            guests,
+            engines,
+            (host, port),
+            max_body_bytes=max_body_bytes,
+            max_connections=max_connections,
+            arrival_seconds=max_arrival_seconds,
         ) as listening,
     ):
         write_text(_announcement(listening.url, application))

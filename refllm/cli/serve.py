@@ -56,6 +56,12 @@ def serve(
     numerics: NumericsOption = "exact",
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
+    max_connections: Annotated[
+        int, typer.Option(min=1, help="Open at once; one more is sent away.")
+    ] = 512,
+    max_arrival_seconds: Annotated[
+        float, typer.Option(min=0.001, help="For a request, head and body, to arrive.")
+    ] = 30.0,
     max_waiting: Annotated[
         int, typer.Option(min=1, help="Requests that wait; one more is sent away.")
     ] = 64,
@@ -104,6 +110,8 @@ def serve(
     else:
         engine = LocalEngine(allowed_models=allow or None, **options)  # type: ignore[arg-type]
     limits = Limits(
+        max_connections=max_connections,
+        arrival_seconds=max_arrival_seconds,
         max_waiting=max_waiting,
         max_at_once=max_at_once,
         max_body_bytes=max_body_bytes,
@@ -118,6 +126,7 @@ def serve(
     answer(
         application(engine, limits=limits, token=token),
         bound,
+        limits=limits,
         grace_seconds=grace,
         ready=lambda: write_text(_runtime_config(url, token)),
     )

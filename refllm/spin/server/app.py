@@ -20,11 +20,11 @@ from refllm.engine import LocalEngine
 from refllm.spin.server import openai_routes, spin_routes
 from refllm.spin.server.answers import ClientGoneError
 from refllm.spin.server.errors import error_response, refusal
-from refllm.spin.server.guards import BodyGuard, Counting, TokenGuard
+from refllm.spin.server.guards import BodyGuard, ConnectionGuard, Counting, TokenGuard
 from refllm.spin.server.limits import Limits
 from refllm.spin.server.metrics import Metrics
 from refllm.spin.server.service import Service
-from refllm.spin.server.worker import Busy, Closed, Worker
+from refllm.spin.server.worker import Unavailable, Worker
 
 __all__ = ["application", "routes"]
 
@@ -50,7 +50,7 @@ def application(engine: LocalEngine, *, limits: Limits, token: str | None) -> AS
     app = BodyGuard(app, limits)
     if token is not None:
         app = TokenGuard(app, token)
-    return Counting(app, metrics.count_request)
+    return Counting(ConnectionGuard(app), metrics.count_request)
 
 
 def routes(service: Service) -> FastAPI:
@@ -95,12 +95,14 @@ def _add_health(app: FastAPI, service: Service) -> None:
         "/readyz",
         response_class=PlainTextResponse,
         tags=["Health"],
-        responses={503: {"description": "About to end", "content": {"text/plain": {}}}},
+        responses={503: {"description": "Not now", "content": {"text/plain": {}}}},
     )
     def readyz() -> Response:
         """The server takes requests."""
-        is_open = service.worker.is_open
-        return PlainTextResponse("ok\n" if is_open else "closing\n", 200 if is_open else 503)
+        if service.worker.is_open:
+            return PlainTextResponse("ok\n")
+        why = "restarting\n" if service.worker.is_restarting else "closing\n"
+        return PlainTextResponse(why, 503)
 
     @app.get("/metrics", response_class=PlainTextResponse, tags=["Health"])
     def metrics() -> Response:
@@ -110,9 +112,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(LlmError)
-    @app.exception_handler(Busy)
-    @app.exception_handler(Closed)
-    async def answer_with_error(request: Request, error: LlmError | Busy | Closed) -> Response:
+    @app.exception_handler(Unavailable)
+    async def answer_with_error(request: Request, error: LlmError | Unavailable) -> Response:
         return error_response(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)

@@ -13,16 +13,28 @@ from typing import Literal, TypeAlias
 from fastapi.responses import JSONResponse
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
-from refllm.spin.server.worker import Busy, Closed
+from refllm.spin.server.worker import Busy, Closed, Restarting, Unavailable
 
-__all__ = ["Protocol", "error_response", "openai_error", "protocol_of", "refusal"]
+__all__ = [
+    "Protocol",
+    "error_response",
+    "openai_error",
+    "protocol_of",
+    "refusal",
+    "status_of",
+    "unavailable",
+]
 
 Protocol: TypeAlias = Literal["spin", "openai"]
 
 OPENAI_PREFIX = "/v1/"
 RETRY_AFTER_SECONDS = "1"
-NO_ROOM = "the server has as many requests as it takes; send it again in a second"
-CLOSING = "the server is about to end; send the request to another"
+
+UNAVAILABLE: Mapping[type[Unavailable], str] = {
+    Busy: "the server has as many requests as it takes; send it again in a second",
+    Closed: "the server is about to end; send the request to another",
+    Restarting: "the server has failed and begins again; send the request again in a second",
+}
 
 # The kinds of OpenAI's errors, by status.
 OPENAI_TYPES: Mapping[int, str] = {
@@ -42,13 +54,16 @@ def protocol_of(path: str) -> Protocol:
     return "openai" if path.startswith(OPENAI_PREFIX) else "spin"
 
 
-def error_response(path: str, error: LlmError | Busy | Closed) -> JSONResponse:
+def error_response(path: str, error: LlmError | Unavailable) -> JSONResponse:
     """The answer of that error to a request for that path."""
-    if isinstance(error, Busy):
-        return refusal(path, 503, LlmRuntimeError.kind, NO_ROOM, retry_after=RETRY_AFTER_SECONDS)
-    if isinstance(error, Closed):
-        return refusal(path, 503, LlmRuntimeError.kind, CLOSING, retry_after=RETRY_AFTER_SECONDS)
+    if isinstance(error, Unavailable):
+        return unavailable(path, UNAVAILABLE[type(error)])
     return refusal(path, status_of(error), error.kind, str(error))
+
+
+def unavailable(path: str, message: str) -> JSONResponse:
+    """The answer to a request that is not taken now."""
+    return refusal(path, 503, LlmRuntimeError.kind, message, retry_after=RETRY_AFTER_SECONDS)
 
 
 def status_of(error: LlmError) -> int:

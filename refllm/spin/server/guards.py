@@ -9,17 +9,55 @@ import asyncio
 import hmac
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from refllm.api import InvalidInput
-from refllm.spin.server.errors import refusal
+from refllm.spin.server.errors import refusal, unavailable
 from refllm.spin.server.limits import Limits
 
-__all__ = ["BodyGuard", "Counting", "TokenGuard"]
+__all__ = [
+    "Arrival",
+    "BodyGuard",
+    "ConnectionGuard",
+    "Counting",
+    "TokenGuard",
+    "late",
+    "one_too_many",
+]
 
 SCHEME = b"bearer "
+NO_CONNECTION_LEFT = "the server has as many connections as it takes; come again in a second"
 UNAUTHORIZED = "send the header authorization: bearer TOKEN, with the token of this server"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a connection knows of a request: until when, by the loop's clock, it must be there, and
+    whether the connection is none too many. It is in the scope's `state`, by `key`.
+    """
+
+    deadline: float
+    has_room: bool
+    key: ClassVar[str] = "refllm_arrival"
+
+
+class ConnectionGuard:
+    """Sends away whoever comes over one connection too many."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with 503, or pass on."""
+        arrival = _arrival(scope)
+        if scope["type"] != "http" or arrival is None or arrival.has_room:
+            await self._app(scope, receive, send)
+            return
+        await one_too_many(scope["path"])(scope, receive, send)
 
 
 class TokenGuard:
@@ -57,13 +95,14 @@ class BodyGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        most, seconds = self._limits.max_body_bytes, self._limits.body_seconds
+        most, seconds = self._limits.max_body_bytes, self._limits.arrival_seconds
+        arrival = _arrival(scope)
+        now = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(now + seconds if arrival is None else arrival.deadline):
                 body = await _body(scope, receive, most)
         except TimeoutError:
-            message = f"the body did not arrive within this server's limit of {seconds:g} s"
-            await refusal(scope["path"], 408, InvalidInput.kind, message)(scope, receive, send)
+            await late(scope["path"], seconds)(scope, receive, send)
             return
         if body is None:
             message = f"the body is longer than this server's limit of {most} bytes"
@@ -72,6 +111,29 @@ class BodyGuard:
         # In the scope itself, not in a copy: `Counting` finds there what the router puts in.
         scope["headers"] = _as_json(scope["headers"])
         await self._app(scope, _replayed(body, receive), send)
+
+
+def late(path: str, seconds: float) -> Response:
+    """The answer to a request for that path that did not arrive in so many seconds."""
+    message = f"the request did not arrive within this server's limit of {seconds:g} s"
+    return _closing(refusal(path, 408, InvalidInput.kind, message))
+
+
+def one_too_many(path: str) -> Response:
+    """The answer to a request for that path over a connection for which there is no room."""
+    return _closing(unavailable(path, NO_CONNECTION_LEFT))
+
+
+def _arrival(scope: Scope) -> Arrival | None:
+    """None where another server runs the application."""
+    arrival: Arrival | None = scope.get("state", {}).get(Arrival.key)
+    return arrival
+
+
+def _closing(response: Response) -> Response:
+    """The response as the last of its connection."""
+    response.headers["connection"] = "close"
+    return response
 
 
 def _as_json(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -15,9 +15,10 @@ class Limits:
     """The limits of a server; each error says which one, and what it is.
 
     `max_waiting` requests wait while `max_at_once` are answered together; `request_seconds` counts
-    from the arrival, waiting included, `body_seconds` is for the body to arrive.
+    from the arrival, waiting included; a request, head and body, has `arrival_seconds` to arrive.
     """
 
+    max_connections: int = 512
     max_body_bytes: int = 4 * 1024 * 1024
     max_prompt_tokens: int = 32_768
     max_tokens: int = 4096
@@ -25,7 +26,7 @@ class Limits:
     max_waiting: int = 64
     max_at_once: int = 16
     request_seconds: float = 300.0
-    body_seconds: float = 30.0
+    arrival_seconds: float = 30.0
 
     def check_max_tokens(self, max_tokens: int) -> None:
         """Raise `InvalidInput` where more tokens are asked for than the server gives."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
 
-from refllm.spin.server.worker import Done, Worker
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from refllm.spin.server.jobs import Tally
+from refllm.spin.server.worker import Worker
 
 __all__ = ["Metrics"]
 
@@ -26,21 +31,11 @@ class Metrics:
             buckets=SECONDS,
             registry=self._registry,
         )
-        self._prompt_tokens = Counter(
-            "refllm_prompt_tokens", "Tokens read.", registry=self._registry
-        )
-        self._generated_tokens = Counter(
-            "refllm_generated_tokens", "Tokens drawn.", registry=self._registry
-        )
+        self._registry.register(_Tokens(worker.tally))
         waiting = Gauge("refllm_waiting", "Requests not begun.", registry=self._registry)
         waiting.set_function(lambda: worker.n_waiting)
         going = Gauge("refllm_going", "Requests being answered.", registry=self._registry)
         going.set_function(lambda: worker.n_going)
-
-    def count_tokens(self, done: Done) -> None:
-        """What an answer took."""
-        self._prompt_tokens.inc(done.n_prompt_tokens)
-        self._generated_tokens.inc(done.n_generated_tokens)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """A request's end. `route` is one of the server's own, so that there are not too many."""
@@ -50,3 +45,16 @@ class Metrics:
     def text(self) -> bytes:
         """All of it in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+class _Tokens(Collector):
+    """Tokens as the worker counts them, whatever becomes of the answers that they are for."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """What has been counted until now."""
+        n_prompt, n_generated = self._tally.n_prompt_tokens, self._tally.n_generated_tokens
+        yield CounterMetricFamily("refllm_prompt_tokens", "Tokens of prompts and texts.", n_prompt)
+        yield CounterMetricFamily("refllm_generated_tokens", "Tokens drawn.", n_generated)

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from refllm.generate import Chunk
-from refllm.spin.server.worker import Begun, Done, Scores, TextEvent
+from refllm.spin.server.jobs import Begun, Done, Scores, TextEvent
 from refllm.tokenizer import Tokenizer
 
-__all__ = ["Piece", "StopFinder", "chat_logprobs", "completion_logprobs", "pieces", "usage"]
+__all__ = [
+    "Piece",
+    "Scored",
+    "StopFinder",
+    "chat_logprobs",
+    "completion_logprobs",
+    "pieces",
+    "usage",
+]
 
 JSON = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """A token's scores, and after how many characters of the whole answer its text begins."""
+
+    scores: Scores
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of an answer: text that is certain not to be a stop, and scores of its tokens."""
+    """A part of an answer: text that is certain not to be a stop, and its tokens' scores."""
 
     text: str
-    scores: tuple[Scores, ...] = ()
+    tokens: tuple[Scored, ...] = ()
 
 
 class StopFinder:
@@ -65,20 +80,21 @@ async def pieces(
     Where a stop is found, what would follow is not computed.
     """
     finder = StopFinder(stops)
-    scores: list[Scores] = []
-    n_prompt = n_drawn = 0
+    tokens: list[Scored] = []
+    n_prompt = n_drawn = n_characters = 0
     async for event in events:
         if isinstance(event, Begun):
             n_prompt = event.n_prompt_tokens
             yield event
         elif isinstance(event, Scores):
-            scores.append(event)
+            tokens.append(Scored(event, n_characters))
         elif isinstance(event, Chunk):
             n_drawn += event.step is not None
+            n_characters += len(event.text)
             text = finder.push(event.text)
-            if text or scores:
-                yield Piece(text, tuple(scores))
-                scores.clear()
+            if text or tokens:
+                yield Piece(text, tuple(tokens))
+                tokens.clear()
             if finder.has_found:
                 yield Done(n_prompt, n_drawn, "stop")
                 return
@@ -98,7 +114,7 @@ def usage(done: Done) -> JSON:
     }
 
 
-def chat_logprobs(scores: Sequence[Scores], tokenizer: Tokenizer) -> JSON:
+def chat_logprobs(tokens: Sequence[Scored], tokenizer: Tokenizer) -> JSON:
     """As chats have them: each token with its bytes and alternatives."""
     return {
         "content": [
@@ -106,24 +122,22 @@ def chat_logprobs(scores: Sequence[Scores], tokenizer: Tokenizer) -> JSON:
                 **_named(score.token, score.logprob, tokenizer),
                 "top_logprobs": [_named(*each, tokenizer) for each in score.likeliest],
             }
-            for score in scores
+            for score in (token.scores for token in tokens)
         ],
         "refusal": None,
     }
 
 
-def completion_logprobs(scores: Sequence[Scores], tokenizer: Tokenizer) -> JSON:
+def completion_logprobs(tokens: Sequence[Scored], tokenizer: Tokenizer) -> JSON:
     """As completions have them: lists that run in parallel."""
-    texts = [_text(score.token, tokenizer) for score in scores]
-    ends = list(accumulate(map(len, texts), initial=0))
     return {
-        "tokens": texts,
-        "token_logprobs": [score.logprob for score in scores],
+        "tokens": [_text(token.scores.token, tokenizer) for token in tokens],
+        "token_logprobs": [token.scores.logprob for token in tokens],
         "top_logprobs": [
-            {_text(token, tokenizer): logprob for token, logprob in score.likeliest}
-            for score in scores
+            {_text(each, tokenizer): logprob for each, logprob in token.scores.likeliest}
+            for token in tokens
         ],
-        "text_offset": ends[:-1],
+        "text_offset": [token.offset for token in tokens],
     }
 
 

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from refllm.api import InvalidInput, LlmError
 from refllm.spin.server.answers import unless_gone
 from refllm.spin.server.errors import openai_error, status_of
+from refllm.spin.server.jobs import Begun, Chat, Done
 from refllm.spin.server.names import model_names
 from refllm.spin.server.openai_answers import (
     Piece,
+    Scored,
     chat_logprobs,
     completion_logprobs,
     pieces,
@@ -36,7 +38,6 @@ from refllm.spin.server.openai_requests import (
     TextRequestBody,
 )
 from refllm.spin.server.service import Service, TextRequest
-from refllm.spin.server.worker import Begun, Chat, Done, Scores
 from refllm.tokenizer import Tokenizer
 
 __all__ = ["router_of"]
@@ -58,7 +59,7 @@ class Form:
     part: str  # of a streamed part's
     choice: Callable[[str, JSON | None], JSON]
     delta: Callable[[str, JSON | None], JSON]
-    logprobs: Callable[[Sequence[Scores], Tokenizer], JSON]
+    logprobs: Callable[[Sequence[Scored], Tokenizer], JSON]
     first_delta: JSON | None
 
 
@@ -172,15 +173,15 @@ async def _whole(parts: Parts, head: JSON, form: Form) -> Response:
     """The answer in one piece."""
     begun = await _first(parts)
     text: list[str] = []
-    scores: list[Scores] = []
+    tokens: list[Scored] = []
     done = Done(begun.n_prompt_tokens)
     async for part in parts:
         if isinstance(part, Piece):
             text.append(part.text)
-            scores += part.scores
+            tokens += part.tokens
         elif isinstance(part, Done):
             done = part
-    logprobs = form.logprobs(scores, begun.tokenizer) if scores else None
+    logprobs = form.logprobs(tokens, begun.tokenizer) if tokens else None
     choice = {"index": 0, "finish_reason": done.reason, **form.choice("".join(text), logprobs)}
     whole = {**head, "object": form.whole, "model": begun.model, "choices": [choice]}
     return JSONResponse({**whole, "usage": usage(done)})
@@ -200,7 +201,7 @@ async def _events(
     try:
         async for part in parts:
             if isinstance(part, Piece):
-                logprobs = form.logprobs(part.scores, begun.tokenizer) if part.scores else None
+                logprobs = form.logprobs(part.tokens, begun.tokenizer) if part.tokens else None
                 yield event(form.delta(part.text, logprobs))
             elif isinstance(part, Done):
                 yield event(NO_DELTA[form.part], part.reason)

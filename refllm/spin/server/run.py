@@ -12,6 +12,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from refllm.api import InvalidInput
+from refllm.spin.server.connections import connection_class
+from refllm.spin.server.limits import Limits
 
 __all__ = ["bound_socket", "serve"]
 
@@ -34,7 +36,12 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    app: ASGIApp, bound: socket.socket, *, grace_seconds: int, ready: Callable[[], object]
+    app: ASGIApp,
+    bound: socket.socket,
+    *,
+    limits: Limits,
+    grace_seconds: int,
+    ready: Callable[[], object],
 ) -> None:
     """Answer requests until SIGTERM or SIGINT, then for at most `grace_seconds` more.
 
@@ -43,6 +50,8 @@ def serve(
     """
     config = uvicorn.Config(
         app,
+        http=connection_class(limits),
+        ws="none",
         log_level="warning",
         timeout_graceful_shutdown=grace_seconds,
         backlog=BACKLOG,

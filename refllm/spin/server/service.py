@@ -16,18 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, LlmError
+from refllm.spin.server.jobs import Chat, Done, EmbeddingJob, Event, Job, TextEvent, TextJob
 from refllm.spin.server.limits import Limits
 from refllm.spin.server.metrics import Metrics
-from refllm.spin.server.worker import (
-    Chat,
-    Done,
-    EmbeddingJob,
-    Event,
-    Job,
-    TextEvent,
-    TextJob,
-    Worker,
-)
+from refllm.spin.server.worker import Worker
 
 __all__ = ["Service", "TextRequest"]
 
@@ -52,8 +44,8 @@ class TextRequest:
 
 
 class Service:
-    """Answers requests, several at a time. Its methods raise the interface's errors, `Busy` and
-    `Closed`; a coroutine that is cancelled stops costing at the worker's next turn.
+    """Answers requests, several at a time. Its methods raise the interface's errors and
+    `Unavailable`; a coroutine that is cancelled stops costing at the worker's next turn.
     """
 
     def __init__(self, worker: Worker, metrics: Metrics) -> None:
@@ -105,8 +97,6 @@ class Service:
                 event = await arrived.get()
                 if isinstance(event, LlmError):
                     raise event
-                if isinstance(event, Done):
-                    self.metrics.count_tokens(event)
                 yield event
                 if isinstance(event, Done):
                     return

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from refllm.api import U32_MAX, InferencingParams
 from refllm.generate import Chunk
 from refllm.spin.server.answers import unless_gone
+from refllm.spin.server.jobs import Done, TextEvent
 from refllm.spin.server.service import Service, TextRequest
-from refllm.spin.server.worker import Done, TextEvent
 
 __all__ = ["router_of"]
 

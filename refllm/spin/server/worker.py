@@ -2,233 +2,70 @@
 
 A turn of its loop is short: one token for each text that is being written, one group of texts for
 each embedding. Between turns requests come in, and those that nobody waits for any more go.
-
-N texts, D width of an embedding.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
-from refllm.api import InferencingParams, LlmError, LlmRuntimeError
+from refllm.api import LlmError, LlmRuntimeError
 from refllm.batching import step_together
 from refllm.engine import LocalEngine
-from refllm.generate import Chunk, Generation
+from refllm.generate import Generation
 from refllm.llama import Llama
 from refllm.sampling import Step
+from refllm.spin.server.jobs import EmbeddingJob, Job, Tally, TextJob
 from refllm.spin.server.limits import Limits
-from refllm.tokenizer import Tokenizer
 
-__all__ = [
-    "Begun",
-    "Busy",
-    "Chat",
-    "Closed",
-    "Done",
-    "EmbeddingJob",
-    "Event",
-    "Job",
-    "Scores",
-    "TextEvent",
-    "TextJob",
-    "Worker",
-]
+__all__ = ["Busy", "Closed", "Restarting", "Unavailable", "Worker"]
 
-Floats = NDArray[np.float32]
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 64.0
 
 logger = logging.getLogger(__name__)
 
 
-class Busy(Exception):
+class Unavailable(Exception):
+    """A request is not taken now; it may be later, or elsewhere."""
+
+
+class Busy(Unavailable):
     """As many requests wait as may; come again."""
 
 
-class Closed(Exception):
+class Closed(Unavailable):
     """The server finishes what it has, and takes nothing new."""
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The end of an answer: what it took, and why it ended there."""
-
-    n_prompt_tokens: int
-    n_generated_tokens: int = 0
-    reason: Literal["stop", "length"] = "stop"
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """The first of an answer: the prompt is read, and the model of that name answers."""
-
-    n_prompt_tokens: int
-    model: str
-    tokenizer: Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """How likely a drawn token was, and which were likeliest: natural logarithms of the softmax of
-    the logits as the network gave them, before any penalty or temperature.
-    """
-
-    token: int
-    logprob: float
-    likeliest: tuple[tuple[int, float], ...]
-
-
-TextEvent: TypeAlias = Begun | Chunk | Scores | Done
-Event: TypeAlias = TextEvent | Floats | LlmError
-Chat: TypeAlias = Sequence[Mapping[str, str]]
-Deliver: TypeAlias = Callable[[Sequence[Event]], object]
-
-
-class Job(ABC):
-    """One request: waiting, then answered turn by turn.
-
-    `deliver` is called in the worker's thread, the last time with a `Done` or an error as the last
-    event. `is_wanted` may be set to False at any time, from any thread.
-    """
-
-    def __init__(self, *, deliver: Deliver, deadline: float) -> None:
-        self.is_wanted = True
-        self.is_over = False
-        self.deadline = deadline
-        self._deliver = deliver
-
-    @abstractmethod
-    def begin(self, engine: LocalEngine, limits: Limits) -> None:
-        """Load the model, and see what there is to do. Errors: the interface's."""
-
-    def hand_over(self, *events: Event) -> None:
-        """Give whoever asked what there is; after `Done` or an error nothing follows."""
-        if not self.is_over:
-            self.is_over = isinstance(events[-1], Done | LlmError)
-            self._deliver(events)
-
-
-class TextJob(Job):
-    """A prompt to be continued. Where it is not streamed, everything comes at the end.
-
-    With `n_likeliest` each token's `Scores` come before its text.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        prompt: str | Chat,
-        params: InferencingParams,
-        *,
-        seed: int | None,
-        n_likeliest: int | None = None,
-        is_streamed: bool,
-        deliver: Deliver,
-        deadline: float,
-    ) -> None:
-        super().__init__(deliver=deliver, deadline=deadline)
-        self.generation: Generation
-        self.network: Llama
-        self._asked = (model, prompt, params, seed)
-        self._n_likeliest = n_likeliest
-        self._is_streamed = is_streamed
-        self._kept: list[Event] = []
-
-    def begin(self, engine: LocalEngine, limits: Limits) -> None:
-        """Load the model and read the prompt's text into tokens."""
-        model, prompt, params, seed = self._asked
-        limits.check_max_tokens(params.max_tokens)
-        if not isinstance(prompt, str):
-            prompt = engine.inferencing_model(model).chat_prompt(prompt)
-        llama, self.generation = engine.open(model, prompt, params, seed=seed)
-        limits.check_prompt_tokens(len(self.generation.tokens))
-        self.network = llama.network
-        self._end_tokens = llama.tokenizer.eos_ids
-        self._n_prompt = len(self.generation.tokens)
-        self._stream = llama.tokenizer.stream(previous=self.generation.tokens)
-        answering = engine.answering_model(model)
-        self._give(Begun(self._n_prompt, answering, llama.tokenizer))
-        self._is_spin_local = engine.profile == "spin-local"
-        if self._is_spin_local:
-            self._give(Chunk(prompt, None))
-        if self.generation.is_over:
-            self._finish("length")
-
-    def take(self, step: Step) -> None:
-        """The next token: its text is handed over, or kept."""
-        if self._n_likeliest is not None and self.generation.logits is not None:
-            self._give(_scores(self.generation.logits, step.token, self._n_likeliest))
-        self._give(Chunk(self._stream.push(step.token), step))
-        if self.generation.is_over:
-            self._finish("stop" if step.token in self._end_tokens else "length")
-
-    def _finish(self, reason: Literal["stop", "length"]) -> None:
-        rest = self._stream.finish()
-        n_generated = self.generation.n_drawn
-        n_prompt = self._n_prompt + (n_generated if self._is_spin_local else 0)
-        chunks = [Chunk(rest, None)] if rest else []
-        self.hand_over(*self._kept, *chunks, Done(n_prompt, n_generated, reason))
-
-    def _give(self, event: TextEvent) -> None:
-        if self._is_streamed:
-            self.hand_over(event)
-        else:
-            self._kept.append(event)
-
-
-def _scores(logits: Floats, token: int, n_likeliest: int) -> Scores:
-    """Of a token that was drawn after logits [V]; equal ones in the order of their ids."""
-    wide = logits.astype(np.float64)
-    logprobs = wide - wide.max()
-    logprobs -= np.log(np.exp(logprobs).sum())
-    best = np.argsort(-logprobs, kind="stable")[:n_likeliest]
-    likeliest = tuple((int(i), float(logprobs[i])) for i in best)
-    return Scores(token, float(logprobs[token]), likeliest)
-
-
-class EmbeddingJob(Job):
-    """Texts to be embedded; their vectors come at the end, float32 [N, D]."""
-
-    def __init__(
-        self, model: str, texts: Sequence[str], *, deliver: Deliver, deadline: float
-    ) -> None:
-        super().__init__(deliver=deliver, deadline=deadline)
-        self._asked = (model, texts)
-        self._vectors: list[Floats] = []
-
-    def begin(self, engine: LocalEngine, limits: Limits) -> None:
-        """Load the model and read the texts into tokens."""
-        model, texts = self._asked
-        limits.check_texts(texts)
-        self._n_tokens, self._groups = engine.open_embeddings(model, texts)
-
-    def take_turn(self) -> None:
-        """Embed the next group of texts."""
-        group = next(self._groups, None)
-        if group is None:
-            self.hand_over(np.concatenate(self._vectors), Done(self._n_tokens))
-        else:
-            self._vectors.append(group)
+class Restarting(Unavailable):
+    """The worker has failed, and is about to begin again."""
 
 
 class Worker:
-    """A thread that answers jobs until it is closed."""
+    """A thread that answers jobs until it is closed.
 
-    def __init__(self, engine: LocalEngine, limits: Limits) -> None:
+    What goes wrong with a job is that job's answer. Where the loop itself fails, every job gets an
+    error, and after a pause the worker begins again with none; the pause is twice as long each time
+    that it fails before it has answered anything.
+    """
+
+    def __init__(
+        self, engine: LocalEngine, limits: Limits, *, pause_seconds: float = FIRST_PAUSE_SECONDS
+    ) -> None:
         self.engine = engine
         self.limits = limits
+        self.tally = Tally()
+        self._pause_seconds = pause_seconds
         self._waiting: deque[Job] = deque()
         self._going: deque[Job] = deque()
         self._is_closed = False
+        self._is_restarting = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="refllm-worker", daemon=True)
 
@@ -237,12 +74,15 @@ class Worker:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Take a job in. Errors: `Busy`, `Closed`."""
+        """Take a job in. Errors: `Busy`, `Closed`, `Restarting`."""
         with self._changed:
             if self._is_closed:
                 raise Closed
+            if self._is_restarting:
+                raise Restarting
             if len(self._waiting) >= self.limits.max_waiting:
                 raise Busy
+            job.tally = self.tally
             self._waiting.append(job)
             self._changed.notify()
 
@@ -266,21 +106,23 @@ class Worker:
     @property
     def is_open(self) -> bool:
         """Whether new jobs are taken."""
-        return not self._is_closed and self._thread.is_alive()
+        return not (self._is_closed or self._is_restarting) and self._thread.is_alive()
+
+    @property
+    def is_restarting(self) -> bool:
+        """Whether the worker has failed, and will take new jobs in a while."""
+        return self._is_restarting and not self._is_closed
 
     def _run(self) -> None:
+        pause = self._pause_seconds
         while self._has_work():
-            for job in self._admitted():
-                self._guarded(job, partial(job.begin, self.engine, self.limits))
-                self._going.append(job)
-            self._drop_late_and_unwanted()
-            for job in [job for job in self._going if isinstance(job, EmbeddingJob)]:
-                self._guarded(job, job.take_turn)
-            for network, jobs in self._texts_by_network():
-                self._step(network, jobs)
-            self._going = deque(job for job in self._going if not job.is_over)
-            # Who did not have a turn because those in front had much to read comes nearer.
-            self._going.rotate(-1)
+            try:
+                has_answered = self._turn()
+            except BaseException as error:  # noqa: BLE001 - else everyone would wait forever
+                self._give_up(error, pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            else:
+                pause = self._pause_seconds if has_answered else pause
 
     def _has_work(self) -> bool:
         """Wait for some; False where nothing is left and nothing will come."""
@@ -288,29 +130,67 @@ class Worker:
             self._changed.wait_for(lambda: self._going or self._waiting or self._is_closed)
             return bool(self._going or self._waiting)
 
-    def _admitted(self) -> Iterator[Job]:
-        """Jobs from the queue, as long as fewer are going than may."""
+    def _give_up(self, error: BaseException, pause: float) -> None:
+        """Tell everyone who waits, and take nothing for so many seconds.
+
+        Without a pause, what fails each time would do so as fast as it can.
+        """
+        with self._changed:
+            self._is_restarting = True
+            jobs = [*self._going, *self._waiting]
+            self._going.clear()
+            self._waiting.clear()
+        logger.critical(
+            "the worker failed; %d requests get an error, new ones are taken in %g s",
+            len(jobs),
+            pause,
+            exc_info=error,
+        )
+        for job in jobs:
+            with contextlib.suppress(BaseException):  # who cannot be told keeps nobody waiting
+                job.hand_over(_told(error))
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed, pause)
+            self._is_restarting = False
+
+    def _turn(self) -> bool:
+        """One for everyone; whether somebody's answer has ended."""
+        self._admit()
+        self._drop_late_and_unwanted()
+        for job in [job for job in self._going if isinstance(job, EmbeddingJob)]:
+            self._guarded(job, job.take_turn)
+        for network, jobs in self._texts_by_network():
+            self._step(network, jobs)
+        n_going = len(self._going)
+        self._going = deque(job for job in self._going if not job.is_over)
+        has_answered = len(self._going) < n_going
+        # Who did not have a turn because those in front had much to read comes nearer.
+        self._going.rotate(-1)
+        return has_answered
+
+    def _admit(self) -> None:
+        """Begin jobs from the queue, as long as fewer are going than may."""
         while len(self._going) < self.limits.max_at_once:
             with self._changed:
                 if not self._waiting:
                     return
                 job = self._waiting.popleft()
-            if job.is_wanted:
-                yield job
+                if not job.is_wanted:
+                    continue
+                self._going.append(job)  # before it begins: whatever that does, it is not lost
+            self._guarded(job, partial(job.begin, self.engine, self.limits))
 
     def _drop_late_and_unwanted(self) -> None:
         now = time.monotonic()
         with self._changed:
-            late = [job for job in self._waiting if now > job.deadline]
-            self._waiting = deque(
-                job for job in self._waiting if job.is_wanted and now <= job.deadline
-            )
-        late += [job for job in self._going if now > job.deadline]
+            late = [job for job in (*self._waiting, *self._going) if now > job.deadline]
         seconds = self.limits.request_seconds
         for job in late:
             message = f"the request took longer than this server's limit of {seconds:g} s"
             job.hand_over(LlmRuntimeError(f"{message}; ask for less, or raise the limit"))
-        self._going = deque(job for job in self._going if job.is_wanted and not job.is_over)
+        with self._changed:
+            self._waiting = deque(filter(_is_to_be_answered, self._waiting))
+            self._going = deque(filter(_is_to_be_answered, self._going))
 
     def _texts_by_network(self) -> Iterator[tuple[Llama, list[TextJob]]]:
         texts = [job for job in self._going if isinstance(job, TextJob)]
@@ -322,8 +202,7 @@ class Worker:
         """One token for each of the jobs."""
         by_generation = {id(job.generation): job for job in jobs}
         try:
-            with self.engine.computing():
-                outcomes = list(step_together(network, [job.generation for job in jobs]))
+            outcomes = self._outcomes(network, [job.generation for job in jobs])
         except Exception as error:  # noqa: BLE001 - see `_guarded`
             for job in jobs:
                 job.hand_over(_as_llm_error(error))
@@ -335,6 +214,18 @@ class Worker:
             else:
                 self._guarded(job, partial(job.take, outcome))
 
+    def _outcomes(
+        self, network: Llama, generations: Sequence[Generation]
+    ) -> list[tuple[Generation, Step | LlmError]]:
+        """What a step gives; what it draws is counted, whatever becomes of it."""
+        before = sum(generation.n_drawn for generation in generations)
+        try:
+            with self.engine.computing():
+                return list(step_together(network, generations))
+        finally:
+            n_drawn = sum(generation.n_drawn for generation in generations) - before
+            self.tally.n_generated_tokens += n_drawn
+
     def _guarded(self, job: Job, work: Callable[[], object]) -> None:
         """Do it; what goes wrong is this job's answer, and never the worker's end."""
         try:
@@ -343,11 +234,20 @@ class Worker:
             job.hand_over(_as_llm_error(error))
 
 
+def _is_to_be_answered(job: Job) -> bool:
+    return job.is_wanted and not job.is_over
+
+
 def _as_llm_error(error: Exception) -> LlmError:
     """What a client is told; what is nobody's mistake but ours is logged in full."""
+    if not isinstance(error, LlmError | MemoryError):
+        logger.error("a request failed", exc_info=error)
+    return _told(error)
+
+
+def _told(error: BaseException) -> LlmError:
     if isinstance(error, LlmError):
         return error
     if isinstance(error, MemoryError):
         return LlmRuntimeError("there is not enough memory")
-    logger.error("a request failed", exc_info=error)
     return LlmRuntimeError(f"unexpected {type(error).__name__}; this is a bug in refllm")

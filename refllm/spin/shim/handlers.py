@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from refllm.api import InvalidInput
 from refllm.spin.shim.install import forget, is_in_place
@@ -24,7 +27,8 @@ def handle(handler: ModuleType | str | Path, request: Request) -> Response:
 
     As with Spin, the handler sees lower-case header names and a body that is never None, and the
     response has a content-length. A file is read anew each time, as Spin starts an instance for
-    each request, and can import the modules beside it; a module keeps what it remembers.
+    each request, and can import the modules beside it; a module keeps what it remembers. Inside a
+    running event loop a handler that is a coroutine runs in another thread, and is waited for.
 
     Errors: whatever the handler raises (Spin would answer 500); `InvalidInput` if there is no such
     file, it has no handler, or the stand-in is not in place; `TypeError` if the request or the
@@ -46,7 +50,7 @@ def _answer(module: ModuleType, request: Request) -> Response:
     seen = Request(request.method, request.uri, _lower_case(request.headers), request.body or b"")
     handler = _handler_of(module)
     if isinstance(handler, Handler):
-        response = asyncio.run(handler.handle_request(seen))
+        response = _awaited(handler.handle_request(seen))
     else:
         response = handler.handle_request(seen)
     _check(Response, response)
@@ -54,6 +58,21 @@ def _answer(module: ModuleType, request: Request) -> Response:
     headers = _lower_case(response.headers)
     headers.setdefault("content-length", str(len(body)))
     return Response(response.status, headers, body)
+
+
+def _awaited(response: Coroutine[Any, Any, Response]) -> Response:
+    """What the coroutine returns, in a loop of its own, with the caller's context variables.
+
+    Where a loop runs already, as in a notebook or in a test that is a coroutine, Python allows no
+    second one in the same thread.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(response)
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="refllm-handler") as thread:
+        return thread.submit(context.run, asyncio.run, response).result()
 
 
 def _handler_of(module: ModuleType) -> IncomingHandler | Handler:

@@ -4,40 +4,35 @@
         print(port.url)
         wait_for_the_end()
 
-Each connection has its thread; http.server reads requests from it, and what it does not do is done
-here: bodies in chunks, limits, and errors that reach the log in one line. A response is sent when
-the guest has made the whole of it.
+A response is sent when the guest has made the whole of it. How many clients there may be, and how
+slow one may be, is the business of connections.py.
 
-Source: RFC 9112; for the health check, https://spinframework.dev/http-trigger.
+Source: for the health check, https://spinframework.dev/http-trigger.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import socket
-import socketserver
-import sys
 import threading
 import time
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Self
 
-from refllm.api import Engine, InvalidInput
+from refllm.api import Engine
 from refllm.spin.wasm.application import Application
-from refllm.spin.wasm.body import BadRequest, read_body
+from refllm.spin.wasm.body import read_body
+from refllm.spin.wasm.connections import Server, text_response
 from refllm.spin.wasm.guest import GuestFailed, Output
 from refllm.spin.wasm.host import Host, Services
 from refllm.spin.wasm.routes import Match, best_match
-from refllm.spin.wasm.wasi_http import METHODS, OF_THE_CONNECTION, Request, Response
+from refllm.spin.wasm.wasi_http import OF_THE_CONNECTION, Request, Response
 
 __all__ = ["Port"]
 
 HEALTH = "/.well-known/spin/health"
-IDLE_SECONDS = 30
 POLL_SECONDS = 0.05
-NO_BODY = (204, 304)
 ORIGIN = re.compile(r"^https?://[^/?]*", re.IGNORECASE)
 FOLD = re.compile(r"\r?\n[ \t]+")  # a value over several lines, as RFC 9112 had it long ago
 
@@ -55,6 +50,8 @@ class Port:
         address: tuple[str, int],
         *,
         max_body_bytes: int = 16 * 1024 * 1024,
+        max_connections: int = 128,
+        arrival_seconds: float = 30.0,
     ) -> None:
         """Compile every component and take the port; 0 takes a free one.
 
@@ -77,7 +74,12 @@ class Port:
             )
             for id_, component in application.components.items()
         }
-        self._server = _Server(address, self)
+        self._server = Server(
+            address,
+            self.answer,
+            max_connections=max_connections,
+            arrival_seconds=arrival_seconds,
+        )
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_SECONDS,), name="refllm-wasm-port"
         )
@@ -107,10 +109,10 @@ class Port:
         target = _target(request.path)
         path = target.partition("?")[0]
         if path == HEALTH:
-            return _text(200, "OK")
+            return text_response(200, "OK")
         match = best_match(self._application.routes, path)
         if match is None:
-            return _text(404, f"refllm: no route of the application matches {path}")
+            return text_response(404, f"refllm: no route of the application matches {path}")
         return self._answer_of_component(request, match, target, body)
 
     def _answer_of_component(
@@ -134,7 +136,7 @@ class Port:
         try:
             response = self._host.respond(self._programs[id_], asked, self._services[id_], output)
         except GuestFailed as error:
-            response = _text(500, f"refllm: component {id_} failed: {error}")
+            response = text_response(500, f"refllm: component {id_} failed: {error}")
             logger.error("%s: failed: %s", id_, error)
         milliseconds = (time.monotonic() - begin) * 1000
         if output.text():
@@ -142,101 +144,6 @@ class Port:
         line = f"{id_}: {asked.method} {_printable(target)} {response.status}"
         logger.info("%s, %.0f ms", line, milliseconds)
         return response
-
-
-class _Server(ThreadingHTTPServer):
-    """Connections in threads that can be waited for, for so long and no longer."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], port: Port) -> None:
-        self.port = port
-        self._connections: set[socket.socket] = set()
-        self._changed = threading.Condition()
-        host, number = address
-        try:
-            self.address_family = socket.getaddrinfo(host, number)[0][0]
-            super().__init__(address, _Handler)
-        except (OSError, OverflowError, UnicodeError) as error:
-            raise InvalidInput(f"cannot listen on {host}:{number}: {error}") from error
-
-    def server_bind(self) -> None:
-        """Bind without asking the network for this machine's name, which may take long."""
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = map(str, self.server_address[:2])  # type: ignore[assignment]
-
-    def wait_for_connections(self, seconds: float) -> bool:
-        """End idle connections, wait for the others; whether none is left."""
-        with self._changed:
-            for connection in self._connections:
-                _stop_reading(connection)
-            return self._changed.wait_for(lambda: not self._connections, seconds)
-
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        with self._changed:
-            self._connections.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
-        super().shutdown_request(request)
-        with self._changed:
-            self._connections.discard(request)
-            self._changed.notify_all()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        """One line, and none for a client that has gone."""
-        error = sys.exception()
-        if not isinstance(error, ConnectionError | TimeoutError):
-            logger.error("a connection ended: %s: %s", type(error).__name__, error)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One connection: reads requests, has the port answer them, writes the responses."""
-
-    protocol_version = "HTTP/1.1"
-    timeout = IDLE_SECONDS
-    server: _Server
-
-    def do_GET(self) -> None:
-        """Answer a request of any method that WASI knows."""
-        try:
-            response = self.server.port.answer(self)
-        except BadRequest as error:
-            self.close_connection = True  # what is left of the body is not read
-            response = _text(error.status, f"refllm: {error}")
-        self._send(response)
-
-    def _send(self, response: Response) -> None:
-        has_body = response.status not in NO_BODY
-        is_head = self.command == "HEAD"
-        said = {name.lower(): value.decode("latin-1") for name, value in response.headers}
-        self.send_response_only(response.status)
-        if "date" not in said:
-            self.send_header("date", self.date_time_string())
-        for name, value in response.headers:
-            if name.lower() != "content-length":
-                self.send_header(name, value.decode("latin-1"))
-        if is_head and "content-length" in said:  # of the body that a GET would get
-            self.send_header("content-length", said["content-length"])
-        elif has_body:
-            self.send_header("content-length", str(len(response.body)))
-        if self.close_connection:
-            self.send_header("connection", "close")
-        self.end_headers()
-        if has_body and not is_head:
-            self.wfile.write(response.body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """What http.server refuses by itself; everything else is logged elsewhere."""
-        logger.info(format, *args)
-
-    def log_request(self, *_: object) -> None:
-        """Nothing: the port says more about a request."""
-
-
-for _method in METHODS:
-    setattr(_Handler, f"do_{_method}", _Handler.do_GET)
 
 
 def _headers_for_guest(request: BaseHTTPRequestHandler) -> list[tuple[str, bytes]]:
@@ -259,11 +166,6 @@ def _address(host: object, port: int) -> str:
     return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
-def _text(status: int, text: str) -> Response:
-    headers = (("content-type", b"text/plain; charset=utf-8"),)
-    return Response(status, headers, f"{text}\n".encode("utf-8", "replace"))
-
-
 def _printable(text: str) -> str:
     """The text with what could move a terminal's cursor escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -271,10 +173,3 @@ def _printable(text: str) -> str:
 
 def _prefixed(id_: str, text: str) -> str:
     return "\n".join(f"{id_}| {_printable(line)}" for line in text.splitlines())
-
-
-def _stop_reading(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RD)
-    except OSError:  # it has ended meanwhile
-        return

@@ -1,0 +1,211 @@
+"""What the worker works on: one request each, begun, and then answered turn by turn.
+
+N texts, D width of an embedding, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.api import InferencingParams, LlmError
+from refllm.engine import LocalEngine
+from refllm.generate import Chunk, Generation
+from refllm.llama import Llama
+from refllm.sampling import Step
+from refllm.spin.server.limits import Limits
+from refllm.tokenizer import Tokenizer
+
+__all__ = [
+    "Begun",
+    "Chat",
+    "Done",
+    "EmbeddingJob",
+    "Event",
+    "Job",
+    "Scores",
+    "Tally",
+    "TextEvent",
+    "TextJob",
+]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of an answer: what it took, and why it ended there."""
+
+    n_prompt_tokens: int
+    n_generated_tokens: int = 0
+    reason: Literal["stop", "length"] = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The first of an answer: the prompt is read, and the model of that name answers."""
+
+    n_prompt_tokens: int
+    model: str
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How likely a drawn token was, and which were likeliest: natural logarithms of the softmax of
+    the logits as the network gave them, before any penalty or temperature.
+    """
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+TextEvent: TypeAlias = Begun | Chunk | Scores | Done
+Event: TypeAlias = TextEvent | Floats | LlmError
+Chat: TypeAlias = Sequence[Mapping[str, str]]
+Deliver: TypeAlias = Callable[[Sequence[Event]], object]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What all jobs have taken so far: tokens of prompts and texts, and drawn ones."""
+
+    n_prompt_tokens: int = 0
+    n_generated_tokens: int = 0
+
+
+class Job(ABC):
+    """One request: waiting, then answered turn by turn.
+
+    `deliver` is called in the worker's thread, the last time with a `Done` or an error as the last
+    event. `is_wanted` may be set to False at any time, from any thread. `tally` is the worker's,
+    which counts what is taken, whether or not anybody still waits for the answer.
+    """
+
+    def __init__(self, *, deliver: Deliver, deadline: float) -> None:
+        self.is_wanted = True
+        self.is_over = False
+        self.deadline = deadline
+        self.tally = Tally()
+        self._deliver = deliver
+
+    @abstractmethod
+    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+        """Load the model, and see what there is to do. Errors: the interface's."""
+
+    def hand_over(self, *events: Event) -> None:
+        """Give whoever asked what there is; after `Done` or an error nothing follows."""
+        if not self.is_over:
+            self._deliver(events)
+            self.is_over = isinstance(events[-1], Done | LlmError)
+
+
+class TextJob(Job):
+    """A prompt to be continued. Where it is not streamed, everything comes at the end.
+
+    With `n_likeliest` each token's `Scores` come before its text.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        prompt: str | Chat,
+        params: InferencingParams,
+        *,
+        seed: int | None,
+        n_likeliest: int | None = None,
+        is_streamed: bool,
+        deliver: Deliver,
+        deadline: float,
+    ) -> None:
+        super().__init__(deliver=deliver, deadline=deadline)
+        self.generation: Generation
+        self.network: Llama
+        self._asked = (model, prompt, params, seed)
+        self._n_likeliest = n_likeliest
+        self._is_streamed = is_streamed
+        self._kept: list[Event] = []
+
+    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+        """Load the model and read the prompt's text into tokens."""
+        model, prompt, params, seed = self._asked
+        limits.check_max_tokens(params.max_tokens)
+        if not isinstance(prompt, str):
+            prompt = engine.inferencing_model(model).chat_prompt(prompt)
+        llama, self.generation = engine.open(model, prompt, params, seed=seed)
+        limits.check_prompt_tokens(len(self.generation.tokens))
+        self.network = llama.network
+        self._end_tokens = llama.tokenizer.eos_ids
+        self._n_prompt = len(self.generation.tokens)
+        self.tally.n_prompt_tokens += self._n_prompt
+        self._stream = llama.tokenizer.stream(previous=self.generation.tokens)
+        answering = engine.answering_model(model)
+        self._give(Begun(self._n_prompt, answering, llama.tokenizer))
+        self._is_spin_local = engine.profile == "spin-local"
+        if self._is_spin_local:
+            self._give(Chunk(prompt, None))
+        if self.generation.is_over:
+            self._finish("length")
+
+    def take(self, step: Step) -> None:
+        """The next token: its text is handed over, or kept."""
+        if self._n_likeliest is not None and self.generation.logits is not None:
+            self._give(_scores(self.generation.logits, step.token, self._n_likeliest))
+        self._give(Chunk(self._stream.push(step.token), step))
+        if self.generation.is_over:
+            self._finish("stop" if step.token in self._end_tokens else "length")
+
+    def _finish(self, reason: Literal["stop", "length"]) -> None:
+        rest = self._stream.finish()
+        n_generated = self.generation.n_drawn
+        n_prompt = self._n_prompt + (n_generated if self._is_spin_local else 0)
+        chunks = [Chunk(rest, None)] if rest else []
+        self.hand_over(*self._kept, *chunks, Done(n_prompt, n_generated, reason))
+
+    def _give(self, event: TextEvent) -> None:
+        if self._is_streamed:
+            self.hand_over(event)
+        else:
+            self._kept.append(event)
+
+
+def _scores(logits: Floats, token: int, n_likeliest: int) -> Scores:
+    """Of a token that was drawn after logits [V]; equal ones in the order of their ids."""
+    wide = logits.astype(np.float64)
+    logprobs = wide - wide.max()
+    logprobs -= np.log(np.exp(logprobs).sum())
+    best = np.argsort(-logprobs, kind="stable")[:n_likeliest]
+    likeliest = tuple((int(i), float(logprobs[i])) for i in best)
+    return Scores(token, float(logprobs[token]), likeliest)
+
+
+class EmbeddingJob(Job):
+    """Texts to be embedded; their vectors come at the end, float32 [N, D]."""
+
+    def __init__(
+        self, model: str, texts: Sequence[str], *, deliver: Deliver, deadline: float
+    ) -> None:
+        super().__init__(deliver=deliver, deadline=deadline)
+        self._asked = (model, texts)
+        self._vectors: list[Floats] = []
+
+    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+        """Load the model and read the texts into tokens."""
+        model, texts = self._asked
+        limits.check_texts(texts)
+        self._n_tokens, self._groups = engine.open_embeddings(model, texts)
+        self.tally.n_prompt_tokens += self._n_tokens
+
+    def take_turn(self) -> None:
+        """Embed the next group of texts."""
+        group = next(self._groups, None)
+        if group is None:
+            self.hand_over(np.concatenate(self._vectors), Done(self._n_tokens))
+        else:
+            self._vectors.append(group)

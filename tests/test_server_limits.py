@@ -1,0 +1,152 @@
+"""What slow clients and many connections come to at `refllm serve`, and what is counted."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import select
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from refllm.spin.server.process import running_server
+from tests.server import Answer, ask
+from tests.slow_client import BODY_WITHOUT_END, HEAD_WITHOUT_END, answer_to_drops
+
+ONE_AND_A_HALF = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /healthz HTTP/1.1\r\nx-slow: "
+CHUNKS_WITHOUT_END = (
+    b"POST /infer HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nffff\r\n"
+)
+GENERATED = re.compile(rb"refllm_generated_tokens_total ([0-9.]+)")
+STORY: Mapping[str, object] = {"model": "tiny-chat", "prompt": "Once upon a time", "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_server() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def hasty_url() -> Iterator[str]:
+    with running_server(["--max-arrival-seconds", "0.2", "--max-body-bytes", "90000"]) as server:
+        yield server.url
+
+
+# Slow clients
+
+
+@pytest.mark.parametrize(
+    ("begin", "status"),
+    [
+        (HEAD_WITHOUT_END, b"408"),
+        (CHUNKS_WITHOUT_END, b"408"),
+        (ONE_AND_A_HALF, b"408"),
+        (BODY_WITHOUT_END, b"413"),  # refused at once, and read no longer than others
+    ],
+    ids=["head", "body", "second head", "refused body"],
+)
+def test_a_client_that_sends_too_slowly_is_not_heard_to_its_end(
+    begin: bytes, status: bytes, hasty_url: str
+) -> None:
+    *_, answer = answer_to_drops(hasty_url, begin).split(b"HTTP/1.1 ")
+    assert answer.startswith(status)
+    if status == b"408":
+        assert b"connection: close" in answer.lower()
+        assert b"did not arrive within this server's limit of 0.2 s" in answer
+
+
+def test_head_and_body_have_the_time_together(hasty_url: str) -> None:
+    answer = answer_to_drops(hasty_url, CHUNKS_WITHOUT_END.replace(b"\r\n\r\n", b"\r\nx: "))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_says_nothing_is_hung_up_on(hasty_url: str) -> None:
+    address = urlsplit(hasty_url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        assert connection.recv(1) == b""
+
+
+def test_a_connection_that_is_kept_has_the_time_anew_for_each_request(hasty_url: str) -> None:
+    address = urlsplit(hasty_url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    with closing(connection):
+        for _ in range(2):
+            connection.request("POST", "/v1/completions", json.dumps({**STORY, "max_tokens": 400}))
+            response = connection.getresponse()
+            assert (response.status, response.read()[:1]) == (200, b"{")
+            assert select.select([connection.sock], [], [], 0.4) == ([], [], [])
+
+
+# Many connections
+
+
+@contextmanager
+def held(url: str) -> Iterator[None]:
+    """A connection whose request does not come."""
+    address = urlsplit(url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        connection.sendall(b"GET ")
+        yield
+
+
+def test_a_connection_too_many_is_told_to_come_again() -> None:
+    with running_server(["--max-connections", "1"]) as server:
+        with held(server.url):
+            spin, openai = ask(server.url, "/healthz"), ask(server.url, "/v1/models")
+        assert answers_again(server.url)
+    for answer in (spin, openai):
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert answer.headers["connection"] == "close"
+    assert "as many connections as it takes" in spin.json
+    assert "as many connections as it takes" in openai.json["error"]["message"]
+
+
+def answers_again(url: str) -> bool:
+    return any(ask(url, "/healthz").status == 200 for _ in range(1000))
+
+
+# What is counted
+
+
+def n_generated(url: str) -> float:
+    found = GENERATED.search(ask(url, "/metrics").body)
+    return float(found[1]) if found else 0.0
+
+
+def completion(url: str, **options: object) -> Answer:
+    return ask(url, "/v1/completions", {**STORY, "max_tokens": 40, **options})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_are_counted_where_a_stop_ends_the_text(stream: bool, url: str) -> None:
+    text = completion(url).json["choices"][0]["text"]
+    before = n_generated(url)
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    answer = completion(url, stop=text[20:24], stream=stream, **options)
+    last = answer.body.split(b"data: ")[-2] if stream else answer.body
+    n_tokens = json.loads(last)["usage"]["completion_tokens"]
+    assert 0 < n_tokens < 40
+    assert n_generated(url) - before >= n_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_are_counted_once(stream: bool, url: str) -> None:
+    before = n_generated(url)
+    completion(url, stream=stream, max_tokens=7)
+    assert n_generated(url) - before == 7
+
+
+def test_tokens_are_counted_where_the_client_does_not_wait_for_the_end(url: str) -> None:
+    before = n_generated(url)
+    address = urlsplit(url)
+    body = json.dumps({**STORY, "max_tokens": 4000, "temperature": 5, "top_k": 0, "stream": True})
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    with closing(connection):
+        connection.request("POST", "/v1/completions", body)
+        assert connection.getresponse().readline().startswith(b"data: ")
+    assert n_generated(url) > before
