@@ -8,6 +8,7 @@
     export_hf.py, export_config.py, export_tokenizer.py   folders: tensors, config.json, tokenizer
     export_gguf.py, gguf_writer.py, export_vocab.py       GGUF: types, the file, its vocabulary
     export_pieces.py, export_tensors.py                   what both need
+    export_needs.py                                       what a model must have
 
 Everything is written to a hidden file or folder beside the target and renamed when it is whole, so
 there is never half a model; what exists is never overwritten.
@@ -27,6 +28,7 @@ from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.export_config import DTYPES
 from refllm.export_gguf import FILE_TYPES, write_gguf
 from refllm.export_hf import write_hf_folder, write_spin_folder
+from refllm.export_needs import refuse_incomplete
 from refllm.models import INFERENCING_ARCHITECTURE, check_name
 from refllm.weights import Weights, open_weights
 
@@ -49,10 +51,10 @@ def export(
     without a type is copied byte for byte. What a GGUF file cannot hold is left out: a text's
     limit in tokens that is in a tokenizer.json.
 
-    Errors: `InvalidInput` for a layout, type or name that is none, or where the target exists;
-    `ModelNotSupported` for what the layout cannot say; `LlmRuntimeError` for a damaged model, or a
-    target that cannot be written. A tensor that nobody asks for on the way may be missing: whether
-    all are there that a network needs is seen when it is loaded.
+    Errors: `InvalidInput` for a layout, type or name that is none, for numbers that the type cannot
+    hold, or where the target exists; `ModelNotSupported` for what the layout cannot say, and for
+    what refllm cannot load; `LlmRuntimeError` for a damaged model, naming the tensors that are
+    missing, or a target that cannot be written.
     """
     if layout not in LAYOUTS:
         raise InvalidInput(f"the format must be one of {', '.join(LAYOUTS)}, got {layout!r:.60}")
@@ -100,7 +102,9 @@ def _export_gguf(model: Path, target: Path, *, name: str, type_name: str | None)
 def _open(model: Path) -> Weights:
     if not model.exists():
         raise InvalidInput(f"there is no model at {str(model)[:500]}")
-    return open_weights(model)
+    weights = open_weights(model)
+    refuse_incomplete(weights)
+    return weights
 
 
 def _place_in_spin(weights: Weights) -> tuple[str, ...]:

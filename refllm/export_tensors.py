@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from refllm.api import InvalidInput
 from refllm.quant import FORMATS, Tensor
 from refllm.quantize import quantized
 
@@ -18,13 +16,12 @@ __all__ = ["half_split", "recoded"]
 
 # Quantizing needs some dozen arrays of the size of what it quantizes.
 NUMBERS_AT_A_TIME = 1 << 22
-LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 def recoded(tensor: Tensor, type_name: str) -> Tensor:
     """The tensor with its numbers in one of `refllm.quantize.QUANTIZABLE`; itself if they are.
 
-    Errors: `InvalidInput` as `quantized`, and for a number that F16 cannot hold.
+    Errors: `InvalidInput` as `quantized`.
     """
     if tensor.format.name == type_name:
         return tensor
@@ -33,8 +30,6 @@ def recoded(tensor: Tensor, type_name: str) -> Tensor:
     parts = []
     for start in range(0, n_rows, step):
         values = tensor.rows(start, min(start + step, n_rows))  # [≤ step, K]
-        if type_name == "F16":
-            _check_halves(tensor.name, values)
         parts.append(quantized(tensor.name, values, type_name).data)
     data = np.concatenate(parts)  # [N, row_bytes]
     return Tensor(tensor.name, FORMATS[type_name], tensor.shape, data)
@@ -52,11 +47,3 @@ def half_split(tensor: Tensor, *, n_heads: int) -> Tensor:
     order = pairs.swapaxes(1, 2).reshape(n_rows)
     rows = tensor.data.reshape(n_rows, -1)[order]
     return replace(tensor, data=rows.reshape(tensor.data.shape))
-
-
-def _check_halves(name: str, values: NDArray[np.float32]) -> None:
-    if np.abs(values).max() > LARGEST_HALF:
-        raise InvalidInput(
-            f"tensor {name} has numbers beyond {LARGEST_HALF:.0f}, the largest that F16 holds; "
-            "choose BF16 or F32"
-        )

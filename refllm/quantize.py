@@ -35,8 +35,10 @@ TRIED = np.arange(21, dtype=np.float32) * np.float32(0.1) - np.float32(1.0)
 def quantized(name: str, values: Floats, type_name: str) -> Tensor:
     """The matrix [N, D] as a tensor of that name, in one of `QUANTIZABLE`.
 
-    Errors: `InvalidInput` for another type, rows that are not whole blocks, or a number that is not
-    finite.
+    Errors: `InvalidInput` for another type, rows that are not whole blocks, a number that is not
+    finite, or one that would not be so any more: F16 ends at 65504, and so does the scale of a
+    block. ggml writes it as infinite, and `llama-quantize` then refuses it, too
+    (`ggml_validate_row_data`).
     """
     if type_name not in QUANTIZABLE:
         raise InvalidInput(f"cannot write {type_name}; can write {', '.join(QUANTIZABLE)}")
@@ -49,12 +51,23 @@ def quantized(name: str, values: Floats, type_name: str) -> Tensor:
     if not np.isfinite(values).all():
         raise InvalidInput(f"tensor {name} has a number that is not finite")
     rows = np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1])  # [N, D]
+    with np.errstate(all="ignore"):  # what overflows is seen in what it is decoded to
+        tensor = Tensor(name, stored_as, values.shape, _encoded(rows, type_name))
+        is_finite = bool(np.isfinite(tensor.array()).all())
+    if not is_finite:
+        raise InvalidInput(
+            f"tensor {name} has numbers as large as {np.abs(values).max():.6g}, which {type_name} "
+            f"would make infinite; choose {'F32' if type_name == 'BF16' else 'BF16 or F32'}"
+        )
+    return tensor
+
+
+def _encoded(rows: Floats, type_name: str) -> Bytes:
+    """[N, D] → [N, bytes of a row]."""
     if type_name == "Q4_K":
-        data = _q4_k(rows)
-    else:
-        blocks = quants.quantize(rows, gguf.GGMLQuantizationType[type_name])
-        data = np.ascontiguousarray(blocks).view(np.uint8)
-    return Tensor(name, stored_as, values.shape, data.reshape(len(rows), -1))
+        return _q4_k(rows)
+    blocks = quants.quantize(rows, gguf.GGMLQuantizationType[type_name])
+    return np.ascontiguousarray(blocks).view(np.uint8).reshape(len(rows), -1)
 
 
 def _q4_k(rows: Floats) -> Bytes:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 
 from refllm.api import LlmRuntimeError
 from refllm.pull import pull
+
+if TYPE_CHECKING:
+    from refllm.engine import LocalEngine
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("REFLLM_TEST_DATA", PROJECT.parent / "shared" / "data"))
@@ -42,3 +46,25 @@ def minilm_dir() -> Path:
             if "published" in str(error):  # it came, and is wrong
                 raise
             pytest.skip(f"cannot fetch all-minilm-l6-v2: {error}")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of random models as the contract lays them out: "tiny", flat.gguf and "embedder"."""
+    from tests.model_files import tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
+
+    root = tmp_path_factory.mktemp("ai-models")
+    (root / "llama").mkdir()
+    tiny_llama_folder(root / "llama" / "tiny")
+    tiny_llama_gguf(root / "flat.gguf")
+    tiny_bert_folder(root / "embedder")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_models: Path) -> LocalEngine:
+    """An engine that has `tiny_models`; a request leaves nothing in it."""
+    # Whoever tests no engine shall not wait for numba.
+    from refllm.engine import LocalEngine
+
+    return LocalEngine(roots=[tiny_models])

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from refllm.cli import app
+from refllm.conform.profiles import profile_names
 from tests.conftest import PROJECT
 
 EXAMPLE = f"{sys.executable} {PROJECT / 'docs' / 'harnesses' / 'harness.py'}"
@@ -96,7 +99,6 @@ def test_no_target_is_wrong_usage() -> None:
         (["--group", "quant", "--only", "text/*"], "leave no case"),
         (["--profile", "nobody"], "nobody"),
         (["--have", "gpt-5"], "gpt-5"),
-        (["--model-map", "tiny-chat=mine"], "--model-map"),
     ],
 )
 def test_an_option_that_names_nothing_is_named(arguments: list[str], named: str) -> None:
@@ -104,6 +106,137 @@ def test_an_option_that_names_nothing_is_named(arguments: list[str], named: str)
     assert code == 1
     assert said.startswith("refllm: invalid-input: ")
     assert named in said
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--protocol", "spin"],
+        ["--token", "secret"],
+        ["--token", ""],
+        ["--model-map", "tiny-chat=mine"],
+        ["--draws-as-refllm"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(
+    "target",
+    [EXAMPLE, "wrong_backend:Wrong", "127.0.0.1:8080", "a.wasm"],
+    ids=["a command", "an object", "no URL", "a component"],
+)
+def test_an_option_for_servers_is_refused_where_there_is_none(
+    target: str, option: list[str]
+) -> None:
+    code, printed, said = conform(target, *QUICK, *option)
+    assert (code, printed) == (1, "")
+    assert said.startswith(f"refllm: invalid-input: {option[0]} is for servers, ")
+    assert target in said
+    assert "http://" in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("kind", ["junit", "html", "json", "badge"])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("file/report", "Not a directory"),
+        ("file/new/report", "Not a directory"),
+        pytest.param("x" * 300, "name too long", id="name too long"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_refused_before_the_run(
+    kind: str, path: str, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    code, printed, said = conform("no-such-harness", *QUICK, f"--{kind}", tmp_path / path)
+    assert (code, printed) == (1, "")
+    assert said.startswith(
+        f"refllm: invalid-input: --{kind} {tmp_path / path}: cannot be written: "
+    )
+    assert reason in said
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_report_that_may_not_be_written_over_is_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not by the file's mode: who runs this as root may write it all the same.
+    monkeypatch.setattr("os.access", lambda _path, mode: mode != os.W_OK)
+    path = tmp_path / "report.json"
+    path.write_text("mine")
+    code, _, said = conform("no-such-harness", *QUICK, "--json", path)
+    assert code == 1
+    assert "Permission denied; name a file in a folder that you may write to" in said
+    assert path.read_text() == "mine"
+
+
+def test_a_report_at_a_folder_is_wrong_usage(tmp_path: Path) -> None:
+    code, _, said = conform("no-such-harness", *QUICK, "--json", tmp_path)
+    assert code == 2
+    assert "'--json'" in said
+
+
+def test_a_run_that_does_not_begin_leaves_the_places_of_the_reports_as_they_are(
+    tmp_path: Path,
+) -> None:
+    old = tmp_path / "old.json"
+    old.write_text("mine")
+    new = ("--html", tmp_path / "new.html", "--junit", tmp_path / "folder" / "new.xml")
+    assert conform("no-such-harness", *QUICK, "--json", old, *new)[0] == 2
+    assert old.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def profile_of(path: Path, *cases: str, besides: Sequence[str] = ()) -> Path:
+    """A profile of one deviation."""
+    path.write_text(
+        'name = "mine"\nabout = "My backend."\n\n[[deviation]]\n'
+        f"cases = {json.dumps(cases)}\nexcept = {json.dumps(besides)}\n"
+        'because = "It is so."\nlink = "https://example.com/why"\nmay_pass = true\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_a_profile_that_names_no_case_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    path = profile_of(tmp_path / "mine.toml", "api/top-k-zeros", "quant/*", besides=["txt/*"])
+    code, printed, said = conform("no-such-harness", *QUICK, "--profile", path)
+    assert (code, printed) == (1, "")
+    first, *lines = said.splitlines()
+    assert first == (
+        "refllm: invalid-input: the profile mine names cases that the suite does not have"
+    )
+    assert [line.partition(":")[0] for line in lines] == ["'api/top-k-zeros'", "'txt/*'"]
+    assert lines[0].startswith("'api/top-k-zeros': the nearest ids are api/top-k-zero, ")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (QUICK, "text/*, api/top-k-zero"),
+        (["--only", "quant/*", "--quick"], "text/*, api/top-k-zero, sampling/*"),
+        (["--group", "ops", "--quick"], "text/*, api/top-k-zero, sampling/*, …"),
+    ],
+)
+def test_what_a_profile_knows_of_cases_that_are_left_out_is_told(
+    options: list[str], named: str, tmp_path: Path
+) -> None:
+    cases = ["text/*", "api/top-k-zero", "sampling/*", "quant/*"]
+    path = profile_of(tmp_path / "mine.toml", *cases)
+    code, _, said = conform("no-such-harness", *options, "--profile", path)
+    assert code == 2
+    assert said.splitlines()[0] == (
+        "refllm: --group, --only or --quick leave out all cases that the profile mine has as "
+        f"{named}"
+    )
+
+
+@pytest.mark.parametrize("profile", profile_names())
+def test_a_profile_of_the_suite_goes_without_a_warning(profile: str) -> None:
+    code, _, said = conform("no-such-harness", "--profile", profile)
+    assert code == 2
+    assert said.splitlines()[0].startswith("refllm: cannot start 'no-such-harness'")
 
 
 def test_the_reports_are_written_even_when_something_failed(wrong: str, tmp_path: Path) -> None:

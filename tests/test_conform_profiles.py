@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import jsonschema
@@ -16,8 +15,14 @@ from refllm.api import InferencingParams, InvalidInput, LlmError
 from refllm.conform.case import Case
 from refllm.conform.compare_api import compare_api
 from refllm.conform.http import HttpTarget, Protocol
-from refllm.conform.profiles import Profile, load_profile, profile_names
+from refllm.conform.profiles import (
+    Profile,
+    load_profile,
+    profile_names,
+    require_known_cases,
+)
 from refllm.conform.reply import Answer
+from refllm.conform.suite import load_suite
 from refllm.conform.wire import decoded
 from refllm.sampling import sample
 from tests.golden_api import CASES, TOKEN, answer, name, serving
@@ -60,10 +65,9 @@ def test_a_profile_follows_the_schema_and_has_its_file_s_name(profile: str) -> N
 
 @pytest.mark.parametrize("profile", NAMES)
 def test_every_pattern_names_a_case(profile: str) -> None:
-    for deviation in load_profile(profile).deviations:
-        for pattern in (*deviation.cases, *deviation.exceptions):
-            if pattern.partition("/")[0] in GROUPS:
-                assert any(fnmatchcase(case_id, pattern) for case_id in IDS), pattern
+    ids = [case.id for case in load_suite().cases]
+    assert load_profile(profile).unmatched(ids) == ()
+    require_known_cases(load_profile(profile), ids)
 
 
 @pytest.mark.parametrize("profile", NAMES)
@@ -186,6 +190,21 @@ def test_the_first_deviation_that_names_a_case_counts(mine: Path) -> None:
 def test_a_deviation_says_whether_the_case_may_pass(mine: Path) -> None:
     profile = load_profile(str(mine))
     assert [deviation.may_pass for deviation in profile.deviations] == [False, True]
+
+
+def test_a_pattern_that_matches_nothing_is_found_whether_cases_or_except_has_it(
+    mine: Path,
+) -> None:
+    profile = load_profile(str(mine))
+    assert profile.unmatched(["text/b1", "text/a", "api/a"]) == ()
+    assert profile.unmatched(["text/a", "api/b"]) == ("api/a", "text/b*", "text/b1")
+
+
+def test_a_pattern_that_matches_nothing_is_named_with_the_nearest_ids(mine: Path) -> None:
+    ids = ["text/b1", "text/a", "api/b", "api/ab"]
+    with pytest.raises(InvalidInput, match="the profile mine names cases that the suite") as caught:
+        require_known_cases(load_profile(str(mine)), ids)
+    assert caught.value.args[1:] == ("'api/a': the nearest ids are api/ab, api/b, text/a",)
 
 
 @pytest.mark.parametrize(

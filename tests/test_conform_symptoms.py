@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from refllm.conform.case import GROUPS, Case, Group
 from refllm.conform.compare import compare
-from refllm.conform.compare_numbers import array
+from refllm.conform.compare_numbers import Doubles, array
 from refllm.conform.reply import Answer
 from refllm.conform.runner import verdict_of
 from refllm.conform.suite import load_suite
@@ -20,8 +18,6 @@ from refllm.conform.symptoms.mistakes_in_sampling import RULES
 from refllm.conform.symptoms.of_logits import NETWORKS, network_logits
 from refllm.conform.symptoms.symptom import explained_share
 from refllm.conform.verdict import Verdict
-
-Doubles = NDArray[np.float64]
 
 # What does not change tiny-chat: its own base and epsilon, and an output that it shares.
 NO_MISTAKE = {"RoPE base 10000", "RMSNorm epsilon 1e-05", "embeddings for output"}

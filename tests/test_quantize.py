@@ -78,3 +78,37 @@ def test_one_number_alone_among_zeros_is_kept() -> None:
 def test_what_cannot_be_quantized_is_named(values: Floats, type_name: str, named: str) -> None:
     with pytest.raises(InvalidInput, match=named):
         quantized("w", values, type_name)
+
+
+@pytest.mark.parametrize(
+    ("type_name", "fits", "does_not_fit"),
+    [
+        # A scale is a float16, whose largest number is 65504; what is nearest to it is 65519.
+        ("F16", 65_519, 65_520),
+        ("BF16", 3.39e38, 3.4e38),
+        ("Q8_0", 127 * 65_519, 127 * 65_521),
+        ("Q4_0", 8 * 65_519, 8 * 65_520),
+        ("Q4_K", 15 * 63 * 65_500, 15 * 63 * 65_530),
+        ("Q4_K", -63 * 65_519, -63 * 65_521),
+    ],
+)
+def test_numbers_that_a_type_would_make_infinite_are_refused(
+    type_name: str, fits: float, does_not_fit: float
+) -> None:
+    values = np.zeros((3, 256), np.float32)
+    values[1, :32] = fits
+    assert np.isfinite(quantized("w", values, type_name).array()).all()
+    values[1, :32] = does_not_fit
+    others = "F32" if type_name == "BF16" else "BF16 or F32"
+    largest = f"{abs(values[1, 0]):.6g}"
+    with pytest.raises(InvalidInput, match="as large as") as caught:
+        quantized("w", values, type_name)
+    assert str(caught.value) == (
+        f"tensor w has numbers as large as {largest}, which {type_name} would make infinite; "
+        f"choose {others}"
+    )
+
+
+def test_f32_holds_every_number() -> None:
+    values = np.full((1, 2), np.finfo(np.float32).max, np.float32)
+    assert np.array_equal(quantized("w", values, "F32").array(), values)

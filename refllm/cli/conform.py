@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["conform"]
 
 UNREACHABLE = 2  # the target could not be run: nothing is known about it
+MOST_NAMED = 3  # patterns of a profile
 
 
 class Protocol(StrEnum):
@@ -44,7 +45,10 @@ def conform(
             show_default=False,
         ),
     ] = None,
-    protocol: Annotated[Protocol, typer.Option(help="What a URL's server speaks.")] = Protocol.spin,
+    protocol: Annotated[
+        Protocol | None,
+        typer.Option(help="What a URL's server speaks.", show_default=Protocol.spin.value),
+    ] = None,
     token: Annotated[str | None, typer.Option(help="For a server that wants one.")] = None,
     group: Annotated[
         list[str] | None, typer.Option(metavar="GROUP", help="Only this group; repeatable.")
@@ -107,31 +111,48 @@ def conform(
         return
     if target is None:
         raise typer.BadParameter("say what to test: a URL, a command, module:object, or a .wasm")
-    from refllm.conform.profiles import load_profile
+    from refllm.conform.profiles import load_profile, require_known_cases
+    from refllm.conform.report_files import require_writable, write_reports
     from refllm.conform.report_text import text_of
     from refllm.conform.suite import chosen, load_suite
     from refllm.conform.targets import Options
 
+    _refuse_unless_server(
+        target,
+        {
+            "--protocol": protocol,
+            "--token": token,
+            "--model-map": model_map,
+            "--draws-as-refllm": draws_as_refllm or None,
+        },
+    )
+    # What a report needs is asked for before the run and not after it.
+    wanted = {"junit": junit, "html": html, "json": json, "badge": badge}
+    files = {kind: path for kind, path in wanted.items() if path is not None}
+    require_writable(files)
     if html is not None:
         from refllm.conform.report_html import require_packages
 
-        require_packages()  # before the run and not after it
+        require_packages()
 
     suite = load_suite()
     cases = chosen(suite, groups=group or (), only=only or (), quick=quick)
     names = _pairs(model_map or ())
     options = Options(
-        protocol=protocol.value,
+        protocol=(protocol or Protocol.spin).value,
         token=token,
         model_map=names,
         draws_as_refllm=draws_as_refllm,
         seconds=seconds,
     )
     known = None if profile is None else load_profile(profile)
+    if known is not None:
+        require_known_cases(known, [case.id for case in suite.cases])
+        _warn_of_what_is_left_out(known, cases)
     absent = _absent_models(cases, target, have, names)
     report = _run(target, options, cases, absent, known, suite.version)
     write_text(text_of(report))
-    _reports(report, {"junit": junit, "html": html, "json": json, "badge": badge})
+    write_reports(report, files)
     raise typer.Exit(report.exit_code)
 
 
@@ -176,6 +197,33 @@ def _run(
     )
 
 
+def _refuse_unless_server(target: str, options: Mapping[str, object]) -> None:
+    """Errors: `InvalidInput` for an option, by name, that is given and only a server has a use for.
+
+    None is one that is not given.
+    """
+    from refllm.conform.targets import is_url
+
+    given = [name for name, value in options.items() if value is not None]
+    if given and not is_url(target):
+        raise InvalidInput(
+            f"{given[0]} is for servers, and {target!r:.200} is none: a server's URL begins with "
+            f"http:// or https://; leave {given[0]} out"
+        )
+
+
+def _warn_of_what_is_left_out(profile: Profile, cases: Sequence[Case]) -> None:
+    """Say which patterns of the profile name nothing among the cases that are chosen."""
+    unmatched = profile.unmatched([case.id for case in cases])
+    if unmatched:
+        named = [*unmatched[:MOST_NAMED], *(["…"] if len(unmatched) > MOST_NAMED else [])]
+        typer.echo(
+            "refllm: --group, --only or --quick leave out all cases that the profile "
+            f"{profile.name} has as {', '.join(named)}",
+            err=True,
+        )
+
+
 def _pairs(given: Sequence[str]) -> dict[str, str]:
     """NAME=THEIRS, each. Errors: `InvalidInput` for a name that the suite does not have."""
     from refllm.conform.models import MODEL_NAMES
@@ -208,10 +256,7 @@ def _absent_models(
         raise InvalidInput(
             f"the suite has no model {unknown[0]!r}; its models are {', '.join(MODEL_NAMES)}"
         )
-    is_server = is_url(target)
-    if names and not is_server:
-        raise InvalidInput("--model-map is for servers; a harness knows its models by itself")
-    if not have and not is_server:
+    if not have and not is_url(target):
         return set()
     present = {*(have or ("tiny-chat", "tiny-embed")), *names}
     return {name for case in cases for name in case.models} - present
@@ -226,17 +271,3 @@ def _write_models(folder: Path) -> None:
             source = suite_model(name, Path(made))
             assert source is not None  # these are on every machine
             write_text(f"{shutil.copyfile(source, folder / f'{name}.gguf')}\n")
-
-
-def _reports(report: Report, files: Mapping[str, Path | None]) -> None:
-    """Write each of the files that is wanted."""
-    from refllm.conform.report_badge import badge_of
-    from refllm.conform.report_html import html_of
-    from refllm.conform.report_json import json_of
-    from refllm.conform.report_junit import junit_of
-
-    made = {"badge": badge_of, "html": html_of, "json": json_of, "junit": junit_of}
-    for kind, path in files.items():
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(made[kind](report), encoding="utf-8", newline="\n")

@@ -19,6 +19,7 @@ from refllm.conform.verdict import Difference
 from refllm.conform.wire import from_wire
 
 __all__ = [
+    "Doubles",
     "MalformedAnswer",
     "around",
     "array",

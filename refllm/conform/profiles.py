@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 from refllm.api import InvalidInput
 from refllm.conform.suite import golden_root
 
-__all__ = ["Deviation", "Profile", "load_profile", "profile_names"]
+__all__ = ["Deviation", "Profile", "load_profile", "profile_names", "require_known_cases"]
 
 ENDING = ".toml"
+NEAREST = 3  # ids that are shown beside a pattern that matches none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,17 @@ class Profile:
         """The first deviation that names the case; None where it must pass."""
         return next((each for each in self.deviations if each.names(case_id)), None)
 
+    def unmatched(self, case_ids: Collection[str]) -> tuple[str, ...]:
+        """The patterns that match none of these ids, exceptions among them; each once."""
+        patterns = dict.fromkeys(
+            pattern for each in self.deviations for pattern in (*each.cases, *each.exceptions)
+        )
+        return tuple(
+            pattern
+            for pattern in patterns
+            if not any(_matches(case_id, [pattern]) for case_id in case_ids)
+        )
+
 
 def profile_names(root: Path | None = None) -> list[str]:
     """The names of the profiles that come with the suite, in their order."""
@@ -86,6 +99,23 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
         return _profile(document)
     except ValueError as error:
         raise InvalidInput(f"{path}: {error}") from None
+
+
+def require_known_cases(profile: Profile, case_ids: Collection[str]) -> None:
+    """Raise `InvalidInput` naming the patterns that match none of the suite's ids, and the nearest.
+
+    A deviation that is misspelled would be granted to nothing, and nobody would know.
+    """
+    unmatched = profile.unmatched(case_ids)
+    if unmatched:
+        raise InvalidInput(
+            f"the profile {profile.name} names cases that the suite does not have",
+            *(
+                f"{pattern!r:.80}: the nearest ids are "
+                + ", ".join(get_close_matches(pattern, case_ids, n=NEAREST, cutoff=0.0))
+                for pattern in unmatched
+            ),
+        )
 
 
 def _folder(root: Path | None) -> Path:

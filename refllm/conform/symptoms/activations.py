@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+
+from refllm.conform.compare_numbers import Doubles
 
 __all__ = ["gelu", "gelu_sigmoid", "gelu_tanh", "relu", "sigmoid", "silu"]
 
-Doubles = NDArray[np.float64]
 
 _ERFC = np.vectorize(math.erfc, otypes=[np.float64])
 

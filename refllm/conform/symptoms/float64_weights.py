@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refllm import weights
+from refllm.conform.compare_numbers import Doubles
 
 __all__ = ["Weights", "open_float64"]
 
@@ -22,7 +22,7 @@ class Weights(Generic[C]):
     """A model's hyperparameters, and its tensors in float64 by GGUF's names."""
 
     config: C
-    tensors: Mapping[str, NDArray[np.float64]]
+    tensors: Mapping[str, Doubles]
 
 
 def open_float64(path: Path, config_of: Callable[[weights.Weights], C]) -> Weights[C]:

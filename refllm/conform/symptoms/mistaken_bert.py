@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.bert import BertConfig
+from refllm.conform.compare_numbers import Doubles
 from refllm.conform.symptoms.activations import gelu
 from refllm.conform.symptoms.float64_weights import Weights
 
 __all__ = ["Encoder", "embeddings", "mean"]
 
-Doubles = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 PADDING = 0  # [PAD]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.conform.compare_numbers import Doubles
 from refllm.conform.symptoms.activations import silu
 from refllm.conform.symptoms.float64_weights import Weights
 from refllm.llama import LlamaConfig
@@ -24,7 +25,6 @@ from refllm.rope import rope_frequencies
 
 __all__ = ["Network", "causal", "logits", "rms_norm"]
 
-Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from refllm.api import as_f32
 from refllm.conform.case import Json
+from refllm.conform.compare_numbers import Doubles
 from refllm.sampling import softmax
 
 __all__ = ["CONTRACT", "LLAMA_CPP", "Rule", "answer", "keep_until_p"]
 
-Doubles = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 CONTRACT = ("penalty", "temperature", "softmax", "top_k", "top_p")

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refllm.conform.case import Case, Json
+from refllm.conform.compare_numbers import Doubles
 from refllm.conform.symptoms.mistaken_llama import Network, logits
 from refllm.conform.symptoms.mistaken_sampler import Rule, answer
 from refllm.conform.symptoms.of_logits import tiny_chat_weights
@@ -26,7 +26,6 @@ from refllm.sampling import uniform
 
 __all__ = ["RIGHT", "Writer", "can_be_drawn", "would_write_otherwise", "writes"]
 
-Doubles = NDArray[np.float64]
 Ids = tuple[int, ...]
 
 SAME_WEIGHTS = frozenset({"tiny-chat", "tiny-chat-F32"})

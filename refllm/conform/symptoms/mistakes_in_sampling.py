@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from refllm.conform.compare_numbers import Doubles
 from refllm.conform.symptoms.mistaken_sampler import LLAMA_CPP, Rule, keep_until_p
 
 __all__ = ["RULES"]
 
-Doubles = NDArray[np.float64]
 
 # float32 has 24 bits: what it rounds is off by less than this, and more than float64 ever is.
 FLOAT32_ROUNDING = 1e-5

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from refllm.bert import BertConfig
 from refllm.config import bert_config
 from refllm.conform.case import Case, Json
+from refllm.conform.compare_numbers import Doubles
 from refllm.conform.models import suite_model
 from refllm.conform.symptoms.activations import gelu_sigmoid, gelu_tanh, relu, silu
 from refllm.conform.symptoms.float64_weights import Weights, open_float64
@@ -25,7 +26,6 @@ from refllm.tokenizer import Tokenizer
 
 __all__ = ["EMBEDDINGS", "ENCODERS", "vectors"]
 
-Doubles = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Texts = tuple[str, ...]
 

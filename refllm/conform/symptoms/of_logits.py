@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from refllm.config import llama_config
 from refllm.conform.case import Case, Json
-from refllm.conform.compare_numbers import array
+from refllm.conform.compare_numbers import Doubles, array
 from refllm.conform.models import suite_model
 from refllm.conform.symptoms.activations import gelu, gelu_tanh, relu, sigmoid
 from refllm.conform.symptoms.float64_weights import Weights, open_float64
@@ -28,7 +28,6 @@ from refllm.llama import LlamaConfig
 
 __all__ = ["LOGITS", "NETWORKS", "network_logits", "tiny_chat_weights"]
 
-Doubles = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 # So many tables of logits are kept, because several cases ask about the same tokens.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.conform.case import Case, Json
-from refllm.conform.compare_numbers import array
+from refllm.conform.compare_numbers import Doubles, array
 from refllm.conform.symptoms.activations import gelu, gelu_sigmoid, gelu_tanh, relu, sigmoid, silu
 from refllm.conform.symptoms.of_embeddings import ENCODERS
 from refllm.conform.symptoms.of_logits import NETWORKS
@@ -23,7 +23,6 @@ from refllm.conform.symptoms.symptom import Symptom, agrees, explained_share, se
 
 __all__ = ["OPS"]
 
-Doubles: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
 # An operation's output, from its inputs by name: arrays are arrays.
 Compute: TypeAlias = Callable[[Mapping[str, Any]], Doubles]

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refllm.conform.case import Case, Group, Json
 from refllm.conform.compare import compare
-from refllm.conform.compare_numbers import MalformedAnswer
+from refllm.conform.compare_numbers import Doubles, MalformedAnswer
 
 __all__ = ["Symptom", "agrees", "answering", "explained_share", "seen"]
 
@@ -105,7 +104,7 @@ def agrees(case: Case, expected: Json, got: Json) -> bool:
         return False
 
 
-def explained_share(difference: NDArray[np.float64], mistake: NDArray[np.float64]) -> float:
+def explained_share(difference: Doubles, mistake: Doubles) -> float:
     """How much of the difference from the right answer a mistake's difference takes away.
 
     1 is all of it. What is less than LEAST_SHARE is 0, and so is what is not finite.
