@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from refllm import oracle
 from refllm.kernels.elementwise import gelu, gelu_tanh, rope_table, swiglu
-from refllm.kernels.math import exp_f32, gelu_f32, silu_f32, sin_cos
+from refllm.kernels.math import exp_f32, gelu_f32, largest_of, silu_f32, sin_cos
 
 Floats = NDArray[np.float32]
 
@@ -113,3 +113,25 @@ def test_the_rope_table_holds_cosine_and_sine_of_position_times_frequency() -> N
     angles = positions[:, None] * frequencies  # [T, R/2]
     table = rope_table(positions, frequencies)
     np.testing.assert_array_equal(table, [np.cos(angles).astype("f4"), np.sin(angles).astype("f4")])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [-3.5],
+        [-2.0, -1.5, -7.0],
+        [0.0, -1e-45, -1.0],
+        [1e-45, 0.0],
+        [3.0, np.inf, 7.0],
+        [-np.inf, -3e38],
+        [-np.inf],
+        np.random.default_rng(0).standard_normal(100).tolist(),
+    ],
+)
+def test_the_largest_of_a_row_is_found_by_its_bits(row: list[float]) -> None:
+    assert largest_of(np.array(row, np.float32)) == np.array(row, np.float32).max()
+
+
+@pytest.mark.parametrize("row", [[np.nan, 1.0], [1.0, np.nan, np.inf]])
+def test_a_nan_counts_as_the_largest(row: list[float]) -> None:
+    assert np.isnan(largest_of(np.array(row, np.float32)))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.kernels.jit import inner, jit, parallel_jit, prange
-from refllm.kernels.math import exp_f32
+from refllm.kernels.math import exp_f32, largest_of
 from refllm.kernels.simd import LANES
 from refllm.kernels.tile import add_products
 
@@ -40,6 +40,11 @@ Ints = NDArray[np.int64]
 
 # Below this many multiplications one thread is done before a second has woken up.
 SERIAL_WORK = 1 << 16
+# Scores are computed so many at a time; a few beyond the last visible one take less time than the
+# rest of a row one by one.
+SIDE_BY_SIDE = 16
+# Rows whose sums advance together.
+TOGETHER = 4
 # How many queries go through together: enough to use what is loaded, few enough for the cache.
 QUERIES = 24
 
@@ -88,11 +93,10 @@ def _softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.fl
     for vector in range(n_vectors):
         add_products(queries, 0, queries.shape[1], keys, vector * LANES, scores, vector * LANES)
     for r in range(n_rows):
-        row = scores[r, : n_visible[r]]
-        largest = np.float32(-np.inf)
+        row = scores[r, : (n_visible[r] + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE * SIDE_BY_SIDE]
         for s in range(row.size):
             row[s] *= scale
-            largest = max(largest, row[s])
+        largest = largest_of(row[: n_visible[r]])
         for s in range(row.size):
             row[s] = exp_f32(row[s] - largest)
     _normalize(scores, n_visible)
@@ -103,21 +107,38 @@ def _softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.fl
 def _normalize(scores: Floats, n_visible: Ints) -> None:
     """Divide each row by its sum.
 
-    An addition waits for the one before it, so the sums of all rows advance together, over the
+    An addition waits for the one before it, so the sums of four rows advance together, over the
     tokens that all of them see; each row then goes on alone.
     """
-    n_rows = scores.shape[0]
-    totals = np.zeros(n_rows, np.float64)
-    common = n_visible[0]
-    for s in range(common):
-        for r in range(n_rows):
-            totals[r] += np.float64(scores[r, s])
-    for r in range(n_rows):
-        for s in range(common, n_visible[r]):
-            totals[r] += np.float64(scores[r, s])
-        denominator = np.float32(totals[r])
-        for s in range(n_visible[r]):
-            scores[r, s] /= denominator
+    totals = np.zeros(TOGETHER, np.float64)
+    for first in range(0, scores.shape[0], TOGETHER):
+        n_rows = min(TOGETHER, scores.shape[0] - first)
+        common = 0
+        if n_rows == TOGETHER:
+            common = n_visible[first]
+            totals[0], totals[1], totals[2], totals[3] = _totals(scores, first, common)
+        else:
+            totals[:] = 0.0
+        for i in range(n_rows):
+            row = scores[first + i, : n_visible[first + i]]
+            total = totals[i]
+            for s in range(common, row.size):
+                total += np.float64(row[s])
+            denominator = np.float32(total)
+            for s in range(row.size):
+                row[s] /= denominator
+
+
+@inner
+def _totals(scores: Floats, r: int, n: int) -> tuple[float, float, float, float]:
+    """The sums of the first n scores of rows r … r + 3."""
+    total0 = total1 = total2 = total3 = 0.0
+    for s in range(n):
+        total0 += np.float64(scores[r, s])
+        total1 += np.float64(scores[r + 1, s])
+        total2 += np.float64(scores[r + 2, s])
+        total3 += np.float64(scores[r + 3, s])
+    return total0, total1, total2, total3
 
 
 @inner

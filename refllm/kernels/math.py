@@ -13,10 +13,11 @@ measurement); 0.5 ULP is what perfect rounding would give.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refllm.kernels.jit import inner
 
-__all__ = ["exp", "exp_f32", "gelu_f32", "silu_f32", "sin_cos"]
+__all__ = ["exp", "exp_f32", "gelu_f32", "largest_of", "silu_f32", "sin_cos"]
 
 # ln 2 in two parts: the first has 38 bits, so that its product with a 15-bit integer is exact.
 LOG2_E = 1.4426950408889634
@@ -158,6 +159,25 @@ def sin_cos(x: float) -> tuple[np.float32, np.float32]:
     if quadrant == 2:
         return np.float32(-s), np.float32(-c)
     return np.float32(-c), np.float32(s)
+
+
+@inner
+def largest_of(row: NDArray[np.float32]) -> np.float32:
+    """The largest of some numbers; a NaN with sign + counts as larger than all.
+
+    As integers, because a compiler may compare those in any order, and so several at a time. Bits
+    of a negative float grow with its size; all but the sign turned around, they fall.
+    """
+    bits = row.view(np.int32)
+    largest = np.int32(-(2**31))
+    for i in range(bits.size):
+        largest = max(largest, _ordered(bits[i]))
+    return np.int32(_ordered(largest)).view(np.float32)
+
+
+@inner
+def _ordered(bits: np.int32) -> np.int32:
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @inner
