@@ -80,7 +80,8 @@ def attention_weights(
         for t in range(n_tokens):
             n = n_visible[t : t + 1]
             scores = _softmax_scores(query[t, h : h + 1], keys[h // group], n, scale)
-            out[h, t, : n[0]] = scores[0, : n[0]]
+            for i in range(n[0]):
+                out[h, t, i] = scores[0, i]
     return out
 
 
@@ -193,11 +194,13 @@ def _attend_text(item: int, qkv: Floats, starts: Ints, scale: np.float32, out: F
         n_queries = min(QUERIES, last - start)
         queries = np.empty((n_queries, head_dim), np.float32)  # [R, E]
         for r in range(n_queries):
-            queries[r] = qkv[start + r, h]
+            for e in range(head_dim):
+                queries[r, e] = qkv[start + r, h, e]
         visible = np.full(n_queries, n_tokens)
         results = attend_queries(queries, keys, values, visible, scale)
         for r in range(n_queries):
-            out[start + r, h] = results[r, :head_dim]
+            for e in range(head_dim):
+                out[start + r, h, e] = results[r, e]
 
 
 @jit

@@ -250,7 +250,9 @@ def apply_rope(x: Floats, table: Floats, n_heads: int) -> Floats:
 
 @inner
 def _turn_token(t: int, x: Floats, table: Floats, n_heads: int, out: Floats) -> None:
-    out[t] = x[t]
+    for h in range(x.shape[1]):
+        for e in range(x.shape[2]):
+            out[t, h, e] = x[t, h, e]
     for h in range(n_heads):
         for pair in range(table.shape[2]):
             cosine, sine = table[0, t, pair], table[1, t, pair]
