@@ -2,9 +2,9 @@
 
 Every kernel is compiled with the same options, and the options are part of the numerics:
 no `fastmath`, so that LLVM neither fuses, reorders nor approximates; `error_model="numpy"`, so
-that x/0 is an IEEE value and not an exception. `nogil=True` lets other Python threads run meanwhile.
-Nothing is compiled before its first call, and what was compiled once on a machine is found on disk
-from then on (`refllm.kernels.cache`).
+that x/0 is an IEEE value and not an exception. `nogil=True` lets other Python threads run
+meanwhile. Nothing is compiled before its first call, and what was compiled once on a machine is
+found on disk from then on (`refllm.kernels.cache`).
 
 Kernels copy arrays element by element: `a[t] = b[t]` takes numba seconds to compile, because the
 shapes might not agree.
