@@ -54,8 +54,9 @@ TINY_CHAT = embedded.ROOT / "llama" / "tiny-chat.gguf"
 TINY_EMBED = embedded.ROOT / "bert" / "tiny-embed.gguf"
 
 BOS = 1
-# The last tokens go through the network one at a time, so that both matrix kernels are seen.
-ONE_AT_A_TIME = 5
+# The last tokens go through the network one at a time, and a few before them together, so that all
+# three matrix kernels are seen.
+A_FEW, ONE_AT_A_TIME = 4, 5
 GREEDY_STEPS = 200
 BERT_TEXTS = ((2, 5, 9, 3), (2, 3), (2, 30, 31, 32, 7, 7, 7, 3), tuple(range(20, 60)))
 
@@ -165,7 +166,8 @@ def logits_by_kernels(path: Path, sequences: Sequences) -> Array:
     [token_ids] = sequences
     llama = _open_llama(path)
     cache = llama.new_cache()
-    pieces = [token_ids[:-ONE_AT_A_TIME], *([i] for i in token_ids[-ONE_AT_A_TIME:])]
+    many, rest = token_ids[: -A_FEW - ONE_AT_A_TIME], token_ids[-A_FEW - ONE_AT_A_TIME :]
+    pieces = [many, rest[:A_FEW], *([i] for i in rest[A_FEW:])]
     return np.concatenate([llama.forward([Segment(piece, cache)])[0] for piece in pieces])
 
 
