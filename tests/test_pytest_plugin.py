@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from refllm.engine import LocalEngine
+from refllm.kernels.cache import cache_folder, kernel_sources
 from tests.model_files import tiny_llama_gguf
 
 pytest_plugins = ["pytester"]
 
+# pytester gives its runs another home; what is compiled already need not be compiled again.
+KERNELS = cache_folder(os.environ, kernel_sources())
 CONFTEST = """
     from pathlib import Path
     import pytest
@@ -223,8 +227,12 @@ def test_the_fixtures_are_listed_with_what_they_are(pytester: pytest.Pytester) -
         assert what in below.split("\n\n")[0]
 
 
-def test_the_server_s_fixture_answers_as_the_engine_does(pytester: pytest.Pytester) -> None:
+def test_the_server_s_fixture_answers_as_the_engine_does(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("fastapi", reason="the extra server is not installed")
+    if KERNELS is not None:
+        monkeypatch.setenv("REFLLM_CACHE_DIR", str(KERNELS.parent))
     pytester.makeini("[pytest]\nrefllm_seed = 3\nrefllm_stand_ins = true\n")
     pytester.makepyfile(
         """
