@@ -23,6 +23,8 @@ __all__ = [
     "FAILED",
     "STANDARD_STREAM",
     "JsonOption",
+    "MaxArrivalSecondsOption",
+    "MaxConnectionsOption",
     "ModelArgument",
     "NumericsOption",
     "ProfileOption",
@@ -69,6 +71,12 @@ NumericsOption = Annotated[
 StandInsOption = Annotated[
     bool,
     typer.Option("--stand-ins", help="Let an embedded model answer for one that is not here."),
+]
+MaxConnectionsOption = Annotated[
+    int, typer.Option(min=1, help="Open at once; one more is sent away.")
+]
+MaxArrivalSecondsOption = Annotated[
+    float, typer.Option(min=0.001, help="For a request, head and body, to arrive.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 

@@ -17,6 +17,8 @@ import typer
 from refllm.api import LlmRuntimeError
 from refllm.cli.common import (
     INTERRUPTED,
+    MaxArrivalSecondsOption,
+    MaxConnectionsOption,
     NumericsOption,
     ProfileOption,
     SeedOption,
@@ -62,12 +64,8 @@ def run(
         int, typer.Option(min=1, max=4096, help="Of a component for one request, in MiB.")
     ] = 512,
     max_body_bytes: Annotated[int, typer.Option(min=0, help="Of one request.")] = 16 * MEBIBYTE,
-    max_connections: Annotated[
-        int, typer.Option(min=1, help="Open at once; one more is sent away.")
-    ] = 128,
-    max_arrival_seconds: Annotated[
-        float, typer.Option(min=0.001, help="For a request, head and body, to arrive.")
-    ] = 30.0,
+    max_connections: MaxConnectionsOption = 128,
+    max_arrival_seconds: MaxArrivalSecondsOption = 30.0,
     grace: Annotated[
         int, typer.Option(min=0, help="Seconds that requests have to finish after SIGTERM.")
     ] = 10,

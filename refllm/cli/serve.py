@@ -13,6 +13,8 @@ import typer
 
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.cli.common import (
+    MaxArrivalSecondsOption,
+    MaxConnectionsOption,
     NumericsOption,
     ProfileOption,
     SeedOption,
@@ -56,12 +58,8 @@ def serve(
     numerics: NumericsOption = "exact",
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
-    max_connections: Annotated[
-        int, typer.Option(min=1, help="Open at once; one more is sent away.")
-    ] = 512,
-    max_arrival_seconds: Annotated[
-        float, typer.Option(min=0.001, help="For a request, head and body, to arrive.")
-    ] = 30.0,
+    max_connections: MaxConnectionsOption = 512,
+    max_arrival_seconds: MaxArrivalSecondsOption = 30.0,
     max_waiting: Annotated[
         int, typer.Option(min=1, help="Requests that wait; one more is sent away.")
     ] = 64,

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from refllm.kernels.attention import QUERIES, SERIAL_WORK, attend_queries, attention_scale
-from refllm.kernels.jit import inner, jit, parallel_jit, prange
+from refllm.kernels.jit import inner, jit, parallel_jit, prange, specialized
 
 __all__ = ["Caches", "attention", "caches_of", "remember"]
 
@@ -144,23 +144,7 @@ def _remember(qkv: Floats, places: NDArray[np.void], layer: int, n_kv_heads: int
                     values[head, s, e] = qkv[row, first_value + head, e]
 
 
-@jit
-def _serial(
-    query: Floats,
-    places: NDArray[np.void],
-    n_visible: Ints,
-    layer: int,
-    n_kv_heads: int,
-    scale: np.float32,
-    out: Floats,
-) -> None:
-    blocks = _blocks(places, out.shape[1] // n_kv_heads)
-    for item in range(blocks.shape[0] * n_kv_heads):
-        _attend(item, blocks, query, places, n_visible, layer, n_kv_heads, scale, out)
-
-
-@parallel_jit
-def _parallel(
+def _attend_all(
     query: Floats,
     places: NDArray[np.void],
     n_visible: Ints,
@@ -172,12 +156,12 @@ def _parallel(
     blocks = _blocks(places, out.shape[1] // n_kv_heads)
     n_items = blocks.shape[0] * n_kv_heads
     for turn in prange(n_items):
-        item = folded(turn, n_items)
+        item = _folded(turn, n_items)
         _attend(item, blocks, query, places, n_visible, layer, n_kv_heads, scale, out)
 
 
 @inner
-def folded(turn: int, n: int) -> int:
+def _folded(turn: int, n: int) -> int:
     """The turn-th of 0 … n − 1 in the order 0, n − 1, 1, n − 2, 2, …
 
     Later tokens see more and take longer. In this order, any stretch of turns is as much work as
@@ -241,3 +225,8 @@ def _attend(
         for g in range(group):
             for e in range(head_dim):
                 out[first + t, kv_head * group + g, e] = results[t * group + g, e]
+
+
+# In what is compiled for one thread, prange is range.
+_serial = jit(specialized(_attend_all, "cached_attention_serial"))
+_parallel = parallel_jit(specialized(_attend_all, "cached_attention_parallel"))

@@ -83,7 +83,7 @@ def linear(x: Floats, *weights: Matrix, bias: Floats | None = None) -> Floats:
     weight was packed says by which numerics: exact here, as integers in `refllm.kernels.int8`.
     """
     n_tokens = len(x)
-    if 1 < n_tokens < FEW:
+    if 1 < n_tokens < FEW:  # a few rows are never fewer than that
         x = np.concatenate([x, np.zeros((FEW - n_tokens, x.shape[1]), np.float32)])
     out = np.empty((len(x), sum(weight.n_rows for weight in weights)), np.float32)  # [≥ T, N]
     first = 0
