@@ -33,7 +33,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def hasty_url() -> Iterator[str]:
-    with running_server(["--max-arrival-seconds", "0.2", "--max-body-bytes", "90000"]) as server:
+    with running_server(["--max-arrival-seconds", "0.5", "--max-body-bytes", "90000"]) as server:
         yield server.url
 
 
@@ -57,7 +57,7 @@ def test_a_client_that_sends_too_slowly_is_not_heard_to_its_end(
     assert answer.startswith(status)
     if status == b"408":
         assert b"connection: close" in answer.lower()
-        assert b"did not arrive within this server's limit of 0.2 s" in answer
+        assert b"did not arrive within this server's limit of 0.5 s" in answer
 
 
 def test_head_and_body_have_the_time_together(hasty_url: str) -> None:
@@ -79,7 +79,7 @@ def test_a_connection_that_is_kept_has_the_time_anew_for_each_request(hasty_url:
             connection.request("POST", "/v1/completions", json.dumps({**STORY, "max_tokens": 400}))
             response = connection.getresponse()
             assert (response.status, response.read()[:1]) == (200, b"{")
-            assert select.select([connection.sock], [], [], 0.4) == ([], [], [])
+            assert select.select([connection.sock], [], [], 1.0) == ([], [], [])
 
 
 # Many connections

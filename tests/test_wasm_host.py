@@ -20,7 +20,6 @@ from refllm.spin.wasm.host import Host, Program, Services
 from refllm.spin.wasm.wasi_http import Request, Response
 from tests.guests.build import component
 
-SECONDS = 0.4
 MEBIBYTE = 1024 * 1024
 
 
@@ -41,7 +40,7 @@ class NoEngine:
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    with Host(Limits(memory_bytes=64 * MEBIBYTE, seconds=SECONDS)) as host:
+    with Host(Limits(memory_bytes=64 * MEBIBYTE)) as host:
         yield host
 
 
@@ -91,10 +90,12 @@ def test_a_call_of_what_the_host_does_not_offer_names_the_import(
 @pytest.mark.network
 @pytest.mark.parametrize("target", ["/loop", "/sleep?3600"])
 def test_a_guest_that_does_not_end_is_ended_when_its_time_is_up(
-    target: str, host: Host, probe: Program
+    target: str, probe: Program
 ) -> None:
-    with pytest.raises(GuestFailed, match=r"it took more than 0\.4 seconds"):
-        host.respond(probe, Request("GET", target), services())
+    with Host(Limits(seconds=0.4)) as host:
+        program = host.load_handler(probe.path)
+        with pytest.raises(GuestFailed, match=r"it took more than 0\.4 seconds"):
+            host.respond(program, Request("GET", target), services())
 
 
 @pytest.mark.network

@@ -15,7 +15,6 @@ import pytest
 from refllm.api import InvalidInput
 from refllm.engine import LocalEngine
 from refllm.spin.wasm.application import Application, open_application
-from refllm.spin.wasm.guest import Limits
 from refllm.spin.wasm.host import Host
 from refllm.spin.wasm.port import Port
 from tests.guests.build import component
@@ -65,7 +64,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Application:
 def port(application: Application) -> Iterator[Port]:
     engines = {id_: LocalEngine(allowed_models=[]) for id_ in application.components}
     with (
-        Host(Limits(seconds=1)) as host,
+        Host() as host,
         Port(application, host, engines, ANY_PORT, max_body_bytes=LIMIT) as port,
     ):
         yield port
