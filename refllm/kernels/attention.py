@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from refllm.kernels.jit import inner, jit, parallel_jit, prange
 from refllm.kernels.math import exp_f32, largest_of
+from refllm.kernels.memory import empty
 from refllm.kernels.simd import LANES
 from refllm.kernels.tile import add_products
 
@@ -168,7 +169,7 @@ def attention_over_texts(qkv: Floats, starts: Ints) -> Floats:
     tokens attends to all of them and to no others.
     """
     n_tokens, n_all, head_dim = qkv.shape
-    out = np.empty((n_tokens, n_all // 3, head_dim), np.float32)  # [T, H, E]
+    out = empty(n_tokens, n_all // 3, head_dim)  # [T, H, E]
     longest = int(np.max(np.diff(starts)))
     run = _texts_serial if out.size * longest < SERIAL_WORK else _texts_parallel
     run(qkv, starts, attention_scale(head_dim), out)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from refllm.kernels.attention import QUERIES, SERIAL_WORK, attend_queries, attention_scale
 from refllm.kernels.jit import inner, jit, parallel_jit, prange, specialized
+from refllm.kernels.memory import empty
 
 __all__ = ["Caches", "attention", "caches_of", "remember"]
 
@@ -35,6 +36,9 @@ PLACE = np.dtype(
     [(name, np.int64) for name in ("first", "n_new", "n_before", "capacity", "keys", "values")]
 )
 FLOAT_BYTES = 4
+# Tokens whose keys are written together. A key's numbers come to rows that are a power of two
+# apart, and so compete for the same few places of the CPU's cache; with more, those of qkv would.
+SIDE_BY_SIDE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,8 @@ def remember(qkv: Floats, caches: Caches, *, layer: int = 0) -> None:
 
     The first H heads of qkv are queries, then K keys, then K values.
     """
-    _remember(qkv, caches.places, layer, caches.n_kv_heads)
+    run = _remember_serial if qkv.size < SERIAL_WORK else _remember_parallel
+    run(qkv, caches.places, layer, caches.n_kv_heads)
 
 
 def attention(
@@ -94,7 +99,7 @@ def attention(
     values.
     """
     n_tokens, _, head_dim = query.shape
-    out = np.empty((n_tokens, n_heads, head_dim), np.float32)  # [T, H, E]
+    out = empty(n_tokens, n_heads, head_dim)  # [T, H, E]
     scale = attention_scale(head_dim)
     run = _serial if caches.n_seen * n_heads * head_dim < SERIAL_WORK else _parallel
     run(query, caches.places, n_visible, layer, caches.n_kv_heads, scale, out)
@@ -127,21 +132,30 @@ def _values(place: Any, layer: int, n_kv_heads: int, head_dim: int) -> Floats:  
     return carray(floats_at(place.values + layer * size), (n_kv_heads, place.capacity, head_dim))
 
 
-@jit
-def _remember(qkv: Floats, places: NDArray[np.void], layer: int, n_kv_heads: int) -> None:
+@inner
+def _remember_head(
+    item: int, qkv: Floats, places: NDArray[np.void], layer: int, n_kv_heads: int
+) -> None:
+    """One head of one sequence: item = sequence·K + head."""
+    head, place = item % n_kv_heads, places[item // n_kv_heads]
     head_dim = qkv.shape[2]
-    first_value = qkv.shape[1] - n_kv_heads
-    first_key = first_value - n_kv_heads
-    for n in range(places.size):
-        place = places[n]
-        keys = _keys(place, layer, n_kv_heads, head_dim)
-        values = _values(place, layer, n_kv_heads, head_dim)
-        for head in range(n_kv_heads):
-            for t in range(place.n_new):
-                for e in range(head_dim):
-                    row, s = place.first + t, place.n_before + t
-                    keys[head, e, s] = qkv[row, first_key + head, e]
-                    values[head, s, e] = qkv[row, first_value + head, e]
+    values_at = qkv.shape[1] - n_kv_heads + head
+    keys_at = values_at - n_kv_heads
+    keys = _keys(place, layer, n_kv_heads, head_dim)[head]  # [E, C]
+    values = _values(place, layer, n_kv_heads, head_dim)[head]  # [C, E]
+    for start in range(0, place.n_new, SIDE_BY_SIDE):
+        stop = min(start + SIDE_BY_SIDE, place.n_new)
+        for e in range(head_dim):
+            for t in range(start, stop):
+                keys[e, place.n_before + t] = qkv[place.first + t, keys_at, e]
+    for t in range(place.n_new):
+        for e in range(head_dim):
+            values[place.n_before + t, e] = qkv[place.first + t, values_at, e]
+
+
+def _remember_all(qkv: Floats, places: NDArray[np.void], layer: int, n_kv_heads: int) -> None:
+    for item in prange(places.size * n_kv_heads):
+        _remember_head(item, qkv, places, layer, n_kv_heads)
 
 
 def _attend_all(
@@ -230,3 +244,5 @@ def _attend(
 # In what is compiled for one thread, prange is range.
 _serial = jit(specialized(_attend_all, "cached_attention_serial"))
 _parallel = parallel_jit(specialized(_attend_all, "cached_attention_parallel"))
+_remember_serial = jit(specialized(_remember_all, "remember_serial"))
+_remember_parallel = parallel_jit(specialized(_remember_all, "remember_parallel"))

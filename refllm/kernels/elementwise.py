@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from refllm.kernels.jit import inner, jit, parallel_jit, prange
 from refllm.kernels.math import exp, gelu_f32, silu_f32, sin_cos
+from refllm.kernels.memory import empty
 
 __all__ = [
     "apply_rope",
@@ -42,7 +43,7 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     The mean is rounded to float32; everything after it is float32.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
-    out = np.empty_like(x)  # [T, D]
+    out = empty(*x.shape)  # [T, D]
     run = _rms_norm_serial if x.size < SERIAL_WORK else _rms_norm_parallel
     run(x, weight, eps, out)
     return out
@@ -54,7 +55,7 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
     Both means are rounded to float32; everything between and after them is float32.
     Source: Ba et al. 2016, arXiv:1607.06450.
     """
-    out = np.empty_like(x)  # [T, D]
+    out = empty(*x.shape)  # [T, D]
     run = _layer_norm_serial if x.size < SERIAL_WORK else _layer_norm_parallel
     run(x, weight, bias, eps, out)
     return out
@@ -65,7 +66,7 @@ def swiglu(gate_up: Floats) -> Floats:
 
     Source: Shazeer 2020, arXiv:2002.05202.
     """
-    out = np.empty((gate_up.shape[0], gate_up.shape[1] // 2), np.float32)  # [T, F]
+    out = empty(gate_up.shape[0], gate_up.shape[1] // 2)  # [T, F]
     run = _swiglu_serial if out.size < SERIAL_WORK else _swiglu_parallel
     run(gate_up, out)
     return out
@@ -73,7 +74,7 @@ def swiglu(gate_up: Floats) -> Floats:
 
 def gelu(x: Floats) -> Floats:
     """x·Φ(x), the exact GELU, element by element, [T, F]."""
-    out = np.empty_like(x)  # [T, F]
+    out = empty(*x.shape)  # [T, F]
     run = _gelu_serial if x.size < SERIAL_WORK else _gelu_parallel
     run(x, out)
     return out
@@ -242,7 +243,7 @@ def apply_rope(x: Floats, table: Floats, n_heads: int) -> Floats:
     Heads wider than the table (R < E) keep their other elements. Source: Su et al. 2021,
     arXiv:2104.09864, with the pairs side by side, as GGUF files store them.
     """
-    out = np.empty_like(x)  # [T, ≥ H, E]
+    out = empty(*x.shape)  # [T, ≥ H, E]
     run = _rope_serial if x.size < SERIAL_WORK else _rope_parallel
     run(x, table, n_heads, out)
     return out

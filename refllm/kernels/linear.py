@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from refllm.kernels import blocks, superblocks
 from refllm.kernels.blocks import FEW
 from refllm.kernels.jit import inner, jit, parallel_jit, prange, specialized
+from refllm.kernels.memory import empty
 from refllm.kernels.panels import Panels
-from refllm.kernels.simd import LANES, store, zeros
+from refllm.kernels.simd import LANES, load_f32, store, zeros
 from refllm.kernels.simd_rows import load_rows_of, store_rows
 from refllm.kernels.tile import add_products
 from refllm.quant import FORMATS, Format, Tensor
@@ -85,7 +86,7 @@ def linear(x: Floats, *weights: Matrix, bias: Floats | None = None) -> Floats:
     n_tokens = len(x)
     if 1 < n_tokens < FEW:  # a few rows are never fewer than that
         x = np.concatenate([x, np.zeros((FEW - n_tokens, x.shape[1]), np.float32)])
-    out = np.empty((len(x), sum(weight.n_rows for weight in weights)), np.float32)  # [≥ T, N]
+    out = empty(len(x), sum(weight.n_rows for weight in weights))  # [≥ T, N]
     first = 0
     for weight in weights:
         last = first + weight.n_rows
@@ -233,11 +234,13 @@ def _finish(sums: Floats, place: int, bias: Floats, out: Floats, first: int, las
     if n_lanes < LANES:
         for t in range(out.shape[0]):
             for lane in range(n_lanes):
-                out[t, first + lane] = sums[t, lane]
-    if bias.size > 0:
+                total = sums[t, lane]
+                out[t, first + lane] = total + bias[first + lane] if bias.size > 0 else total
+    elif bias.size > 0:
+        shift = load_f32(bias, first * FLOAT_BYTES)
         for t in range(out.shape[0]):
-            for lane in range(first, first + n_lanes):
-                out[t, lane] += bias[lane]
+            at = (t * out.shape[1] + first) * FLOAT_BYTES
+            store(out, at, load_f32(out, at) + shift)
 
 
 # What becomes of a weight, and of a panel, by how many rows there are.

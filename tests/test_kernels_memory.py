@@ -1,0 +1,111 @@
+"""Memory that is used again: never while somebody looks at it, and not without bound."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from refllm.kernels import memory
+from refllm.kernels.memory import LEAST_BYTES, empty
+
+N = LEAST_BYTES // 4  # floats
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_free(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(memory, "_free", [])
+    yield
+    gc.collect()
+
+
+def address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 5), (2, N), (N, 1, 2)], ids=str)
+def test_an_array_is_like_any_other(shape: tuple[int, ...]) -> None:
+    array = empty(*shape)
+    assert array.shape == shape
+    assert array.dtype == np.float32
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    assert array.flags.aligned
+
+
+def test_memory_that_nobody_looks_at_is_used_again() -> None:
+    array = empty(2, N)
+    before = address(array)
+    del array
+    assert address(empty(N, 2)) == before
+
+
+def test_sizes_that_are_almost_the_same_take_turns() -> None:
+    array = empty(4 * N)
+    before = address(array)
+    del array
+    assert address(empty(4 * N - 10)) == before
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda array: array,
+        lambda array: array[1:],
+        lambda array: array.reshape(-1)[::7],
+        lambda array: np.split(array, 2)[1].T.view(np.int32),
+        memoryview,
+    ],
+    ids=["itself", "slice", "steps", "view of a view", "buffer"],
+)
+def test_memory_that_somebody_looks_at_is_not_used_again(view: object) -> None:
+    seen = view(empty(2, N))  # type: ignore[operator]
+    assert not np.shares_memory(np.asarray(seen), empty(2, N))
+
+
+def test_threads_do_not_get_each_other_s_memory() -> None:
+    def is_kept(number: int) -> bool:
+        arrays = [empty(N + number) for _ in range(20)]
+        for array in arrays:
+            array[:] = number
+        return all(bool((array == number).all()) for array in arrays)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(is_kept, range(100)))
+
+
+def test_what_would_be_too_much_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MOST_BYTES", 3 * LEAST_BYTES)
+    arrays = [empty(N) for _ in range(5)]
+    del arrays
+    assert sum(block.nbytes for block in memory._free) == 3 * LEAST_BYTES
+
+
+def test_sizes_that_are_no_longer_wanted_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MOST_BYTES", 3 * LEAST_BYTES)
+    small = [empty(N) for _ in range(3)]
+    del small
+    large = empty(2 * N)
+    before = address(large)
+    del large
+    assert address(empty(2 * N)) == before
+
+
+def test_what_is_small_is_left_to_numpy() -> None:
+    assert empty(N - 1).flags.owndata
+
+
+def test_a_program_ends_quietly_with_arrays_in_use() -> None:
+    program = f"""
+import builtins, refllm.kernels.memory as memory
+builtins.kept = memory.empty({N}), [memory.empty({N})]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
