@@ -1,10 +1,15 @@
-"""Memory that is used again: never while somebody looks at it, and not without bound."""
+"""Memory for what is large.
+
+That of results is used again: never while somebody looks at it, and not without bound. Weights lie
+end to end.
+"""
 
 from __future__ import annotations
 
 import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +17,7 @@ import numpy as np
 import pytest
 
 from refllm.kernels import memory
-from refllm.kernels.memory import LEAST_BYTES, empty
+from refllm.kernels.memory import LARGE_PAGE, LEAST_BYTES, empty, zeros
 
 N = LEAST_BYTES // 4  # floats
 
@@ -20,12 +25,16 @@ N = LEAST_BYTES // 4  # floats
 @pytest.fixture(autouse=True)
 def nothing_is_free(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(memory, "_free", [])
+    monkeypatch.setattr(memory, "_rest", np.empty(0, np.uint8))
     yield
     gc.collect()
 
 
 def address(array: np.ndarray) -> int:
     return int(array.__array_interface__["data"][0])
+
+
+# --- Results -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(3,), (0, 5), (2, N), (N, 1, 2)], ids=str)
@@ -109,3 +118,45 @@ builtins.kept = memory.empty({N}), [memory.empty({N})]
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- Weights -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 50), (2, 40_000_000), (0, 7)], ids=str)
+def test_room_for_weights_is_zeros(shape: tuple[int, int]) -> None:
+    array = zeros(*shape)
+    assert array.shape == shape
+    assert array.flags.c_contiguous
+    assert array.flags.writeable
+    assert not array.any()
+
+
+def test_weights_lie_end_to_end_from_the_beginning_of_a_large_page() -> None:
+    first, second, third = zeros(1, 1000), zeros(5, 20), zeros(1, 1)
+    assert address(first) % LARGE_PAGE == 0
+    assert [address(second) - address(first), address(third) - address(second)] == [1024, 128]
+
+
+def test_weights_do_not_share_a_byte() -> None:
+    def is_kept(number: int) -> bool:
+        arrays = [zeros(1 + number, 100) for _ in range(20)]
+        for array in arrays:
+            array[:] = number
+        return all(bool((array == number).all()) for array in arrays)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(is_kept, range(100)))
+
+
+def test_a_piece_is_given_back_when_nobody_looks_at_any_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "PIECE_BYTES", LARGE_PAGE)
+    first, second = zeros(1, LARGE_PAGE // 2), zeros(1, 200)
+    piece = weakref.ref(first.base)
+    zeros(1, LARGE_PAGE)  # does not fit, so there is a piece after it
+    del first
+    assert piece() is not None
+    del second
+    assert piece() is None

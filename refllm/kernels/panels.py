@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from refllm.kernels.fields import WIDE_FIELDS
 from refllm.kernels.jit import inner, jit, n_threads
+from refllm.kernels.memory import zeros
 from refllm.kernels.simd import LANES
 from refllm.kernels.transpose import (
     SQUARE_BYTES,
@@ -98,7 +99,7 @@ def side_by_side(
     """
     stored_as = stored_as or tensors[0].format
     n_rows, n_columns = n_rows_of(tensors), tensors[0].shape[1]
-    panels = np.zeros((-(-n_rows // LANES), LANES * stored_as.row_bytes(n_columns)), np.uint8)
+    panels = zeros(-(-n_rows // LANES), LANES * stored_as.row_bytes(n_columns))
     slab = max(1, SLAB_BYTES // panels.shape[1])  # how many panels make one
 
     def fill(first: int) -> list[Bytes]:
