@@ -33,7 +33,7 @@ __all__ = ["app"]
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results.json"
 STORIES = Path("stories260K", "stories260K.gguf")
-DATA = Path(os.environ.get("REFLLM_TEST_DATA", PROJECT.parent / "shared" / "data"))
+DATA = Path(os.environ.get("REFLLM_TEST_DATA") or PROJECT.parent / "shared" / "data")
 
 WORK = Path("~/.cache/refllm-benchmarks").expanduser()
 N_CPUS = len(os.sched_getaffinity(0))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from refllm.engine import LocalEngine
 
 PROJECT = Path(__file__).resolve().parent.parent
-DATA = Path(os.environ.get("REFLLM_TEST_DATA", PROJECT.parent / "shared" / "data"))
+DATA = Path(os.environ.get("REFLLM_TEST_DATA") or PROJECT.parent / "shared" / "data")
 CACHE = Path(os.environ.get("REFLLM_TEST_CACHE", "~/.cache/refllm-tests")).expanduser()
 
 
