@@ -124,9 +124,20 @@ def memory_bytes(process_id: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def n_sockets_at_rest(process_id: int) -> int:
+    """The fewest of many looks: the server closes the last connection when it comes to it."""
+    return min(n_sockets(process_id) for _ in range(10_000))
+
+
 def n_sockets(process_id: int) -> int:
-    links = list(Path(f"/proc/{process_id}/fd").iterdir())
-    return sum(str(link.readlink()).startswith("socket:") for link in links if link.is_symlink())
+    return sum(map(is_socket, Path(f"/proc/{process_id}/fd").iterdir()))
+
+
+def is_socket(link: Path) -> bool:
+    try:
+        return str(link.readlink()).startswith("socket:")
+    except FileNotFoundError:  # closed since it was listed
+        return False
 
 
 def play(server: RunningServer, expected: Mapping[str, object], seconds: float) -> list[Client]:
@@ -155,7 +166,7 @@ def test_half_a_minute_of_everything_leaves_right_answers_and_nothing_else(
     play(server, expected, seconds=3)  # both models are loaded, threads and buffers are there
     wait_until_idle(server.url)
     process_id = server.process.pid
-    memory, sockets = memory_bytes(process_id), n_sockets(process_id)
+    memory, sockets = memory_bytes(process_id), n_sockets_at_rest(process_id)
     clients = play(server, expected, SECONDS)
     wait_until_idle(server.url)
     assert [wrong for client in clients for wrong in client.wrong] == []
@@ -163,4 +174,4 @@ def test_half_a_minute_of_everything_leaves_right_answers_and_nothing_else(
     assert statuses[200] > N_CLIENTS
     assert set(statuses) <= {200, 400, 503}
     assert memory_bytes(process_id) <= MOST_GROWTH * memory
-    assert n_sockets(process_id) <= sockets
+    assert n_sockets_at_rest(process_id) <= sockets
