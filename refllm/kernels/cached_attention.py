@@ -38,7 +38,7 @@ PLACE = np.dtype(
 FLOAT_BYTES = 4
 # Tokens whose keys are written together. A key's numbers come to rows that are a power of two
 # apart, and so compete for the same few places of the CPU's cache; with more, those of qkv would.
-SIDE_BY_SIDE = 8
+TOKENS_TOGETHER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +143,8 @@ def _remember_head(
     keys_at = values_at - n_kv_heads
     keys = _keys(place, layer, n_kv_heads, head_dim)[head]  # [E, C]
     values = _values(place, layer, n_kv_heads, head_dim)[head]  # [C, E]
-    for start in range(0, place.n_new, SIDE_BY_SIDE):
-        stop = min(start + SIDE_BY_SIDE, place.n_new)
+    for start in range(0, place.n_new, TOKENS_TOGETHER):
+        stop = min(start + TOKENS_TOGETHER, place.n_new)
         for e in range(head_dim):
             for t in range(start, stop):
                 keys[e, place.n_before + t] = qkv[place.first + t, keys_at, e]

@@ -2,7 +2,7 @@
 
 A layer's results are megabytes, and gone when the next layer begins. Memory of that size goes back
 to the operating system each time, which fills it with zeros, page by page, when it is used again:
-one part in fifteen of the time of reading a prompt. So it is kept here instead, at most
+one part in fifteen of the time of reading a prompt with int8. So it is kept here instead, at most
 `MOST_BYTES` of it, until a result of that size is wanted (`empty`).
 
 Weights are read from beginning to end, for every token. Where each 4 KB of them are somewhere else,
@@ -95,7 +95,8 @@ def _n_free_bytes() -> int:
 def zeros(n_rows: int, n_bytes: int) -> Bytes:
     """uint8 [n_rows, n_bytes] of zeros, behind those that were asked for before.
 
-    Their memory is given back piece by piece, each when nobody looks at any part of it.
+    Their memory is given back piece by piece, each when nobody looks at any part of it; but the
+    last one stays, for what is asked for next.
     """
     global _rest  # noqa: PLW0603
     size = n_rows * n_bytes
