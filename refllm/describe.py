@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from refllm.accounting.ledger import Ledger
 from refllm.api import LlmError, LlmRuntimeError
 from refllm.chat_template import chat_template_of
 from refllm.config import bert_config, llama_config
@@ -158,9 +159,12 @@ def _is_published(model: FoundModel) -> bool | None:
 def verify(path: Path) -> int:
     """How many tensors the model at `path` has, each whole, of the right shape, and finite.
 
+    Every tensor and key is used, irrelevant by a table of `refllm.accounting`, or refused.
+
     Errors: `ModelNotSupported`, `LlmRuntimeError` naming the file, and the tensor that is wrong.
     """
-    load_path(path)  # what the network asks for is there, in the shapes that it asks for
+    # What the network asks for is there, in the shapes that it asks for, and nothing else is.
+    load_path(path, ledger=Ledger(strict=True))
     weights = open_weights(path)
     for tensor in weights.tensors.values():
         if not _is_finite(tensor):

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.accounting.ledger import Ledger
 from refllm.api import (
     EmbeddingsResult,
     EmbeddingsUsage,
@@ -76,6 +77,7 @@ class LocalEngine:
         allowed_models: Collection[str] | None = None,
         stand_ins: bool | None = None,
         enabled: bool = True,
+        strict: bool = False,
         progress: Progress | None = None,
     ) -> None:
         """An engine that looks for models in `roots` (default: `refllm.models.default_roots()`).
@@ -84,8 +86,10 @@ class LocalEngine:
         means every CPU that this process may use. `numerics` is "exact", or "int8" to multiply
         quantized weights as llama.cpp does. With `stand_ins` an embedded model answers for one of
         `refllm.embedded.STAND_INS` that is not there, and a warning is logged; None means as the
-        environment's REFLLM_STAND_INS says, which is not to. `progress` is told how far the loading
-        of a model has come. Errors: `InvalidInput` naming the option.
+        environment's REFLLM_STAND_INS says, which is not to. A `strict` engine refuses a model
+        whose JSON files have a key that no table of `refllm.accounting` lists, instead of logging a
+        warning. `progress` is told how far the loading of a model has come. Errors: `InvalidInput`
+        naming the option.
         """
         uniform(seed, 0)  # refuses a seed that is not a u64
         _check_option("profile", profile, PROFILES)
@@ -101,6 +105,7 @@ class LocalEngine:
         self._roots = tuple(roots) if roots is not None else None
         self._allowed_models = None if allowed_models is None else frozenset(allowed_models)
         self._enabled = enabled
+        self._strict = strict
         self._progress = progress
         self._models: dict[Path, LlamaModel | BertModel] = {}
         self._lock = threading.RLock()
@@ -305,7 +310,10 @@ class LocalEngine:
             if path not in self._models:
                 use_threads(self.threads)
                 self._models[path] = load_path(
-                    path, numerics=self.numerics, progress=self._progress
+                    path,
+                    numerics=self.numerics,
+                    progress=self._progress,
+                    ledger=Ledger(strict=self._strict),
                 )
             return self._models[path]
 

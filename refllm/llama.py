@@ -24,7 +24,7 @@ from refllm.kernels.cached_attention import Caches, attention, caches_of, rememb
 from refllm.kernels.elementwise import apply_rope, rms_norm, rope_table, swiglu
 from refllm.kernels.linear import Matrix, embedding, linear
 from refllm.parameters import Parameters
-from refllm.rope import rope_frequencies
+from refllm.rope import YarnScaling, rope_frequencies
 from refllm.tap import Tap, not_finite
 
 __all__ = ["KVCache", "Llama", "LlamaConfig", "Segment"]
@@ -49,6 +49,8 @@ class LlamaConfig:
     rope_theta: float = 10000.0
     rope_linear_scale: float = 1.0
     rope_factors: tuple[float, ...] | None = None
+    rope_yarn: YarnScaling | None = None
+    rope_attention_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,10 @@ class LlamaLayer:
     ffn_norm: Floats  # [D]
     ffn_gate_up: tuple[Matrix, ...]  # [2·F, D]
     ffn_down: Matrix  # [D, F]
-    attn_qkv_bias: Floats | None
-    attn_output_bias: Floats | None
+    attn_qkv_bias: Floats | None  # [(H + 2·K)·E]
+    attn_output_bias: Floats | None  # [D]
+    ffn_gate_up_bias: Floats | None  # [2·F]
+    ffn_down_bias: Floats | None  # [D]
 
 
 class KVCache:
@@ -129,6 +133,7 @@ class Llama:
             rope_dim=c.rope_dim,
             factors=c.rope_factors,
             linear_scale=c.rope_linear_scale,
+            yarn=c.rope_yarn,
         )
 
     def new_cache(self) -> KVCache:
@@ -176,7 +181,7 @@ class Llama:
         c = self.config
         token_ids = np.concatenate([np.asarray(s.token_ids, np.int64) for s in segments])  # [T]
         positions = np.concatenate([_positions(segment) for segment in segments])  # [T]
-        table = rope_table(positions, self.frequencies)  # [2, T, R/2]
+        table = rope_table(positions, self.frequencies, c.rope_attention_factor)  # [2, T, R/2]
         n_visible = positions + 1  # [T]
         caches = _caches(segments)
         x = embedding(token_ids, self.token_embd)  # [T, D]
@@ -276,25 +281,31 @@ class Llama:
 def _layer(c: LlamaConfig, p: Parameters, prefix: str) -> LlamaLayer:
     n_q, n_kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     qkv = {f"{prefix}.attn_q": n_q, f"{prefix}.attn_k": n_kv, f"{prefix}.attn_v": n_kv}
+    fused = (
+        f"{prefix}.attn_qkv"  # the three below each other in one tensor, as some files have them
+    )
+    matrices = {fused: n_q + 2 * n_kv} if f"{fused}.weight" in p.tensors else qkv
+    biases = {fused: n_q + 2 * n_kv} if f"{fused}.bias" in p.tensors else qkv
+    gate_up = {f"{prefix}.ffn_gate": c.n_ff, f"{prefix}.ffn_up": c.n_ff}
     return LlamaLayer(
         attn_norm=p.vector(f"{prefix}.attn_norm.weight", c.n_embd),
-        attn_qkv=p.matrices({f"{name}.weight": n for name, n in qkv.items()}, c.n_embd),
+        attn_qkv=p.matrices({f"{name}.weight": n for name, n in matrices.items()}, c.n_embd),
         attn_output=p.matrix(f"{prefix}.attn_output.weight", c.n_embd, n_q),
         ffn_norm=p.vector(f"{prefix}.ffn_norm.weight", c.n_embd),
-        ffn_gate_up=p.matrices(
-            {f"{prefix}.ffn_gate.weight": c.n_ff, f"{prefix}.ffn_up.weight": c.n_ff}, c.n_embd
-        ),
+        ffn_gate_up=p.matrices({f"{name}.weight": n for name, n in gate_up.items()}, c.n_embd),
         ffn_down=p.matrix(f"{prefix}.ffn_down.weight", c.n_embd, c.n_ff),
-        attn_qkv_bias=p.vectors_or_none({f"{name}.bias": n for name, n in qkv.items()}),
+        attn_qkv_bias=p.vectors_or_none({f"{name}.bias": n for name, n in biases.items()}),
         attn_output_bias=p.vector_or_none(f"{prefix}.attn_output.bias", c.n_embd),
+        ffn_gate_up_bias=p.vectors_or_none({f"{name}.bias": n for name, n in gate_up.items()}),
+        ffn_down_bias=p.vector_or_none(f"{prefix}.ffn_down.bias", c.n_embd),
     )
 
 
 def _feed_forward(i: int, layer: LlamaLayer, h: Floats, tap: Tap | None) -> Floats:
     """What layer i's feed-forward network adds to each token, [T, D]."""
-    gate_up = linear(h, *layer.ffn_gate_up)  # [T, 2·F]
+    gate_up = linear(h, *layer.ffn_gate_up, bias=layer.ffn_gate_up_bias)  # [T, 2·F]
     gated = swiglu(gate_up)  # [T, F]
-    out = linear(gated, layer.ffn_down)  # [T, D]
+    out = linear(gated, layer.ffn_down, bias=layer.ffn_down_bias)  # [T, D]
     if tap:
         gate, up = np.split(gate_up, 2, axis=1)  # [T, F]
         tap(f"ffn_gate-{i}", gate)

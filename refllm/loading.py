@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.accounting.ledger import Ledger
+from refllm.accounting.tensors import account_for_tensors
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.bert import Activation, Bert, BertConfig
 from refllm.chat_template import LLAMA_2, chat_prompt, chat_template_of
@@ -22,7 +24,7 @@ from refllm.kernels.jit import use_threads
 from refllm.kernels.panels import Consumed
 from refllm.llama import KVCache, Llama, LlamaConfig, Segment
 from refllm.models import default_roots, find_model
-from refllm.parameters import Parameters
+from refllm.parameters import Parameters, Survey
 from refllm.tap import Tap
 from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from refllm.weights import Weights, open_weights
@@ -33,6 +35,7 @@ __all__ = [
     "BertModel",
     "LlamaModel",
     "Progress",
+    "account",
     "load",
     "load_path",
     "load_tokenizer",
@@ -186,12 +189,17 @@ def load(
 
 
 def load_path(
-    path: Path, *, numerics: str = "exact", progress: Progress | None = None
+    path: Path,
+    *,
+    numerics: str = "exact",
+    progress: Progress | None = None,
+    ledger: Ledger | None = None,
 ) -> LlamaModel | BertModel:
     """The model in a .gguf file or in a folder.
 
     `numerics` is "exact", or "int8" to multiply quantized weights as llama.cpp does. `progress`
-    is told again and again how many bytes are loaded, and how many there are.
+    is told again and again how many bytes are loaded, and how many there are. `ledger` records
+    what becomes of each tensor and key; a strict one refuses keys that no table lists.
 
     Errors: `InvalidInput` where there is nothing, `ModelNotSupported`, `LlmRuntimeError` naming
     the file that is damaged.
@@ -203,23 +211,56 @@ def load_path(
     n_bytes = sum(tensor.data.nbytes for tensor in weights.tensors.values())
     consumed = _releasing(n_bytes, progress)
     parameters = Parameters(weights.path, weights.tensors, numerics, consumed)
-    tokenizer = _tokenizer(weights, path)
-    model = _model(path, weights, parameters, tokenizer)
+    model = _model(path, weights, parameters, Ledger() if ledger is None else ledger)
     if progress is not None:
         progress(n_bytes, n_bytes)
     return model
 
 
+def account(path: Path) -> Ledger:
+    """Return what becomes of each tensor and key of the model at `path`; no matrix is packed.
+
+    What is refused is in the ledger, too. Errors: as `load_path`, for what leaves nothing to
+    account for: a missing tensor, a damaged file.
+    """
+    _check_path(path)
+    weights = open_weights(path)
+    ledger = Ledger(collecting=True)
+    _model(path, weights, Survey(weights.path, weights.tensors), ledger)
+    return ledger
+
+
 def _model(
-    path: Path, weights: Weights, parameters: Parameters, tokenizer: Tokenizer
+    path: Path, weights: Weights, parameters: Parameters, ledger: Ledger
 ) -> LlamaModel | BertModel:
+    tokenizer = _tokenizer(weights, path)
     if weights.architecture == "llama":
-        llama = Llama(llama_config(weights), parameters)
+        llama = Llama(llama_config(weights, ledger=ledger), parameters)
+        # Its numbers are hyperparameters: config.json gives them as a formula.
+        parameters.asked.add("rope_freqs.weight")
+        _account_for_tensors(weights, parameters, ledger)
         _check_fit(tokenizer, llama.config.n_vocab, path)
         return LlamaModel(path, llama, tokenizer, chat_template_of(weights))
     bert = Bert(bert_config(weights), parameters)
+    _account_for_tensors(weights, parameters, ledger)
     _check_fit(tokenizer, bert.n_vocab, path)
     return BertModel(path, bert, tokenizer, _max_seq_length(path / "sentence_bert_config.json"))
+
+
+def _account_for_tensors(weights: Weights, parameters: Parameters, ledger: Ledger) -> None:
+    """Rule on every tensor of the files, those that the network did not ask for included."""
+    left_over = {
+        weights.stored_name(name): f"{tensor.format.name} {list(tensor.shape)}"
+        for name, tensor in weights.tensors.items()
+        if name not in parameters.asked
+    }
+    account_for_tensors(
+        weights.path,
+        architecture=weights.architecture,
+        used=[weights.stored_name(name) for name in weights.tensors if name in parameters.asked],
+        left_over=left_over | dict(weights.others),
+        ledger=ledger,
+    )
 
 
 def _releasing(n_bytes: int, progress: Progress | None) -> Consumed:

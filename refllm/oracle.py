@@ -186,12 +186,15 @@ def normalize(x: Array) -> Array:
     return result
 
 
-def rope(x: Array, positions: Array, frequencies: Array) -> Array:
-    """x [T, H, E] with its pairs (2i, 2i+1), i < R/2, turned by position · frequency."""
+def rope(x: Array, positions: Array, frequencies: Array, magnitude: float = 1.0) -> Array:
+    """x [T, H, E] with its pairs (2i, 2i+1), i < R/2, turned by position · frequency.
+
+    A turned pair is also `magnitude` times as long.
+    """
     angle = positions[:, None] * frequencies  # [T, R/2]
     exact = x.dtype == np.float64
     turn = (np.cos(angle), np.sin(angle)) if exact else _cos_sin(angle)
-    cosine, sine = (part.astype(x.dtype)[:, None, :] for part in turn)  # [T, 1, R/2]
+    cosine, sine = ((part * magnitude).astype(x.dtype)[:, None, :] for part in turn)  # [T, 1, R/2]
     out = x.copy()
     turned = 2 * len(frequencies)
     a, b = x[..., 0:turned:2], x[..., 1:turned:2]  # [T, H, R/2]
@@ -227,7 +230,9 @@ def llama(config: LlamaConfig, w: Arrays, token_ids: Sequence[int]) -> Array:
         rope_dim=c.rope_dim,
         factors=c.rope_factors,
         linear_scale=c.rope_linear_scale,
+        yarn=c.rope_yarn,
     )
+    magnitude = c.rope_attention_factor
     x = w["token_embd.weight"][list(token_ids)]  # [T, D]
     for i in range(c.n_layers):
         layer = _under(w, f"blk.{i}.")
@@ -235,7 +240,7 @@ def llama(config: LlamaConfig, w: Arrays, token_ids: Sequence[int]) -> Array:
         q = _affine(layer, "attn_q", h).reshape(n_tokens, c.n_heads, c.head_dim)
         k = _affine(layer, "attn_k", h).reshape(n_tokens, c.n_kv_heads, c.head_dim)
         v = _affine(layer, "attn_v", h).reshape(n_tokens, c.n_kv_heads, c.head_dim)
-        q, k = rope(q, positions, frequencies), rope(k, positions, frequencies)
+        q, k = (rope(part, positions, frequencies, magnitude) for part in (q, k))
         attended = attention(q, k, v, n_visible).reshape(n_tokens, -1)  # [T, H·E]
         x = x + _affine(layer, "attn_output", attended)
         h = rms_norm(x, layer["ffn_norm.weight"], c.rms_norm_eps)

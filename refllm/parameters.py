@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from refllm.api import LlmRuntimeError
 from refllm.kernels.linear import Matrix
-from refllm.kernels.panels import Consumed, pack
+from refllm.kernels.panels import Consumed, Panels, pack
 from refllm.quant import Tensor
 
-__all__ = ["Parameters"]
+__all__ = ["Parameters", "Survey"]
 
 Floats = NDArray[np.float32]
 
@@ -25,7 +25,8 @@ class Parameters:
     """The tensors of one model, asked for by canonical name and shape.
 
     `numerics` is what the matrices are for. `consumed` is told which rows of a tensor's data are
-    not needed any more, as they are packed.
+    not needed any more, as they are packed. `asked` collects the names of the tensors that the
+    network asked for; what is left over is the caller's to account for.
     Errors: `LlmRuntimeError` naming the file and the tensor that is missing or misshapen.
     """
 
@@ -33,6 +34,7 @@ class Parameters:
     tensors: Mapping[str, Tensor]
     numerics: str = "exact"
     consumed: Consumed | None = None
+    asked: set[str] = field(default_factory=set)
 
     def matrix(self, name: str, n_rows: int, n_columns: int) -> Matrix:
         """A weight matrix [N, D] to multiply with, in the file's own encoding.
@@ -89,11 +91,13 @@ class Parameters:
 
     def n_rows(self, name: str) -> int:
         """How many rows a matrix has, where only its own shape can tell."""
+        self.asked.add(name)
         if name not in self.tensors or len(self.tensors[name].shape) != 2:
             raise LlmRuntimeError(f"{self.path}: the matrix {name} is missing")
         return self.tensors[name].shape[0]
 
     def _get(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        self.asked.add(name)
         tensor = self.tensors.get(name)
         if tensor is None:
             raise LlmRuntimeError(f"{self.path}: the tensor {name} is missing")
@@ -103,3 +107,13 @@ class Parameters:
                 f"the hyperparameters ask for {list(shape)}"
             )
         return tensor
+
+
+class Survey(Parameters):
+    """Parameters that check and record what a network asks for, and pack no matrix.
+
+    A network built of them computes nothing; it is built to learn which tensors it needs.
+    """
+
+    def _packed(self, *tensors: Tensor) -> Matrix:
+        return Panels(tensors[0].name, tensors[0].format, 0, 0, np.empty((0, 0), np.uint8))

@@ -1,8 +1,14 @@
 """Rotary position embedding: by how much each pair of a head turns per position.
 
 Pair i of R/2 turns by base^(−2i/R) radians per position, divided by a factor where the model was
-stretched to a longer context. `pow` differs between C libraries, so the frequencies are computed
-in decimal arithmetic and rounded once.
+stretched to a longer context:
+
+    linear    every pair by the same factor
+    Llama 3   the long waves by `factor`, the short ones not, those between by a blend
+    YaRN      the same idea with another blend; the turned pairs also become longer
+
+`pow` differs between C libraries, so the frequencies are computed in decimal arithmetic and rounded
+once.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from decimal import Decimal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Llama3Scaling", "rope_frequencies"]
+__all__ = ["Llama3Scaling", "YarnScaling", "rope_frequencies"]
 
 DIGITS = 50
 PI = Decimal("3.14159265358979323846264338327950288419716939937511")
@@ -56,17 +62,77 @@ class Llama3Scaling:
             return tuple(float(np.float32(value)) for value in found)
 
 
+@dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """YaRN's stretch: a pair that turns often within the original context keeps its frequency.
+
+    Pairs that turn more than `beta_fast` times within `original_context` positions keep their
+    frequency, pairs that turn less than `beta_slow` times are slowed by `factor`; a ramp over the
+    pairs' numbers blends between the two.
+
+    Attributes:
+        factor: By how much the context is stretched.
+        original_context: The context in positions that the model was trained with at first.
+        beta_fast: Turns within the original context, the end of the ramp that keeps frequencies.
+        beta_slow: Turns within the original context, the end of the ramp that slows them.
+        truncate: Whether the ends of the ramp are whole pairs.
+
+    Source: Peng et al. 2023, arXiv:2309.00071, with the ramp of transformers and llama.cpp.
+    """
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+    def divisors(self, *, base: float, rope_dim: int) -> tuple[Decimal, ...]:
+        """Return what each pair's frequency is divided by, [R/2]."""
+        with decimal.localcontext(prec=DIGITS):
+            low, high = (
+                rope_dim
+                * (Decimal(self.original_context) / (Decimal(turns) * 2 * PI)).ln()
+                / (2 * Decimal(base).ln())
+                for turns in (self.beta_fast, self.beta_slow)
+            )
+            if self.truncate:
+                low = low.to_integral_value(decimal.ROUND_FLOOR)
+                high = high.to_integral_value(decimal.ROUND_CEILING)
+            low, high = max(low, Decimal(0)), min(high, Decimal(rope_dim - 1))
+            if low == high:
+                high += Decimal("0.001")
+            found = []
+            for pair in range(rope_dim // 2):
+                slowed = min(max((pair - low) / (high - low), Decimal(0)), Decimal(1))
+                found.append(1 / (slowed / Decimal(self.factor) + 1 - slowed))
+            return tuple(found)
+
+    def attention_factor(self, *, multiplier: float = 1.0) -> float:
+        """Return 0.1·multiplier·ln(factor) + 1: by how much a turned pair becomes longer."""
+        if self.factor <= 1.0:
+            return 1.0
+        with decimal.localcontext(prec=DIGITS):
+            return float(Decimal("0.1") * Decimal(multiplier) * Decimal(self.factor).ln() + 1)
+
+
 def rope_frequencies(
     *,
     base: float,
     rope_dim: int,
     factors: Sequence[float] | None = None,
     linear_scale: float = 1.0,
+    yarn: YarnScaling | None = None,
 ) -> NDArray[np.float64]:
-    """base^(−2i/R) / (factors[i] · linear_scale) for i = 0 … R/2 − 1, each rounded once, [R/2]."""
+    """base^(−2i/R) / (factors[i] · linear_scale) for i = 0 … R/2 − 1, each rounded once, [R/2].
+
+    With `yarn`, its divisor of each pair multiplies the others.
+    """
     with decimal.localcontext(prec=DIGITS):
         unscaled = _unscaled(base, rope_dim)
         divisors = [Decimal(factor) for factor in factors or [1.0] * len(unscaled)]
+        if yarn is not None:
+            stretched = yarn.divisors(base=base, rope_dim=rope_dim)
+            divisors = [a * b for a, b in zip(divisors, stretched, strict=True)]
         stretch = Decimal(linear_scale)
         pairs = zip(unscaled, divisors, strict=True)
         return np.array([float(value / (divisor * stretch)) for value, divisor in pairs])

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.quant import Tensor
 from refllm.weights_file import read_json_object, release
-from refllm.weights_gguf import read_gguf
+from refllm.weights_gguf import GgufContents, read_gguf
 from refllm.weights_safetensors import INDEX, SINGLE, StoredTensor, read_safetensors
 
 __all__ = [
@@ -40,6 +40,10 @@ __all__ = [
     "open_safetensors",
     "open_weights",
 ]
+
+ADAPTER = "adapter_config.json"  # transformers loads the adapter beside a model with it
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")
+PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")  # as llama-gguf-split names parts
 
 MAX_HEADS = 2**16
 MAX_WIDTH = 2**20
@@ -113,6 +117,9 @@ class Weights:
     `tensors` are under GGUF's names, bytes and types checked, llama's query and key rows in the
     interleaved layout; which names a network needs, it must check itself. `hparams` are the GGUF
     metadata or the content of config.json, untouched, and `source` says which of the two.
+    `others` are tensors that no network can ask for, by the file's own names: the name is not one
+    of the architecture's, or the shape or type is none that is computed with; the value says what
+    the tensor is ("I64 [1, 512]"). `stored_names` are the file's names where they differ.
     """
 
     path: Path
@@ -120,6 +127,12 @@ class Weights:
     hparams: Mapping[str, Any]
     source: Literal["gguf", "hf"]
     tensors: Mapping[str, Tensor]
+    others: Mapping[str, str] = field(default_factory=dict)
+    stored_names: Mapping[str, str] = field(default_factory=dict)
+
+    def stored_name(self, name: str) -> str:
+        """Return what the file calls the tensor `name`."""
+        return self.stored_names.get(name, name)
 
 
 def open_weights(path: Path) -> Weights:
@@ -136,47 +149,98 @@ def open_weights(path: Path) -> Weights:
 def _open_file_or_folder(path: Path) -> Weights:
     if not path.is_dir():
         return open_gguf(path)
+    if (path / ADAPTER).exists():
+        raise ModelNotSupported(
+            f"{path / ADAPTER}: the folder holds a LoRA adapter; merge it into its base model "
+            "first (merge_and_unload of the peft package)"
+        )
     if (path / SINGLE).exists() or (path / INDEX).exists():
         return open_safetensors(path)
     gguf_files = sorted(path.glob("*.gguf"))
-    if len(gguf_files) != 1:
-        found = f"{len(gguf_files)} .gguf files: name one" if gguf_files else "no .gguf file"
-        raise LlmRuntimeError(f"{path}: has neither {SINGLE} nor {INDEX}, and {found}")
-    return open_gguf(gguf_files[0])
+    parts = {match[1] for file in gguf_files if (match := PART.fullmatch(file.name))}
+    are_one = len(parts) == 1 and all(PART.fullmatch(file.name) for file in gguf_files)
+    if len(gguf_files) == 1 or are_one:
+        return open_gguf(gguf_files[0])
+    found = f"{len(gguf_files)} .gguf files: name one" if gguf_files else "no .gguf file"
+    pickled = next((name for name in PICKLED if (path / name).exists()), None)
+    if pickled is not None:
+        found += f"; {pickled} must be converted to safetensors first (save_pretrained)"
+    raise LlmRuntimeError(f"{path}: has neither {SINGLE} nor {INDEX}, and {found}")
 
 
 def open_gguf(path: Path) -> Weights:
-    """The weights in the GGUF file at `path`.
+    """The weights in the GGUF file at `path`, or in all parts of a split one.
 
-    Errors: `LlmRuntimeError` for a damaged file, or one part of a split one; `ModelNotSupported`
+    A model that `llama-gguf-split` wrote has the parts NAME-00001-of-0000N.gguf; each of their
+    names opens it. The first part has the metadata.
+    Errors: `LlmRuntimeError` for a damaged file, or a part that is missing; `ModelNotSupported`
     when `general.architecture` is neither "llama" nor "bert".
     """
-    hparams, tensors = read_gguf(path)
+    contents = read_gguf(path)
+    if contents.metadata.get("split.count", 1) not in (0, 1):
+        path, contents = _joined(path, contents)
+    hparams = contents.metadata
     architecture = hparams.get("general.architecture")
     if not isinstance(architecture, str):
         raise LlmRuntimeError(
             f"{path}: general.architecture must be a string, is {architecture!r:.80}"
         )
     _check_architecture(path, "general.architecture", architecture)
-    if hparams.get("split.count", 1) not in (0, 1):
+    return Weights(path, architecture, hparams, "gguf", contents.tensors, contents.others)
+
+
+def _joined(path: Path, part: GgufContents) -> tuple[Path, GgufContents]:
+    """The first part's path, and what all parts of the split model that `part` belongs to hold."""
+    match = PART.fullmatch(path.name)
+    count = part.metadata["split.count"]
+    if match is None or int(match[3]) != count:
         raise LlmRuntimeError(
-            f"{path}: one of {hparams['split.count']!s:.80} parts (split.count); "
-            "`llama-gguf-split --merge` joins them"
+            f"{path}: one of {count!s:.80} parts (split.count), so its name must end in "
+            "-00001-of-0000N.gguf, with the number of the part and how many there are"
         )
-    return Weights(path, architecture, hparams, "gguf", tensors)
+    paths = [
+        path.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf")
+        for number in range(1, int(match[3]) + 1)
+    ]
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, str] = {}
+    first: GgufContents | None = None
+    for number, each in enumerate(paths):
+        contents = part if each == path else read_gguf(each)
+        if contents.metadata.get("split.no") != number:
+            raise LlmRuntimeError(
+                f"{each}: split.no is {contents.metadata.get('split.no')!r:.80}, and its name "
+                f"says part {number + 1} of {len(paths)}"
+            )
+        twice = next((name for name in contents.tensors if name in tensors), None)
+        if twice is not None:
+            raise LlmRuntimeError(f"{each}: the tensor {twice!r:.80} is in another part, too")
+        first = first or contents
+        tensors |= contents.tensors
+        others |= contents.others
+    assert first is not None
+    expected = first.metadata.get("split.tensors.count", len(tensors) + len(others))
+    if len(tensors) + len(others) != expected:
+        raise LlmRuntimeError(
+            f"{paths[0]}: split.tensors.count is {expected!s:.80}, and the parts hold "
+            f"{len(tensors) + len(others)} tensors"
+        )
+    return paths[0], GgufContents(first.metadata, tensors, others)
 
 
 def open_safetensors(folder: Path) -> Weights:
     """The weights in `folder`: config.json, and model.safetensors or an index and its shards.
 
-    Of a BERT, config.json may be absent; `hparams` is empty then. A stored tensor that the
-    architecture does not use (a pooler, position numbers, the head of another task) is left out.
+    Of a BERT, config.json may be absent; `hparams` is empty then. A stored tensor whose name is
+    none of the architecture's is among the `others`.
     Errors: `LlmRuntimeError` for a missing or damaged file or an impossible value in config.json;
-    `ModelNotSupported` when `model_type` is neither "llama" nor "bert".
+    `ModelNotSupported` when `model_type` is neither "llama" nor "bert", or the weights are
+    quantized.
     """
-    stored = read_safetensors(folder)
     config_path = folder / "config.json"
     config = read_json_object(config_path) if config_path.exists() else {}
+    _refuse_quantized(config_path, config)
+    stored = read_safetensors(folder)
     architecture = _hf_architecture(config_path, config, stored)
     named = _canonically_named(architecture, stored)
     if architecture == "llama":
@@ -184,7 +248,32 @@ def open_safetensors(folder: Path) -> Weights:
     tensors = {name: tensor.named(name) for name, tensor in named.items()}
     if architecture == "llama":
         tensors = _all_interleaved(tensors, config_path, config)
-    return Weights(folder, architecture, config, "hf", tensors)
+    used = {tensor.name for tensor in named.values()}
+    return Weights(
+        folder,
+        architecture,
+        config,
+        "hf",
+        tensors,
+        others={
+            name: f"{tensor.dtype} {list(tensor.shape)}"
+            for name, tensor in stored.items()
+            if name not in used
+        },
+        stored_names={name: tensor.name for name, tensor in named.items()},
+    )
+
+
+def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
+    """Name how the weights are quantized, which says more than the dtype of a tensor."""
+    for key in ("quantization_config", "compression_config"):
+        said = config.get(key)
+        if said:
+            method = said.get("quant_method", said) if isinstance(said, Mapping) else said
+            raise ModelNotSupported(
+                f"{path}: {key} says that the weights are quantized by {method!r:.80}, which is "
+                "not supported; take the unquantized model, or a GGUF file"
+            )
 
 
 def _check_architecture(path: Path, key: str, architecture: str) -> None:
@@ -265,12 +354,27 @@ def _with_tied_embedding(
     """`named`, with the output as the embedding when config.json ties them and only it is stored.
 
     The reverse needs nothing: without an output the network uses the embedding.
+    Errors: `LlmRuntimeError` where files and config.json contradict each other: transformers would
+    take random numbers for a missing lm_head, and ignore one that should be tied.
     """
     tied = config.get("tie_word_embeddings") or False
     if not isinstance(tied, bool):
         raise LlmRuntimeError(f"{config_path}: tie_word_embeddings must be true or false")
-    if tied and "output.weight" in named:
-        return {"token_embd.weight": named["output.weight"], **named}
+    embedding, output = named.get("token_embd.weight"), named.get("output.weight")
+    if not tied and output is None:
+        raise LlmRuntimeError(
+            f"{config_path.parent}: lm_head.weight is missing, and tie_word_embeddings is not "
+            "true; set it to true if the output matrix is the embedding, or fetch the model again"
+        )
+    if not tied or output is None:
+        return named
+    if embedding is None:
+        return {"token_embd.weight": output, **named}
+    if not np.array_equal(embedding.data, output.data):
+        raise LlmRuntimeError(
+            f"{config_path}: tie_word_embeddings is true, and {output.name} is not "
+            f"{embedding.name}; set it to false if the model has an output matrix of its own"
+        )
     return named
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -30,7 +31,7 @@ from refllm.api import LlmRuntimeError
 from refllm.quant import FORMATS, Format, Tensor
 from refllm.weights_file import map_file, row_layout
 
-__all__ = ["read_gguf"]
+__all__ = ["GgufContents", "read_gguf"]
 
 PREAMBLE: Final = struct.Struct("<4sIQQ")  # magic, version, tensor count, key count
 LENGTH: Final = struct.Struct("<Q")
@@ -41,7 +42,20 @@ MAX_ARRAY_ITEMS: Final = 2**22  # of all arrays together; the largest vocabulari
 ALIGNMENT_UNIT: Final = 8  # general.alignment "must be a multiple of 8"
 
 
-def read_gguf(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
+@dataclass(frozen=True, slots=True)
+class GgufContents:
+    """What is in one file: metadata by key, tensors by name.
+
+    `others` are tensors without a number, or that are one number: name to type and shape. No
+    network asks for one, and llama.cpp reads files that have them.
+    """
+
+    metadata: dict[str, Any]
+    tensors: dict[str, Tensor]
+    others: dict[str, str]
+
+
+def read_gguf(path: Path) -> GgufContents:
     """The metadata and the tensors of the GGUF file at `path`, under the names the file uses.
 
     Metadata are str, int, float, bool, or a list of one of these. A tensor's data is a view,
@@ -61,7 +75,8 @@ def read_gguf(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
         for key, field in reader.fields.items()
         if not key.startswith("GGUF.")  # the package files the preamble under these
     }
-    return metadata, {tensor.name: tensor for tensor in reader.stored_tensors()}
+    tensors = {tensor.name: tensor for tensor in reader.stored_tensors()}
+    return GgufContents(metadata, tensors, reader.others)
 
 
 def _check_preamble(path: Path) -> None:
@@ -116,6 +131,7 @@ class _BoundedReader(GGUFReader):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.others: dict[str, str] = {}
         super().__init__(path)
 
     def stored_tensors(self) -> list[Tensor]:
@@ -205,13 +221,21 @@ class _BoundedReader(GGUFReader):
             raise LlmRuntimeError(
                 f"{self._path}: general.alignment is {self.alignment}, and must be a multiple of 8"
             )
-        spans = sorted(self._span(int(start_offs), field) for field in fields)
+        usual = []
+        for field in fields:
+            shape = tuple(reversed(field.parts[3].tolist()))
+            if shape and 0 not in shape:
+                usual.append(field)
+            else:
+                stored_as = _format(int(field.parts[4][0]), f"{self._path}: {field.name!r:.80}")
+                self.others[field.name] = f"{stored_as.name} {list(shape)}"
+        spans = sorted(self._span(int(start_offs), field) for field in usual)
         for (_, stop, name), (next_start, _, next_name) in pairwise(spans):
             if next_start < stop:
                 raise LlmRuntimeError(
                     f"{self._path}: the tensors {name!r:.80} and {next_name!r:.80} overlap"
                 )
-        super()._build_tensors(start_offs, fields)
+        super()._build_tensors(start_offs, usual)
 
     def _span(self, data_start: int, info: ReaderField) -> tuple[int, int, str]:
         """Where the bytes of a tensor start and stop in the file, and its name."""

@@ -16,7 +16,8 @@ hands out tensors only as copies and not as bfloat16, so the bytes are mapped he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ __all__ = ["INDEX", "SINGLE", "StoredTensor", "read_safetensors"]
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 METADATA = "__metadata__"
+SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 DTYPES = ("F32", "F16", "BF16")
 
 
@@ -56,7 +58,8 @@ class StoredTensor:
         where = f"{self.path}: tensor {self.name!r:.80}"
         if self.dtype not in DTYPES:
             raise LlmRuntimeError(
-                f"{where} has dtype {self.dtype}; {', '.join(DTYPES)} can be read"
+                f"{where} has dtype {self.dtype}; {', '.join(DTYPES)} can be read, so take the "
+                "unquantized model, or a GGUF file"
             )
         stored_as = FORMATS[self.dtype]
         rows = row_layout(self.shape, stored_as, where=where)
@@ -86,18 +89,37 @@ def read_safetensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _read_shards(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors that the index lists, each from its file, and every file's `__metadata__`."""
+    """All tensors of the files that the index names, and every file's `__metadata__`.
+
+    A tensor that is in a file and not in the index is one of the model, as transformers has it.
+    """
     weight_map = _weight_map(folder / INDEX)
-    shards = {file: _read_file(folder / file) for file in sorted(set(weight_map.values()))}
+    files = sorted(set(weight_map.values()))
+    shards = {file: _read_file(folder / file) for file in files}
+    _refuse_forgotten_shards(folder, files)
     tensors: dict[str, StoredTensor] = {}
+    for file, (found, _) in shards.items():
+        for name, stored in found.items():
+            if name in tensors and weight_map.get(name) != file:
+                continue
+            tensors[name] = stored
     for name, file in weight_map.items():
-        stored = shards[file][0].get(name)
-        if stored is None:
+        if name not in shards[file][0]:
             raise LlmRuntimeError(
                 f"{folder / file}: has no tensor {name!r:.80}, which {INDEX} says is there"
             )
-        tensors[name] = stored
     return tensors, {key: value for _, said in shards.values() for key, value in said.items()}
+
+
+def _refuse_forgotten_shards(folder: Path, files: Sequence[str]) -> None:
+    """Refuse a shard of the same model that the index does not name."""
+    models = {(match[1], match[3]) for file in files if (match := SHARD.fullmatch(file))}
+    for path in sorted(folder.glob("*.safetensors")):
+        match = SHARD.fullmatch(path.name)
+        if match and (match[1], match[3]) in models and path.name not in files:
+            raise LlmRuntimeError(
+                f"{path}: {INDEX} names no tensor of this shard; fetch the index again"
+            )
 
 
 def _weight_map(path: Path) -> dict[str, str]:

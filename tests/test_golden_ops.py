@@ -80,7 +80,7 @@ def rope(turn: Op, x: Array, positions: Any, theta: float, rope_dim: int, layout
 
 
 def turn_by_kernels(x: Array, positions: Any, frequencies: Array) -> Array:
-    table = elementwise.rope_table(np.array(positions), frequencies)
+    table = elementwise.rope_table(np.array(positions), frequencies, 1.0)
     return elementwise.apply_rope(np.ascontiguousarray(x), table, x.shape[1])
 
 

@@ -277,7 +277,7 @@ def test_rope_equals_the_oracle(n_pairs: int) -> None:
         np.array([0, 1, 2, 77, 4000]),
         10.0 ** -np.arange(n_pairs, dtype=np.float64),
     )
-    table = elementwise.rope_table(positions, frequencies)
+    table = elementwise.rope_table(positions, frequencies, 1.0)
     got = elementwise.apply_rope(x, table, 2)
     assert same_bits(got, oracle.rope(x, positions, frequencies))
     assert same_bits(got[0], x[0]), "position 0 turns nothing"

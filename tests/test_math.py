@@ -111,7 +111,7 @@ def test_the_rope_table_holds_cosine_and_sine_of_position_times_frequency() -> N
     positions = np.array([0, 1, 5, 4095, 1_000_000])
     frequencies = np.array([1.0, 0.1, 0.00316])
     angles = positions[:, None] * frequencies  # [T, R/2]
-    table = rope_table(positions, frequencies)
+    table = rope_table(positions, frequencies, 1.0)
     np.testing.assert_array_equal(table, [np.cos(angles).astype("f4"), np.sin(angles).astype("f4")])
 
 

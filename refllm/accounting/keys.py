@@ -139,8 +139,9 @@ class Keys:
         *known: Known,
         unknown: Literal["refuse", "warn"],
         among: str = "*",
+        apart_from: Sequence[str] = (),
     ) -> None:
-        """Record what becomes of every key whose name matches `among`.
+        """Record what becomes of every key whose name matches `among` and not `apart_from`.
 
         A key that was read is used. Of the others, the first pattern in `known` decides; where
         none matches, the key is refused, or recorded as unknown.
@@ -149,13 +150,14 @@ class Keys:
             known: Tables of keys that are irrelevant or must have one value.
             unknown: What becomes of a key that no table lists.
             among: A pattern; other keys are left to another reader of the same file.
+            apart_from: Patterns of keys that are left to another reader.
 
         Raises:
             ModelNotSupported: naming the key and its value.
         """
         patterns = [pair for table in known for pair in table.items()]
         for key, value in self.values.items():
-            if not fnmatchcase(key, among):
+            if not fnmatchcase(key, among) or any(fnmatchcase(key, each) for each in apart_from):
                 continue
             name = self._prefix + key
             if key in self._read:

@@ -60,6 +60,10 @@ class Ledger:
         if not self._collecting:
             raise error
 
+    def mark_refused(self, where: str, name: str, reason: str) -> None:
+        """Record one of several tensors or keys that a single error refuses."""
+        self.entries.append(Entry(where, name, "refused", reason))
+
     def unknown(self, where: str, name: str, problem: str) -> None:
         """Record a key that no table lists: a warning once, an error where `strict`."""
         if self._strict:

@@ -91,11 +91,21 @@ def show(
         int | None,
         typer.Option(min=1, help="Tokens to say the memory for.", show_default="the model's all"),
     ] = None,
+    accounting: Annotated[
+        bool,
+        typer.Option(
+            help="Print what becomes of each tensor and key instead: used, irrelevant or refused, "
+            "and why. The exit status is 1 where one is refused."
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Print what MODEL is: its hyperparameters, tensors, tokenizer, template, and memory needed."""
     from refllm.describe import describe
 
+    if accounting:
+        _show_accounting(model, json=json)
+        return
     found = describe(_path_of(model))
     n_tokens = context or cast("int", found.hyperparameters["n_ctx"])
     if json:
@@ -103,6 +113,20 @@ def show(
         write_json({**said, "memory": {"n_tokens": n_tokens, "n_bytes": found.memory(n_tokens)}})
     else:
         write_text("".join(f"{key:20} {value}\n" for key, value in _lines(found, n_tokens)))
+
+
+def _show_accounting(model: str, *, json: bool) -> None:
+    from refllm.loading import account
+
+    entries = account(_path_of(model)).entries
+    if json:
+        write_json([asdict(entry) for entry in entries])
+    else:
+        header = ("WHERE", "NAME", "VERDICT", "REASON")
+        rows = [(e.where, one_line(e.name), e.verdict, one_line(e.reason)) for e in entries]
+        write_text(_table([header, *rows]))
+    if any(entry.verdict == "refused" for entry in entries):
+        raise typer.Exit(1)
 
 
 def verify(*, model: ModelArgument) -> None:

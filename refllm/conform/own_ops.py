@@ -59,7 +59,7 @@ def _rope(asked: Asked) -> Array:
     x = _array(asked, "x")  # [T, H, E]
     n_tokens, n_heads, _ = x.shape
     frequencies = LLAMA.rope_frequencies(base=asked["theta"], rope_dim=asked["rope_dim"])
-    table = LLAMA.rope_table(np.array(asked["positions"], np.int64), frequencies)
+    table = LLAMA.rope_table(np.array(asked["positions"], np.int64), frequencies, 1.0)
     if asked["layout"] == "norm":
         return LLAMA.apply_rope(x, table, n_heads)
     rotated = np.ascontiguousarray(x[..., : asked["rope_dim"]])  # [T, H, R]

@@ -222,18 +222,20 @@ def _gelu_parallel(x: Floats, out: Floats) -> None:
 
 
 @jit
-def rope_table(positions: NDArray[np.int64], frequencies: NDArray[np.float64]) -> Floats:
-    """(cos, sin) of position · frequency, [2, T, R/2].
+def rope_table(
+    positions: NDArray[np.int64], frequencies: NDArray[np.float64], magnitude: float
+) -> Floats:
+    """(cos, sin) of position · frequency, times magnitude, [2, T, R/2].
 
-    The angle is one float64 product; sine and cosine are rounded once.
+    The angle is one float64 product; sine and cosine times magnitude are another, rounded once.
     """
     n_tokens, n_pairs = positions.size, frequencies.size
     table = np.empty((2, n_tokens, n_pairs), np.float32)  # [2, T, R/2]
     for t in range(n_tokens):
         for pair in range(n_pairs):
             sine, cosine = sin_cos(np.float64(positions[t]) * frequencies[pair])
-            table[0, t, pair] = cosine
-            table[1, t, pair] = sine
+            table[0, t, pair] = cosine * magnitude
+            table[1, t, pair] = sine * magnitude
     return table
 
 
