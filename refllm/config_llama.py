@@ -222,10 +222,14 @@ def _rope_of_config_json(keys: Keys, n_ctx: int, head_dim: int) -> Rope:
     `rope_parameters` is where version 5 gathers theta and the scaling.
     """
     old, new = keys.table("rope_scaling"), keys.table("rope_parameters")
-    if old.values and new.values and old.values != new.values:
-        raise keys.error("rope_scaling", "and rope_parameters contradict each other; keep one")
+    outer = keys.number("rope_theta", default=new.number("rope_theta", default=10000.0))
     table = old if old.values else new
-    theta = table.number("rope_theta", default=keys.number("rope_theta", default=10000.0))
+    theta = table.number("rope_theta", default=outer)
+    if old.values and new.values:
+        # Written for two versions of transformers; both must mean the same.
+        merged = [{"rope_theta": outer, **each.values} for each in (old, new)]
+        if merged[0] != merged[1]:
+            raise keys.error("rope_scaling", "and rope_parameters contradict each other; keep one")
     kind = table.get("rope_type", table.get("type", "default"))
     table.get("type")
     trained = keys.integer(
@@ -260,8 +264,7 @@ def _rope_of_config_json(keys: Keys, n_ctx: int, head_dim: int) -> Rope:
                 "rope_type" if "rope_type" in table else "type",
                 "another stretch of RoPE than default, linear, dynamic, llama3 and yarn",
             )
-    for each in (old, new) if old.values == new.values else (table,):
-        each.account(ROPE_PARAMETERS, unknown="warn")
+    table.account(ROPE_PARAMETERS, unknown="warn")
     return rope
 
 

@@ -223,6 +223,10 @@ class _BoundedReader(GGUFReader):
             )
         usual = []
         for field in fields:
+            if not field.name:
+                raise LlmRuntimeError(
+                    f"{self._path}: a tensor '' without a name; the header is damaged"
+                )
             shape = tuple(reversed(field.parts[3].tolist()))
             if shape and 0 not in shape:
                 usual.append(field)

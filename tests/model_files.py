@@ -101,8 +101,12 @@ def tiny_llama_tensors(
     seed: int = 0,
     tied: bool = False,
     biases: bool = False,
+    mlp_biases: bool = False,
 ) -> dict[str, Array]:
-    """A llama's float32 tensors under GGUF's names, interleaved; `biases` are those of q, k, v."""
+    """A llama's float32 tensors under GGUF's names, interleaved.
+
+    `biases` are those of q, k, v; `mlp_biases` those of gate, up, down.
+    """
     D, Q, KV = n_embd, n_heads * head_dim, n_kv_heads * head_dim
     random = np.random.default_rng(seed)
     tensors = {"token_embd.weight": random_matrix(random, n_vocab, D)}
@@ -118,6 +122,9 @@ def tiny_llama_tensors(
         tensors[f"{blk}.ffn_gate.weight"] = random_matrix(random, n_ff, D)
         tensors[f"{blk}.ffn_up.weight"] = random_matrix(random, n_ff, D)
         tensors[f"{blk}.ffn_down.weight"] = random_matrix(random, D, n_ff)
+        if mlp_biases:
+            for name, rows in (("gate", n_ff), ("up", n_ff), ("down", D)):
+                tensors[f"{blk}.ffn_{name}.bias"] = random_vector(random, rows)
     tensors["output_norm.weight"] = 1 + random_vector(random, D)
     if not tied:
         tensors["output.weight"] = random_matrix(random, n_vocab, D)
@@ -138,6 +145,7 @@ def tiny_llama_gguf(
     type: str = "F32",  # noqa: A002 - GGML's own word
     tied: bool = False,
     biases: bool = False,
+    mlp_biases: bool = False,
     tokenizer: Metadata | None = None,
     metadata: Metadata | None = None,
     tensors: Mapping[str, GgufTensor | None] | None = None,
@@ -162,6 +170,7 @@ def tiny_llama_gguf(
         seed=seed,
         tied=tied,
         biases=biases,
+        mlp_biases=mlp_biases,
     )
     said = {
         "general.architecture": "llama",
@@ -191,6 +200,7 @@ def tiny_llama_folder(
     shards: int = 1,
     tied: bool = False,
     biases: bool = False,
+    mlp_biases: bool = False,
     config: Metadata | None = None,
 ) -> Path:
     """Write `tiny_llama_gguf`'s default model as config.json, safetensors and tokenizer.model."""
@@ -212,10 +222,14 @@ def tiny_llama_folder(
         "rope_theta": 10000.0,
         "hidden_act": "silu",
         "tie_word_embeddings": tied,
+        "attention_bias": biases,
+        "mlp_bias": mlp_biases,
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    arrays = tiny_llama_tensors(n_vocab=len(tokens), seed=seed, tied=tied, biases=biases)
+    arrays = tiny_llama_tensors(
+        n_vocab=len(tokens), seed=seed, tied=tied, biases=biases, mlp_biases=mlp_biases
+    )
     write_hf_llama(folder, arrays, said, dtype=dtype, shards=shards)
     said |= dict(config or {})
     write_config(folder, said)

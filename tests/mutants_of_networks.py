@@ -139,9 +139,7 @@ def frequencies_of_500000(*, base: float, **options: Any) -> NDArray[np.float64]
     return real_rope_frequencies(base=500_000.0, **options)
 
 
-def rope_one_further(
-    positions: Ints, frequencies: NDArray[np.float64], magnitude: float
-) -> Floats:
+def rope_one_further(positions: Ints, frequencies: NDArray[np.float64], magnitude: float) -> Floats:
     return real_rope_table(positions + 1, frequencies, magnitude)
 
 
