@@ -12,10 +12,11 @@ from refllm.parameters import Parameters
 from refllm.rope import Llama3Scaling
 from refllm.weights import Weights
 
-__all__ = ["DTYPES", "config_json", "has_biases", "refuse_what_spin_cannot"]
+__all__ = ["DTYPES", "config_json", "has_biases", "has_mlp_biases", "refuse_what_spin_cannot"]
 
 DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
+ATTENTION_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
+MLP_BIASES = ("ffn_gate.bias", "ffn_up.bias", "ffn_down.bias")
 # What every model of the family has: Llama 3.1 and 3.3 with the first factor, 3.2 with the second.
 LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_CONTEXT = 1.0, 4.0, 8192
 LLAMA3_FACTORS = (8.0, 32.0)
@@ -36,7 +37,12 @@ def config_json(weights: Weights, *, type_name: str) -> dict[str, object]:
 
 def has_biases(weights: Weights) -> bool:
     """Whether the attention has any; Hugging Face then has all four of a layer."""
-    return any(name.endswith(BIASES) for name in weights.tensors)
+    return any(name.endswith((*ATTENTION_BIASES, "attn_qkv.bias")) for name in weights.tensors)
+
+
+def has_mlp_biases(weights: Weights) -> bool:
+    """Whether the feed-forward network has any; Hugging Face then has all three of a layer."""
+    return any(name.endswith(MLP_BIASES) for name in weights.tensors)
 
 
 def refuse_what_spin_cannot(weights: Weights) -> None:
@@ -47,8 +53,10 @@ def refuse_what_spin_cannot(weights: Weights) -> None:
     config = llama_config(weights)
     ignored = {
         "biases in its attention": has_biases(weights),
+        "biases in its feed-forward network": has_mlp_biases(weights),
         f"heads of {config.head_dim}": config.head_dim * config.n_heads != config.n_embd,
         "linear scaling of RoPE": config.rope_linear_scale != 1.0,
+        "YaRN": config.rope_yarn is not None or config.rope_attention_factor != 1.0,
     }
     for what, is_there in ignored.items():
         if is_there:
@@ -87,7 +95,7 @@ def _llama(weights: Weights) -> dict[str, object]:
         "rms_norm_eps": c.rms_norm_eps,
         "rope_theta": c.rope_theta,
         "attention_bias": has_biases(weights),
-        "mlp_bias": False,
+        "mlp_bias": has_mlp_biases(weights),
         "tie_word_embeddings": "output.weight" not in weights.tensors,
         **{key: value for key, value in said.items() if value is not None},
     }
@@ -101,8 +109,28 @@ def _rope_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | 
         return (
             None if scaling.get("rope_type", scaling.get("type")) in (None, "default") else scaling
         )
+    stretches = (
+        config.rope_factors is not None,
+        config.rope_linear_scale != 1.0,
+        config.rope_yarn is not None,
+    )
+    if sum(stretches) > 1 or (config.rope_attention_factor != 1.0 and config.rope_yarn is None):
+        raise ModelNotSupported(
+            f"{weights.path}: RoPE is stretched in two ways, or longer without YaRN, and "
+            "config.json can name one way; only --format gguf keeps it"
+        )
     if config.rope_factors is not None:
         return _llama3(weights, config, config.rope_factors)
+    if config.rope_yarn is not None:
+        return {
+            "rope_type": "yarn",
+            "factor": config.rope_yarn.factor,
+            "original_max_position_embeddings": config.rope_yarn.original_context,
+            "beta_fast": config.rope_yarn.beta_fast,
+            "beta_slow": config.rope_yarn.beta_slow,
+            "truncate": config.rope_yarn.truncate,
+            "attention_factor": config.rope_attention_factor,
+        }
     if config.rope_linear_scale != 1.0:
         return {"rope_type": "linear", "factor": config.rope_linear_scale}
     return None

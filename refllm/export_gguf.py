@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -29,6 +29,7 @@ from refllm.export_vocab import vocabulary_keys
 from refllm.gguf_writer import DEFAULT_ALIGNMENT, keys_of_file, packed, write_gguf_file
 from refllm.parameters import Parameters
 from refllm.quant import FORMATS, Tensor
+from refllm.rope import YarnScaling
 from refllm.weights import Weights
 
 __all__ = ["FILE_TYPES", "fitting_type", "write_gguf"]
@@ -85,10 +86,17 @@ def stored_type(tensor: Tensor, type_name: str | None) -> str:
 
 
 def _tensors(weights: Weights) -> Mapping[str, Tensor]:
-    """The tensors, with Llama 3's divisors of the frequencies, which config.json has as a rule."""
+    """The tensors, with the divisors of the frequencies, which config.json has as a rule.
+
+    They are Llama 3's, or those of a ramp of YaRN that the keys cannot express.
+    """
     if weights.source == "gguf" or weights.architecture != "llama":
         return weights.tensors
-    factors = llama_config(weights).rope_factors
+    config = llama_config(weights)
+    factors: Sequence[float] | None = config.rope_factors
+    if config.rope_yarn is not None and not _is_llama_cpp_s(config.rope_yarn):
+        divisors = config.rope_yarn.divisors(base=config.rope_theta, rope_dim=config.rope_dim)
+        factors = [float(divisor) for divisor in divisors]
     if factors is None:
         return weights.tensors
     name, data = "rope_freqs.weight", np.array([factors], np.float32).view(np.uint8)
@@ -137,7 +145,25 @@ def _llama(weights: Weights) -> dict[str, object]:
     }
     if c.rope_linear_scale != 1.0:
         said |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_linear_scale}
+    magnitude = c.rope_attention_factor
+    if c.rope_yarn is not None and _is_llama_cpp_s(c.rope_yarn):
+        said |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": c.rope_yarn.factor,
+            "rope.scaling.original_context_length": c.rope_yarn.original_context,
+        }
+        magnitude /= c.rope_yarn.attention_factor()
+    if magnitude != 1.0:
+        said["rope.scaling.attn_factor"] = magnitude
     return said
+
+
+def _is_llama_cpp_s(yarn: YarnScaling) -> bool:
+    """Whether llama.cpp computes this ramp: of a llama it reads no other than the usual one.
+
+    Source: `load_arch_hparams` in llama.cpp's src/models/llama.cpp, which reads no yarn_beta_fast.
+    """
+    return yarn == YarnScaling(yarn.factor, yarn.original_context)
 
 
 def _bert(weights: Weights) -> dict[str, object]:

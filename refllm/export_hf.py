@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,12 @@ import numpy as np
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.config import bert_config, llama_config
-from refllm.export_config import config_json, has_biases, refuse_what_spin_cannot
+from refllm.export_config import (
+    config_json,
+    has_biases,
+    has_mlp_biases,
+    refuse_what_spin_cannot,
+)
 from refllm.export_tensors import half_split, recoded
 from refllm.export_tokenizer import json_bytes, tokenizer_files
 from refllm.llama import LlamaConfig
@@ -109,8 +114,15 @@ def _parts(weights: Weights) -> list[Part]:
     """Every tensor, in the order of the file, with name and rows as Hugging Face has them."""
     tensors = dict(weights.tensors)
     config = llama_config(weights) if weights.architecture == "llama" else None
-    if config is not None and has_biases(weights):
-        tensors = {bias.name: bias for bias in _zero_biases(config)} | tensors
+    if config is not None:
+        tensors = _separate_qkv(tensors, config)
+        queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        if has_biases(weights):
+            lengths = {"attn_q": queries, "attn_k": keys, "attn_v": keys}
+            tensors = _zero_biases(config, lengths | {"attn_output": config.n_embd}) | tensors
+        if has_mlp_biases(weights):
+            lengths = {"ffn_gate": config.n_ff, "ffn_up": config.n_ff, "ffn_down": config.n_embd}
+            tensors = _zero_biases(config, lengths) | tensors
     return [
         Part(
             hugging_face_name(weights.architecture, name),
@@ -134,14 +146,34 @@ def _n_heads(path: Path, tensor: Tensor, config: LlamaConfig) -> int | None:
     return n_heads
 
 
-def _zero_biases(config: LlamaConfig) -> Iterator[Tensor]:
-    """A zero for each bias that Hugging Face has: all four of a layer, or none."""
+def _separate_qkv(tensors: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
+    """The tensors, with queries, keys and values in three where a file has them in one."""
     queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    lengths = {"attn_q": queries, "attn_k": keys, "attn_v": keys, "attn_output": config.n_embd}
-    for layer in range(config.n_layers):
-        for module, length in lengths.items():
-            zeros = np.zeros((1, length), np.float32).view(np.uint8)
-            yield Tensor(f"blk.{layer}.{module}.bias", FORMATS["F32"], (length,), zeros)
+    ends = np.cumsum([queries, keys, keys])
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        block, module, kind = name.rpartition(".attn_qkv.")
+        if not module:
+            result[name] = tensor
+            continue
+        by_row = tensor.data.reshape(tensor.shape[0], -1)  # [(H + 2·K)·E, row_bytes]
+        for part, rows in zip("qkv", np.split(by_row, ends[:-1]), strict=True):
+            shape = (len(rows), *tensor.shape[1:])
+            data = rows if kind == "weight" else rows.reshape(1, -1)
+            result[f"{block}.attn_{part}.{kind}"] = Tensor(
+                f"{block}.attn_{part}.{kind}", tensor.format, shape, data
+            )
+    return result
+
+
+def _zero_biases(config: LlamaConfig, lengths: Mapping[str, int]) -> dict[str, Tensor]:
+    """A zero bias of each module in each layer: Hugging Face has all of a layer's, or none."""
+    return {
+        name: Tensor(name, FORMATS["F32"], (length,), np.zeros((1, 4 * length), np.uint8))
+        for layer in range(config.n_layers)
+        for module, length in lengths.items()
+        for name in (f"blk.{layer}.{module}.bias",)
+    }
 
 
 def _write_words(folder: Path, weights: Weights, config: dict[str, object]) -> None:

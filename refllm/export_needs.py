@@ -1,25 +1,20 @@
 """What a model must have to be exported: every tensor that its network asks for when it is loaded.
 
-    llama    token_embd.weight  output_norm.weight  blk.0.attn_q.weight  ...
-    bert     the same, and a .bias for all but the tables that rows are only looked up in
-
 Without one of them no program computes anything, so nothing is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 from refllm.api import LlmRuntimeError
+from refllm.bert import Bert
 from refllm.config import bert_config, llama_config
 from refllm.export_hf import hugging_face_name
-from refllm.weights import HUGGING_FACE_NAMES, Weights
+from refllm.llama import Llama
+from refllm.parameters import Survey
+from refllm.weights import Weights
 
 __all__ = ["refuse_incomplete"]
 
-# A llama without it multiplies with its embedding.
-NOT_IN_ALL = frozenset({"output"})
-TABLES = frozenset({"token_embd", "token_types", "position_embd"})
 MOST_NAMED = 8
 
 
@@ -28,19 +23,14 @@ def refuse_incomplete(weights: Weights) -> None:
 
     Errors: those of `refllm.config`, too, which knows how many layers there must be.
     """
-    names = HUGGING_FACE_NAMES[weights.architecture]
+    survey = Survey(weights.path, weights.tensors, others=weights.others)
     # The hyperparameters count the embedding's rows, so whether it is there comes first.
-    _refuse_missing(weights, names.modules.values())
-    config = llama_config(weights) if weights.architecture == "llama" else bert_config(weights)
-    in_a_layer = names.modules_of_a_layer.values()
-    _refuse_missing(
-        weights, (f"blk.{i}.{module}" for i in range(config.n_layers) for module in in_a_layer)
-    )
-
-
-def _refuse_missing(weights: Weights, modules: Iterable[str]) -> None:
-    needed = _tensors_of(weights.architecture, modules)
-    missing = [name for name in needed if name not in weights.tensors]
+    missing = [name for name in ("token_embd.weight",) if name not in weights.tensors]
+    if not missing and weights.architecture == "llama":
+        Llama(llama_config(weights), survey)
+    elif not missing:
+        Bert(bert_config(weights), survey)
+    missing += survey.missing
     if not missing:
         return
     named = [
@@ -53,13 +43,3 @@ def _refuse_missing(weights: Weights, modules: Iterable[str]) -> None:
         f"{weights.path}: lacks {', '.join(named)}, which a {weights.architecture} needs; "
         "download the whole model again, or convert it again"
     )
-
-
-def _tensors_of(architecture: str, modules: Iterable[str]) -> Iterator[str]:
-    """The names of what these modules cannot be without."""
-    for module in modules:
-        if module in NOT_IN_ALL:
-            continue
-        yield f"{module}.weight"
-        if architecture == "bert" and module not in TABLES:
-            yield f"{module}.bias"

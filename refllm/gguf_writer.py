@@ -42,11 +42,15 @@ def packed(key: str, value: object) -> bytes:
 
 
 def keys_of_file(path: Path) -> dict[str, bytes]:
-    """Each metadata key of a GGUF file with what `packed` would give: the file's own bytes."""
+    """Each metadata key of a GGUF file with what `packed` would give: the file's own bytes.
+
+    What says that the file is one of several parts is left out.
+    """
     return {
         key: b"".join(part.tobytes() for part in field.parts)
         for key, field in GGUFReader(path).fields.items()
-        if not key.startswith("GGUF.")  # the package files the preamble under these
+        # The package files the preamble under GGUF.
+        if not key.startswith(("GGUF.", "split."))
     }
 
 

@@ -2,7 +2,7 @@
 
     owner/repo                  what a model needs: config.json, its tokenizer, safetensors;
                                 or the repository's only GGUF file
-    owner/repo:model.gguf       that GGUF file
+    owner/repo:model.gguf       that GGUF file, or all parts of the model that it is a part of
 
 The hub says the hash of every file before it is fetched: the sha256 of a large one, Git's own of a
 small one. Nothing becomes visible that has another. A repository is fetched as it is at one commit,
@@ -17,12 +17,14 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.models import check_name, pulled_models_root
 from refllm.package_index import reason, sha256_of
 from refllm.pull import hub_problem, only_pull
+from refllm.weights_file import SPLIT_PART
 
 __all__ = ["KNOWN_REPOSITORIES", "pull_repository"]
 
@@ -33,12 +35,15 @@ KNOWN_REPOSITORIES: Mapping[str, str] = {
     "tinyllama-chat": "TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:tinyllama-1.1b-chat-v1.0.Q8_0.gguf",
 }
 
-# What a model's folder is made of; everything else in a repository is left there.
+# What a model's folder is made of, as patterns; everything else in a repository is left there.
 NEEDED = (
-    *("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
-    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.txt"),
-    *("model.safetensors.index.json", "sentence_bert_config.json", "modules.json"),
-    "1_Pooling/config.json",
+    *("config.json", "generation_config.json", "*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    # sentence-transformers: the modules behind the encoder have folders such as 1_Pooling.
+    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
+    *("[0-9]_*/config.json", "[0-9]_*/model.safetensors"),
 )
 TIMEOUT = 30  # seconds for the hub to answer
 REPOSITORY = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -67,6 +72,8 @@ class Snapshot:
 def pull_repository(reference: str, *, name: str | None = None, root: Path | None = None) -> Path:
     """The model that `owner/repo` or `owner/repo:file.gguf` names, fetched unless it is there.
 
+    Of a model in parts, NAME-00001-of-0000N.gguf, any part's name fetches all of them.
+
     It becomes `<root>/<name>.gguf`, or the folder `<root>/<name>`; `name` is the file's without its
     ending, or the repository's, unless given. `root` is `refllm.models.pulled_models_root()` unless
     given. A pull that was interrupted is continued. `huggingface_hub` shows bars of its own.
@@ -76,7 +83,11 @@ def pull_repository(reference: str, *, name: str | None = None, root: Path | Non
     not what the hub said, or cannot be stored, or if another pull of it is under way.
     """
     repo, file = _parsed(reference)
-    name = name or (repo.rpartition("/")[2] if file is None else PurePosixPath(file).stem)
+    if name is None:
+        name = repo.rpartition("/")[2]
+        if file is not None:
+            stem, is_split = _model_of(PurePosixPath(file).name)
+            name = stem if is_split else PurePosixPath(stem).stem
     check_name(name)
     root = pulled_models_root() if root is None else root
     try:
@@ -121,8 +132,10 @@ def _fetched(repo: str, file: str | None, partial: Path) -> Path:
     folder = partial / "model"
     shutil.rmtree(folder, ignore_errors=True)
     for remote in chosen:
-        (folder / remote.name).parent.mkdir(parents=True, exist_ok=True)
-        (downloads / remote.name).replace(folder / remote.name)
+        # The parts of a split model lie in a folder of their own in some repositories.
+        place = folder / (Path(remote.name).name if remote.name.endswith(GGUF) else remote.name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (downloads / remote.name).replace(place)
     return folder
 
 
@@ -151,14 +164,14 @@ def _chosen(snapshot: Snapshot, file: str | None) -> Sequence[Remote]:
     """The files to fetch."""
     ggufs = [remote for remote in snapshot.files if remote.name.endswith(GGUF)]
     if file is not None:
-        named = [remote for remote in ggufs if remote.name == file]
+        named = [remote for remote in ggufs if _model_of(remote.name) == _model_of(file)]
         if not named:
             raise InvalidInput(f"{snapshot.repo} has no {file[:100]}; {_offered(ggufs)}")
         return named
     names = {remote.name for remote in snapshot.files}
     if "config.json" in names and any(name.endswith(SAFETENSORS) for name in names):
         return [remote for remote in snapshot.files if _is_needed(remote.name)]
-    if len(ggufs) != 1:
+    if len({_model_of(remote.name) for remote in ggufs}) != 1:
         raise InvalidInput(
             f"{snapshot.repo} has neither safetensors with a config.json nor a single GGUF file; "
             f"{_offered(ggufs)}"
@@ -166,8 +179,17 @@ def _chosen(snapshot: Snapshot, file: str | None) -> Sequence[Remote]:
     return ggufs
 
 
+def _model_of(file: str) -> tuple[str, str]:
+    """What the parts of one split model have in common: their stem, and how many they are."""
+    part = SPLIT_PART.fullmatch(file)
+    return (file, "") if part is None else (part[1], part[3])
+
+
 def _is_needed(name: str) -> bool:
-    return name in NEEDED or ("/" not in name and name.endswith(SAFETENSORS))
+    # "*" matches a separator, too, so a pattern must have as many of them as the name.
+    return any(
+        name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in NEEDED
+    )
 
 
 def _offered(ggufs: Sequence[Remote]) -> str:

@@ -210,7 +210,9 @@ def load_path(
     weights = open_weights(path)
     n_bytes = sum(tensor.data.nbytes for tensor in weights.tensors.values())
     consumed = _releasing(n_bytes, progress)
-    parameters = Parameters(weights.path, weights.tensors, numerics, consumed)
+    parameters = Parameters(
+        weights.path, weights.tensors, numerics, consumed, others=weights.others
+    )
     model = _model(path, weights, parameters, Ledger() if ledger is None else ledger)
     if progress is not None:
         progress(n_bytes, n_bytes)
@@ -220,13 +222,16 @@ def load_path(
 def account(path: Path) -> Ledger:
     """Return what becomes of each tensor and key of the model at `path`; no matrix is packed.
 
-    What is refused is in the ledger, too. Errors: as `load_path`, for what leaves nothing to
-    account for: a missing tensor, a damaged file.
+    What is refused is in the ledger, too, and so are tensors that are missing. Errors: as
+    `load_path`, for what leaves nothing to account for, such as a damaged file.
     """
     _check_path(path)
     weights = open_weights(path)
     ledger = Ledger(collecting=True)
-    _model(path, weights, Survey(weights.path, weights.tensors), ledger)
+    survey = Survey(weights.path, weights.tensors, others=weights.others)
+    _model(path, weights, survey, ledger)
+    for name in survey.missing:
+        ledger.mark_refused("tensors", name, "missing, and the network needs it")
     return ledger
 
 

@@ -5,15 +5,15 @@ which it is looked for,
 
     <root>/<architecture>/tiny/        a folder, see below     (architecture: llama, or bert)
     <root>/<architecture>/tiny         a GGUF file
-    <root>/<architecture>/tiny.gguf
+    <root>/<architecture>/tiny.gguf    or tiny-00001-of-0000N.gguf, and its other parts
     <root>/tiny/                       the older layout, and the one of embedding models
     <root>/tiny                        a GGUF file
     <root>/tiny.gguf
 
 and a model's folder holds `model.safetensors` or `model.safetensors.index.json` with its shards,
-beside `config.json` and `tokenizer.json`; or one `.gguf` file (of several, the one called
-`tiny.gguf`). The first root that has the model wins. Source: Spin's SIP 015 and its host code, and
-refllm's SPEC.md where those leave a case open.
+beside `config.json` and `tokenizer.json`; or one `.gguf` file, in one or several parts (of several
+files, the one called `tiny.gguf`). The first root that has the model wins. Source: Spin's SIP 015
+and its host code, and refllm's SPEC.md where those leave a case open.
 
 A name can never lead out of a root, because `check_name` accepts nothing that could; a symbolic
 link that the owner of a root put there is followed. Hidden files and folders are never models, so a
@@ -33,6 +33,7 @@ from typing import Literal
 
 from refllm import embedded
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
+from refllm.weights_file import SPLIT_PART
 
 __all__ = [
     "PULLABLE",
@@ -198,7 +199,7 @@ def _shown(name: str) -> str:
 def _find(name: str, roots: Sequence[Path], architectures: Sequence[str]) -> Path | None:
     for root in roots:
         for folder in (*(root / architecture for architecture in architectures), root):
-            for path in (folder / name, folder / f"{name}.gguf"):
+            for path in (folder / name, folder / f"{name}.gguf", *_first_part(folder, name)):
                 kind = _kind(path)
                 if kind == "file":
                     return path
@@ -208,11 +209,30 @@ def _find(name: str, roots: Sequence[Path], architectures: Sequence[str]) -> Pat
     return None
 
 
+def _first_part(folder: Path, name: str) -> list[Path]:
+    """The first part of a split GGUF file of this name in `folder`, if there is one."""
+    return [
+        path
+        for path in _visible(folder)
+        if (match := SPLIT_PART.fullmatch(path.name))
+        and match[1] == name
+        and path.suffix == ".gguf"
+    ][:1]
+
+
+def _is_later_part(path: Path) -> bool:
+    """Whether `path` is a part of a split GGUF file other than the first, which stands for all."""
+    match = SPLIT_PART.fullmatch(path.name)
+    return match is not None and path.suffix == ".gguf" and int(match[2]) != 1
+
+
 def _model_in_folder(folder: Path, name: str) -> Path:
     files = {path.name: path for path in _visible(folder) if _kind(path) == "file"}
     if any(file in files for file in SAFETENSORS_FILES):
         return folder
-    ggufs = [file for file, path in files.items() if path.suffix == ".gguf"]
+    ggufs = [
+        file for file, path in files.items() if path.suffix == ".gguf" and not _is_later_part(path)
+    ]
     if len(ggufs) == 1:
         return files[ggufs[0]]
     if f"{name}.gguf" in files:
@@ -302,7 +322,7 @@ def _is_architecture_folder(folder: Path) -> bool:
 
 def _looks_like_model(path: Path) -> bool:
     if _kind(path) == "file":
-        return path.suffix == ".gguf"
+        return path.suffix == ".gguf" and not _is_later_part(path)
     return _has_model_file(path) or any(file.suffix == ".gguf" for file in _visible(path))
 
 
@@ -311,7 +331,10 @@ def _has_model_file(folder: Path) -> bool:
 
 
 def _name_of(path: Path) -> str:
-    return path.stem if path.suffix == ".gguf" else path.name
+    if path.suffix != ".gguf":
+        return path.name
+    match = SPLIT_PART.fullmatch(path.name)
+    return path.stem if match is None else match[1]
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

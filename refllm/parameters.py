@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from refllm.api import LlmRuntimeError
 from refllm.kernels.linear import Matrix
 from refllm.kernels.panels import Consumed, Panels, pack
-from refllm.quant import Tensor
+from refllm.quant import FORMATS, Tensor
 
 __all__ = ["Parameters", "Survey"]
 
@@ -26,7 +27,8 @@ class Parameters:
 
     `numerics` is what the matrices are for. `consumed` is told which rows of a tensor's data are
     not needed any more, as they are packed. `asked` collects the names of the tensors that the
-    network asked for; what is left over is the caller's to account for.
+    network asked for; what is left over is the caller's to account for. `others` says what the
+    tensors are that no network can ask for.
     Errors: `LlmRuntimeError` naming the file and the tensor that is missing or misshapen.
     """
 
@@ -35,6 +37,7 @@ class Parameters:
     numerics: str = "exact"
     consumed: Consumed | None = None
     asked: set[str] = field(default_factory=set)
+    others: Mapping[str, str] = field(default_factory=dict)
 
     def matrix(self, name: str, n_rows: int, n_columns: int) -> Matrix:
         """A weight matrix [N, D] to multiply with, in the file's own encoding.
@@ -99,6 +102,11 @@ class Parameters:
     def _get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         self.asked.add(name)
         tensor = self.tensors.get(name)
+        if tensor is None and name in self.others:
+            raise LlmRuntimeError(
+                f"{self.path}: the tensor {name} is {self.others[name]}, the hyperparameters ask "
+                f"for {list(shape)}"
+            )
         if tensor is None:
             raise LlmRuntimeError(f"{self.path}: the tensor {name} is missing")
         if tensor.shape != shape:
@@ -109,11 +117,24 @@ class Parameters:
         return tensor
 
 
+@dataclass(frozen=True, slots=True)
 class Survey(Parameters):
-    """Parameters that check and record what a network asks for, and pack no matrix.
+    """Parameters that record what a network asks for, and pack no matrix.
 
-    A network built of them computes nothing; it is built to learn which tensors it needs.
+    A network built of them computes nothing; it is built to learn which tensors it needs. A tensor
+    that is not there is recorded in `missing`, and zeros take its place.
     """
+
+    missing: list[str] = field(default_factory=list)
 
     def _packed(self, *tensors: Tensor) -> Matrix:
         return Panels(tensors[0].name, tensors[0].format, 0, 0, np.empty((0, 0), np.uint8))
+
+    def _get(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name in self.tensors or name in self.others:
+            # super() without arguments does not find a class that slots made anew
+            return Parameters._get(self, name, shape)
+        self.asked.add(name)
+        self.missing.append(name)
+        zeros = np.zeros((math.prod(shape[:-1]), 4 * shape[-1]), np.uint8)
+        return Tensor(name, FORMATS["F32"], shape, zeros)

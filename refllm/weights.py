@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.quant import Tensor
-from refllm.weights_file import read_json_object, release
+from refllm.weights_file import SPLIT_PART, read_json_object, release
 from refllm.weights_gguf import GgufContents, read_gguf
 from refllm.weights_safetensors import INDEX, SINGLE, StoredTensor, read_safetensors
 
@@ -43,7 +43,6 @@ __all__ = [
 
 ADAPTER = "adapter_config.json"  # transformers loads the adapter beside a model with it
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")
-PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")  # as llama-gguf-split names parts
 
 MAX_HEADS = 2**16
 MAX_WIDTH = 2**20
@@ -157,8 +156,8 @@ def _open_file_or_folder(path: Path) -> Weights:
     if (path / SINGLE).exists() or (path / INDEX).exists():
         return open_safetensors(path)
     gguf_files = sorted(path.glob("*.gguf"))
-    parts = {match[1] for file in gguf_files if (match := PART.fullmatch(file.name))}
-    are_one = len(parts) == 1 and all(PART.fullmatch(file.name) for file in gguf_files)
+    parts = {match[1] for file in gguf_files if (match := SPLIT_PART.fullmatch(file.name))}
+    are_one = len(parts) == 1 and all(SPLIT_PART.fullmatch(file.name) for file in gguf_files)
     if len(gguf_files) == 1 or are_one:
         return open_gguf(gguf_files[0])
     found = f"{len(gguf_files)} .gguf files: name one" if gguf_files else "no .gguf file"
@@ -191,7 +190,7 @@ def open_gguf(path: Path) -> Weights:
 
 def _joined(path: Path, part: GgufContents) -> tuple[Path, GgufContents]:
     """The first part's path, and what all parts of the split model that `part` belongs to hold."""
-    match = PART.fullmatch(path.name)
+    match = SPLIT_PART.fullmatch(path.name)
     count = part.metadata["split.count"]
     if match is None or int(match[3]) != count:
         raise LlmRuntimeError(

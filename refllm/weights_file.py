@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,17 @@ from numpy.typing import NDArray
 from refllm.api import LlmRuntimeError
 from refllm.quant import Format
 
-__all__ = ["map_file", "parse_json_object", "read_json_object", "release", "row_layout"]
+__all__ = [
+    "SPLIT_PART",
+    "map_file",
+    "parse_json_object",
+    "read_json_object",
+    "release",
+    "row_layout",
+]
+
+SPLIT_PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.(?:gguf|safetensors)")
+"""The name of one of several files that hold a model: its stem, its number, and how many."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_JSON_BYTES = 2**24  # the largest index files have some hundred thousand bytes

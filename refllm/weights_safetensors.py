@@ -16,7 +16,6 @@ hands out tensors only as copies and not as bfloat16, so the bytes are mapped he
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +27,19 @@ from safetensors import SafetensorError, safe_open
 
 from refllm.api import LlmRuntimeError
 from refllm.quant import FORMATS, Tensor
-from refllm.weights_file import map_file, parse_json_object, read_json_object, row_layout
+from refllm.weights_file import (
+    SPLIT_PART,
+    map_file,
+    parse_json_object,
+    read_json_object,
+    row_layout,
+)
 
 __all__ = ["INDEX", "SINGLE", "StoredTensor", "read_safetensors"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 METADATA = "__metadata__"
-SHARD = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 DTYPES = ("F32", "F16", "BF16")
 
 
@@ -113,9 +117,9 @@ def _read_shards(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]
 
 def _refuse_forgotten_shards(folder: Path, files: Sequence[str]) -> None:
     """Refuse a shard of the same model that the index does not name."""
-    models = {(match[1], match[3]) for file in files if (match := SHARD.fullmatch(file))}
+    models = {(match[1], match[3]) for file in files if (match := SPLIT_PART.fullmatch(file))}
     for path in sorted(folder.glob("*.safetensors")):
-        match = SHARD.fullmatch(path.name)
+        match = SPLIT_PART.fullmatch(path.name)
         if match and (match[1], match[3]) in models and path.name not in files:
             raise LlmRuntimeError(
                 f"{path}: {INDEX} names no tensor of this shard; fetch the index again"

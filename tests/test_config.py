@@ -79,8 +79,8 @@ def test_an_impossible_value_of_config_json_is_named(
     ("key", "value"),
     [
         ("llama.expert_count", 8),
-        ("llama.attention.sliding_window", 4096),
-        ("llama.rope.scaling.type", "yarn"),
+        ("llama.attention.sliding_window", 64),
+        ("llama.rope.scaling.type", "longrope"),
         ("llama.attention.value_length", 4),
     ],
 )
@@ -95,7 +95,7 @@ def test_a_gguf_that_asks_for_more_than_a_llama_is_not_supported(
     ("key", "value", "named"),
     [
         ("hidden_act", "gelu", "hidden_act = 'gelu'"),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}, "rope_scaling of type 'yarn'"),
+        ("rope_scaling", {"rope_type": "longrope"}, "rope_scaling.rope_type = 'longrope'"),
     ],
 )
 def test_a_config_json_that_asks_for_more_than_a_llama_is_not_supported(

@@ -81,6 +81,33 @@ def test_one_of_several_gguf_files_is_pulled_by_its_name(site: Site, tmp_path: P
     assert {file.name for file in tmp_path.iterdir()} - {".partial-small.Q8_0.lock"} == {path.name}
 
 
+@pytest.mark.parametrize("folder", ["", "Q8_0/"])
+@pytest.mark.parametrize("reference", [f"{REPO}:{{}}big-00001-of-00002.gguf", REPO])
+def test_all_parts_of_a_split_model_are_pulled(
+    folder: str, reference: str, site: Site, tmp_path: Path
+) -> None:
+    parts = {f"big-0000{i}-of-00002.gguf": b"GGUF" * (5000 + i) for i in (1, 2)}
+    publish(site, {f"{folder}{name}": data for name, data in parts.items()})
+    path = pull_repository(reference.format(folder), root=tmp_path)
+    assert path == tmp_path / ("small" if reference == REPO else "big")
+    assert content(path) == parts
+
+
+def test_the_modules_of_a_sentence_model_are_pulled(site: Site, tmp_path: Path) -> None:
+    needed = {
+        "generation_config.json": b"{}",
+        "config_sentence_transformers.json": b"{}",
+        "2_Dense/config.json": b"{}",
+        "2_Dense/model.safetensors": b"dense",
+        "additional_chat_templates/tools.jinja": b"",
+    }
+    left = {"2_Dense/pytorch_model.bin": b"", "onnx/config.json": b"{}"}
+    publish(site, FOLDER | needed | left)
+    pulled = content(pull_repository(REPO, root=tmp_path))
+    assert needed.items() <= pulled.items()
+    assert not left.keys() & pulled.keys()
+
+
 def test_the_only_gguf_file_of_a_repository_needs_no_name(site: Site, tmp_path: Path) -> None:
     publish(site, {"README.md": b"", "only.gguf": b"GGUF"})
     assert pull_repository(REPO, root=tmp_path) == tmp_path / "small.gguf"

@@ -81,6 +81,16 @@ def test_versions_2_and_3_are_read_alike(tmp_path: Path, version: int) -> None:
     assert weights.tensors["t"].data.tobytes() == bytes(range(16))
 
 
+@pytest.mark.parametrize(("sizes", "shape"), [((), "[]"), ((4, 0), "[0, 4]")])
+def test_a_tensor_of_one_number_or_none_is_set_aside_with_its_shape(
+    sizes: tuple[int, ...], shape: str, tmp_path: Path
+) -> None:
+    odd = tensor(b"odd", sizes=sizes)
+    weights = open_gguf(written(tmp_path, file(tensors=(tensor(), odd))))
+    assert weights.others == {"odd": f"F32 {shape}"}
+    assert list(weights.tensors) == ["t"]
+
+
 def test_metadata_are_the_python_values_that_were_written(tmp_path: Path) -> None:
     said: dict[str, object] = {
         "general.architecture": "llama",
