@@ -17,6 +17,8 @@ anything. A finding's `check` is its name for programs, and stays the same from 
     architecture-level          a llama beside the folder `llama`, where newer Spins do not look
     bad-config                  hyperparameters that are missing or impossible
     bad-tokenizer               no tokenizer, or a damaged one
+    not-computed                a tensor or key that refllm does not compute: loading refuses it
+    unknown-key                 a key of a JSON file that no table lists: it may mean something
     vocabulary-sizes            tokenizer and network do not belong together
     chat-template               none, so a chat is written as Llama 2 was taught it
     rope-layout                 query and key rows in the other convention's order (to 1 GiB)
@@ -30,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from refllm.accounting.ledger import Entry
 from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.chat_template import chat_template_of
 from refllm.config import bert_config, llama_config
@@ -37,7 +40,7 @@ from refllm.embedded import STAND_INS, wants_stand_ins
 from refllm.kernels.cache import cache_folder, kernel_sources
 from refllm.kernels.cpu import CPU, NAME
 from refllm.kernels.threads import available_cpus
-from refllm.loading import load_tokenizer
+from refllm.loading import account, load_tokenizer
 from refllm.models import PULLABLE, FoundModel, find_model, list_models
 from refllm.parameters import Parameters
 from refllm.spin.manifest import MANIFEST, Component, read_manifest
@@ -273,9 +276,39 @@ def _contents(model: FoundModel, weights: Weights) -> Iterator[Finding]:
     else:
         if n_vocab is not None:
             yield from _vocabulary_sizes(model, n_tokens, n_vocab)
+    yield from _accounting(model)
     if weights.architecture == "llama":
         yield from _chat_template(model, weights)
         yield from _rope_layout(model, weights)
+
+
+def _accounting(model: FoundModel) -> Iterator[Finding]:
+    """Whether every tensor and key is used, or irrelevant by a table."""
+    try:
+        entries = account(model.path).entries
+    except LlmError:  # said by what cannot be loaded, or does not fit together
+        return
+    by_verdict: dict[str, list[Entry]] = {"refused": [], "unknown": []}
+    for entry in entries:
+        by_verdict.get(entry.verdict, []).append(entry)
+    all_of_them = f"refllm models show {_quoted(model.path)} --accounting"
+    if by_verdict["refused"]:
+        # The reason of the first tensor names the others, too.
+        reasons = dict.fromkeys(e.reason for e in by_verdict["refused"] if ": " in e.reason)
+        for reason in reasons or [e.reason for e in by_verdict["refused"][:1]]:
+            yield Finding(
+                check="not-computed",
+                level="broken",
+                what=reason,
+                remedy=f"take a model that is computed; {all_of_them} lists every tensor and key",
+            )
+    for entry in by_verdict["unknown"]:
+        yield Finding(
+            check="unknown-key",
+            level="warning",
+            what=entry.reason,
+            remedy=f"remove the key if the model does not depend on it; {all_of_them} lists all",
+        )
 
 
 def _rope_layout(model: FoundModel, weights: Weights) -> Iterator[Finding]:

@@ -198,6 +198,33 @@ BROKEN: Sequence[tuple[str, str, Break, str, str]] = [
         "fetch tokenizer.json",
     ),
     (
+        "not-computed",
+        "broken",
+        lambda project: tiny_llama_gguf(
+            llama(project), metadata=WITH_TEMPLATE | {"llama.expert_count": 8}
+        ),
+        "llama.expert_count = 8 is not supported: a mixture of experts",
+        "--accounting",
+    ),
+    (
+        "not-computed",
+        "broken",
+        lambda project: tiny_llama_gguf(
+            llama(project),
+            metadata=WITH_TEMPLATE,
+            tensors={"blk.0.attn_q_norm.weight": np.zeros(8, np.float32)},
+        ),
+        "1 tensor that a llama does not use: blk.0.attn_q_norm.weight",
+        "--accounting",
+    ),
+    (
+        "unknown-key",
+        "warning",
+        lambda project: tiny_llama_folder(llama_folder(project), config={"unheard_of": 3}),
+        "unheard_of = 3",
+        "remove the key",
+    ),
+    (
         "vocabulary-sizes",
         "broken",
         lambda project: tiny_llama_gguf(
