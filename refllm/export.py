@@ -26,7 +26,7 @@ from typing import Literal
 
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.export_config import DTYPES
-from refllm.export_gguf import FILE_TYPES, write_gguf
+from refllm.export_gguf import FILE_TYPES, is_for_llama_cpp, write_gguf
 from refllm.export_hf import write_hf_folder, write_spin_folder
 from refllm.export_needs import refuse_incomplete
 from refllm.models import INFERENCING_ARCHITECTURE, check_name
@@ -48,8 +48,10 @@ def export(
     `type_name` is for the matrices: F32, F16 or BF16 in folders, by default F32; any of
     `refllm.quantize.QUANTIZABLE` in a GGUF file, by default what they are; where a row is no whole
     number of blocks, the next larger type (see `refllm.export_gguf`). A GGUF file exported as one
-    without a type is copied byte for byte, unless it is in several parts, which become one. What a
-    GGUF file cannot hold is left out: a text's limit in tokens that is in a tokenizer.json.
+    without a type is copied byte for byte, unless it is in several parts, which become one, or
+    llama.cpp would compute something else (special tokens without a key, token types that are
+    quantized). What a GGUF file cannot
+    hold is left out: a text's limit in tokens that is in a tokenizer.json.
 
     Errors: `InvalidInput` for a layout, type or name that is none, for numbers that the type cannot
     hold, or where the target exists; `ModelNotSupported` for what the layout cannot say, and for
@@ -92,8 +94,7 @@ def _export_gguf(model: Path, target: Path, *, name: str, type_name: str | None)
         )
     weights = _open(model)
     with _new_path(target) as path:
-        is_split = "split.count" in weights.hparams
-        if weights.source == "gguf" and type_name is None and not is_split:
+        if weights.source == "gguf" and type_name is None and is_for_llama_cpp(weights):
             shutil.copyfile(weights.path, path)
         else:
             write_gguf(weights, path, name=name, type_name=type_name)

@@ -25,14 +25,14 @@ import numpy as np
 from gguf import GGML_QUANT_VERSION, LlamaFileType
 
 from refllm.config import bert_config, llama_config
-from refllm.export_vocab import vocabulary_keys
+from refllm.export_vocab import missing_keys, vocabulary_keys
 from refllm.gguf_writer import DEFAULT_ALIGNMENT, keys_of_file, packed, write_gguf_file
 from refllm.parameters import Parameters
 from refllm.quant import FORMATS, Tensor
 from refllm.rope import YarnScaling
 from refllm.weights import Weights
 
-__all__ = ["FILE_TYPES", "fitting_type", "write_gguf"]
+__all__ = ["FILE_TYPES", "fitting_type", "is_for_llama_cpp", "write_gguf"]
 
 # general.file_type for each type of `refllm.quantize`: what llama.cpp says a file has most of. A
 # file that is Q4_K throughout is Q4_K_S there.
@@ -45,6 +45,8 @@ FILE_TYPES: Mapping[str, int] = {
     "Q4_K": int(LlamaFileType.MOSTLY_Q4_K_S),
 }
 NEXT_TYPE = {"Q4_K": "Q8_0", "Q8_0": "F16", "Q4_0": "F16"}
+# Added to the embedding as it is stored; llama.cpp ends the process where it is not F32.
+ADDED = "token_types.weight"
 NOT_MULTIPLIED = frozenset({"position_embd.weight", "token_types.weight"})
 MEAN_POOLING = 1  # in llama.cpp's enumeration
 
@@ -53,10 +55,19 @@ def write_gguf(weights: Weights, path: Path, *, name: str, type_name: str | None
     """Write the model to `path`, its matrices in a type of `FILE_TYPES`, or None: in their own.
 
     Of a GGUF file all metadata are kept, byte for byte, but general.file_type and
-    general.quantization_version; `name` is the general.name of a model from a folder.
+    general.quantization_version where the type changes, and keys are added without which llama.cpp
+    would take other special tokens; `name` is the general.name of a model from a folder.
     Errors: `InvalidInput` for numbers that the type cannot hold, `ModelNotSupported` for a
     tokenizer that GGUF has no words for, `LlmRuntimeError` for a damaged file.
     """
+    alignment = cast("int", weights.hparams.get("general.alignment", DEFAULT_ALIGNMENT))
+    if weights.source == "gguf" and type_name is None:
+        same = [
+            (tensor, "F32" if tensor.name == ADDED else tensor.format.name)
+            for tensor in weights.tensors.values()
+        ]
+        write_gguf_file(path, _kept_keys(weights, name), same, alignment=alignment)
+        return
     tensors = [(tensor, stored_type(tensor, type_name)) for tensor in _tensors(weights).values()]
     said: dict[str, object] = {
         "general.file_type": FILE_TYPES[_most_common_type(tensors)],
@@ -67,7 +78,16 @@ def write_gguf(weights: Weights, path: Path, *, name: str, type_name: str | None
         path,
         _kept_keys(weights, name) | changed,
         tensors,
-        alignment=cast("int", weights.hparams.get("general.alignment", DEFAULT_ALIGNMENT)),
+        alignment=alignment,
+    )
+
+
+def is_for_llama_cpp(weights: Weights) -> bool:
+    """Whether llama.cpp computes a GGUF file as refllm does, so that a copy is an export."""
+    added = weights.tensors.get(ADDED)
+    is_one_file = "split.count" not in weights.hparams
+    return (
+        is_one_file and not missing_keys(weights) and (added is None or added.format.name == "F32")
     )
 
 
@@ -112,9 +132,10 @@ def _most_common_type(tensors: list[tuple[Tensor, str]]) -> str:
 
 
 def _kept_keys(weights: Weights, name: str) -> dict[str, bytes]:
-    """All that the file says already, or what a folder says in its own words."""
+    """All that the file says already and what it lacks, or what a folder says in its own words."""
     if weights.source == "gguf":
-        return keys_of_file(weights.path)
+        added = {key: packed(key, value) for key, value in missing_keys(weights).items()}
+        return keys_of_file(weights.path) | added
     hyperparameters = _llama(weights) if weights.architecture == "llama" else _bert(weights)
     n_vocab = Parameters(weights.path, weights.tensors).n_rows("token_embd.weight")
     said = {

@@ -33,11 +33,12 @@ from refllm.export_tokenizer import NAMES, special_ids_of, tokenizer_of
 from refllm.parameters import Parameters
 from refllm.pretokenizers import PRE_TOKENIZERS
 from refllm.tokenizer_base import library_errors
+from refllm.vocab_gguf import GgufKeys
 from refllm.vocab_wordpiece import CONTINUES, WORD_START
 from refllm.vocabulary import SpecialIds, TokenType, Vocabulary
 from refllm.weights import Weights
 
-__all__ = ["gguf_spelling", "vocabulary_keys"]
+__all__ = ["gguf_spelling", "missing_keys", "vocabulary_keys"]
 
 PREFIX = "tokenizer.ggml."
 ENDS = ("eos", "eot", "eom")  # as many ends as the keys can name
@@ -62,6 +63,27 @@ def vocabulary_keys(weights: Weights, *, n_vocab: int) -> dict[str, object]:
     said: dict[str, object] = {PREFIX + key: value for key, value in keys.items()}
     chat_template = chat_template_of(weights)
     return said if chat_template is None else said | {"tokenizer.chat_template": chat_template}
+
+
+def missing_keys(weights: Weights) -> dict[str, object]:
+    """Return the keys that a GGUF file lacks, where llama.cpp would take another token instead.
+
+    llama.cpp reads [CLS] under the name of BOS, and has numbers of its own for tokens that a file
+    does not name: 101, 102, 100, 0 and 103 in a BERT, whichever tokens these are.
+    Source: `llama_vocab::impl::load` in llama.cpp's src/llama-vocab.cpp.
+    """
+    keys = GgufKeys(weights.hparams, weights.path)
+    if keys.text("model") != "bert":
+        return {}
+    tokenizer = tokenizer_of(weights)
+    ends = special_ids_of(tokenizer)
+    spelled = {tokenizer.piece(token_id): token_id for token_id in range(tokenizer.n_vocab)}
+    named = {"bos": ends.prefix[0], "seperator": ends.suffix[0]}
+    for _, key, spelling in NAMES:
+        if keys.get(f"{key}_token_id") is None and spelling in spelled:
+            named.setdefault(key, spelled[spelling])
+    said: dict[str, object] = {f"{PREFIX}{name}_token_id": each for name, each in named.items()}
+    return {key: value for key, value in said.items() if weights.hparams.get(key) != value}
 
 
 def _read(path: Path) -> dict[str, Any]:

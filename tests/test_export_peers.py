@@ -13,8 +13,9 @@ import pytest
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
+from refllm.embedded import ROOT
 from refllm.export import quantize
-from refllm.loading import load_tokenizer
+from refllm.loading import BertModel, LlamaModel, load_path, load_tokenizer
 from refllm.weights import open_weights
 from tests.exports import FOLDERS, LLAMAS, PROMPT, TEXTS, exported, keys_of, result, tensors_of
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf, tiny_llama_folder, tiny_llama_gguf
@@ -161,3 +162,52 @@ class TestTransformers:
             made = exported(source, tmp_path / f"from {source.name}", "hf")
             theirs = transformers.AutoTokenizer.from_pretrained(made)
             assert theirs(text)["input_ids"] == load_tokenizer(source).encode(text)
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestModelsOfThePackage:
+    """The models that ship, as they ship and as they are exported, in llama.cpp."""
+
+    @pytest.fixture(autouse=True)
+    def llama_cpp(self) -> ModuleType:
+        found: ModuleType = pytest.importorskip("llama_cpp", reason="there is no llama-cpp-python")
+        return found
+
+    @pytest.mark.parametrize("form", ["as it ships", "gguf", "gguf through a folder"])
+    @pytest.mark.parametrize("text", ["", "hello", "A cat sat on the mat."])
+    def test_tiny_embed_has_our_tokens_and_vectors(
+        self, llama_cpp: ModuleType, form: str, text: str, tmp_path: Path
+    ) -> None:
+        shipped = ROOT / "bert" / "tiny-embed.gguf"
+        path = shipped
+        if form == "gguf through a folder":
+            path = exported(exported(shipped, tmp_path, "hf"), tmp_path, "gguf")
+        elif form == "gguf":
+            path = exported(shipped, tmp_path, "gguf", "F32")
+        ours = load_path(shipped)
+        assert isinstance(ours, BertModel)
+        model = llama_cpp.Llama(str(path), embedding=True, verbose=False)
+        assert model.tokenize(text.encode(), special=True) == ours.text_tokens(text)
+        theirs = np.array(model.embed(text, normalize=True), np.float32)
+        # An empty text is [CLS] [SEP]; llama.cpp rounds activations to float16.
+        assert float(theirs @ ours.embed([text])[0]) > 0.9999
+
+    @pytest.mark.parametrize("form", ["as it ships", "gguf", "gguf through a folder"])
+    def test_tiny_chat_has_our_tokens_and_next_token(
+        self, llama_cpp: ModuleType, form: str, tmp_path: Path
+    ) -> None:
+        shipped = ROOT / "llama" / "tiny-chat.gguf"
+        path = shipped
+        if form == "gguf through a folder":
+            path = exported(exported(shipped, tmp_path, "hf"), tmp_path, "gguf")
+        elif form == "gguf":
+            path = exported(shipped, tmp_path, "gguf", "F32")
+        ours = load_path(shipped)
+        assert isinstance(ours, LlamaModel)
+        prompt = "Once upon a time, there was a little"
+        model = llama_cpp.Llama(str(path), n_ctx=128, logits_all=True, verbose=False)
+        token_ids = model.tokenize(prompt.encode(), special=True)
+        assert token_ids == ours.tokenizer.encode(prompt)
+        model.eval(token_ids)
+        theirs = np.array(model.scores[: len(token_ids)], np.float32)
+        assert (theirs.argmax(axis=1) == ours.forward(token_ids).argmax(axis=1)).all()

@@ -59,14 +59,22 @@ def add_metadata(writer: GGUFWriter, metadata: Mapping[str, object]) -> None:
 
 
 def add_tensors(writer: GGUFWriter, tensors: Mapping[str, NDArray[np.float32]]) -> None:
-    """Vectors in F32 and matrices in Q8_0; that was all, so the file is written."""
+    """Vectors in F32 and matrices in Q8_0; that was all, so the file is written.
+
+    Token types keep the values of Q8_0 in F32: llama.cpp adds them as they are stored, and ends the
+    process where they are quantized.
+    """
     writer.add_file_type(LlamaFileType.MOSTLY_Q8_0)
     for name, array in tensors.items():
         if array.ndim == 1:
             writer.add_tensor(name, array)
+            continue
+        kind = GGMLQuantizationType.Q8_0
+        blocks = quants.quantize(array, kind)
+        if name == "token_types.weight":
+            writer.add_tensor(name, quants.dequantize(blocks, kind))
         else:
-            kind = GGMLQuantizationType.Q8_0
-            writer.add_tensor(name, quants.quantize(array, kind), raw_dtype=kind)
+            writer.add_tensor(name, blocks, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

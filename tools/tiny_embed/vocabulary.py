@@ -56,6 +56,7 @@ def as_metadata(pieces: Sequence[str]) -> Mapping[str, object]:
         f"{KEY}.token_type": [CONTROL if piece in SPECIAL else NORMAL for piece in pieces],
         f"{KEY}.padding_token_id": 0,
         f"{KEY}.unknown_token_id": 1,
+        f"{KEY}.bos_token_id": 2,  # the name under which llama.cpp reads [CLS]
         f"{KEY}.cls_token_id": 2,
         f"{KEY}.seperator_token_id": 3,  # the key's own spelling
         f"{KEY}.mask_token_id": 4,
