@@ -34,7 +34,7 @@ START_SECONDS = 60.0  # for an interpreter and Jinja on a busy machine
 KILL_SECONDS = 5.0  # for the system to end a process
 MOST_CHILDREN = 4  # that render at the same time; further threads wait
 LENGTH = struct.Struct(">I")
-BYTES_OF_A_CHARACTER = 12  # at most, in a JSON string in ASCII: \ud83d\ude42
+BYTES_OF_A_CHARACTER = 6  # at most, in a JSON string: \u0000
 OLDEST_JINJA = (3, 1, 6)  # transformers 5.24 refuses older ones, whose sandbox templates can leave
 
 # What a child inherits of the environment. A template should find no secret there.
@@ -68,7 +68,7 @@ class Renderer:
     """Renders chat templates in child processes; safe to use from several threads.
 
     Children start when they are needed and stay until `close`, or the end of this process. After a
-    fork, the new process starts its own.
+    fork, the new process starts its own. `children` are those that run.
 
     Example:
         >>> with Renderer(Limits(seconds=5)) as renderer:
@@ -80,7 +80,7 @@ class Renderer:
         self.limits = limits or Limits()
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(MOST_CHILDREN)
-        self._children: set[Child] = set()
+        self.children: set[Child] = set()
         self._idle: list[Child] = []
         self._is_closed = False
         _renderers.add(self)
@@ -137,7 +137,7 @@ class Renderer:
         """End all children; what is being rendered ends with an error."""
         with self._lock:
             self._is_closed = True
-            busy = self._children.difference(self._idle)
+            busy = self.children.difference(self._idle)
             idle, self._idle = self._idle, []
         for child in idle:
             self._end(child)
@@ -159,7 +159,7 @@ class Renderer:
             if self._is_closed:
                 raise LlmRuntimeError("chat templates are no longer rendered: this process ends")
             child = Child(self.limits)
-            self._children.add(child)
+            self.children.add(child)
         try:
             child.begin()
         except BaseException:
@@ -179,7 +179,7 @@ class Renderer:
         child.kill()
         child.close_pipes()
         with self._lock:
-            self._children.discard(child)
+            self.children.discard(child)
 
     def forget(self) -> None:
         """Have no children, in a process that was forked off.
@@ -187,16 +187,16 @@ class Renderer:
         They are the parent's, and a lock may be held by a thread that was not forked. The copies
         of the pipes are closed, so that a child sees the parent's end.
         """
-        for child in self._children:
+        for child in self.children:
             child.forget()
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(MOST_CHILDREN)
-        self._children = set()
+        self.children = set()
         self._idle = []
 
     def _request(self, template: str, variables: Mapping[str, object]) -> bytes:
         try:
-            request = json.dumps({"template": template, "variables": variables}).encode("ascii")
+            request = encoded({"template": template, "variables": variables})
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidInput(
                 f"the messages of a chat must be what JSON can hold: {error}"
@@ -262,7 +262,7 @@ class Child:
     def begin(self) -> None:
         """Agree on the limits. Raises `LlmRuntimeError` where the child does not start."""
         try:
-            said = self.ask(json.dumps(asdict(self._limits)).encode("ascii"), START_SECONDS)
+            said = self.ask(encoded(asdict(self._limits)), START_SECONDS)
         except Gone:
             raise _cannot_start("it ended before it was ready") from None
         version = tuple(int(part) for part in said["jinja2"].split(".")[:3] if part.isdecimal())
@@ -271,6 +271,11 @@ class Child:
                 f"chat templates need jinja2 3.1.6 or newer, and {said['jinja2']} is installed; "
                 "pip install --upgrade jinja2"
             )
+
+    @property
+    def process_id(self) -> int:
+        """The system's number of the process."""
+        return self._process.pid
 
     @property
     def is_alive(self) -> bool:
@@ -283,9 +288,9 @@ class Child:
         watch.daemon = True
         watch.start()
         try:
-            self._write(LENGTH.pack(len(request)) + request)
+            self.write(LENGTH.pack(len(request)) + request)
             (length,) = LENGTH.unpack(self._read(LENGTH.size))
-            answer: dict[str, Any] = json.loads(self._read(length))
+            answer: dict[str, Any] = json.loads(self._read(length).decode("utf-8", "surrogatepass"))
         except (OSError, ValueError) as error:  # a pipe that is broken
             raise Gone from error
         finally:
@@ -314,7 +319,8 @@ class Child:
         self.is_late = True
         self._process.kill()
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
+        """Write all of it into the child's pipe."""
         view = memoryview(data)
         while view:
             view = view[self._requests.write(view) :]
@@ -328,6 +334,14 @@ class Child:
             parts.append(part)
             n -= len(part)
         return b"".join(parts)
+
+
+def encoded(content: Mapping[str, object]) -> bytes:
+    """Return an object as JSON in UTF-8.
+
+    Halves of surrogate pairs stay halves: of two escaped ones, JSON makes one character.
+    """
+    return json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def _unusable(problem: str) -> LlmError:

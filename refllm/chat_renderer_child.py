@@ -4,7 +4,7 @@ A template is a program that comes with a model, so it runs where it can be ende
 its own, which `refllm.chat_renderer` starts. Both sides write frames to a pipe:
 
     4 bytes    N, big-endian
-    N bytes    a JSON object in ASCII
+    N bytes    a JSON object in UTF-8, where halves of surrogate pairs are characters, too
 
     the parent's first frame     {"seconds", "memory_bytes", "characters"}, the limits
     the answer                   {"jinja2": its version}
@@ -214,12 +214,12 @@ def _read(stream: BinaryIO) -> dict[str, Any] | None:
     body = stream.read(length)
     if len(body) < length:
         return None
-    frame: dict[str, Any] = json.loads(body)
+    frame: dict[str, Any] = json.loads(body.decode("utf-8", "surrogatepass"))
     return frame
 
 
 def _write(stream: BinaryIO, frame: Mapping[str, object]) -> None:
-    body = json.dumps(frame).encode("ascii")
+    body = json.dumps(frame, ensure_ascii=False).encode("utf-8", "surrogatepass")
     stream.write(LENGTH.pack(len(body)) + body)
     stream.flush()
 
