@@ -14,20 +14,38 @@ Sources: transformers 5.24.0 (`tokenization_utils_base.py`, `processing_utils.py
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refllm.accounting.chat_templates import (
+    CHAT_TEMPLATE_JSON,
+    GGUF_CHAT_TEMPLATES,
+    UNUSED_TEMPLATE,
+)
+from refllm.accounting.keys import Keys
+from refllm.accounting.ledger import Ledger
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.chat_renderer import Renderer, default_renderer
 from refllm.weights import Weights
 from refllm.weights_file import map_file, read_json_object
 
-__all__ = ["CHATML", "LLAMA_2", "chat_prompt", "chat_template_of", "chat_templates_of"]
+__all__ = [
+    "CHATML",
+    "LLAMA_2",
+    "chat_prompt",
+    "chat_template_of",
+    "chat_templates_of",
+    "check_chat_template",
+]
 
 DEFAULT = "default"
 TOOL_USE = "tool_use"
 KEY = "tokenizer.chat_template"
+OTHERS = "additional_chat_templates"
+BY = "chat template"  # in the ledger
 MAX_BYTES = 2**20  # of a template's file; the longest known ones have about 30,000
 
 # A message's reasoning under the names that clients give it, the one that templates read first.
@@ -58,29 +76,38 @@ CHATML = (
 """The template that a GGUF file means by "chatml" in place of a template, as in llama.cpp."""
 
 
-def chat_template_of(weights: Weights) -> str | None:
+def chat_template_of(weights: Weights, *, ledger: Ledger | None = None) -> str | None:
     """Return the template for chats, or None where the model brings no template.
 
     A GGUF file that has none called "default" may have one called "tool_use", which llama.cpp
     then uses for every chat.
 
+    Args:
+        weights: The model.
+        ledger: Where each template's key or file is recorded.
+
     Raises:
         LlmRuntimeError: as `chat_templates_of`, and where there are templates and none of them is
             for chats.
+        ModelNotSupported: A GGUF file has a key `tokenizer.chat_template…` that refllm does not
+            know.
     """
-    templates = chat_templates_of(weights)
-    if not templates:
+    found = _found(weights)
+    name = DEFAULT
+    if weights.source == "gguf" and TOOL_USE in found:
+        is_there = DEFAULT in found and found[DEFAULT].text not in ("", "chatml")
+        name = DEFAULT if is_there else TOOL_USE
+    _account(weights, found, name, Ledger() if ledger is None else ledger)
+    if not found:
         return None
-    template = templates.get(DEFAULT)
-    if weights.source == "gguf" and template in (None, "", "chatml"):
-        template = templates.get(TOOL_USE, CHATML if template == "chatml" else template)
-    if template is None:
-        names = ", ".join(sorted(templates.keys() - {DEFAULT}))
+    if name not in found:
         raise LlmRuntimeError(
-            f"{weights.path}: has the chat templates {names:.200}, and none called {DEFAULT!r}",
+            f"{weights.path}: has the chat templates {', '.join(found):.200}, "
+            f"and none called {DEFAULT!r}",
             f"give the one that chats are to use the name {DEFAULT!r}",
         )
-    return template
+    text = found[name].text
+    return CHATML if weights.source == "gguf" and text == "chatml" else text
 
 
 def chat_templates_of(weights: Weights) -> Mapping[str, str]:
@@ -89,22 +116,60 @@ def chat_templates_of(weights: Weights) -> Mapping[str, str]:
     Raises:
         LlmRuntimeError: naming the file whose template is no text, or not UTF-8.
     """
+    return {name: template.text for name, template in _found(weights).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A template, and its key in a GGUF file or its file in a folder."""
+
+    text: str
+    place: str
+
+
+def _found(weights: Weights) -> dict[str, Found]:
+    """The templates by name."""
+    found: dict[str, Found] = {}
     if weights.source == "gguf":
-        return {
-            key.removeprefix(KEY).removeprefix(".") or DEFAULT: _text(weights.path, key, value)
-            for key, value in weights.hparams.items()
-            if (key == KEY or key.startswith(f"{KEY}.")) and value is not None
-        }
+        for key, value in weights.hparams.items():
+            if (key == KEY or key.startswith(f"{KEY}.")) and value is not None:
+                text = _text(weights.path, key, value)
+                found[key.removeprefix(f"{KEY}.") if key != KEY else DEFAULT] = Found(text, key)
+        return found
     # A file of its own takes the place of every template in a JSON file.
-    files = {DEFAULT: weights.path / "chat_template.jinja"}
-    others = sorted((weights.path / "additional_chat_templates").glob("*.jinja"))
-    files |= {file.name.removesuffix(".jinja"): file for file in others}
-    templates = {name: _read(file) for name, file in files.items() if file.is_file()}
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        file = weights.path / name
-        if not templates and file.is_file():
-            templates = _named(file, read_json_object(file).get("chat_template"))
-    return templates
+    file = weights.path / "chat_template.jinja"
+    if file.is_file():
+        found[DEFAULT] = Found(_read(file), file.name)
+    for file in sorted((weights.path / OTHERS).glob("*.jinja")):
+        found[file.name.removesuffix(".jinja")] = Found(_read(file), f"{OTHERS}/{file.name}")
+    for place in ("tokenizer_config.json", "chat_template.json"):
+        file = weights.path / place
+        if not found and file.is_file():
+            named = _named(file, read_json_object(file).get("chat_template"))
+            found = {name: Found(text, place) for name, text in named.items()}
+    return found
+
+
+def _account(weights: Weights, found: Mapping[str, Found], used: str, ledger: Ledger) -> None:
+    """Record what becomes of the templates; tokenizer_config.json is the tokenizer's to record."""
+    if weights.source == "gguf":
+        keys = Keys(weights.path, weights.hparams, ledger=ledger, by=BY)
+        if used in found:
+            keys.get(found[used].place)
+        keys.account(GGUF_CHAT_TEMPLATES, unknown="refuse", among=f"{KEY}*")
+        return
+    for name, template in found.items():
+        if template.place.endswith(".jinja"):
+            if name == used:
+                ledger.use(template.place, name, BY)
+            else:
+                ledger.dismiss(template.place, name, UNUSED_TEMPLATE)
+    file = weights.path / "chat_template.json"
+    if file.is_file():
+        keys = Keys(file, read_json_object(file), ledger=ledger, where=file.name, by=BY)
+        if any(template.place == file.name for template in found.values()):
+            keys.get("chat_template")
+        keys.account(CHAT_TEMPLATE_JSON, unknown="warn")
 
 
 def chat_prompt(
@@ -147,6 +212,16 @@ def chat_prompt(
         "add_generation_prompt": True,
     }
     return (renderer or default_renderer).render(template, variables)
+
+
+def check_chat_template(template: str) -> None:
+    """Raise `LlmRuntimeError` where no chat can be written with a template.
+
+    That a short chat is refused is no fault: a template may want other messages.
+    """
+    hello = [{"role": "user", "content": "Hello!"}]
+    with contextlib.suppress(InvalidInput):
+        chat_prompt(template, hello, special_tokens={"bos_token": "", "eos_token": ""})
 
 
 def _seen(message: Mapping[str, Any]) -> dict[str, Any]:

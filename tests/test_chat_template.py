@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.accounting.ledger import Ledger
+from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.chat_renderer import Renderer
 from refllm.chat_template import (
     CHATML,
@@ -231,6 +232,48 @@ def test_a_gguf_without_a_template_for_chats_is_an_error(tmp_path: Path) -> None
     weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said))
     with pytest.raises(LlmRuntimeError, match=r"tiny\.gguf: has the chat templates rag, and none"):
         chat_template_of(weights)
+
+
+# The ledger
+
+
+def test_the_ledger_has_every_template_of_a_gguf(tmp_path: Path) -> None:
+    said = {
+        "tokenizer.chat_templates": ["rag"],
+        "tokenizer.chat_template": "a",
+        "tokenizer.chat_template.rag": "b",
+    }
+    ledger = Ledger()
+    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said)
+    chat_template_of(open_weights(path), ledger=ledger)
+    assert {(entry.name, entry.verdict) for entry in ledger.entries} == {
+        ("tokenizer.chat_template", "used"),
+        ("tokenizer.chat_template.rag", "irrelevant"),
+        ("tokenizer.chat_templates", "irrelevant"),
+    }
+
+
+def test_an_unknown_key_of_a_gguf_s_templates_is_refused(tmp_path: Path) -> None:
+    said = {"tokenizer.chat_template_engine": "mustache"}
+    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said))
+    with pytest.raises(ModelNotSupported, match=r"tokenizer\.chat_template_engine = 'mustache'"):
+        chat_template_of(weights)
+
+
+def test_the_ledger_has_every_file_of_templates(tmp_path: Path) -> None:
+    files = {
+        "chat_template.jinja": "a",
+        "additional_chat_templates/rag.jinja": "b",
+        "chat_template.json": '{"chat_template": "c", "engine": "mustache"}',
+    }
+    ledger = Ledger()
+    chat_template_of(open_weights(written(files, tmp_path / "tiny")), ledger=ledger)
+    assert {(entry.where, entry.name, entry.verdict) for entry in ledger.entries} == {
+        ("chat_template.jinja", "default", "used"),
+        ("additional_chat_templates/rag.jinja", "rag", "irrelevant"),
+        ("chat_template.json", "chat_template", "irrelevant"),
+        ("chat_template.json", "engine", "unknown"),
+    }
 
 
 # A model's prompt
