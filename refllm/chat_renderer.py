@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -123,14 +124,16 @@ class Renderer:
                         raise _unusable(
                             f"did not finish within {self.limits.seconds:g} seconds"
                         ) from None
-                    if is_new or self._is_closed:
+                    if is_new and not self._is_closed:
                         raise _unusable("ended the process that rendered it") from None
                     continue  # it may have ended between two chats
                 except BaseException:  # such as KeyboardInterrupt: half an answer is in the pipe
                     self._end(child)
                     raise
-                # Where memory ran out, the address space is in fragments.
-                self._give_back(child, is_usable=answer["outcome"] != "no memory")
+                # Where memory ran out, the address space is in fragments; and a child may become
+                # late just after its answer.
+                is_usable = answer["outcome"] != "no memory" and not child.is_late
+                self._give_back(child, is_usable=is_usable)
                 return self._text(answer)
 
     def close(self) -> None:
@@ -201,7 +204,7 @@ class Renderer:
             raise InvalidInput(
                 f"the messages of a chat must be what JSON can hold: {error}"
             ) from error
-        most = BYTES_OF_A_CHARACTER * self.limits.characters
+        most = BYTES_OF_A_CHARACTER * (self.limits.characters + len(template))
         if len(request) > most:
             raise InvalidInput(
                 f"the messages of a chat have {len(request)} bytes as JSON, and may have {most}"
@@ -241,7 +244,7 @@ class Child:
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         try:
             # No file runs at the start (-S), and modules are where the parent finds them.
-            folders = [folder or str(Path.cwd()) for folder in sys.path]
+            folders = [folder or str(Path.cwd()) for folder in sys.path if isinstance(folder, str)]
             folders.append(str(Path(__file__).parents[1]))
             self._process = subprocess.Popen(
                 [sys.executable or "python", "-BPS", "-m", CHILD],
@@ -265,11 +268,11 @@ class Child:
             said = self.ask(encoded(asdict(self._limits)), START_SECONDS)
         except Gone:
             raise _cannot_start("it ended before it was ready") from None
-        version = tuple(int(part) for part in said["jinja2"].split(".")[:3] if part.isdecimal())
-        if version < OLDEST_JINJA:
+        if tuple(map(int, re.findall("[0-9]+", said["jinja2"]))) < OLDEST_JINJA:
+            needed = ".".join(map(str, OLDEST_JINJA))
             raise LlmRuntimeError(
-                f"chat templates need jinja2 3.1.6 or newer, and {said['jinja2']} is installed; "
-                "pip install --upgrade jinja2"
+                f"chat templates need jinja2 {needed} or newer, and {said['jinja2']} is installed",
+                "pip install --upgrade 'refllm[server]'",
             )
 
     @property
@@ -286,7 +289,10 @@ class Child:
         """Return the answer to a request. Raises `Gone` after at most so many seconds."""
         watch = threading.Timer(seconds, self._be_late)
         watch.daemon = True
-        watch.start()
+        try:
+            watch.start()
+        except RuntimeError as error:  # there are as many threads as there may be
+            raise _cannot_start(error) from error
         try:
             self.write(LENGTH.pack(len(request)) + request)
             (length,) = LENGTH.unpack(self._read(LENGTH.size))
@@ -297,6 +303,12 @@ class Child:
             watch.cancel()
             watch.join()  # or it might end the process while the next request is answered
         return answer
+
+    def write(self, data: bytes) -> None:
+        """Write all of it into the child's pipe."""
+        view = memoryview(data)
+        while view:
+            view = view[self._requests.write(view) :]
 
     def kill(self) -> None:
         """End the process, whatever it does."""
@@ -318,12 +330,6 @@ class Child:
     def _be_late(self) -> None:
         self.is_late = True
         self._process.kill()
-
-    def write(self, data: bytes) -> None:
-        """Write all of it into the child's pipe."""
-        view = memoryview(data)
-        while view:
-            view = view[self._requests.write(view) :]
 
     def _read(self, n: int) -> bytes:
         parts = []
