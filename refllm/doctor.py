@@ -20,7 +20,8 @@ anything. A finding's `check` is its name for programs, and stays the same from 
     not-computed                a tensor or key that refllm does not compute: loading refuses it
     unknown-key                 a key of a JSON file that no table lists: it may mean something
     vocabulary-sizes            tokenizer and network do not belong together
-    chat-template               none, so a chat is written as Llama 2 was taught it
+    chat-template               none, so a chat is written as Llama 2 was taught it; or one that no
+                                chat can use
     rope-layout                 query and key rows in the other convention's order (to 1 GiB)
 """
 
@@ -29,12 +30,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from refllm.accounting.ledger import Entry
 from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
-from refllm.chat_template import chat_template_of
+from refllm.chat_template import chat_template_of, check_chat_template
 from refllm.config import bert_config, llama_config
 from refllm.embedded import STAND_INS, wants_stand_ins
 from refllm.kernels.cache import cache_folder, kernel_sources
@@ -349,8 +351,8 @@ def _vocabulary_sizes(model: FoundModel, n_tokens: int, n_vocab: int) -> Iterato
 def _chat_template(model: FoundModel, weights: Weights) -> Iterator[Finding]:
     try:
         template = chat_template_of(weights)
-    except LlmRuntimeError as error:
-        remedy = "fetch tokenizer_config.json again"
+    except LlmError as error:
+        remedy = "fetch the file with the template again"
         yield Finding(check="damaged-file", level="broken", what=str(error), remedy=remedy)
         return
     if template is None:
@@ -360,6 +362,16 @@ def _chat_template(model: FoundModel, weights: Weights) -> Iterator[Finding]:
             what=f"{model.path}: brings no chat template; chats are written as Llama 2 was taught",
             remedy="none is needed for a prompt that is written out, or for plain text",
         )
+    elif find_spec("jinja2") is not None:  # an extra
+        try:
+            check_chat_template(template)
+        except LlmRuntimeError as error:
+            yield Finding(
+                check="chat-template",
+                level="broken",
+                what=f"{model.path}: {error}",
+                remedy="fetch the file with the template again, or mend it in the model's folder",
+            )
 
 
 # Files

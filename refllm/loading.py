@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +81,7 @@ class LlamaModel:
         segment = Segment(token_ids, self.new_cache() if cache is None else cache)
         return self.network.forward([segment], tap=tap)[0]
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt that asks for a chat's next message, by the model's template or Llama 2's.
 
         Messages have `role` and `content`. The BOS that a template writes is left out where the
@@ -89,7 +90,11 @@ class LlamaModel:
         tokenizer = self.tokenizer
         bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
         eos = tokenizer.piece(min(tokenizer.eos_ids)) if tokenizer.eos_ids else ""
-        prompt = chat_prompt(self.chat_template or LLAMA_2, messages, bos=bos, eos=eos)
+        named = getattr(tokenizer, "special_tokens", {"bos_token": bos, "eos_token": eos})
+        # As in llama.cpp, a template can join what a vocabulary lacks to a text.
+        special_tokens = {"bos_token": "", "eos_token": "", **named}
+        template = self.chat_template or LLAMA_2
+        prompt = chat_prompt(template, messages, special_tokens=special_tokens)
         adds_bos = bos and tokenizer.encode("")[:1] == [tokenizer.bos_id]
         return prompt.removeprefix(bos) if adds_bos else prompt
 

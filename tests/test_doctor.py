@@ -339,6 +339,24 @@ def test_a_chat_template_of_a_folder_is_found_where_transformers_puts_it(
     assert "chat-template" not in {finding.check for finding in findings(project)}
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% if %}", "the model's chat template cannot be used: Expected an expression"),
+        ("{% break %}", "the model's chat template cannot be used: 'break' outside loop"),
+        ("{{ raise_exception('Only tools!') }}", None),
+        ("{{ messages[7].content }}", None),
+    ],
+)
+def test_a_chat_template_that_no_chat_can_use_is_broken(
+    template: str, said: str | None, project: Path
+) -> None:
+    tiny_llama_gguf(llama(project), metadata={"tokenizer.chat_template": template})
+    found = [finding for finding in findings(project) if finding.check == "chat-template"]
+    assert [finding.level for finding in found] == ([] if said is None else ["broken"])
+    assert said is None or said in found[0].what
+
+
 class TestCommand:
     """`refllm doctor`, as it is typed."""
 
