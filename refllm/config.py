@@ -1,4 +1,4 @@
-"""Hyperparameters: GGUF metadata or config.json → `LlamaConfig`, `BertConfig`.
+"""Hyperparameters: GGUF metadata or config.json → `LlamaConfig`; `bert_config` is beside it.
 
 Each value is asked for by the key that the file uses, so an error names what to mend: the same
 number is `llama.attention.head_count` in one file and `num_attention_heads` in another.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
-from refllm.bert import BertConfig
+from refllm.config_bert import bert_config
 from refllm.llama import LlamaConfig
 from refllm.parameters import Parameters
 from refllm.rope import Llama3Scaling
@@ -111,21 +111,6 @@ def llama_config(weights: Weights) -> LlamaConfig:
     return config
 
 
-def bert_config(weights: Weights) -> BertConfig:
-    """The hyperparameters of a BERT encoder.
-
-    Errors: `LlmRuntimeError` naming a missing or impossible key, `ModelNotSupported` naming one
-    that asks for what is not implemented.
-    """
-    reader = Reader(weights.path, weights.hparams)
-    config = _bert_from_gguf(reader) if weights.source == "gguf" else _bert_from_hf(reader)
-    if config.n_embd % config.n_heads:
-        raise LlmRuntimeError(
-            f"{weights.path}: a width of {config.n_embd} cannot be shared by {config.n_heads} heads"
-        )
-    return config
-
-
 def _llama_from_gguf(reader: Reader, weights: Weights) -> LlamaConfig:
     n_embd = reader.integer("llama.embedding_length", most=MOST_WIDTH)
     n_heads = reader.integer("llama.attention.head_count", most=MOST_HEADS)
@@ -204,37 +189,6 @@ def _llama_from_hf(reader: Reader, weights: Weights) -> LlamaConfig:
         rope_theta=theta,
         rope_linear_scale=linear_scale,
         rope_factors=factors,
-    )
-
-
-def _bert_from_gguf(reader: Reader) -> BertConfig:
-    # 1 is mean pooling in llama.cpp's enumeration; sentence models are converted with it.
-    reader.expect("bert.pooling_type", 1)
-    return BertConfig(
-        n_ctx=reader.integer("bert.context_length", most=MOST_CONTEXT),
-        n_embd=reader.integer("bert.embedding_length", most=MOST_WIDTH),
-        n_layers=reader.integer("bert.block_count", most=MOST_LAYERS),
-        n_heads=reader.integer("bert.attention.head_count", most=MOST_HEADS),
-        n_ff=reader.integer("bert.feed_forward_length", most=MOST_WIDTH),
-        layer_norm_eps=reader.number("bert.attention.layer_norm_epsilon"),
-    )
-
-
-def _bert_from_hf(reader: Reader) -> BertConfig:
-    """BERT from config.json; without one, the shape of all-MiniLM-L6-v2 as Spin assumes it."""
-    if not reader.values:
-        return BertConfig(
-            n_ctx=512, n_embd=384, n_layers=6, n_heads=12, n_ff=1536, layer_norm_eps=1e-12
-        )
-    reader.expect("hidden_act", "gelu")
-    reader.expect("position_embedding_type", "absolute")
-    return BertConfig(
-        n_ctx=reader.integer("max_position_embeddings", most=MOST_CONTEXT),
-        n_embd=reader.integer("hidden_size", most=MOST_WIDTH),
-        n_layers=reader.integer("num_hidden_layers", most=MOST_LAYERS),
-        n_heads=reader.integer("num_attention_heads", most=MOST_HEADS),
-        n_ff=reader.integer("intermediate_size", most=MOST_WIDTH),
-        layer_norm_eps=reader.number("layer_norm_eps", default=1e-12),
     )
 
 

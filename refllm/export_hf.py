@@ -113,7 +113,7 @@ def _parts(weights: Weights) -> list[Part]:
         tensors = {bias.name: bias for bias in _zero_biases(config)} | tensors
     return [
         Part(
-            hugging_face_name(weights.architecture, name),
+            hugging_face_name(weights.family, name),
             tensor,
             None if config is None else _n_heads(weights.path, tensor, config),
         )

@@ -19,7 +19,7 @@ __all__ = ["refuse_incomplete"]
 
 # A llama without it multiplies with its embedding.
 NOT_IN_ALL = frozenset({"output"})
-TABLES = frozenset({"token_embd", "token_types", "position_embd"})
+TABLES = frozenset({"token_embd", "token_types", "position_embd", "attn_rel_b"})
 MOST_NAMED = 8
 
 
@@ -28,13 +28,26 @@ def refuse_incomplete(weights: Weights) -> None:
 
     Errors: those of `refllm.config`, too, which knows how many layers there must be.
     """
-    names = HUGGING_FACE_NAMES[weights.architecture]
+    names = HUGGING_FACE_NAMES[weights.family]
     # The hyperparameters count the embedding's rows, so whether it is there comes first.
-    _refuse_missing(weights, names.modules.values())
-    config = llama_config(weights) if weights.architecture == "llama" else bert_config(weights)
+    _refuse_missing(weights, (name for name in names.modules.values() if name != "token_types"))
+    if weights.architecture == "llama":
+        n_layers = llama_config(weights).n_layers
+    else:
+        bert = bert_config(weights)
+        n_layers = bert.n_layers
+        if bert.n_token_types:
+            _refuse_missing(weights, ["token_types"])
     in_a_layer = names.modules_of_a_layer.values()
+    fused = {f"blk.{i}" for i in range(n_layers) if f"blk.{i}.attn_qkv.weight" in weights.tensors}
     _refuse_missing(
-        weights, (f"blk.{i}.{module}" for i in range(config.n_layers) for module in in_a_layer)
+        weights,
+        (
+            f"blk.{i}.{module}"
+            for i in range(n_layers)
+            for module in in_a_layer
+            if not (f"blk.{i}" in fused and module in ("attn_q", "attn_k", "attn_v"))
+        ),
     )
 
 
@@ -44,7 +57,7 @@ def _refuse_missing(weights: Weights, modules: Iterable[str]) -> None:
     if not missing:
         return
     named = [
-        name if weights.source == "gguf" else hugging_face_name(weights.architecture, name)
+        name if weights.source == "gguf" else hugging_face_name(weights.family, name)
         for name in missing[:MOST_NAMED]
     ]
     if len(missing) > MOST_NAMED:

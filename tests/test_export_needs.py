@@ -37,7 +37,6 @@ OF_LLAMA = (
 )
 OF_BERT = (
     "token_embd.weight",
-    "token_types.weight",
     "position_embd.weight",
     *(
         f"{module}.{part}"

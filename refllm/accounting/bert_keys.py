@@ -1,0 +1,151 @@
+"""The hyperparameters of a BERT and its family: which keys are irrelevant, which have one value.
+
+What a table leaves out is read by `refllm.config_bert`. Keys and their meaning are those of
+transformers 5.24 (`configuration_utils.py` and each model's `configuration_*.py`) and, for GGUF, of
+gguf-py 0.19 (`constants.py`) and llama.cpp as in llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from refllm.accounting.keys import Known, MustBe
+
+__all__ = ["BERT_GGUF_KEYS", "BERT_JSON_KEYS", "LEFT_TO_POOLING"]
+
+LEFT_TO_POOLING = "bert.pooling_type"
+"""The key of an architecture "bert" that the reader of the pooling rules on."""
+
+TRAINING = "it matters only while the model is trained"
+RECORD = "it records where the file comes from"
+OUTPUTS = "it says what transformers returns beside the hidden states"
+HEAD = "it belongs to a head for another task"
+GENERATION = "it sets how a decoder generates text"
+TOKEN = "the tokenizer's own files name the special tokens"  # noqa: S105 - no password
+POOLER = "it shapes BERT's pooler, which an embedding does not use"
+
+ANY_FAMILY: Known = {
+    # What transformers computes otherwise, or what asks for something else than an encoder.
+    "is_decoder": MustBe((False,), "a decoder attends to earlier tokens only"),
+    "is_encoder_decoder": MustBe((False,), "only encoders have embeddings here"),
+    "add_cross_attention": MustBe((False,), "attention to another text's encoder"),
+    "position_embedding_type": MustBe(
+        ("absolute",),
+        "relative positions and ALiBi are not computed, and transformers 5 no longer does either",
+    ),
+    "pruned_heads": MustBe(
+        ({}, []), "layers with fewer heads; save the model again without pruned heads"
+    ),
+    "per_layer_config": MustBe(({},), "layers that differ from each other"),
+    "auto_map": MustBe(
+        ({},), "the model's repository brings its own code, and refllm runs no code of a model"
+    ),
+    "quantization_config": MustBe(
+        ({},), "quantized weights in safetensors; use the original model, or a GGUF file"
+    ),
+    "directionality": MustBe(("bidi",), "only attention in both directions is computed"),
+    # What is irrelevant.
+    "model_type": "it chose the family",
+    "architectures": "the family is known by model_type",
+    "vocab_size": "the embedding's rows are counted",
+    "torch_dtype": "every tensor names its own type",
+    "dtype": "every tensor names its own type",
+    "use_bfloat16": "every tensor names its own type",
+    "chunk_size_feed_forward": "it divides a product to save memory, and changes no result",
+    "attn_implementation": "implementations of one attention differ in rounding only",
+    "_attn_implementation": "implementations of one attention differ in rounding only",
+    "_attn_implementation_autoset": "implementations of one attention differ in rounding only",
+    "tie_word_embeddings": "it ties the head that predicts tokens, which an embedding does not use",
+    "tie_encoder_decoder": "there is no decoder",
+    "cross_attention_hidden_size": "there is no attention to another text",
+    "use_cache": "an encoder has no cache",
+    "output_hidden_states": OUTPUTS,
+    "output_attentions": OUTPUTS,
+    "output_past": OUTPUTS,
+    "return_dict": OUTPUTS,
+    "use_return_dict": OUTPUTS,
+    "tie_last_hidden_states": OUTPUTS,
+    "*dropout*": TRAINING,
+    "initializer_*": TRAINING,
+    "gradient_checkpointing": TRAINING,
+    "tf_legacy_loss": TRAINING,
+    "torchscript": "it sets how a model is compiled",
+    "xla_device": "it sets how a model is compiled",
+    "_name_or_path": RECORD,
+    "name_or_path": RECORD,
+    "model_name": RECORD,
+    "transformers_version": RECORD,
+    "adapters": "it describes adapters, whose weights are tensors of their own",
+    "_commit_hash": RECORD,
+    "id2label": HEAD,
+    "label2id": HEAD,
+    "num_labels": HEAD,
+    "_num_labels": HEAD,
+    "problem_type": HEAD,
+    "finetuning_task": HEAD,
+    "task_specific_params": HEAD,
+    "sentence_transformers": HEAD,  # of a CrossEncoder: its activation and version
+    "bos_token_id": TOKEN,
+    "eos_token_id": TOKEN,
+    "sep_token_id": TOKEN,
+    "cls_token_id": TOKEN,
+    "mask_token_id": TOKEN,
+    "unk_token_id": TOKEN,
+    "pad_token_id": "a text has no padding here, and positions count every token",
+    "decoder_start_token_id": GENERATION,
+    "tokenizer_class": "the tokenizer's own files are read",
+    "prefix": GENERATION,
+    "pooler_*": POOLER,
+    **dict.fromkeys(
+        (
+            *("bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample"),
+            *("early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
+            *("forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length"),
+            *("min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams"),
+            *("num_return_sequences", "output_scores", "remove_invalid_values"),
+            *("repetition_penalty", "return_dict_in_generate", "suppress_tokens", "temperature"),
+            *("top_k", "top_p", "typical_p"),
+        ),
+        GENERATION,
+    ),
+}
+
+BERT_JSON_KEYS: Mapping[str, Known] = {
+    "bert": ANY_FAMILY,
+    "roberta": ANY_FAMILY,
+    "distilbert": {
+        "layer_norm_eps": MustBe(
+            (1e-12,), "transformers computes a DistilBERT with 1e-12, whatever the file has"
+        ),
+        "sinusoidal_pos_embds": "it says how the table of positions was made; the file holds it",
+        "tie_weights_": "it ties the head that predicts tokens, which an embedding does not use",
+        "type_vocab_size": "a DistilBERT has no token types",
+        **ANY_FAMILY,
+    },
+    "mpnet": {
+        "relative_attention_num_buckets": MustBe(
+            (32,), "transformers always divides distances into 32 buckets, whatever the file has"
+        ),
+        "type_vocab_size": "an MPNet has no token types",
+        **ANY_FAMILY,
+        "pad_token_id": MustBe((1,), "transformers takes 1 for MPNet, whatever the file has"),
+    },
+}
+"""Of each family of `refllm.weights.HUGGING_FACE_NAMES`: the keys of config.json."""
+
+NO_RELATIVE = "llama.cpp's graph of this architecture has a table of positions and nothing else"
+BERT_GGUF_KEYS: Known = {
+    "bert.attention.causal": MustBe((False,), "an encoder attends in both directions"),
+    "bert.attention.sliding_window": MustBe((0,), "attention within a window"),
+    "bert.attention.max_alibi_bias": MustBe((0.0,), "ALiBi is not computed"),
+    "bert.attention.clamp_kqv": MustBe((0.0,), "clamped queries, keys and values"),
+    "bert.attention.scale": MustBe((0.0,), "a scale of attention other than 1/√(head's width)"),
+    "bert.expert_count": MustBe((0,), "experts are not computed"),
+    "bert.expert_used_count": MustBe((0,), "experts are not computed"),
+    "bert.use_parallel_residual": MustBe((False,), "attention beside the feed-forward part"),
+    "bert.vocab_size": "the embedding's rows are counted",
+    "bert.attention.layer_norm_rms_epsilon": "its norms have another epsilon, layer_norm_epsilon",
+    "bert.rope.*": NO_RELATIVE,
+    "bert.classifier.output_labels": HEAD,
+}
+"""The keys of a GGUF file of architecture "bert"."""
