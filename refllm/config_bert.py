@@ -147,8 +147,9 @@ def _from_hf(weights: Weights, ledger: Ledger | None) -> BertConfig:
     if family != "distilbert":
         eps = keys.number("layer_norm_eps", default=eps)
     hidden_act = keys.get(names["activation"], "gelu")
-    if hidden_act not in HIDDEN_ACT:
+    if not isinstance(hidden_act, str) or hidden_act not in HIDDEN_ACT:
         keys.refuse(names["activation"], f"only {', '.join(HIDDEN_ACT)} are computed")
+        hidden_act = "gelu"
     config = BertConfig(
         n_ctx=n_positions - first_position,
         n_embd=keys.integer(names["n_embd"], most=MOST_WIDTH),
@@ -156,7 +157,7 @@ def _from_hf(weights: Weights, ledger: Ledger | None) -> BertConfig:
         n_heads=keys.integer(names["n_heads"], most=MOST_HEADS),
         n_ff=keys.integer(names["n_ff"], most=MOST_WIDTH),
         layer_norm_eps=eps,
-        activation=HIDDEN_ACT.get(hidden_act, "gelu"),
+        activation=HIDDEN_ACT[hidden_act],
         n_token_types=n_token_types,
         padding_id=padding_id,
         relative_attention=family == "mpnet",
@@ -168,7 +169,7 @@ def _from_hf(weights: Weights, ledger: Ledger | None) -> BertConfig:
 def _the_name(keys: Keys, name: str, *others: str) -> str:
     """Return the name that the file uses for a key; raise where it has two with two values."""
     used = [each for each in (name, *others) if each in keys]
-    if len({keys.get(each) for each in used}) > 1:
+    if any(keys.get(each) != keys.get(used[0]) for each in used):
         raise keys.error(used[0], f"and {used[1]} must be the same, and differ")
     return used[0] if used else name
 

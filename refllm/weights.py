@@ -324,7 +324,7 @@ def _hf_family(path: Path, config: Mapping[str, Any], stored: Mapping[str, Store
 
 
 def _listed(names: Iterable[str]) -> str:
-    """ "a, b and c"."""
+    """The names as a list in a sentence: "a, b and c"."""
     *others, last = names
     return f"{', '.join(others)} and {last}"
 

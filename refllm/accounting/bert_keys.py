@@ -114,9 +114,7 @@ BERT_JSON_KEYS: Mapping[str, Known] = {
     "bert": ANY_FAMILY,
     "roberta": ANY_FAMILY,
     "distilbert": {
-        "layer_norm_eps": MustBe(
-            (1e-12,), "transformers computes a DistilBERT with 1e-12, whatever the file has"
-        ),
+        "layer_norm_eps": "transformers computes a DistilBERT with 1e-12, whatever the file has",
         "sinusoidal_pos_embds": "it says how the table of positions was made; the file holds it",
         "tie_weights_": "it ties the head that predicts tokens, which an embedding does not use",
         "type_vocab_size": "a DistilBERT has no token types",
@@ -128,7 +126,7 @@ BERT_JSON_KEYS: Mapping[str, Known] = {
         ),
         "type_vocab_size": "an MPNet has no token types",
         **ANY_FAMILY,
-        "pad_token_id": MustBe((1,), "transformers takes 1 for MPNet, whatever the file has"),
+        "pad_token_id": "transformers takes 1 for an MPNet's positions, whatever the file has",
     },
 }
 """Of each family of `refllm.weights.HUGGING_FACE_NAMES`: the keys of config.json."""
