@@ -90,6 +90,11 @@ def bert_config(weights: Weights, *, ledger: Ledger | None = None) -> BertConfig
 def _from_gguf(weights: Weights, ledger: Ledger | None) -> BertConfig:
     values = {key: value for key, value in weights.hparams.items() if key != LEFT_TO_POOLING}
     keys = Keys(weights.path, values, ledger=ledger, where="metadata", by="bert")
+    # llama.cpp's converter counts one row where there is no table at all.
+    n_token_types = _n_token_types(weights)
+    if n_token_types:
+        count = "tokenizer.ggml.token_type_count"
+        n_token_types = keys.integer(count, most=MOST_WIDTH, default=n_token_types)
     config = BertConfig(
         n_ctx=keys.integer("bert.context_length", most=MOST_CONTEXT),
         n_embd=keys.integer("bert.embedding_length", most=MOST_WIDTH),
@@ -97,7 +102,7 @@ def _from_gguf(weights: Weights, ledger: Ledger | None) -> BertConfig:
         n_heads=keys.integer("bert.attention.head_count", most=MOST_HEADS),
         n_ff=keys.integer("bert.feed_forward_length", most=MOST_WIDTH),
         layer_norm_eps=keys.number("bert.attention.layer_norm_epsilon"),
-        n_token_types=_n_token_types(weights),
+        n_token_types=n_token_types,
     )
     head_dim = config.n_embd // config.n_heads
     for key, computed, what in (

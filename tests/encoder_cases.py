@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from tests.model_formats import GgufTensor
+from tests.tiny_bert import tiny_bert_gguf, tiny_bert_tensors, wordpiece_vocabulary
 from tests.tiny_encoders import ENCODERS, tiny_encoder_folder
 
-__all__ = ["ACTIVATION_INPUTS", "CASES", "TEXTS", "EncoderCase"]
+__all__ = [
+    "ACTIVATION_INPUTS",
+    "CASES",
+    "GGUF_CASES",
+    "GGUF_TEXTS",
+    "TEXTS",
+    "EncoderCase",
+    "GgufCase",
+]
 
 # The padding tokens of all kinds (0, 1 and 3) stand within a text and at its end, too; the longest
 # text has two tokens in every bucket of MPNet's distances.
@@ -76,4 +88,60 @@ CASES = {
             **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
         },
     ),
+}
+
+GGUF_TEXTS = ("the cat sat on the mat", "hello world")
+# Without them llama-cpp-python ends the process, or puts another token in front.
+NEEDED_BY_LLAMA_CPP = {
+    "tokenizer.ggml.bos_token_id": 2,
+    "tokenizer.ggml.eos_token_id": 3,
+    "tokenizer.ggml.pre": "jina-v2-en",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufCase:
+    """In what a file of architecture "bert" differs from that of `tiny_bert_gguf`."""
+
+    metadata: Mapping[str, object] = field(default_factory=dict)
+    tensors: Mapping[str, GgufTensor | None] = field(default_factory=dict)
+
+    def write(self, path: Path) -> Path:
+        """Write the file and return its path."""
+        return tiny_bert_gguf(
+            path, metadata={**NEEDED_BY_LLAMA_CPP, **self.metadata}, tensors=self.tensors
+        )
+
+
+def _fused() -> dict[str, GgufTensor | None]:
+    """The queries', keys' and values' tensors of each layer as one."""
+    tensors = tiny_bert_tensors(n_vocab=len(wordpiece_vocabulary()))
+    fused: dict[str, GgufTensor | None] = {}
+    for i in range(2):
+        for suffix in ("weight", "bias"):
+            parts = [f"blk.{i}.attn_{part}.{suffix}" for part in "qkv"]
+            fused[f"blk.{i}.attn_qkv.{suffix}"] = np.concatenate([tensors[part] for part in parts])
+            fused |= dict.fromkeys(parts)
+    return fused
+
+
+GGUF_CASES = {
+    "plain": GgufCase(),
+    "no token types": GgufCase(
+        metadata={"tokenizer.ggml.token_type_count": 1}, tensors={"token_types.weight": None}
+    ),
+    "one token type": GgufCase(
+        metadata={"tokenizer.ggml.token_type_count": 1},
+        tensors={
+            "token_types.weight": tiny_bert_tensors(n_vocab=len(wordpiece_vocabulary()))[
+                "token_types.weight"
+            ][:1]
+        },
+    ),
+    "one tensor for queries, keys and values": GgufCase(tensors=_fused()),
+    "a number for each layer": GgufCase(
+        metadata={"bert.feed_forward_length": [64, 64], "bert.attention.head_count": [4, 4]}
+    ),
+    "RoPE, which it has not": GgufCase(metadata={"bert.rope.freq_base": 123.0}),
+    "no causal key": GgufCase(metadata={"bert.attention.causal": None}),
 }

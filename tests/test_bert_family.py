@@ -21,10 +21,11 @@ from refllm.kernels.attention import (
 )
 from refllm.kernels.elementwise import gelu_tanh
 from refllm.kernels.jit import use_threads
+from refllm.loading import load_tokenizer
 from refllm.oracle import softmax
 from refllm.parameters import Parameters
 from refllm.weights import canonical_name, open_weights
-from tests.encoder_cases import ACTIVATION_INPUTS, CASES, TEXTS
+from tests.encoder_cases import ACTIVATION_INPUTS, CASES, GGUF_CASES, GGUF_TEXTS, TEXTS
 from tests.exports import exported
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf
 from tests.peer_values import peer_values
@@ -36,6 +37,9 @@ RIGHT = peer_values("encoders")
 # Both compute in float32, and add the same numbers in another order: two layers and a mean of up
 # to 142 tokens leave a few units of the seventh digit.
 ATOL = 1e-6
+GGUF_RIGHT = peer_values("bert_gguf")
+# llama.cpp takes GELU's tanh approximation from a table in float16.
+GGUF_ATOL = 5e-4
 
 
 def open_bert(path: Path) -> Bert:
@@ -244,6 +248,7 @@ def gguf_of(kind: str, path: Path, **changes: Floats | None) -> Path:
         metadata={
             "bert.context_length": N_POSITIONS - first,
             "bert.attention.layer_norm_epsilon": config.get("layer_norm_eps", 1e-12),
+            "tokenizer.ggml.token_type_count": config.get("type_vocab_size", 1),
         },
         tensors={**tensors, **changes},
     )
@@ -262,27 +267,43 @@ def test_a_gguf_as_llama_cpp_converts_it_gives_the_vectors_of_transformers(
         np.testing.assert_allclose(ours[:4], RIGHT[kind][i], atol=ATOL)
 
 
-def test_a_gguf_with_one_row_of_token_types_is_computed(tmp_path: Path) -> None:
-    one, two = (encoder_tensors("bert", n_token_types=n)["token_types.weight"] for n in (1, 2))
-    with_one = open_bert(gguf_of("bert", tmp_path / "1.gguf", **{"token_types.weight": one}))
-    with_two = open_bert(gguf_of("bert", tmp_path / "2.gguf", **{"token_types.weight": two}))
-    assert same_bits(vectors(with_one), vectors(with_two))
+@pytest.mark.parametrize("name", GGUF_CASES)
+def test_a_gguf_gives_nearly_the_vectors_of_llama_cpp(name: str, tmp_path: Path) -> None:
+    path = GGUF_CASES[name].write(tmp_path / "model.gguf")
+    token_ids = [load_tokenizer(path).encode(text) for text in GGUF_TEXTS]
+    ours = open_bert(path).embed(token_ids)
+    np.testing.assert_allclose(ours[:, :4], GGUF_RIGHT[name], atol=GGUF_ATOL)
 
 
-def test_queries_keys_and_values_may_be_one_tensor(tmp_path: Path) -> None:
-    tensors = encoder_tensors("bert")
-    fused: dict[str, Floats | None] = {}
-    for i in range(2):
-        for suffix in ("weight", "bias"):
-            parts = [f"blk.{i}.attn_{part}.{suffix}" for part in "qkv"]
-            fused[f"blk.{i}.attn_qkv.{suffix}"] = np.concatenate([tensors[part] for part in parts])
-            fused |= dict.fromkeys(parts)
-    path = gguf_of("bert", tmp_path / "fused.gguf", **fused)
-    apart = open_bert(gguf_of("bert", tmp_path / "apart.gguf"))
-    assert same_bits(vectors(open_bert(path)), vectors(apart))
-    assert open_weights(exported(path, tmp_path, "gguf")).tensors.keys() == (
-        open_weights(path).tensors.keys()
+def test_its_bound_is_far_below_the_difference_of_two_models() -> None:
+    with_types, without = (np.array(GGUF_RIGHT[name]) for name in ("plain", "no token types"))
+    assert np.abs(with_types - without).max() > 100 * GGUF_ATOL
+
+
+def test_a_table_of_one_row_gives_the_same_bits_as_one_of_two(tmp_path: Path) -> None:
+    one, two = (
+        open_bert(GGUF_CASES[name].write(tmp_path / f"{name}.gguf"))
+        for name in ("one token type", "plain")
     )
+    assert same_bits(one.embed(TEXTS[:2]), two.embed(TEXTS[:2]))
+
+
+def test_a_count_of_token_types_that_the_table_has_not_is_an_error(tmp_path: Path) -> None:
+    path = tiny_bert_gguf(tmp_path / "a.gguf", metadata={"tokenizer.ggml.token_type_count": 1})
+    with pytest.raises(LlmRuntimeError, match=r"token_types\.weight has the shape \[2, 32\]"):
+        open_bert(path)
+
+
+def test_queries_keys_and_values_in_one_tensor_give_the_same_bits_as_in_three(
+    tmp_path: Path,
+) -> None:
+    fused, apart = (
+        GGUF_CASES[name].write(tmp_path / f"{name}.gguf")
+        for name in ("one tensor for queries, keys and values", "plain")
+    )
+    assert same_bits(open_bert(fused).embed(TEXTS[:2]), open_bert(apart).embed(TEXTS[:2]))
+    again = exported(fused, tmp_path, "gguf")
+    assert open_weights(again).tensors.keys() == open_weights(fused).tensors.keys()
 
 
 # Which family a folder is of
