@@ -33,6 +33,7 @@ from refllm.weights_gguf import read_gguf
 from refllm.weights_safetensors import INDEX, SINGLE, StoredTensor, read_safetensors
 
 __all__ = [
+    "FAMILIES",
     "Weights",
     "canonical_name",
     "interleaved",

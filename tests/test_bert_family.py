@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from refllm import oracle
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.bert import ACTIVATIONS, Bert
 from refllm.config import bert_config
@@ -22,7 +23,6 @@ from refllm.kernels.attention import (
 from refllm.kernels.elementwise import gelu_tanh
 from refllm.kernels.jit import use_threads
 from refllm.loading import load_tokenizer
-from refllm.oracle import softmax
 from refllm.parameters import Parameters
 from refllm.weights import canonical_name, open_weights
 from tests.encoder_cases import ACTIVATION_INPUTS, CASES, GGUF_CASES, GGUF_TEXTS, TEXTS
@@ -59,6 +59,21 @@ def same_bits(a: Floats, b: Floats) -> bool:
 def test_a_model_gives_the_vectors_of_transformers(name: str, tmp_path: Path) -> None:
     ours = vectors(open_bert(CASES[name].write(tmp_path)))
     np.testing.assert_allclose(ours[:, :4], RIGHT[name], atol=ATOL)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_short_text_has_the_bits_of_the_oracle(name: str, tmp_path: Path) -> None:
+    path = CASES[name].write(tmp_path)
+    bert = open_bert(path)
+    arrays = {name: tensor.array() for name, tensor in open_weights(path).tensors.items()}
+    for text in TEXTS[:2]:
+        assert same_bits(bert.embed([text])[0], oracle.bert(bert.config, arrays, text))
+
+
+def test_a_long_text_of_mpnet_has_the_bits_of_the_oracle(tmp_path: Path) -> None:
+    bert = open_bert(tiny_encoder_folder(tmp_path, "mpnet"))
+    arrays = encoder_tensors("mpnet")
+    assert same_bits(bert.embed(TEXTS[2:])[0], oracle.bert(bert.config, arrays, TEXTS[2]))
 
 
 def test_the_bound_is_far_below_the_difference_of_two_models() -> None:
@@ -206,7 +221,7 @@ def test_a_bias_is_added_to_the_scaled_score_of_its_distance() -> None:
         for t in range(9):
             for s in range(9):
                 scores[h, t, s] += bias[h, 8 + s - t]
-    weights = softmax(scores)  # [H, S, S]
+    weights = oracle.softmax(scores)  # [H, S, S]
     ours = biased_attention_weights(qkv, attention_scale(4), bias)
     np.testing.assert_allclose(ours, weights, atol=1e-6)
     attended = biased_attention_over_texts(qkv, np.array([0, 9]), bias)

@@ -65,7 +65,7 @@ IRRELEVANT = [
     (kind, a_key(pattern), rule)
     for kind, encoder in ENCODERS.items()
     for pattern, rule in BERT_JSON_KEYS[FAMILIES[encoder.model_type]].items()
-    if isinstance(rule, str) and pattern not in ("model_type", "pad_token_id")
+    if isinstance(rule, str) and pattern != "pad_token_id"
 ]
 
 

@@ -45,7 +45,6 @@ ANY_FAMILY: Known = {
     ),
     "directionality": MustBe(("bidi",), "only attention in both directions is computed"),
     # What is irrelevant.
-    "model_type": "it chose the family",
     "architectures": "the family is known by model_type",
     "vocab_size": "the embedding's rows are counted",
     "torch_dtype": "every tensor names its own type",
