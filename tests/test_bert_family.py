@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from refllm import oracle
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
@@ -14,6 +15,7 @@ from refllm.bert import ACTIVATIONS, Bert
 from refllm.config import bert_config
 from refllm.config_bert import HIDDEN_ACT
 from refllm.export import quantize
+from refllm.export_needs import refuse_incomplete
 from refllm.kernels.attention import (
     attention_over_texts,
     attention_scale,
@@ -22,7 +24,7 @@ from refllm.kernels.attention import (
 )
 from refllm.kernels.elementwise import gelu_tanh
 from refllm.kernels.jit import use_threads
-from refllm.loading import load_tokenizer
+from refllm.loading import BertModel, load_path, load_tokenizer
 from refllm.parameters import Parameters
 from refllm.weights import canonical_name, open_weights
 from tests.encoder_cases import ACTIVATION_INPUTS, CASES, GGUF_CASES, GGUF_TEXTS, TEXTS
@@ -398,3 +400,43 @@ def test_a_gguf_without_token_types_is_no_plain_bert_in_a_folder(tmp_path: Path)
         exported(path, tmp_path, "hf")
     same = open_bert(exported(path, tmp_path, "gguf"))
     assert same_bits(same.embed([TEXTS[0]]), open_bert(path).embed([TEXTS[0]]))
+
+
+# A whole folder
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_folder_with_a_tokenizer_json_is_a_model(kind: str, tmp_path: Path) -> None:
+    folder = tiny_encoder_folder(tmp_path, kind)
+    words = {"[PAD]": 0, "[UNK]": 1, "<s>": 2, "</s>": 3, "hello": 4, "the": 5, "cat": 6}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(["<s>", "</s>", "[UNK]", "[PAD]"])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 3), ("<s>", 2))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = load_path(folder)
+    assert isinstance(model, BertModel)
+    text = "Hello, the cat"
+    token_ids = model.text_tokens(text)
+    assert token_ids == tokenizer.encode(text).ids == [2, 4, 1, 5, 6, 3]
+    assert same_bits(model.embed([text]), open_bert(folder).embed([token_ids]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "theirs"),
+    [
+        ("roberta", "blk.1.ffn_up.bias", "encoder.layer.1.intermediate.dense.bias"),
+        ("distilbert", "blk.1.ffn_up.bias", "transformer.layer.1.ffn.lin1.bias"),
+        ("mpnet", "attn_rel_b.weight", "encoder.relative_attention_bias.weight"),
+        ("mpnet", "blk.0.attn_q.weight", "encoder.layer.0.attention.attn.q.weight"),
+        ("roberta", "token_types.weight", "embeddings.token_type_embeddings.weight"),
+    ],
+)
+def test_what_a_folder_lacks_is_called_as_its_family_calls_it(
+    kind: str, ours: str, theirs: str, tmp_path: Path
+) -> None:
+    refuse_incomplete(open_weights(tiny_encoder_folder(tmp_path / "whole", kind)))
+    lacking = open_weights(tiny_encoder_folder(tmp_path / "part", kind, tensors={ours: None}))
+    with pytest.raises(LlmRuntimeError, match=f"lacks {theirs}, which"):
+        refuse_incomplete(lacking)

@@ -74,6 +74,7 @@ ANY_FAMILY: Known = {
     "name_or_path": RECORD,
     "model_name": RECORD,
     "transformers_version": RECORD,
+    "transformers.js_config": "it is for the JavaScript library",
     "adapters": "it describes adapters, whose weights are tensors of their own",
     "_commit_hash": RECORD,
     "id2label": HEAD,
@@ -86,6 +87,7 @@ ANY_FAMILY: Known = {
     "sentence_transformers": HEAD,  # of a CrossEncoder: its activation and version
     "bos_token_id": TOKEN,
     "eos_token_id": TOKEN,
+    "eos_token_ids": TOKEN,
     "sep_token_id": TOKEN,
     "cls_token_id": TOKEN,
     "mask_token_id": TOKEN,
