@@ -1,4 +1,7 @@
-"""The BERT encoder: token ids in, one normalized vector for each text out.
+"""The BERT encoder and its family: token ids in, one normalized vector for each text out.
+
+RoBERTa (XLM-RoBERTa, CamemBERT) numbers positions behind the padding token's id, DistilBERT has no
+token types, and MPNet adds a learned bias for the distance of two tokens to their attention score.
 
 T tokens of all texts together, D model width, H heads, E head width, F feed-forward width,
 N texts, S tokens of one text.
@@ -7,8 +10,9 @@ Texts of different length are laid end to end, not padded: matrix products see a
 of one matrix, attention and pooling see each text alone. This is what an attention mask does to a
 padded batch, without computing what it hides, so no text can influence another.
 
-Source: Devlin et al. 2018, arXiv:1810.04805; pooling: Reimers and Gurevych 2019, arXiv:1908.10084;
-names of the intermediate values are llama.cpp's.
+Source: Devlin et al. 2018, arXiv:1810.04805; RoBERTa: Liu et al. 2019, arXiv:1907.11692;
+DistilBERT: Sanh et al. 2019, arXiv:1910.01108; MPNet: Song et al. 2020, arXiv:2004.09297; pooling:
+Reimers and Gurevych 2019, arXiv:1908.10084; names of the intermediate values are llama.cpp's.
 """
 
 from __future__ import annotations
@@ -25,22 +29,59 @@ from refllm.kernels.attention import (
     attention_over_texts,
     attention_scale,
     attention_weights,
+    biased_attention_over_texts,
+    biased_attention_weights,
     key_value_buffers,
 )
-from refllm.kernels.elementwise import gelu, l2_normalize, layer_norm, mean_rows
+from refllm.kernels.elementwise import (
+    gelu,
+    gelu_clipped,
+    gelu_tanh,
+    l2_normalize,
+    layer_norm,
+    mean_rows,
+    quick_gelu,
+    relu,
+    silu,
+)
 from refllm.kernels.linear import Matrix, embedding, linear
 from refllm.parameters import Parameters
 from refllm.tap import Tap, not_finite
 
-__all__ = ["Bert", "BertConfig"]
+__all__ = ["ACTIVATIONS", "Bert", "BertConfig"]
 
 Floats = NDArray[np.float32]
 Activation = Callable[[Floats], Floats]
 
+ACTIVATIONS: Mapping[str, Activation] = {
+    "gelu": gelu,
+    "gelu_clipped": gelu_clipped,
+    "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": relu,
+    "silu": silu,
+}
+"""What a feed-forward part can apply between its two products, by the name in `BertConfig`."""
+
+# The distance of two tokens from which each bucket of MPNet's bias begins, 16 for each direction:
+# exact to 8, then growing by a factor of ∜2 to 128, as transformers 5.24 rounds its logarithms.
+BUCKETS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BertConfig:
-    """What a BERT's arithmetic needs to know besides its weights."""
+    """What a BERT's arithmetic needs to know besides its weights.
+
+    Attributes:
+        n_ctx: The most tokens of a text.
+        activation: A key of `ACTIVATIONS`.
+        n_token_types: The rows of the table of token types, of which only the first is used; 0
+            for a model without them.
+        padding_id: The padding token in a model that numbers positions as RoBERTa does: the first
+            token that is no padding has the position padding_id + 1, and every padding token has
+            the position padding_id. None where positions count all tokens from 0.
+        relative_attention: Whether attention has MPNet's bias for the distance of two tokens.
+    """
 
     n_ctx: int
     n_embd: int
@@ -48,6 +89,10 @@ class BertConfig:
     n_heads: int
     n_ff: int
     layer_norm_eps: float
+    activation: str = "gelu"
+    n_token_types: int = 2
+    padding_id: int | None = None
+    relative_attention: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +142,16 @@ class Bert:
         c, p = config, parameters
         self.n_vocab = p.n_rows("token_embd.weight")
         self.token_embd = p.table("token_embd.weight", self.n_vocab, c.n_embd)
-        self.token_types = p.table("token_types.weight", p.n_rows("token_types.weight"), c.n_embd)
-        self.position_embd = p.table("position_embd.weight", c.n_ctx, c.n_embd)
+        self.token_types = (
+            p.table("token_types.weight", c.n_token_types, c.n_embd) if c.n_token_types else None
+        )
+        n_positions = c.n_ctx if c.padding_id is None else c.padding_id + 1 + c.n_ctx
+        self.position_embd = p.table("position_embd.weight", n_positions, c.n_embd)
+        self.bias_by_bucket = (
+            p.table("attn_rel_b.weight", 2 * len(BUCKETS), c.n_heads).array()  # [buckets, H]
+            if c.relative_attention
+            else None
+        )
         self.token_embd_norm = _norm(c, p, "token_embd_norm")
         self.layers = [_layer(c, p, f"blk.{i}") for i in range(c.n_layers)]
 
@@ -111,10 +164,10 @@ class Bert:
     ) -> Floats:
         """The mean of each text's last layer, scaled to length 1: [N, D].
 
-        `texts` are token ids, special tokens included; `activation` is the exact GELU unless the
-        caller wants to see what another one would do. Errors: `InvalidInput` (no token, a token
-        that is not in the vocabulary, a text longer than the context), `LlmRuntimeError` naming
-        the layer whose values are not finite.
+        `texts` are token ids, special tokens included; `activation` is what a model with GELU has
+        for it, the exact one unless the caller wants to see what another would do. Errors:
+        `InvalidInput` (no token, a token that is not in the vocabulary, a text longer than the
+        context), `LlmRuntimeError` naming the layer whose values are not finite.
         """
         for token_ids in texts:
             self._check(token_ids)
@@ -135,9 +188,11 @@ class Bert:
     ) -> Floats:
         """From token ids to the last layer's output, [T, D]."""
         token_ids = np.concatenate([np.asarray(text, np.int64) for text in texts])  # [T]
-        positions = np.concatenate([np.arange(len(text)) for text in texts])  # [T]
-        first_type = np.zeros_like(token_ids)  # [T]: there is only one sentence
-        x = embedding(token_ids, self.token_embd) + embedding(first_type, self.token_types)
+        positions = np.concatenate([self._positions(text) for text in texts])  # [T]
+        x = embedding(token_ids, self.token_embd)  # [T, D]
+        if self.token_types is not None:
+            first_type = np.zeros_like(token_ids)  # [T]: there is only one sentence
+            x = x + embedding(first_type, self.token_types)
         x = x + embedding(positions, self.position_embd)  # [T, D]
         if tap:
             tap("inp_embd", x)
@@ -145,8 +200,11 @@ class Bert:
         if tap:
             tap("inp_norm", x)
         starts = _starts(texts)
+        bias = self._bias_by_distance(int(np.diff(starts).max()))  # [H, 2·S − 1]
+        if self.config.activation != "gelu":
+            activation = ACTIVATIONS[self.config.activation]
         for i, layer in enumerate(self.layers):
-            attended = x + self._attention(i, layer, x, starts, tap)  # [T, D]
+            attended = x + self._attention(i, layer, x, starts, bias, tap)  # [T, D]
             h = layer.attn_output_norm(attended)
             up = layer.ffn_up(h)  # [T, F]
             active = activation(up)  # [T, F]
@@ -160,19 +218,51 @@ class Bert:
                 tap(f"l_out-{i}", x)
         return x
 
+    def _positions(self, text: Sequence[int]) -> NDArray[np.int64]:
+        """Return the row of the table of positions for each token of a text, [S]."""
+        padding_id = self.config.padding_id
+        if padding_id is None:
+            return np.arange(len(text))
+        counted = np.asarray(text) != padding_id  # [S]
+        return padding_id + np.where(counted, np.cumsum(counted), 0)
+
+    def _bias_by_distance(self, n_tokens: int) -> Floats | None:
+        """Return MPNet's bias for a key that is d places behind a query: [H, S − 1 + d]."""
+        if self.bias_by_bucket is None:
+            return None
+        distances = np.arange(1 - n_tokens, n_tokens)  # [2·S − 1]
+        buckets = np.searchsorted(BUCKETS, np.abs(distances), side="right") - 1
+        buckets[distances > 0] += len(BUCKETS)
+        return np.ascontiguousarray(self.bias_by_bucket[buckets].T)
+
     def _attention(
-        self, i: int, layer: BertLayer, x: Floats, starts: NDArray[np.int64], tap: Tap | None
+        self,
+        i: int,
+        layer: BertLayer,
+        x: Floats,
+        starts: NDArray[np.int64],
+        bias: Floats | None,
+        tap: Tap | None,
     ) -> Floats:
         """What layer i's attention adds to each token, [T, D]."""
         c = self.config
         qkv = layer.attn_qkv(x).reshape(len(x), 3 * c.n_heads, -1)  # [T, 3·H, E]
-        merged = attention_over_texts(qkv, starts)  # [T, H, E]
+        if bias is None:
+            merged = attention_over_texts(qkv, starts)  # [T, H, E]
+        else:
+            merged = biased_attention_over_texts(qkv, starts, bias)  # [T, H, E]
         if tap:
             q, k, v = np.split(qkv, 3, axis=1)  # [T, H, E]
             tap(f"Qcur-{i}", q)
             tap(f"Kcur-{i}", k)
             tap(f"Vcur-{i}", v)
-            _show_weights(i, q, k, starts, tap)
+            if bias is None:
+                _show_weights(i, q, k, starts, tap)
+            else:
+                scale = attention_scale(qkv.shape[2])
+                for first, last in pairwise(starts.tolist()):
+                    weights = biased_attention_weights(qkv[first:last], scale, bias)  # [H, S, S]
+                    tap(f"kq_soft_max-{i}", weights)
         out = layer.attn_output(merged.reshape(x.shape))  # [T, D]
         if tap:
             tap(f"kqv_out-{i}", merged.reshape(x.shape))
@@ -208,8 +298,11 @@ def _affine(p: Parameters, n_inputs: int, n_outputs: Mapping[str, int]) -> Affin
 
 
 def _layer(c: BertConfig, p: Parameters, prefix: str) -> BertLayer:
+    attn_qkv = {f"{prefix}.attn_{part}": c.n_embd for part in "qkv"}
+    if f"{prefix}.attn_qkv.weight" in p.tensors:
+        attn_qkv = {f"{prefix}.attn_qkv": 3 * c.n_embd}
     return BertLayer(
-        attn_qkv=_affine(p, c.n_embd, {f"{prefix}.attn_{part}": c.n_embd for part in "qkv"}),
+        attn_qkv=_affine(p, c.n_embd, attn_qkv),
         attn_output=_affine(p, c.n_embd, {f"{prefix}.attn_output": c.n_embd}),
         attn_output_norm=_norm(c, p, f"{prefix}.attn_output_norm"),
         ffn_up=_affine(p, c.n_embd, {f"{prefix}.ffn_up": c.n_ff}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from refllm.api import ModelNotSupported
+from refllm.bert import BertConfig
 from refllm.config import bert_config, llama_config
 from refllm.export_tokenizer import special_ids_of, tokenizer_of
 from refllm.llama import LlamaConfig
@@ -12,7 +13,14 @@ from refllm.parameters import Parameters
 from refllm.rope import Llama3Scaling
 from refllm.weights import Weights
 
-__all__ = ["DTYPES", "config_json", "has_biases", "has_mlp_biases", "refuse_what_spin_cannot"]
+__all__ = [
+    "DTYPES",
+    "config_json",
+    "has_biases",
+    "has_mlp_biases",
+    "refuse_what_a_plain_bert_is_not",
+    "refuse_what_spin_cannot",
+]
 
 DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ATTENTION_BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias")
@@ -154,8 +162,24 @@ def _llama3(weights: Weights, config: LlamaConfig, factors: tuple[float, ...]) -
     )
 
 
+def refuse_what_a_plain_bert_is_not(weights: Weights, config: BertConfig) -> None:
+    """Raise `ModelNotSupported` for what an export would write as a BERT, and is none."""
+    others = {
+        f"a model of the family {weights.family}": weights.family != "bert",
+        f"the activation {config.activation}": config.activation != "gelu",
+        "no token types": config.n_token_types == 0,
+    }
+    for what, is_there in others.items():
+        if is_there:
+            raise ModelNotSupported(
+                f"{weights.path}: has {what}, and refllm exports only BERTs with token types and "
+                "GELU; use the files as they are"
+            )
+
+
 def _bert(weights: Weights) -> dict[str, object]:
     c = bert_config(weights)
+    refuse_what_a_plain_bert_is_not(weights, c)
     parameters = Parameters(weights.path, weights.tensors)
     return {
         "model_type": "bert",

@@ -25,6 +25,7 @@ import numpy as np
 from gguf import GGML_QUANT_VERSION, LlamaFileType
 
 from refllm.config import bert_config, llama_config
+from refllm.export_config import refuse_what_a_plain_bert_is_not
 from refllm.export_vocab import missing_keys, vocabulary_keys
 from refllm.gguf_writer import DEFAULT_ALIGNMENT, keys_of_file, packed, write_gguf_file
 from refllm.parameters import Parameters
@@ -189,6 +190,7 @@ def _is_llama_cpp_s(yarn: YarnScaling) -> bool:
 
 def _bert(weights: Weights) -> dict[str, object]:
     c = bert_config(weights)
+    refuse_what_a_plain_bert_is_not(weights, c)
     return {
         "context_length": c.n_ctx,
         "embedding_length": c.n_embd,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.api import ModelNotSupported
 from refllm.config import bert_config, llama_config
 from refllm.export_config import (
     config_json,
@@ -123,27 +123,16 @@ def _parts(weights: Weights) -> list[Part]:
         if has_mlp_biases(weights):
             lengths = {"ffn_gate": config.n_ff, "ffn_up": config.n_ff, "ffn_down": config.n_embd}
             tensors = _zero_biases(config, lengths) | tensors
+    heads = {} if config is None else {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
     return [
         Part(
-            hugging_face_name(weights.architecture, name),
+            hugging_face_name(weights.family, name),
             tensor,
-            None if config is None else _n_heads(weights.path, tensor, config),
+            heads.get(name.split(".")[-2]),
         )
         for name, tensor in tensors.items()
         if name not in IN_CONFIG
     ]
-
-
-def _n_heads(path: Path, tensor: Tensor, config: LlamaConfig) -> int | None:
-    """How many heads a query or key has; None for another tensor."""
-    heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
-    n_heads = heads.get(tensor.name.split(".")[-2])
-    if n_heads is not None and tensor.shape[0] != n_heads * config.head_dim:
-        raise LlmRuntimeError(
-            f"{path}: {tensor.name} has shape {list(tensor.shape)}, and the hyperparameters say "
-            f"{n_heads} heads of {config.head_dim} rows each"
-        )
-    return n_heads
 
 
 def _separate_qkv(tensors: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:

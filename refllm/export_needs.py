@@ -34,7 +34,7 @@ def refuse_incomplete(weights: Weights) -> None:
     if not missing:
         return
     named = [
-        name if weights.source == "gguf" else hugging_face_name(weights.architecture, name)
+        name if weights.source == "gguf" else hugging_face_name(weights.family, name)
         for name in missing[:MOST_NAMED]
     ]
     if len(missing) > MOST_NAMED:

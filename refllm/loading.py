@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.accounting.bert_tensors import BERT_TENSORS
 from refllm.accounting.ledger import Ledger
-from refllm.accounting.tensors import account_for_tensors
+from refllm.accounting.tensors import IRRELEVANT_TENSORS, account_for_tensors
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.bert import Activation, Bert, BertConfig
 from refllm.chat_template import LLAMA_2, chat_prompt, chat_template_of
@@ -252,7 +253,7 @@ def _model(
         _check_fit(tokenizer, llama.config.n_vocab, path)
         template = chat_template_of(weights, ledger=ledger)
         return LlamaModel(path, llama, tokenizer, template)
-    bert = Bert(bert_config(weights), parameters)
+    bert = Bert(bert_config(weights, ledger=ledger), parameters)
     _account_for_tensors(weights, parameters, ledger)
     _check_fit(tokenizer, bert.n_vocab, path)
     return BertModel(path, bert, tokenizer, _max_seq_length(path / "sentence_bert_config.json"))
@@ -260,6 +261,9 @@ def _model(
 
 def _account_for_tensors(weights: Weights, parameters: Parameters, ledger: Ledger) -> None:
     """Rule on every tensor of the files, those that the network did not ask for included."""
+    family = weights.family
+    if (weights.architecture, weights.source) == ("bert", "gguf"):
+        family = "gguf"
     left_over = {
         weights.stored_name(name): f"{tensor.format.name} {list(tensor.shape)}"
         for name, tensor in weights.tensors.items()
@@ -271,6 +275,7 @@ def _account_for_tensors(weights: Weights, parameters: Parameters, ledger: Ledge
         used=[weights.stored_name(name) for name in weights.tensors if name in parameters.asked],
         left_over=left_over | dict(weights.others),
         ledger=ledger,
+        irrelevant={**IRRELEVANT_TENSORS, **BERT_TENSORS.get(family, {})},
     )
 
 

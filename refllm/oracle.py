@@ -86,6 +86,23 @@ def gelu(x: Array) -> Array:
     return (wide * np.where(wide < 0, tail, 1.0 - tail)).astype(x.dtype)
 
 
+def activation(name: str, x: Array) -> Array:
+    """What stands between a BERT's two feed-forward products, by its name in `BertConfig`."""
+    wide = x.astype(np.float64)
+    if name in ("gelu", "gelu_clipped"):
+        result: Array = gelu(x)
+        return result if name == "gelu" else np.clip(result, -10, 10)
+    if name == "relu":
+        return np.where(x <= 0, x.dtype.type(0), x)
+    exponent = {
+        "gelu_tanh": -(1.5957691216057308 * (wide + 0.044715 * (wide * wide * wide))),
+        "quick_gelu": -(1.702 * wide),
+        "silu": -wide,
+    }[name]
+    e = _exp(exponent) if x.dtype == np.float32 else np.exp(exponent)
+    return (wide / (1.0 + e)).astype(x.dtype)
+
+
 def _exp(x: Array) -> Array:
     """The rule's e**x in float64: 2**n times a Taylor series of degree 10."""
     x = np.clip(x, -708.0, 708.0)
@@ -203,15 +220,18 @@ def rope(x: Array, positions: Array, frequencies: Array, magnitude: float = 1.0)
     return out
 
 
-def attention(q: Array, k: Array, v: Array, n_visible: Sequence[int]) -> Array:
-    """softmax(q·k/√E)·v: q [T, H, E], k and v [S, K, E] → [T, H, E]."""
+def attention(
+    q: Array, k: Array, v: Array, n_visible: Sequence[int], bias: Array | None = None
+) -> Array:
+    """softmax(q·k/√E + bias)·v: q [T, H, E], k and v [S, K, E], bias [H, T, S] → [T, H, E]."""
     out = np.empty_like(q)
     scale = q.dtype.type(1 / math.sqrt(q.shape[2]))
     group = q.shape[1] // k.shape[1]
     for t, n in enumerate(n_visible):
         for h in range(q.shape[1]):
             keys, values = k[:n, h // group], v[:n, h // group]  # [S, E]
-            weights = softmax(matmul(q[t, h, None], keys) * scale)  # [1, S]
+            scores = matmul(q[t, h, None], keys) * scale  # [1, S]
+            weights = softmax(scores if bias is None else scores + bias[h, t, :n])  # [1, S]
             out[t, h] = matmul(weights, values.T)[0]
     return out
 
@@ -255,19 +275,44 @@ def bert(config: BertConfig, w: Arrays, token_ids: Sequence[int]) -> Array:
     c = config
     n_tokens = len(token_ids)
     n_visible = [n_tokens] * n_tokens
-    x = w["token_embd.weight"][list(token_ids)] + w["token_types.weight"][0]
-    x = _norm(_under(w, "token_embd_"), "norm", x + w["position_embd.weight"][:n_tokens], c)
+    x = w["token_embd.weight"][list(token_ids)]
+    if c.n_token_types:
+        x = x + w["token_types.weight"][0]
+    positions, n_counted = [], 0
+    for token_id in token_ids:
+        n_counted += token_id != c.padding_id
+        padding_id = -1 if c.padding_id is None else c.padding_id
+        positions.append(padding_id + (0 if token_id == c.padding_id else n_counted))
+    x = _norm(_under(w, "token_embd_"), "norm", x + w["position_embd.weight"][positions], c)
+    bias = _bias_of_distances(w["attn_rel_b.weight"], n_tokens) if c.relative_attention else None
     for i in range(c.n_layers):
         layer = _under(w, f"blk.{i}.")
         q, k, v = (
             _affine(layer, name, x).reshape(n_tokens, c.n_heads, -1)
             for name in ("attn_q", "attn_k", "attn_v")
         )
-        attended = attention(q, k, v, n_visible).reshape(x.shape)  # [T, D]
+        attended = attention(q, k, v, n_visible, bias).reshape(x.shape)  # [T, D]
         x = _norm(layer, "attn_output_norm", x + _affine(layer, "attn_output", attended), c)
-        up = gelu(_affine(layer, "ffn_up", x))  # [T, F]
+        up = activation(c.activation, _affine(layer, "ffn_up", x))  # [T, F]
         x = _norm(layer, "layer_output_norm", x + _affine(layer, "ffn_down", up), c)
     return normalize(mean_rows(x))
+
+
+def _bias_of_distances(by_bucket: Array, n_tokens: int) -> Array:
+    """MPNet's bias [H, T, S] from that of its 32 buckets [32, H].
+
+    Half of the buckets are for keys behind the query. Of a half, the first eight are distances and
+    the others grow with the logarithm, to 128; what is beyond shares the last.
+    """
+    out = np.empty((by_bucket.shape[1], n_tokens, n_tokens), by_bucket.dtype)
+    for t in range(n_tokens):
+        for s in range(n_tokens):
+            bucket = distance = abs(s - t)
+            if distance >= 8:
+                # The small addend keeps powers of two, whose logarithms are not exact, at home.
+                bucket = min(15, int(8 + 8 * math.log(distance / 8) / math.log(16) + 1e-9))
+            out[:, t, s] = by_bucket[bucket + (16 if s > t else 0)]
+    return out
 
 
 def _under(w: Arrays, prefix: str) -> Arrays:

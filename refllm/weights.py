@@ -18,7 +18,7 @@ Letters: H heads, E head width (head_dim), N rows, K columns.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from refllm.weights_gguf import GgufContents, read_gguf
 from refllm.weights_safetensors import INDEX, SINGLE, StoredTensor, read_safetensors
 
 __all__ = [
+    "FAMILIES",
     "Weights",
     "canonical_name",
     "interleaved",
@@ -105,8 +106,69 @@ HUGGING_FACE_NAMES = {
             "output.LayerNorm": "layer_output_norm",
         },
     ),
+    "distilbert": HuggingFaceNames(
+        prefix="distilbert.",
+        layers="transformer.layer",
+        modules={
+            "embeddings.word_embeddings": "token_embd",
+            "embeddings.position_embeddings": "position_embd",
+            "embeddings.LayerNorm": "token_embd_norm",
+        },
+        modules_of_a_layer={
+            "attention.q_lin": "attn_q",
+            "attention.k_lin": "attn_k",
+            "attention.v_lin": "attn_v",
+            "attention.out_lin": "attn_output",
+            "sa_layer_norm": "attn_output_norm",
+            "ffn.lin1": "ffn_up",
+            "ffn.lin2": "ffn_down",
+            "output_layer_norm": "layer_output_norm",
+        },
+    ),
+    "mpnet": HuggingFaceNames(
+        prefix="mpnet.",
+        layers="encoder.layer",
+        modules={
+            "embeddings.word_embeddings": "token_embd",
+            "embeddings.position_embeddings": "position_embd",
+            "embeddings.LayerNorm": "token_embd_norm",
+            "encoder.relative_attention_bias": "attn_rel_b",
+        },
+        modules_of_a_layer={
+            "attention.attn.q": "attn_q",
+            "attention.attn.k": "attn_k",
+            "attention.attn.v": "attn_v",
+            "attention.attn.o": "attn_output",
+            "attention.LayerNorm": "attn_output_norm",
+            "intermediate.dense": "ffn_up",
+            "output.dense": "ffn_down",
+            "output.LayerNorm": "layer_output_norm",
+        },
+    ),
 }
-ARCHITECTURES = tuple(HUGGING_FACE_NAMES)
+HUGGING_FACE_NAMES["roberta"] = replace(HUGGING_FACE_NAMES["bert"], prefix="roberta.")
+ARCHITECTURES = ("llama", "bert")
+
+# `model_type` of config.json, and how the names of its classes in `architectures` begin: the
+# family of `HUGGING_FACE_NAMES`. XLM-RoBERTa and CamemBERT are RoBERTa with other vocabularies.
+FAMILIES = {
+    "llama": "llama",
+    "bert": "bert",
+    "roberta": "roberta",
+    "xlm-roberta": "roberta",
+    "camembert": "roberta",
+    "distilbert": "distilbert",
+    "mpnet": "mpnet",
+}
+CLASSES = {
+    "Llama": "llama",
+    "Bert": "bert",
+    "Roberta": "roberta",
+    "XLMRoberta": "roberta",
+    "Camembert": "roberta",
+    "DistilBert": "distilbert",
+    "MPNet": "mpnet",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +180,9 @@ class Weights:
     metadata or the content of config.json, untouched, and `source` says which of the two.
     `others` are tensors that no network can ask for, by the file's own names: the name is not one
     of the architecture's, or the shape or type is none that is computed with; the value says what
-    the tensor is ("I64 [1, 512]"). `stored_names` are the file's names where they differ.
+    the tensor is ("I64 [1, 512]"). `stored_names` are the file's names where they differ. `family`
+    is a key of `HUGGING_FACE_NAMES`: a folder's architecture "bert" is of the family "bert",
+    "roberta", "distilbert" or "mpnet", and that of a GGUF file is its architecture.
     """
 
     path: Path
@@ -128,6 +192,11 @@ class Weights:
     tensors: Mapping[str, Tensor]
     others: Mapping[str, str] = field(default_factory=dict)
     stored_names: Mapping[str, str] = field(default_factory=dict)
+    family: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.family:
+            object.__setattr__(self, "family", self.architecture)
 
     def stored_name(self, name: str) -> str:
         """Return what the file calls the tensor `name`."""
@@ -184,7 +253,11 @@ def open_gguf(path: Path) -> Weights:
         raise LlmRuntimeError(
             f"{path}: general.architecture must be a string, is {architecture!r:.80}"
         )
-    _check_architecture(path, "general.architecture", architecture)
+    if architecture not in ARCHITECTURES:
+        raise ModelNotSupported(
+            f"{path}: general.architecture is {architecture!r:.80}; "
+            f"supported are {' and '.join(ARCHITECTURES)}"
+        )
     return Weights(path, architecture, hparams, "gguf", contents.tensors, contents.others)
 
 
@@ -233,15 +306,15 @@ def open_safetensors(folder: Path) -> Weights:
     Of a BERT, config.json may be absent; `hparams` is empty then. A stored tensor whose name is
     none of the architecture's is among the `others`.
     Errors: `LlmRuntimeError` for a missing or damaged file or an impossible value in config.json;
-    `ModelNotSupported` when `model_type` is neither "llama" nor "bert", or the weights are
-    quantized.
+    `ModelNotSupported` when `model_type` is none of `FAMILIES`, or the weights are quantized.
     """
     config_path = folder / "config.json"
     config = read_json_object(config_path) if config_path.exists() else {}
     _refuse_quantized(config_path, config)
     stored = read_safetensors(folder)
-    architecture = _hf_architecture(config_path, config, stored)
-    named = _canonically_named(architecture, stored)
+    family = _hf_family(config_path, config, stored)
+    architecture = "llama" if family == "llama" else "bert"
+    named = _canonically_named(family, stored)
     if architecture == "llama":
         named = _with_tied_embedding(named, config_path, config)
     tensors = {name: tensor.named(name) for name, tensor in named.items()}
@@ -260,6 +333,7 @@ def open_safetensors(folder: Path) -> Weights:
             if name not in used
         },
         stored_names={name: tensor.name for name, tensor in named.items()},
+        family=family,
     )
 
 
@@ -275,25 +349,18 @@ def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _check_architecture(path: Path, key: str, architecture: str) -> None:
-    if architecture not in ARCHITECTURES:
-        raise ModelNotSupported(
-            f"{path}: {key} is {architecture!r:.80}; supported are {' and '.join(ARCHITECTURES)}"
-        )
-
-
 # Naming
 
 
-def canonical_name(architecture: str, stored_name: str) -> str | None:
-    """GGUF's name for what a Hugging Face `architecture` calls `stored_name`; None if unused.
+def canonical_name(family: str, stored_name: str) -> str | None:
+    """GGUF's name for what Hugging Face calls `stored_name` in a `family`; None if unused.
 
     "model.layers.7.self_attn.q_proj.weight" → "blk.7.attn_q.weight"
     """
     module, _, suffix = stored_name.rpartition(".")
     if suffix not in SUFFIXES:
         return None
-    names = HUGGING_FACE_NAMES[architecture]
+    names = HUGGING_FACE_NAMES[family]
     module = module.removeprefix(names.prefix)
     if module in names.modules:
         return f"{names.modules[module]}.{SUFFIXES[suffix]}"
@@ -303,12 +370,10 @@ def canonical_name(architecture: str, stored_name: str) -> str | None:
     return f"blk.{layer[1]}.{names.modules_of_a_layer[layer[2]]}.{SUFFIXES[suffix]}"
 
 
-def _canonically_named(
-    architecture: str, stored: Mapping[str, StoredTensor]
-) -> dict[str, StoredTensor]:
+def _canonically_named(family: str, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     named: dict[str, StoredTensor] = {}
     for stored_name, tensor in stored.items():
-        name = canonical_name(architecture, stored_name)
+        name = canonical_name(family, stored_name)
         if name is None:
             continue
         if name in named:
@@ -319,32 +384,38 @@ def _canonically_named(
     return named
 
 
-def _hf_architecture(
-    path: Path, config: Mapping[str, Any], stored: Mapping[str, StoredTensor]
-) -> str:
+def _hf_family(path: Path, config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> str:
     """What kind of model the folder holds: by `model_type`, `architectures`, or the tensors."""
     model_type = config.get("model_type")
     if model_type is not None:
         if not isinstance(model_type, str):
             raise LlmRuntimeError(f"{path}: model_type must be a string, is {model_type!r:.80}")
-        _check_architecture(path, "model_type", model_type)
-        return model_type
+        if model_type not in FAMILIES:
+            raise ModelNotSupported(
+                f"{path}: model_type is {model_type!r:.80}; supported are {_listed(FAMILIES)}"
+            )
+        return FAMILIES[model_type]
     classes = config.get("architectures")
     if classes is not None:
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise LlmRuntimeError(f"{path}: architectures must be strings, is {classes!r:.80}")
-        kind = re.fullmatch("(Llama|Bert)(Model|For[A-Za-z]+)", " ".join(classes))
+        kind = re.fullmatch(f"({'|'.join(CLASSES)})(Model|For[A-Za-z]+)", " ".join(classes))
         if kind is None:
             raise ModelNotSupported(
-                f"{path}: architectures is {classes!r:.80}; "
-                f"supported are {' and '.join(ARCHITECTURES)}"
+                f"{path}: architectures is {classes!r:.80}; supported are {_listed(FAMILIES)}"
             )
-        return kind[1].lower()
+        return CLASSES[kind[1]]
     if any(canonical_name("bert", name) == "token_embd.weight" for name in stored):
         return "bert"
     if not config:
         raise LlmRuntimeError(f"{path}: missing or empty, and these tensors are not a BERT's")
     raise ModelNotSupported(f"{path}: has neither model_type nor architectures")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The names as a list in a sentence: "a, b and c"."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}"
 
 
 def _with_tied_embedding(

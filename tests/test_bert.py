@@ -125,7 +125,7 @@ def test_tokens_that_cannot_be_computed_are_refused(bert: Bert) -> None:
         bert.embed([[1] * (n_ctx + 1)])
 
 
-@pytest.mark.parametrize("name", ["token_types.weight", "blk.0.attn_q.bias"])
+@pytest.mark.parametrize("name", ["position_embd.weight", "blk.0.attn_q.bias"])
 def test_a_missing_tensor_is_named(name: str, tmp_path: Path) -> None:
     bad = tiny_bert_gguf(tmp_path / "bad.gguf", tensors={name: None})
     with pytest.raises(LlmRuntimeError, match=rf"bad\.gguf.*{name} is missing"):

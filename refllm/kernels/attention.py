@@ -33,6 +33,8 @@ __all__ = [
     "attention_over_texts",
     "attention_scale",
     "attention_weights",
+    "biased_attention_over_texts",
+    "biased_attention_weights",
     "key_value_buffers",
 ]
 
@@ -89,6 +91,14 @@ def attention_weights(
 @inner
 def _softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.float32) -> Floats:
     """softmax(q·k·scale) of queries [R, E] against keys [E, C]: [R, ≥ S], row r to n_visible[r]."""
+    scores = _scores(queries, keys, n_visible, scale)  # [R, ≥ S]
+    _softmax(scores, n_visible)
+    return scores
+
+
+@inner
+def _scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.float32) -> Floats:
+    """q·k·scale of queries [R, E] against keys [E, C]: [R, ≥ S], row r to n_visible[r]."""
     n_rows = queries.shape[0]
     n_vectors = (n_visible[-1] + LANES - 1) // LANES
     scores = np.zeros((n_rows, n_vectors * LANES), np.float32)  # [R, S]
@@ -98,11 +108,18 @@ def _softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.fl
         row = scores[r, : (n_visible[r] + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE * SIDE_BY_SIDE]
         for s in range(row.size):
             row[s] *= scale
+    return scores
+
+
+@inner
+def _softmax(scores: Floats, n_visible: Ints) -> None:
+    """Replace the scores [R, ≥ S], row r to n_visible[r], by their softmax."""
+    for r in range(scores.shape[0]):
+        row = scores[r, : (n_visible[r] + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE * SIDE_BY_SIDE]
         largest = largest_of(row[: n_visible[r]])
         for s in range(row.size):
             row[s] = exp_f32(row[s] - largest)
     _normalize(scores, n_visible)
-    return scores
 
 
 @inner
@@ -148,14 +165,20 @@ def attend_queries(
     queries: Floats, keys: Floats, values: Floats, n_visible: Ints, scale: np.float32
 ) -> Floats:
     """softmax(q·k·scale)·v of queries [R, E] against keys [E, C] and values [C, E]: [R, ≥ E]."""
-    weights = _softmax_scores(queries, keys, n_visible, scale)  # [R, S]
+    weights = _softmax_scores(queries, keys, n_visible, scale)  # [R, ≥ S]
+    return _weighted_values(weights, values, n_visible)
+
+
+@inner
+def _weighted_values(weights: Floats, values: Floats, n_visible: Ints) -> Floats:
+    """weights·v of weights [R, ≥ S], row r to n_visible[r], and values [C, E]: [R, ≥ E]."""
     for r in range(weights.shape[0]):
         for s in range(n_visible[r], weights.shape[1]):
             weights[r, s] = 0.0
     # What is beyond a row's own tokens has weight 0 and adds +0 or -0 at the end of its sum.
-    head_dim = queries.shape[1]
+    head_dim = values.shape[1]
     width = (head_dim + LANES - 1) // LANES * LANES
-    results = np.zeros((queries.shape[0], width), np.float32)
+    results = np.zeros((weights.shape[0], width), np.float32)
     for e in range(0, head_dim, LANES):
         add_products(weights, 0, n_visible[-1], values, e, results, e)
     return results
@@ -214,3 +237,71 @@ def _texts_serial(qkv: Floats, starts: Ints, scale: np.float32, out: Floats) -> 
 def _texts_parallel(qkv: Floats, starts: Ints, scale: np.float32, out: Floats) -> None:
     for item in prange((starts.size - 1) * out.shape[1]):
         _attend_text(item, qkv, starts, scale, out)
+
+
+# With a bias for each distance
+
+
+def biased_attention_over_texts(qkv: Floats, starts: Ints, bias: Floats) -> Floats:
+    """`attention_over_texts` with a bias for each head and distance, [T, H, E].
+
+    bias [H, 2·L − 1], where L is the longest text's length or more: bias[h, L − 1 + s − t] is added
+    to the scaled score of the query at place t of a text and the key at place s.
+    """
+    n_tokens, n_all, head_dim = qkv.shape
+    out = empty(n_tokens, n_all // 3, head_dim)  # [T, H, E]
+    _biased_texts(qkv, starts, attention_scale(head_dim), bias, out)
+    return out
+
+
+@jit
+def biased_attention_weights(qkv: Floats, scale: np.float32, bias: Floats) -> Floats:
+    """The softmax of `biased_attention_over_texts` for one text qkv [S, 3·H, E]: [H, S, S]."""
+    n_tokens, n_heads = qkv.shape[0], qkv.shape[1] // 3
+    out = np.empty((n_heads, n_tokens, n_tokens), np.float32)  # [H, S, S]
+    for h in range(n_heads):
+        weights = _biased_weights(h, qkv, scale, bias)
+        for t in range(n_tokens):
+            for s in range(n_tokens):
+                out[h, t, s] = weights[t, s]
+    return out
+
+
+@inner
+def _biased_weights(h: int, qkv: Floats, scale: np.float32, bias: Floats) -> Floats:
+    """Head h's softmax for one text qkv [S, 3·H, E]: [S, ≥ S]."""
+    n_tokens, n_all, head_dim = qkv.shape
+    capacity = (n_tokens + LANES - 1) // LANES * LANES
+    queries = np.empty((n_tokens, head_dim), np.float32)  # [S, E]
+    keys = np.zeros((head_dim, capacity), np.float32)  # [E, C]
+    for s in range(n_tokens):
+        for e in range(head_dim):
+            queries[s, e] = qkv[s, h, e]
+            keys[e, s] = qkv[s, n_all // 3 + h, e]
+    visible = np.full(n_tokens, n_tokens)
+    weights = _scores(queries, keys, visible, scale)  # [S, ≥ S]
+    at_zero = bias.shape[1] // 2
+    for t in range(n_tokens):
+        for s in range(n_tokens):
+            weights[t, s] += bias[h, at_zero + s - t]
+    _softmax(weights, visible)
+    return weights
+
+
+@parallel_jit
+def _biased_texts(qkv: Floats, starts: Ints, scale: np.float32, bias: Floats, out: Floats) -> None:
+    n_heads, head_dim = out.shape[1:]
+    for item in prange((starts.size - 1) * n_heads):
+        text, h = item // n_heads, item % n_heads
+        first, last = starts[text], starts[text + 1]
+        n_tokens = last - first
+        weights = _biased_weights(h, qkv[first:last], scale, bias)  # [S, ≥ S]
+        padded = np.zeros(n_tokens * head_dim + LANES, np.float32)
+        values = padded[: n_tokens * head_dim].reshape(n_tokens, head_dim)  # [S, E]
+        for s in range(n_tokens):
+            for e in range(head_dim):
+                values[s, e] = qkv[first + s, 2 * n_heads + h, e]
+        results = _weighted_values(weights, values, np.full(n_tokens, n_tokens))  # [S, ≥ E]
+        for t in range(n_tokens):
+            for e in range(head_dim):
+                out[first + t, h, e] = results[t, e]

@@ -19,12 +19,16 @@ from refllm.kernels.memory import empty
 __all__ = [
     "apply_rope",
     "gelu",
+    "gelu_clipped",
     "gelu_tanh",
     "l2_normalize",
     "layer_norm",
     "mean_rows",
+    "quick_gelu",
+    "relu",
     "rms_norm",
     "rope_table",
+    "silu",
     "swiglu",
 ]
 
@@ -93,6 +97,55 @@ def gelu_tanh(x: Floats) -> Floats:
             wide = np.float64(x[t, f])
             argument = 1.5957691216057308 * (wide + 0.044715 * (wide * wide * wide))
             out[t, f] = np.float32(wide / (1.0 + exp(-argument)))
+    return out
+
+
+@jit
+def gelu_clipped(x: Floats) -> Floats:
+    """The exact GELU, but 10 where it is greater, element by element, [T, F].
+
+    GELU is never below −0.17, so the lower bound of −10 that goes with it bounds nothing.
+    Source: Wu et al. 2020, arXiv:2004.09602.
+    """
+    out = np.empty_like(x)  # [T, F]
+    for t in range(x.shape[0]):
+        for f in range(x.shape[1]):
+            value = gelu_f32(x[t, f])
+            out[t, f] = np.float32(10.0) if value > np.float32(10.0) else value
+    return out
+
+
+@jit
+def quick_gelu(x: Floats) -> Floats:
+    """x·sigmoid(1.702·x), element by element, [T, F].
+
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
+    """
+    out = np.empty_like(x)  # [T, F]
+    for t in range(x.shape[0]):
+        for f in range(x.shape[1]):
+            wide = np.float64(x[t, f])
+            out[t, f] = np.float32(wide / (1.0 + exp(-(1.702 * wide))))
+    return out
+
+
+@jit
+def silu(x: Floats) -> Floats:
+    """x·sigmoid(x), element by element, [T, F]."""
+    out = np.empty_like(x)  # [T, F]
+    for t in range(x.shape[0]):
+        for f in range(x.shape[1]):
+            out[t, f] = silu_f32(x[t, f])
+    return out
+
+
+@jit
+def relu(x: Floats) -> Floats:
+    """x where it is positive, otherwise 0, element by element, [T, F]; NaN stays NaN."""
+    out = np.empty_like(x)  # [T, F]
+    for t in range(x.shape[0]):
+        for f in range(x.shape[1]):
+            out[t, f] = np.float32(0.0) if x[t, f] <= np.float32(0.0) else x[t, f]
     return out
 
 
