@@ -160,7 +160,7 @@ class TestRefusals:
         source = tiny_llama_gguf(tmp_path / "source.gguf", tensors=wrong)
         with pytest.raises(LlmRuntimeError, match=rf"{name} has the shape \[24, 32\]"):
             exported(source, tmp_path, layout)
-        assert names_in(tmp_path / "exported") in ([], [".spin"])
+        assert not (tmp_path / "exported").exists()
 
     def test_a_folder_that_cannot_be_written_is_named(self, llama: Path, tmp_path: Path) -> None:
         (tmp_path / "exported").write_text("a file")
