@@ -208,8 +208,6 @@ def _llama_from_hf(reader: Reader, weights: Weights) -> LlamaConfig:
 
 
 def _bert_from_gguf(reader: Reader) -> BertConfig:
-    # 1 is mean pooling in llama.cpp's enumeration; sentence models are converted with it.
-    reader.expect("bert.pooling_type", 1)
     return BertConfig(
         n_ctx=reader.integer("bert.context_length", most=MOST_CONTEXT),
         n_embd=reader.integer("bert.embedding_length", most=MOST_WIDTH),

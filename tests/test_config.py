@@ -160,12 +160,6 @@ def test_an_impossible_value_of_a_bert_gguf_is_named(key: str, value: int, tmp_p
         bert_config(open_weights(path))
 
 
-def test_a_bert_that_pools_otherwise_is_not_supported(tmp_path: Path) -> None:
-    path = tiny_bert_gguf(tmp_path / "tiny.gguf", metadata={"bert.pooling_type": 2})
-    with pytest.raises(ModelNotSupported, match=r"bert\.pooling_type = 2"):
-        bert_config(open_weights(path))
-
-
 def test_a_bert_with_the_tanh_gelu_is_not_supported(tmp_path: Path) -> None:
     folder = tiny_bert_folder(tmp_path / "tiny", config={"hidden_act": "gelu_new"})
     with pytest.raises(ModelNotSupported, match="hidden_act = 'gelu_new'"):

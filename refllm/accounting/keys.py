@@ -67,6 +67,7 @@ class Keys:
         self._by = by
         self._prefix = prefix
         self._read: set[str] = set()
+        self._refused: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
         """Whether the file has the key, with a value other than null."""
@@ -155,7 +156,7 @@ class Keys:
         """
         patterns = [pair for table in known for pair in table.items()]
         for key, value in self.values.items():
-            if not fnmatchcase(key, among):
+            if not fnmatchcase(key, among) or key in self._refused:
                 continue
             name = self._prefix + key
             if key in self._read:
@@ -183,6 +184,7 @@ class Keys:
 
     def refuse(self, key: str, why: str) -> None:
         """Refuse the value under `key`, which the caller read."""
+        self._refused.add(key)
         self._refuse(self._prefix + key, self.values.get(key), why)
 
     def error(self, key: str, what: str) -> LlmRuntimeError:
