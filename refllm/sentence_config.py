@@ -53,6 +53,7 @@ __all__ = [
     "GGUF_POOLING_TYPES",
     "MODULES_FILE",
     "SENTENCE_FILES",
+    "SWITCHES",
     "SentenceConfig",
     "module_folders",
     "sentence_config",

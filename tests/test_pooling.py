@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import refllm
-from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.bert import Bert
-from refllm.config import bert_config
-from refllm.engine import LocalEngine
-from refllm.kernels.elementwise import l2_normalize, mean_rows
 from refllm.loading import BertModel, load_path
-from refllm.parameters import Parameters
-from refllm.pooling import MEAN_NORMALIZED, Dense, Pooling, PoolingMode, SentenceHead
-from refllm.sentence_config import SentenceConfig
-from refllm.weights import open_weights
-from tests.model_files import tiny_bert_folder, tiny_bert_gguf
 from tests.peer_values import peer_values
 from tests.sentence_folders import (
     CASES,
-    MODES,
-    NORMALIZE,
-    PROMPTS,
     TEXTS,
-    dense,
-    pooling,
     recorded_places,
-    write_sentence_folder,
 )
 
 Floats = NDArray[np.float32]
