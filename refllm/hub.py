@@ -23,6 +23,7 @@ from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.models import check_name, pulled_models_root
 from refllm.package_index import reason, sha256_of
 from refllm.pull import hub_problem, only_pull
+from refllm.sentence_config import SENTENCE_FILES
 
 __all__ = ["KNOWN_REPOSITORIES", "pull_repository"]
 
@@ -37,9 +38,9 @@ KNOWN_REPOSITORIES: Mapping[str, str] = {
 NEEDED = (
     *("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.txt"),
-    *("model.safetensors.index.json", "sentence_bert_config.json", "modules.json"),
-    "1_Pooling/config.json",
+    *("model.safetensors.index.json", *SENTENCE_FILES),
 )
+MODULE = re.compile(r"[0-9]+_[A-Za-z]+/(?:config\.json|model\.safetensors)")  # see modules.json
 TIMEOUT = 30  # seconds for the hub to answer
 REPOSITORY = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 GGUF, SAFETENSORS = ".gguf", ".safetensors"
@@ -167,6 +168,8 @@ def _chosen(snapshot: Snapshot, file: str | None) -> Sequence[Remote]:
 
 
 def _is_needed(name: str) -> bool:
+    if MODULE.fullmatch(name):
+        return True
     return name in NEEDED or ("/" not in name and name.endswith(SAFETENSORS))
 
 

@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 MODULES_FILE = "modules.json"
+PICKLE = "pytorch_model.bin"
 PROMPTS_FILE = "config_sentence_transformers.json"
 # sentence-transformers reads the first of these that is there and not empty.
 TRANSFORMER_FILES = tuple(
@@ -413,11 +414,14 @@ def _activation(keys: Keys) -> str:
 
 
 def _dense_tensors(folder: Path) -> dict[str, Tensor]:
-    if not (folder / SINGLE).is_file() and (folder / "pytorch_model.bin").is_file():
+    if not (folder / SINGLE).is_file() and (folder / PICKLE).is_file():
         raise ModelNotSupported(
-            f"{folder / 'pytorch_model.bin'}: a pickle, which can run code, is not read; "
-            "`SentenceTransformer(folder).save_pretrained(new_folder)` writes model.safetensors"
+            f"{folder / PICKLE}: a pickle, which can run code, is not read; "
+            f"`SentenceTransformer(folder).save_pretrained(new_folder)` writes {SINGLE}"
         )
     if not (folder / SINGLE).is_file():
-        raise LlmRuntimeError(f"{folder / SINGLE}: no such file; fetch it from where the model is")
+        raise LlmRuntimeError(
+            f"{folder / SINGLE}: no such file; fetch it from where the model is, or where only "
+            f"{PICKLE} is, `SentenceTransformer(folder).save_pretrained(new_folder)` writes it"
+        )
     return {name: tensor.named(name) for name, tensor in read_safetensors(folder).items()}
