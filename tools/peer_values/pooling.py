@@ -30,7 +30,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = case.write(Path(folder) / "model")
             model = SentenceTransformer(str(path), device="cpu", local_files_only=True)
-            vectors = model.encode(list(TEXTS), batch_size=len(TEXTS), **case.options)  # [N, K]
+            vectors = np.asarray(
+                model.encode(
+                    list(TEXTS),
+                    prompt_name=case.options.get("prompt_name"),
+                    prompt=case.options.get("prompt"),
+                )
+            )  # [N, K]
         found[name] = recorded(vectors)
     write_peer_values(
         "pooling", packages=["sentence-transformers", "transformers", "torch"], cases=found
