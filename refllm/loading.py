@@ -26,7 +26,7 @@ from refllm.llama import KVCache, Llama, LlamaConfig, Segment
 from refllm.models import default_roots, find_model
 from refllm.parameters import Parameters
 from refllm.pooling import SentenceHead
-from refllm.sentence_config import SentenceConfig, sentence_config
+from refllm.sentence_config import SentenceConfig, lower_cases, sentence_config
 from refllm.tap import Tap
 from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from refllm.vocab_json import JsonTokenizer
@@ -355,13 +355,6 @@ def _bert_model(
     sentence = sentence_config(weights, n_embd=config.n_embd, ledger=ledger)
     bert = Bert(config, parameters)
     _check_fit(tokenizer, bert.n_vocab, path)
-    if sentence.do_lower_case:
-        if not isinstance(tokenizer, JsonTokenizer):
-            raise ModelNotSupported(
-                f"{path}: do_lower_case is true in the file beside modules.json, and is only "
-                "computed with a tokenizer.json; save the tokenizer as one"
-            )
-        tokenizer.lowercase_first()
     return BertModel(path, bert, tokenizer, sentence)
 
 
@@ -404,7 +397,15 @@ def _is_there(path: Path) -> bool:
 def _tokenizer(weights: Weights, path: Path) -> Tokenizer:
     if weights.source == "gguf":
         return tokenizer_from_gguf(weights.hparams, path=weights.path)
-    return tokenizer_from_folder(path)
+    tokenizer = tokenizer_from_folder(path)
+    if weights.architecture != "llama" and lower_cases(path):
+        if not isinstance(tokenizer, JsonTokenizer):
+            raise ModelNotSupported(
+                f"{path}: do_lower_case = True of sentence-transformers is not supported without "
+                "a tokenizer.json; save the tokenizer as one"
+            )
+        tokenizer.lowercase_first()
+    return tokenizer
 
 
 def _check_fit(tokenizer: Tokenizer, n_vocab: int, path: Path) -> None:

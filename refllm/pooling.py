@@ -117,7 +117,7 @@ def _pooled(mode: PoolingMode, rows: Floats, n_left_out: int) -> Floats:
             return np.asarray(rows[-1])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Dense:
     """activation(x·Wᵀ + b).
 

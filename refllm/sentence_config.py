@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refllm.accounting.keys import Keys
+from refllm.accounting.keys import Keys, Known
 from refllm.accounting.ledger import Ledger
 from refllm.accounting.sentence_keys import (
     DENSE_CONFIG,
@@ -55,6 +55,7 @@ __all__ = [
     "SENTENCE_FILES",
     "SWITCHES",
     "SentenceConfig",
+    "lower_cases",
     "module_folders",
     "sentence_config",
 ]
@@ -155,6 +156,15 @@ def sentence_config(
         max_seq_length=max_seq_length,
         do_lower_case=do_lower_case,
     )
+
+
+def lower_cases(folder: Path) -> bool:
+    """Return whether a text is lower-cased before the tokenizer's own normalizer.
+
+    Raises:
+        LlmRuntimeError: If the file is damaged.
+    """
+    return _limits(folder, Ledger(collecting=True))[1]
 
 
 def module_folders(folder: Path) -> tuple[str, ...]:
@@ -345,7 +355,7 @@ def _config_keys(folder: Path, place: str, by: str, ledger: Ledger) -> Keys:
     return Keys(path, read_json_object(path), ledger=ledger, where=f"{place}/config.json", by=by)
 
 
-def _account_for(folder: Path, place: str, known: Any, ledger: Ledger) -> None:  # noqa: ANN401
+def _account_for(folder: Path, place: str, known: Known, ledger: Ledger) -> None:
     """Account for the keys of a module that needs none, and often has no file."""
     if place and (folder / place / "config.json").is_file():
         _config_keys(folder, place, "pooling", ledger).account(known, unknown="warn")
@@ -358,11 +368,13 @@ def _pooling(folder: Path, place: str, width: int, ledger: Ledger) -> Pooling:
             raise keys.error(
                 key, f"is {keys.get(key)}, and the encoder's vectors have {width} numbers"
             )
-    switched = [mode for key, mode in SWITCHES.items() if keys.flag(key, default=False)]
-    modes: Sequence[object] = switched or ["mean"]
-    if "pooling_mode" in keys:  # the switches count only in a file without it
+    modes: Sequence[object]
+    if "pooling_mode" in keys:
         named = keys.get("pooling_mode")
         modes = named if isinstance(named, list) else [named]
+    else:
+        switched = [mode for key, mode in SWITCHES.items() if keys.flag(key, default=False)]
+        modes = switched or ["mean"]
     if not modes or not all(isinstance(mode, str) for mode in modes):
         raise keys.error("pooling_mode", f"must be a name or a list of names, is {modes!r:.80}")
     known = tuple(mode for mode in modes if mode in POOLING_MODES)

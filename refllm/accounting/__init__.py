@@ -8,6 +8,7 @@ a file therefore says what it read, and what is left over is looked up in the ta
     tensors.py     tensors that no network needs, and tensors that name a model of another kind
     gguf_keys.py   GGUF metadata of a llama and a BERT, and of any file
     json_keys.py   config.json and the files beside it
+    sentence_keys.py   modules.json, the folders it names, and the files of sentence-transformers
 
 `refllm models show MODEL --accounting` prints the ledger of a model.
 """

@@ -77,7 +77,16 @@ SENTENCE_TRANSFORMERS_CONFIG: Known = {
     ),
 }
 
-POOLING_CONFIG: Known = {}
+BESIDE_A_MODE = "counts only in a file without pooling_mode"
+POOLING_CONFIG: Known = {
+    "pooling_mode_cls_token": BESIDE_A_MODE,
+    "pooling_mode_max_tokens": BESIDE_A_MODE,
+    "pooling_mode_mean_tokens": BESIDE_A_MODE,
+    "pooling_mode_mean_sqrt_len_tokens": BESIDE_A_MODE,
+    "pooling_mode_weightedmean_tokens": BESIDE_A_MODE,
+    "pooling_mode_lasttoken": BESIDE_A_MODE,
+    "pooling_mode_*": MustBe((False,), "a pooling that refllm does not know"),
+}
 
 DENSE_CONFIG: Known = {
     "module_input_name": MustBe(("sentence_embedding",), ONLY_THE_VECTOR),
