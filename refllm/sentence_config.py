@@ -262,6 +262,7 @@ def _modules(
     steps: list[Dense | Normalize] = []
     names: set[str] = set()
     width = n_embd
+    is_whole = True
     for number, module in enumerate(_read_modules(path)):
         keys = Keys(
             path, module, ledger=ledger, where=MODULES_FILE, by="pooling", prefix=f"[{number}]."
@@ -272,6 +273,7 @@ def _modules(
             raise keys.error("name", f"is {name!r:.80} for two modules; give each its own")
         names.add(name)
         kind = _kind(keys, is_first=number == 0, is_pooled=pooling is not None)
+        is_whole = is_whole and kind is not None
         match kind:
             case "Transformer" if place:
                 keys.refuse(
@@ -292,6 +294,8 @@ def _modules(
             case "Dropout":
                 _account_for(folder, place, DROPOUT_CONFIG, ledger)
         keys.account(MODULES, unknown="warn")
+    if pooling is None and not is_whole:  # refused already, by a ledger that collects
+        return MEAN_NORMALIZED.pooling, MEAN_NORMALIZED.steps
     if pooling is None:
         raise LlmRuntimeError(
             f"{path}: names no Pooling, so tokens do not become one vector; add "

@@ -306,6 +306,15 @@ def test_a_collecting_ledger_records_every_refusal(folder: Path) -> None:
     assert len(recorded) == len(set(recorded))
 
 
+def test_a_collecting_ledger_goes_on_where_pooling_itself_is_refused(folder: Path) -> None:
+    splade = "sentence_transformers.sparse_encoder.models.SpladePooling"
+    modules_json(folder, TRANSFORMER, {**POOLING, "type": splade})
+    ledger = Ledger(collecting=True)
+    assert read(folder, ledger).head.pooling == SentenceConfig().head.pooling
+    refused = [entry.name for entry in ledger.entries if entry.verdict == "refused"]
+    assert refused == ["[1].type"]
+
+
 def test_the_first_of_several_names_of_the_encoder_s_file_counts(folder: Path) -> None:
     (folder / "sentence_roberta_config.json").write_text('{"max_seq_length": 7}')
     assert read(folder).max_seq_length == 64
