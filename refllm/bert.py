@@ -1,4 +1,4 @@
-"""The BERT encoder and its family: token ids in, one normalized vector for each text out.
+"""The BERT encoder and its family: token ids in, one vector for each text out.
 
 RoBERTa (XLM-RoBERTa, CamemBERT) numbers positions behind the padding token's id, DistilBERT has no
 token types, and MPNet adds a learned bias for the distance of two tokens to their attention score.
@@ -37,15 +37,14 @@ from refllm.kernels.elementwise import (
     gelu,
     gelu_clipped,
     gelu_tanh,
-    l2_normalize,
     layer_norm,
-    mean_rows,
     quick_gelu,
     relu,
     silu,
 )
 from refllm.kernels.linear import Matrix, embedding, linear
 from refllm.parameters import Parameters
+from refllm.pooling import MEAN_NORMALIZED, SentenceHead
 from refllm.tap import Tap, not_finite
 
 __all__ = ["ACTIVATIONS", "Bert", "BertConfig"]
@@ -159,15 +158,44 @@ class Bert:
         self,
         texts: Sequence[Sequence[int]],
         *,
+        head: SentenceHead = MEAN_NORMALIZED,
+        n_prompt: int = 0,
         activation: Activation = gelu,
         tap: Tap | None = None,
     ) -> Floats:
-        """The mean of each text's last layer, scaled to length 1: [N, D].
+        """Return each text's vector, [N, K].
 
-        `texts` are token ids, special tokens included; `activation` is what a model with GELU has
-        for it, the exact one unless the caller wants to see what another would do. Errors:
-        `InvalidInput` (no token, a token that is not in the vocabulary, a text longer than the
-        context), `LlmRuntimeError` naming the layer whose values are not finite.
+        Args:
+            texts: Token ids, special tokens included.
+            head: What makes a vector of a text's last layer.
+            n_prompt: How many tokens at the beginning of each text are the prompt's.
+            activation: What a model with GELU has for it: the exact one, unless the caller wants
+                to see another one's result.
+            tap: Called with every intermediate value.
+
+        Raises:
+            InvalidInput: For no token, a token that is not in the vocabulary, a text longer than
+                the context, or one of which pooling leaves nothing.
+            LlmRuntimeError: Naming the layer whose values are not finite.
+        """
+        x = self.hidden(texts, activation=activation, tap=tap)  # [T, D]
+        starts = _starts(texts).tolist()
+        with np.errstate(all="ignore"):
+            result = head(x, starts, n_prompt=n_prompt, tap=tap)  # [N, K]
+        if not np.isfinite(result).all():
+            raise not_finite(self.path, lambda watch: head(x, starts, n_prompt=n_prompt, tap=watch))
+        return result
+
+    def hidden(
+        self,
+        texts: Sequence[Sequence[int]],
+        *,
+        activation: Activation = gelu,
+        tap: Tap | None = None,
+    ) -> Floats:
+        """Return the last layer of all texts' tokens, end to end, [T, D].
+
+        Arguments and errors are those of `embed`.
         """
         for token_ids in texts:
             self._check(token_ids)
@@ -175,13 +203,7 @@ class Bert:
             x = self._layers(texts, activation, tap)  # [T, D]
         if not np.isfinite(x).all():
             raise not_finite(self.path, lambda watch: self._layers(texts, activation, watch))
-        spans = pairwise(_starts(texts))
-        pooled = np.stack([mean_rows(x[first:last]) for first, last in spans])  # [N, D]
-        result = np.stack([l2_normalize(row) for row in pooled])  # [N, D]
-        if tap:
-            tap("result_embd_pooled", pooled)
-            tap("result_embd", result)
-        return result
+        return x
 
     def _layers(
         self, texts: Sequence[Sequence[int]], activation: Activation, tap: Tap | None

@@ -20,8 +20,10 @@ from refllm.config import bert_config, llama_config
 from refllm.embedded import is_embedded, is_unchanged
 from refllm.loading import load_path, load_tokenizer
 from refllm.models import FoundModel
+from refllm.pooling import Normalize
 from refllm.pull import PUBLISHED, require_published
 from refllm.quant import Tensor
+from refllm.sentence_config import sentence_config
 from refllm.weights import open_weights
 
 __all__ = ["Description", "Overview", "Stored", "describe", "overview", "verify"]
@@ -48,7 +50,8 @@ class Description:
     """What `refllm models show` prints.
 
     `types` are by GGML's name, what takes most bytes first. `hyperparameters` are those of
-    `LlamaConfig` or `BertConfig`. `cache_bytes` is what the KV cache takes for each token.
+    `LlamaConfig` or `BertConfig`, and what makes a text's vector. `cache_bytes` is what the KV
+    cache takes for each token.
     """
 
     path: Path
@@ -90,7 +93,15 @@ def describe(path: Path) -> Description:
         cache_bytes = 2 * llama.n_layers * llama.n_kv_heads * llama.head_dim * FLOAT_BYTES
         hyperparameters = asdict(llama)
     else:
-        hyperparameters = asdict(bert_config(weights))
+        bert = bert_config(weights)
+        sentence = sentence_config(weights, n_embd=bert.n_embd)
+        head = sentence.head
+        hyperparameters = asdict(bert) | {
+            "pooling": ", ".join(head.pooling.modes),
+            "vector_width": head.width(bert.n_embd),
+            "normalized": any(isinstance(step, Normalize) for step in head.steps),
+            "default_prompt": sentence.default_prompt or "none",
+        }
     return Description(
         path=path,
         kind=KIND[weights.architecture],

@@ -45,6 +45,7 @@ from refllm.kernels.threads import available_cpus
 from refllm.loading import account, load_tokenizer
 from refllm.models import PULLABLE, FoundModel, find_model, list_models
 from refllm.parameters import Parameters
+from refllm.sentence_config import sentence_config
 from refllm.spin.manifest import MANIFEST, Component, read_manifest
 from refllm.weights import Weights, open_weights
 from refllm.weights_file import LFS_POINTER
@@ -265,7 +266,7 @@ def _contents(model: FoundModel, weights: Weights) -> Iterator[Finding]:
         if weights.architecture == "llama":
             n_vocab = llama_config(weights).n_vocab
         else:
-            bert_config(weights)
+            sentence_config(weights, n_embd=bert_config(weights).n_embd)
             n_vocab = Parameters(weights.path, weights.tensors).n_rows("token_embd.weight")
     except LlmError as error:
         remedy = f"fetch {model.path} again"

@@ -40,6 +40,7 @@ from refllm.models import (
     find_model,
     has_model,
 )
+from refllm.pooling import MEAN_NORMALIZED
 from refllm.sampling import PROFILES, uniform
 from refllm.spin.manifest import manifest_path, read_manifest
 
@@ -173,8 +174,10 @@ class LocalEngine:
     def generate_embeddings(
         self, model: str | Path, texts: Sequence[str], *, max_tokens: int | None = None
     ) -> EmbeddingsResult:
-        """One L2-normalized vector for each text.
+        """Return one vector for each text, made as the model's files name it.
 
+        The model's default prompt is put before each text; where no file names pooling or
+        normalization, the vector is the mean of the text's tokens with the length 1.
         `max_tokens` cuts texts there, as sentence-transformers does, instead of at the tokenizer
         file's own limit. Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
         """
@@ -185,20 +188,24 @@ class LocalEngine:
     def open_embeddings(
         self, model: str | Path, texts: Sequence[str], *, max_tokens: int | None = None
     ) -> tuple[int, Iterator[Floats]]:
-        """How many tokens the texts have, and their vectors, some texts' at a time, float32 [., D].
+        """How many tokens the texts have, and their vectors, some texts' at a time, float32 [., K].
 
         Each group is computed when it is asked for. Errors: those of `generate_embeddings`.
         """
         bert = self._embedding_model(model)
         _check_texts(texts)
-        _check_size(len(texts) * bert.config.n_embd * FLOAT32_BYTES)
-        token_ids = [bert.text_tokens(text, max_tokens=max_tokens) for text in texts]
-        n_tokens = sum(len(text) for text in token_ids)
-        activation = gelu
         if self.profile == "spin-local":
-            token_ids, activation = _padded(token_ids), gelu_tanh
-            n_tokens = len(token_ids[0])
-        return n_tokens, self._each(bert.embed_groups(token_ids, activation=activation))
+            _check_size(len(texts) * MEAN_NORMALIZED.width(bert.config.n_embd) * FLOAT32_BYTES)
+            token_ids = _padded(bert.tokenize(texts, prompt="", max_tokens=max_tokens).token_ids)
+            groups = bert.embed_groups(token_ids, head=MEAN_NORMALIZED, activation=gelu_tanh)
+            return len(token_ids[0]), self._each(groups)
+        _check_size(len(texts) * bert.width * FLOAT32_BYTES)
+        tokenized = bert.tokenize(texts, max_tokens=max_tokens)
+        n_tokens = sum(len(text) for text in tokenized.token_ids)
+        groups = bert.embed_groups(
+            tokenized.token_ids, n_prompt=tokenized.n_prompt, activation=gelu
+        )
+        return n_tokens, self._each(groups)
 
     def load(self, model: str | Path) -> LlamaModel | BertModel:
         """The model of this name or at this path, of either kind; loaded once and kept."""

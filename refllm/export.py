@@ -29,6 +29,7 @@ from refllm.export_config import DTYPES
 from refllm.export_gguf import FILE_TYPES, is_for_llama_cpp, write_gguf
 from refllm.export_hf import write_hf_folder, write_spin_folder
 from refllm.export_needs import refuse_incomplete
+from refllm.export_sentence import sentence_of
 from refllm.models import INFERENCING_ARCHITECTURE, check_name
 from refllm.weights import Weights, open_weights
 
@@ -50,8 +51,8 @@ def export(
     number of blocks, the next larger type (see `refllm.export_gguf`). A GGUF file exported as one
     without a type is copied byte for byte, unless it is in several parts, which become one, or
     llama.cpp would compute something else (special tokens without a key, token types that are
-    quantized). What a GGUF file cannot
-    hold is left out: a text's limit in tokens that is in a tokenizer.json.
+    quantized). What a GGUF file cannot hold and no vector depends on by default is left out: a
+    text's limit in tokens, prompts that a caller chooses by name.
 
     Errors: `InvalidInput` for a layout, type or name that is none, for numbers that the type cannot
     hold, or where the target exists; `ModelNotSupported` for what the layout cannot say, and for
@@ -106,6 +107,8 @@ def _open(model: Path) -> Weights:
         raise InvalidInput(f"there is no model at {str(model)[:500]}")
     weights = open_weights(model)
     refuse_incomplete(weights)
+    if weights.architecture != "llama":
+        sentence_of(weights)  # refuses what is not computed
     return weights
 
 

@@ -26,6 +26,7 @@ from gguf import GGML_QUANT_VERSION, LlamaFileType
 
 from refllm.config import bert_config, llama_config
 from refllm.export_config import refuse_what_a_plain_bert_is_not
+from refllm.export_sentence import gguf_pooling_type
 from refllm.export_vocab import missing_keys, vocabulary_keys
 from refllm.gguf_writer import DEFAULT_ALIGNMENT, keys_of_file, packed, write_gguf_file
 from refllm.parameters import Parameters
@@ -49,7 +50,6 @@ NEXT_TYPE = {"Q4_K": "Q8_0", "Q8_0": "F16", "Q4_0": "F16"}
 # Added to the embedding as it is stored; llama.cpp ends the process where it is not F32.
 ADDED = "token_types.weight"
 NOT_MULTIPLIED = frozenset({"position_embd.weight", "token_types.weight"})
-MEAN_POOLING = 1  # in llama.cpp's enumeration
 
 
 def write_gguf(weights: Weights, path: Path, *, name: str, type_name: str | None) -> None:
@@ -199,5 +199,5 @@ def _bert(weights: Weights) -> dict[str, object]:
         "attention.head_count": c.n_heads,
         "attention.layer_norm_epsilon": c.layer_norm_eps,
         "attention.causal": False,
-        "pooling_type": MEAN_POOLING,
+        "pooling_type": gguf_pooling_type(weights),
     }

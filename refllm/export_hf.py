@@ -26,6 +26,7 @@ from refllm.export_config import (
     has_mlp_biases,
     refuse_what_spin_cannot,
 )
+from refllm.export_sentence import refuse_head_that_spin_cannot, sentence_files
 from refllm.export_tensors import half_split, recoded
 from refllm.export_tokenizer import json_bytes, tokenizer_files
 from refllm.llama import LlamaConfig
@@ -63,9 +64,10 @@ def write_spin_folder(weights: Weights, folder: Path, *, type_name: str) -> None
     """`write_hf_folder` as Spin wants it: a llama has an index, and its own output matrix.
 
     Spin computes a llama in F16, whatever the type. Errors: as `write_hf_folder`, and
-    `ModelNotSupported` for a llama of which Spin would ignore a part.
+    `ModelNotSupported` for a model of which Spin would ignore a part.
     """
     if weights.architecture != "llama":
+        refuse_head_that_spin_cannot(weights)
         write_hf_folder(weights, folder, type_name=type_name)
         return
     refuse_what_spin_cannot(weights)
@@ -166,12 +168,13 @@ def _zero_biases(config: LlamaConfig, lengths: Mapping[str, int]) -> dict[str, T
 
 
 def _write_words(folder: Path, weights: Weights, config: dict[str, object]) -> None:
-    """config.json, and the files of the tokenizer."""
+    """config.json, the files of the tokenizer, and what makes a text's vector."""
     llama_or_bert = llama_config if weights.architecture == "llama" else bert_config
     n_ctx = llama_or_bert(weights).n_ctx
     files = {"config.json": json_bytes(config), **tokenizer_files(weights, n_ctx=n_ctx)}
+    files |= sentence_files(weights)
     for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
 
 

@@ -11,7 +11,7 @@ The files that say what is special (tokenizer_config.json, special_tokens_map.js
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from refllm.weights import Weights
 
 __all__ = ["json_bytes", "special_ids_of", "tokenizer_files", "tokenizer_of"]
 
-# What belongs to a tokenizer in a folder, or to how its vectors are made.
+# What belongs to a tokenizer in a folder.
 FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -45,9 +45,6 @@ FILES = (
     "chat_template.jinja",
     "generation_config.json",
     "vocab.txt",
-    "modules.json",
-    "sentence_bert_config.json",
-    "1_Pooling/config.json",
 )
 # A special token's name in tokenizer_config.json, in a GGUF key, and in BERT's spelling.
 NAMES = (
@@ -96,7 +93,7 @@ def tokenizer_files(weights: Weights, *, n_ctx: int) -> dict[str, bytes]:
     return files
 
 
-def json_bytes(content: Mapping[str, object]) -> bytes:
+def json_bytes(content: Mapping[str, object] | Sequence[object]) -> bytes:
     """JSON, indented, as Hugging Face's tools write it."""
     return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 

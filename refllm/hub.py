@@ -42,8 +42,8 @@ NEEDED = (
     *("tokenizer.model", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
     # sentence-transformers: the modules behind the encoder have folders such as 1_Pooling.
-    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
-    *("[0-9]_*/config.json", "[0-9]_*/model.safetensors"),
+    *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
+    *("[0-9]*_*/config.json", "[0-9]*_*/model.safetensors"),
 )
 TIMEOUT = 30  # seconds for the hub to answer
 REPOSITORY = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")

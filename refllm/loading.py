@@ -5,9 +5,10 @@ T tokens, V vocabulary, N texts, D width of an embedding.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from refllm.accounting.bert_tensors import BERT_TENSORS
 from refllm.accounting.ledger import Ledger
 from refllm.accounting.tensors import IRRELEVANT_TENSORS, account_for_tensors
-from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.bert import Activation, Bert, BertConfig
 from refllm.chat_template import LLAMA_2, chat_prompt, chat_template_of
 from refllm.config import bert_config, llama_config
@@ -27,16 +28,20 @@ from refllm.kernels.panels import Consumed
 from refllm.llama import KVCache, Llama, LlamaConfig, Segment
 from refllm.models import default_roots, find_model
 from refllm.parameters import Parameters, Survey
+from refllm.pooling import SentenceHead
+from refllm.sentence_config import SentenceConfig, lower_cases, sentence_config
 from refllm.tap import Tap
 from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from refllm.vocab_json import JsonTokenizer
 from refllm.weights import Weights, open_weights
-from refllm.weights_file import read_json_object, release
+from refllm.weights_file import release
 
 __all__ = [
     "NUMERICS",
     "BertModel",
     "LlamaModel",
     "Progress",
+    "TokenizedTexts",
     "account",
     "load",
     "load_path",
@@ -47,6 +52,8 @@ Floats = NDArray[np.float32]
 Progress = Callable[[int, int], object]
 
 NUMERICS = ("exact", "int8")
+
+logger = logging.getLogger("refllm")
 
 # Texts go through the encoder in groups of about this many tokens, so that what comes of one layer
 # is still in the CPU's cache when the next one reads it. No bit depends on the grouping.
@@ -119,61 +126,176 @@ class LlamaModel:
         return token_ids
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedTexts:
+    """Texts as an encoder reads them.
+
+    Attributes:
+        token_ids: Of each text, the prompt and special tokens included, cut to the limit.
+        n_prompt: How many tokens at the beginning of each text are the prompt's, a special token
+            that begins the text included; 0 where there is no prompt.
+        n_cut: How many of the texts were longer than the limit.
+    """
+
+    token_ids: list[list[int]]
+    n_prompt: int
+    n_cut: int
+
+
 @dataclass(frozen=True, slots=True)
 class BertModel:
-    """A BERT encoder and the tokenizer that belongs to it.
+    """A BERT encoder, the tokenizer that belongs to it, and what makes a vector of its tokens.
 
-    `max_seq_length` is the limit that sentence-transformers would use (its own configuration
-    file's), None where there is no such file.
+    Attributes:
+        path: The file or folder.
+        network: The encoder.
+        tokenizer: Text to token ids.
+        sentence: Pooling and what follows it, prompts, and the limit of sentence-transformers.
     """
 
     path: Path
     network: Bert
     tokenizer: Tokenizer
-    max_seq_length: int | None = None
+    sentence: SentenceConfig = field(default_factory=SentenceConfig)
 
     @property
     def config(self) -> BertConfig:
-        """The hyperparameters."""
+        """The hyperparameters of the encoder."""
         return self.network.config
 
-    def text_tokens(self, text: str, *, max_tokens: int | None = None) -> list[int]:
-        """The token ids of a text, special tokens included, cut to the limit that applies."""
-        return self.tokenizer.encode(text, max_tokens=max_tokens)
+    @property
+    def width(self) -> int:
+        """How many numbers a text's vector has."""
+        return self.sentence.head.width(self.config.n_embd)
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """The limit that sentence-transformers would use, None where no file has one."""
+        return self.sentence.max_seq_length
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        max_tokens: int | None = None,
+    ) -> TokenizedTexts:
+        """Return the token ids of texts, and log a warning where some were cut.
+
+        Args:
+            texts: The texts.
+            prompt_name: A name in `sentence.prompts`, in place of the model's default prompt.
+            prompt: What is put before each text, in place of any of the model's; "" for nothing.
+            max_tokens: Where a text is cut, in place of the tokenizer file's own limit.
+
+        Raises:
+            InvalidInput: For a prompt name that the model does not have, for both a name and a
+                prompt, or as `Tokenizer.encode`.
+        """
+        before = self._prompt(prompt_name, prompt)
+        encode = self.tokenizer.encode
+        limit = self.tokenizer.text_limit if max_tokens is None else max_tokens
+        token_ids = [encode(before + text, max_tokens=max_tokens) for text in texts]
+        n_cut = 0
+        if limit is not None:
+            full = [text for ids, text in zip(token_ids, texts, strict=True) if len(ids) == limit]
+            n_cut = sum(len(encode(before + text, max_tokens=limit + 1)) > limit for text in full)
+        if n_cut:
+            logger.warning(
+                "refllm: %d of %d texts are longer than %s tokens and were cut there",
+                *(n_cut, len(texts), limit),
+            )
+        n_prompt = 0
+        if before and not self.sentence.head.pooling.include_prompt:
+            # As sentence-transformers counts: the prompt alone, without a special token at its end.
+            alone = encode(before, max_tokens=max_tokens)
+            ends_special = bool(alone) and not self.tokenizer.token_bytes(alone[-1])
+            n_prompt = len(alone) - ends_special
+        return TokenizedTexts(token_ids=token_ids, n_prompt=n_prompt, n_cut=n_cut)
 
     def embed(
-        self, texts: Sequence[str], *, max_tokens: int | None = None, tap: Tap | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        max_tokens: int | None = None,
+        tap: Tap | None = None,
     ) -> Floats:
-        """One L2-normalized vector for each text, float32 [N, D].
+        """Return one vector for each text, float32 [N, K].
 
-        A text longer than the tokenizer file's own limit is cut there, or at `max_tokens` where
-        given. `tap` sees every intermediate value. Errors: `InvalidInput`, `LlmRuntimeError`.
+        The model's default prompt is put before each text, as `SentenceTransformer.encode` does.
+
+        Args:
+            texts: The texts.
+            prompt_name: The name of another of the model's prompts.
+            prompt: What is put before each text instead; "" for nothing.
+            max_tokens: Where a text is cut, in place of the tokenizer file's own limit.
+            tap: Called with every intermediate value.
+
+        Raises:
+            InvalidInput: As `tokenize`, or for a text that the network cannot compute.
+            LlmRuntimeError: If a value is not finite.
+
+        Example:
+            >>> model.embed(["How do I renew a passport?"], prompt_name="query").shape
+            (1, 384)
         """
-        return self.embed_tokens(
-            [self.text_tokens(text, max_tokens=max_tokens) for text in texts], tap=tap
+        tokenized = self.tokenize(
+            texts, prompt_name=prompt_name, prompt=prompt, max_tokens=max_tokens
         )
+        return self.embed_tokens(tokenized.token_ids, n_prompt=tokenized.n_prompt, tap=tap)
 
     def embed_tokens(
         self,
         texts: Sequence[Sequence[int]],
         *,
+        head: SentenceHead | None = None,
+        n_prompt: int = 0,
         activation: Activation = gelu,
         tap: Tap | None = None,
     ) -> Floats:
         """`embed` for texts that are token ids already, and with another activation if asked."""
-        return np.concatenate(list(self.embed_groups(texts, activation=activation, tap=tap)))
+        groups = self.embed_groups(
+            texts, head=head, n_prompt=n_prompt, activation=activation, tap=tap
+        )
+        return np.concatenate(list(groups))
 
     def embed_groups(
         self,
         texts: Sequence[Sequence[int]],
         *,
+        head: SentenceHead | None = None,
+        n_prompt: int = 0,
         activation: Activation = gelu,
         tap: Tap | None = None,
     ) -> Iterator[Floats]:
-        """`embed_tokens` in parts: vectors of no texts, of the first ones, …, each [., D]."""
-        yield np.empty((0, self.config.n_embd), np.float32)
+        """`embed_tokens` in parts: vectors of no texts, of the first ones, …, each [., K].
+
+        `head` takes the place of the model's own.
+        """
+        head = self.sentence.head if head is None else head
+        yield np.empty((0, head.width(self.config.n_embd)), np.float32)
         for group in _groups(texts):
-            yield self.network.embed(group, activation=activation, tap=tap)
+            yield self.network.embed(
+                group, head=head, n_prompt=n_prompt, activation=activation, tap=tap
+            )
+
+    def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
+        if prompt is not None and prompt_name is not None:
+            raise InvalidInput("give either prompt or prompt_name, not both")
+        if prompt is not None:
+            return prompt
+        if prompt_name is None:
+            return self.sentence.default_prompt
+        if prompt_name not in self.sentence.prompts:
+            known = ", ".join(sorted(self.sentence.prompts))
+            raise InvalidInput(
+                f"the model has no prompt called {prompt_name!r:.80}, its prompts are {known}; "
+                "or give the text itself as prompt"
+            )
+        return self.sentence.prompts[prompt_name]
 
 
 def load(
@@ -253,10 +375,12 @@ def _model(
         _check_fit(tokenizer, llama.config.n_vocab, path)
         template = chat_template_of(weights, ledger=ledger)
         return LlamaModel(path, llama, tokenizer, template)
-    bert = Bert(bert_config(weights, ledger=ledger), parameters)
+    config = bert_config(weights, ledger=ledger)
+    sentence = sentence_config(weights, n_embd=config.n_embd, ledger=ledger)
+    bert = Bert(config, parameters)
     _account_for_tensors(weights, parameters, ledger)
     _check_fit(tokenizer, bert.n_vocab, path)
-    return BertModel(path, bert, tokenizer, _max_seq_length(path / "sentence_bert_config.json"))
+    return BertModel(path, bert, tokenizer, sentence)
 
 
 def _account_for_tensors(weights: Weights, parameters: Parameters, ledger: Ledger) -> None:
@@ -318,16 +442,15 @@ def _is_there(path: Path) -> bool:
 def _tokenizer(weights: Weights, path: Path) -> Tokenizer:
     if weights.source == "gguf":
         return tokenizer_from_gguf(weights.hparams, path=weights.path)
-    return tokenizer_from_folder(path)
-
-
-def _max_seq_length(path: Path) -> int | None:
-    if not path.is_file():
-        return None
-    limit = read_json_object(path).get("max_seq_length")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise LlmRuntimeError(f"{path}: max_seq_length must be a whole number, is {limit!r:.80}")
-    return limit
+    tokenizer = tokenizer_from_folder(path)
+    if weights.architecture != "llama" and lower_cases(path):
+        if not isinstance(tokenizer, JsonTokenizer):
+            raise ModelNotSupported(
+                f"{path}: do_lower_case = True of sentence-transformers is not supported without "
+                "a tokenizer.json; save the tokenizer as one"
+            )
+        tokenizer.lowercase_first()
+    return tokenizer
 
 
 def _check_fit(tokenizer: Tokenizer, n_vocab: int, path: Path) -> None:

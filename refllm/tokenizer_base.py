@@ -32,6 +32,7 @@ class Tokenizer(ABC):
     """Text to token ids and back; the ids are 0 … n_vocab-1.
 
     `bos_id` begins a text, or is None; `eos_ids` are the tokens that end a generation.
+    `text_limit` is how many tokens the file itself lets a text have, or None.
     `longest_token` is how many characters of text one token can stand for at most, or 0 where no
     such bound is known (a normalizer that shortens text, a truncation).
     """
@@ -40,6 +41,7 @@ class Tokenizer(ABC):
     bos_id: int | None
     eos_ids: frozenset[int]
     longest_token: int
+    text_limit: int | None = None
 
     @abstractmethod
     def encode(

@@ -60,11 +60,11 @@ class JsonTokenizer(Tokenizer):
         self._decoder = document["decoder"]
         self._n_added = int(self._library.num_special_tokens_to_add(is_pair=False))
         truncation = document["truncation"] or {"max_length": None, "direction": "Right"}
-        self._limit: int | None = truncation["max_length"]
+        self.text_limit: int | None = truncation["max_length"]
         self._cut_side = str(truncation["direction"]).lower()
-        if self._limit is not None and self._limit < self._n_added:
+        if self.text_limit is not None and self.text_limit < self._n_added:
             raise LlmRuntimeError(
-                f"{path}: truncation.max_length is {self._limit}, "
+                f"{path}: truncation.max_length is {self.text_limit}, "
                 f"the special tokens alone are {self._n_added}"
             )
         self._library.no_truncation()
@@ -76,6 +76,19 @@ class JsonTokenizer(Tokenizer):
         """Take BOS and the ends of a generation from the files beside this one."""
         self.bos_id = special.bos_id
         self.eos_ids = special.eos_ids
+
+    def lowercase_first(self) -> None:
+        """Lower-case every text before the file's own normalizer, unless that begins so anyway."""
+        document = json.loads(self._source)
+        own = _steps(document.get("normalizer"), "normalizers")
+        if any(step["type"] == "Lowercase" for step in own):
+            return
+        steps = [{"type": "Lowercase"}, *own]
+        document["normalizer"] = {"type": "Sequence", "normalizers": steps}
+        self._source = json.dumps(document)
+        self._library = self._load()
+        self._library.no_truncation()
+        self.__dict__.pop("_library_for_plain_text", None)
 
     def find(self, token: str) -> int | None:
         """The id of the token that is spelled so."""
@@ -107,7 +120,7 @@ class JsonTokenizer(Tokenizer):
         """The ids of `text`; see `Tokenizer.encode`."""
         check_text(text)
         library = self._library if parse_special else self._library_for_plain_text
-        limit = self._limit if max_tokens is None else max_tokens
+        limit = self.text_limit if max_tokens is None else max_tokens
         n_added = self._n_added if add_special else 0
         with library_errors(self._path, "tokenizers cannot tokenize the text"):
             encoding = library.encode(text, add_special_tokens=False)

@@ -322,9 +322,13 @@ MUTANTS_OF_NETWORKS = (
         "attn_output transposed",
     ),
     mutant("tanh GELU", BERT, "engine.gelu", gelu_tanh, "tanh GELU"),
-    mutant("CLS pooling", BERT, "bert.mean_rows", first_row, "CLS pooling"),
+    mutant("CLS pooling", BERT, "pooling.mean_rows", first_row, "CLS pooling"),
     mutant(
-        "vectors not normalized", BERT, "bert.l2_normalize", as_it_is, "embeddings not normalized"
+        "vectors not normalized",
+        BERT,
+        "pooling.l2_normalize",
+        as_it_is,
+        "embeddings not normalized",
     ),
     mutant(
         "padded mean",

@@ -418,7 +418,7 @@ def test_a_folder_with_a_tokenizer_json_is_a_model(kind: str, tmp_path: Path) ->
     model = load_path(folder)
     assert isinstance(model, BertModel)
     text = "Hello, the cat"
-    token_ids = model.text_tokens(text)
+    [token_ids] = model.tokenize([text]).token_ids
     assert token_ids == tokenizer.encode(text).ids == [2, 4, 1, 5, 6, 3]
     assert same_bits(model.embed([text]), open_bert(folder).embed([token_ids]))
 

@@ -22,6 +22,7 @@ from tests.model_files import (
     tiny_llama_folder,
     tiny_llama_gguf,
 )
+from tests.sentence_folders import CASES
 
 N_VOCAB = len(cast("list[str]", spm_vocabulary()["tokenizer.ggml.tokens"]))
 MATRICES = 2 * N_VOCAB * 32 + 2 * (32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 64 * 32)
@@ -74,6 +75,22 @@ def test_a_bert_is_for_embeddings_and_keeps_no_cache(tmp_path: Path) -> None:
     found = describe(tiny_bert_folder(tmp_path / "bert"))
     assert found.kind == "embedding"
     assert found.memory(1000) == found.n_bytes
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("mean and cls switched on", ("cls, mean", 64, True, "none")),
+        ("dense with Tanh", ("mean", 24, False, "none")),
+        ("a default prompt", ("mean", 32, True, "search the cat: ")),
+    ],
+)
+def test_a_bert_is_described_with_what_makes_a_text_s_vector(
+    case: str, expected: tuple[object, ...], tmp_path: Path
+) -> None:
+    found = describe(CASES[case].write(tmp_path / "model")).hyperparameters
+    names = ("pooling", "vector_width", "normalized", "default_prompt")
+    assert tuple(found[name] for name in names) == expected
 
 
 TEMPLATE = "{{ messages }}"

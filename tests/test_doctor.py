@@ -191,6 +191,15 @@ BROKEN: Sequence[tuple[str, str, Break, str, str]] = [
         "again",
     ),
     (
+        "bad-config",
+        "broken",
+        lambda project: (bert(project) / "modules.json").write_text(
+            '[{"name": "0", "path": "", "type": "sentence_transformers.models.BoW"}]'
+        ),
+        "sentence_transformers.models.BoW",
+        "again",
+    ),
+    (
         "bad-tokenizer",
         "broken",
         lambda project: (bert(project) / "tokenizer.json").unlink(),

@@ -21,7 +21,11 @@ FOLDER = {
     "config.json": b'{"model_type": "llama"}',
     "tokenizer.json": b"{}",
     "model.safetensors": b"weights" * 1000,
+    "config_sentence_transformers.json": b"{}",
     "1_Pooling/config.json": b"{}",
+    "2_Dense/config.json": b"{}",
+    "2_Dense/model.safetensors": b"weights",
+    "2_Dense/pytorch_model.bin": b"the same again",
     "README.md": b"not needed",
     "onnx/model.onnx": b"not needed either",
     "pytorch_model.bin": b"nor this",
@@ -68,7 +72,8 @@ def test_a_folder_is_pulled_with_what_a_model_needs_and_nothing_else(
     publish(site, FOLDER)
     folder = pull_repository(REPO, root=tmp_path)
     assert folder == tmp_path / "small"
-    needed = ("config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json")
+    not_needed = ("README.md", "onnx/model.onnx", "pytorch_model.bin", "2_Dense/pytorch_model.bin")
+    needed = [name for name in FOLDER if name not in not_needed]
     assert content(folder) == {name: FOLDER[name] for name in needed}
 
 

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from refllm import oracle
 from refllm.kernels.elementwise import gelu, gelu_tanh, rope_table, swiglu
-from refllm.kernels.math import exp_f32, gelu_f32, largest_of, silu_f32, sin_cos
+from refllm.kernels.math import (
+    exp_f32,
+    gelu_f32,
+    largest_of,
+    sigmoid_f32,
+    silu_f32,
+    sin_cos,
+    tanh_f32,
+)
 
 Floats = NDArray[np.float32]
 
@@ -36,6 +44,10 @@ def ulps(got: Floats, exact: NDArray[np.float64]) -> float:
     return float(np.max(np.abs(got.astype(np.float64) - exact) / unit))
 
 
+def sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x)) if x > -700 else 0.0
+
+
 def sigmoid_weighted(x: float) -> float:
     return x / (1.0 + math.exp(-x)) if x > -700 else 0.0
 
@@ -49,11 +61,13 @@ def gauss_weighted(x: float) -> float:
     [
         (exp_f32, math.exp, -np.inf, 0, 0.500002),
         (silu_f32, sigmoid_weighted, -3.4e38, 3.4e38, 0.500004),
+        (sigmoid_f32, sigmoid, -3.4e38, 3.4e38, 0.500002),
+        (tanh_f32, math.tanh, -3.4e38, 3.4e38, 0.500002),
         (gelu_f32, gauss_weighted, -3.4e38, 3.4e38, 0.500016),
         (lambda x: sin_cos(x)[0], math.sin, -(2.0**20), 2.0**20, 0.5000001),
         (lambda x: sin_cos(x)[1], math.cos, -(2.0**20), 2.0**20, 0.5000001),
     ],
-    ids=["exp", "silu", "gelu", "sin", "cos"],
+    ids=["exp", "silu", "sigmoid", "tanh", "gelu", "sin", "cos"],
 )
 def test_the_error_is_no_larger_than_stated(
     function: Callable[[np.float32], np.float32],
@@ -90,7 +104,9 @@ def test_kernel_and_oracle_give_the_same_bits(
 
 def test_functions_of_nan_are_nan() -> None:
     nan = np.float32(np.nan)
-    assert all(np.isnan(function(nan)) for function in (exp_f32, silu_f32, gelu_f32))
+    assert all(
+        np.isnan(function(nan)) for function in (exp_f32, silu_f32, gelu_f32, sigmoid_f32, tanh_f32)
+    )
 
 
 def test_arrays_and_single_numbers_give_the_same_bits() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import njit, prange
 
-from refllm.kernels.math import exp_f32, gelu_f32, silu_f32, sin_cos
+from refllm.kernels.math import exp_f32, gelu_f32, sigmoid_f32, silu_f32, sin_cos, tanh_f32
 
 INFINITY_BITS = 0x7F800000
 SIGN = 0x80000000
@@ -41,6 +41,19 @@ def silu_error(x: np.float32) -> float:
     """Of `silu_f32`; where e**−x leaves float64, the result is below every float32."""
     wide = np.float64(x)
     return ulps(silu_f32(x), wide / (1.0 + math.exp(-wide)) if wide > -700.0 else 0.0)
+
+
+@njit(error_model="numpy")
+def sigmoid_error(x: np.float32) -> float:
+    """Of `sigmoid_f32`; where e**−x leaves float64, the result is below every float32."""
+    wide = np.float64(x)
+    return ulps(sigmoid_f32(x), 1.0 / (1.0 + math.exp(-wide)) if wide > -700.0 else 0.0)
+
+
+@njit(error_model="numpy")
+def tanh_error(x: np.float32) -> float:
+    """Of `tanh_f32`."""
+    return ulps(tanh_f32(x), math.tanh(np.float64(x)))
 
 
 @njit(error_model="numpy")
@@ -88,6 +101,8 @@ def main() -> None:
     ranges = {
         "exp_f32 (x ≤ 0)": (exp_error, [(SIGN, SIGN + INFINITY_BITS)]),
         "silu_f32": (silu_error, [(0, INFINITY_BITS), (SIGN, SIGN + INFINITY_BITS)]),
+        "sigmoid_f32": (sigmoid_error, [(0, INFINITY_BITS), (SIGN, SIGN + INFINITY_BITS)]),
+        "tanh_f32": (tanh_error, [(0, INFINITY_BITS), (SIGN, SIGN + INFINITY_BITS)]),
         "gelu_f32": (gelu_error, [(0, INFINITY_BITS), (SIGN, SIGN + INFINITY_BITS)]),
         "sin_cos (|x| ≤ 2^20)": (
             sin_cos_error,

@@ -10,6 +10,7 @@ a file therefore says what it read, and what is left over is looked up in the ta
     json_keys.py       config.json of a llama, and of any model
     bert_keys.py       config.json of BERT's family, and GGUF metadata under "bert."
     bert_tensors.py    what is stored of BERT's family and an embedding does not use
+    sentence_keys.py   modules.json, the folders it names, and sentence-transformers' other files
     chat_templates.py  templates that chats do not use
 
 `refllm models show MODEL --accounting` prints the ledger of a model.

@@ -67,6 +67,7 @@ class Keys:
         self._by = by
         self._prefix = prefix
         self._read: set[str] = set()
+        self._refused: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
         """Whether the file has the key, with a value other than null."""
@@ -159,6 +160,8 @@ class Keys:
         for key, value in self.values.items():
             if not fnmatchcase(key, among) or any(fnmatchcase(key, each) for each in apart_from):
                 continue
+            if key in self._refused:
+                continue
             name = self._prefix + key
             if key in self._read:
                 self._ledger.use(self._where, name, self._by)
@@ -185,6 +188,7 @@ class Keys:
 
     def refuse(self, key: str, why: str) -> None:
         """Refuse the value under `key`, which the caller read."""
+        self._refused.add(key)
         self._refuse(self._prefix + key, self.values.get(key), why)
 
     def error(self, key: str, what: str) -> LlmRuntimeError:

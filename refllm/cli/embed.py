@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from refllm.cli.common import (
     write_text,
 )
 from refllm.cli.waiting import answered_by, engine_of, loading_bar
+
+if TYPE_CHECKING:
+    from refllm.engine import LocalEngine
 
 __all__ = ["embed"]
 
@@ -58,7 +61,7 @@ def embed(
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
 ) -> None:
-    """Print the embedding of each TEXT by MODEL: a vector of length 1.
+    """Print the embedding of each TEXT by MODEL: a vector, as a rule of length 1.
 
     A line has the numbers of one text's vector, with spaces between them; each number is the
     shortest decimal that is read back as the same float32 (numpy.loadtxt reads such lines). The
@@ -73,9 +76,17 @@ def embed(
     if json:
         write_json({**answered_by(engine, model_of(model)), **asdict(result)})
     elif npy is not None:
-        _write_npy(npy, result, width=engine.load(model_of(model)).config.n_embd)
+        _write_npy(npy, result, width=_width(engine, model))
     else:
         _print_lines(result)
+
+
+def _width(engine: LocalEngine, model: str) -> int:
+    from refllm.loading import BertModel
+
+    loaded = engine.load(model_of(model))
+    assert isinstance(loaded, BertModel)  # it has made vectors
+    return loaded.width
 
 
 def _texts(arguments: list[str], file: str | None) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm import bert, engine, llama, parameters, weights
+from refllm import bert, engine, llama, parameters, pooling, weights
 from refllm.conform.harness import Skip
 from refllm.conform.wire import from_wire
 from refllm.quant import FORMATS, Tensor
@@ -28,6 +28,7 @@ Asked = Mapping[str, Any]
 # What these modules call, though they have it from others.
 LLAMA: Any = llama
 BERT: Any = bert
+POOLING: Any = pooling
 ENGINE: Any = engine
 PARAMETERS: Any = parameters
 
@@ -125,11 +126,11 @@ def _matmul(asked: Asked) -> Array:
 
 def _mean_pool(asked: Asked) -> Array:
     is_real = np.array(asked["mask"], bool)
-    return BERT.mean_rows(_array(asked, "x")[is_real])
+    return POOLING.mean_rows(_array(asked, "x")[is_real])
 
 
 def _l2_normalize(asked: Asked) -> Array:
-    return BERT.l2_normalize(_array(asked, "x"))
+    return POOLING.l2_normalize(_array(asked, "x"))
 
 
 OPERATIONS: Mapping[str, Callable[[Asked], Array]] = {

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from refllm.kernels.jit import inner
 
-__all__ = ["exp", "exp_f32", "gelu_f32", "largest_of", "silu_f32", "sin_cos"]
+__all__ = [
+    "exp",
+    "exp_f32",
+    "gelu_f32",
+    "largest_of",
+    "sigmoid_f32",
+    "silu_f32",
+    "sin_cos",
+    "tanh_f32",
+]
 
 # ln 2 in two parts: the first has 38 bits, so that its product with a 15-bit integer is exact.
 LOG2_E = 1.4426950408889634
@@ -79,6 +88,33 @@ def silu_f32(x: np.float32) -> np.float32:
     """
     wide = np.float64(x)
     return np.float32(wide / (1.0 + exp(-wide)))
+
+
+@inner
+def sigmoid_f32(x: np.float32) -> np.float32:
+    """1 / (1 + e**−x), rounded once. Worst error 0.500002 ULP."""
+    return np.float32(1.0 / (1.0 + exp(-np.float64(x))))
+
+
+@inner
+def tanh_f32(x: np.float32) -> np.float32:
+    """tanh x, rounded once. Worst error 0.500002 ULP.
+
+    1 − 2/(1 + e**2a) with a = |x|; below 1/4, where that cancels, the Taylor series up to a¹⁵,
+    whose remainder is below 2^-42 of the result.
+    """
+    a = abs(np.float64(x))
+    if a < 0.25:
+        square = a * a
+        series = -929569 / 638512875
+        series = series * square + 21844 / 6081075
+        series = series * square + -1382 / 155925
+        series = series * square + 62 / 2835
+        series = series * square + -17 / 315
+        series = series * square + 2 / 15
+        series = series * square + -1 / 3
+        return np.float32(np.copysign(a + a * (square * series), x))
+    return np.float32(np.copysign(1.0 - 2.0 / (1.0 + exp(2.0 * a)), x))
 
 
 @inner

@@ -1,0 +1,131 @@
+"""Pooling, dense layers and prompts in an export: as files of a folder, or as GGUF's one key.
+
+A folder says all of it; a GGUF file has `pooling_type` and nothing else, and Spin's engine always
+takes the mean and normalizes it. What a target cannot say is refused, never left out silently.
+"""
+
+from __future__ import annotations
+
+from refllm.api import ModelNotSupported
+from refllm.config import bert_config
+from refllm.export_tokenizer import json_bytes, tokenizer_of
+from refllm.pooling import MEAN_NORMALIZED, Dense, Normalize
+from refllm.sentence_config import (
+    GGUF_POOLING_TYPES,
+    SENTENCE_FILES,
+    SWITCHES,
+    SentenceConfig,
+    module_folders,
+    sentence_config,
+)
+from refllm.weights import Weights
+
+__all__ = ["gguf_pooling_type", "refuse_head_that_spin_cannot", "sentence_files", "sentence_of"]
+
+PLACE = "sentence_transformers.models."  # where every version finds its modules
+
+
+def sentence_of(weights: Weights) -> SentenceConfig:
+    """Return what the files of an embedding model name beside its encoder.
+
+    Raises:
+        ModelNotSupported: For what refllm does not compute.
+        LlmRuntimeError: For a damaged file.
+    """
+    return sentence_config(weights, n_embd=bert_config(weights).n_embd)
+
+
+def gguf_pooling_type(weights: Weights) -> int:
+    """Return the number for `pooling_type`.
+
+    Programs that read GGUF files leave normalization to their caller and do it by default, so only
+    a vector that is normalized last is what the file stands for.
+
+    Raises:
+        ModelNotSupported: Naming what a GGUF file has no key for.
+    """
+    sentence = sentence_of(weights)
+    modes = sentence.head.pooling.modes
+    numbers = {mode: number for number, mode in GGUF_POOLING_TYPES.items()}
+    problems = _beyond_pooling(weights, sentence)
+    if len(modes) > 1 or modes[0] not in numbers:
+        problems.insert(0, f"pooling by {' and '.join(modes)}")
+    if problems:
+        raise ModelNotSupported(
+            f"{weights.path}: has {problems[0]}, which a GGUF file has no key for; only "
+            "--format hf keeps it"
+        )
+    return numbers[modes[0]]
+
+
+def refuse_head_that_spin_cannot(weights: Weights) -> None:
+    """Raise `ModelNotSupported` unless the vector is the normalized mean, as Spin computes it."""
+    sentence = sentence_of(weights)
+    problems = _beyond_pooling(weights, sentence)
+    if sentence.head.pooling.modes != MEAN_NORMALIZED.pooling.modes:
+        problems.insert(0, f"pooling by {' and '.join(sentence.head.pooling.modes)}")
+    if problems:
+        raise ModelNotSupported(
+            f"{weights.path}: has {problems[0]}, which Spin's engine does not know; export it for "
+            "another program with --format hf or gguf"
+        )
+
+
+def sentence_files(weights: Weights) -> dict[str, bytes]:
+    """Return file name to content: those of the source's folder, or for a BERT's GGUF new ones."""
+    if weights.source == "hf":
+        folder = weights.path
+        paths = [folder / name for name in SENTENCE_FILES]
+        for place in module_folders(folder):
+            paths += sorted((folder / place).glob("*"))
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in paths
+            if path.is_file()
+        }
+    if weights.architecture == "llama":
+        return {}
+    config = bert_config(weights)
+    modes = sentence_of(weights).head.pooling.modes
+    modules = ["Transformer", "Pooling", "Normalize"]
+    places = ["", "1_Pooling", "2_Normalize"]
+    listed = [
+        {"idx": i, "name": str(i), "path": place, "type": PLACE + module}
+        for i, (module, place) in enumerate(zip(modules, places, strict=True))
+    ]
+    # Older versions refuse switches that are newer than they are, so others stand only if on.
+    switches = {
+        key: mode in modes
+        for key, mode in SWITCHES.items()
+        if mode in ("cls", "max", "mean", "mean_sqrt_len_tokens", *modes)
+    }
+    return {
+        "modules.json": json_bytes(listed),
+        "1_Pooling/config.json": json_bytes(
+            {"word_embedding_dimension": config.n_embd, **switches}
+        ),
+        "sentence_bert_config.json": json_bytes(
+            {"max_seq_length": config.n_ctx, "do_lower_case": False}
+        ),
+    }
+
+
+def _beyond_pooling(weights: Weights, sentence: SentenceConfig) -> list[str]:
+    """Return what there is beside pooling and a normalization that comes last."""
+    head = sentence.head
+    found = {
+        "a Dense layer": any(isinstance(step, Dense) for step in head.steps),
+        "vectors that are not normalized": not any(
+            isinstance(step, Normalize) for step in head.steps
+        ),
+        f"vectors cut to {head.truncate_dim} numbers (truncate_dim)": head.truncate_dim is not None,
+        f"a default prompt, {sentence.default_prompt!r:.80}": sentence.default_prompt != "",
+        "lower-casing before the tokenizer (do_lower_case)": sentence.do_lower_case
+        and _keeps_case(weights),
+    }
+    return [what for what, is_there in found.items() if is_there]
+
+
+def _keeps_case(weights: Weights) -> bool:
+    tokenizer = tokenizer_of(weights)
+    return tokenizer.encode("A", parse_special=False) != tokenizer.encode("a", parse_special=False)
