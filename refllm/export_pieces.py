@@ -24,7 +24,7 @@ from typing import Any
 
 from refllm.api import ModelNotSupported
 from refllm.vocab_gguf import GgufKeys, read_vocabulary
-from refllm.vocab_spm import llama_model, model_from_bytes, vocabulary_of_model
+from refllm.vocab_spm import llama_model, model_from_bytes, read_scores, vocabulary_of_model
 from refllm.vocabulary import SPECIAL_TYPES, SpecialIds, TokenType, Vocabulary
 
 __all__ = [
@@ -69,7 +69,7 @@ class Pieces:
 def pieces_of_gguf(keys: GgufKeys) -> Pieces:
     """The pieces of a GGUF file of the kind `llama`. Errors: `LlmRuntimeError` naming the key."""
     vocabulary = read_vocabulary(keys)
-    scores = keys.numbers("scores", len(vocabulary.tokens))
+    scores = read_scores(keys, len(vocabulary.tokens))
     adds_space = keys.flag("add_space_prefix", default=True)
     return Pieces(vocabulary, scores, adds_space)
 

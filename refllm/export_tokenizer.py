@@ -140,7 +140,7 @@ def _byte_level(keys: GgufKeys, vocabulary: Vocabulary, ends: SpecialIds) -> dic
     return _document(
         vocabulary,
         ends,
-        normalizer=None,
+        normalizer={"type": "NFC"} if rule.nfc else None,
         pre_tokenizer={"type": "Sequence", "pretokenizers": [*words, to_bytes]},
         decoder=to_bytes,
         model={

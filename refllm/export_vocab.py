@@ -163,9 +163,12 @@ def _rule(document: Mapping[str, Any], path: Path) -> str:
             case _:
                 raise ModelNotSupported(f"{path}: pre_tokenizer has a step that GGUF has not")
     ignores_merges = bool(document["model"].get("ignore_merges"))
+    normalizers = steps_of(document["normalizer"])
+    nfc = [step["type"] for step in normalizers] == ["NFC"]
     for name, rule in PRE_TOKENIZERS.items():
-        if rule.expressions == tuple(expressions) and rule.ignore_merges == ignores_merges:
-            if document["normalizer"] is None:
+        same_words = rule.expressions == tuple(expressions)
+        if same_words and (rule.ignore_merges, rule.nfc) == (ignores_merges, nfc):
+            if nfc or not normalizers:
                 return name
             break
     raise ModelNotSupported(

@@ -18,7 +18,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from refllm.api import LlmRuntimeError
+from refllm.accounting.keys import Known
+from refllm.accounting.ledger import Ledger
+from refllm.accounting.tokenizer_keys import (
+    GGUF_BERT_TOKENIZER,
+    GGUF_LLAMA_TOKENIZER,
+    GGUF_TOKENIZER,
+)
+from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.tokenizer_base import TextStream, Tokenizer
 from refllm.vocab_bpe import bpe_from_gguf
 from refllm.vocab_gguf import GgufKeys
@@ -41,8 +48,25 @@ __all__ = [
     "tokenizer_from_gguf",
 ]
 
-GGUF_KINDS: Mapping[str, Callable[[GgufKeys], Tokenizer]] = MappingProxyType(
-    {"llama": sentencepiece_from_gguf, "gpt2": bpe_from_gguf, "bert": wordpiece_from_gguf}
+GGUF_KINDS: Mapping[str, tuple[Callable[[GgufKeys], Tokenizer], Known]] = MappingProxyType(
+    {
+        "llama": (sentencepiece_from_gguf, GGUF_LLAMA_TOKENIZER),
+        "gpt2": (bpe_from_gguf, GGUF_LLAMA_TOKENIZER),
+        "bert": (wordpiece_from_gguf, GGUF_BERT_TOKENIZER),
+    }
+)
+# The other kinds of llama.cpp (src/llama-vocab.cpp in llama-cpp-python 0.3.36).
+OTHER_KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "t5": "a unigram vocabulary",
+        "rwkv": "the vocabulary of an RWKV model",
+        "plamo2": "the vocabulary of a PLaMo 2 model",
+        "gemma4": "the vocabulary of a Gemma 4 model",
+        "hybriddna": "a vocabulary of DNA",
+        "whitespace": "a vocabulary of whole words",
+        "none": "a file without a vocabulary",
+        "no_vocab": "a file without a vocabulary",
+    }
 )
 # The files beside a tokenizer that name BOS and EOS, the one that speaks first first: Hugging
 # Face's generate() reads generation_config.json and falls back to config.json.
@@ -52,16 +76,32 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 Find = Callable[[str], int | None]
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, Any], *, path: Path) -> Tokenizer:
-    """The tokenizer that the `tokenizer.ggml.*` keys of a GGUF file describe.
+def tokenizer_from_gguf(
+    metadata: Mapping[str, Any], *, path: Path, ledger: Ledger | None = None
+) -> Tokenizer:
+    """Return the tokenizer that the `tokenizer.*` keys of a GGUF file describe.
 
-    `path` is only for error messages. Errors: `LlmRuntimeError`, naming the key.
+    Args:
+        metadata: Every key of the file.
+        path: The file, for error messages.
+        ledger: Where each `tokenizer.*` key is recorded, but for those of the chat template.
+
+    Raises:
+        LlmRuntimeError: for a key that is damaged, naming it.
+        ModelNotSupported: for a kind of vocabulary or a key that is not computed.
     """
-    keys = GgufKeys(metadata, path)
+    keys = GgufKeys(metadata, path, ledger=ledger)
     kind = keys.text("model")
     if kind not in GGUF_KINDS:
-        raise keys.error("model", f"is {kind!r:.80}, not one of {', '.join(GGUF_KINDS)}")
-    return GGUF_KINDS[kind](keys)
+        problem = OTHER_KINDS.get(kind, "a kind that refllm does not know")
+        raise ModelNotSupported(
+            f"{path}: {keys.prefix}model = {kind!r:.80} is not supported: {problem}; "
+            f"those that are computed are {', '.join(GGUF_KINDS)}"
+        )
+    read, table = GGUF_KINDS[kind]
+    tokenizer = read(keys)
+    keys.account(GGUF_TOKENIZER, table)
+    return tokenizer
 
 
 def tokenizer_from_file(path: Path) -> Tokenizer:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,19 @@ from sentencepiece import sentencepiece_model_pb2
 
 from refllm.api import LlmRuntimeError
 from refllm.tokenizer_base import library_errors
-from refllm.vocab_gguf import GgufKeys, read_special_ids, read_vocabulary
+from refllm.vocab_gguf import (
+    GgufKeys,
+    read_special_ids,
+    read_special_tokens,
+    read_vocabulary,
+)
 from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
 
 __all__ = [
     "SentencePieceTokenizer",
     "llama_model",
     "model_from_bytes",
+    "read_scores",
     "sentencepiece_from_gguf",
     "special_ids_of_model",
     "vocabulary_of_model",
@@ -84,16 +91,50 @@ class SentencePieceTokenizer(VocabularyTokenizer):
 
 
 def sentencepiece_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
-    """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `llama`."""
+    """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `llama`.
+
+    As in llama.cpp, scores that are missing are 0, and types that are missing are normal. What the
+    sentencepiece library needs besides is only told to the library: which tokens are bytes, by
+    their spelling, and exactly one unknown token.
+    """
     vocabulary = read_vocabulary(keys)
-    if TokenType.UNKNOWN not in vocabulary.types:
-        raise keys.error("token_type", "has no unknown token (type 2)")
     special = read_special_ids(keys, vocabulary, default_bos=1, default_eos=2, default_add_bos=True)
-    scores = keys.numbers("scores", len(vocabulary.tokens))
     with library_errors(keys.path, "the vocabulary is not one that SentencePiece can hold"):
-        model = llama_model(vocabulary, scores)
+        model = llama_model(
+            replace(vocabulary, types=_types_for_the_library(keys, vocabulary)),
+            read_scores(keys, len(vocabulary.tokens)),
+        )
+        if TokenType.UNKNOWN not in vocabulary.types:
+            # No text has this piece in it, and with a token for each byte nothing is unknown.
+            model.pieces.add(piece="\0unknown", score=0.0, type=int(TokenType.UNKNOWN))
+            model.trainer_spec.unk_piece = "\0unknown"
     model.normalizer_spec.add_dummy_prefix = keys.flag("add_space_prefix", default=True)
-    return SentencePieceTokenizer(model, vocabulary, special)
+    tokenizer = SentencePieceTokenizer(model, vocabulary, special)
+    tokenizer.special_tokens = read_special_tokens(
+        keys, vocabulary, {"bos_token": 1, "eos_token": 2, "unk_token": 0}
+    )
+    return tokenizer
+
+
+def read_scores(keys: GgufKeys, n_vocab: int) -> list[float]:
+    """Return the scores of a GGUF vocabulary; without any, each is 0, as in llama.cpp."""
+    return [0.0] * n_vocab if keys.get("scores") is None else keys.numbers("scores", n_vocab)
+
+
+def _types_for_the_library(keys: GgufKeys, vocabulary: Vocabulary) -> list[int]:
+    types = list(vocabulary.types)
+    unknown = [token_id for token_id, kind in enumerate(types) if kind == TokenType.UNKNOWN]
+    named = keys.token_id("unknown_token_id", len(types), default=0, strict=False)
+    for token_id in unknown:
+        if token_id != (named if named in unknown else unknown[0]):
+            types[token_id] = TokenType.CONTROL
+    if TokenType.BYTE not in types:
+        # llama.cpp finds the token of a byte by its spelling alone.
+        spelled = [i for i, token in enumerate(vocabulary.tokens) if BYTE_PIECE.fullmatch(token)]
+        if len(spelled) == N_BYTES:
+            for token_id in spelled:
+                types[token_id] = TokenType.BYTE
+    return types
 
 
 def llama_model(vocabulary: Vocabulary, scores: Iterable[float]) -> Model:
@@ -125,8 +166,7 @@ def _new_model() -> Model:
 
 
 def _check_scores_and_bytes(model: Model, vocabulary: Vocabulary) -> None:
-    for token_id, piece in enumerate(model.pieces):
-        token = vocabulary.tokens[token_id]
+    for token_id, (piece, token) in enumerate(zip(model.pieces, vocabulary.tokens, strict=False)):
         if math.isnan(piece.score):
             raise LlmRuntimeError(
                 f"{vocabulary.path}: the score of token {token_id}, {token!r:.80}, is not a number"
