@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, models
+from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm.api import LlmRuntimeError
 from refllm.tokenizer_base import library_errors
@@ -33,6 +36,7 @@ from refllm.vocab_gguf import (
 from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
 
 __all__ = [
+    "AddedTokens",
     "SentencePieceTokenizer",
     "llama_model",
     "model_from_bytes",
@@ -45,6 +49,7 @@ __all__ = [
 Model = Any  # a ModelProto: protobuf makes the class when it is imported
 
 SPACE = "▁"  # how SentencePiece writes a space
+BETWEEN = "\0"
 N_BYTES = 256
 BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
@@ -55,24 +60,82 @@ class SentencePieceTokenizer(VocabularyTokenizer):
     Unknown pieces write nothing: there is no text that they stand for (the library writes " ⁇ ").
     """
 
-    def __init__(self, model: Model, vocabulary: Vocabulary, special: SpecialIds) -> None:
+    def __init__(
+        self,
+        model: Model,
+        vocabulary: Vocabulary,
+        special: SpecialIds,
+        *,
+        added: AddedTokens | None = None,
+        scheme: str | None = None,
+    ) -> None:
+        """Make a tokenizer.
+
+        Args:
+            model: The `ModelProto`.
+            vocabulary: Its pieces, and the added tokens after them.
+            special: BOS, EOS, and what is added to a text.
+            added: Tokens of the files beside the model, found in a text before it is cut.
+            scheme: Where a space is put before a word, as `vocab_options.prepend_scheme`; None
+                for what the model itself says.
+        """
         super().__init__(vocabulary, special, indivisible={})
         _check_scores_and_bytes(model, vocabulary)
+        self._scheme = scheme
+        self._added = added
+        normalizer = model.normalizer_spec
+        own_prefix = bool(normalizer.add_dummy_prefix)
+        self._drops_first_space = own_prefix or normalizer.remove_extra_whitespaces
+        if scheme is not None:
+            self._drops_first_space = scheme != "never"
+        self._own_prefix = own_prefix
         with library_errors(vocabulary.path, "not a usable SentencePiece model"):
             self._processor = sentencepiece.SentencePieceProcessor(
                 model_proto=model.SerializeToString()
             )
-        normalizer = model.normalizer_spec
-        self._drops_first_space = normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces
         shortens = normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces
-        if shortens or vocabulary.types.count(TokenType.BYTE) < N_BYTES:
+        self._n_pieces = len(model.pieces)
+        strips = added is not None and added.strips
+        if strips or shortens or vocabulary.types.count(TokenType.BYTE) < N_BYTES:
             # Without byte fallback a run of unknown characters, however long, is one token.
             self.longest_token = 0
 
-    def encode_plain(self, text: str) -> list[int]:
-        """The library's ids, with its space before the first word."""
+    @cached_property
+    def _without_prefix(self) -> sentencepiece.SentencePieceProcessor:
+        model = _new_model()
+        model.ParseFromString(self._processor.serialized_model_proto())
+        model.normalizer_spec.add_dummy_prefix = False
+        with library_errors(self.vocabulary.path, "not a usable SentencePiece model"):
+            return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+
+    def fragments(self, text: str, *, parse_special: bool) -> list[str | int]:
+        """What is between special and added tokens, and their ids; see `VocabularyTokenizer`."""
+        if self._added is None:
+            return super().fragments(text, parse_special=parse_special)
+        return self._added.split(text, parse_special=parse_special)
+
+    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
+        """The library's ids, with a space before the first word.
+
+        The library puts one there even before a space. transformers' LlamaTokenizer does not, and
+        so neither do a scheme that its options ask for, and text after an added token.
+        """
+        processor = self._processor
+        after_added = after is not None and after >= self._n_pieces
+        if self._scheme is not None or (after_added and self._own_prefix):
+            processor = self._without_prefix
+            scheme = self._scheme or "always"
+            is_first = scheme == "always" or (scheme == "first" and after is None)
+            if is_first and not text.startswith((" ", SPACE)):
+                text = f" {text}"
         with library_errors(self.vocabulary.path, "sentencepiece cannot tokenize the text"):
-            return [int(token_id) for token_id in self._processor.encode(text)]
+            ids = [int(token_id) for token_id in processor.encode(text)]
+        if ids and max(ids) >= self.n_vocab:
+            raise LlmRuntimeError(
+                f"{self.vocabulary.path}: the vocabulary has neither an unknown token (type 2) nor "
+                "a token for each byte, and the text has a character that no token spells"
+            )
+        return ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """The piece with its spaces, or its byte; see `Tokenizer.token_bytes`."""
@@ -88,6 +151,36 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         is_byte = self.vocabulary.types[token_id] == TokenType.BYTE
         inside = self.token_bytes(token_id)
         return inside.removeprefix(b" ") if self._drops_first_space and not is_byte else inside
+
+
+class AddedTokens:
+    """Tokens that are found in a text before it is cut into pieces, as the tokenizers library does.
+
+    The library looks for the leftmost and longest one that is not normalized, then for those that
+    are, in what is left. A token with `lstrip` or `rstrip` takes the spaces on that side with it;
+    one with `single_word` is none inside of a word.
+    """
+
+    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
+        self._ids: dict[str, int] = {str(one.content): i for i, one in tokens.items()}
+        self.strips = any(one.lstrip or one.rstrip for one in tokens.values())
+        self._libraries = {}
+        for parse_special in (False, True):
+            # One word is what lies between two tokens; what it is called does not matter.
+            library = LibraryTokenizer(models.WordLevel({BETWEEN: 0}, unk_token=BETWEEN))
+            library.add_tokens(list(tokens.values()))
+            library.encode_special_tokens = not parse_special
+            self._libraries[parse_special] = library
+
+    def split(self, text: str, *, parse_special: bool) -> list[str | int]:
+        """Return what is between the tokens in the text, and their ids in place of them."""
+        encoding = self._libraries[parse_special].encode(text, add_special_tokens=False)
+        return [
+            text[start:stop] if token_id == 0 else self._ids[token]
+            for token_id, token, (start, stop) in zip(
+                encoding.ids, encoding.tokens, encoding.offsets, strict=True
+            )
+        ]
 
 
 def sentencepiece_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:

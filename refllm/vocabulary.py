@@ -164,17 +164,27 @@ class VocabularyTokenizer(Tokenizer):
         prefix = self._special.prefix if add_special else ()
         suffix = self._special.suffix if add_special else ()
         ids: list[int] = []
-        for fragment in split_at_tokens(
-            text, self._in_text if parse_special else self._indivisible
-        ):
-            ids += [fragment] if isinstance(fragment, int) else self.encode_plain(fragment)
+        after: int | None = None
+        for fragment in self.fragments(text, parse_special=parse_special):
+            if isinstance(fragment, int):
+                ids.append(fragment)
+                after = fragment
+            else:
+                ids += self.encode_plain(fragment, after=after)
         if max_tokens is not None:
             ids = ids[: room_for_text(max_tokens, len(prefix) + len(suffix))]
         return self.check_rows([*prefix, *ids, *suffix])
 
+    def fragments(self, text: str, *, parse_special: bool) -> list[str | int]:
+        """Return what is between the special tokens in the text, and their ids in place of them."""
+        return split_at_tokens(text, self._in_text if parse_special else self._indivisible)
+
     @abstractmethod
-    def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text that is not empty and has no special token in it."""
+    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
+        """The ids of a text that is not empty and has no special token in it.
+
+        `after` is the special token before it, None at the beginning.
+        """
 
     def piece(self, token_id: int) -> str:
         """The token as the vocabulary spells it; see `Tokenizer.piece`."""
