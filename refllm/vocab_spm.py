@@ -49,6 +49,7 @@ __all__ = [
 Model = Any  # a ModelProto: protobuf makes the class when it is imported
 
 SPACE = "▁"  # how SentencePiece writes a space
+NO_TEXT = "\U0010ffffunknown"  # beside a noncharacter
 BETWEEN = "\0"
 N_BYTES = 256
 BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -165,21 +166,22 @@ class AddedTokens:
         self._ids: dict[str, int] = {str(one.content): i for i, one in tokens.items()}
         self.strips = any(one.lstrip or one.rstrip for one in tokens.values())
         self._libraries = {}
+        self._contents: dict[int, str] = {}
         for parse_special in (False, True):
             # One word is what lies between two tokens; what it is called does not matter.
             library = LibraryTokenizer(models.WordLevel({BETWEEN: 0}, unk_token=BETWEEN))
             library.add_tokens(list(tokens.values()))
             library.encode_special_tokens = not parse_special
             self._libraries[parse_special] = library
+            in_library = library.get_added_tokens_decoder()
+            self._contents = {i: str(one.content) for i, one in in_library.items()}
 
     def split(self, text: str, *, parse_special: bool) -> list[str | int]:
         """Return what is between the tokens in the text, and their ids in place of them."""
         encoding = self._libraries[parse_special].encode(text, add_special_tokens=False)
         return [
-            text[start:stop] if token_id == 0 else self._ids[token]
-            for token_id, token, (start, stop) in zip(
-                encoding.ids, encoding.tokens, encoding.offsets, strict=True
-            )
+            text[start:stop] if token_id == 0 else self._ids[self._contents[token_id]]
+            for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
 
 
@@ -198,9 +200,10 @@ def sentencepiece_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
             read_scores(keys, len(vocabulary.tokens)),
         )
         if TokenType.UNKNOWN not in vocabulary.types:
-            # No text has this piece in it, and with a token for each byte nothing is unknown.
-            model.pieces.add(piece="\0unknown", score=0.0, type=int(TokenType.UNKNOWN))
-            model.trainer_spec.unk_piece = "\0unknown"
+            # The library finds no unknown piece in a text, and with a token for each byte nothing
+            # is unknown to it.
+            model.pieces.add(piece=NO_TEXT, score=0.0, type=int(TokenType.UNKNOWN))
+            model.trainer_spec.unk_piece = NO_TEXT
     model.normalizer_spec.add_dummy_prefix = keys.flag("add_space_prefix", default=True)
     tokenizer = SentencePieceTokenizer(model, vocabulary, special)
     tokenizer.special_tokens = read_special_tokens(
