@@ -14,8 +14,8 @@ llama.cpp never normalizes a text for such a vocabulary. The models of some name
 texts in form C (`nfc`), and give another result for the letters e and U+0301 than for é only where
 a tokenizer leaves that step out; so it is done here, as their tokenizer.json does. The sources are
 the tokenizer classes of transformers 5.24: Qwen2Tokenizer (qwen2), Qwen3_5Tokenizer (qwen35),
-CohereTokenizer (command-r), GPTNeoXTokenizer (mpt, olmo). Syntax is Oniguruma's, which the tokenizers
-library uses.
+CohereTokenizer (command-r), GPTNeoXTokenizer (mpt, olmo). Syntax is Oniguruma's, which the
+tokenizers library uses.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 The interface is in `tokenizer_base`; one module for each kind of vocabulary does the work:
 
     GGUF  tokenizer.ggml.model = llama    vocab_spm        the sentencepiece library
+          tokenizer.ggml.model = t5       vocab_spm        the same, for XLM-R
           tokenizer.ggml.model = gpt2     vocab_bpe        the tokenizers library
           tokenizer.ggml.model = bert     vocab_wordpiece  the tokenizers library
     tokenizer.model                       vocab_spm
@@ -46,6 +47,7 @@ from refllm.vocab_spm import (
     model_from_bytes,
     sentencepiece_from_gguf,
     special_ids_of_model,
+    unigram_from_gguf,
     vocabulary_of_model,
 )
 from refllm.vocab_wordpiece import wordpiece_from_gguf
@@ -70,12 +72,12 @@ GGUF_KINDS: Mapping[str, tuple[Callable[[GgufKeys], Tokenizer], Known]] = Mappin
         "llama": (sentencepiece_from_gguf, GGUF_LLAMA_TOKENIZER),
         "gpt2": (bpe_from_gguf, GGUF_LLAMA_TOKENIZER),
         "bert": (wordpiece_from_gguf, GGUF_BERT_TOKENIZER),
+        "t5": (unigram_from_gguf, GGUF_LLAMA_TOKENIZER),
     }
 )
 # The other kinds of llama.cpp (src/llama-vocab.cpp in llama-cpp-python 0.3.36).
 OTHER_KINDS: Mapping[str, str] = MappingProxyType(
     {
-        "t5": "a unigram vocabulary",
         "rwkv": "the vocabulary of an RWKV model",
         "plamo2": "the vocabulary of a PLaMo 2 model",
         "gemma4": "the vocabulary of a Gemma 4 model",

@@ -70,7 +70,7 @@ class BytePairTokenizer(VocabularyTokenizer):
         to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         self._library.pre_tokenizer = pre_tokenizers.Sequence([*words, to_bytes])
 
-    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:  # noqa: ARG002
+    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
         """The library's ids of the merged words."""
         with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
             return list(self._library.encode(text, add_special_tokens=False).ids)

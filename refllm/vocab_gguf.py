@@ -108,6 +108,15 @@ class GgufKeys:
             raise self.error(key, f"has {len(values)} entries for {count} tokens")
         return list(values)
 
+    def octets(self, key: str) -> bytes:
+        """An array of whole numbers of 8 bits, with or without a sign; empty where it is missing."""
+        if self.get(key) is None:
+            return b""
+        values = self._array(key, int)
+        if any(not -0x80 <= value <= 0xFF for value in values):
+            raise self.error(key, "has a number of more than 8 bits")
+        return bytes(value & 0xFF for value in values)
+
     def _array(self, key: str, item_type: type | UnionType) -> Sequence[Any]:
         values = self.get(key)
         if values is None:
@@ -189,6 +198,7 @@ def read_special_ids(
     default_bos: int | None,
     default_eos: int | None,
     default_add_bos: bool,
+    default_add_eos: bool = False,
 ) -> SpecialIds:
     """BOS, every token that ends a generation, and which of them are added to a text.
 
@@ -200,7 +210,7 @@ def read_special_ids(
     eos_id = keys.token_id("eos_token_id", n_vocab, default=default_eos)
     ends = [eos_id, *(keys.token_id(f"{end}_token_id", n_vocab) for end in ("eot", "eom"))]
     prefix = _added(keys, "add_bos_token", "bos_token_id", bos_id, default=default_add_bos)
-    suffix = _added(keys, "add_eos_token", "eos_token_id", eos_id, default=False)
+    suffix = _added(keys, "add_eos_token", "eos_token_id", eos_id, default=default_add_eos)
     return SpecialIds(
         bos_id,
         ends_of_generation(

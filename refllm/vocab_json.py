@@ -56,10 +56,10 @@ class JsonTokenizer(Tokenizer):
         if not vocabulary:
             raise LlmRuntimeError(f"{path}: the vocabulary is empty")
         self._tokens = {token_id: token for token, token_id in vocabulary.items()}
-        added = self._library.get_added_tokens_decoder()
-        self._tokens |= {token_id: str(token.content) for token_id, token in added.items()}
+        found_in_text = self._library.get_added_tokens_decoder()
+        self._tokens |= {token_id: str(one.content) for token_id, one in found_in_text.items()}
         self._special = {
-            token_id: str(token.content) for token_id, token in added.items() if token.special
+            token_id: str(one.content) for token_id, one in found_in_text.items() if one.special
         }
         self.n_vocab = max(self._tokens) + 1
         # The library's own rendering of the file has every field, and one spelling for each.

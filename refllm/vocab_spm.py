@@ -1,6 +1,6 @@
-"""SentencePiece: from a `tokenizer.model`, and from a GGUF vocabulary of the kind `llama`.
+"""SentencePiece: from a `tokenizer.model`, and from a GGUF vocabulary of the kinds `llama` and `t5`.
 
-Both end in the sentencepiece library. A GGUF file keeps the library's own pieces, scores and types,
+All end in the sentencepiece library. A GGUF file keeps the library's own pieces, scores and types,
 so its `ModelProto` can be put together again: BPE with byte fallback, no normalization, and a space
 before the first word, which are Llama's settings.
 
@@ -43,6 +43,7 @@ __all__ = [
     "read_scores",
     "sentencepiece_from_gguf",
     "special_ids_of_model",
+    "unigram_from_gguf",
     "vocabulary_of_model",
 ]
 
@@ -194,16 +195,7 @@ def sentencepiece_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
     """
     vocabulary = read_vocabulary(keys)
     special = read_special_ids(keys, vocabulary, default_bos=1, default_eos=2, default_add_bos=True)
-    with library_errors(keys.path, "the vocabulary is not one that SentencePiece can hold"):
-        model = llama_model(
-            replace(vocabulary, types=_types_for_the_library(keys, vocabulary)),
-            read_scores(keys, len(vocabulary.tokens)),
-        )
-        if TokenType.UNKNOWN not in vocabulary.types:
-            # The library finds no unknown piece in a text, and with a token for each byte nothing
-            # is unknown to it.
-            model.pieces.add(piece=NO_TEXT, score=0.0, type=int(TokenType.UNKNOWN))
-            model.trainer_spec.unk_piece = NO_TEXT
+    model = _model_for_the_library(keys, vocabulary, unknown=0)
     model.normalizer_spec.add_dummy_prefix = keys.flag("add_space_prefix", default=True)
     tokenizer = SentencePieceTokenizer(model, vocabulary, special)
     tokenizer.special_tokens = read_special_tokens(
@@ -212,15 +204,62 @@ def sentencepiece_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
     return tokenizer
 
 
+def unigram_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
+    """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `t5`, as XLM-R's are.
+
+    The cut with the largest sum of scores is taken, and not what merges give; texts are normalized
+    by the file's `precompiled_charsmap`. Unless the file says otherwise EOS follows a text, as in
+    llama.cpp.
+    """
+    vocabulary = read_vocabulary(keys)
+    special = read_special_ids(
+        keys,
+        vocabulary,
+        default_bos=None,
+        default_eos=1,
+        default_add_bos=False,
+        default_add_eos=True,
+    )
+    model = _model_for_the_library(keys, vocabulary, unknown=2)
+    model.trainer_spec.model_type = model.trainer_spec.UNIGRAM
+    model.trainer_spec.byte_fallback = False
+    normalizer = model.normalizer_spec
+    normalizer.add_dummy_prefix = keys.flag("add_space_prefix", default=False)
+    normalizer.remove_extra_whitespaces = keys.flag("remove_extra_whitespaces", default=False)
+    normalizer.precompiled_charsmap = keys.octets("precompiled_charsmap")
+    tokenizer = SentencePieceTokenizer(model, vocabulary, special)
+    tokenizer.longest_token = 0  # a run of unknown characters, however long, is one token
+    tokenizer.special_tokens = read_special_tokens(
+        keys, vocabulary, {"eos_token": 1, "unk_token": 2, "pad_token": 0}
+    )
+    return tokenizer
+
+
+def _model_for_the_library(keys: GgufKeys, vocabulary: Vocabulary, *, unknown: int) -> Model:
+    with library_errors(keys.path, "the vocabulary is not one that SentencePiece can hold"):
+        model = llama_model(
+            replace(vocabulary, types=_types_for_the_library(keys, vocabulary, unknown)),
+            read_scores(keys, len(vocabulary.tokens)),
+        )
+        if TokenType.UNKNOWN not in vocabulary.types:
+            # The library finds no unknown piece in a text, and with a token for each byte nothing
+            # is unknown to it.
+            model.pieces.add(piece=NO_TEXT, score=0.0, type=int(TokenType.UNKNOWN))
+            model.trainer_spec.unk_piece = NO_TEXT
+    return model
+
+
 def read_scores(keys: GgufKeys, n_vocab: int) -> list[float]:
     """Return the scores of a GGUF vocabulary; without any, each is 0, as in llama.cpp."""
     return [0.0] * n_vocab if keys.get("scores") is None else keys.numbers("scores", n_vocab)
 
 
-def _types_for_the_library(keys: GgufKeys, vocabulary: Vocabulary) -> list[int]:
+def _types_for_the_library(
+    keys: GgufKeys, vocabulary: Vocabulary, default_unknown: int
+) -> list[int]:
     types = list(vocabulary.types)
     unknown = [token_id for token_id, kind in enumerate(types) if kind == TokenType.UNKNOWN]
-    named = keys.token_id("unknown_token_id", len(types), default=0, strict=False)
+    named = keys.token_id("unknown_token_id", len(types), default=default_unknown, strict=False)
     for token_id in unknown:
         if token_id != (named if named in unknown else unknown[0]):
             types[token_id] = TokenType.CONTROL

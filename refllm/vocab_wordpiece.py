@@ -57,7 +57,7 @@ class WordPieceTokenizer(VocabularyTokenizer):
         )
         self._library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
-    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:  # noqa: ARG002
+    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
         """The library's ids of the words."""
         with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
             return list(self._library.encode(text, add_special_tokens=False).ids)

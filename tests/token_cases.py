@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 
 from tests.model_files import write_tokenizer_model
@@ -25,6 +27,7 @@ from tests.vocabularies import (
     llama_like_json,
     spm_toy,
     trained_bpe,
+    wire,
 )
 
 __all__ = ["FOLDERS", "GGUFS", "TEXTS", "write_folder"]
@@ -55,7 +58,8 @@ Files = Mapping[str, object]
 def decoder(first: int, *, tokens: Mapping[str, Mapping[str, bool]] = X_AND_Y) -> dict[str, object]:
     """`added_tokens_decoder` with the tokens from the id `first` on."""
     return {
-        str(first + i): {"content": token, **flags} for i, (token, flags) in enumerate(tokens.items())
+        str(first + i): {"content": token, **flags}
+        for i, (token, flags) in enumerate(tokens.items())
     }
 
 
@@ -247,6 +251,11 @@ FOLDERS: dict[str, Files] = {
         "tokenizer_config.json": {**FAST, "add_prefix_space": True},
         "config.json": {"model_type": "gpt2"},
     },
+    "xlm-roberta: sentencepiece.bpe.model": {
+        "sentencepiece.bpe.model": "unigram",
+        "config.json": {"model_type": "xlm-roberta"},
+        "tokenizer_config.json": {"tokenizer_class": "XLMRobertaTokenizer"},
+    },
     "qwen: NFC": {
         "tokenizer.json": nfc_json(),
         "tokenizer_config.json": FAST,
@@ -256,12 +265,14 @@ FOLDERS: dict[str, Files] = {
 
 
 def write_folder(folder: Path, files: Files) -> Path:
-    """Write a model's folder: JSON files from objects, and "spm" as a small tokenizer.model."""
+    """Write a model's folder: JSON files from objects, others as text; models of SentencePiece."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = folder / name
         if name == "tokenizer.model":
             write_tokenizer_model(path, spm_model())
+        elif name == "sentencepiece.bpe.model":
+            unigram_model(path)
         elif isinstance(content, str):
             path.write_text(content, "utf-8")
         else:
@@ -310,7 +321,55 @@ def each(kind: int, *tokens: str) -> list[tuple[str, int]]:
 
 def bpe_case(*extra: tuple[str, int], **keys: object) -> dict[str, object]:
     """`bpe_metadata` with an EOS, so that llama.cpp takes none by default."""
-    return bpe_metadata(*extra, **{"bos_token_id": 0, "eos_token_id": 0, **keys})
+    return bpe_metadata(*extra) | wire({"bos_token_id": 0, "eos_token_id": 0, **keys})
+
+
+UNIGRAM = (
+    *(("▁the", -3.0), ("▁play", -4.0), ("ing", -4.5), ("▁", -5.0), ("a", -6.0), ("b", -6.1)),
+    *(("c", -6.2), ("ab", -7.0), ("bc", -9.0), ("▁a", -5.5), (".", -5.2), ("the", -8.0)),
+    *(("C", -7.5), ("f", -7.6), ("é", -7.7), ("<", -8.5), (">", -8.6), ("|", -8.7), ("x", -8.8)),
+)
+
+
+def unigram_model(path: Path) -> None:
+    """A sentencepiece.bpe.model in XLM-R's shape, with NMT's normalization."""
+    normalizer = sentencepiece.SentencePieceNormalizer(rule_name="nmt_nfkc")
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    model.ParseFromString(normalizer.serialized_model_proto())
+    model.trainer_spec.model_type = model.trainer_spec.UNIGRAM
+    for piece, kind in (("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)):
+        model.pieces.add(piece=piece, score=0.0, type=kind)
+    for piece, score in UNIGRAM:
+        model.pieces.add(piece=piece, score=score, type=NORMAL)
+    path.write_bytes(model.SerializeToString())
+
+
+def charsmap() -> list[int]:
+    """NMT's normalization, as a GGUF file has it."""
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    normalizer = sentencepiece.SentencePieceNormalizer(rule_name="nmt_nfkc")
+    model.ParseFromString(normalizer.serialized_model_proto())
+    return list(model.normalizer_spec.precompiled_charsmap)
+
+
+def unigram_metadata(**keys: object) -> dict[str, object]:
+    """`UNIGRAM` in the order of XLM-R, as GGUF metadata."""
+    first = [("<s>", CONTROL), ("<pad>", CONTROL), ("</s>", CONTROL), ("<unk>", UNKNOWN)]
+    tokens = [*first, *((piece, NORMAL) for piece, _ in UNIGRAM), ("<mask>", CONTROL)]
+    named = {"bos": 0, "padding": 1, "eos": 2, "unknown": 3}
+    return wire(
+        {
+            "model": "t5",
+            "tokens": [token for token, _ in tokens],
+            "token_type": [kind for _, kind in tokens],
+            "scores": [*[0.0] * len(first), *(score for _, score in UNIGRAM), 0.0],
+            **{f"{name}_token_id": token_id for name, token_id in named.items()},
+            "add_bos_token": True,
+            "add_space_prefix": True,
+            "remove_extra_whitespaces": True,
+            **keys,
+        }
+    )
 
 
 GGUFS: dict[str, Callable[[], dict[str, object]]] = {
@@ -343,6 +402,9 @@ GGUFS: dict[str, Callable[[], dict[str, object]]] = {
     "neither scores nor types": lambda: without(spm_model(), "scores", "token_type"),
     "two unknown tokens": lambda: with_types(spm_model(), t1=UNKNOWN, t0=UNKNOWN),
     "no unknown token": lambda: with_types(spm_model(), t0=NORMAL),
+    "unigram": unigram_metadata,
+    "unigram, normalized": lambda: unigram_metadata(precompiled_charsmap=charsmap()),
+    "unigram, spaces kept": lambda: unigram_metadata(remove_extra_whitespaces=False),
     "bert without types": lambda: without(bert_toy(bos_token_id=2, seperator_token_id=3,
         unknown_token_id=1, padding_token_id=0, mask_token_id=4), "token_type"),
     "bpe without types": lambda: without(bpe_case(("<|im_end|>", CONTROL)), "token_type"),

@@ -26,8 +26,6 @@ ONLY_BERT = "llama.cpp uses it for a vocabulary of the kind bert only"
 
 GGUF_TOKENIZER: Known = {
     "tokenizer.ggml.token_type_count": "the network has a row for each token type, and counts them",
-    "tokenizer.ggml.remove_extra_whitespaces": ONLY_UNIGRAM,
-    "tokenizer.ggml.precompiled_charsmap": ONLY_UNIGRAM,
     "tokenizer.ggml.suppress_tokens": MustBe(
         ([],),
         "tokens that must never be drawn, which is not computed; remove the key if the model may "
@@ -49,16 +47,20 @@ GGUF_TOKENIZER: Known = {
 """Keys of any vocabulary that change no ids."""
 
 GGUF_LLAMA_TOKENIZER: Known = {
+    "tokenizer.ggml.remove_extra_whitespaces": ONLY_UNIGRAM,
+    "tokenizer.ggml.precompiled_charsmap": ONLY_UNIGRAM,
     "tokenizer.ggml.pre": "llama.cpp uses it for a vocabulary of the kind gpt2 only",
-    "tokenizer.ggml.scores": "the merges of a vocabulary of the kind gpt2 have an order of their own",
+    "tokenizer.ggml.scores": "merges of a vocabulary of the kind gpt2 have an order of their own",
     "tokenizer.ggml.merges": "llama.cpp reads merges for a vocabulary of the kind gpt2 only",
     "tokenizer.ggml.add_space_prefix": ONLY_SENTENCEPIECE,
     "tokenizer.ggml.normalizer.*": ONLY_BERT,
     "tokenizer.ggml.add_sep_token": f"{ONLY_BERT}, and for two texts at once",
 }
-"""Keys of a vocabulary of the kinds llama and gpt2."""
+"""Keys of a vocabulary of the kinds llama, gpt2 and t5."""
 
 GGUF_BERT_TOKENIZER: Known = {
+    "tokenizer.ggml.remove_extra_whitespaces": ONLY_UNIGRAM,
+    "tokenizer.ggml.precompiled_charsmap": ONLY_UNIGRAM,
     "tokenizer.ggml.pre": "llama.cpp uses it for a vocabulary of the kind gpt2 only",
     "tokenizer.ggml.scores": "WordPiece has no scores",
     "tokenizer.ggml.merges": "WordPiece has no merges",
@@ -161,7 +163,13 @@ GENERATION_CONFIG: Known = {
             *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "top_h"),
             *("epsilon_cutoff", "eta_cutoff", "repetition_penalty", "max_length", "min_length"),
             *("max_new_tokens", "min_new_tokens", "max_time", "stop_strings", "early_stopping"),
-            *("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "penalty_alpha"),
+            *(
+                "num_beams",
+                "num_beam_groups",
+                "diversity_penalty",
+                "length_penalty",
+                "penalty_alpha",
+            ),
             *("no_repeat_ngram_size", "encoder_*", "bad_words_ids", "sequence_bias"),
             *("suppress_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty"),
             *("renormalize_logits", "remove_invalid_values", "constraints", "force_words_ids"),

@@ -10,6 +10,8 @@ the text that each token after the first 259 writes where special tokens are not
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,11 +38,10 @@ def main() -> None:
 
 def by_transformers(files: Mapping[str, object]) -> dict[str, object]:
     """Return the ids of each text, and the special tokens by name."""
-    from transformers import AutoTokenizer
-
+    transformers = importlib.import_module("transformers")
     with TemporaryDirectory() as folder:
         write_folder(Path(folder), files)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         return {
             "class": type(tokenizer).__name__,
             "ids": [list(tokenizer(text)["input_ids"]) for text in TEXTS],
@@ -54,19 +55,22 @@ def by_transformers(files: Mapping[str, object]) -> dict[str, object]:
 
 def by_llama_cpp(metadata: Mapping[str, Any]) -> dict[str, object]:
     """Return the ids of each text, the tokens that end a generation, and what tokens write."""
-    import llama_cpp
-
+    llama_cpp = importlib.import_module("llama_cpp")
     with TemporaryDirectory() as folder, silence():
         path = Path(folder) / "vocabulary.gguf"
         writer = GGUFWriter(path, arch="llama")
-        add_metadata(writer, metadata)
+        charsmap = metadata.get("tokenizer.ggml.precompiled_charsmap")
+        others = {k: v for k, v in metadata.items() if v is not charsmap}
+        add_metadata(writer, others)
+        if charsmap is not None:
+            writer.add_precompiled_charsmap(bytes(charsmap))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()
         model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
         vocab = llama_cpp.llama_model_get_vocab(model.model)
         n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
-        buffer = llama_cpp.llama_cpp.ctypes.create_string_buffer(256)
+        buffer = ctypes.create_string_buffer(256)
         writes = []
         for token_id in range(n_vocab):
             size = llama_cpp.llama_token_to_piece(vocab, token_id, buffer, 256, 0, False)
@@ -81,7 +85,7 @@ def by_llama_cpp(metadata: Mapping[str, Any]) -> dict[str, object]:
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """llama.cpp writes to the process's standard error."""
-    with open(os.devnull, "w") as sink:
+    with Path(os.devnull).open("w") as sink:
         saved = os.dup(2)
         os.dup2(sink.fileno(), 2)
         try:
