@@ -91,7 +91,8 @@ _BY_RULE: Mapping[PreTokenizer, tuple[str, ...]] = {
         (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
     ): ("default",),
     PreTokenizer((_GPT2,)): (
-        *("gpt-2", "phi-2", "jais", "mellum", "modern-bert"),
+        *("gpt-2", "phi-2", "jais", "mellum", "modern-bert", "roberta-bpe"),
+        *("jina-v1-en", "jina-es", "jina-de"),
         *("a.x-4.0", "exaone4", "gigachat", "granite-docling", "trillion"),
     ),
     PreTokenizer((_GPT2,), nfc=True): ("mpt", "olmo"),
@@ -103,9 +104,10 @@ _BY_RULE: Mapping[PreTokenizer, tuple[str, ...]] = {
     PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")): ("falcon",),
     PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True): (
         *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "lfm2"),
-        *("midm-2.0", "pixtral"),
+        *("midm-2.0", "pixtral", "jina-v5-nano"),
     ),
-    PreTokenizer((_LLAMA3,)): ("chatglm-bpe", "dbrx", "glm4", "smaug-bpe"),
+    PreTokenizer((_LLAMA3,)): ("chatglm-bpe", "dbrx", "smaug-bpe"),
+    PreTokenizer((_LLAMA3,), ignore_merges=True): ("glm4", "glm5"),
     PreTokenizer((_QWEN2,), nfc=True): ("qwen2",),
     PreTokenizer((_QWEN2,)): (
         *("deepseek-r1-qwen", "grok-2", "hunyuan", "kormo", "megrez"),

@@ -290,7 +290,7 @@ def _with_added(
         content = str(one.token.content)
         next_id = ids.get(content, len(tokens))
         token_id = next_id if one.token_id is None else one.token_id
-        if content not in ids and one.token_id is None and one.key in files.special:
+        if content not in ids and one.must_exist:
             continue  # a named token that the vocabulary lacks: `check_named` raises
         if token_id > len(tokens) or ids.get(content, token_id) != token_id:
             raise LlmRuntimeError(

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -55,12 +55,21 @@ CLASS_OF_MODEL_TYPE: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A token that a file adds to a vocabulary: its id, None for the next one, and the file."""
+    """A token that a file adds to a vocabulary.
+
+    Attributes:
+        token_id: Its id, None for the one that it has already, or else the next one.
+        token: Its spelling, and how it is found in a text.
+        path: The file.
+        key: The file's key.
+        must_exist: Whether the file only names it as special, and the vocabulary must have it.
+    """
 
     token_id: int | None
     token: AddedToken
     path: Path
     key: str
+    must_exist: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +166,7 @@ def read_folder_files(
         # A named token is special; it has the flags of the added token that is spelled so, if any.
         if one.content not in known and (one.content not in own or flags is not None):
             token = AddedToken(one.content, special=True) if flags is None else flags
-            added.append(Added(None, token, one.path, name))
+            added.append(Added(None, token, one.path, name, must_exist=True))
     added = [_special(one) if str(one.token.content) in spelled else one for one in added]
     added += [e for e in extras if str(e.token.content) not in known | own]
     both = (*_named(config).values(), *_named(special_map).values())
@@ -259,9 +268,7 @@ def _special(added: Added) -> Added:
     if token.special:
         return added
     flags = {flag: getattr(token, flag) for flag in FLAGS if flag != "special"}
-    return Added(
-        added.token_id, AddedToken(token.content, special=True, **flags), added.path, added.key
-    )
+    return replace(added, token=AddedToken(token.content, special=True, **flags))
 
 
 def _decoder(config: Keys, decoder: object) -> list[Added]:

@@ -109,7 +109,7 @@ class GgufKeys:
         return list(values)
 
     def octets(self, key: str) -> bytes:
-        """An array of whole numbers of 8 bits, with or without a sign; empty where it is missing."""
+        """An array of whole numbers of 8 bits, with a sign or not; empty where it is missing."""
         if self.get(key) is None:
             return b""
         values = self._array(key, int)

@@ -112,7 +112,8 @@ class JsonTokenizer(Tokenizer):
             library.no_padding()
             # In transformers' order, one call after the other, because the library gives ids.
             for one in self._added:
-                library.add_tokens([one.token])
+                if not one.must_exist or library.token_to_id(one.token.content) is not None:
+                    library.add_tokens([one.token])
         for one in self._added:
             token_id = library.token_to_id(one.token.content)
             if one.token_id is not None and token_id != one.token_id:

@@ -1,4 +1,4 @@
-"""SentencePiece: from a `tokenizer.model`, and from a GGUF vocabulary of the kinds `llama` and `t5`.
+"""SentencePiece: from a `tokenizer.model`, or a GGUF vocabulary of the kinds `llama` and `t5`.
 
 All end in the sentencepiece library. A GGUF file keeps the library's own pieces, scores and types,
 so its `ModelProto` can be put together again: BPE with byte fallback, no normalization, and a space
