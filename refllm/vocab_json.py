@@ -97,9 +97,13 @@ class JsonTokenizer(Tokenizer):
         """Return every token of the file, and its id."""
         return {token: token_id for token_id, token in self._tokens.items()}
 
-    def added_ids(self) -> frozenset[int]:
-        """Return the ids of the tokens that are found in a text before it is cut into words."""
-        return frozenset(self._library.get_added_tokens_decoder())
+    def document(self) -> dict[str, Any]:
+        """Return the tokenizer.json as it is used: with what the files beside it change.
+
+        It is the library's own rendering, with every field, and one spelling for each.
+        """
+        document: dict[str, Any] = json.loads(self._load().to_str())
+        return document
 
     def find(self, token: str) -> int | None:
         """The id of the token that is spelled so."""
