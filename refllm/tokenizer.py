@@ -206,7 +206,7 @@ def _json_tokenizer(source: str, path: Path, files: FolderFiles) -> JsonTokenize
     files.check_named(tokens, path)
     files.check_ids(tokenizer.n_vocab)
     special = _ends(files, tokens, bos_id=tokenizer.bos_id, spelled=tokenizer.eos_ids)
-    tokenizer.declare(special, _special_tokens(files, special, tokenizer))
+    tokenizer.declare(special, _special_tokens(files, special, tokenizer, tokenizer.unknown))
     return tokenizer
 
 
@@ -228,13 +228,15 @@ def _ends(
 
 
 def _special_tokens(
-    files: FolderFiles, special: SpecialIds, tokenizer: Tokenizer
+    files: FolderFiles | None, special: SpecialIds, tokenizer: Tokenizer, unknown: str | None
 ) -> dict[str, str]:
-    """Return the special tokens by name; BOS and EOS by their ids where no file names them."""
-    found = {name: one.content for name, one in files.special.items()}
+    """Return the special tokens by name; where no file names them, those of the vocabulary."""
+    found = {} if files is None else {name: one.content for name, one in files.special.items()}
+    if unknown is not None:
+        found.setdefault("unk_token", unknown)
     if special.bos_id is not None:
         found.setdefault("bos_token", tokenizer.piece(special.bos_id))
-    eos_ids = [*files.eos_ids, *sorted(special.eos_ids)]
+    eos_ids = [*(() if files is None else files.eos_ids), *sorted(special.eos_ids)]
     if eos_ids:
         found.setdefault("eos_token", tokenizer.piece(eos_ids[0]))
     return found
@@ -244,8 +246,11 @@ def _load_model(path: Path, files: FolderFiles | None = None) -> SentencePieceTo
     model = model_from_bytes(read_file(path), path)
     own_vocabulary = vocabulary_of_model(model, path)
     own = special_ids_of_model(model, own_vocabulary)
+    unknown = next(iter(own_vocabulary.ids_of({TokenType.UNKNOWN})), None)
     if files is None:
-        return SentencePieceTokenizer(model, own_vocabulary, own)
+        alone = SentencePieceTokenizer(model, own_vocabulary, own)
+        alone.special_tokens = _special_tokens(None, own, alone, unknown)
+        return alone
     vocabulary, added = _with_added(own_vocabulary, files)
     tokens = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
     files.check_named(tokens, path)
@@ -266,7 +271,7 @@ def _load_model(path: Path, files: FolderFiles | None = None) -> SentencePieceTo
         model, vocabulary, special, added=added, scheme=prepend_scheme(files.config)
     )
     tokenizer.special_tokens = _special_tokens(
-        files, replace(special, eos_ids=frozenset(eos_ids)), tokenizer
+        files, replace(special, eos_ids=frozenset(eos_ids)), tokenizer, unknown
     )
     return tokenizer
 

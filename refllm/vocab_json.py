@@ -46,12 +46,19 @@ class JsonTokenizer(Tokenizer):
     """
 
     def __init__(self, source: str, path: Path, *, added: Sequence[Added] = ()) -> None:
-        _check_ids(source, path)
+        own_added = _added_tokens(source, path)
         self._source = source
         self.path = path
         self._added = added
         self._library = self._load()
-        _check_added_ids(json.loads(source), self._library, path)
+        for token in own_added:
+            # The library gives a token that is not in the vocabulary the next id, whatever its own.
+            token_id = self._library.token_to_id(token["content"])
+            if token_id != token["id"]:
+                raise LlmRuntimeError(
+                    f"{path}: added_tokens has {token['content']!r:.80} with id {token['id']}, but "
+                    f"the vocabulary has it, or the library counts it, as {token_id}"
+                )
         vocabulary = self._library.get_vocab()
         if not vocabulary:
             raise LlmRuntimeError(f"{path}: the vocabulary is empty")
@@ -64,6 +71,7 @@ class JsonTokenizer(Tokenizer):
         self.n_vocab = max(self._tokens) + 1
         # The library's own rendering of the file has every field, and one spelling for each.
         document = json.loads(self._library.to_str())
+        self.unknown: str | None = document["model"].get("unk_token")
         self.rendered = {**document, "model": {**document["model"], "vocab": {}, "merges": []}}
         self.longest_token = _longest_token(document, vocabulary)
         self._decoder = document["decoder"]
@@ -222,11 +230,11 @@ def _plainest(decoder: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"type": "Sequence", "decoders": steps}
 
 
-def _check_ids(source: str, path: Path) -> None:
-    """Refuse ids that cannot be before the library is given the file.
+def _added_tokens(source: str, path: Path) -> list[dict[str, Any]]:
+    """Return the added tokens of a tokenizer.json, or refuse ids that cannot be.
 
-    Tables by id are as long as the largest id, so one absurd id would take all the memory. And the
-    library gives an added token another id than the file where the file's is not the next one.
+    Tables by id are as long as the largest id, so one absurd id would take all the memory: the
+    library is not given such a file.
     """
     try:
         document = json.loads(source)
@@ -237,12 +245,13 @@ def _check_ids(source: str, path: Path) -> None:
         largest = max(ids, default=0)
         too_large = largest >= MOST_HOLES * len(ids)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return  # the library names what is wrong with the file
+        return []  # the library names what is wrong with the file
     if too_large:
         raise LlmRuntimeError(
             f"{path}: there are {len(ids)} tokens, but one has the id {largest}; ids count the "
             "tokens, with few holes between them"
         )
+    return list(added)
 
 
 def account_for_document(
@@ -283,16 +292,6 @@ def _unknown_keys(stated: object, rendered: object, prefix: str) -> list[tuple[s
         else:
             found += _unknown_keys(value, rendered[key], f"{name}.")
     return found
-
-
-def _check_added_ids(document: Mapping[str, Any], library: LibraryTokenizer, path: Path) -> None:
-    for token in document.get("added_tokens") or []:
-        token_id = library.token_to_id(token["content"])
-        if token_id != token["id"]:
-            raise LlmRuntimeError(
-                f"{path}: added_tokens has {token['content']!r:.80} with id {token['id']}, but the "
-                f"vocabulary has it, or the library counts it, as {token_id}"
-            )
 
 
 def _is_llama_like(steps: list[Any]) -> bool:

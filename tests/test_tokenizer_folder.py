@@ -13,8 +13,10 @@ import pytest
 from tokenizers import decoders
 
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
+from refllm.loading import LlamaModel, load_path
 from refllm.tokenizer import Tokenizer, tokenizer_from_folder
 from refllm.vocab_json import JsonTokenizer
+from tests.model_files import tiny_llama_folder
 from tests.peer_values import peer_values
 from tests.token_cases import (
     BERT,
@@ -164,7 +166,11 @@ def test_every_end_that_the_files_name_or_that_is_spelled_as_one_ends_a_text(
 
 def test_eos_by_its_id_alone_has_a_name_too(tmp_path: Path) -> None:
     files = llama_case(FAST, **{"config.json": {"model_type": "llama", "eos_token_id": [261, 2]}})
-    assert load(tmp_path, files).special_tokens == {"bos_token": "<s>", "eos_token": "b"}
+    assert load(tmp_path, files).special_tokens == {
+        "bos_token": "<s>",
+        "eos_token": "b",
+        "unk_token": "<unk>",
+    }
 
 
 def test_a_text_with_a_token_that_the_model_has_no_row_of_is_refused_by_name(
@@ -276,3 +282,27 @@ def test_bert_without_tokenizer_json_knows_its_special_tokens_and_decodes(tmp_pa
     ids = tokenizer.encode("The playing.")
     assert [tokenizer.piece(i) for i in ids] == ["[CLS]", "the", "play", "##ing", ".", "[SEP]"]
     assert tokenizer.decode(ids) == "the playing."
+
+
+def folder_with_one_token_too_many(folder: Path, **config: object) -> int:
+    """A whole model, and beside it a token that it has no embedding of; its id."""
+    n_rows = load_path(tiny_llama_folder(folder)).tokenizer.n_vocab
+    (folder / "added_tokens.json").write_text(json.dumps({"<|x|>": n_rows}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return n_rows
+
+
+def test_a_model_with_fewer_rows_than_tokens_loads_and_refuses_the_rest(tmp_path: Path) -> None:
+    n_rows = folder_with_one_token_too_many(tmp_path)
+    model = load_path(tmp_path)
+    assert isinstance(model, LlamaModel)
+    assert model.tokenizer.n_vocab == n_rows + 1
+    assert model.prompt_tokens("ab")
+    with pytest.raises(InvalidInput, match=rf"the token '<\|x\|>' with id {n_rows}, but the model"):
+        model.prompt_tokens("ab<|x|>")
+
+
+def test_a_token_without_a_row_that_each_text_has_is_an_error(tmp_path: Path) -> None:
+    n_rows = folder_with_one_token_too_many(tmp_path, eos_token="<|x|>", add_eos_token=True)
+    with pytest.raises(LlmRuntimeError, match=rf"adds the token '<\|x\|>' with id {n_rows}"):
+        load_path(tmp_path)
