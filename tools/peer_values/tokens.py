@@ -4,7 +4,7 @@
 
 For a folder: the ids of each text by AutoTokenizer, and its special tokens. For a GGUF file: the
 ids of each text by llama.cpp with BOS and special tokens, every token that ends a generation, and
-the text that each token after the first 259 writes where special tokens are not shown.
+the text that some tokens write where special tokens are not shown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tools.peer_values import write_peer_values
 
 __all__ = ["main"]
 
-SHOWN_FROM = 259  # spm_toy's ids of bytes end there
+FIRST, LAST = 14, 8  # how many tokens at both ends are shown: special ones, bytes, what cases add
 
 
 def main() -> None:
@@ -71,14 +71,14 @@ def by_llama_cpp(metadata: Mapping[str, Any]) -> dict[str, object]:
         vocab = llama_cpp.llama_model_get_vocab(model.model)
         n_vocab = llama_cpp.llama_vocab_n_tokens(vocab)
         buffer = ctypes.create_string_buffer(256)
-        writes = []
-        for token_id in range(n_vocab):
+        writes = {}
+        for token_id in (i for i in range(n_vocab) if i < FIRST or i >= n_vocab - LAST):
             size = llama_cpp.llama_token_to_piece(vocab, token_id, buffer, 256, 0, False)
-            writes.append(buffer.raw[:size].decode("latin-1"))
+            writes[str(token_id)] = buffer.raw[:size].decode("latin-1")
         return {
             "ids": [model.tokenize(text.encode(), special=True) for text in TEXTS],
             "ends": [i for i in range(n_vocab) if llama_cpp.llama_vocab_is_eog(vocab, i)],
-            "writes": writes[SHOWN_FROM:],
+            "writes": writes,
         }
 
 
