@@ -23,8 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from refllm.api import ModelNotSupported
+from refllm.tokenizer_base import Tokenizer
 from refllm.vocab_gguf import GgufKeys, read_vocabulary
-from refllm.vocab_spm import llama_model, model_from_bytes, vocabulary_of_model
+from refllm.vocab_spm import (
+    SentencePieceTokenizer,
+    llama_model,
+    model_from_bytes,
+    read_scores,
+    vocabulary_of_model,
+)
 from refllm.vocabulary import SPECIAL_TYPES, SpecialIds, TokenType, Vocabulary
 
 __all__ = [
@@ -35,6 +42,7 @@ __all__ = [
     "pieces_of_gguf",
     "pieces_of_json",
     "pieces_of_model",
+    "pieces_of_tokenizer",
     "steps_of",
     "template",
     "tokenizer_json",
@@ -69,7 +77,7 @@ class Pieces:
 def pieces_of_gguf(keys: GgufKeys) -> Pieces:
     """The pieces of a GGUF file of the kind `llama`. Errors: `LlmRuntimeError` naming the key."""
     vocabulary = read_vocabulary(keys)
-    scores = keys.numbers("scores", len(vocabulary.tokens))
+    scores = read_scores(keys, len(vocabulary.tokens))
     adds_space = keys.flag("add_space_prefix", default=True)
     return Pieces(vocabulary, scores, adds_space)
 
@@ -91,6 +99,24 @@ def pieces_of_model(path: Path) -> Pieces:
     vocabulary = vocabulary_of_model(model, path)
     scores = [piece.score for piece in model.pieces]
     return Pieces(vocabulary, scores, bool(normalizer.add_dummy_prefix))
+
+
+def pieces_of_tokenizer(tokenizer: Tokenizer) -> Pieces:
+    """The pieces of a tokenizer.model's tokenizer, and after them the tokens added beside it.
+
+    Errors: as `pieces_of_model`; `ModelNotSupported` for added tokens that take spaces with them.
+    """
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        raise TypeError(f"{type(tokenizer).__name__} has no pieces")
+    vocabulary = tokenizer.vocabulary
+    own = pieces_of_model(vocabulary.path)
+    if tokenizer.n_vocab > len(own.scores) and not tokenizer.longest_token:
+        raise ModelNotSupported(
+            f"{vocabulary.path}: the files beside it add tokens that take the spaces around them "
+            "with them, which cannot be exported"
+        )
+    scores = [*own.scores, *[0.0] * (tokenizer.n_vocab - len(own.scores))]
+    return Pieces(vocabulary, scores, own.adds_space)
 
 
 def pieces_of_json(document: Mapping[str, Any], path: Path) -> Pieces:

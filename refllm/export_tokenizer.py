@@ -21,7 +21,7 @@ from refllm.export_pieces import (
     Pieces,
     added_token,
     pieces_of_gguf,
-    pieces_of_model,
+    pieces_of_tokenizer,
     template,
     tokenizer_json,
     tokenizer_model,
@@ -29,6 +29,7 @@ from refllm.export_pieces import (
 from refllm.pretokenizers import PRE_TOKENIZERS
 from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from refllm.vocab_gguf import GgufKeys
+from refllm.vocab_json import JsonTokenizer
 from refllm.vocab_wordpiece import CONTINUES, MAX_CHARACTERS_PER_WORD
 from refllm.vocabulary import SPECIAL_TYPES, SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
 from refllm.weights import Weights
@@ -105,14 +106,16 @@ def _files_of(folder: Path) -> dict[str, bytes]:
 def _made(weights: Weights, tokenizer: Tokenizer, ends: SpecialIds) -> dict[str, bytes]:
     """tokenizer.json where there is none; tokenizer.model, too, where it can say the same."""
     if weights.source == "hf":
-        pieces = pieces_of_model(weights.path / "tokenizer.model")
+        if isinstance(tokenizer, JsonTokenizer):
+            return {"tokenizer.json": json_bytes(tokenizer.document())}
+        pieces = pieces_of_tokenizer(tokenizer)
         return {"tokenizer.json": json_bytes(tokenizer_json(pieces, ends))}
     keys = GgufKeys(weights.hparams, weights.path)
     kind = keys.text("model")
     if kind == "llama":
         pieces = pieces_of_gguf(keys)
         return _both(pieces, ends)
-    if not isinstance(tokenizer, VocabularyTokenizer):
+    if kind not in ("gpt2", "bert") or not isinstance(tokenizer, VocabularyTokenizer):
         raise ModelNotSupported(f"{weights.path}: a vocabulary of the kind {kind} has no files")
     write = _byte_level if kind == "gpt2" else _wordpiece
     return {"tokenizer.json": json_bytes(write(keys, tokenizer.vocabulary, ends))}
@@ -137,7 +140,7 @@ def _byte_level(keys: GgufKeys, vocabulary: Vocabulary, ends: SpecialIds) -> dic
     return _document(
         vocabulary,
         ends,
-        normalizer=None,
+        normalizer={"type": "NFC"} if rule.nfc else None,
         pre_tokenizer={"type": "Sequence", "pretokenizers": [*words, to_bytes]},
         decoder=to_bytes,
         model={

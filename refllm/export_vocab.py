@@ -10,13 +10,10 @@ Source of the keys: ggml's docs/gguf.md, and llama.cpp's convert_hf_to_gguf.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.chat_template import chat_template_of
@@ -26,14 +23,15 @@ from refllm.export_pieces import (
     pair_of,
     pieces_of_json,
     pieces_of_model,
+    pieces_of_tokenizer,
     steps_of,
     tokens_by_id,
 )
 from refllm.export_tokenizer import NAMES, special_ids_of, tokenizer_of
 from refllm.parameters import Parameters
 from refllm.pretokenizers import PRE_TOKENIZERS
-from refllm.tokenizer_base import library_errors
 from refllm.vocab_gguf import GgufKeys
+from refllm.vocab_json import JsonTokenizer
 from refllm.vocab_wordpiece import CONTINUES, WORD_START
 from refllm.vocabulary import SpecialIds, TokenType, Vocabulary
 from refllm.weights import Weights
@@ -50,13 +48,12 @@ def vocabulary_keys(weights: Weights, *, n_vocab: int) -> dict[str, object]:
     Errors: `LlmRuntimeError` naming a damaged file, or a vocabulary larger than the model's;
     `ModelNotSupported` for a tokenizer that the keys cannot describe.
     """
-    ends = special_ids_of(tokenizer_of(weights))
-    path = weights.path / "tokenizer.json"
-    document = _read(path) if path.is_file() else None
-    if document is None:
-        keys = _pieces(pieces_of_model(weights.path / "tokenizer.model"), ends, n_vocab)
+    tokenizer = tokenizer_of(weights)
+    ends = special_ids_of(tokenizer)
+    if isinstance(tokenizer, JsonTokenizer):
+        keys = _by_kind(tokenizer.document(), tokenizer.path, ends, n_vocab)
     else:
-        keys = _by_kind(document, path, ends, n_vocab)
+        keys = _pieces(pieces_of_tokenizer(tokenizer), ends, n_vocab)
     if weights.architecture == "bert":
         parameters = Parameters(weights.path, weights.tensors)
         keys["token_type_count"] = parameters.n_rows("token_types.weight")
@@ -84,13 +81,6 @@ def missing_keys(weights: Weights) -> dict[str, object]:
             named.setdefault(key, spelled[spelling])
     said: dict[str, object] = {f"{PREFIX}{name}_token_id": each for name, each in named.items()}
     return {key: value for key, value in said.items() if weights.hparams.get(key) != value}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A tokenizer.json as the library writes it: every field, and one spelling for each."""
-    with library_errors(path, "not a usable tokenizer.json"):
-        document: dict[str, Any] = json.loads(LibraryTokenizer.from_file(str(path)).to_str())
-        return document
 
 
 def _by_kind(
@@ -185,9 +175,12 @@ def _rule(document: Mapping[str, Any], path: Path) -> str:
             case _:
                 raise ModelNotSupported(f"{path}: pre_tokenizer has a step that GGUF has not")
     ignores_merges = bool(document["model"].get("ignore_merges"))
+    normalizers = steps_of(document["normalizer"])
+    nfc = [step["type"] for step in normalizers] == ["NFC"]
     for name, rule in PRE_TOKENIZERS.items():
-        if rule.expressions == tuple(expressions) and rule.ignore_merges == ignores_merges:
-            if document["normalizer"] is None:
+        same_words = rule.expressions == tuple(expressions)
+        if same_words and (rule.ignore_merges, rule.nfc) == (ignores_merges, nfc):
+            if nfc or not normalizers:
                 return name
             break
     raise ModelNotSupported(

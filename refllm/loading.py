@@ -454,12 +454,24 @@ def _tokenizer(weights: Weights, path: Path) -> Tokenizer:
 
 
 def _check_fit(tokenizer: Tokenizer, n_vocab: int, path: Path) -> None:
-    """A smaller vocabulary is usual (embeddings are padded to a round number), a larger is not."""
-    if tokenizer.n_vocab > n_vocab:
+    """Tell the tokenizer how many tokens the model has embeddings of.
+
+    A smaller vocabulary is usual (embeddings are padded to a round number). Of a larger one, as of
+    tokens that were added to a tokenizer and never to its model, the rest cannot be asked for.
+
+    Raises:
+        LlmRuntimeError: where even an empty text has a token that the model has no embedding of.
+    """
+    if tokenizer.n_vocab <= n_vocab:
+        return
+    missing = [token_id for token_id in tokenizer.encode("") if token_id >= n_vocab]
+    if missing:
         raise LlmRuntimeError(
-            f"{path}: the tokenizer has {tokenizer.n_vocab} tokens, the model only {n_vocab}; "
+            f"{path}: the tokenizer adds the token {tokenizer.piece(missing[0])!r:.80} with id "
+            f"{missing[0]} to each text, the model has only {n_vocab} tokens; "
             "they do not belong together"
         )
+    tokenizer.n_rows = n_vocab
 
 
 def _groups(texts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:

@@ -8,8 +8,14 @@ in turn cuts every word that the ones before it left into its matches and what l
 The names, the rules, and which vocabularies take a whole word that is a token without merging
 (`ignore_merges`) or put BOS before a text unless the file says otherwise (`add_bos`) are
 llama.cpp's (src/llama-vocab.cpp); an expression is written as in the `tokenizer.json` of the model
-that the rule is named after where llama.cpp quotes it. Syntax is Oniguruma's, which the tokenizers
-library uses.
+that the rule is named after where llama.cpp quotes it.
+
+llama.cpp never normalizes a text for such a vocabulary. The models of some names were trained on
+texts in form C (`nfc`), and give another result for the letters e and U+0301 than for é only where
+a tokenizer leaves that step out; so it is done here, as their tokenizer.json does. The sources are
+the tokenizer classes of transformers 5.24: Qwen2Tokenizer (qwen2), Qwen3_5Tokenizer (qwen35),
+CohereTokenizer (command-r), GPTNeoXTokenizer (mpt, olmo). Syntax is Oniguruma's, which the
+tokenizers library uses.
 """
 
 from __future__ import annotations
@@ -23,11 +29,19 @@ __all__ = ["PRE_TOKENIZERS", "PreTokenizer"]
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """The expressions of one rule, and what else hangs on its name."""
+    """The expressions of one rule, and what else hangs on its name.
+
+    Attributes:
+        expressions: Each in turn cuts the words that the ones before it left.
+        ignore_merges: Whether a word that is a token is taken whole.
+        add_bos: Whether BOS begins a text unless the file says otherwise.
+        nfc: Whether the models named so were trained on texts in Unicode's normalization form C.
+    """
 
     expressions: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    nfc: bool = False
 
 
 _SPACES = r"\s+(?!\S)|\s+"
@@ -77,24 +91,29 @@ _BY_RULE: Mapping[PreTokenizer, tuple[str, ...]] = {
         (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
     ): ("default",),
     PreTokenizer((_GPT2,)): (
-        *("gpt-2", "phi-2", "mpt", "olmo", "jais", "mellum", "modern-bert"),
+        *("gpt-2", "phi-2", "jais", "mellum", "modern-bert", "roberta-bpe"),
+        *("jina-v1-en", "jina-es", "jina-de"),
         *("a.x-4.0", "exaone4", "gigachat", "granite-docling", "trillion"),
     ),
+    PreTokenizer((_GPT2,), nfc=True): ("mpt", "olmo"),
+    PreTokenizer((r"\p{N}", _GPT2), nfc=True): ("command-r",),
     PreTokenizer((r"\p{N}", _GPT2)): (
-        *("starcoder", "smollm", "command-r", "refact", "codeshell"),
+        *("starcoder", "smollm", "refact", "codeshell"),
         *("exaone", "mellum2", "minerva-7b"),
     ),
     PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")): ("falcon",),
     PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True): (
         *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "lfm2"),
-        *("midm-2.0", "pixtral"),
+        *("midm-2.0", "pixtral", "jina-v5-nano"),
     ),
-    PreTokenizer((_LLAMA3,)): ("chatglm-bpe", "dbrx", "glm4", "smaug-bpe"),
+    PreTokenizer((_LLAMA3,)): ("chatglm-bpe", "dbrx", "smaug-bpe"),
+    PreTokenizer((_LLAMA3,), ignore_merges=True): ("glm4", "glm5"),
+    PreTokenizer((_QWEN2,), nfc=True): ("qwen2",),
     PreTokenizer((_QWEN2,)): (
-        *("qwen2", "deepseek-r1-qwen", "grok-2", "hunyuan", "kormo", "megrez"),
+        *("deepseek-r1-qwen", "grok-2", "hunyuan", "kormo", "megrez"),
         *("solar-open", "stablelm2"),
     ),
-    PreTokenizer((_QWEN35,)): ("qwen35",),
+    PreTokenizer((_QWEN35,), nfc=True): ("qwen35",),
     PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True): ("tekken",),
     PreTokenizer((_GPT4O,)): ("gpt-4o", "kanana2", "llama4"),
     PreTokenizer(_DEEPSEEK_V3): ("deepseek-v3", "hunyuan-dense"),

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import codecs
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError
 
@@ -35,6 +36,11 @@ class Tokenizer(ABC):
     `text_limit` is how many tokens the file itself lets a text have, or None.
     `longest_token` is how many characters of text one token can stand for at most, or 0 where no
     such bound is known (a normalizer that shortens text, a truncation).
+    `special_tokens` are the special tokens that the files name, by the names that transformers
+    gives them: "bos_token" to "<s>", "eos_token", "unk_token", "pad_token", "sep_token",
+    "cls_token", "mask_token", and others by the files' own keys. `eos_token` is the one that the
+    files name, not every token of `eos_ids`.
+    `n_rows` is how many tokens the model has embeddings of, None where the tokenizer stands alone.
     """
 
     n_vocab: int
@@ -42,6 +48,8 @@ class Tokenizer(ABC):
     eos_ids: frozenset[int]
     longest_token: int
     text_limit: int | None = None
+    special_tokens: Mapping[str, str] = MappingProxyType({})
+    n_rows: int | None = None
 
     @abstractmethod
     def encode(
@@ -58,8 +66,8 @@ class Tokenizer(ABC):
         `parse_special` reads "<s>" in the text as the token <s>, otherwise it is three characters.
         A text of more than `max_tokens`, special ones included, loses tokens at its end; None
         means the limit that the file itself has, if any.
-        Errors: `InvalidInput` for a lone surrogate, naming where it is, and for `max_tokens` that
-        not even the added tokens fit.
+        Errors: `InvalidInput` for a lone surrogate, naming where it is, for `max_tokens` that not
+        even the added tokens fit, and for a token that the model has no embedding of.
         """
 
     @abstractmethod
@@ -104,6 +112,16 @@ class Tokenizer(ABC):
         It refuses a prompt of a million characters before a tokenizer has to read it.
         """
         return -(-len(text) // self.longest_token) if self.longest_token else 0
+
+    def check_rows(self, ids: list[int]) -> list[int]:
+        """Return `ids`, or raise `InvalidInput` where the model has no embedding of one of them."""
+        if self.n_rows is not None and ids and max(ids) >= self.n_rows:
+            token_id = next(token_id for token_id in ids if token_id >= self.n_rows)
+            raise InvalidInput(
+                f"the text has the token {self.piece(token_id)!r:.80} with id {token_id}, but the "
+                f"model has embeddings of {self.n_rows} tokens only"
+            )
+        return ids
 
     def check_id(self, token_id: int) -> None:
         """Raise `InvalidInput` unless the id is one of the vocabulary's."""

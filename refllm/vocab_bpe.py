@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from refllm.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from refllm.tokenizer_base import library_errors
-from refllm.vocab_gguf import GgufKeys, read_special_ids, read_vocabulary
+from refllm.vocab_gguf import GgufKeys, read_special_ids, read_special_tokens, read_vocabulary
 from refllm.vocabulary import SPECIAL_TYPES, SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
 
 __all__ = ["BYTE_OF", "BytePairTokenizer", "bpe_from_gguf", "byte_level_bytes"]
@@ -63,11 +63,14 @@ class BytePairTokenizer(VocabularyTokenizer):
                 ignore_merges=pre_tokenizer.ignore_merges,
             )
         )
+        if pre_tokenizer.nfc:
+            self._library.normalizer = normalizers.NFC()
+            self.longest_token = 0  # NFC makes one character of several
         words = [pre_tokenizers.Split(Regex(x), "isolated") for x in pre_tokenizer.expressions]
         to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         self._library.pre_tokenizer = pre_tokenizers.Sequence([*words, to_bytes])
 
-    def encode_plain(self, text: str) -> list[int]:
+    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
         """The library's ids of the merged words."""
         with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
             return list(self._library.encode(text, add_special_tokens=False).ids)
@@ -102,7 +105,9 @@ def bpe_from_gguf(keys: GgufKeys) -> BytePairTokenizer:
     )
     merges = _read_merges(keys)
     with library_errors(keys.path, f"{keys.prefix}merges do not fit {keys.prefix}tokens"):
-        return BytePairTokenizer(vocabulary, special, merges, pre_tokenizer)
+        tokenizer = BytePairTokenizer(vocabulary, special, merges, pre_tokenizer)
+    tokenizer.special_tokens = read_special_tokens(keys, vocabulary, {})
+    return tokenizer
 
 
 def _check_bytes(keys: GgufKeys, vocabulary: Vocabulary) -> None:

@@ -7,26 +7,61 @@ llama.cpp's. Every error names the file and the key.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
+from types import MappingProxyType, UnionType
 from typing import Any
 
+from refllm.accounting.keys import Keys, Known
+from refllm.accounting.ledger import Ledger
 from refllm.api import LlmRuntimeError
-from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, ends_of_generation
+from refllm.vocabulary import (
+    FILL_IN_THE_MIDDLE,
+    SpecialIds,
+    TokenType,
+    Vocabulary,
+    ends_of_generation,
+    types_by_spelling,
+)
 
-__all__ = ["GgufKeys", "read_special_ids", "read_vocabulary"]
+__all__ = ["GgufKeys", "read_special_ids", "read_special_tokens", "read_vocabulary"]
+
+# Names of special tokens in transformers, and the GGUF key that names the same token's id
+# ("seperator" is the key's own spelling).
+SPECIAL_TOKENS: Mapping[str, str] = MappingProxyType(
+    {
+        "bos_token": "bos",
+        "eos_token": "eos",
+        "eot_token": "eot",
+        "eom_token": "eom",
+        "unk_token": "unknown",
+        "sep_token": "seperator",
+        "pad_token": "padding",
+        "cls_token": "cls",
+        "mask_token": "mask",
+    }
+)
 
 NO_TOKEN = 0xFFFFFFFF  # how a GGUF file says "there is no such token" in a 32-bit id
 
 
-@dataclass(frozen=True, slots=True)
 class GgufKeys:
-    """Typed access to the metadata of the file at `path`; keys are given without `prefix`."""
+    """Typed access to the metadata of the file at `path`; keys are given without `prefix`.
 
-    metadata: Mapping[str, Any]
-    path: Path
-    prefix: str = "tokenizer.ggml."
+    Each key that is read is recorded in the ledger when `account` is called.
+    """
+
+    prefix = "tokenizer.ggml."
+
+    def __init__(
+        self, metadata: Mapping[str, Any], path: Path, *, ledger: Ledger | None = None
+    ) -> None:
+        self.path = path
+        others = {
+            key: value
+            for key, value in metadata.items()
+            if key.startswith("tokenizer.") and not key.startswith("tokenizer.chat_template")
+        }
+        self._keys = Keys(path, others, ledger=ledger, by="tokenizer")
 
     def error(self, key: str, problem: str) -> LlmRuntimeError:
         """The error that says what is wrong with `key`."""
@@ -34,7 +69,15 @@ class GgufKeys:
 
     def get(self, key: str) -> object:
         """The value as the file has it, or None."""
-        return self.metadata.get(self.prefix + key)
+        return self._keys.get(self.prefix + key)
+
+    def account(self, *known: Known) -> None:
+        """Record what becomes of each `tokenizer.*` key, but for those of the chat template.
+
+        Raises:
+            ModelNotSupported: for a key that no table lists, naming it.
+        """
+        self._keys.account(*known, unknown="refuse")
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string; an error if it is neither there nor has a default."""
@@ -65,6 +108,15 @@ class GgufKeys:
             raise self.error(key, f"has {len(values)} entries for {count} tokens")
         return list(values)
 
+    def octets(self, key: str) -> bytes:
+        """An array of whole numbers of 8 bits, with a sign or not; empty where it is missing."""
+        if self.get(key) is None:
+            return b""
+        values = self._array(key, int)
+        if any(not -0x80 <= value <= 0xFF for value in values):
+            raise self.error(key, "has a number of more than 8 bits")
+        return bytes(value & 0xFF for value in values)
+
     def _array(self, key: str, item_type: type | UnionType) -> Sequence[Any]:
         values = self.get(key)
         if values is None:
@@ -76,8 +128,13 @@ class GgufKeys:
                 raise self.error(key, f"has {value!r:.80} at index {index}, of a wrong type")
         return values
 
-    def token_id(self, key: str, n_vocab: int, *, default: int | None = None) -> int | None:
-        """The id of a token, or None where the file names none."""
+    def token_id(
+        self, key: str, n_vocab: int, *, default: int | None = None, strict: bool = True
+    ) -> int | None:
+        """The id of a token, or None where the file names none.
+
+        An id outside the vocabulary is an error, or, as in llama.cpp, none where not `strict`.
+        """
         value = self.get(key)
         if value is None:
             return default if default is not None and default < n_vocab else None
@@ -86,6 +143,8 @@ class GgufKeys:
         if value in (NO_TOKEN, -1):
             return None
         if not 0 <= value < n_vocab:
+            if not strict:
+                return None
             raise self.error(key, f"is {value}, but there are {n_vocab} tokens")
         return value
 
@@ -93,7 +152,8 @@ class GgufKeys:
 def read_vocabulary(keys: GgufKeys) -> Vocabulary:
     """The tokens and their types; a token without a type is a normal one.
 
-    As in llama.cpp an empty token is called `[EMPTY_<id>]`, and two equal tokens are an error.
+    As in llama.cpp an empty token is called `[EMPTY_<id>]`, two equal tokens are an error, and the
+    spelling of a few tokens overrules their type: see `types_by_spelling`.
     """
     tokens = keys.strings("tokens")
     if not tokens:
@@ -104,7 +164,8 @@ def read_vocabulary(keys: GgufKeys) -> Vocabulary:
         if first_ids.setdefault(token, token_id) != token_id:
             both = f"{first_ids[token]} and {token_id}"
             raise keys.error("tokens", f"has the token {token!r:.80} twice, at {both}")
-    return Vocabulary(keys.path, tokens, _read_types(keys, len(tokens)))
+    types = types_by_spelling(first_ids, _read_types(keys, len(tokens)), _roles(keys, len(tokens)))
+    return Vocabulary(keys.path, tokens, types)
 
 
 def _read_types(keys: GgufKeys, n_vocab: int) -> list[int]:
@@ -117,6 +178,19 @@ def _read_types(keys: GgufKeys, n_vocab: int) -> list[int]:
     ]
 
 
+def _roles(keys: GgufKeys, n_vocab: int) -> dict[str, int | None]:
+    """Return the ids that the file names for filling in the middle of a text, by role."""
+    roles = {
+        role: keys.token_id(f"fim_{role}_token_id", n_vocab, strict=False)
+        for role in FILL_IN_THE_MIDDLE
+    }
+    deprecated = {"pre": "prefix", "suf": "suffix", "mid": "middle"}
+    for role, name in deprecated.items():
+        token_id = keys.token_id(f"{name}_token_id", n_vocab, strict=False)
+        roles[role] = roles[role] if token_id is None else token_id
+    return roles
+
+
 def read_special_ids(
     keys: GgufKeys,
     vocabulary: Vocabulary,
@@ -124,21 +198,50 @@ def read_special_ids(
     default_bos: int | None,
     default_eos: int | None,
     default_add_bos: bool,
+    default_add_eos: bool = False,
 ) -> SpecialIds:
     """BOS, every token that ends a generation, and which of them are added to a text.
 
-    The ends are the tokens that the keys eos, eot and eom name, and control tokens with a
-    well-known spelling (`vocabulary.END_OF_GENERATION`).
+    The ends are the tokens that the keys eos, eot and eom name, and those with a well-known
+    spelling, of whatever type: see `ends_of_generation`.
     """
     n_vocab = len(vocabulary.tokens)
     bos_id = keys.token_id("bos_token_id", n_vocab, default=default_bos)
     eos_id = keys.token_id("eos_token_id", n_vocab, default=default_eos)
     ends = [eos_id, *(keys.token_id(f"{end}_token_id", n_vocab) for end in ("eot", "eom"))]
-    named = frozenset(token_id for token_id in ends if token_id is not None)
     prefix = _added(keys, "add_bos_token", "bos_token_id", bos_id, default=default_add_bos)
-    suffix = _added(keys, "add_eos_token", "eos_token_id", eos_id, default=False)
-    spelled = ends_of_generation(vocabulary.ids_of({TokenType.CONTROL}))
-    return SpecialIds(bos_id, spelled | named, prefix, suffix)
+    suffix = _added(keys, "add_eos_token", "eos_token_id", eos_id, default=default_add_eos)
+    return SpecialIds(
+        bos_id,
+        ends_of_generation(
+            {token: token_id for token_id, token in enumerate(vocabulary.tokens)},
+            named=[token_id for token_id in ends if token_id is not None],
+            roles=_roles(keys, n_vocab),
+        ),
+        prefix,
+        suffix,
+    )
+
+
+def read_special_tokens(
+    keys: GgufKeys, vocabulary: Vocabulary, defaults: Mapping[str, int | None]
+) -> dict[str, str]:
+    """Return the tokens that the file names: "bos_token" to "<s>", and so on.
+
+    Args:
+        keys: The metadata.
+        vocabulary: The tokens.
+        defaults: Ids by the same names, for those that the file names none for.
+    """
+    n_vocab = len(vocabulary.tokens)
+    special = {}
+    for name, key in SPECIAL_TOKENS.items():
+        token_id = keys.token_id(
+            f"{key}_token_id", n_vocab, default=defaults.get(name), strict=False
+        )
+        if token_id is not None:
+            special[name] = vocabulary.tokens[token_id]
+    return special
 
 
 def _added(

@@ -15,21 +15,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as LibraryTokenizer
 
+from refllm.accounting.ledger import Ledger
+from refllm.accounting.tokenizer_keys import TOKENIZER_JSON
 from refllm.api import LlmRuntimeError
 from refllm.tokenizer_base import Tokenizer, check_text, library_errors, room_for_text
 from refllm.vocab_bpe import BYTE_OF, byte_level_bytes
+from refllm.vocab_folder import Added
 from refllm.vocabulary import SpecialIds, ends_of_generation
 
-__all__ = ["JsonTokenizer"]
+__all__ = ["JsonTokenizer", "account_for_document"]
 
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+MOST_HOLES = 4  # times as many ids as tokens: padded vocabularies have holes
 WORD = "a"  # a token that stands before another one, to see what the other writes inside a text
 
 
@@ -40,22 +45,34 @@ class JsonTokenizer(Tokenizer):
     and a generation ends at special tokens with a well-known spelling.
     """
 
-    def __init__(self, source: str, path: Path) -> None:
+    def __init__(self, source: str, path: Path, *, added: Sequence[Added] = ()) -> None:
+        own_added = _added_tokens(source, path)
         self._source = source
-        self._path = path
+        self.path = path
+        self._added = added
         self._library = self._load()
+        for token in own_added:
+            # The library gives a token that is not in the vocabulary the next id, whatever its own.
+            token_id = self._library.token_to_id(token["content"])
+            if token_id != token["id"]:
+                raise LlmRuntimeError(
+                    f"{path}: added_tokens has {token['content']!r:.80} with id {token['id']}, but "
+                    f"the vocabulary has it, or the library counts it, as {token_id}"
+                )
         vocabulary = self._library.get_vocab()
         if not vocabulary:
             raise LlmRuntimeError(f"{path}: the vocabulary is empty")
         self._tokens = {token_id: token for token, token_id in vocabulary.items()}
-        added = self._library.get_added_tokens_decoder()
-        self._tokens |= {token_id: str(token.content) for token_id, token in added.items()}
+        found_in_text = self._library.get_added_tokens_decoder()
+        self._tokens |= {token_id: str(one.content) for token_id, one in found_in_text.items()}
         self._special = {
-            token_id: str(token.content) for token_id, token in added.items() if token.special
+            token_id: str(one.content) for token_id, one in found_in_text.items() if one.special
         }
         self.n_vocab = max(self._tokens) + 1
         # The library's own rendering of the file has every field, and one spelling for each.
         document = json.loads(self._library.to_str())
+        self.unknown: str | None = document["model"].get("unk_token")
+        self.rendered = {**document, "model": {**document["model"], "vocab": {}, "merges": []}}
         self.longest_token = _longest_token(document, vocabulary)
         self._decoder = document["decoder"]
         self._n_added = int(self._library.num_special_tokens_to_add(is_pair=False))
@@ -70,12 +87,31 @@ class JsonTokenizer(Tokenizer):
         self._library.no_truncation()
         first = self.encode("")[:1]
         self.bos_id = first[0] if first and first[0] in self._special else None
-        self.eos_ids = ends_of_generation({text: i for i, text in self._special.items()})
+        self._spelled_ends: frozenset[int] = frozenset()
+        if document["model"].get("type") != "WordPiece":
+            # A BERT ends no text; its [PAD] is no end of a file.
+            self._spelled_ends = ends_of_generation(
+                {token: token_id for token_id, token in self._tokens.items()}
+            )
+        self.eos_ids = self._spelled_ends
 
-    def declare(self, special: SpecialIds) -> None:
+    def declare(self, special: SpecialIds, special_tokens: Mapping[str, str]) -> None:
         """Take BOS and the ends of a generation from the files beside this one."""
         self.bos_id = special.bos_id
         self.eos_ids = special.eos_ids
+        self.special_tokens = special_tokens
+
+    def tokens(self) -> dict[str, int]:
+        """Return every token of the file, and its id."""
+        return {token: token_id for token_id, token in self._tokens.items()}
+
+    def document(self) -> dict[str, Any]:
+        """Return the tokenizer.json as it is used: with what the files beside it change.
+
+        It is the library's own rendering, with every field, and one spelling for each.
+        """
+        document: dict[str, Any] = json.loads(self._load().to_str())
+        return document
 
     def lowercase_first(self) -> None:
         """Lower-case every text before the file's own normalizer, unless that begins so anyway."""
@@ -96,10 +132,22 @@ class JsonTokenizer(Tokenizer):
         return None if token_id is None else int(token_id)
 
     def _load(self) -> LibraryTokenizer:
-        with library_errors(self._path, "not a usable tokenizer.json"):
+        with library_errors(self.path, "not a usable tokenizer.json"):
             library = LibraryTokenizer.from_str(self._source)
             library.no_padding()
-            return library
+            # In transformers' order, one call after the other, because the library gives ids.
+            for one in self._added:
+                if not one.must_exist or library.token_to_id(one.token.content) is not None:
+                    library.add_tokens([one.token])
+        for one in self._added:
+            token_id = library.token_to_id(one.token.content)
+            if one.token_id is not None and token_id != one.token_id:
+                raise LlmRuntimeError(
+                    f"{one.path}: {one.key} gives the token {one.token.content!r:.80} the id "
+                    f"{one.token_id}, but in {self.path.name} it has, or as the next one would "
+                    f"have, the id {token_id}"
+                )
+        return library
 
     @cached_property
     def _library_for_plain_text(self) -> LibraryTokenizer:
@@ -122,11 +170,12 @@ class JsonTokenizer(Tokenizer):
         library = self._library if parse_special else self._library_for_plain_text
         limit = self.text_limit if max_tokens is None else max_tokens
         n_added = self._n_added if add_special else 0
-        with library_errors(self._path, "tokenizers cannot tokenize the text"):
+        with library_errors(self.path, "tokenizers cannot tokenize the text"):
             encoding = library.encode(text, add_special_tokens=False)
             if limit is not None:
                 encoding.truncate(room_for_text(limit, n_added), direction=self._cut_side)
-            return list(library.post_process(encoding, add_special_tokens=add_special).ids)
+            whole = library.post_process(encoding, add_special_tokens=add_special)
+        return self.check_rows(list(whole.ids))
 
     def piece(self, token_id: int) -> str:
         """The token as the file spells it; "" for an id that the file leaves out."""
@@ -135,22 +184,26 @@ class JsonTokenizer(Tokenizer):
 
     def token_bytes(self, token_id: int) -> bytes:
         """What the file's decoder writes for the token after another one."""
-        if token_id in self._special or token_id not in self._tokens:
+        if self._is_silent(token_id):
             return b""
         writes_inside, _ = self._writers
         return writes_inside(self._tokens[token_id])
 
     def opening_bytes(self, token_id: int) -> bytes:
         """What the file's decoder writes for the token as the first one."""
-        if token_id in self._special or token_id not in self._tokens:
+        if self._is_silent(token_id):
             return b""
         _, writes_opening = self._writers
         return writes_opening(self._tokens[token_id])
 
+    def _is_silent(self, token_id: int) -> bool:
+        is_known = token_id in self._tokens
+        return not is_known or token_id in self._special or token_id in self._spelled_ends
+
     @cached_property
     def _writers(self) -> tuple[Callable[[str], bytes], Callable[[str], bytes]]:
         """What the decoder writes for a token: inside a text, and opening it."""
-        decoder = self._decoder
+        decoder = _plainest(self._decoder)
         match decoder:
             case None:
                 return lambda token: f" {token}".encode(), str.encode
@@ -165,8 +218,93 @@ class JsonTokenizer(Tokenizer):
             case {"type": "Sequence", "decoders": [*steps]} if _is_llama_like(steps):
                 return lambda token: _fallback(steps, token), lambda token: _strip(steps, token)
         raise LlmRuntimeError(
-            f"{self._path}: decoding token by token is not known for {json.dumps(decoder):.200}"
+            f"{self.path}: decoding token by token is not known for {json.dumps(decoder):.200}"
         )
+
+
+def _plainest(decoder: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the decoder with sequences within sequences as one, and a sequence of one as itself.
+
+    Fuse after a step that depends on nothing but whether a token is the first joins what the whole
+    text joins anyway.
+    """
+    if decoder is None or decoder["type"] != "Sequence":
+        return decoder
+    steps: list[dict[str, Any]] = []
+    for step in decoder["decoders"]:
+        plain = _plainest(step)
+        if plain is not None:
+            steps += plain["decoders"] if plain["type"] == "Sequence" else [plain]
+    if steps and steps[0]["type"] in ("ByteLevel", "Metaspace", "WordPiece"):
+        while len(steps) > 1 and steps[-1]["type"] == "Fuse":
+            steps = steps[:-1]
+        if len(steps) == 1:
+            return steps[0]
+    return {"type": "Sequence", "decoders": steps}
+
+
+def _added_tokens(source: str, path: Path) -> list[dict[str, Any]]:
+    """Return the added tokens of a tokenizer.json, or refuse ids that cannot be.
+
+    Tables by id are as long as the largest id, so one absurd id would take all the memory: the
+    library is not given such a file.
+    """
+    try:
+        document = json.loads(source)
+        vocabulary = document["model"]["vocab"]
+        added = document.get("added_tokens") or []
+        ids = [*vocabulary.values()] if isinstance(vocabulary, dict) else [*range(len(vocabulary))]
+        ids += [token["id"] for token in added]
+        largest = max(ids, default=0)
+        too_large = largest >= MOST_HOLES * len(ids)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return []  # the library names what is wrong with the file
+    if too_large:
+        raise LlmRuntimeError(
+            f"{path}: there are {len(ids)} tokens, but one has the id {largest}; ids count the "
+            "tokens, with few holes between them"
+        )
+    return list(added)
+
+
+def account_for_document(
+    document: Mapping[str, Any], tokenizer: JsonTokenizer, ledger: Ledger
+) -> None:
+    """Record each key of a tokenizer.json; the library drops one that it does not know silently.
+
+    The library's own rendering of the file has every key that it knows.
+    """
+    for key in document:
+        ledger.use("tokenizer.json", key, "tokenizer")
+    for key, value in _unknown_keys(document, tokenizer.rendered, ""):
+        ruling = next((why for like, why in TOKENIZER_JSON.items() if fnmatchcase(key, like)), None)
+        if isinstance(ruling, str):
+            ledger.dismiss("tokenizer.json", key, ruling)
+            continue
+        ledger.unknown(
+            "tokenizer.json",
+            key,
+            f"{tokenizer.path}: {key} = {value!r:.80} is a key that the tokenizers library does "
+            "not know, and is ignored",
+        )
+
+
+def _unknown_keys(stated: object, rendered: object, prefix: str) -> list[tuple[str, object]]:
+    if isinstance(stated, list) and isinstance(rendered, list):
+        pairs = zip(stated, rendered, strict=False)
+        return [found for pair in pairs for found in _unknown_keys(*pair, prefix)]
+    if not isinstance(stated, dict) or not isinstance(rendered, dict):
+        return []
+    found: list[tuple[str, object]] = []
+    for key, value in stated.items():
+        name = f"{prefix}{key}"
+        if name in ("model.vocab", "model.merges", "post_processor.special_tokens"):
+            continue
+        if key not in rendered:
+            found.append((name, value))
+        else:
+            found += _unknown_keys(value, rendered[key], f"{name}.")
+    return found
 
 
 def _is_llama_like(steps: list[Any]) -> bool:

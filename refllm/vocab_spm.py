@@ -1,6 +1,6 @@
-"""SentencePiece: from a `tokenizer.model`, and from a GGUF vocabulary of the kind `llama`.
+"""SentencePiece: from a `tokenizer.model`, or a GGUF vocabulary of the kinds `llama` and `t5`.
 
-Both end in the sentencepiece library. A GGUF file keeps the library's own pieces, scores and types,
+All end in the sentencepiece library. A GGUF file keeps the library's own pieces, scores and types,
 so its `ModelProto` can be put together again: BPE with byte fallback, no normalization, and a space
 before the first word, which are Llama's settings.
 
@@ -14,30 +14,44 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, models
+from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm.api import LlmRuntimeError
 from refllm.tokenizer_base import library_errors
-from refllm.vocab_gguf import GgufKeys, read_special_ids, read_vocabulary
+from refllm.vocab_gguf import (
+    GgufKeys,
+    read_special_ids,
+    read_special_tokens,
+    read_vocabulary,
+)
 from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
 
 __all__ = [
+    "AddedTokens",
     "SentencePieceTokenizer",
     "llama_model",
     "model_from_bytes",
+    "read_scores",
     "sentencepiece_from_gguf",
     "special_ids_of_model",
+    "unigram_from_gguf",
     "vocabulary_of_model",
 ]
 
 Model = Any  # a ModelProto: protobuf makes the class when it is imported
 
 SPACE = "▁"  # how SentencePiece writes a space
+NO_TEXT = "\U0010ffffunknown"  # beside a noncharacter
+BETWEEN = "\0"
 N_BYTES = 256
 BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
@@ -48,24 +62,82 @@ class SentencePieceTokenizer(VocabularyTokenizer):
     Unknown pieces write nothing: there is no text that they stand for (the library writes " ⁇ ").
     """
 
-    def __init__(self, model: Model, vocabulary: Vocabulary, special: SpecialIds) -> None:
+    def __init__(
+        self,
+        model: Model,
+        vocabulary: Vocabulary,
+        special: SpecialIds,
+        *,
+        added: AddedTokens | None = None,
+        scheme: str | None = None,
+    ) -> None:
+        """Make a tokenizer.
+
+        Args:
+            model: The `ModelProto`.
+            vocabulary: Its pieces, and the added tokens after them.
+            special: BOS, EOS, and what is added to a text.
+            added: Tokens of the files beside the model, found in a text before it is cut.
+            scheme: Where a space is put before a word, as `vocab_options.prepend_scheme`; None
+                for what the model itself says.
+        """
         super().__init__(vocabulary, special, indivisible={})
         _check_scores_and_bytes(model, vocabulary)
+        self._scheme = scheme
+        self._added = added
+        normalizer = model.normalizer_spec
+        own_prefix = bool(normalizer.add_dummy_prefix)
+        self._drops_first_space = own_prefix or normalizer.remove_extra_whitespaces
+        if scheme is not None:
+            self._drops_first_space = scheme != "never"
+        self._own_prefix = own_prefix
         with library_errors(vocabulary.path, "not a usable SentencePiece model"):
             self._processor = sentencepiece.SentencePieceProcessor(
                 model_proto=model.SerializeToString()
             )
-        normalizer = model.normalizer_spec
-        self._drops_first_space = normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces
         shortens = normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces
-        if shortens or vocabulary.types.count(TokenType.BYTE) < N_BYTES:
+        self._n_pieces = len(model.pieces)
+        strips = added is not None and added.strips
+        if strips or shortens or vocabulary.types.count(TokenType.BYTE) < N_BYTES:
             # Without byte fallback a run of unknown characters, however long, is one token.
             self.longest_token = 0
 
-    def encode_plain(self, text: str) -> list[int]:
-        """The library's ids, with its space before the first word."""
+    @cached_property
+    def _without_prefix(self) -> sentencepiece.SentencePieceProcessor:
+        model = _new_model()
+        model.ParseFromString(self._processor.serialized_model_proto())
+        model.normalizer_spec.add_dummy_prefix = False
+        with library_errors(self.vocabulary.path, "not a usable SentencePiece model"):
+            return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+
+    def fragments(self, text: str, *, parse_special: bool) -> list[str | int]:
+        """What is between special and added tokens, and their ids; see `VocabularyTokenizer`."""
+        if self._added is None:
+            return super().fragments(text, parse_special=parse_special)
+        return self._added.split(text, parse_special=parse_special)
+
+    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
+        """The library's ids, with a space before the first word.
+
+        The library puts one there even before a space. transformers' LlamaTokenizer does not, and
+        so neither do a scheme that its options ask for, and text after an added token.
+        """
+        processor = self._processor
+        after_added = after is not None and after >= self._n_pieces
+        if self._scheme is not None or (after_added and self._own_prefix):
+            processor = self._without_prefix
+            scheme = self._scheme or "always"
+            is_first = scheme == "always" or (scheme == "first" and after is None)
+            if is_first and not text.startswith((" ", SPACE)):
+                text = f" {text}"
         with library_errors(self.vocabulary.path, "sentencepiece cannot tokenize the text"):
-            return [int(token_id) for token_id in self._processor.encode(text)]
+            ids = [int(token_id) for token_id in processor.encode(text)]
+        if ids and max(ids) >= self.n_vocab:
+            raise LlmRuntimeError(
+                f"{self.vocabulary.path}: the vocabulary has neither an unknown token (type 2) nor "
+                "a token for each byte, and the text has a character that no token spells"
+            )
+        return ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """The piece with its spaces, or its byte; see `Tokenizer.token_bytes`."""
@@ -83,17 +155,121 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         return inside.removeprefix(b" ") if self._drops_first_space and not is_byte else inside
 
 
+class AddedTokens:
+    """Tokens that are found in a text before it is cut into pieces, as the tokenizers library does.
+
+    The library looks for the leftmost and longest one that is not normalized, then for those that
+    are, in what is left. A token with `lstrip` or `rstrip` takes the spaces on that side with it;
+    one with `single_word` is none inside of a word.
+    """
+
+    def __init__(self, tokens: Mapping[int, AddedToken]) -> None:
+        self._ids: dict[str, int] = {str(one.content): i for i, one in tokens.items()}
+        self.strips = any(one.lstrip or one.rstrip for one in tokens.values())
+        self._libraries = {}
+        self._contents: dict[int, str] = {}
+        for parse_special in (False, True):
+            # One word is what lies between two tokens; what it is called does not matter.
+            library = LibraryTokenizer(models.WordLevel({BETWEEN: 0}, unk_token=BETWEEN))
+            library.add_tokens(list(tokens.values()))
+            library.encode_special_tokens = not parse_special
+            self._libraries[parse_special] = library
+            in_library = library.get_added_tokens_decoder()
+            self._contents = {i: str(one.content) for i, one in in_library.items()}
+
+    def split(self, text: str, *, parse_special: bool) -> list[str | int]:
+        """Return what is between the tokens in the text, and their ids in place of them."""
+        encoding = self._libraries[parse_special].encode(text, add_special_tokens=False)
+        return [
+            text[start:stop] if token_id == 0 else self._ids[self._contents[token_id]]
+            for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+        ]
+
+
 def sentencepiece_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
-    """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `llama`."""
+    """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `llama`.
+
+    As in llama.cpp, scores that are missing are 0, and types that are missing are normal. What the
+    sentencepiece library needs besides is only told to the library: which tokens are bytes, by
+    their spelling, and exactly one unknown token.
+    """
     vocabulary = read_vocabulary(keys)
-    if TokenType.UNKNOWN not in vocabulary.types:
-        raise keys.error("token_type", "has no unknown token (type 2)")
     special = read_special_ids(keys, vocabulary, default_bos=1, default_eos=2, default_add_bos=True)
-    scores = keys.numbers("scores", len(vocabulary.tokens))
-    with library_errors(keys.path, "the vocabulary is not one that SentencePiece can hold"):
-        model = llama_model(vocabulary, scores)
+    model = _model_for_the_library(keys, vocabulary, unknown=0)
     model.normalizer_spec.add_dummy_prefix = keys.flag("add_space_prefix", default=True)
-    return SentencePieceTokenizer(model, vocabulary, special)
+    tokenizer = SentencePieceTokenizer(model, vocabulary, special)
+    tokenizer.special_tokens = read_special_tokens(
+        keys, vocabulary, {"bos_token": 1, "eos_token": 2, "unk_token": 0}
+    )
+    return tokenizer
+
+
+def unigram_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
+    """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `t5`, as XLM-R's are.
+
+    The cut with the largest sum of scores is taken, and not what merges give; texts are normalized
+    by the file's `precompiled_charsmap`. Unless the file says otherwise EOS follows a text, as in
+    llama.cpp.
+    """
+    vocabulary = read_vocabulary(keys)
+    special = read_special_ids(
+        keys,
+        vocabulary,
+        default_bos=None,
+        default_eos=1,
+        default_add_bos=False,
+        default_add_eos=True,
+    )
+    model = _model_for_the_library(keys, vocabulary, unknown=2)
+    model.trainer_spec.model_type = model.trainer_spec.UNIGRAM
+    model.trainer_spec.byte_fallback = False
+    normalizer = model.normalizer_spec
+    normalizer.add_dummy_prefix = keys.flag("add_space_prefix", default=False)
+    normalizer.remove_extra_whitespaces = keys.flag("remove_extra_whitespaces", default=False)
+    normalizer.precompiled_charsmap = keys.octets("precompiled_charsmap")
+    tokenizer = SentencePieceTokenizer(model, vocabulary, special)
+    tokenizer.longest_token = 0  # a run of unknown characters, however long, is one token
+    tokenizer.special_tokens = read_special_tokens(
+        keys, vocabulary, {"eos_token": 1, "unk_token": 2, "pad_token": 0}
+    )
+    return tokenizer
+
+
+def _model_for_the_library(keys: GgufKeys, vocabulary: Vocabulary, *, unknown: int) -> Model:
+    with library_errors(keys.path, "the vocabulary is not one that SentencePiece can hold"):
+        model = llama_model(
+            replace(vocabulary, types=_types_for_the_library(keys, vocabulary, unknown)),
+            read_scores(keys, len(vocabulary.tokens)),
+        )
+        if TokenType.UNKNOWN not in vocabulary.types:
+            # The library finds no unknown piece in a text, and with a token for each byte nothing
+            # is unknown to it.
+            model.pieces.add(piece=NO_TEXT, score=0.0, type=int(TokenType.UNKNOWN))
+            model.trainer_spec.unk_piece = NO_TEXT
+    return model
+
+
+def read_scores(keys: GgufKeys, n_vocab: int) -> list[float]:
+    """Return the scores of a GGUF vocabulary; without any, each is 0, as in llama.cpp."""
+    return [0.0] * n_vocab if keys.get("scores") is None else keys.numbers("scores", n_vocab)
+
+
+def _types_for_the_library(
+    keys: GgufKeys, vocabulary: Vocabulary, default_unknown: int
+) -> list[int]:
+    types = list(vocabulary.types)
+    unknown = [token_id for token_id, kind in enumerate(types) if kind == TokenType.UNKNOWN]
+    named = keys.token_id("unknown_token_id", len(types), default=default_unknown, strict=False)
+    for token_id in unknown:
+        if token_id != (named if named in unknown else unknown[0]):
+            types[token_id] = TokenType.CONTROL
+    if TokenType.BYTE not in types:
+        # llama.cpp finds the token of a byte by its spelling alone.
+        spelled = [i for i, token in enumerate(vocabulary.tokens) if BYTE_PIECE.fullmatch(token)]
+        if len(spelled) == N_BYTES:
+            for token_id in spelled:
+                types[token_id] = TokenType.BYTE
+    return types
 
 
 def llama_model(vocabulary: Vocabulary, scores: Iterable[float]) -> Model:
@@ -125,8 +301,7 @@ def _new_model() -> Model:
 
 
 def _check_scores_and_bytes(model: Model, vocabulary: Vocabulary) -> None:
-    for token_id, piece in enumerate(model.pieces):
-        token = vocabulary.tokens[token_id]
+    for token_id, (piece, token) in enumerate(zip(model.pieces, vocabulary.tokens, strict=False)):
         if math.isnan(piece.score):
             raise LlmRuntimeError(
                 f"{vocabulary.path}: the score of token {token_id}, {token!r:.80}, is not a number"

@@ -17,7 +17,7 @@ from dataclasses import replace
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from refllm.tokenizer_base import library_errors
-from refllm.vocab_gguf import GgufKeys, read_vocabulary
+from refllm.vocab_gguf import GgufKeys, read_special_tokens, read_vocabulary
 from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
 
 __all__ = ["WordPieceTokenizer", "bert_spelling", "wordpiece_from_gguf"]
@@ -57,7 +57,7 @@ class WordPieceTokenizer(VocabularyTokenizer):
         )
         self._library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
-    def encode_plain(self, text: str) -> list[int]:
+    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
         """The library's ids of the words."""
         with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
             return list(self._library.encode(text, add_special_tokens=False).ids)
@@ -88,7 +88,7 @@ def bert_spelling(token: str, token_type: int) -> str:
 def wordpiece_from_gguf(keys: GgufKeys) -> WordPieceTokenizer:
     """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `bert`.
 
-    [CLS] and [SEP] go around a text. They and [UNK] are the tokens that the keys cls (or bos),
+    [CLS] and [SEP] go around a text. They and [UNK] are the tokens that the keys bos (or cls),
     seperator (the key's own spelling) and unknown name, else those that are spelled so.
     """
     stored = read_vocabulary(keys)
@@ -96,18 +96,21 @@ def wordpiece_from_gguf(keys: GgufKeys) -> WordPieceTokenizer:
     vocabulary = replace(stored, tokens=tokens)
     if len(set(tokens)) < len(tokens):
         raise keys.error("tokens", "has two tokens that are the same in BERT's spelling")
-    cls = _named_or_spelled(keys, vocabulary, ("cls_token_id", "bos_token_id"), "[CLS]")
+    cls = _named_or_spelled(keys, vocabulary, ("bos_token_id", "cls_token_id"), "[CLS]")
     sep = _named_or_spelled(keys, vocabulary, ("seperator_token_id",), "[SEP]")
     unknown = _named_or_spelled(keys, vocabulary, ("unknown_token_id",), "[UNK]")
     lowercase = keys.flag("normalizer.lowercase", default=True)
     with library_errors(keys.path, "the vocabulary is not one that WordPiece can hold"):
-        return WordPieceTokenizer(
+        tokenizer = WordPieceTokenizer(
             vocabulary,
             SpecialIds(bos_id=cls, eos_ids=frozenset(), prefix=(cls,), suffix=(sep,)),
             unknown=tokens[unknown],
             lowercase=lowercase,
             strip_accents=keys.flag("normalizer.strip_accents", default=lowercase),
         )
+    own = {"cls_token": cls, "sep_token": sep, "unk_token": unknown}
+    tokenizer.special_tokens = read_special_tokens(keys, vocabulary, own)
+    return tokenizer
 
 
 def _named_or_spelled(

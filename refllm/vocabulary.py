@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from types import MappingProxyType
 
 from refllm.tokenizer_base import Tokenizer, check_text, room_for_text
 
@@ -23,28 +24,65 @@ __all__ = [
     "VocabularyTokenizer",
     "ends_of_generation",
     "split_at_tokens",
+    "types_by_spelling",
 ]
 
 # Tokens that end a generation whatever the file names as EOS. A chat model's file often names only
-# the end of a document; its turns end with one of these. The spellings are llama.cpp's.
+# the end of a document; its turns end with one of these. The spellings, and the three tables below,
+# are those of llama.cpp as in llama-cpp-python 0.3.36 (src/llama-vocab.cpp, the lists behind
+# llama_vocab_is_eog).
 END_OF_GENERATION = frozenset(
     {
         "</s>",
         "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "[e~[",
         "<eos>",
         "<end_of_turn>",
         "<end_of_utterance>",
+        "<turn|>",
+        "<|tool_response>",
         "<|call|>",
+        "<|calls|>",
         "<|end_of_text|>",
         "<|end|>",
         "<|endoftext|>",
         "<|eom_id|>",
         "<|eot_id|>",
+        "<|flush|>",
         "<|im_end|>",
         "<|return|>",
         "<｜end▁of▁sentence｜>",
     }
 )
+
+# Tokens of a model that fills in the middle of a text. Each of them is a control token. A model
+# asked to go on with a text also ends it at "pad", "rep" and "sep": what follows is another file.
+FILL_IN_THE_MIDDLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "pre": (
+            *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>"),
+            *("▁<PRE>", "<|code_prefix|>", "<|prefix|>"),
+        ),
+        "suf": (
+            *("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>"),
+            *("▁<SUF>", "<|code_suffix|>", "<|suffix|>"),
+        ),
+        "mid": (
+            *("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>"),
+            *("▁<MID>", "<|code_middle|>", "<|middle|>"),
+        ),
+        "pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+        "rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+        "sep": ("<|file_sep|>",),
+    }
+)
+ENDING_ROLES = ("pad", "rep", "sep")
+
+# gpt-oss writes these around its channels; they are text that the caller is to see.
+ALWAYS_TEXT = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})
 
 
 class TokenType(IntEnum):
@@ -126,17 +164,27 @@ class VocabularyTokenizer(Tokenizer):
         prefix = self._special.prefix if add_special else ()
         suffix = self._special.suffix if add_special else ()
         ids: list[int] = []
-        for fragment in split_at_tokens(
-            text, self._in_text if parse_special else self._indivisible
-        ):
-            ids += [fragment] if isinstance(fragment, int) else self.encode_plain(fragment)
+        after: int | None = None
+        for fragment in self.fragments(text, parse_special=parse_special):
+            if isinstance(fragment, int):
+                ids.append(fragment)
+                after = fragment
+            else:
+                ids += self.encode_plain(fragment, after=after)
         if max_tokens is not None:
             ids = ids[: room_for_text(max_tokens, len(prefix) + len(suffix))]
-        return [*prefix, *ids, *suffix]
+        return self.check_rows([*prefix, *ids, *suffix])
+
+    def fragments(self, text: str, *, parse_special: bool) -> list[str | int]:
+        """Return what is between the special tokens in the text, and their ids in place of them."""
+        return split_at_tokens(text, self._in_text if parse_special else self._indivisible)
 
     @abstractmethod
-    def encode_plain(self, text: str) -> list[int]:
-        """The ids of a text that is not empty and has no special token in it."""
+    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
+        """The ids of a text that is not empty and has no special token in it.
+
+        `after` is the special token before it, None at the beginning.
+        """
 
     def piece(self, token_id: int) -> str:
         """The token as the vocabulary spells it; see `Tokenizer.piece`."""
@@ -177,8 +225,78 @@ def _longest_first(tokens: Mapping[str, int]) -> dict[str, int]:
     return dict(by_length)
 
 
-def ends_of_generation(special_tokens: Mapping[str, int]) -> frozenset[int]:
-    """The ids of those special tokens whose spelling is one of `END_OF_GENERATION`."""
-    return frozenset(
-        token_id for token, token_id in special_tokens.items() if token in END_OF_GENERATION
-    )
+def ends_of_generation(
+    tokens: Mapping[str, int],
+    *,
+    named: Collection[int] = (),
+    roles: Mapping[str, int | None] = MappingProxyType({}),
+) -> frozenset[int]:
+    """Return the ids of the tokens that end a generation: as named, or by spelling of any type.
+
+    Args:
+        tokens: Token to id, for the whole vocabulary.
+        named: The ids that a file names as ends.
+        roles: The ids that a file names for roles of `FILL_IN_THE_MIDDLE`.
+    """
+    ends = {tokens[spelling] for spelling in END_OF_GENERATION if spelling in tokens}
+    fill = fill_in_the_middle(tokens, roles)
+    ends |= {fill[role] for role in ENDING_ROLES if role in fill}
+    inner = {tokens[spelling] for spelling in inner_tokens(tokens)}
+    return frozenset((ends | {*named}) - inner)
+
+
+def fill_in_the_middle(
+    tokens: Mapping[str, int], roles: Mapping[str, int | None]
+) -> dict[str, int]:
+    """Return role to id: as named, else the token with the lowest id that is spelled so.
+
+    llama.cpp takes any one of several tokens that are spelled so, in no stated order.
+    """
+    found: dict[str, int] = {}
+    for role, spellings in FILL_IN_THE_MIDDLE.items():
+        named = roles.get(role)
+        spelled = min((tokens[token] for token in spellings if token in tokens), default=None)
+        token_id = spelled if named is None else named
+        if token_id is not None:
+            found[role] = token_id
+    return found
+
+
+def inner_tokens(tokens: Collection[str]) -> frozenset[str]:
+    """Return which of `<|end|>` and `</s>` end nothing in a vocabulary with these tokens.
+
+    Beside `<|return|>` and `<|call|>` (gpt-oss), or `<|flush|>` and `<|calls|>` (Solar Open),
+    `<|end|>` ends a message within a generation. Beside `<|tool_response>` (Gemma 4), `</s>` is a
+    normal token.
+    """
+    calls = "<|call|>" in tokens or "<|calls|>" in tokens
+    inner = set()
+    if "<|end|>" in tokens and calls and ("<|return|>" in tokens or "<|flush|>" in tokens):
+        inner.add("<|end|>")
+    if "</s>" in tokens and "<|tool_response>" in tokens:
+        inner.add("</s>")
+    return frozenset(inner)
+
+
+def types_by_spelling(
+    tokens: Mapping[str, int], types: Sequence[int], roles: Mapping[str, int | None]
+) -> list[int]:
+    """Return the types of a GGUF vocabulary as llama.cpp corrects them by the tokens' spelling.
+
+    A token that ends a generation or has a role in filling in is a control token, and so writes no
+    text; a token of gpt-oss's channels is text, and so is `<|end|>` where it is an inner token.
+    """
+    corrected = list(types)
+    for spelling in END_OF_GENERATION & tokens.keys():
+        corrected[tokens[spelling]] = TokenType.CONTROL
+    spelled = {s for spellings in FILL_IN_THE_MIDDLE.values() for s in spellings} & tokens.keys()
+    by_role = fill_in_the_middle(tokens, roles)
+    for spelling in spelled:
+        if tokens[spelling] in by_role.values():
+            corrected[tokens[spelling]] = TokenType.CONTROL
+    for spelling in ALWAYS_TEXT & tokens.keys():
+        corrected[tokens[spelling]] = TokenType.USER_DEFINED
+    for spelling in inner_tokens(tokens.keys()):
+        is_end = spelling == "<|end|>"
+        corrected[tokens[spelling]] = TokenType.USER_DEFINED if is_end else TokenType.NORMAL
+    return corrected

@@ -31,6 +31,7 @@ from refllm.vocab_wordpiece import bert_spelling
 from refllm.weights import Weights
 from tests.conftest import DATA
 from tests.model_files import spm_vocabulary, write_tokenizer_model
+from tests.token_cases import FOLDERS, write_folder
 from tests.vocabularies import (
     SENTENCES,
     TEXTS,
@@ -304,7 +305,7 @@ class TestFromTokenizerJson:
     @pytest.mark.parametrize(
         "change",
         [
-            {"normalizer": {"type": "NFC"}},
+            {"normalizer": {"type": "NFKC"}},
             {"pre_tokenizer": {"type": "WhitespaceSplit"}},
             {"pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}},
             {"pre_tokenizer": {**BYTE_LEVEL, "use_regex": False}},
@@ -351,3 +352,20 @@ def test_a_token_of_letters_that_are_no_tokens_is_refused() -> None:
 @pytest.mark.parametrize("token", ["play", "##ing", "[CLS]", "#", "."])
 def test_a_wordpiece_is_spelled_as_in_gguf_and_back(token: str) -> None:
     assert bert_spelling(gguf_spelling(token), NORMAL) == token
+
+
+class TestTokensOfTheFilesBeside:
+    @pytest.mark.parametrize(
+        "case",
+        [
+            "model: added_tokens.json",
+            *("bert: do_lower_case", "bert: strip_accents", "bert: vocab.txt", "qwen: NFC"),
+        ],
+    )
+    def test_they_are_in_the_gguf_file(self, case: str, tmp_path: Path) -> None:
+        folder = write_folder(tmp_path, FOLDERS[case])
+        before = tokenizer_from_folder(folder)
+        keys = vocabulary_keys(Weights(folder, "llama", {}, "hf", {}), n_vocab=before.n_vocab)
+        after = tokenizer_from_gguf(keys, path=tmp_path / "a.gguf")
+        for text in ("abc", "a <|y|>b", "The Café e\u0301."):
+            assert after.encode(text) == before.encode(text)

@@ -200,11 +200,11 @@ def test_bos_and_eos_are_added_as_the_file_says(keys: dict[str, object], ids: li
 @pytest.mark.parametrize(
     ("keys", "eos_ids"),
     [
-        ({}, {2}),
-        ({"eos_token_id": 286}, {2, 286}),  # "</s>" is a control token that ends a generation too
-        ({"eot_token_id": 287}, {2, 287}),
-        ({"eom_token_id": 286, "eot_token_id": 287}, {2, 286, 287}),
-        ({"eos_token_id": 0xFFFFFFFF}, {2}),
+        ({}, {2, 288}),
+        ({"eos_token_id": 286}, {2, 286, 288}),  # "</s>" is spelled as an end, too
+        ({"eot_token_id": 287}, {2, 287, 288}),
+        ({"eom_token_id": 286, "eot_token_id": 287}, {2, 286, 287, 288}),
+        ({"eos_token_id": 0xFFFFFFFF}, {2, 288}),
     ],
 )
 def test_every_token_that_ends_a_generation_is_known(

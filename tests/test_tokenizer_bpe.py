@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,8 @@ def test_words_are_cut_as_worked_out_by_hand(name: str, text: str, expected: lis
 @settings(deadline=None, max_examples=20)
 def test_every_rule_keeps_every_character(name: str, text: str) -> None:
     tokenizer = tokenizer_from_gguf(bpe_metadata(pre=name, add_bos_token=False), path=PATH)
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    expected = unicodedata.normalize("NFC", text) if PRE_TOKENIZERS[name].nfc else text
+    assert tokenizer.decode(tokenizer.encode(text)) == expected
 
 
 @pytest.mark.parametrize(
