@@ -129,6 +129,7 @@ def _from_hf(weights: Weights, ledger: Ledger | None) -> BertConfig:
     keys = Keys(path, weights.hparams, ledger=ledger, where="config.json", by=family)
     # `refllm.weights` chose the family by the first of these that the file has.
     keys.get("model_type" if "model_type" in keys else "architectures")
+    keys.get("tokenizer_class")  # read by the tokenizer
     names = {
         field: _the_name(keys, *names)
         for field, names in (DISTILBERT_KEYS if family == "distilbert" else KEYS).items()

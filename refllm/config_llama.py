@@ -153,7 +153,7 @@ def _from_config_json(weights: Weights, ledger: Ledger) -> LlamaConfig:
     keys = Keys(path, weights.hparams, ledger=ledger, where="config.json", by="llama")
     for key in ("model_type", "architectures", "tie_word_embeddings", "vocab_size"):
         keys.get(key)  # read when the tensors were named
-    for key in ("bos_token_id", "eos_token_id"):
+    for key in ("bos_token_id", "eos_token_id", "tokenizer_class"):
         keys.get(key)  # read by the tokenizer
     n_embd = keys.integer("hidden_size", most=MOST_WIDTH)
     n_heads = keys.integer("num_attention_heads", most=MOST_HEADS)

@@ -341,10 +341,13 @@ def _rope_layout(model: FoundModel, weights: Weights) -> Iterator[Finding]:
 def _vocabulary_sizes(model: FoundModel, n_tokens: int, n_vocab: int) -> Iterator[Finding]:
     if n_tokens <= n_vocab <= n_tokens + MOST_PADDING:
         return
+    what = f"{model.path}: the tokenizer has {n_tokens} tokens, the network {n_vocab}"
+    if n_tokens > n_vocab:
+        what += "; a text with one of the others is refused"
     yield Finding(
         check="vocabulary-sizes",
-        level="broken" if n_tokens > n_vocab else "warning",
-        what=f"{model.path}: the tokenizer has {n_tokens} tokens, the network {n_vocab}",
+        level="warning",
+        what=what,
         remedy="fetch tokenizer and weights from one place",
     )
 

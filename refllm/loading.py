@@ -96,13 +96,11 @@ class LlamaModel:
         tokenizer adds its own. Errors: as `refllm.chat_template.chat_prompt`.
         """
         tokenizer = self.tokenizer
-        bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
-        eos = tokenizer.piece(min(tokenizer.eos_ids)) if tokenizer.eos_ids else ""
-        named = getattr(tokenizer, "special_tokens", {"bos_token": bos, "eos_token": eos})
         # As in llama.cpp, a template can join what a vocabulary lacks to a text.
-        special_tokens = {"bos_token": "", "eos_token": "", **named}
+        special_tokens = {"bos_token": "", "eos_token": "", **tokenizer.special_tokens}
         template = self.chat_template or LLAMA_2
         prompt = chat_prompt(template, messages, special_tokens=special_tokens)
+        bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
         adds_bos = bos and tokenizer.encode("")[:1] == [tokenizer.bos_id]
         return prompt.removeprefix(bos) if adds_bos else prompt
 
@@ -366,7 +364,7 @@ def account(path: Path) -> Ledger:
 def _model(
     path: Path, weights: Weights, parameters: Parameters, ledger: Ledger
 ) -> LlamaModel | BertModel:
-    tokenizer = _tokenizer(weights, path)
+    tokenizer = _tokenizer(weights, path, ledger)
     if weights.architecture == "llama":
         llama = Llama(llama_config(weights, ledger=ledger), parameters)
         # Its numbers are hyperparameters: config.json gives them as a formula.
@@ -423,7 +421,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Errors: as `load_path`.
     """
     _check_path(path)
-    return _tokenizer(open_weights(path), path)
+    return _tokenizer(open_weights(path), path, Ledger())
 
 
 def _check_path(path: Path) -> None:
@@ -439,10 +437,10 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _tokenizer(weights: Weights, path: Path) -> Tokenizer:
+def _tokenizer(weights: Weights, path: Path, ledger: Ledger) -> Tokenizer:
     if weights.source == "gguf":
-        return tokenizer_from_gguf(weights.hparams, path=weights.path)
-    tokenizer = tokenizer_from_folder(path)
+        return tokenizer_from_gguf(weights.hparams, path=weights.path, ledger=ledger)
+    tokenizer = tokenizer_from_folder(path, ledger=ledger)
     if weights.architecture != "llama" and lower_cases(path):
         if not isinstance(tokenizer, JsonTokenizer):
             raise ModelNotSupported(

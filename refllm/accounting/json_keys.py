@@ -56,7 +56,6 @@ ANY_CONFIG: Known = {
     "finetuning_task": HEAD,
     "task_specific_params": GENERATION,
     "prefix": GENERATION,
-    "tokenizer_class": "the tokenizer's own files say what it is",
     "pad_token_id": "texts are not padded",
     "sep_token_id": "the tokenizer's own files say what it adds",
     "cls_token_id": "the tokenizer's own files say what it adds",

@@ -25,7 +25,7 @@ ONLY_SENTENCEPIECE = "llama.cpp uses it for vocabularies of the kinds llama and 
 ONLY_BERT = "llama.cpp uses it for a vocabulary of the kind bert only"
 
 GGUF_TOKENIZER: Known = {
-    "tokenizer.ggml.token_type_count": "the network has a row for each token type, and counts them",
+    "tokenizer.ggml.token_type_count": "the network compares it with the rows of its table",
     "tokenizer.ggml.suppress_tokens": MustBe(
         ([],),
         "tokens that must never be drawn, which is not computed; remove the key if the model may "
