@@ -144,8 +144,9 @@ class Keys:
     ) -> None:
         """Record what becomes of every key whose name matches `among` and not `apart_from`.
 
-        A key that was read is used. Of the others, the first pattern in `known` decides; where
-        none matches, the key is refused, or recorded as unknown.
+        A key that was read is used. Of the others, the tables decide: an entry of the key's own
+        name, else the first pattern that matches it. A key that no table lists is refused, or
+        recorded as unknown.
 
         Args:
             known: Tables of keys that are irrelevant or must have one value.
@@ -156,7 +157,8 @@ class Keys:
         Raises:
             ModelNotSupported: naming the key and its value.
         """
-        patterns = [pair for table in known for pair in table.items()]
+        by_name = {key: rule for table in reversed(known) for key, rule in table.items()}
+        by_pattern = [pair for table in known for pair in table.items() if "*" in pair[0]]
         for key, value in self.values.items():
             if not fnmatchcase(key, among) or any(fnmatchcase(key, each) for each in apart_from):
                 continue
@@ -166,7 +168,9 @@ class Keys:
             if key in self._read:
                 self._ledger.use(self._where, name, self._by)
                 continue
-            ruling = next((rule for pattern, rule in patterns if fnmatchcase(key, pattern)), None)
+            ruling = by_name.get(key) or next(
+                (rule for pattern, rule in by_pattern if fnmatchcase(key, pattern)), None
+            )
             match ruling:
                 case str():
                     self._ledger.dismiss(self._where, name, ruling)
