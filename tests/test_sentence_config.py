@@ -358,7 +358,8 @@ def test_do_lower_case_is_refused_without_a_tokenizer_json(tmp_path: Path, data_
     folder = write_sentence_folder(
         tmp_path / "m", switches("mean_tokens"), transformer={"do_lower_case": True}
     )
-    (folder / "tokenizer.json").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # which names BERT's special tokens
+        (folder / name).unlink()
     shutil.copy(data_dir / "llama2-tokenizer" / "tokenizer.model", folder)
     with pytest.raises(ModelNotSupported, match=r"do_lower_case = True .* tokenizer\.json"):
         load_tokenizer(folder)
