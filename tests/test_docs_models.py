@@ -1,4 +1,4 @@
-"""docs/models.md says what is true: it is run in order, and its tables are those that decide."""
+"""docs/models.md says what is true: it is run in order, and has the tables that decide."""
 
 from __future__ import annotations
 
