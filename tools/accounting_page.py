@@ -3,8 +3,8 @@
     python -m tools.accounting_page
 
 What is refused and irrelevant is read from the tables of `refllm.accounting`, which decide it.
-What is computed is listed here, as far as possible from the tables of its readers; `tests/peer_values/*.json`
-name the libraries that its right values come from.
+What is computed is listed here, as far as possible from the tables of its readers;
+`tests/peer_values/*.json` name the libraries that its right values come from.
 """
 
 from __future__ import annotations
