@@ -268,6 +268,8 @@ def _contents(model: FoundModel, weights: Weights) -> Iterator[Finding]:
         else:
             sentence_config(weights, n_embd=bert_config(weights).n_embd)
             n_vocab = Parameters(weights.path, weights.tensors).n_rows("token_embd.weight")
+    except ModelNotSupported:  # said by the accounting
+        pass
     except LlmError as error:
         remedy = f"fetch {model.path} again"
         yield Finding(check="bad-config", level="broken", what=str(error), remedy=remedy)
@@ -287,14 +289,18 @@ def _contents(model: FoundModel, weights: Weights) -> Iterator[Finding]:
 
 def _accounting(model: FoundModel) -> Iterator[Finding]:
     """Whether every tensor and key is used, or irrelevant by a table."""
+    all_of_them = f"refllm models show {_quoted(model.path)} --accounting"
+    remedy = f"take a model that is computed; {all_of_them} lists every tensor and key"
     try:
         entries = account(model.path).entries
+    except ModelNotSupported as error:
+        yield Finding(check="not-computed", level="broken", what=str(error), remedy=remedy)
+        return
     except LlmError:  # said by what cannot be loaded, or does not fit together
         return
     by_verdict: dict[str, list[Entry]] = {"refused": [], "unknown": []}
     for entry in entries:
         by_verdict.get(entry.verdict, []).append(entry)
-    all_of_them = f"refllm models show {_quoted(model.path)} --accounting"
     if by_verdict["refused"]:
         # The reason of the first tensor names the others, too.
         reasons = dict.fromkeys(e.reason for e in by_verdict["refused"] if ": " in e.reason)
@@ -303,7 +309,7 @@ def _accounting(model: FoundModel) -> Iterator[Finding]:
                 check="not-computed",
                 level="broken",
                 what=reason,
-                remedy=f"take a model that is computed; {all_of_them} lists every tensor and key",
+                remedy=remedy,
             )
     for entry in by_verdict["unknown"]:
         yield Finding(

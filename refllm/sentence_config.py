@@ -193,7 +193,7 @@ def _head_of_gguf(weights: Weights, ledger: Ledger) -> SentenceHead:
         if number in GGUF_POOLING_TYPES:
             mode = GGUF_POOLING_TYPES[number]
         else:
-            why = NOT_COMPUTED.get(number, "a pooling that refllm does not know; use 1, 2 or 3")
+            why = NOT_COMPUTED.get(number, "a pooling that is not computed; use 1, 2 or 3")
             keys.refuse(key, why)
             return MEAN_NORMALIZED
     keys.account(unknown="refuse", among=key)

@@ -108,7 +108,7 @@ def tokenizer_from_gguf(
     keys = GgufKeys(metadata, path, ledger=ledger)
     kind = keys.text("model")
     if kind not in GGUF_KINDS:
-        problem = OTHER_KINDS.get(kind, "a kind that refllm does not know")
+        problem = OTHER_KINDS.get(kind, "a kind that is not computed")
         raise ModelNotSupported(
             f"{path}: {keys.prefix}model = {kind!r:.80} is not supported: {problem}; "
             f"those that are computed are {', '.join(GGUF_KINDS)}"

@@ -27,7 +27,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, ReaderField
 from numpy.typing import DTypeLike, NDArray
 
-from refllm.api import LlmRuntimeError
+from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.quant import FORMATS, Format, Tensor
 from refllm.weights_file import map_file, row_layout
 
@@ -92,7 +92,7 @@ def _check_preamble(path: Path) -> None:
         raise LlmRuntimeError(f"{path}: truncated after {len(start)} bytes, inside the header")
     _, version, n_tensors, n_keys = PREAMBLE.unpack(start)
     if version & 0xFFFF == 0:
-        raise LlmRuntimeError(f"{path}: a big-endian GGUF file; convert it to little-endian")
+        raise ModelNotSupported(f"{path}: a big-endian GGUF file; convert it to little-endian")
     if version not in VERSIONS:
         raise LlmRuntimeError(f"{path}: GGUF version {version}; versions 2 and 3 can be read")
     if n_keys * SMALLEST_KEY + n_tensors * SMALLEST_TENSOR_INFO > data.size - PREAMBLE.size:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from refllm.api import LlmRuntimeError
+from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.quant import FORMATS, Tensor
 from refllm.weights_file import (
     SPLIT_PART,
@@ -56,12 +56,12 @@ class StoredTensor:
     def named(self, name: str) -> Tensor:
         """The same bytes as the `Tensor` called `name`, uint8 [rows, row_bytes].
 
-        Errors: `LlmRuntimeError` for a dtype that is not F32, F16 or BF16, or a shape that is not
-        a vector's, a matrix's or at most four-dimensional.
+        Errors: `ModelNotSupported` for a dtype that is not F32, F16 or BF16; `LlmRuntimeError` for
+        a shape that is not a vector's, a matrix's or at most four-dimensional.
         """
         where = f"{self.path}: tensor {self.name!r:.80}"
         if self.dtype not in DTYPES:
-            raise LlmRuntimeError(
+            raise ModelNotSupported(
                 f"{where} has dtype {self.dtype}; {', '.join(DTYPES)} can be read, so take the "
                 "unquantized model, or a GGUF file"
             )

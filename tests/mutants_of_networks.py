@@ -178,6 +178,7 @@ def swiglu_of_up(gate_up: Floats) -> Floats:
 def transposed_attn_output(self: Parameters, name: str, n_rows: int, n_columns: int) -> Matrix:
     if not name.endswith("attn_output.weight"):
         return real_matrix(self, name, n_rows, n_columns)
+    self.asked.add(name)
     turned = np.ascontiguousarray(self.tensors[name].array().T)
     return pack(Tensor(name, FORMATS["F32"], turned.shape, turned.view(np.uint8)))
 

@@ -161,7 +161,7 @@ class TestKeysOfConfigJson:
             load_path(path)
             load_path(path)
         [record] = caplog.records
-        assert "unheard_of = 3 is a key that refllm does not know" in record.getMessage()
+        assert "unheard_of = 3 is a key that no table of refllm lists" in record.getMessage()
 
     def test_a_strict_engine_refuses_a_key_that_no_table_lists(self, tmp_path: Path) -> None:
         path = folder_with(tmp_path, {"unheard_of": 3})

@@ -121,7 +121,7 @@ def test_an_unknown_key_of_config_json_is_a_warning_once_and_an_error_where_stri
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = "a_new_kind_of_attention"
-    named = rf"config\.json: {key} = 'wide' is a key that refllm does not know"
+    named = rf"config\.json: {key} = 'wide' is a key that no table of refllm lists"
     with pytest.raises(ModelNotSupported, match=named):
         ruled(tmp_path, kind, key, "wide")
     with caplog.at_level(logging.WARNING, logger="refllm"):

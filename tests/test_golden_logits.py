@@ -155,14 +155,15 @@ oracle_rope, oracle_attention = oracle.rope, oracle.attention
 oracle_rms_norm, oracle_matmul = oracle.rms_norm, oracle.matmul
 
 
-def rope_by_halves(x: Array, positions: Array, frequencies: Array) -> Array:
+def rope_by_halves(x: Array, positions: Array, frequencies: Array, magnitude: float) -> Array:
     order = np.arange(x.shape[2]).reshape(2, -1).T.ravel()
-    return oracle_rope(x[..., order], positions, frequencies)[..., np.argsort(order)]
+    turned = oracle_rope(x[..., order], positions, frequencies, magnitude)
+    return turned[..., np.argsort(order)]
 
 
-def rope_one_further(x: Array, positions: Array, frequencies: Array) -> Array:
+def rope_one_further(x: Array, positions: Array, frequencies: Array, magnitude: float) -> Array:
     # All positions alike would change no score.
-    return oracle_rope(x, positions + (positions > 0), frequencies)
+    return oracle_rope(x, positions + (positions > 0), frequencies, magnitude)
 
 
 def unscaled_attention(q: Array, k: Array, v: Array, n_visible: Sequence[int]) -> Array:

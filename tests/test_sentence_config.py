@@ -95,7 +95,7 @@ def test_an_unknown_key_is_warned_about_and_refused_if_strict(
     with caplog.at_level(logging.WARNING, "refllm"):
         read(folder)
     assert [record.getMessage() for record in caplog.records if file in record.getMessage()]
-    assert "surprise = 3 is a key that refllm does not know" in caplog.text
+    assert "surprise = 3 is a key that no table of refllm lists" in caplog.text
     with pytest.raises(ModelNotSupported, match=rf"{file}: .*surprise = 3"):
         read(folder, Ledger(strict=True))
 
@@ -339,7 +339,7 @@ def test_a_gguf_names_its_pooling_by_number(number: int | None, mode: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("number", "why"), [(0, "a vector for each token"), (4, "reranker"), (9, "does not know")]
+    ("number", "why"), [(0, "a vector for each token"), (4, "reranker"), (9, "is not computed")]
 )
 def test_a_gguf_with_another_pooling_is_refused(number: int, why: str, tmp_path: Path) -> None:
     path = tiny_bert_gguf(tmp_path / "m.gguf", metadata={"bert.pooling_type": number})

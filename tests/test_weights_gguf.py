@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refllm.api import LlmError, LlmRuntimeError
+from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.weights import Weights, open_gguf
 from tests.model_files import tiny_llama_gguf, write_gguf
 
@@ -160,7 +160,6 @@ DAMAGED = {
     "short preamble": (file()[:20], "truncated after 20 bytes"),
     "version 1": (file(version=1), "GGUF version 1;"),
     "version 4": (file(version=4), "GGUF version 4;"),
-    "big-endian": (struct.pack(">4sIQQ", b"GGUF", 3, 0, 0), "big-endian"),
     "2^60 keys": (file(n_keys=2**60), f"announces {2**60} metadata keys"),
     "2^60 tensors": (file(n_tensors=2**60), rf"{2**60} tensors, more than fit into \d+ bytes"),
     "one key too many": (file(n_keys=2), "tensor ''"),
@@ -252,6 +251,12 @@ def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path: Path, case: str) -
     content, complaint = DAMAGED[case]
     path = written(tmp_path, content)
     with pytest.raises(LlmRuntimeError, match=f"(?s){path}: .*({complaint})"):
+        open_gguf(path)
+
+
+def test_a_big_endian_file_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = written(tmp_path, struct.pack(">4sIQQ", b"GGUF", 3, 0, 0))
+    with pytest.raises(ModelNotSupported, match="big-endian GGUF file; convert it to little-end"):
         open_gguf(path)
 
 

@@ -167,10 +167,11 @@ def float32_rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return result
 
 
-def float32_rope(x: Array, positions: Array, frequencies: Array) -> Array:
+def float32_rope(x: Array, positions: Array, frequencies: Array, magnitude: float = 1.0) -> Array:
     """Angles are float32 products of float32 frequencies."""
     angles = positions.astype(np.float32)[:, None] * frequencies.astype(np.float32)  # [T, R/2]
-    cosine, sine = (part.astype(np.float32)[:, None] for part in oracle._cos_sin(angles))
+    turns = oracle._cos_sin(angles)
+    cosine, sine = ((part * magnitude).astype(np.float32)[:, None] for part in turns)
     out, n = x.copy(), 2 * angles.shape[1]
     a, b = x[..., 0:n:2], x[..., 1:n:2]
     out[..., 0:n:2], out[..., 1:n:2] = a * cosine - b * sine, a * sine + b * cosine

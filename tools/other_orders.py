@@ -48,7 +48,9 @@ def _sums_in_halves(terms: Array) -> Array:
     return terms[:, 0]
 
 
-def successive_angles(x: Array, positions: Array, frequencies: Array) -> Array:
+def successive_angles(
+    x: Array, positions: Array, frequencies: Array, magnitude: float = 1.0
+) -> Array:
     """`oracle.rope` with float32 angles, each pair's a constant times that of the pair before.
 
     Source: ggml_rope_cache_init in ggml's ggml-cpu/ops.cpp.
@@ -58,7 +60,8 @@ def successive_angles(x: Array, positions: Array, frequencies: Array) -> Array:
     while len(angles) < len(frequencies):
         angles.append(angles[-1] * slower)
     exact = np.stack(angles, axis=1).astype(np.float64)  # [T, R/2]
-    cosine, sine = (turn(exact).astype(x.dtype)[:, None, :] for turn in (np.cos, np.sin))
+    turns = (turn(exact) * magnitude for turn in (np.cos, np.sin))
+    cosine, sine = (turn.astype(x.dtype)[:, None, :] for turn in turns)
     out = x.copy()
     turned = 2 * len(frequencies)
     a, b = x[..., 0:turned:2], x[..., 1:turned:2]

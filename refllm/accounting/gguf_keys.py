@@ -36,7 +36,7 @@ ANY_GGUF: Known = {
     ),
     "clip.*": MustBe((), "the encoder of a multimodal model; name the file of the language model"),
     "training.*": "a checkpoint's own numbers",
-    "*": "of a namespace that no reader of such a model knows; its author's tool wrote it",
+    "*": "of a namespace of the tool that wrote it, which no network reads",
 }
 """Keys of any file that are neither the architecture's nor the tokenizer's."""
 

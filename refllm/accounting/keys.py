@@ -179,15 +179,15 @@ class Keys:
                 case MustBe():
                     self._refuse(name, value, ruling.otherwise)
                 case None if value is None:
-                    self._ledger.dismiss(self._where, name, "null says nothing")
+                    self._ledger.dismiss(self._where, name, "null counts as absent")
                 case None if unknown == "refuse":
-                    self._refuse(name, value, "a key that refllm does not know")
+                    self._refuse(name, value, "no table of refllm lists the key")
                 case None:
                     self._ledger.unknown(
                         self._where,
                         name,
-                        f"{self.path}: {name} = {value!r:.80} is a key that refllm does not know, "
-                        "and is ignored",
+                        f"{self.path}: {name} = {value!r:.80} is a key that no table of refllm "
+                        "lists",
                     )
 
     def refuse(self, key: str, why: str) -> None:

@@ -71,7 +71,7 @@ class Ledger:
             return
         self.entries.append(Entry(where, name, "unknown", problem))
         if not self._collecting:
-            _warn_once(problem)
+            _warn_once(f"{problem}; it is ignored")
 
 
 @functools.cache

@@ -85,7 +85,7 @@ POOLING_CONFIG: Known = {
     "pooling_mode_mean_sqrt_len_tokens": BESIDE_A_MODE,
     "pooling_mode_weightedmean_tokens": BESIDE_A_MODE,
     "pooling_mode_lasttoken": BESIDE_A_MODE,
-    "pooling_mode_*": MustBe((False,), "a pooling that refllm does not know"),
+    "pooling_mode_*": MustBe((False,), "a pooling that is not computed"),
 }
 
 DENSE_CONFIG: Known = {

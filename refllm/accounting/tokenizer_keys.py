@@ -191,7 +191,7 @@ GENERATION_CONFIG: Known = {
 """Keys of generation_config.json."""
 
 TOKENIZER_JSON: Known = {
-    "version": "which version of the format the file has; the library refuses one it does not know",
+    "version": "which version of the format the file has; the library refuses others",
     "*str_rep": "an old name of replacement, which the library reads",
     "*add_prefix_space": "an old name of prepend_scheme, which the library reads",
     "*prefix_space": "an old name of prepend_scheme, which the library reads",

@@ -130,7 +130,11 @@ def _show_accounting(model: str, *, json: bool) -> None:
 
 
 def verify(*, model: ModelArgument) -> None:
-    """Check that MODEL is whole: hashes of a published one, shapes, and that weights are finite."""
+    """Check that MODEL is whole: hashes of a published one, shapes, and that weights are finite.
+
+    A tensor or key that is neither used nor listed as irrelevant is an error, too, also a key of a
+    JSON file, for which other commands log a warning.
+    """
     from refllm.describe import verify as verify_model
     from refllm.pull import PUBLISHED, require_published
 
