@@ -2,9 +2,9 @@
 # One would guess that add_bos_token = false in tokenizer_config.json has the same effect in
 # transformers and in a GGUF.
 # With a tokenizer.json transformers does not look at it: the post-processor adds <s> all the
-# same. gguf's SpecialVocab writes the flag, and llama.cpp obeys it.
-# It matters because one folder gives prompts with <s> in transformers and prompts without it
-# after conversion.
+# same. gguf's SpecialVocab writes the flag into the GGUF, for programs that obey it.
+# It matters because one folder gives prompts with <s> in transformers and without it after
+# conversion.
 set -euo pipefail
 
 folder=$(mktemp -d)

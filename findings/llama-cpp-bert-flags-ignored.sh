@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # One would guess that add_bos_token, add_eos_token and add_sep_token = false in a BERT's GGUF
 # give token ids without [CLS] and [SEP].
-# A WordPiece vocabulary is always framed: [CLS] in front and [SEP] behind, whatever the three
-# keys say.
-# It matters to those who trust the keys as they may for a llama: the vector of a text includes
+# A WordPiece vocabulary is always framed: [CLS] in front and [SEP] behind, whatever the value of
+# the three keys.
+# It matters to users who trust the keys as they may for a llama: the vector of a text includes
 # two tokens that the file switched off.
 set -euo pipefail
 

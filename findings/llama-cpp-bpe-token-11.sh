@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # One would guess that a GGUF with a byte-level BPE vocabulary and without
 # tokenizer.ggml.eos_token_id has no end token.
-# Token 11 becomes both the first and the end token (a default for one early model), whatever
-# token 11 is; here it is the comma.
+# Token 11 becomes both the first and the end token, whatever token 11 is; here it is the comma.
 # It matters because each text stops at the first comma, and no error points at the missing key.
 set -euo pipefail
 

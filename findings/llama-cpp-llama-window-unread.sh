@@ -3,7 +3,7 @@
 # sliding_window of a Mistral's config.json does, since Mistral models are converted to the
 # architecture "llama".
 # The key is accepted and ignored: llama.cpp computes the logits of the same weights without a
-# window, transformers those with it.
+# window, transformers the logits with the window.
 # It matters for prompts longer than the window of a Mistral of the first generation: the two
 # programs compute different models.
 set -euo pipefail

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# One would guess that a token is an end of a text if the file says so by an id key.
-# llama.cpp also goes by spelling: a token "<PAD>" or "[PAD]" is taken for the padding of fill-in-
-# the-middle and ends a text, although it is typed NORMAL and no key names it; "<pad>" does not.
+# One would guess that a token is an end of a text if an id key of the file names it.
+# llama.cpp also goes by spelling: a token "<PAD>" or "[PAD]" is taken for the padding of
+# fill-in-the-middle and ends a text, although it is typed NORMAL and no key names it; "<pad>"
+# does not.
 # It matters because two copies of a model that differ in the spelling of one token stop at
 # different places.
 set -euo pipefail

@@ -53,7 +53,7 @@ added = {"content": "<x>", "lstrip": False, "rstrip": False, "normalized": False
 added |= {"single_word": False, "special": True}
 folder = tokenizer_folder({"added_tokens_decoder": {"9": added}})
 ids = AutoTokenizer.from_pretrained(folder)("a<x>b").input_ids
-print(f"added_tokens_decoder says <x> is 9; 'a<x>b' gives {ids}")
+print(f"added_tokens_decoder has <x> at 9; 'a<x>b' gives {ids}")
 expect(ids != [0, 9, 1], "the id of added_tokens_decoder counts now")
 expect(ids == [0, 5, 1], "the added token gets yet another id")
 print("seen: an added token gets the next free id, not the one of the file")

@@ -3,14 +3,14 @@
 # tokenizer_config.json.
 # The folder replaces it: the tokenizer has the template "rag" only, and a plain chat raises an
 # error for want of a default.
-# It matters to those who add a template to an older model whose default stands in
+# It matters to users who add a template to an older model whose default stands in
 # tokenizer_config.json: chat stops working.
 set -euo pipefail
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet transformers==5.24.0 tokenizers==0.23.3
+"$folder/venv/bin/pip" install --quiet transformers==5.24.0 tokenizers==0.23.3 jinja2==3.1.6
 export HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
@@ -48,7 +48,7 @@ def tokenizer_folder(config, post_processor=None):
     return folder
 
 
-print(*(f"{name} {version(name)}" for name in ("transformers", "tokenizers")), sep=", ")
+print(*(f"{name} {version(name)}" for name in ("transformers", "tokenizers", "jinja2")), sep=", ")
 folder = tokenizer_folder({"chat_template": "DEFAULT"})
 chat = [{"role": "user", "content": "a"}]
 before = AutoTokenizer.from_pretrained(folder).apply_chat_template(chat, tokenize=False)

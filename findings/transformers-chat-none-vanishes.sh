@@ -10,7 +10,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet transformers==5.24.0 tokenizers==0.23.3
+"$folder/venv/bin/pip" install --quiet transformers==5.24.0 tokenizers==0.23.3 jinja2==3.1.6
 export HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
@@ -48,7 +48,7 @@ def tokenizer_folder(config, post_processor=None):
     return folder
 
 
-print(*(f"{name} {version(name)}" for name in ("transformers", "tokenizers")), sep=", ")
+print(*(f"{name} {version(name)}" for name in ("transformers", "tokenizers", "jinja2")), sep=", ")
 template = "{% for m in messages %}{% if m.content is not none %}[{{ m.content }}]{% endif %}{% endfor %}"
 tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder({"chat_template": template}))
 message = {"role": "assistant", "content": None}

@@ -9,7 +9,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet transformers==5.24.0 tokenizers==0.23.3
+"$folder/venv/bin/pip" install --quiet transformers==5.24.0 tokenizers==0.23.3 jinja2==3.1.6
 export HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 cd "$folder"
 "$folder/venv/bin/python" - <<'PY'
@@ -47,7 +47,7 @@ def tokenizer_folder(config, post_processor=None):
     return folder
 
 
-print(*(f"{name} {version(name)}" for name in ("transformers", "tokenizers")), sep=", ")
+print(*(f"{name} {version(name)}" for name in ("transformers", "tokenizers", "jinja2")), sep=", ")
 template = "{{ messages[0].thinking }} {{ messages[0].reasoning_content }}"
 tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder({"chat_template": template}))
 for key in ("reasoning", "thinking", "reasoning_content"):

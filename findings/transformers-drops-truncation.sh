@@ -2,8 +2,8 @@
 # One would guess that truncation and padding that are stored in tokenizer.json hold wherever the
 # file is loaded.
 # tokenizers obeys them, transformers drops both when it loads the same file.
-# It matters because one file gives lists of another length in the two libraries: many embedding
-# models ship a tokenizer.json that is cut at 128 tokens.
+# It matters because one file gives lists of different lengths in the two libraries; the
+# tokenizer.json of all-MiniLM-L6-v2, for one, cuts at 128 tokens.
 set -euo pipefail
 
 folder=$(mktemp -d)

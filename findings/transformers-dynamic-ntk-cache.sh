@@ -3,7 +3,7 @@
 # give the same logits up to rounding.
 # With dynamic NTK RoPE they do not beyond max_position_embeddings: cached keys keep the
 # frequencies of the length at which they were made.
-# It matters to those who compare programs or score texts: a prompt's logits depend on how it was
+# It matters to users who compare programs or score texts: a prompt's logits depend on how it was
 # cut into passes.
 set -euo pipefail
 

@@ -3,7 +3,7 @@
 # which shard.
 # Only the set of its file names counts. A tensor in a shard that the index does not list is
 # loaded all the same, and of a tensor that two shards hold the one of the last file (in the order
-# of names) is taken, whatever the index says.
+# of names) is taken, whatever the index has.
 # It matters for folders that were edited or merged by hand, and to readers that follow the index:
 # they load another model.
 set -euo pipefail

@@ -2,8 +2,8 @@
 # One would guess that AutoTokenizer uses the pipeline that is written in tokenizer.json.
 # For classes such as BertTokenizer and Qwen2Tokenizer only the vocabulary and merges are taken;
 # normalizer, pre-tokenizer and post-processor are rebuilt from the class and
-# tokenizer_config.json. A cased BERT's tokenizer.json lower-cases if do_lower_case is not given,
-# and numbers are split for Qwen2 that the file keeps whole.
+# tokenizer_config.json. With a cased BERT's tokenizer.json text is lower-cased if do_lower_case
+# is not given, and numbers are split for Qwen2 that the file keeps whole.
 # It matters to readers of tokenizer.json: the same folder gives other tokens with the tokenizers
 # library than with transformers.
 set -euo pipefail

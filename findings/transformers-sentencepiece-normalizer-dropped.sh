@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One would guess that LlamaTokenizer normalizes text as the tokenizer.model that it is loaded
-# from says.
-# The normalization rule in the file (here NFKC) is dropped: a ligature and full-width letters
-# become bytes, while sentencepiece gives plain letters.
+# One would guess that LlamaTokenizer applies the normalization of the tokenizer.model that it is
+# loaded from.
+# The normalization rule in the file (here NFKC) is dropped: a ligature becomes bytes, while
+# sentencepiece gives plain letters.
 # It matters for models trained with a normalizing tokenizer.model: token ids differ from training
 # for every such character.
 set -euo pipefail

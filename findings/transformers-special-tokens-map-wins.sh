@@ -52,7 +52,7 @@ folder = tokenizer_folder({"eos_token": "</s>"})
 alone = AutoTokenizer.from_pretrained(folder).eos_token
 (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "b"}))
 both = AutoTokenizer.from_pretrained(folder).eos_token
-print(f"tokenizer_config.json says '</s>': {alone!r}; special_tokens_map.json says 'b', too: {both!r}")
+print(f"eos_token '</s>' in tokenizer_config.json: {alone!r}; with 'b' in special_tokens_map.json: {both!r}")
 expect(alone == "</s>", "eos_token of tokenizer_config.json is not read")
 expect(both == "b", "tokenizer_config.json wins now")
 print("seen: special_tokens_map.json wins")

@@ -2,7 +2,7 @@
 # One would guess that tie_word_embeddings = true in config.json ties, so that an lm_head.weight
 # in the file is ignored.
 # If the tensor is there and differs from the embedding it counts: the model is not tied, while
-# its config still says that it is.
+# tie_word_embeddings of its config is still true.
 # It matters for conversions and other readers that trust the config: they compute another output
 # matrix than transformers.
 set -euo pipefail
@@ -59,7 +59,7 @@ own = torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 tied = torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
 print(f"config: tied {loaded.config.tie_word_embeddings}; output is the embedding: {tied}")
 print(f"output is lm_head.weight of the file: {own}")
-expect(loaded.config.tie_word_embeddings is True, "the config of the loaded model says untied")
+expect(loaded.config.tie_word_embeddings is True, "the config of the loaded model is untied")
 expect(own and not tied, "tie_word_embeddings wins over the file now")
 print("seen: a different lm_head.weight wins over tie_word_embeddings")
 PY

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One would guess that a text that holds the characters "[SEP]" gives the same vector in sentence-
-# transformers and in llama-cpp-python.
+# One would guess that a text that holds the characters "[SEP]" gives the same vector in
+# sentence-transformers and in llama-cpp-python.
 # The tokenizer of transformers turns the characters into the special token; the tokenizer call
 # that Llama.embed makes treats them as plain characters.
 # It matters for texts that come from users or from pages about BERT: one program sees an end of a
