@@ -101,10 +101,12 @@ def _from_gguf(weights: Weights, ledger: Ledger) -> LlamaConfig:
 
 
 def _rope_of_gguf(keys: Keys, weights: Weights, n_ctx: int) -> Rope:
-    """Return RoPE as llama.cpp reads it.
+    """Return RoPE as llama.cpp reads it, and YaRN's ramp and magnitude as the file has them.
 
     Without a type, a factor means linear scaling; `rope.scale_linear` is the factor's old name;
-    a factor of 0 means none. Source: `load_hparams` in llama.cpp's src/llama-model.cpp.
+    a factor of 0 means none. Source: `load_hparams` in llama.cpp's src/llama-model.cpp. Its
+    converter writes yarn_beta_fast, yarn_beta_slow and yarn_attn_factor, and llama.cpp 0.3.36
+    reads none of the three for a llama; here they count.
     """
     theta = keys.number("llama.rope.freq_base", default=10000.0)
     kind = keys.text("llama.rope.scaling.type", default="linear")
@@ -222,7 +224,7 @@ def _rope_of_config_json(keys: Keys, n_ctx: int, head_dim: int) -> Rope:
     `rope_parameters` is where version 5 gathers theta and the scaling.
     """
     old, new = keys.table("rope_scaling"), keys.table("rope_parameters")
-    outer = keys.number("rope_theta", default=new.number("rope_theta", default=10000.0))
+    outer = keys.number("rope_theta", default=10000.0)
     table = old if old.values else new
     theta = table.number("rope_theta", default=outer)
     if old.values and new.values:

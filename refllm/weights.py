@@ -423,9 +423,10 @@ def _with_tied_embedding(
 ) -> dict[str, StoredTensor]:
     """`named`, with the output as the embedding when config.json ties them and only it is stored.
 
-    The reverse needs nothing: without an output the network uses the embedding.
-    Errors: `LlmRuntimeError` where files and config.json contradict each other: transformers would
-    take random numbers for a missing lm_head, and ignore one that should be tied.
+    The reverse needs nothing: without an output the network uses the embedding, and an output that
+    is stored is used, tied or not, as by transformers 5.24 and llama.cpp.
+    Errors: `LlmRuntimeError` for an lm_head that is missing and not tied, in whose place
+    transformers would take random numbers.
     """
     tied = config.get("tie_word_embeddings") or False
     if not isinstance(tied, bool):
@@ -436,15 +437,8 @@ def _with_tied_embedding(
             f"{config_path.parent}: lm_head.weight is missing, and tie_word_embeddings is not "
             "true; set it to true if the output matrix is the embedding, or fetch the model again"
         )
-    if not tied or output is None:
-        return named
-    if embedding is None:
+    if tied and embedding is None and output is not None:
         return {"token_embd.weight": output, **named}
-    if not np.array_equal(embedding.data, output.data):
-        raise LlmRuntimeError(
-            f"{config_path}: tie_word_embeddings is true, and {output.name} is not "
-            f"{embedding.name}; set it to false if the model has an output matrix of its own"
-        )
     return named
 
 

@@ -40,6 +40,8 @@ FOLDERS: Mapping[str, Callable[[Path], Path]] = {
     "attention biases": _folder(biases=True),
     "feed-forward biases": _folder(mlp_biases=True),
     "all biases": _folder(biases=True, mlp_biases=True),
+    "tied": _folder(tied=True),
+    "tied, with an output matrix all the same": _folder(config={"tie_word_embeddings": True}),
     "SiLU under its other name": _folder(config={"hidden_act": "swish"}),
     "a window as long as the context": _folder(config={"sliding_window": 128}),
     "linear": _scaled(rope_type="linear", factor=4.0),

@@ -57,6 +57,7 @@ def test_what_a_file_asks_for_changes_its_logits(topic: str) -> None:
         == {
             "llama_folders": {
                 "plain",
+                "tied, with an output matrix all the same",
                 "SiLU under its other name",
                 "a window as long as the context",
                 "dynamic",  # until the context's end

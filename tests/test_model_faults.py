@@ -101,10 +101,6 @@ FAULTS: Mapping[str, tuple[Make, str]] = {
     ),
     "biases that are missing": (llama(mlp_bias=True), "mlp_bias is true, and there is none of"),
     "an output matrix that is missing": (llama_without_output, "lm_head.weight is missing"),
-    "an output matrix that should be tied": (
-        llama(tie_word_embeddings=True),
-        "tie_word_embeddings is true, and lm_head.weight is not",
-    ),
     "a llama that is not causal": (llama(is_causal=False), "is_causal = False"),
     "a GGUF llama that is not causal": (
         llama_gguf(llama__attention__causal=False),
