@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from refllm.api import ModelNotSupported
 from refllm.chat_template import chat_template_of
 from refllm.export import Layout, export
-from refllm.export_hf import hugging_face_name
+from refllm.export_names import hugging_face_name
 from refllm.models import find_embedding_model, find_inferencing_model
 from refllm.weights import canonical_name, open_weights
 from tests.exports import (
