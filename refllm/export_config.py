@@ -145,6 +145,10 @@ def _rope_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | 
     if weights.source == "hf":
         table = weights.hparams.get("rope_scaling") or weights.hparams.get("rope_parameters") or {}
         scaling = {key: value for key, value in table.items() if key != "rope_theta"}
+        # It has a place beside the table, too, which comes first.
+        trained = weights.hparams.get("original_max_position_embeddings")
+        if trained is not None:
+            scaling["original_max_position_embeddings"] = trained
         return (
             None if scaling.get("rope_type", scaling.get("type")) in (None, "default") else scaling
         )

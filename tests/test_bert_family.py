@@ -374,34 +374,6 @@ def test_a_tensor_that_another_familys_prefix_names_is_none_of_this_one(tmp_path
         open_bert(folder)
 
 
-# Exports
-
-
-@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "distilbert", "mpnet"])
-@pytest.mark.parametrize("layout", ["hf", "spin", "gguf"])
-def test_no_export_writes_another_family_as_a_bert(kind: str, layout: str, tmp_path: Path) -> None:
-    family = open_weights(folder := tiny_encoder_folder(tmp_path / kind, kind)).family
-    with pytest.raises(ModelNotSupported, match=f"of the family {family}, and refllm exports only"):
-        exported(folder, tmp_path, layout)  # type: ignore[arg-type]
-    with pytest.raises(ModelNotSupported, match=f"of the family {family}"):
-        quantize(folder, tmp_path / "q.gguf", type_name="Q8_0")
-
-
-@pytest.mark.parametrize("layout", ["hf", "gguf"])
-def test_no_export_writes_another_activation_as_gelu(layout: str, tmp_path: Path) -> None:
-    folder = tiny_bert_folder(tmp_path / "relu", config={"hidden_act": "relu"})
-    with pytest.raises(ModelNotSupported, match="the activation relu"):
-        exported(folder, tmp_path, layout)  # type: ignore[arg-type]
-
-
-def test_a_gguf_without_token_types_is_no_plain_bert_in_a_folder(tmp_path: Path) -> None:
-    path = tiny_bert_gguf(tmp_path / "model.gguf", tensors={"token_types.weight": None})
-    with pytest.raises(ModelNotSupported, match="no token types"):
-        exported(path, tmp_path, "hf")
-    same = open_bert(exported(path, tmp_path, "gguf"))
-    assert same_bits(same.embed([TEXTS[0]]), open_bert(path).embed([TEXTS[0]]))
-
-
 # A whole folder
 
 

@@ -62,9 +62,9 @@ def weights_of(metadata: Mapping[str, object], path: Path = HERE) -> Weights:
     return Weights(path, kind, metadata, "gguf", {})
 
 
-def folder_words(folder: Path) -> TokenizerDescription:
-    """A llama's folder with a tokenizer alone."""
-    return describe_tokenizer(Weights(folder, "llama", {}, "hf", {}))
+def folder_words(folder: Path, architecture: str = "llama") -> TokenizerDescription:
+    """A folder with a tokenizer alone."""
+    return describe_tokenizer(Weights(folder, architecture, {}, "hf", {}))
 
 
 def write_files(weights: Weights, folder: Path) -> Path:
@@ -307,7 +307,7 @@ class TestFromTokenizerJson:
 
     def test_a_library_s_own_byte_level_bpe_is_that_of_gpt_2(self, tmp_path: Path) -> None:
         trained_bpe().save(str(tmp_path / "tokenizer.json"))
-        keys = vocabulary_keys(folder_words(tmp_path), n_vocab=400)
+        keys = vocabulary_keys(folder_words(tmp_path, "bert"), n_vocab=400)
         assert {key: keys[key] for key in bpe_metadata()} == bpe_metadata()
 
     @pytest.mark.parametrize(
@@ -338,9 +338,9 @@ class TestFromTokenizerJson:
 def byte_level_there_and_back() -> Sequence[tuple[Tokenizer, Tokenizer]]:
     made = []
     for metadata in (
-        bpe_metadata(),
+        bpe_metadata(("<|im_end|>", CONTROL)),
         bpe_metadata(("<|end|>", CONTROL), pre="llama-bpe", bos_token_id=400),
-        bpe_metadata(("<tool>", USER_DEFINED), pre="starcoder"),
+        bpe_metadata(("<tool>", USER_DEFINED), ("</s>", CONTROL), pre="starcoder"),
     ):
         own = tokenizer_from_gguf(metadata, path=HERE)
         with TemporaryDirectory() as folder:
@@ -375,7 +375,7 @@ class TestTokensOfTheFilesBeside:
     def test_they_are_in_the_gguf_file(self, case: str, tmp_path: Path) -> None:
         folder = write_folder(tmp_path, FOLDERS[case])
         before = tokenizer_from_folder(folder)
-        keys = vocabulary_keys(folder_words(folder), n_vocab=before.n_vocab)
+        keys = vocabulary_keys(folder_words(folder, "bert"), n_vocab=before.n_vocab)
         after = tokenizer_from_gguf(keys, path=tmp_path / "a.gguf")
         for text in ("abc", "a <|y|>b", "The Café e\u0301."):
             assert after.encode(text) == before.encode(text)
