@@ -16,7 +16,7 @@ in llama.cpp's src/llama-vocab.cpp, as in llama-cpp-python 0.3.36.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,13 @@ from refllm.pretokenizers import PRE_TOKENIZERS
 from refllm.vocab_gguf import GgufKeys
 from refllm.vocab_json import JsonTokenizer
 from refllm.vocab_wordpiece import CONTINUES, WORD_START
-from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, ends_of_generation
+from refllm.vocabulary import (
+    END_OF_GENERATION,
+    SpecialIds,
+    TokenType,
+    Vocabulary,
+    ends_of_generation,
+)
 from refllm.weights import Weights
 
 __all__ = ["gguf_spelling", "missing_keys", "vocabulary_keys"]
@@ -78,7 +84,14 @@ def vocabulary_keys(
     if isinstance(tokenizer, JsonTokenizer):
         keys = _by_kind(tokenizer.document(), tokenizer.path, words, n_vocab)
     else:
-        keys = _pieces(pieces_of_tokenizer(tokenizer), words, n_vocab)
+        pieces = pieces_of_tokenizer(tokenizer)
+        flags = ("lstrip", "rstrip", "single_word")
+        added = [
+            {"content": token, **{flag: getattr(one, flag) for flag in flags}}
+            for token, one in pieces.flags.items()
+        ]
+        _refuse_flags(added, words)
+        keys = _pieces(pieces, words, n_vocab)
     if len({*keys["tokens"]}) < n_vocab:  # type: ignore[misc]
         raise ModelNotSupported(
             f"{words.path}: two tokens have the same spelling in a GGUF file; only --format hf "
@@ -116,7 +129,7 @@ def missing_keys(weights: Weights) -> dict[str, object]:
 def _by_kind(
     document: Mapping[str, Any], path: Path, words: TokenizerDescription, n_vocab: int
 ) -> dict[str, object]:
-    _refuse_flags(document, path, words)
+    _refuse_flags(document["added_tokens"], words)
     match document["model"]:
         case {"type": "WordPiece"}:
             return _wordpiece(document, path, words.ends, n_vocab)
@@ -132,19 +145,19 @@ def _by_kind(
     )
 
 
-def _refuse_flags(document: Mapping[str, Any], path: Path, words: TokenizerDescription) -> None:
+def _refuse_flags(added: Iterable[Mapping[str, Any]], words: TokenizerDescription) -> None:
     """Refuse added tokens that take spaces with them, or are none inside a word.
 
     An encoder's mask may: no text to embed has one.
     """
     masks = {"<mask>", special_tokens_of(words).get("mask_token")}
     is_encoder = words.weights.architecture != "llama"
-    for token in document["added_tokens"]:
+    for token in added:
         flags = [flag for flag in ("lstrip", "rstrip", "single_word") if token[flag]]
         if flags and not (is_encoder and token["content"] in masks):
             raise ModelNotSupported(
-                f"{path}: the added token {token['content']!r:.80} has {flags[0]}, which a GGUF "
-                "file has no key for; only --format hf keeps it"
+                f"{words.path}: the added token {token['content']!r:.80} has {flags[0]}, which a "
+                "GGUF file has no key for; only --format hf keeps it"
             )
 
 
@@ -172,7 +185,10 @@ def _named_ends(
     named_eos = ids.get(words.tokenizer.special_tokens.get("eos_token", ""))
     first = [*ends.suffix, *([named_eos] if named_eos in ends.eos_ids else [])][:1]
     spelled = ends_of_generation(ids)
-    rest = sorted(ends.eos_ids - {*first}, key=lambda token_id: (token_id in spelled, token_id))
+    # Beside EOS, those that must be named, and those that are spelled as the end of a turn.
+    turns = {ids[token] for token in END_OF_GENERATION if token in ids}
+    rest = [token_id for token_id in sorted(ends.eos_ids - {*first}) if token_id not in spelled]
+    rest += sorted((ends.eos_ids & turns) - {*first, *rest})
     if not first and not rest and is_llama and DEFAULT_EOS[kind] < len(ids):
         other = vocabulary.tokens[DEFAULT_EOS[kind]]
         raise ModelNotSupported(
@@ -180,11 +196,11 @@ def _named_ends(
             f"{other!r:.80} for one; name one as eos_token in tokenizer_config.json"
         )
     order = [*first, *rest]
-    unheard = [token_id for token_id in order[len(ENDS) :] if token_id not in spelled]
-    if unheard:
+    unfound = [token_id for token_id in order[len(ENDS) :] if token_id not in spelled]
+    if unfound:
         raise ModelNotSupported(
             f"{words.path}: a generation ends at {len(order)} tokens, a GGUF file has keys for "
-            f"{len(ENDS)}, and llama.cpp does not find {vocabulary.tokens[unheard[0]]!r:.80} by "
+            f"{len(ENDS)}, and llama.cpp does not find {vocabulary.tokens[unfound[0]]!r:.80} by "
             "its spelling; only --format hf keeps it"
         )
     named = {

@@ -14,7 +14,6 @@ from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.bert import ACTIVATIONS, Bert
 from refllm.config import bert_config
 from refllm.config_bert import HIDDEN_ACT
-from refllm.export import quantize
 from refllm.export_needs import refuse_incomplete
 from refllm.kernels.attention import (
     attention_over_texts,
@@ -29,7 +28,7 @@ from refllm.parameters import Parameters
 from refllm.weights import canonical_name, open_weights
 from tests.encoder_cases import ACTIVATION_INPUTS, CASES, GGUF_CASES, GGUF_TEXTS, TEXTS
 from tests.exports import exported
-from tests.model_files import tiny_bert_folder, tiny_bert_gguf
+from tests.model_files import tiny_bert_gguf
 from tests.peer_values import peer_values
 from tests.tiny_encoders import ENCODERS, N_POSITIONS, encoder_tensors, tiny_encoder_folder
 
