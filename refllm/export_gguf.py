@@ -47,7 +47,7 @@ FILE_TYPES: Mapping[str, int] = {
     "Q4_K": int(LlamaFileType.MOSTLY_Q4_K_S),
 }
 NEXT_TYPE = {"Q4_K": "Q8_0", "Q8_0": "F16", "Q4_0": "F16"}
-# Added to the embedding as it is stored; llama.cpp ends the process where it is not F32.
+# Added to the embedding as it is stored, as vectors are.
 ADDED = "token_types.weight"
 NOT_MULTIPLIED = frozenset({"position_embd.weight", "token_types.weight"})
 
@@ -64,10 +64,7 @@ def write_gguf(model: Description, path: Path, *, name: str, type_name: str | No
     weights = model.weights
     alignment = cast("int", weights.hparams.get("general.alignment", DEFAULT_ALIGNMENT))
     if weights.source == "gguf" and type_name is None:
-        same = [
-            (tensor, "F32" if tensor.name == ADDED else tensor.format.name)
-            for tensor in weights.tensors.values()
-        ]
+        same = [(tensor, _own_type(tensor)) for tensor in weights.tensors.values()]
         write_gguf_file(path, _keys(model, name), same, alignment=alignment)
         return
     tensors = [(tensor, stored_type(tensor, type_name)) for tensor in _tensors(model).values()]
@@ -92,11 +89,14 @@ def is_for_llama_cpp(model: Description) -> bool:
     weights = model.weights
     if weights.source != "gguf":
         return False
-    added = weights.tensors.get(ADDED)
     is_one_file = "split.count" not in weights.hparams
-    return (
-        is_one_file and not missing_keys(weights) and (added is None or added.format.name == "F32")
-    )
+    are_added = all(_own_type(each) == each.format.name for each in weights.tensors.values())
+    return is_one_file and are_added and not missing_keys(weights)
+
+
+def _own_type(tensor: Tensor) -> str:
+    """Its own type, or F32: llama.cpp ends the process where it adds or multiplies another one."""
+    return "F32" if len(tensor.shape) < 2 or tensor.name == ADDED else tensor.format.name
 
 
 def fitting_type(type_name: str, n_columns: int) -> str:

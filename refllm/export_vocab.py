@@ -108,22 +108,28 @@ def vocabulary_keys(
 
 
 def missing_keys(weights: Weights) -> dict[str, object]:
-    """Return the keys that a GGUF file lacks, where llama.cpp would take another token instead.
+    """Return the keys that a GGUF file lacks, and that llama.cpp needs to compute the same.
 
-    llama.cpp reads [CLS] under the name of BOS, and has numbers of its own for tokens that a file
-    does not name: 101, 102, 100, 0 and 103 in a BERT, whichever tokens these are.
+    llama.cpp loads no encoder that does not count its token types. It reads [CLS] under the name
+    of BOS, and has numbers of its own for tokens that a WordPiece vocabulary does not name: 101,
+    102, 100, 0 and 103, whichever tokens these are.
     """
-    keys = GgufKeys(weights.hparams, weights.path)
-    if keys.text("model") != "bert":
+    if weights.architecture == "llama":
         return {}
-    words = describe_tokenizer(weights)
-    spelled = words.ids()
-    named = {"bos": words.ends.prefix[0], "seperator": words.ends.suffix[0]}
-    for _, key, spelling in NAMES:
-        if keys.get(f"{key}_token_id") is None and spelling in spelled:
-            named.setdefault(key, spelled[spelling])
-    said: dict[str, object] = {f"{PREFIX}{name}_token_id": each for name, each in named.items()}
-    return {key: value for key, value in said.items() if weights.hparams.get(key) != value}
+    keys = GgufKeys(weights.hparams, weights.path)
+    table = weights.tensors.get("token_types.weight")
+    said: dict[str, object] = {}
+    if keys.get("token_type_count") is None:
+        said["token_type_count"] = 1 if table is None else table.shape[0]
+    if keys.text("model") == "bert":
+        words = describe_tokenizer(weights)
+        spelled = words.ids()
+        named = {"bos": words.ends.prefix[0], "seperator": words.ends.suffix[0]}
+        for _, key, spelling in NAMES:
+            if keys.get(f"{key}_token_id") is None and spelling in spelled:
+                named.setdefault(key, spelled[spelling])
+        said |= {f"{name}_token_id": token_id for name, token_id in named.items()}
+    return {PREFIX + key: value for key, value in said.items() if keys.get(key) != value}
 
 
 def _by_kind(
