@@ -62,7 +62,7 @@ def tokenizer_files(
 
     Args:
         words: The tokenizer and the chat templates.
-        n_ctx: The length that tokenizer_config.json names.
+        n_ctx: The length that tokenizer_config.json names, unless the source's has a shorter one.
         has_token_types: Whether the model is given an array of token types in transformers.
 
     Raises:
@@ -78,7 +78,7 @@ def tokenizer_files(
         **({"extra_special_tokens": others} if others else {}),
         # The class that builds no pipeline of its own.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": n_ctx,
+        "model_max_length": min(n_ctx, _own_limit(words) or n_ctx),
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", *types, "attention_mask"],
     }
@@ -150,6 +150,15 @@ def special_tokens_of(words: TokenizerDescription) -> dict[str, str]:
 def json_bytes(content: Mapping[str, object] | Sequence[object]) -> bytes:
     """Return JSON, indented, as Hugging Face's tools write it."""
     return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _own_limit(words: TokenizerDescription) -> int | None:
+    """The length that a folder's tokenizer_config.json names; refllm itself does not use it."""
+    path = words.path / "tokenizer_config.json"
+    if words.weights.source == "gguf" or not path.is_file():
+        return None
+    limit = read_json(path).get("model_max_length")
+    return int(limit) if isinstance(limit, int | float) and limit >= 1 else None
 
 
 def _begins_with(words: TokenizerDescription, data: bytes) -> bool:

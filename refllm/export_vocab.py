@@ -16,7 +16,7 @@ in llama.cpp's src/llama-vocab.cpp, as in llama-cpp-python 0.3.36.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -310,14 +310,15 @@ def _unigram(
     if unknown is None:
         raise ModelNotSupported(f"{path}: has no unknown token (unk_id), and a GGUF file needs one")
     tokens, scores = zip(*document["model"]["vocab"], strict=True)
-    in_model = {**document, "model": {**document["model"], "vocab": dict(_ids(tokens))}}
-    vocabulary = _vocabulary(in_model, path)
+    by_token = {token: token_id for token_id, token in enumerate(tokens)}
+    vocabulary = _vocabulary({**document, "model": {"vocab": by_token}}, path)
     types = list(vocabulary.types)
     types[unknown] = TokenType.UNKNOWN
     vocabulary = _for_rows(replace(vocabulary, types=types), n_vocab)
-    special = {
-        key: _id_of(words, name, vocabulary) for name, key, _ in NAMES if name != "unk_token"
-    }
+    ids = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
+    special = special_tokens_of(words)
+    named = {key: ids.get(special.get(name, "")) for name, key, _ in NAMES}
+    named["unknown"] = unknown
     return {
         "model": "t5",
         "pre": "default",
@@ -325,22 +326,11 @@ def _unigram(
         "scores": [*map(float, scores), *[0.0] * n_vocab][:n_vocab],
         "token_type": [int(kind) for kind in vocabulary.types],
         **_named_ends(words, vocabulary, "t5"),
-        **{f"{key}_token_id": i for key, i in special.items() if i is not None},
-        "unknown_token_id": unknown,
+        **{f"{key}_token_id": i for key, i in named.items() if i is not None},
         "add_space_prefix": adds_space,
         "remove_extra_whitespaces": merges_spaces,
         **({"precompiled_charsmap": charsmap} if charsmap else {}),
     }
-
-
-def _ids(tokens: Sequence[str]) -> Iterator[tuple[str, int]]:
-    return ((token, token_id) for token_id, token in enumerate(tokens))
-
-
-def _id_of(words: TokenizerDescription, name: str, vocabulary: Vocabulary) -> int | None:
-    """The id of the special token `name`, where there is one."""
-    token = special_tokens_of(words).get(name)
-    return vocabulary.tokens.index(token) if token in vocabulary.tokens else None
 
 
 # WordPiece

@@ -30,11 +30,13 @@ from tokenizers import (
     processors,
 )
 
-from refllm.chat_template import chat_prompt
+from refllm.chat_template import chat_prompt, chat_templates_of
 from refllm.embedded import ROOT
 from refllm.export import Layout, export
 from refllm.loading import BertModel, LlamaModel, load_path
-from tests import llama_variants
+from refllm.pretokenizers import PRE_TOKENIZERS
+from refllm.weights import open_weights
+from tests import llama_variants, sentence_folders
 from tests.model_files import (
     spm_vocabulary,
     tiny_bert_gguf,
@@ -44,6 +46,7 @@ from tests.model_files import (
 from tests.model_formats import random_matrix
 from tests.tiny_encoders import tiny_encoder_folder
 from tests.token_cases import BERT_WORDS, FOLDERS, UNIGRAM, charsmap, write_folder
+from tests.vocabularies import trained_bpe
 
 __all__ = ["BOUNDS", "ENCODER_TEXTS", "MODELS", "ExportedModel", "said_by", "sha256_of"]
 
@@ -240,6 +243,53 @@ def _llama_gguf(**options: Any) -> Callable[[Path], Path]:
     return lambda folder: tiny_llama_gguf(folder / "model.gguf", **options)
 
 
+def _byte_level(pre: str, nfc: bool) -> Callable[[Path], Path]:
+    """A llama's folder with a tokenizer.json of byte-level BPE whose words a rule of GGUF cuts."""
+
+    def make(folder: Path) -> Path:
+        rule = PRE_TOKENIZERS[pre]
+        tiny_llama_folder(folder, tied=True)
+        (folder / "tokenizer.model").unlink()
+        library = Tokenizer.from_str(trained_bpe().to_str())
+        cuts = [pre_tokenizers.Split(Regex(each), "isolated") for each in rule.expressions]
+        library.pre_tokenizer = pre_tokenizers.Sequence(
+            [*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        if nfc:
+            library.normalizer = normalizers.NFC()
+        library.add_special_tokens(["<|begin|>", "<|im_end|>"])
+        library.add_tokens(["<tool>"])
+        document = json.loads(library.to_str())
+        document["model"]["ignore_merges"] = rule.ignore_merges
+        _write(folder / "tokenizer.json", document)
+        _write(
+            folder / "tokenizer_config.json",
+            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"},
+        )
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        file = folder / "model.safetensors"
+        table = random_matrix(np.random.default_rng(3), 403, 32)  # [V, D]
+        save_file({**load_file(file), "model.embed_tokens.weight": table}, file)
+        _write(folder / "config.json", {**config, "vocab_size": 403, "eos_token_id": 401})
+        return folder
+
+    return make
+
+
+def _as_gguf(name: str) -> Callable[[Path], Path]:
+    """A GGUF file that refllm makes of another model."""
+    return lambda folder: MODELS[name].exported(folder / "first", "gguf")[1]
+
+
+def _sentence(name: str) -> Callable[[Path], Path]:
+    return lambda folder: sentence_folders.CASES[name].write(folder / "model")
+
+
+def _last_token(folder: Path) -> Path:
+    modules = (sentence_folders.pooling("lasttoken"), sentence_folders.NORMALIZE)
+    return sentence_folders.write_sentence_folder(folder / "model", *modules)
+
+
 MODELS: Mapping[str, ExportedModel] = {
     "tiny-chat": ExportedModel(lambda _: ROOT / "llama" / "tiny-chat.gguf", texts=CHAT_TEXTS),
     "tiny-embed": ExportedModel(lambda _: ROOT / "bert" / "tiny-embed.gguf"),
@@ -253,6 +303,12 @@ MODELS: Mapping[str, ExportedModel] = {
         llama_variants.GGUFS["fused queries, keys and values"], texts=CHAT_TEXTS
     ),
     "chat model": ExportedModel(_chat_model, texts=CHAT_TEXTS),
+    "llama with Llama 3's tokenizer": ExportedModel(
+        _byte_level("llama-bpe", nfc=False), texts=(*CHAT_TEXTS, "a <tool> b<|im_end|>c")
+    ),
+    "llama with Qwen's tokenizer": ExportedModel(
+        _byte_level("qwen2", nfc=True), texts=(*CHAT_TEXTS, "a <tool> b<|im_end|>c")
+    ),
     "more tokens than rows": ExportedModel(_more_tokens_than_rows, texts=CHAT_TEXTS),
     "bert, cased, by cls": ExportedModel(
         _encoder("bert", lambda: FOLDERS["bert: vocab.txt, cased"], len(BERT_WORDS), "cls")
@@ -274,6 +330,21 @@ MODELS: Mapping[str, ExportedModel] = {
         _encoder("camembert", _camembert_files, len(UNIGRAM) + 5, "cls", pad_token_id=1)
     ),
     "mpnet": ExportedModel(_encoder("mpnet", _mpnet_files, len(BERT_WORDS)), layouts=("hf",)),
+    "roberta from a GGUF": ExportedModel(_as_gguf("roberta")),
+    "xlm-roberta from a GGUF": ExportedModel(_as_gguf("xlm-roberta")),
+    "distilbert from a GGUF": ExportedModel(_as_gguf("distilbert")),
+    "bert by the last token": ExportedModel(_last_token, texts=sentence_folders.GGUF_TEXTS),
+    **{
+        f"bert, {name}": ExportedModel(
+            _sentence(name), layouts=("hf",), texts=sentence_folders.GGUF_TEXTS
+        )
+        for name in (
+            "every switch is on",
+            "dense after two modes, normalized",
+            "only some numbers kept",
+            "a default prompt",
+        )
+    },
     "bert with gelu_new": ExportedModel(
         _encoder(
             "bert", lambda: FOLDERS["bert: vocab.txt"], len(BERT_WORDS), hidden_act="gelu_new"
@@ -337,8 +408,12 @@ def _llama_in_transformers(ours: LlamaModel, made: Path, texts: Sequence[str]) -
         "largest_difference": _largest(pairs),
     }
     if ours.chat_template is not None:
-        prompt = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
         special = ours.tokenizer.special_tokens
+        templates = tokenizer.chat_template
+        if isinstance(templates, str):
+            templates = {"default": templates}
+        said["templates_are_equal"] = templates == chat_templates_of(open_weights(ours.path))
+        prompt = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
         expected = chat_prompt(ours.chat_template, CHAT, special_tokens=special)
         said["chats_are_equal"] = prompt == expected
     return said
@@ -364,7 +439,13 @@ def _llama_in_llama_cpp(ours: LlamaModel, made: Path, texts: Sequence[str]) -> d
         "largest_difference": _largest(pairs),
     }
     if ours.chat_template is not None:
-        said["chats_are_equal"] = model.metadata["tokenizer.chat_template"] == ours.chat_template
+        key = "tokenizer.chat_template"
+        templates = {
+            name.removeprefix(f"{key}.").replace(key, "default"): template
+            for name, template in model.metadata.items()
+            if name == key or name.startswith(f"{key}.")
+        }
+        said["templates_are_equal"] = templates == chat_templates_of(open_weights(ours.path))
     return said
 
 
@@ -378,7 +459,7 @@ def _encoder_in_sentence_transformers(
     return {
         "engine": "sentence-transformers",
         "class": type(model[0].auto_model).__name__,
-        "tokens_are_equal": found == ours.tokenize(list(texts)).token_ids,
+        "tokens_are_equal": found == [ours.tokenizer.encode(text) for text in texts],
         "largest_difference": _largest([(model.encode(list(texts)), ours.embed(list(texts)))]),
     }
 

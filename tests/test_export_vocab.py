@@ -318,3 +318,11 @@ def test_an_added_token_of_a_gguf_is_one_in_a_folder(tmp_path: Path) -> None:
     metadata = spm_toy(("<|end|>", CONTROL))
     words = describe_tokenizer(Weights(Path("a.gguf"), "llama", metadata, "gguf", {}))
     assert in_a_folder(words, tmp_path / "made").encode("<|end|>") == [1, 286]
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(48, 48), (1000000000000000019884624838656, 128)])
+def test_a_shorter_limit_of_a_text_is_kept(limit: int, kept: int, tmp_path: Path) -> None:
+    source = tiny_llama_folder(tmp_path / "source")
+    (source / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+    made = exported(source, tmp_path, "hf")
+    assert read(made / "tokenizer_config.json")["model_max_length"] == kept
