@@ -50,8 +50,9 @@ def export(
     `refllm.quantize.QUANTIZABLE` in a GGUF file, by default what they are; where a row is no whole
     number of blocks, the next larger type (see `refllm.export_gguf`). A GGUF file exported as one
     without a type is copied byte for byte, unless it is in several parts, which become one, or
-    llama.cpp would compute something else (special tokens without a key, token types that are
-    quantized). What a GGUF file cannot hold and no vector depends on by default is left out: a
+    llama.cpp would compute something else (special tokens or token types without a key, vectors
+    that are not F32). Everything else is written from a description of the model, see
+    `refllm.export_model`. What a GGUF file cannot hold and no vector depends on by default is left out: a
     text's limit in tokens, prompts that a caller chooses by name.
 
     Errors: `InvalidInput` for a layout, type or name that is none, for numbers that the type cannot

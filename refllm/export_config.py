@@ -143,15 +143,7 @@ def _llama(model: Description, c: LlamaConfig) -> dict[str, object]:
 def _rope_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | None:
     """rope_scaling as a folder has it, under either name, or as a GGUF file's numbers mean it."""
     if weights.source == "hf":
-        table = weights.hparams.get("rope_scaling") or weights.hparams.get("rope_parameters") or {}
-        scaling = {key: value for key, value in table.items() if key != "rope_theta"}
-        # It has a place beside the table, too, which comes first.
-        trained = weights.hparams.get("original_max_position_embeddings")
-        if trained is not None:
-            scaling["original_max_position_embeddings"] = trained
-        return (
-            None if scaling.get("rope_type", scaling.get("type")) in (None, "default") else scaling
-        )
+        return _named_scaling(weights, config)
     stretches = (
         config.rope_factors is not None,
         config.rope_linear_scale != 1.0,
@@ -177,6 +169,24 @@ def _rope_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | 
     if config.rope_linear_scale != 1.0:
         return {"rope_type": "linear", "factor": config.rope_linear_scale}
     return None
+
+
+def _named_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | None:
+    """A folder's own parameters, all in one table and under their names of today."""
+    said = weights.hparams
+    table = dict(said.get("rope_scaling") or said.get("rope_parameters") or {})
+    table.pop("rope_theta", None)
+    old_name = table.pop("type", "default")
+    kind = table.setdefault("rope_type", old_name)
+    if kind == "default":
+        return None
+    # It has a place beside the table, too, which comes first, and is the context by default.
+    trained = said.get("original_max_position_embeddings")
+    if trained is not None:
+        table["original_max_position_embeddings"] = trained
+    elif kind in ("llama3", "yarn"):
+        table.setdefault("original_max_position_embeddings", config.n_ctx)
+    return table
 
 
 def _llama3(weights: Weights, config: LlamaConfig, factors: tuple[float, ...]) -> dict[str, object]:

@@ -73,6 +73,10 @@ def write_spin_folder(model: Description, folder: Path, *, type_name: str) -> No
         write_hf_folder(model, folder, type_name=type_name)
         return
     config = config_json(model, type_name=type_name)
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, dict) and scaling["rope_type"] == "dynamic":
+        # It begins beyond the context, where Spin ends, and Spin's engine loads no such file.
+        del config["rope_scaling"]
     parts = _parts(model)
     if config["tie_word_embeddings"]:
         # Not every version of Spin's engine knows ties, and each knows a model without.

@@ -180,3 +180,22 @@ def test_the_pipeline_of_a_cased_vocab_txt_is_in_tokenizer_json(tmp_path: Path) 
     assert FOLDERS["bert: vocab.txt, cased"].keys() - {"config.json"} - {*names_in(made)} == {
         "vocab.txt"
     }
+
+
+@pytest.mark.parametrize(
+    ("named", "model_type", "written"),
+    [
+        ("XLMRobertaForMaskedLM", "xlm-roberta", "XLMRobertaModel"),
+        ("CamembertModel", "camembert", "CamembertModel"),
+        ("RobertaForSequenceClassification", "roberta", "RobertaModel"),
+    ],
+)
+def test_a_class_alone_names_the_kind_of_model(
+    named: str, model_type: str, written: str, tmp_path: Path
+) -> None:
+    source = source_of("roberta", tmp_path)
+    config = read(source / "config.json") | {"model_type": None, "architectures": [named]}
+    (source / "config.json").write_text(json.dumps(config), "utf-8")
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
+    made = read(exported(source, tmp_path, "hf") / "config.json")
+    assert (made["model_type"], made["architectures"]) == (model_type, [written])

@@ -19,10 +19,13 @@ __all__: list[str] = []
 
 PACKAGES = ("llama-cpp-python", "transformers", "sentence-transformers", "torch")
 
+# Their versions may change a file of a tokenizer.
+WRITERS = ("tokenizers", "sentencepiece", "gguf")
+
 
 def main() -> None:
     """Export every kind of model in every layout, ask its engine, and write the file."""
-    cases: dict[str, object] = {"tokenizers": {"version": version("tokenizers")}}
+    cases: dict[str, object] = {"writers": {library: version(library) for library in WRITERS}}
     for name, model in MODELS.items():
         for layout in model.layouts:
             with tempfile.TemporaryDirectory() as folder:
