@@ -52,8 +52,8 @@ def export(
     without a type is copied byte for byte, unless it is in several parts, which become one, or
     llama.cpp would compute something else (special tokens or token types without a key, vectors
     that are not F32). Everything else is written from a description of the model, see
-    `refllm.export_model`. What a GGUF file cannot hold and no vector depends on by default is left out: a
-    text's limit in tokens, prompts that a caller chooses by name.
+    `refllm.export_model`. What a GGUF file cannot hold and no vector depends on by default is left
+    out: a text's limit in tokens, prompts that a caller chooses by name.
 
     Errors: `InvalidInput` for a layout, type or name that is none, for numbers that the type cannot
     hold, or where the target exists; `ModelNotSupported` for what the layout cannot say, and for
