@@ -140,6 +140,9 @@ def special_tokens_of(words: TokenizerDescription) -> dict[str, str]:
     if is_encoder and len(words.ends.prefix) == len(words.ends.suffix) == 1:
         named.setdefault("cls_token", words.tokenizer.piece(words.ends.prefix[0]))
         named.setdefault("sep_token", words.tokenizer.piece(words.ends.suffix[0]))
+    if is_encoder and named.get("bos_token") == named.get("cls_token") == "[CLS]":
+        # BERT has no BOS: only llama.cpp calls [CLS] so.
+        del named["bos_token"]
     for name, spellings in NAMES.items():
         found = next((token for token in spellings if token in ids), None)
         if found is not None:

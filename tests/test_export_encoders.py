@@ -199,3 +199,11 @@ def test_a_class_alone_names_the_kind_of_model(
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
     made = read(exported(source, tmp_path, "hf") / "config.json")
     assert (made["model_type"], made["architectures"]) == (model_type, [written])
+
+
+def test_a_bert_names_no_bos(tmp_path: Path) -> None:
+    source = exported(source_of("bert, lower-cased", tmp_path), tmp_path, "gguf")
+    assert keys_of(source)["tokenizer.ggml.bos_token_id"] == ([4], 2)
+    config = read(exported(source, tmp_path / "again", "hf") / "tokenizer_config.json")
+    assert config["cls_token"] == "[CLS]"
+    assert not {"bos_token", "eos_token"} & config.keys()
