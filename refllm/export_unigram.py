@@ -10,6 +10,7 @@ and before a text. In a tokenizer.json they are spelled out, in more than one wa
 
     Precompiled, WhitespaceSplit, Metaspace         XLM-RoBERTa
     Precompiled, Strip, Replace " {2,}", Metaspace  what transformers makes of a SentencePiece model
+    Precompiled, Replace " {2,}", Metaspace         what older versions made; a last space stays
     Precompiled, Replace …, Prepend "▁", Replace    what is written here
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from refllm.vocab_gguf import GgufKeys, read_vocabulary
 from refllm.vocab_spm import read_scores
 from refllm.vocabulary import SPECIAL_TYPES, SpecialIds, TokenType
 
-__all__ = ["unigram_json", "unigram_steps"]
+__all__ = ["UnigramSteps", "unigram_json", "unigram_steps"]
 
 MERGES_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 CUTS_SPACES = {"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""}
@@ -96,8 +98,25 @@ def unigram_json(keys: GgufKeys, ends: SpecialIds) -> dict[str, Any]:
     }
 
 
-def unigram_steps(document: Mapping[str, Any], path: Path) -> tuple[bytes, bool, bool]:
-    """Return the map of characters, whether "▁" begins a text, and whether spaces are merged.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnigramSteps:
+    """What happens to a text before it is cut.
+
+    Attributes:
+        charsmap: SentencePiece's map of characters; empty where there is none.
+        adds_space: Whether "▁" begins a text.
+        merges_spaces: Whether several spaces are one, and those around a text none.
+        keeps_last_space: Whether one at the end of a text stays, which no key can say.
+    """
+
+    charsmap: bytes
+    adds_space: bool
+    merges_spaces: bool
+    keeps_last_space: bool = False
+
+
+def unigram_steps(document: Mapping[str, Any], path: Path) -> UnigramSteps:
+    """Return the steps of a tokenizer.json.
 
     Raises:
         ModelNotSupported: For steps that are not those of SentencePiece.
@@ -107,30 +126,31 @@ def unigram_steps(document: Mapping[str, Any], path: Path) -> tuple[bytes, bool,
     if steps and steps[0]["type"] == "Precompiled":
         charsmap = b64decode(steps[0]["precompiled_charsmap"])
         steps = steps[1:]
-    space = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": SPACE}
-    metaspace = {"type": "Metaspace", "replacement": SPACE}
+    if steps[-1:] == [REPLACES]:
+        before = steps[:-1]
+        adds_space = before[-1:] == [PREPENDS]
+        before = before[:-1] if adds_space else before
+        if before in ([], MERGING):
+            return UnigramSteps(
+                charsmap=charsmap, adds_space=adds_space, merges_spaces=bool(before)
+            )
     match steps:
-        case [*merging, {"type": "Prepend"} as prepends, last] if (
-            prepends == PREPENDS and last == REPLACES and merging in ([], MERGING)
+        case [*before, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme}] if (
+            scheme in ("always", "first") and _maps_white_space(charsmap)
         ):
-            return charsmap, True, bool(merging)
-        case [*merging, last] if last == REPLACES and merging in ([], MERGING):
-            return charsmap, False, bool(merging)
-        case [
-            {"type": "WhitespaceSplit"},
-            {"type": "Metaspace", "prepend_scheme": "always"} as last,
-        ] if metaspace.items() <= last.items() and _maps_white_space(charsmap):
-            return charsmap, True, True
-        case [
-            {"type": "Strip", "strip_right": True},
-            merges,
-            {"type": "Metaspace", "prepend_scheme": "always" | "first"} as last,
-        ] if (
-            merges in (space, MERGES_SPACES)
-            and metaspace.items() <= last.items()
-            and _maps_white_space(charsmap)
-        ):
-            return charsmap, True, True
+            merges = {**MERGES_SPACES, "content": SPACE}
+            match before:
+                case [{"type": "WhitespaceSplit"}] if scheme == "always":
+                    return UnigramSteps(charsmap=charsmap, adds_space=True, merges_spaces=True)
+                case [*strips, last] if last in (merges, MERGES_SPACES) and (
+                    not strips or (len(strips) == 1 and strips[0]["type"] == "Strip")
+                ):
+                    return UnigramSteps(
+                        charsmap=charsmap,
+                        adds_space=True,
+                        merges_spaces=True,
+                        keeps_last_space=not strips or not strips[0]["strip_right"],
+                    )
     raise ModelNotSupported(
         f"{path}: its normalizer and pre_tokenizer are not the steps of a SentencePiece unigram "
         "model, which is all that a GGUF file of the kind t5 can say; use --format hf"

@@ -8,7 +8,8 @@
 
 llama.cpp has tokens of its own for what a file does not name, finds some by their spelling, and
 ends a generation at "</s>" even where the source does not. What it would compute otherwise, and no
-key can change, is refused.
+key can change, is refused; a warning is logged where the difference is small: a space at an edge of
+a text, or "</s>".
 
 Source of the keys: ggml's docs/gguf.md, llama.cpp's convert_hf_to_gguf.py, and `llama_vocab::impl`
 in llama.cpp's src/llama-vocab.cpp, as in llama-cpp-python 0.3.36.
@@ -16,6 +17,7 @@ in llama.cpp's src/llama-vocab.cpp, as in llama-cpp-python 0.3.36.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +52,8 @@ from refllm.weights import Weights
 
 __all__ = ["gguf_spelling", "missing_keys", "vocabulary_keys"]
 
+logger = logging.getLogger("refllm")
+
 PREFIX = "tokenizer.ggml."
 ENDS = ("eos", "eot", "eom")  # as many ends as the keys can name
 # A special token's name in transformers, in a GGUF key, and in BERT's spelling.
@@ -60,6 +64,7 @@ NAMES = (
     ("sep_token", "seperator", "[SEP]"),  # the key's own spelling
     ("mask_token", "mask", "[MASK]"),
 )
+SPACES = "it begins each stretch of text with a space, even before a space or a special token"
 # The token that llama.cpp takes for EOS where a file names none, by the kind of vocabulary.
 DEFAULT_EOS = {"llama": 2, "gpt2": 11, "t5": 1}
 
@@ -91,6 +96,8 @@ def vocabulary_keys(
             for token, one in pieces.flags.items()
         ]
         _refuse_flags(added, words)
+        if pieces.scheme not in (None, "never"):
+            _warn(words, SPACES)
         keys = _pieces(pieces, words, n_vocab)
     if len({*keys["tokens"]}) < n_vocab:  # type: ignore[misc]
         raise ModelNotSupported(
@@ -140,6 +147,9 @@ def _by_kind(
         case {"type": "WordPiece"}:
             return _wordpiece(document, path, words.ends, n_vocab)
         case {"type": "BPE", "byte_fallback": True}:
+            cuts = steps_of(document["pre_tokenizer"])
+            if any(cut.get("prepend_scheme") in ("always", "first") for cut in cuts):
+                _warn(words, SPACES)
             return _pieces(_with_scores(pieces_of_json(document, path)), words, n_vocab)
         case {"type": "BPE"}:
             return _byte_level(document, path, words, n_vocab)
@@ -165,6 +175,10 @@ def _refuse_flags(added: Iterable[Mapping[str, Any]], words: TokenizerDescriptio
                 f"{words.path}: the added token {token['content']!r:.80} has {flags[0]}, which a "
                 "GGUF file has no key for; only --format hf keeps it"
             )
+
+
+def _warn(words: TokenizerDescription, what: str) -> None:
+    logger.warning("%s: llama.cpp reads a GGUF file in another way: %s", words.path, what)
 
 
 def _with_embeddings(ends: SpecialIds, n_vocab: int) -> SpecialIds:
@@ -209,6 +223,9 @@ def _named_ends(
             f"{len(ENDS)}, and llama.cpp does not find {vocabulary.tokens[unfound[0]]!r:.80} by "
             "its spelling; only --format hf keeps it"
         )
+    more = sorted(spelled - ends.eos_ids) if is_llama else []
+    if more:
+        _warn(words, f"it ends a generation at {vocabulary.tokens[more[0]]!r:.80}, too")
     named = {
         "bos": ends.prefix[0] if ends.prefix else ends.bos_id,
         **dict(zip(ENDS, order, strict=False)),
@@ -305,7 +322,9 @@ def _rule(document: Mapping[str, Any], path: Path) -> str:
 def _unigram(
     document: Mapping[str, Any], path: Path, words: TokenizerDescription, n_vocab: int
 ) -> dict[str, object]:
-    charsmap, adds_space, merges_spaces = unigram_steps(document, path)
+    steps = unigram_steps(document, path)
+    if steps.keeps_last_space:
+        _warn(words, "it drops a space at the end of a text")
     unknown = document["model"]["unk_id"]
     if unknown is None:
         raise ModelNotSupported(f"{path}: has no unknown token (unk_id), and a GGUF file needs one")
@@ -327,9 +346,9 @@ def _unigram(
         "token_type": [int(kind) for kind in vocabulary.types],
         **_named_ends(words, vocabulary, "t5"),
         **{f"{key}_token_id": i for key, i in named.items() if i is not None},
-        "add_space_prefix": adds_space,
-        "remove_extra_whitespaces": merges_spaces,
-        **({"precompiled_charsmap": charsmap} if charsmap else {}),
+        "add_space_prefix": steps.adds_space,
+        "remove_extra_whitespaces": steps.merges_spaces,
+        **({"precompiled_charsmap": steps.charsmap} if steps.charsmap else {}),
     }
 
 

@@ -326,3 +326,59 @@ def test_a_shorter_limit_of_a_text_is_kept(limit: int, kept: int, tmp_path: Path
     (source / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
     made = exported(source, tmp_path, "hf")
     assert read(made / "tokenizer_config.json")["model_max_length"] == kept
+
+
+# --- What a GGUF file says a little differently --------------------------------------------------
+
+
+def unigram_words(folder: Path, normalizer: list[dict[str, object]]) -> TokenizerDescription:
+    """A unigram tokenizer.json that merges spaces by these steps."""
+    metadata = unigram_metadata(precompiled_charsmap=charsmap())
+    source = describe_tokenizer(Weights(Path("a.gguf"), "bert", metadata, "gguf", {}))
+    in_a_folder(source, folder)
+    path = folder / "tokenizer.json"
+    document = read(path)
+    precompiled = document["normalizer"]["normalizers"][0]
+    document["normalizer"]["normalizers"] = [precompiled, *normalizer]
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}
+    document["pre_tokenizer"] = {**metaspace, "split": True}
+    path.write_text(json.dumps(document), "utf-8")
+    return describe_tokenizer(Weights(folder, "bert", {}, "hf", {}))
+
+
+MERGES: dict[str, object] = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+
+
+def test_a_space_that_only_a_folder_keeps_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = unigram_words(tmp_path / "source", [MERGES])
+    again = in_a_gguf(words, tmp_path / "made.gguf")
+    assert "it drops a space at the end of a text" in caplog.text
+    for text in ("the  ab", " the", "a"):
+        assert ids(again, text) == ids(words.tokenizer, text)
+    assert ids(again, "the ") != ids(words.tokenizer, "the ")
+
+
+def test_steps_that_keep_every_space_are_refused(tmp_path: Path) -> None:
+    words = unigram_words(tmp_path / "source", [])
+    with pytest.raises(ModelNotSupported, match="not the steps of a SentencePiece unigram"):
+        in_a_gguf(words, tmp_path / "made.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "warning"),
+    [
+        ("model: add_eos_token", "begins each stretch of text with a space"),
+        ("model: added_tokens.json", "ends a generation at '</s>', too"),
+        ("model: no space first", None),
+    ],
+)
+def test_what_llama_cpp_reads_in_another_way_is_warned_of(
+    name: str, warning: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_a_gguf(words_of_folder(tmp_path / "source", name), tmp_path / "made.gguf")
+    if warning is None:
+        assert caplog.text == ""
+    else:
+        assert warning in caplog.text
