@@ -5,10 +5,12 @@
     hf     DIR/NAME/                         what transformers loads
     gguf   DIR/NAME.gguf                     what llama.cpp loads
 
+    export_model.py, export_needs.py                      the description that all start from
     export_hf.py, export_config.py, export_tokenizer.py   folders: tensors, config.json, tokenizer
     export_gguf.py, gguf_writer.py, export_vocab.py       GGUF: types, the file, its vocabulary
-    export_pieces.py, export_tensors.py                   what both need
-    export_needs.py                                       what a model must have
+    export_sentence.py                                    what makes a text's vector, in both
+    export_pieces.py, export_unigram.py                   vocabularies of SentencePiece, in both
+    export_names.py, export_tensors.py                    tensors, in both
 
 Everything is written to a hidden file or folder beside the target and renamed when it is whole, so
 there is never half a model; what exists is never overwritten.
@@ -28,10 +30,8 @@ from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.export_config import DTYPES
 from refllm.export_gguf import FILE_TYPES, is_for_llama_cpp, write_gguf
 from refllm.export_hf import write_hf_folder, write_spin_folder
-from refllm.export_needs import refuse_incomplete
-from refllm.export_sentence import sentence_of
+from refllm.export_model import Description, describe
 from refllm.models import INFERENCING_ARCHITECTURE, check_name
-from refllm.weights import Weights, open_weights
 
 __all__ = ["LAYOUTS", "Layout", "export", "quantize"]
 
@@ -50,9 +50,10 @@ def export(
     `refllm.quantize.QUANTIZABLE` in a GGUF file, by default what they are; where a row is no whole
     number of blocks, the next larger type (see `refllm.export_gguf`). A GGUF file exported as one
     without a type is copied byte for byte, unless it is in several parts, which become one, or
-    llama.cpp would compute something else (special tokens without a key, token types that are
-    quantized). What a GGUF file cannot hold and no vector depends on by default is left out: a
-    text's limit in tokens, prompts that a caller chooses by name.
+    llama.cpp would compute something else (special tokens or token types without a key, vectors
+    that are not F32). Everything else is written from a description of the model, see
+    `refllm.export_model`. What a GGUF file cannot hold and no vector depends on by default is left
+    out: a text's limit in tokens, prompts that a caller chooses by name.
 
     Errors: `InvalidInput` for a layout, type or name that is none, for numbers that the type cannot
     hold, or where the target exists; `ModelNotSupported` for what the layout cannot say, and for
@@ -69,12 +70,12 @@ def export(
             f"safetensors files hold {', '.join(DTYPES)}, and not {type_name!r:.60}; choose one of "
             "them, or --format gguf"
         )
-    weights = _open(model)
+    description = describe(model)
     target, write = to / name, write_hf_folder
     if layout == "spin":
-        target, write = to.joinpath(*_place_in_spin(weights), name), write_spin_folder
+        target, write = to.joinpath(*_place_in_spin(description), name), write_spin_folder
     with _new_folder(target) as folder:
-        write(weights, folder, type_name=type_name or LOSSLESS)
+        write(description, folder, type_name=type_name or LOSSLESS)
     return target
 
 
@@ -93,29 +94,19 @@ def _export_gguf(model: Path, target: Path, *, name: str, type_name: str | None)
         raise InvalidInput(
             f"the type must be one of {', '.join(FILE_TYPES)}, got {type_name!r:.60}"
         )
-    weights = _open(model)
+    description = describe(model)
     with _new_path(target) as path:
-        if weights.source == "gguf" and type_name is None and is_for_llama_cpp(weights):
-            shutil.copyfile(weights.path, path)
+        if type_name is None and is_for_llama_cpp(description):
+            shutil.copyfile(description.path, path)
         else:
-            write_gguf(weights, path, name=name, type_name=type_name)
+            write_gguf(description, path, name=name, type_name=type_name)
     return target
 
 
-def _open(model: Path) -> Weights:
-    if not model.exists():
-        raise InvalidInput(f"there is no model at {str(model)[:500]}")
-    weights = open_weights(model)
-    refuse_incomplete(weights)
-    if weights.architecture != "llama":
-        sentence_of(weights)  # refuses what is not computed
-    return weights
-
-
-def _place_in_spin(weights: Weights) -> tuple[str, ...]:
+def _place_in_spin(model: Description) -> tuple[str, ...]:
     """The folders between the project's and the model's."""
     root = (".spin", "ai-models")
-    return (*root, INFERENCING_ARCHITECTURE) if weights.architecture == "llama" else root
+    return (*root, INFERENCING_ARCHITECTURE) if model.sentence is None else root
 
 
 @contextmanager

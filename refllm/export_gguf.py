@@ -24,15 +24,15 @@ from typing import cast
 import numpy as np
 from gguf import GGML_QUANT_VERSION, LlamaFileType
 
-from refllm.config import bert_config, llama_config
-from refllm.export_config import refuse_what_a_plain_bert_is_not
+from refllm.api import ModelNotSupported
+from refllm.bert import BertConfig
+from refllm.export_model import Description
 from refllm.export_sentence import gguf_pooling_type
 from refllm.export_vocab import missing_keys, vocabulary_keys
 from refllm.gguf_writer import DEFAULT_ALIGNMENT, keys_of_file, packed, write_gguf_file
-from refllm.parameters import Parameters
+from refllm.llama import LlamaConfig
 from refllm.quant import FORMATS, Tensor
 from refllm.rope import YarnScaling
-from refllm.weights import Weights
 
 __all__ = ["FILE_TYPES", "fitting_type", "is_for_llama_cpp", "write_gguf"]
 
@@ -47,12 +47,12 @@ FILE_TYPES: Mapping[str, int] = {
     "Q4_K": int(LlamaFileType.MOSTLY_Q4_K_S),
 }
 NEXT_TYPE = {"Q4_K": "Q8_0", "Q8_0": "F16", "Q4_0": "F16"}
-# Added to the embedding as it is stored; llama.cpp ends the process where it is not F32.
+# Added to the embedding as it is stored, as vectors are.
 ADDED = "token_types.weight"
 NOT_MULTIPLIED = frozenset({"position_embd.weight", "token_types.weight"})
 
 
-def write_gguf(weights: Weights, path: Path, *, name: str, type_name: str | None) -> None:
+def write_gguf(model: Description, path: Path, *, name: str, type_name: str | None) -> None:
     """Write the model to `path`, its matrices in a type of `FILE_TYPES`, or None: in their own.
 
     Of a GGUF file all metadata are kept, byte for byte, but general.file_type and
@@ -61,15 +61,13 @@ def write_gguf(weights: Weights, path: Path, *, name: str, type_name: str | None
     Errors: `InvalidInput` for numbers that the type cannot hold, `ModelNotSupported` for a
     tokenizer that GGUF has no words for, `LlmRuntimeError` for a damaged file.
     """
+    weights = model.weights
     alignment = cast("int", weights.hparams.get("general.alignment", DEFAULT_ALIGNMENT))
     if weights.source == "gguf" and type_name is None:
-        same = [
-            (tensor, "F32" if tensor.name == ADDED else tensor.format.name)
-            for tensor in weights.tensors.values()
-        ]
-        write_gguf_file(path, _kept_keys(weights, name), same, alignment=alignment)
+        same = [(tensor, _own_type(tensor)) for tensor in weights.tensors.values()]
+        write_gguf_file(path, _keys(model, name), same, alignment=alignment)
         return
-    tensors = [(tensor, stored_type(tensor, type_name)) for tensor in _tensors(weights).values()]
+    tensors = [(tensor, stored_type(tensor, type_name)) for tensor in _tensors(model).values()]
     said: dict[str, object] = {
         "general.file_type": FILE_TYPES[_most_common_type(tensors)],
         "general.quantization_version": GGML_QUANT_VERSION,
@@ -77,19 +75,28 @@ def write_gguf(weights: Weights, path: Path, *, name: str, type_name: str | None
     changed = {key: packed(key, value) for key, value in said.items()}
     write_gguf_file(
         path,
-        _kept_keys(weights, name) | changed,
+        _keys(model, name) | changed,
         tensors,
         alignment=alignment,
     )
 
 
-def is_for_llama_cpp(weights: Weights) -> bool:
-    """Whether llama.cpp computes a GGUF file as refllm does, so that a copy is an export."""
-    added = weights.tensors.get(ADDED)
+def is_for_llama_cpp(model: Description) -> bool:
+    """Return whether the source is a GGUF file that llama.cpp computes as refllm does.
+
+    A copy of it is an export.
+    """
+    weights = model.weights
+    if weights.source != "gguf":
+        return False
     is_one_file = "split.count" not in weights.hparams
-    return (
-        is_one_file and not missing_keys(weights) and (added is None or added.format.name == "F32")
-    )
+    are_added = all(_own_type(each) == each.format.name for each in weights.tensors.values())
+    return is_one_file and are_added and not missing_keys(weights)
+
+
+def _own_type(tensor: Tensor) -> str:
+    """Its own type, or F32: llama.cpp ends the process where it adds or multiplies another one."""
+    return "F32" if len(tensor.shape) < 2 or tensor.name == ADDED else tensor.format.name
 
 
 def fitting_type(type_name: str, n_columns: int) -> str:
@@ -106,14 +113,22 @@ def stored_type(tensor: Tensor, type_name: str | None) -> str:
     return fitting_type(type_name or tensor.format.name, tensor.shape[-1])
 
 
-def _tensors(weights: Weights) -> Mapping[str, Tensor]:
-    """The tensors, with the divisors of the frequencies, which config.json has as a rule.
+def _tensors(model: Description) -> Mapping[str, Tensor]:
+    """The tensors as llama.cpp wants them.
 
-    They are Llama 3's, or those of a ramp of YaRN that the keys cannot express.
+    A llama's may have divisors of the frequencies, which config.json has as a rule: they are
+    Llama 3's, or those of a ramp of YaRN that the keys cannot express. Of an encoder whose
+    positions begin behind the padding token, as RoBERTa's do, the table begins there, too.
     """
-    if weights.source == "gguf" or weights.architecture != "llama":
+    weights, config = model.weights, model.config
+    if weights.source == "gguf":
         return weights.tensors
-    config = llama_config(weights)
+    if isinstance(config, BertConfig):
+        name = "position_embd.weight"
+        table = weights.tensors[name]  # [padding_id + 1 + C, D]
+        first = 0 if config.padding_id is None else config.padding_id + 1
+        cut = Tensor(name, table.format, (config.n_ctx, config.n_embd), table.data[first:])
+        return {**weights.tensors, name: cut}
     factors: Sequence[float] | None = config.rope_factors
     if config.rope_yarn is not None and not _is_llama_cpp_s(config.rope_yarn):
         divisors = config.rope_yarn.divisors(base=config.rope_theta, rope_dim=config.rope_dim)
@@ -132,26 +147,31 @@ def _most_common_type(tensors: list[tuple[Tensor, str]]) -> str:
     return counts.most_common(1)[0][0]
 
 
-def _kept_keys(weights: Weights, name: str) -> dict[str, bytes]:
-    """All that the file says already and what it lacks, or what a folder says in its own words."""
+def _keys(model: Description, name: str) -> dict[str, bytes]:
+    """A GGUF file's own metadata and what it lacks, or what a folder's files mean in these words.
+
+    Each key of a GGUF file that is kept was read, or changes nothing that is computed.
+    """
+    weights, config = model.weights, model.config
     if weights.source == "gguf":
         added = {key: packed(key, value) for key, value in missing_keys(weights).items()}
         return keys_of_file(weights.path) | added
-    hyperparameters = _llama(weights) if weights.architecture == "llama" else _bert(weights)
-    n_vocab = Parameters(weights.path, weights.tensors).n_rows("token_embd.weight")
+    if isinstance(config, BertConfig):
+        hyperparameters, n_token_types = _bert(model, config), config.n_token_types
+    else:
+        hyperparameters, n_token_types = _llama(config), None
     said = {
         "general.architecture": weights.architecture,
         "general.type": "model",
         "general.name": name,
         **{f"{weights.architecture}.{key}": value for key, value in hyperparameters.items()},
-        f"{weights.architecture}.vocab_size": n_vocab,
-        **vocabulary_keys(weights, n_vocab=n_vocab),
+        f"{weights.architecture}.vocab_size": model.n_vocab,
+        **vocabulary_keys(model.words, n_vocab=model.n_vocab, n_token_types=n_token_types),
     }
     return {key: packed(key, value) for key, value in said.items()}
 
 
-def _llama(weights: Weights) -> dict[str, object]:
-    c = llama_config(weights)
+def _llama(c: LlamaConfig) -> dict[str, object]:
     said: dict[str, object] = {
         "context_length": c.n_ctx,
         "embedding_length": c.n_embd,
@@ -188,9 +208,23 @@ def _is_llama_cpp_s(yarn: YarnScaling) -> bool:
     return yarn == YarnScaling(yarn.factor, yarn.original_context)
 
 
-def _bert(weights: Weights) -> dict[str, object]:
-    c = bert_config(weights)
-    refuse_what_a_plain_bert_is_not(weights, c)
+def _bert(model: Description, c: BertConfig) -> dict[str, object]:
+    """The keys of the architecture "bert", which is any encoder that llama.cpp computes as one.
+
+    llama.cpp's graph has no bias for the distance of two tokens, and one activation, for which the
+    file has no key. (It is GELU's approximation by tanh.)
+    """
+    assert model.sentence is not None
+    beyond = {
+        "a relative attention bias, as MPNet has it": c.relative_attention,
+        f"the activation {c.activation}": c.activation != "gelu",
+    }
+    for what, is_there in beyond.items():
+        if is_there:
+            raise ModelNotSupported(
+                f"{model.path}: has {what}, which llama.cpp does not compute in a BERT; use "
+                "--format hf, or a server that runs sentence-transformers"
+            )
     return {
         "context_length": c.n_ctx,
         "embedding_length": c.n_embd,
@@ -199,5 +233,5 @@ def _bert(weights: Weights) -> dict[str, object]:
         "attention.head_count": c.n_heads,
         "attention.layer_norm_epsilon": c.layer_norm_eps,
         "attention.causal": False,
-        "pooling_type": gguf_pooling_type(weights),
+        "pooling_type": gguf_pooling_type(model, model.sentence),
     }

@@ -11,6 +11,7 @@ Names and the order of query and key rows are Hugging Face's.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,27 +19,27 @@ from pathlib import Path
 
 import numpy as np
 
-from refllm.api import ModelNotSupported
-from refllm.config import bert_config, llama_config
+from refllm.bert import BertConfig
 from refllm.export_config import (
+    N_ZERO_TYPES,
     config_json,
     has_biases,
     has_mlp_biases,
     refuse_what_spin_cannot,
 )
+from refllm.export_model import Description
+from refllm.export_names import hugging_face_name
 from refllm.export_sentence import refuse_head_that_spin_cannot, sentence_files
 from refllm.export_tensors import half_split, recoded
 from refllm.export_tokenizer import json_bytes, tokenizer_files
 from refllm.llama import LlamaConfig
 from refllm.quant import FORMATS, Tensor
-from refllm.weights import HUGGING_FACE_NAMES, Weights
 from refllm.weights_safetensors import INDEX, SINGLE
 
-__all__ = ["hugging_face_name", "write_hf_folder", "write_spin_folder"]
+__all__ = ["write_hf_folder", "write_spin_folder"]
 
 SHARD = "model-00001-of-00001.safetensors"
 IN_CONFIG = frozenset({"rope_freqs.weight"})  # Llama 3's divisors are parameters in config.json
-OUTPUT = "output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,36 +51,40 @@ class Part:
     n_heads: int | None = None
 
 
-def write_hf_folder(weights: Weights, folder: Path, *, type_name: str) -> None:
+def write_hf_folder(model: Description, folder: Path, *, type_name: str) -> None:
     """Fill `folder` with what transformers loads, all tensors in F32, F16 or BF16.
 
     Errors: `InvalidInput` for numbers that the type cannot hold, `ModelNotSupported` for what
     config.json or tokenizer.json cannot say, `LlmRuntimeError` for a damaged file.
     """
-    _write_words(folder, weights, config_json(weights, type_name=type_name))
-    _write_safetensors(folder / SINGLE, _parts(weights), type_name)
+    _write_words(folder, model, config_json(model, type_name=type_name))
+    _write_safetensors(folder / SINGLE, _parts(model), type_name)
 
 
-def write_spin_folder(weights: Weights, folder: Path, *, type_name: str) -> None:
+def write_spin_folder(model: Description, folder: Path, *, type_name: str) -> None:
     """`write_hf_folder` as Spin wants it: a llama has an index, and its own output matrix.
 
     Spin computes a llama in F16, whatever the type. Errors: as `write_hf_folder`, and
     `ModelNotSupported` for a model of which Spin would ignore a part.
     """
-    if weights.architecture != "llama":
-        refuse_head_that_spin_cannot(weights)
-        write_hf_folder(weights, folder, type_name=type_name)
+    refuse_what_spin_cannot(model)
+    if model.sentence is not None:
+        refuse_head_that_spin_cannot(model, model.sentence)
+        write_hf_folder(model, folder, type_name=type_name)
         return
-    refuse_what_spin_cannot(weights)
-    config = config_json(weights, type_name=type_name)
-    parts = _parts(weights)
+    config = config_json(model, type_name=type_name)
+    scaling = config.get("rope_scaling")
+    if isinstance(scaling, dict) and scaling["rope_type"] == "dynamic":
+        # It begins beyond the context, where Spin ends, and Spin's engine loads no such file.
+        del config["rope_scaling"]
+    parts = _parts(model)
     if config["tie_word_embeddings"]:
         # Not every version of Spin's engine knows ties, and each knows a model without.
         config["tie_word_embeddings"] = False
-        name = hugging_face_name("llama", f"{OUTPUT}.weight")
-        tied = Part(name, weights.tensors["token_embd.weight"])
+        name = hugging_face_name("llama", "output.weight")
+        tied = Part(name, model.weights.tensors["token_embd.weight"])
         parts = [*(part for part in parts if part.name != name), tied]
-    _write_words(folder, weights, config)
+    _write_words(folder, model, config)
     _write_safetensors(folder / SHARD, parts, type_name)
     n_bytes = sum(_n_bytes(part, type_name) for part in parts)
     index = {
@@ -89,43 +94,25 @@ def write_spin_folder(weights: Weights, folder: Path, *, type_name: str) -> None
     (folder / INDEX).write_bytes(json_bytes(index))
 
 
-def hugging_face_name(architecture: str, name: str) -> str:
-    """What Hugging Face calls the tensor `name`; undoes `refllm.weights.canonical_name`.
-
-    "blk.7.attn_q.weight" → "model.layers.7.self_attn.q_proj.weight"; a BERT's have no prefix.
-    Errors: `ModelNotSupported` for a tensor that the architecture does not have there.
-    """
-    names = HUGGING_FACE_NAMES[architecture]
-    prefix = names.prefix if architecture == "llama" else ""
-    module, _, suffix = name.rpartition(".")
-    theirs = {ours: theirs for theirs, ours in names.modules.items()}
-    if module in theirs:
-        # lm_head lies beside the model, not in it.
-        return f"{'' if module == OUTPUT else prefix}{theirs[module]}.{suffix}"
-    block, _, rest = module.removeprefix("blk.").partition(".")
-    in_layer = {ours: theirs for theirs, ours in names.modules_of_a_layer.items()}
-    if not block.isdecimal() or rest not in in_layer:
-        raise ModelNotSupported(
-            f"tensor {name!r:.80} is none that Hugging Face's {architecture} has; only --format "
-            "gguf keeps it"
-        )
-    return f"{prefix}{names.layers}.{block}.{in_layer[rest]}.{suffix}"
-
-
-def _parts(weights: Weights) -> list[Part]:
+def _parts(model: Description) -> list[Part]:
     """Every tensor, in the order of the file, with name and rows as Hugging Face has them."""
-    tensors = dict(weights.tensors)
-    config = llama_config(weights) if weights.architecture == "llama" else None
-    if config is not None:
-        tensors = _separate_qkv(tensors, config)
+    weights, config = model.weights, model.config
+    heads: dict[str, int] = {}
+    if isinstance(config, BertConfig):
+        tensors = _separate_qkv(weights.tensors, config.n_embd, config.n_embd)
+        if weights.family == "bert" and not config.n_token_types:
+            # A sum with zeros is the same sum, and no program loads a BERT without the table.
+            tensors |= _zeros("token_types.weight", N_ZERO_TYPES, config.n_embd)
+    else:
         queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        tensors = _separate_qkv(weights.tensors, queries, keys)
         if has_biases(weights):
             lengths = {"attn_q": queries, "attn_k": keys, "attn_v": keys}
             tensors = _zero_biases(config, lengths | {"attn_output": config.n_embd}) | tensors
         if has_mlp_biases(weights):
             lengths = {"ffn_gate": config.n_ff, "ffn_up": config.n_ff, "ffn_down": config.n_embd}
             tensors = _zero_biases(config, lengths) | tensors
-    heads = {} if config is None else {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
+        heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
     return [
         Part(
             hugging_face_name(weights.family, name),
@@ -137,9 +124,11 @@ def _parts(weights: Weights) -> list[Part]:
     ]
 
 
-def _separate_qkv(tensors: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
-    """The tensors, with queries, keys and values in three where a file has them in one."""
-    queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+def _separate_qkv(tensors: Mapping[str, Tensor], queries: int, keys: int) -> dict[str, Tensor]:
+    """The tensors, with queries, keys and values in three where a file has them in one.
+
+    `queries` is the number of rows for the queries, and `keys` that for the keys or the values.
+    """
     ends = np.cumsum([queries, keys, keys])
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -160,19 +149,25 @@ def _separate_qkv(tensors: Mapping[str, Tensor], config: LlamaConfig) -> dict[st
 def _zero_biases(config: LlamaConfig, lengths: Mapping[str, int]) -> dict[str, Tensor]:
     """A zero bias of each module in each layer: Hugging Face has all of a layer's, or none."""
     return {
-        name: Tensor(name, FORMATS["F32"], (length,), np.zeros((1, 4 * length), np.uint8))
+        name: tensor
         for layer in range(config.n_layers)
         for module, length in lengths.items()
-        for name in (f"blk.{layer}.{module}.bias",)
+        for name, tensor in _zeros(f"blk.{layer}.{module}.bias", length).items()
     }
 
 
-def _write_words(folder: Path, weights: Weights, config: dict[str, object]) -> None:
+def _zeros(name: str, *shape: int) -> dict[str, Tensor]:
+    data = np.zeros((math.prod(shape[:-1]), 4 * shape[-1]), np.uint8)  # [rows, bytes of float32]
+    return {name: Tensor(name, FORMATS["F32"], shape, data)}
+
+
+def _write_words(folder: Path, model: Description, config: dict[str, object]) -> None:
     """config.json, the files of the tokenizer, and what makes a text's vector."""
-    llama_or_bert = llama_config if weights.architecture == "llama" else bert_config
-    n_ctx = llama_or_bert(weights).n_ctx
-    files = {"config.json": json_bytes(config), **tokenizer_files(weights, n_ctx=n_ctx)}
-    files |= sentence_files(weights)
+    has_token_types = model.weights.family == "bert"
+    words = tokenizer_files(model.words, n_ctx=model.config.n_ctx, has_token_types=has_token_types)
+    files = {"config.json": json_bytes(config), **words}
+    if model.sentence is not None:
+        files |= sentence_files(model, model.sentence)
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)

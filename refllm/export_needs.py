@@ -8,7 +8,7 @@ from __future__ import annotations
 from refllm.api import LlmRuntimeError
 from refllm.bert import Bert
 from refllm.config import bert_config, llama_config
-from refllm.export_hf import hugging_face_name
+from refllm.export_names import hugging_face_name
 from refllm.llama import Llama
 from refllm.parameters import Survey
 from refllm.weights import Weights

@@ -17,14 +17,19 @@ pipeline: the tokenizer.json of Llama 2.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
+
+from refllm.accounting.ledger import Ledger
 from refllm.api import ModelNotSupported
 from refllm.tokenizer_base import Tokenizer
+from refllm.vocab_folder import read_folder_files
 from refllm.vocab_gguf import GgufKeys, read_vocabulary
+from refllm.vocab_options import prepend_scheme
 from refllm.vocab_spm import (
     SentencePieceTokenizer,
     llama_model,
@@ -59,11 +64,22 @@ MERGEABLE = frozenset({TokenType.NORMAL, TokenType.USER_DEFINED})
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Tokens with a score each, and whether "▁" is put before a text."""
+    """Tokens with a score each, and how they are found in a text.
+
+    Attributes:
+        vocabulary: The tokens and their types.
+        scores: One for each token.
+        adds_space: Whether "▁" is put before a text.
+        scheme: Where it is put, as `refllm.vocab_options.prepend_scheme`; None for Llama's own
+            way, before each stretch of text between special tokens, even before a space.
+        flags: How added tokens are found that take spaces with them, or are none inside a word.
+    """
 
     vocabulary: Vocabulary
     scores: Sequence[float]
     adds_space: bool
+    scheme: str | None = None
+    flags: Mapping[str, AddedToken] = field(default_factory=dict)
 
     @property
     def unknown(self) -> str | None:
@@ -104,19 +120,26 @@ def pieces_of_model(path: Path) -> Pieces:
 def pieces_of_tokenizer(tokenizer: Tokenizer) -> Pieces:
     """The pieces of a tokenizer.model's tokenizer, and after them the tokens added beside it.
 
-    Errors: as `pieces_of_model`; `ModelNotSupported` for added tokens that take spaces with them.
+    Text after an added token gets no second space, which is what the scheme "always" says.
+    Errors: as `pieces_of_model`.
     """
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise TypeError(f"{type(tokenizer).__name__} has no pieces")
     vocabulary = tokenizer.vocabulary
     own = pieces_of_model(vocabulary.path)
-    if tokenizer.n_vocab > len(own.scores) and not tokenizer.longest_token:
-        raise ModelNotSupported(
-            f"{vocabulary.path}: the files beside it add tokens that take the spaces around them "
-            "with them, which cannot be exported"
-        )
-    scores = [*own.scores, *[0.0] * (tokenizer.n_vocab - len(own.scores))]
-    return Pieces(vocabulary, scores, own.adds_space)
+    files = read_folder_files(vocabulary.path.parent, Ledger())
+    added = {str(one.token.content): one.token for one in files.added}
+    n_added = tokenizer.n_vocab - len(own.scores)
+    scheme = prepend_scheme(files.config)
+    if scheme is None and n_added and own.adds_space:
+        scheme = "always"
+    return Pieces(
+        vocabulary,
+        [*own.scores, *[0.0] * n_added],
+        own.adds_space if scheme is None else scheme != "never",
+        scheme,
+        {token: one for token, one in added.items() if one.lstrip or one.rstrip or one.single_word},
+    )
 
 
 def pieces_of_json(document: Mapping[str, Any], path: Path) -> Pieces:
@@ -233,6 +256,19 @@ def tokenizer_json(pieces: Pieces, ends: SpecialIds) -> dict[str, Any]:
     prepend = [{"type": "Prepend", "prepend": SPACE}] if pieces.adds_space else []
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if pieces.adds_space else []
+    # The one puts "▁" before a space, too, the other does not.
+    normalizer: object = {"type": "Sequence", "normalizers": [*prepend, replace]}
+    pre_tokenizer: object = None
+    if pieces.scheme is not None:
+        normalizer, pre_tokenizer = (
+            None,
+            {
+                "type": "Metaspace",
+                "replacement": SPACE,
+                "prepend_scheme": pieces.scheme,
+                "split": False,
+            },
+        )
     return {
         "version": "1.0",
         "truncation": None,
@@ -242,8 +278,8 @@ def tokenizer_json(pieces: Pieces, ends: SpecialIds) -> dict[str, Any]:
             for token_id, kind in enumerate(types)
             if kind in SPECIAL_TYPES or _is_found_first(pieces, token_id)
         ],
-        "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
-        "pre_tokenizer": None,
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
         "post_processor": template(tokens, ends),
         "decoder": {
             "type": "Sequence",
@@ -276,11 +312,18 @@ def _is_found_first(pieces: Pieces, token_id: int) -> bool:
 
 
 def _added_token(pieces: Pieces, token_id: int) -> dict[str, Any]:
-    return added_token(
-        token_id,
-        pieces.vocabulary.tokens[token_id],
-        is_special=pieces.vocabulary.is_special(token_id),
-    )
+    token = pieces.vocabulary.tokens[token_id]
+    entry = added_token(token_id, token, is_special=pieces.vocabulary.is_special(token_id))
+    flags = pieces.flags.get(token)
+    if flags is None:
+        return entry
+    return {
+        **entry,
+        "lstrip": flags.lstrip,
+        "rstrip": flags.rstrip,
+        "single_word": flags.single_word,
+        "normalized": flags.normalized,
+    }
 
 
 def added_token(token_id: int, token: str, *, is_special: bool) -> dict[str, Any]:

@@ -7,8 +7,8 @@ takes the mean and normalizes it. What a target cannot say is refused, never lef
 from __future__ import annotations
 
 from refllm.api import ModelNotSupported
-from refllm.config import bert_config
-from refllm.export_tokenizer import json_bytes, tokenizer_of
+from refllm.export_model import Description
+from refllm.export_tokenizer import json_bytes
 from refllm.pooling import MEAN_NORMALIZED, Dense, Normalize
 from refllm.sentence_config import (
     GGUF_POOLING_TYPES,
@@ -16,26 +16,15 @@ from refllm.sentence_config import (
     SWITCHES,
     SentenceConfig,
     module_folders,
-    sentence_config,
 )
-from refllm.weights import Weights
+from refllm.weights_safetensors import SINGLE
 
-__all__ = ["gguf_pooling_type", "refuse_head_that_spin_cannot", "sentence_files", "sentence_of"]
+__all__ = ["gguf_pooling_type", "refuse_head_that_spin_cannot", "sentence_files"]
 
 PLACE = "sentence_transformers.models."  # where every version finds its modules
 
 
-def sentence_of(weights: Weights) -> SentenceConfig:
-    """Return what the files of an embedding model name beside its encoder.
-
-    Raises:
-        ModelNotSupported: For what refllm does not compute.
-        LlmRuntimeError: For a damaged file.
-    """
-    return sentence_config(weights, n_embd=bert_config(weights).n_embd)
-
-
-def gguf_pooling_type(weights: Weights) -> int:
+def gguf_pooling_type(model: Description, sentence: SentenceConfig) -> int:
     """Return the number for `pooling_type`.
 
     Programs that read GGUF files leave normalization to their caller and do it by default, so only
@@ -44,49 +33,48 @@ def gguf_pooling_type(weights: Weights) -> int:
     Raises:
         ModelNotSupported: Naming what a GGUF file has no key for.
     """
-    sentence = sentence_of(weights)
     modes = sentence.head.pooling.modes
     numbers = {mode: number for number, mode in GGUF_POOLING_TYPES.items()}
-    problems = _beyond_pooling(weights, sentence)
+    problems = _beyond_pooling(model, sentence)
     if len(modes) > 1 or modes[0] not in numbers:
         problems.insert(0, f"pooling by {' and '.join(modes)}")
     if problems:
         raise ModelNotSupported(
-            f"{weights.path}: has {problems[0]}, which a GGUF file has no key for; only "
+            f"{model.path}: has {problems[0]}, which a GGUF file has no key for; only "
             "--format hf keeps it"
         )
     return numbers[modes[0]]
 
 
-def refuse_head_that_spin_cannot(weights: Weights) -> None:
+def refuse_head_that_spin_cannot(model: Description, sentence: SentenceConfig) -> None:
     """Raise `ModelNotSupported` unless the vector is the normalized mean, as Spin computes it."""
-    sentence = sentence_of(weights)
-    problems = _beyond_pooling(weights, sentence)
+    problems = _beyond_pooling(model, sentence)
     if sentence.head.pooling.modes != MEAN_NORMALIZED.pooling.modes:
         problems.insert(0, f"pooling by {' and '.join(sentence.head.pooling.modes)}")
     if problems:
         raise ModelNotSupported(
-            f"{weights.path}: has {problems[0]}, which Spin's engine does not know; export it for "
+            f"{model.path}: has {problems[0]}, which Spin's engine does not know; export it for "
             "another program with --format hf or gguf"
         )
 
 
-def sentence_files(weights: Weights) -> dict[str, bytes]:
-    """Return file name to content: those of the source's folder, or for a BERT's GGUF new ones."""
-    if weights.source == "hf":
-        folder = weights.path
-        paths = [folder / name for name in SENTENCE_FILES]
-        for place in module_folders(folder):
-            paths += sorted((folder / place).glob("*"))
+def sentence_files(model: Description, sentence: SentenceConfig) -> dict[str, bytes]:
+    """Return file name to content.
+
+    A folder's own files are kept, of a module its config.json and its tensors: each of their keys
+    and tensors was read, or is irrelevant. For a GGUF file they are made.
+    """
+    if model.weights.source == "hf":
+        places = [*SENTENCE_FILES]
+        for place in module_folders(model.path):
+            places += [f"{place}/config.json", f"{place}/{SINGLE}"]
         return {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in paths
-            if path.is_file()
+            place: (model.path / place).read_bytes()
+            for place in places
+            if (model.path / place).is_file()
         }
-    if weights.architecture == "llama":
-        return {}
-    config = bert_config(weights)
-    modes = sentence_of(weights).head.pooling.modes
+    config = model.config
+    modes = sentence.head.pooling.modes
     modules = ["Transformer", "Pooling", "Normalize"]
     places = ["", "1_Pooling", "2_Normalize"]
     listed = [
@@ -110,7 +98,7 @@ def sentence_files(weights: Weights) -> dict[str, bytes]:
     }
 
 
-def _beyond_pooling(weights: Weights, sentence: SentenceConfig) -> list[str]:
+def _beyond_pooling(model: Description, sentence: SentenceConfig) -> list[str]:
     """Return what there is beside pooling and a normalization that comes last."""
     head = sentence.head
     found = {
@@ -121,11 +109,11 @@ def _beyond_pooling(weights: Weights, sentence: SentenceConfig) -> list[str]:
         f"vectors cut to {head.truncate_dim} numbers (truncate_dim)": head.truncate_dim is not None,
         f"a default prompt, {sentence.default_prompt!r:.80}": sentence.default_prompt != "",
         "lower-casing before the tokenizer (do_lower_case)": sentence.do_lower_case
-        and _keeps_case(weights),
+        and _keeps_case(model),
     }
     return [what for what, is_there in found.items() if is_there]
 
 
-def _keeps_case(weights: Weights) -> bool:
-    tokenizer = tokenizer_of(weights)
+def _keeps_case(model: Description) -> bool:
+    tokenizer = model.words.tokenizer
     return tokenizer.encode("A", parse_special=False) != tokenizer.encode("a", parse_special=False)

@@ -1,22 +1,27 @@
-"""The tokenizer of any model as the files that Hugging Face's and Spin's tokenizers load.
+"""A model's tokenizer as the files that Hugging Face's and Spin's tokenizers load.
 
     GGUF, kind llama   tokenizer.json and tokenizer.model     refllm.export_pieces
+    GGUF, kind t5      tokenizer.json, unigram                refllm.export_unigram
     GGUF, kind gpt2    tokenizer.json, byte-level BPE
     GGUF, kind bert    tokenizer.json, WordPiece
-    a folder           its own files; a tokenizer.json for a tokenizer.model that is alone
+    tokenizer.model    tokenizer.json and tokenizer.model     refllm.export_pieces
+    a folder's others  tokenizer.json: the source's, with what the files beside it change
 
-The files that say what is special (tokenizer_config.json, special_tokens_map.json) come along.
+tokenizer.json says all, so that Spin, which reads nothing else, has the same ids as transformers.
+tokenizer_config.json is written for it: special tokens by name, the class that takes a
+tokenizer.json as it is, the chat templates. Of what may lie beside it in a source,
+generation_config.json is kept with the ends of a generation that were found, and the rest
+(added_tokens.json, special_tokens_map.json, vocab.txt, …) is in tokenizer.json.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from refllm.api import ModelNotSupported
-from refllm.chat_template import chat_template_of
+from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.export_model import TokenizerDescription
 from refllm.export_pieces import (
     Pieces,
     added_token,
@@ -26,99 +31,150 @@ from refllm.export_pieces import (
     tokenizer_json,
     tokenizer_model,
 )
+from refllm.export_unigram import unigram_json
 from refllm.pretokenizers import PRE_TOKENIZERS
-from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from refllm.vocab_folder import read_json
 from refllm.vocab_gguf import GgufKeys
 from refllm.vocab_json import JsonTokenizer
+from refllm.vocab_spm import model_from_bytes, vocabulary_of_model
 from refllm.vocab_wordpiece import CONTINUES, MAX_CHARACTERS_PER_WORD
 from refllm.vocabulary import SPECIAL_TYPES, SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
-from refllm.weights import Weights
 
-__all__ = ["json_bytes", "special_ids_of", "tokenizer_files", "tokenizer_of"]
+__all__ = ["json_bytes", "special_tokens_of", "tokenizer_files", "vocabulary_files"]
 
-# What belongs to a tokenizer in a folder.
-FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "vocab.txt",
-)
-# A special token's name in tokenizer_config.json, in a GGUF key, and in BERT's spelling.
-NAMES = (
-    ("unk_token", "unknown", "[UNK]"),
-    ("pad_token", "padding", "[PAD]"),
-    ("cls_token", "cls", "[CLS]"),
-    ("sep_token", "seperator", "[SEP]"),  # the key's own spelling
-    ("mask_token", "mask", "[MASK]"),
-)
-PROBE = "a"
+# The names that transformers has for special tokens of any model, and how a token of that name is
+# spelled where no file names one.
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "bos_token": (),
+    "eos_token": (),
+    "unk_token": ("[UNK]", "<unk>"),
+    "pad_token": ("[PAD]", "<pad>"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+    "mask_token": ("[MASK]", "<mask>"),
+}
 
 
-def tokenizer_of(weights: Weights) -> Tokenizer:
-    """The tokenizer that belongs to the weights. Errors: `LlmRuntimeError` naming the file."""
-    if weights.source == "gguf":
-        return tokenizer_from_gguf(weights.hparams, path=weights.path)
-    return tokenizer_from_folder(weights.path)
+def tokenizer_files(
+    words: TokenizerDescription, *, n_ctx: int, has_token_types: bool = False
+) -> dict[str, bytes]:
+    """Return file name to content.
 
+    Args:
+        words: The tokenizer and the chat templates.
+        n_ctx: The length that tokenizer_config.json names, unless the source's has a shorter one.
+        has_token_types: Whether the model is given an array of token types in transformers.
 
-def special_ids_of(tokenizer: Tokenizer) -> SpecialIds:
-    """BOS, EOS, and what the tokenizer puts around a text, found out with one."""
-    inside = tokenizer.encode(PROBE, add_special=False)
-    whole = tokenizer.encode(PROBE)
-    n_added = len(whole) - len(inside)
-    start = next(i for i in range(n_added + 1) if whole[i : i + len(inside)] == inside)
-    suffix = whole[start + len(inside) :]
-    return SpecialIds(tokenizer.bos_id, tokenizer.eos_ids, tuple(whole[:start]), tuple(suffix))
-
-
-def tokenizer_files(weights: Weights, *, n_ctx: int) -> dict[str, bytes]:
-    """File name to content. `n_ctx` is the length that tokenizer_config.json names.
-
-    Errors: `LlmRuntimeError` naming what is damaged, `ModelNotSupported` as
-    `refllm.export_pieces`.
+    Raises:
+        LlmRuntimeError: For a damaged file, naming it.
+        ModelNotSupported: As `refllm.export_pieces`.
     """
-    tokenizer = tokenizer_of(weights)
-    ends = special_ids_of(tokenizer)
-    files = {} if weights.source == "gguf" else _files_of(weights.path)
-    if "tokenizer.json" not in files:
-        files |= _made(weights, tokenizer, ends)
-    if "tokenizer_config.json" not in files:
-        special = _special_tokens(weights, tokenizer, ends)
-        config = special | _tokenizer_config(weights, ends, n_ctx)
-        files["tokenizer_config.json"] = json_bytes(config)
-        files.setdefault("special_tokens_map.json", json_bytes(special))
+    types = ["token_type_ids"] if has_token_types else []
+    special = special_tokens_of(words)
+    others = {name: token for name, token in special.items() if name not in NAMES}
+    special = {name: token for name, token in special.items() if name in NAMES}
+    said: dict[str, object] = {
+        **special,
+        **({"extra_special_tokens": others} if others else {}),
+        # The class that builds no pipeline of its own.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": min(n_ctx, _own_limit(words) or n_ctx),
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", *types, "attention_mask"],
+    }
+    if words.weights.architecture == "llama":
+        said["add_bos_token"] = bool(words.ends.prefix)
+        said["add_eos_token"] = bool(words.ends.suffix)
+    if words.templates:
+        named = [{"name": name, "template": text} for name, text in words.templates.items()]
+        said["chat_template"] = named if len(named) > 1 else named[0]["template"]
+    files = {
+        **vocabulary_files(words),
+        "tokenizer_config.json": json_bytes(said),
+        "special_tokens_map.json": json_bytes(special),
+    }
+    generation = words.path / "generation_config.json"
+    if words.weights.source == "hf" and generation.is_file():
+        ends = {"bos_token_id": words.ends.bos_id, "eos_token_id": sorted(words.ends.eos_ids)}
+        kept = {key: value for key, value in read_json(generation).items() if key not in ends}
+        found = {key: value for key, value in ends.items() if value not in (None, [])}
+        files["generation_config.json"] = json_bytes({**found, **kept})
     return files
 
 
-def json_bytes(content: Mapping[str, object] | Sequence[object]) -> bytes:
-    """JSON, indented, as Hugging Face's tools write it."""
-    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+def vocabulary_files(words: TokenizerDescription) -> dict[str, bytes]:
+    """Return tokenizer.json, and tokenizer.model where it can say the same, as name to content.
 
-
-def _files_of(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-
-
-def _made(weights: Weights, tokenizer: Tokenizer, ends: SpecialIds) -> dict[str, bytes]:
-    """tokenizer.json where there is none; tokenizer.model, too, where it can say the same."""
+    Raises:
+        LlmRuntimeError: For a damaged file, naming it.
+        ModelNotSupported: As `refllm.export_pieces`.
+    """
+    tokenizer, weights = words.tokenizer, words.weights
     if weights.source == "hf":
-        if isinstance(tokenizer, JsonTokenizer):
-            return {"tokenizer.json": json_bytes(tokenizer.document())}
-        pieces = pieces_of_tokenizer(tokenizer)
-        return {"tokenizer.json": json_bytes(tokenizer_json(pieces, ends))}
+        if not isinstance(tokenizer, JsonTokenizer):
+            return _both(pieces_of_tokenizer(tokenizer), words.ends)
+        document = tokenizer.document()
+        model = words.path / "tokenizer.model"
+        files = {"tokenizer.json": json_bytes(document)}
+        # Programs that convert a model read its scores, if it is of the same vocabulary.
+        if model.is_file() and _begins_with(words, model.read_bytes()):
+            files["tokenizer.model"] = model.read_bytes()
+        return files
     keys = GgufKeys(weights.hparams, weights.path)
     kind = keys.text("model")
     if kind == "llama":
-        pieces = pieces_of_gguf(keys)
-        return _both(pieces, ends)
+        return _both(pieces_of_gguf(keys), words.ends)
+    if kind == "t5":
+        return {"tokenizer.json": json_bytes(unigram_json(keys, words.ends))}
     if kind not in ("gpt2", "bert") or not isinstance(tokenizer, VocabularyTokenizer):
         raise ModelNotSupported(f"{weights.path}: a vocabulary of the kind {kind} has no files")
     write = _byte_level if kind == "gpt2" else _wordpiece
-    return {"tokenizer.json": json_bytes(write(keys, tokenizer.vocabulary, ends))}
+    return {"tokenizer.json": json_bytes(write(keys, tokenizer.vocabulary, words.ends))}
+
+
+def special_tokens_of(words: TokenizerDescription) -> dict[str, str]:
+    """Return bos_token, eos_token, … to the token's spelling, for those that there are."""
+    ids = words.ids()
+    named = dict(words.tokenizer.special_tokens)
+    is_encoder = words.weights.architecture != "llama"
+    if is_encoder and len(words.ends.prefix) == len(words.ends.suffix) == 1:
+        named.setdefault("cls_token", words.tokenizer.piece(words.ends.prefix[0]))
+        named.setdefault("sep_token", words.tokenizer.piece(words.ends.suffix[0]))
+    if is_encoder and named.get("bos_token") == named.get("cls_token") == "[CLS]":
+        # BERT has no BOS: only llama.cpp calls [CLS] so.
+        del named["bos_token"]
+    for name, spellings in NAMES.items():
+        found = next((token for token in spellings if token in ids), None)
+        if found is not None:
+            named.setdefault(name, found)
+    return {name: token for name, token in named.items() if token in ids}
+
+
+def json_bytes(content: Mapping[str, object] | Sequence[object]) -> bytes:
+    """Return JSON, indented, as Hugging Face's tools write it."""
+    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _own_limit(words: TokenizerDescription) -> int | None:
+    """The length that a folder's tokenizer_config.json names; refllm itself does not use it."""
+    path = words.path / "tokenizer_config.json"
+    if words.weights.source == "gguf" or not path.is_file():
+        return None
+    limit = read_json(path).get("model_max_length")
+    return int(limit) if isinstance(limit, int | float) and limit >= 1 else None
+
+
+def _begins_with(words: TokenizerDescription, data: bytes) -> bool:
+    """Whether the first tokens are those of a tokenizer.model; one that is damaged has none."""
+    path = words.path / "tokenizer.model"
+    try:
+        tokens = vocabulary_of_model(model_from_bytes(data, path), path).tokens
+    except LlmRuntimeError:
+        return False
+    n_vocab = words.tokenizer.n_vocab
+    return len(tokens) <= n_vocab and all(
+        words.tokenizer.piece(i) == token for i, token in enumerate(tokens)
+    )
 
 
 def _both(pieces: Pieces, ends: SpecialIds) -> dict[str, bytes]:
@@ -200,38 +256,3 @@ def _document(
         "post_processor": template(vocabulary.tokens, ends),
         "model": {**model, "vocab": ids},
     }
-
-
-# What is special
-
-
-def _tokenizer_config(weights: Weights, ends: SpecialIds, n_ctx: int) -> dict[str, object]:
-    """How transformers is to use tokenizer.json: as it is."""
-    config: dict[str, object] = {
-        # The class that builds no pipeline of its own.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": n_ctx,
-        "clean_up_tokenization_spaces": False,
-    }
-    if weights.architecture == "llama":
-        config["add_bos_token"] = bool(ends.prefix)
-        config["add_eos_token"] = bool(ends.suffix)
-    chat_template = chat_template_of(weights)
-    return config if chat_template is None else config | {"chat_template": chat_template}
-
-
-def _special_tokens(weights: Weights, tokenizer: Tokenizer, ends: SpecialIds) -> dict[str, str]:
-    """bos_token, eos_token, … to the token's spelling, for those that there are."""
-    keys = GgufKeys(weights.hparams, weights.path)
-    named: dict[str, int | None] = {}
-    if weights.architecture == "llama":
-        eos_id = keys.token_id("eos_token_id", tokenizer.n_vocab)
-        some_eos_id = min(ends.eos_ids, default=None)
-        named = {"bos_token": ends.bos_id, "eos_token": some_eos_id if eos_id is None else eos_id}
-    spelled = {tokenizer.piece(token_id): token_id for token_id in range(tokenizer.n_vocab)}
-    for name, key, spelling in NAMES:
-        own = keys.token_id(f"{key}_token_id", tokenizer.n_vocab)
-        named[name] = spelled.get(spelling) if own is None else own
-    if weights.architecture == "llama" and named["unk_token"] is None:
-        named["unk_token"] = spelled.get("<unk>")
-    return {name: tokenizer.piece(i) for name, i in named.items() if i is not None}

@@ -36,7 +36,8 @@ NUMBERS_OF_ARRAYS: Mapping[type, tuple[GGUFValueType, str]] = {
 def packed(key: str, value: object) -> bytes:
     """A metadata key with its value as a file has them.
 
-    A str, bool, int (u32) or float (f32), or a list, not empty, of str, int (i32) or float.
+    A str, bool, int (u32) or float (f32), bytes (an array of u8), or a list, not empty, of str,
+    int (i32) or float.
     """
     return _string(key) + _value(value)
 
@@ -104,6 +105,9 @@ def _value(value: object) -> bytes:
     """The value's type, and the value."""
     if isinstance(value, str):
         return struct.pack("<I", GGUFValueType.STRING) + _string(value)
+    if isinstance(value, bytes):
+        count = struct.pack("<IQ", GGUFValueType.UINT8, len(value))
+        return struct.pack("<I", GGUFValueType.ARRAY) + count + value
     if isinstance(value, list):
         return struct.pack("<I", GGUFValueType.ARRAY) + _array(value)
     value_type, layout = SCALARS[type(value)]

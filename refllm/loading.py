@@ -43,6 +43,7 @@ __all__ = [
     "Progress",
     "TokenizedTexts",
     "account",
+    "build_model",
     "load",
     "load_path",
     "load_tokenizer",
@@ -339,7 +340,7 @@ def load_path(
     parameters = Parameters(
         weights.path, weights.tensors, numerics, consumed, others=weights.others
     )
-    model = _model(path, weights, parameters, Ledger() if ledger is None else ledger)
+    model = build_model(path, weights, parameters, ledger=Ledger() if ledger is None else ledger)
     if progress is not None:
         progress(n_bytes, n_bytes)
     return model
@@ -355,15 +356,27 @@ def account(path: Path) -> Ledger:
     weights = open_weights(path)
     ledger = Ledger(collecting=True)
     survey = Survey(weights.path, weights.tensors, others=weights.others)
-    _model(path, weights, survey, ledger)
+    build_model(path, weights, survey, ledger=ledger)
     for name in survey.missing:
         ledger.mark_refused("tensors", name, "missing, and the network needs it")
     return ledger
 
 
-def _model(
-    path: Path, weights: Weights, parameters: Parameters, ledger: Ledger
+def build_model(
+    path: Path, weights: Weights, parameters: Parameters, *, ledger: Ledger
 ) -> LlamaModel | BertModel:
+    """Return the model of files that are open; of a `Survey`, one that computes nothing.
+
+    Args:
+        path: Where the model is, for error messages.
+        weights: The files.
+        parameters: Their tensors.
+        ledger: Where each tensor and key is recorded.
+
+    Raises:
+        ModelNotSupported: For what is not computed.
+        LlmRuntimeError: For what is damaged or missing.
+    """
     tokenizer = _tokenizer(weights, path, ledger)
     if weights.architecture == "llama":
         llama = Llama(llama_config(weights, ledger=ledger), parameters)

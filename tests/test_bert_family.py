@@ -14,7 +14,6 @@ from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.bert import ACTIVATIONS, Bert
 from refllm.config import bert_config
 from refllm.config_bert import HIDDEN_ACT
-from refllm.export import quantize
 from refllm.export_needs import refuse_incomplete
 from refllm.kernels.attention import (
     attention_over_texts,
@@ -29,7 +28,7 @@ from refllm.parameters import Parameters
 from refllm.weights import canonical_name, open_weights
 from tests.encoder_cases import ACTIVATION_INPUTS, CASES, GGUF_CASES, GGUF_TEXTS, TEXTS
 from tests.exports import exported
-from tests.model_files import tiny_bert_folder, tiny_bert_gguf
+from tests.model_files import tiny_bert_gguf
 from tests.peer_values import peer_values
 from tests.tiny_encoders import ENCODERS, N_POSITIONS, encoder_tensors, tiny_encoder_folder
 
@@ -372,34 +371,6 @@ def test_a_tensor_that_another_familys_prefix_names_is_none_of_this_one(tmp_path
     folder = tiny_encoder_folder(tmp_path, "roberta", prefix="bert.")
     with pytest.raises(LlmRuntimeError, match=r"token_embd\.weight is missing"):
         open_bert(folder)
-
-
-# Exports
-
-
-@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "distilbert", "mpnet"])
-@pytest.mark.parametrize("layout", ["hf", "spin", "gguf"])
-def test_no_export_writes_another_family_as_a_bert(kind: str, layout: str, tmp_path: Path) -> None:
-    family = open_weights(folder := tiny_encoder_folder(tmp_path / kind, kind)).family
-    with pytest.raises(ModelNotSupported, match=f"of the family {family}, and refllm exports only"):
-        exported(folder, tmp_path, layout)  # type: ignore[arg-type]
-    with pytest.raises(ModelNotSupported, match=f"of the family {family}"):
-        quantize(folder, tmp_path / "q.gguf", type_name="Q8_0")
-
-
-@pytest.mark.parametrize("layout", ["hf", "gguf"])
-def test_no_export_writes_another_activation_as_gelu(layout: str, tmp_path: Path) -> None:
-    folder = tiny_bert_folder(tmp_path / "relu", config={"hidden_act": "relu"})
-    with pytest.raises(ModelNotSupported, match="the activation relu"):
-        exported(folder, tmp_path, layout)  # type: ignore[arg-type]
-
-
-def test_a_gguf_without_token_types_is_no_plain_bert_in_a_folder(tmp_path: Path) -> None:
-    path = tiny_bert_gguf(tmp_path / "model.gguf", tensors={"token_types.weight": None})
-    with pytest.raises(ModelNotSupported, match="no token types"):
-        exported(path, tmp_path, "hf")
-    same = open_bert(exported(path, tmp_path, "gguf"))
-    assert same_bits(same.embed([TEXTS[0]]), open_bert(path).embed([TEXTS[0]]))
 
 
 # A whole folder

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.export import Layout, export, quantize
 from refllm.loading import BertModel, load_path
 from tests.exports import (
@@ -173,7 +173,7 @@ class TestRefusals:
         vocabulary = document["model"]["vocab"]
         vocabulary["##more"] = len(vocabulary)
         (source / "tokenizer.json").write_text(json.dumps(document))
-        with pytest.raises(LlmRuntimeError, match="do not belong together"):
+        with pytest.raises(ModelNotSupported, match="'##more' is one that texts are cut into"):
             exported(source, tmp_path, "gguf")
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from refllm.api import ModelNotSupported
 from refllm.chat_template import chat_template_of
 from refllm.export import Layout, export
-from refllm.export_hf import hugging_face_name
+from refllm.export_names import hugging_face_name
 from refllm.models import find_embedding_model, find_inferencing_model
 from refllm.weights import canonical_name, open_weights
 from tests.exports import (
@@ -86,12 +86,22 @@ class TestHf:
         assert {tensor.format.name for tensor in stored} == {type_name}
         assert read(made / "config.json")["torch_dtype"] == dtype
 
-    def test_what_a_folder_says_besides_is_kept(self, tmp_path: Path) -> None:
-        source = tiny_llama_folder(tmp_path / "source", config={"pretraining_tp": 1})
-        (source / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    def test_what_a_folder_says_besides_its_model_is_not_copied(self, tmp_path: Path) -> None:
+        said = {"pretraining_tp": 1, "vocab_size": 7, "_name_or_path": "elsewhere"}
+        source = tiny_llama_folder(tmp_path / "source", config=said)
+        made = read(exported(source, tmp_path, "hf") / "config.json")
+        assert made["vocab_size"] == len(
+            load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+        )
+        assert not {"pretraining_tp", "_name_or_path"} & made.keys()
+
+    def test_the_ends_of_a_generation_are_those_that_were_found(self, tmp_path: Path) -> None:
+        source = tiny_llama_folder(tmp_path / "source", config={"eos_token_id": 2})
+        (source / "generation_config.json").write_text('{"eos_token_id": [2, 5], "top_k": 7}')
         made = exported(source, tmp_path, "hf")
-        assert read(made / "config.json")["pretraining_tp"] == 1
-        assert read(made / "generation_config.json") == {"eos_token_id": [2, 5]}
+        generation = read(made / "generation_config.json")
+        assert (generation["eos_token_id"], generation["top_k"]) == ([2, 5], 7)
+        assert read(made / "config.json")["eos_token_id"] == [2, 5]
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_a_chat_template_comes_along(self, layout: Layout, tmp_path: Path) -> None:

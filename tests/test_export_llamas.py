@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,19 @@ def test_spin_s_layout_refuses_what_its_engine_ignores(
 ) -> None:
     with pytest.raises(ModelNotSupported, match=f"has {what}, which Spin's engine does not know"):
         exported(FOLDERS[name](tmp_path / "source"), tmp_path, "spin")
+
+
+def test_spin_s_layout_leaves_out_a_stretch_that_begins_beyond_the_context(tmp_path: Path) -> None:
+    source = FOLDERS["dynamic"](tmp_path / "source")
+    made = exported(source, tmp_path, "spin")
+    assert "rope_scaling" not in json.loads((made / "config.json").read_text("utf-8"))
+    assert same_bits(logits(made), logits(source))
+
+
+def test_a_stretch_is_written_with_its_names_of_today(tmp_path: Path) -> None:
+    made = exported(FOLDERS["linear under its old name"](tmp_path / "source"), tmp_path, "hf")
+    config = json.loads((made / "config.json").read_text("utf-8"))
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    llama3 = exported(FOLDERS["llama3 of the context"](tmp_path / "2"), tmp_path / "made", "hf")
+    scaling = json.loads((llama3 / "config.json").read_text("utf-8"))["rope_scaling"]
+    assert scaling["original_max_position_embeddings"] == 128

@@ -57,7 +57,7 @@ def test_a_folder_s_copy_gives_the_same_bits(name: str, tmp_path: Path) -> None:
     made = exported(source, tmp_path, "hf")
     assert vectors(made).tobytes() == vectors(source).tobytes()
     for path in source.rglob("*.json"):
-        if path.name not in ("config.json", "tokenizer.json") or path.parent != source:
+        if path.parent != source or "sentence" in path.name or path.name == "modules.json":
             assert (made / path.relative_to(source)).read_bytes() == path.read_bytes()
 
 

@@ -17,8 +17,9 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import models
 
 from refllm.api import ModelNotSupported
+from refllm.export_model import TokenizerDescription, describe_tokenizer, special_ids_of
 from refllm.export_pieces import pieces_of_gguf, pieces_of_json, pieces_of_model, tokenizer_model
-from refllm.export_tokenizer import special_ids_of, tokenizer_files, tokenizer_of
+from refllm.export_tokenizer import tokenizer_files
 from refllm.export_vocab import gguf_spelling, vocabulary_keys
 from refllm.tokenizer import (
     Tokenizer,
@@ -61,9 +62,14 @@ def weights_of(metadata: Mapping[str, object], path: Path = HERE) -> Weights:
     return Weights(path, kind, metadata, "gguf", {})
 
 
+def folder_words(folder: Path, architecture: str = "llama") -> TokenizerDescription:
+    """A folder with a tokenizer alone."""
+    return describe_tokenizer(Weights(folder, architecture, {}, "hf", {}))
+
+
 def write_files(weights: Weights, folder: Path) -> Path:
     """The exported tokenizer in `folder`."""
-    for name, content in tokenizer_files(weights, n_ctx=64).items():
+    for name, content in tokenizer_files(describe_tokenizer(weights), n_ctx=64).items():
         (folder / name).write_bytes(content)
     return folder
 
@@ -230,14 +236,14 @@ class TestFromTokenizerJson:
         weights = weights_of(metadata)
         write_files(weights, folder)
         (folder / "tokenizer.model").unlink()
-        n_vocab = tokenizer_of(weights).n_vocab
-        return vocabulary_keys(Weights(folder, "llama", {}, "hf", {}), n_vocab=n_vocab)
+        n_vocab = describe_tokenizer(weights).tokenizer.n_vocab
+        return vocabulary_keys(folder_words(folder), n_vocab=n_vocab)
 
     def test_the_scores_of_a_tokenizer_model_beside_it_are_kept(self, tmp_path: Path) -> None:
         metadata = spm_vocabulary()
         write_files(weights_of(metadata), tmp_path)
         n_vocab = len(metadata["tokenizer.ggml.tokens"])  # type: ignore[arg-type]
-        keys = vocabulary_keys(Weights(tmp_path, "llama", {}, "hf", {}), n_vocab=n_vocab)
+        keys = vocabulary_keys(folder_words(tmp_path), n_vocab=n_vocab)
         for key, value in metadata.items():
             assert keys[key] == value, key
 
@@ -250,17 +256,19 @@ class TestFromTokenizerJson:
         scores: Any = metadata["tokenizer.ggml.scores"]
         other = metadata | wire({"scores": [*scores[:-2], scores[-1], scores[-2]]})
         write_tokenizer_model(tmp_path / "tokenizer.model", other)
-        keys = vocabulary_keys(Weights(tmp_path, "llama", {}, "hf", {}), n_vocab=own.n_vocab)
+        keys = vocabulary_keys(folder_words(tmp_path), n_vocab=own.n_vocab)
         assert_same("abc", own, tokenizer_from_gguf(keys, path=HERE))
 
     def test_an_unknown_token_that_the_file_does_not_name_is_found_by_its_spelling(self) -> None:
-        document = json.loads(tokenizer_files(weights_of(spm_toy()), n_ctx=64)["tokenizer.json"])
+        document = json.loads(
+            tokenizer_files(describe_tokenizer(weights_of(spm_toy())), n_ctx=64)["tokenizer.json"]
+        )
         document["model"]["unk_token"] = None
         assert pieces_of_json(document, HERE).unknown == "<unk>"
 
     def test_embeddings_without_a_token_get_unused_ones(self, tmp_path: Path) -> None:
         write_files(weights_of(spm_toy()), tmp_path)
-        keys = vocabulary_keys(Weights(tmp_path, "llama", {}, "hf", {}), n_vocab=288)
+        keys = vocabulary_keys(folder_words(tmp_path), n_vocab=288)
         tokens, types = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
         assert isinstance(tokens, list)
         assert isinstance(types, list)
@@ -283,7 +291,7 @@ class TestFromTokenizerJson:
     def test_metaspace_says_the_same_as_a_normalizer(self, scheme: str, adds_space: bool) -> None:
         _, exported = both(spm_toy())
         assert exported.encode("a", add_special=False) == [259, 260]
-        files = tokenizer_files(weights_of(spm_toy()), n_ctx=64)
+        files = tokenizer_files(describe_tokenizer(weights_of(spm_toy())), n_ctx=64)
         metaspace = {"type": "Metaspace", "replacement": "▁", "split": False}
         document = json.loads(files["tokenizer.json"]) | {
             "normalizer": None,
@@ -299,7 +307,7 @@ class TestFromTokenizerJson:
 
     def test_a_library_s_own_byte_level_bpe_is_that_of_gpt_2(self, tmp_path: Path) -> None:
         trained_bpe().save(str(tmp_path / "tokenizer.json"))
-        keys = vocabulary_keys(Weights(tmp_path, "llama", {}, "hf", {}), n_vocab=400)
+        keys = vocabulary_keys(folder_words(tmp_path, "bert"), n_vocab=400)
         assert {key: keys[key] for key in bpe_metadata()} == bpe_metadata()
 
     @pytest.mark.parametrize(
@@ -317,36 +325,38 @@ class TestFromTokenizerJson:
         document = json.loads(trained_bpe().to_str()) | change
         (tmp_path / "tokenizer.json").write_text(json.dumps(document))
         with pytest.raises(ModelNotSupported, match=r"tokenizer\.json"):
-            vocabulary_keys(Weights(tmp_path, "llama", {}, "hf", {}), n_vocab=400)
+            vocabulary_keys(folder_words(tmp_path), n_vocab=400)
 
     def test_a_vocabulary_of_another_kind_is_refused(self, tmp_path: Path) -> None:
         library = LibraryTokenizer(models.WordLevel({"a": 0}, unk_token="a"))
         library.save(str(tmp_path / "tokenizer.json"))
         with pytest.raises(ModelNotSupported, match="WordLevel"):
-            vocabulary_keys(Weights(tmp_path, "llama", {}, "hf", {}), n_vocab=1)
+            vocabulary_keys(folder_words(tmp_path), n_vocab=1)
 
 
 @cache
 def byte_level_there_and_back() -> Sequence[tuple[Tokenizer, Tokenizer]]:
     made = []
     for metadata in (
-        bpe_metadata(),
+        bpe_metadata(("<|im_end|>", CONTROL)),
         bpe_metadata(("<|end|>", CONTROL), pre="llama-bpe", bos_token_id=400),
-        bpe_metadata(("<tool>", USER_DEFINED), pre="starcoder"),
+        bpe_metadata(("<tool>", USER_DEFINED), ("</s>", CONTROL), pre="starcoder"),
     ):
         own = tokenizer_from_gguf(metadata, path=HERE)
         with TemporaryDirectory() as folder:
             weights = Weights(
                 write_files(weights_of(metadata), Path(folder)), "llama", {}, "hf", {}
             )
-            again = tokenizer_from_gguf(vocabulary_keys(weights, n_vocab=own.n_vocab), path=HERE)
+            again = tokenizer_from_gguf(
+                vocabulary_keys(describe_tokenizer(weights), n_vocab=own.n_vocab), path=HERE
+            )
         made.append((own, again))
     return made
 
 
 def test_a_token_of_letters_that_are_no_tokens_is_refused() -> None:
     with pytest.raises(ModelNotSupported, match="'é', which is no token itself"):
-        tokenizer_files(weights_of(spm_toy(("né", NORMAL))), n_ctx=64)
+        tokenizer_files(describe_tokenizer(weights_of(spm_toy(("né", NORMAL)))), n_ctx=64)
 
 
 @pytest.mark.parametrize("token", ["play", "##ing", "[CLS]", "#", "."])
@@ -365,7 +375,7 @@ class TestTokensOfTheFilesBeside:
     def test_they_are_in_the_gguf_file(self, case: str, tmp_path: Path) -> None:
         folder = write_folder(tmp_path, FOLDERS[case])
         before = tokenizer_from_folder(folder)
-        keys = vocabulary_keys(Weights(folder, "llama", {}, "hf", {}), n_vocab=before.n_vocab)
+        keys = vocabulary_keys(folder_words(folder, "bert"), n_vocab=before.n_vocab)
         after = tokenizer_from_gguf(keys, path=tmp_path / "a.gguf")
         for text in ("abc", "a <|y|>b", "The Café e\u0301."):
             assert after.encode(text) == before.encode(text)

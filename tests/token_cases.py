@@ -30,7 +30,16 @@ from tests.vocabularies import (
     wire,
 )
 
-__all__ = ["FOLDERS", "GGUFS", "TEXTS", "write_folder"]
+__all__ = [
+    "BERT_WORDS",
+    "FOLDERS",
+    "GGUFS",
+    "TEXTS",
+    "UNIGRAM",
+    "charsmap",
+    "unigram_metadata",
+    "write_folder",
+]
 
 LLAMA: dict[str, object] = {"model_type": "llama"}
 BERT: dict[str, object] = {"model_type": "bert"}
