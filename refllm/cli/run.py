@@ -26,6 +26,7 @@ from refllm.cli.common import (
     ThreadsOption,
     write_text,
 )
+from refllm.install import how_to_install
 
 if TYPE_CHECKING:
     from refllm.spin.wasm.application import Application
@@ -82,8 +83,7 @@ def run(
         from refllm.spin.wasm.port import Port
     except ModuleNotFoundError as error:
         raise LlmRuntimeError(
-            f"refllm run needs the package {error.name}; install it with: "
-            "pip install 'refllm[wasm]'"
+            f"refllm run needs the package {error.name}", how_to_install("wasm")
         ) from error
     from refllm.spin.wasm.application import open_application
     from refllm.spin.wasm.engines import engines_of
