@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("REFLLM_TEST_DATA") or PROJECT.parent / "shared" / "data")
+HUNG_SECONDS = 600
+"""After which something that must end counts as hung, however busy the machine is."""
+
 CACHE = Path(os.environ.get("REFLLM_TEST_CACHE", "~/.cache/refllm-tests")).expanduser()
 
 

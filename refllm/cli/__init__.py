@@ -25,6 +25,7 @@ import typer
 from refllm import __version__
 from refllm.cli import conform, doctor, embed, export, infer, models, run, serve, tokenize
 from refllm.cli.common import speak_utf8, with_exit_codes
+from refllm.cli.waiting import announce_compiling
 
 __all__ = ["app", "main"]
 
@@ -80,4 +81,5 @@ def refllm(
 def main() -> None:
     """The entry point: runs the command of `sys.argv` and raises `SystemExit` with its code."""
     speak_utf8()
+    announce_compiling()
     app(prog_name="refllm")
