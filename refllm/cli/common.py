@@ -32,6 +32,7 @@ __all__ = [
     "StandInsOption",
     "ThreadsOption",
     "model_of",
+    "names_a_model",
     "one_line",
     "read_text",
     "speak_utf8",
@@ -51,10 +52,24 @@ FAILED = 1
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 NOBODY_READS = 128 + 13  # as a shell reports SIGPIPE
 
+
+def _names_that_begin_with(incomplete: str) -> list[str]:
+    """Return the names of the models that are here, for the shell's completion."""
+    from refllm.models import default_roots, list_models
+
+    try:
+        names = [model.name for model in list_models(default_roots())]
+    except LlmError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A model's name, or the path of a .gguf file or a folder."
+        metavar="MODEL",
+        help="A model's name, or the path of a .gguf file or a folder.",
+        autocompletion=_names_that_begin_with,
     ),
 ]
 ThreadsOption = Annotated[
@@ -92,6 +107,16 @@ def model_of(argument: str) -> str | Path:
     separators = [separator for separator in (os.sep, os.altsep) if separator]
     looks_like_path = argument.endswith(".gguf") or any(s in argument for s in separators)
     return Path(argument) if looks_like_path or _exists(argument) else argument
+
+
+def names_a_model(argument: str) -> bool:
+    """Return whether the argument is the name, and no path, of a model that is here."""
+    from refllm.models import default_roots, has_model
+
+    try:
+        return isinstance(model_of(argument), str) and has_model(argument, default_roots())
+    except LlmError:  # of what can be no name, or of a folder that cannot be read
+        return False
 
 
 def text_of(argument: str, what: str) -> str:
