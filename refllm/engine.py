@@ -7,6 +7,7 @@ import functools
 import itertools
 import logging
 import os
+import shlex
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -281,13 +282,19 @@ class LocalEngine:
         """The llama of this name or at this path; loaded once and kept. Errors: as `infer`."""
         found = self._load(self._path(model, find_inferencing_model))
         if not isinstance(found, LlamaModel):
-            raise ModelNotSupported(f"{model} is an embedding model; it cannot generate text")
+            raise ModelNotSupported(
+                f"{model} is an embedding model; it cannot generate text",
+                f"to make vectors with it: refllm embed {shlex.quote(str(model))} TEXT",
+            )
         return found
 
     def _embedding_model(self, model: str | Path) -> BertModel:
         found = self._load(self._path(model, find_embedding_model))
         if not isinstance(found, BertModel):
-            raise ModelNotSupported(f"{model} generates text; it cannot make embeddings")
+            raise ModelNotSupported(
+                f"{model} generates text; it cannot make embeddings",
+                f"to continue a text with it: refllm infer {shlex.quote(str(model))} PROMPT",
+            )
         return found
 
     def _path(self, model: str | Path, find: Callable[[str, Sequence[Path]], Path]) -> Path:

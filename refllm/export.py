@@ -30,7 +30,7 @@ from refllm.export_gguf import FILE_TYPES, is_for_llama_cpp, write_gguf
 from refllm.export_hf import write_hf_folder, write_spin_folder
 from refllm.export_needs import refuse_incomplete
 from refllm.export_sentence import sentence_of
-from refllm.models import INFERENCING_ARCHITECTURE, check_name
+from refllm.models import INFERENCING_ARCHITECTURE, absent_path, check_name
 from refllm.weights import Weights, open_weights
 
 __all__ = ["LAYOUTS", "Layout", "export", "quantize"]
@@ -104,7 +104,7 @@ def _export_gguf(model: Path, target: Path, *, name: str, type_name: str | None)
 
 def _open(model: Path) -> Weights:
     if not model.exists():
-        raise InvalidInput(f"there is no model at {str(model)[:500]}")
+        raise InvalidInput(*absent_path(model))
     weights = open_weights(model)
     refuse_incomplete(weights)
     if weights.architecture != "llama":

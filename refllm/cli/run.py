@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refllm.api import LlmRuntimeError
+from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.cli.common import (
     INTERRUPTED,
     MaxArrivalSecondsOption,
@@ -24,6 +24,7 @@ from refllm.cli.common import (
     SeedOption,
     StandInsOption,
     ThreadsOption,
+    names_a_model,
     write_text,
 )
 from refllm.install import how_to_install
@@ -88,6 +89,11 @@ def run(
     from refllm.spin.wasm.application import open_application
     from refllm.spin.wasm.engines import engines_of
 
+    if names_a_model(str(app)):
+        raise InvalidInput(
+            f"{app} is a model, and refllm run takes a Spin application",
+            f"to continue a text with it: refllm infer {app} PROMPT",
+        )
     application = open_application(app, os.environ)
     engines = engines_of(
         application,
