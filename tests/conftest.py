@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from refllm.api import LlmRuntimeError
 from refllm.pull import pull
@@ -21,6 +22,10 @@ HUNG_SECONDS = 600
 """After which something that must end counts as hung, however busy the machine is."""
 
 CACHE = Path(os.environ.get("REFLLM_TEST_CACHE", "~/.cache/refllm-tests")).expanduser()
+
+# How long an example takes depends on what else the machine does, and proves nothing.
+settings.register_profile("refllm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("refllm")
 
 
 @pytest.fixture(scope="session")
