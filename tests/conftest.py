@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("REFLLM_TEST_DATA") or PROJECT.parent / "shared" / "data")
+PUBLIC_FILES = (
+    "stories260K/stories260K.gguf",
+    "stories260K/stories260K.bin",
+    "stories260K/tok512.bin",
+    "llama2-tokenizer/tokenizer.model",
+    *(
+        f"ggml-vocab/ggml-vocab-{name}.gguf{suffix}"
+        for name in ("llama-spm", "bert-bge")
+        for suffix in ("", ".inp", ".out")
+    ),
+)
 HUNG_SECONDS = 600
 """After which something that must end counts as hung, however busy the machine is."""
 
@@ -31,9 +43,26 @@ settings.load_profile("refllm")
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of public files that this project did not make."""
-    if not DATA.is_dir():
-        pytest.skip(f"no test data at {DATA}; set REFLLM_TEST_DATA")
-    return DATA
+    return public_data(DATA)
+
+
+def public_data(folder: Path) -> Path:
+    """Return `folder` if it has all of `PUBLIC_FILES`; otherwise the test is skipped."""
+    missing = [path for path in PUBLIC_FILES if not (folder / path).is_file()]
+    if missing:
+        pytest.skip(
+            f"needs {len(missing)} public files such as {missing[0]}: tests/DATA.md names where "
+            "each is published; REFLLM_TEST_DATA names the folder that you put them into"
+        )
+    return folder
+
+
+def handed_cases(name: str) -> Any:
+    """The content of a file of cases that were handed to this project, `cases/NAME.json`."""
+    path = DATA / "cases" / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"the cases of {name}.json were handed to this project and are not published")
+    return json.loads(path.read_text("utf-8"))
 
 
 @pytest.fixture(scope="session")

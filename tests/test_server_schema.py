@@ -14,7 +14,7 @@ from refllm.spin.server.process import running_server
 from tests.conftest import PROJECT
 from tests.server import ask
 
-pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+pytest.importorskip("schemathesis", reason="pip install schemathesis")
 
 FEWEST_REQUESTS = 2000
 CHECKS = (
