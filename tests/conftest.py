@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,40 @@ CACHE = Path(os.environ.get("REFLLM_TEST_CACHE", "~/.cache/refllm-tests")).expan
 # How long an example takes depends on what else the machine does, and proves nothing.
 settings.register_profile("refllm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("refllm")
+
+
+class _Compilations(logging.Handler):
+    """Writes a line for each kernel that is compiled, on standard error as it was at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._terminal = os.fdopen(os.dup(2), "w")  # what is captured later is another file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.module == "cache":  # and no record that a test makes up
+            self._terminal.write(f"\n{record.getMessage()}")
+            self._terminal.flush()
+
+    def close(self) -> None:
+        super().close()
+        self._terminal.close()
+
+
+COMPILATIONS = pytest.StashKey[_Compilations]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Show each kernel that is compiled: the first run of the tests compiles for minutes."""
+    kernels = logging.getLogger("refllm.kernels")
+    config.stash[COMPILATIONS] = _Compilations()
+    kernels.addHandler(config.stash[COMPILATIONS])
+    kernels.setLevel(logging.INFO)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Close what `pytest_configure` opened."""
+    logging.getLogger("refllm.kernels").removeHandler(config.stash[COMPILATIONS])
+    config.stash[COMPILATIONS].close()
 
 
 @pytest.fixture(scope="session")

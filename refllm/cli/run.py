@@ -139,7 +139,7 @@ def _announcement(url: str, application: Application) -> str:
 def _log_to_standard_error() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    # The line of refllm.cli.waiting is about all kernels; one about the first would repeat it.
+    # The line of refllm.compiling is about all kernels; one about the first would repeat it.
     handler.addFilter(lambda record: record.name != "refllm.kernels")
     logger = logging.getLogger("refllm")
     logger.addHandler(handler)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+
+from refllm.compiling import FirstCompilation
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -76,40 +76,9 @@ def answered_by(engine: LocalEngine, model: str | Path) -> dict[str, str]:
 def announce_compiling() -> None:
     """Write one line on standard error before this process compiles its first kernel, if it does.
 
-    The line has the cost, the folder where kernels are kept, and how a later run avoids the cost.
+    `refllm.compiling` says what it holds.
     """
-    kernels = logging.getLogger("refllm.kernels")
-    kernels.addHandler(_FirstCompilation(kernels.level))
-    kernels.setLevel(logging.INFO)
-
-
-class _FirstCompilation(logging.Handler):
-    """Writes the line at the first of many records: all kernels are compiled in one run."""
-
-    def __init__(self, level_before: int) -> None:
-        super().__init__()
-        self._level_before = level_before
-
-    def emit(self, record: logging.LogRecord) -> None:
-        kernels = logging.getLogger(record.name)
-        kernels.removeHandler(self)
-        kernels.setLevel(self._level_before)
-        typer.echo(
-            "refllm: compiling kernels for this machine, for 10 to 60 seconds; " + _kept(),
-            err=True,
-        )
-
-
-def _kept() -> str:
-    from refllm.kernels.cache import cache_folder, kernel_sources
-
-    folder = cache_folder(os.environ, kernel_sources())
-    if folder is None:
-        return "no folder can keep them for the next run, but REFLLM_CACHE_DIR can name one"
-    return (
-        f"a run that finds them in {folder.parent} compiles none, so keep that folder between "
-        "runs, or name another: REFLLM_CACHE_DIR"
-    )
+    FirstCompilation(lambda line: typer.echo(line, err=True)).attach()
 
 
 @contextmanager
