@@ -31,6 +31,20 @@ PUBLIC_FILES = (
         for suffix in ("", ".inp", ".out")
     ),
 )
+# Each part of the engine by the files that cover it broadly, at most two seconds a file.
+QUICK_FILES = frozenset(
+    f"test_{name}.py"
+    for name in (
+        *("accounting", "api_types", "bert", "bert_family", "chat_template", "cli", "cli_errors"),
+        *("cli_words", "config", "data", "describe", "doctor", "embedding_goldens", "engine"),
+        *("engine_embeddings", "engine_profiles", "engine_refusals", "export", "golden_api"),
+        *("golden_logits", "golden_ops", "golden_quant", "golden_tokenizer", "install"),
+        *("kernels", "llama", "llama_variants", "manifest", "math", "mistakes", "models", "panels"),
+        *("parameters", "pooling", "quant", "quant_tensor", "quantize", "recording", "rope"),
+        *("runtime_config", "sampling", "sampling_goldens", "sentence_config", "spin_shim"),
+        *("tiny_text", "tokenizer", "tokenizer_bpe", "weights", "weights_safetensors"),
+    )
+)
 HUNG_SECONDS = 600
 """After which something that must end counts as hung, however busy the machine is."""
 
@@ -39,6 +53,17 @@ CACHE = Path(os.environ.get("REFLLM_TEST_CACHE", "~/.cache/refllm-tests")).expan
 # How long an example takes depends on what else the machine does, and proves nothing.
 settings.register_profile("refllm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("refllm")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `QUICK_FILES` that fetch nothing as quick."""
+    for item in items:
+        fetches = item.get_closest_marker("network") or "minilm_dir" in getattr(
+            item, "fixturenames", ()
+        )
+        if item.path.name in QUICK_FILES and not fetches and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
 
 
 class _Compilations(logging.Handler):
