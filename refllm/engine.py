@@ -104,7 +104,9 @@ class LocalEngine:
         self.threads = threads
         self.stand_ins = wants_stand_ins(os.environ) if stand_ins is None else stand_ins
         self._stood_in: set[str] = set()
-        self._roots = tuple(roots) if roots is not None else None
+        if isinstance(roots, str | os.PathLike):
+            raise InvalidInput(f"roots must be a list of folders; put {str(roots)!r} into one")
+        self._roots = None if roots is None else tuple(map(Path, roots))
         self._allowed_models = None if allowed_models is None else frozenset(allowed_models)
         self._enabled = enabled
         self._strict = strict
@@ -239,6 +241,8 @@ class LocalEngine:
         llama = self.inferencing_model(model)
         if not isinstance(prompt, str):
             raise InvalidInput(f"the prompt must be text, got {type(prompt).__name__}")
+        if params is not None and not isinstance(params, InferencingParams):
+            raise InvalidInput(f"params must be InferencingParams, got {type(params).__name__}")
         generation = Generation(
             llama.network,
             llama.prompt_tokens(prompt),

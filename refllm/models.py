@@ -62,7 +62,8 @@ SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 MODEL_FILES = (*SAFETENSORS_FILES, "config.json", "tokenizer.json", "tokenizer.model")
 LONGEST_NAME = 255  # bytes; what file systems allow for one component of a path
 SHORTEST_PART = 4  # characters of a part that stands for a whole name: llama2 for llama2-chat
-OWNER_AND_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# A path joins the two slashes of an address.
+HUB_REPOSITORY = re.compile(r"(?:https?:/+huggingface\.co/)?([\w-][\w.-]*/[\w-][\w.-]*)")
 LONGEST_SHOWN = 60  # characters of somebody else's text in a message of ours
 
 
@@ -289,7 +290,9 @@ def _absent(problem: str, name: str, roots: Sequence[Path]) -> Iterator[str]:
     if name in embedded.STAND_INS:
         flags = "--stand-ins, LocalEngine(stand_ins=True) or REFLLM_STAND_INS=1"
         yield f"to have {embedded.STAND_INS[name]} answer instead: {flags}"
-    if name not in PULLABLE:
+    if name.endswith(".gguf"):
+        yield f"to use the file of this name: pathlib.Path({name!r})"
+    elif name not in PULLABLE:
         similar = _similar_names(name, roots)
         if similar:
             yield f"did you mean {' or '.join(similar)}?"
@@ -311,8 +314,11 @@ def _similar_names(name: str, roots: Sequence[Path]) -> list[str]:
 def absent_path(path: Path) -> Iterator[str]:
     """Yield the lines of the error for a path without a model: the path, and what may be meant."""
     yield f"there is no model at {str(path)[:500]}"
-    if OWNER_AND_REPOSITORY.fullmatch(str(path)) and path.suffix != ".gguf":
-        yield f"to fetch it from the Hugging Face Hub: refllm models pull {path}"
+    here = Path.cwd()
+    typed = path.relative_to(here) if path.is_relative_to(here) else path
+    repository = re.fullmatch(HUB_REPOSITORY, typed.as_posix())
+    if repository is not None and typed.suffix != ".gguf":
+        yield f"to fetch it from the Hugging Face Hub: refllm models pull {repository[1]}"
     with contextlib.suppress(LlmRuntimeError):
         stems = {place.stem: place for place in _visible(path.parent) if _looks_like_model(place)}
         similar = difflib.get_close_matches(path.stem, stems)

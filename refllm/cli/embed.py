@@ -6,6 +6,7 @@ N texts, D width of an embedding.
 from __future__ import annotations
 
 import io
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +24,8 @@ from refllm.cli.common import (
     argument_text,
     model_of,
     read_text,
+    refuse_swapped,
+    warn_of_a_file,
     write_bytes,
     write_json,
     write_text,
@@ -79,6 +82,10 @@ def embed(
     """
     if json and npy is not None:
         raise typer.BadParameter("choose one of --json and --npy")
+    for each in text or []:
+        warn_of_a_file(each, f"refllm embed {shlex.quote(model)} --file {shlex.quote(each)}")
+    if text:
+        refuse_swapped(model, text[0], "embed")
     texts = _texts(text or [], file, field)
     with loading_bar() as bar:
         engine = engine_of(threads=threads, stand_ins=stand_ins, progress=bar)

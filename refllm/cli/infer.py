@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,9 @@ from refllm.cli.common import (
     StandInsOption,
     ThreadsOption,
     model_of,
+    refuse_swapped,
     text_of,
+    warn_of_a_file,
     write_json,
     write_text,
 )
@@ -84,6 +87,8 @@ def infer(
         top_k=top_k,
         top_p=top_p,
     )
+    refuse_swapped(model, prompt, "infer")
+    warn_of_a_file(prompt, f"refllm infer {shlex.quote(model)} - < {shlex.quote(prompt)}")
     _warn_of_values_that_cannot_be_meant(params)
     with loading_bar() as bar:
         engine = engine_of(
