@@ -84,7 +84,7 @@ OTHER_OPTIONS: Mapping[str, Mapping[str, str]] = {
         "-t": _THREADS,
         "--repetition-penalty": "It is --repeat-penalty",
         **dict.fromkeys(["-c", "--ctx-size"], "The context is as long as the model's"),
-        **dict.fromkeys(["-ngl", "--gpu-layers"], "refllm computes on the CPU alone"),
+        **dict.fromkeys(["--gpu-layers", "--n-gpu-layers"], "refllm computes on the CPU alone"),
         "--stream": "The text is printed as it comes",
     },
     "embed": {
