@@ -16,6 +16,10 @@ types:
 test:
     pytest
 
+# The tests of one minute, once kernels are compiled.
+quick:
+    pytest -m quick
+
 # Format every file.
 format:
     ruff format .

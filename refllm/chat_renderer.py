@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError
+from refllm.install import how_to_install
 
 __all__ = ["Limits", "Renderer", "default_renderer"]
 
@@ -239,7 +240,7 @@ class Child:
         self._limits = limits
         if importlib.util.find_spec("jinja2") is None:
             raise LlmRuntimeError(
-                "chat templates need jinja2, which is not installed", "pip install 'refllm[server]'"
+                "chat templates need jinja2, which is not installed", how_to_install("server")
             )
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
         try:
@@ -272,7 +273,7 @@ class Child:
             needed = ".".join(map(str, OLDEST_JINJA))
             raise LlmRuntimeError(
                 f"chat templates need jinja2 {needed} or newer, and {said['jinja2']} is installed",
-                "pip install --upgrade 'refllm[server]'",
+                f"pip install --upgrade 'jinja2>={needed}'",
             )
 
     @property

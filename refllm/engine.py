@@ -7,6 +7,7 @@ import functools
 import itertools
 import logging
 import os
+import shlex
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -103,7 +104,9 @@ class LocalEngine:
         self.threads = threads
         self.stand_ins = wants_stand_ins(os.environ) if stand_ins is None else stand_ins
         self._stood_in: set[str] = set()
-        self._roots = tuple(roots) if roots is not None else None
+        if isinstance(roots, str | os.PathLike):
+            raise InvalidInput(f"roots must be a list of folders; put {str(roots)!r} into one")
+        self._roots = None if roots is None else tuple(map(Path, roots))
         self._allowed_models = None if allowed_models is None else frozenset(allowed_models)
         self._enabled = enabled
         self._strict = strict
@@ -238,6 +241,8 @@ class LocalEngine:
         llama = self.inferencing_model(model)
         if not isinstance(prompt, str):
             raise InvalidInput(f"the prompt must be text, got {type(prompt).__name__}")
+        if params is not None and not isinstance(params, InferencingParams):
+            raise InvalidInput(f"params must be InferencingParams, got {type(params).__name__}")
         generation = Generation(
             llama.network,
             llama.prompt_tokens(prompt),
@@ -281,13 +286,19 @@ class LocalEngine:
         """The llama of this name or at this path; loaded once and kept. Errors: as `infer`."""
         found = self._load(self._path(model, find_inferencing_model))
         if not isinstance(found, LlamaModel):
-            raise ModelNotSupported(f"{model} is an embedding model; it cannot generate text")
+            raise ModelNotSupported(
+                f"{model} is an embedding model; it cannot generate text",
+                f"to make vectors with it: refllm embed {shlex.quote(str(model))} TEXT",
+            )
         return found
 
     def _embedding_model(self, model: str | Path) -> BertModel:
         found = self._load(self._path(model, find_embedding_model))
         if not isinstance(found, BertModel):
-            raise ModelNotSupported(f"{model} generates text; it cannot make embeddings")
+            raise ModelNotSupported(
+                f"{model} generates text; it cannot make embeddings",
+                f"to continue a text with it: refllm infer {shlex.quote(str(model))} PROMPT",
+            )
         return found
 
     def _path(self, model: str | Path, find: Callable[[str, Sequence[Path]], Path]) -> Path:

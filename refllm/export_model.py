@@ -24,6 +24,7 @@ from refllm.chat_template import chat_template_of, chat_templates_of
 from refllm.export_needs import refuse_incomplete
 from refllm.llama import LlamaConfig
 from refllm.loading import BertModel, build_model
+from refllm.models import absent_path
 from refllm.parameters import Survey
 from refllm.sentence_config import SentenceConfig
 from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
@@ -117,7 +118,7 @@ def describe(path: Path) -> Description:
         LlmRuntimeError: For damaged files, and naming the tensors that are missing.
     """
     if not path.exists():
-        raise InvalidInput(f"there is no model at {str(path)[:500]}")
+        raise InvalidInput(*absent_path(path))
     weights = open_weights(path)
     refuse_incomplete(weights)
     survey = Survey(weights.path, weights.tensors, others=weights.others)

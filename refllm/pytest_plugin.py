@@ -16,7 +16,10 @@ engine before a test wants one.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,11 +50,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def refllm_engine(request: pytest.FixtureRequest) -> LocalEngine:
-    """The engine that all tests share: what it has loaded stays loaded."""
+def refllm_engine(request: pytest.FixtureRequest) -> Iterator[LocalEngine]:
+    """The engine that all tests share: what it has loaded stays loaded.
+
+    One line on standard error, which is not captured, precedes the compilation of kernels.
+    """
+    from refllm.compiling import FirstCompilation
     from refllm.engine import LocalEngine
 
-    return LocalEngine(seed=_seed(request.config), stand_ins=_stand_ins(request.config))
+    with FirstCompilation(partial(_write_past_the_capture, request.config)):
+        yield LocalEngine(seed=_seed(request.config), stand_ins=_stand_ins(request.config))
 
 
 @pytest.fixture
@@ -81,6 +89,12 @@ def refllm_server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
     stand_ins = ["--stand-ins"] if _stand_ins(request.config) else []
     with running_server(["--seed", str(_seed(request.config)), *stand_ins]) as server:
         yield server
+
+
+def _write_past_the_capture(config: pytest.Config, line: str) -> None:
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with nullcontext() if capture is None else capture.global_and_fixture_disabled():
+        print(f"\n{line}", file=sys.stderr, flush=True)
 
 
 def _seed(config: pytest.Config) -> int:

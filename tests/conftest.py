@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from refllm.api import LlmRuntimeError
 from refllm.pull import pull
@@ -17,15 +20,109 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("REFLLM_TEST_DATA") or PROJECT.parent / "shared" / "data")
+PUBLIC_FILES = (
+    "stories260K/stories260K.gguf",
+    "stories260K/stories260K.bin",
+    "stories260K/tok512.bin",
+    "llama2-tokenizer/tokenizer.model",
+    *(
+        f"ggml-vocab/ggml-vocab-{name}.gguf{suffix}"
+        for name in ("llama-spm", "bert-bge")
+        for suffix in ("", ".inp", ".out")
+    ),
+)
+# Each part of the engine by the files that cover it broadly, at most two seconds a file.
+QUICK_FILES = frozenset(
+    f"test_{name}.py"
+    for name in (
+        *("accounting", "api_types", "bert", "bert_family", "chat_template", "cli", "cli_errors"),
+        *("cli_words", "config", "data", "describe", "doctor", "embedding_goldens", "engine"),
+        *("engine_embeddings", "engine_profiles", "engine_refusals", "export", "golden_api"),
+        *("golden_logits", "golden_ops", "golden_quant", "golden_tokenizer", "install"),
+        *("kernels", "llama", "llama_variants", "manifest", "math", "mistakes", "models", "panels"),
+        *("parameters", "pooling", "quant", "quant_tensor", "quantize", "recording", "rope"),
+        *("runtime_config", "sampling", "sampling_goldens", "sentence_config", "spin_shim"),
+        *("tiny_text", "tokenizer", "tokenizer_bpe", "weights", "weights_safetensors"),
+    )
+)
+HUNG_SECONDS = 600
+"""After which something that must end counts as hung, however busy the machine is."""
+
 CACHE = Path(os.environ.get("REFLLM_TEST_CACHE", "~/.cache/refllm-tests")).expanduser()
+
+# How long an example takes depends on what else the machine does, and proves nothing.
+settings.register_profile("refllm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("refllm")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of `QUICK_FILES` that fetch nothing as quick."""
+    for item in items:
+        fetches = item.get_closest_marker("network") or "minilm_dir" in getattr(
+            item, "fixturenames", ()
+        )
+        if item.path.name in QUICK_FILES and not fetches and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
+
+
+class _Compilations(logging.Handler):
+    """Writes a line for each kernel that is compiled, on standard error as it was at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._terminal = os.fdopen(os.dup(2), "w")  # what is captured later is another file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.module == "cache":  # and no record that a test makes up
+            self._terminal.write(f"\n{record.getMessage()}")
+            self._terminal.flush()
+
+    def close(self) -> None:
+        super().close()
+        self._terminal.close()
+
+
+COMPILATIONS = pytest.StashKey[_Compilations]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Show each kernel that is compiled: the first run of the tests compiles for minutes."""
+    kernels = logging.getLogger("refllm.kernels")
+    config.stash[COMPILATIONS] = _Compilations()
+    kernels.addHandler(config.stash[COMPILATIONS])
+    kernels.setLevel(logging.INFO)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Close what `pytest_configure` opened."""
+    logging.getLogger("refllm.kernels").removeHandler(config.stash[COMPILATIONS])
+    config.stash[COMPILATIONS].close()
 
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of public files that this project did not make."""
-    if not DATA.is_dir():
-        pytest.skip(f"no test data at {DATA}; set REFLLM_TEST_DATA")
-    return DATA
+    return public_data(DATA)
+
+
+def public_data(folder: Path) -> Path:
+    """Return `folder` if it has all of `PUBLIC_FILES`; otherwise the test is skipped."""
+    missing = [path for path in PUBLIC_FILES if not (folder / path).is_file()]
+    if missing:
+        pytest.skip(
+            f"needs {len(missing)} public files such as {missing[0]}: tests/DATA.md names where "
+            "each is published; REFLLM_TEST_DATA names the folder that you put them into"
+        )
+    return folder
+
+
+def handed_cases(name: str) -> Any:
+    """The content of a file of cases that were handed to this project, `cases/NAME.json`."""
+    path = DATA / "cases" / f"{name}.json"
+    if not path.is_file():
+        pytest.skip(f"the cases of {name}.json were handed to this project and are not published")
+    return json.loads(path.read_text("utf-8"))
 
 
 @pytest.fixture(scope="session")

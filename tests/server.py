@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["Answer", "ask", "spin_infer"]
+from tests.conftest import HUNG_SECONDS
 
-SECONDS = 60
+__all__ = ["Answer", "ask", "eventually", "is_idle", "spin_infer"]
+
+SECONDS = HUNG_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,21 @@ def ask(
         return Answer(response.status, lower, response.read())
     finally:
         connection.close()
+
+
+def eventually(is_so: Callable[[], bool]) -> bool:
+    """Whether it comes to be so; asked again and again until only a hang takes longer."""
+    until = time.monotonic() + HUNG_SECONDS
+    while time.monotonic() < until:
+        if is_so():
+            return True
+    return False
+
+
+def is_idle(url: str) -> bool:
+    """Whether the server at `url` computes for no request, and none waits."""
+    counted = ask(url, "/metrics").body
+    return b"refllm_going 0.0" in counted and b"refllm_waiting 0.0" in counted
 
 
 def spin_infer(model: str, prompt: str, **options: float) -> Mapping[str, object]:

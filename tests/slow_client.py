@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import select
 import socket
+import time
 from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.conftest import HUNG_SECONDS
+
 __all__ = ["BODY_WITHOUT_END", "HEAD_WITHOUT_END", "answer_to_drops"]
 
-SECONDS = 60
 BETWEEN_DROPS = 0.01
-MOST_DROPS = 2000
 
 HEAD_WITHOUT_END = b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-slow: "
 BODY_WITHOUT_END = b"POST /infer HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n"
@@ -25,10 +26,11 @@ def answer_to_drops(url: str, begin: bytes) -> bytes:
     received = b""
     with (
         suppress(ConnectionError),  # a byte was on its way when the server hung up
-        socket.create_connection((address.hostname, address.port), SECONDS) as connection,
+        socket.create_connection((address.hostname, address.port), HUNG_SECONDS) as connection,
     ):
         connection.sendall(begin)
-        for _ in range(MOST_DROPS):
+        until = time.monotonic() + HUNG_SECONDS
+        while time.monotonic() < until:
             if not select.select([connection], [], [], BETWEEN_DROPS)[0]:
                 connection.sendall(b"x")
                 continue

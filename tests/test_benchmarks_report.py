@@ -129,7 +129,7 @@ def test_each_cost_is_fitted_by_itself() -> None:
 
 
 def test_the_plot_is_a_png(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="pip install matplotlib")
     fit = Fit(cost="a", against="batch", exponent=1.0)
     entry = replace(an_entry("growth", *growing("a", {1: 1, 2: 2})), fits=[fit])
     plot_growth(entry, tmp_path / "growth.png")

@@ -20,6 +20,7 @@ from refllm.chat_template import (
     chat_template_of,
     chat_templates_of,
 )
+from refllm.install import how_to_install
 from refllm.loading import LlamaModel, load_path
 from refllm.tokenizer import Tokenizer
 from refllm.weights import open_weights
@@ -126,7 +127,7 @@ def test_without_jinja_the_error_says_what_to_install(monkeypatch: pytest.Monkey
     with Renderer() as renderer, pytest.raises(LlmRuntimeError) as refusal:
         chat_prompt(LLAMA_2, HELLO, special_tokens={}, renderer=renderer)
     assert str(refusal.value) == (
-        "chat templates need jinja2, which is not installed\npip install 'refllm[server]'"
+        f"chat templates need jinja2, which is not installed\n{how_to_install('server')}"
     )
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.chat_renderer import Limits, Renderer
+from tests.conftest import HUNG_SECONDS
 
 CHILD = [sys.executable, "-m", "refllm.chat_renderer_child"]
-SECONDS = 60
+SECONDS = HUNG_SECONDS
 # Ten thousand million rounds: minutes, unless something ends them.
 LONG = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
 HAS_FORK = pytest.mark.skipif(sys.platform == "win32", reason="no fork")

@@ -89,7 +89,6 @@ class TestInfer:
             ("--repeat-penalty 1.5", InferencingParams(repeat_penalty=1.5)),
             ("--repeat-last-n 9", InferencingParams(repeat_penalty_last_n_token_count=9)),
             ("--temperature 0.25", InferencingParams(temperature=0.25)),
-            ("--temperature -1", InferencingParams(temperature=-1)),
             ("--top-k 3", InferencingParams(top_k=3)),
             ("--top-p 0.5", InferencingParams(top_p=0.5)),
         ],
@@ -99,6 +98,34 @@ class TestInfer:
     ) -> None:
         answer("infer", "m", "p", *options.split())
         assert requests == [("m", "p", params, 0, "contract", None)]
+
+    @pytest.mark.parametrize(
+        ("options", "params", "said"),
+        [
+            ("--temperature -1", InferencingParams(temperature=-1), "-1 is below 0 and taken as 0"),
+            ("--top-p 3", InferencingParams(top_p=3), "3 is no probability (0 to 1)"),
+            ("--top-p -0.5", InferencingParams(top_p=-0.5), "-0.5 is no probability (0 to 1)"),
+        ],
+    )
+    def test_a_value_that_cannot_be_meant_is_a_warning_and_reaches_the_engine(
+        self,
+        requests: list[tuple[object, ...]],
+        options: str,
+        params: InferencingParams,
+        said: str,
+    ) -> None:
+        result = refllm("infer", "m", "p", *options.split())
+        assert (result.exit_code, result.stdout) == (0, "yes\n")
+        assert result.stderr.startswith(f"refllm: {options.split(maxsplit=1)[0]} {said}")
+        assert result.stderr.count("\n") == 1
+        assert requests == [("m", "p", params, 0, "contract", None)]
+
+    @pytest.mark.parametrize("value", ["0", "1", "0.5"])
+    def test_a_value_at_the_end_of_its_range_is_no_warning(
+        self, requests: list[tuple[object, ...]], value: str
+    ) -> None:
+        answer("infer", "m", "p", "--top-p", value, "--temperature", value)
+        assert len(requests) == 1
 
     def test_the_engine_s_options_reach_it(self, requests: list[tuple[object, ...]]) -> None:
         answer("infer", "m", "p", *["--seed", "5", "--profile", "llama.cpp", "--threads", "2"])
@@ -214,6 +241,23 @@ class TestEmbed:
         answer("embed", bert, "--file", "-", "--npy", tmp_path / "empty.npy")
         assert np.load(tmp_path / "empty.npy").shape == (0, 32)
 
+    @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+    def test_a_field_s_texts_are_read_from_json_lines(self, bert: Path, end: str) -> None:
+        lines = '\ufeff{"id": 1, "text": "the cat"}\n{"text": "a \\u0064og", "n": [1, 2]}' + end
+        expected = answer("embed", bert, "the cat", "a dog")
+        assert (
+            answer("embed", bert, "--file", "-", "--field", "text", stdin=lines.encode())
+            == expected
+        )
+
+    @pytest.mark.parametrize(
+        "content", ["[INST] Hi [/INST]\n", "{cat}\n", '{"a": 1} dog\n', '{"a": 1}\ndog\n', "[[1]\n"]
+    )
+    def test_a_text_that_only_begins_like_json_is_a_text(self, bert: Path, content: str) -> None:
+        lines = content.splitlines()
+        output = answer("embed", bert, "--file", "-", stdin=content)
+        assert output == answer("embed", bert, "--", *lines)
+
     def test_max_tokens_cuts_a_text(self, bert: Path) -> None:
         cut = json.loads(answer("embed", bert, "the cat sat", "--max-tokens", "4", "--json"))
         whole = json.loads(answer("embed", bert, "the cat", "--json"))
@@ -224,7 +268,8 @@ class TestEmbed:
         assert answer("embed", gguf, "the cat") == answer("embed", bert, "the cat")
 
     @pytest.mark.parametrize(
-        "arguments", [(), ("text", "--file", "-"), ("text", "--json", "--npy", "-")]
+        "arguments",
+        [(), ("text", "--file", "-"), ("text", "--json", "--npy", "-"), ("text", "--field", "a")],
     )
     def test_texts_from_nowhere_or_two_places_and_two_forms_are_wrong_usage(
         self, arguments: Sequence[str]
@@ -295,6 +340,17 @@ class TestModels:
         output = answer("models", "pull", "all-minilm-l6-v2", *options)
         assert output == f"{Path('models', 'all-minilm-l6-v2')}\n"
         assert pulled == [("all-minilm-l6-v2", source)]
+
+    @pytest.mark.parametrize("name", ["tiny-chat", "tiny-embed"])
+    def test_pull_of_a_model_of_the_package_prints_where_it_is(self, name: str) -> None:
+        assert Path(answer("models", "pull", name).removesuffix("\n")).stem == name
+
+    @pytest.mark.parametrize("command", ["pull", "list", "show", "verify", "export", "quantize"])
+    def test_a_command_of_models_works_without_that_word(self, command: str) -> None:
+        short, long = (answer(*words, command, "--help") for words in ((), ("models",)))
+        assert short == long.replace("refllm models ", "refllm ", 1)
+        listed = answer("--help").split("Commands:")[1]
+        assert f"\n  {command} " not in listed
 
     def test_pull_shows_a_bar_to_a_terminal_only(
         self, pulled: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch

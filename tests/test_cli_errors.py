@@ -17,6 +17,8 @@ from refllm.cli import app
 from refllm.cli.common import one_line, with_exit_codes
 from tests.model_files import tiny_bert_folder, tiny_llama_gguf
 
+ADVICE = ("to ", "did you mean ", "the first line has ", "with ")
+
 
 def refllm(*arguments: str | Path, stdin: bytes | str = "") -> Result:
     """What `refllm` with these arguments does."""
@@ -24,11 +26,15 @@ def refllm(*arguments: str | Path, stdin: bytes | str = "") -> Result:
 
 
 def assert_refused(result: Result, kind: str, *said: str) -> None:
-    """The model said no, in one line, and there is nothing on standard output."""
+    """The model said no in one line, and there is nothing on standard output.
+
+    Below it may stand lines of advice.
+    """
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith(f"refllm: {kind}: ")
+    first, *advice = result.stderr.splitlines()
+    assert first.startswith(f"refllm: {kind}: ")
+    assert all(line.startswith(ADVICE) for line in advice)
     assert result.stderr.endswith("\n")
-    assert result.stderr.count("\n") == 1
     for words in said:
         assert words in result.stderr
 
@@ -93,7 +99,17 @@ def test_a_path_too_long_for_the_file_system_is_refused() -> None:
 
 @pytest.mark.parametrize(("command", "model"), [("infer", "tiny-bert"), ("embed", "tiny.gguf")])
 def test_a_model_of_the_other_kind_is_not_supported(models: Path, command: str, model: str) -> None:
-    assert_refused(refllm(command, models / model, "text"), "model-not-supported", model)
+    other = {"infer": "refllm embed", "embed": "refllm infer"}[command]
+    path = models / model
+    said = (f"{other} {path}", "generates text" if command == "embed" else "is an embedding model")
+    assert_refused(refllm(command, path, "text"), "model-not-supported", *said)
+
+
+@pytest.mark.parametrize(("command", "model"), [("infer", "tiny-embed"), ("embed", "tiny-chat")])
+def test_a_name_of_the_other_kind_comes_with_its_command(command: str, model: str) -> None:
+    other = {"infer": "embed", "embed": "infer"}[command]
+    result = refllm(command, model, "text")
+    assert_refused(result, "model-not-supported", repr(model), f"refllm {other} {model} ")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +179,44 @@ def test_a_file_that_is_not_there_or_not_utf_8_is_named(tmp_path: Path) -> None:
     assert_refused(refllm("embed", "m", "--file", tmp_path), "invalid-input", str(tmp_path))
     file.write_bytes(b"\xff")
     assert_refused(refllm("embed", "m", "--file", file), "invalid-input", "texts", "0xFF")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"id": 1, "text": "cat"}\n{"id": 2}\n', ("JSON lines", "--field", "'id', 'text'")),
+        ('\ufeff{"text": "cat"}\n\n', ("JSON lines", "--field", "'text'")),
+        ('[{"text": "cat"}]\n', ("one JSON array", "jq -c '.[]'", "--field")),
+        ('{\n  "text": "cat"\n}\n', ("one JSON object", "--field")),
+    ],
+)
+def test_json_is_not_embedded_as_plain_text(
+    tmp_path: Path, content: str, said: tuple[str, ...]
+) -> None:
+    file = tmp_path / "docs.jsonl"
+    file.write_text(content, "utf-8")
+    assert_refused(refllm("embed", "tiny-embed", "--file", file), "invalid-input", *said)
+    result = refllm("embed", "tiny-embed", "--file", "-", stdin=content.encode())
+    assert_refused(result, "invalid-input", "standard input", *said)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("a cat", "no JSON"),
+        ("", "no JSON"),
+        ('"cat"', "a JSON string"),
+        ('{"body": "cat"}', "no key 'text', but 'body'"),
+        ("{}", "no key 'text', but no keys"),
+        ('{"text": null}', "'text' is not a text but a JSON null"),
+        ('{"text": ["cat"]}', "'text' is not a text but a JSON array"),
+        ("[" * 100_000, "nested too deep"),
+    ],
+)
+def test_a_line_without_the_field_is_named(line: str, said: str) -> None:
+    lines = f'{{"text": "dog"}}\n{line}\n'.encode()
+    result = refllm("embed", "tiny-embed", "--file", "-", "--field", "text", stdin=lines)
+    assert_refused(result, "invalid-input", "standard input, line 2", said)
 
 
 def test_a_file_that_cannot_be_written_is_named(models: Path, tmp_path: Path) -> None:

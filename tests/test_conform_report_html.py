@@ -16,6 +16,7 @@ from refllm.conform.plot import MOST_POINTS, plot
 from refllm.conform.report_html import html_of
 from refllm.conform.report_values import printable
 from refllm.conform.verdict import Difference
+from refllm.install import how_to_install
 from tests.conform_reports import NASTY, of_each_status, report, saying, verdict
 
 VOID = frozenset({"meta", "link", "br", "hr", "img", "input", "source", "wbr"})
@@ -202,8 +203,9 @@ def test_the_table_has_no_column_for_what_did_not_happen() -> None:
 
 def test_without_jinja_the_page_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(LlmRuntimeError, match=r"jinja2; .* pip install 'refllm\[server\]'"):
+    with pytest.raises(LlmRuntimeError, match="needs the package jinja2") as refusal:
         html_of(report())
+    assert refusal.value.args[1] == how_to_install("server")
 
 
 # A plot

@@ -15,6 +15,7 @@ from refllm.conform.case import Case, Json
 from refllm.conform.command import CommandTarget
 from refllm.conform.reply import Answer, Broken, Implementation, Skipped, TargetError
 from tests.conform_protocol import follows
+from tests.conftest import HUNG_SECONDS
 
 # What every harness here begins with; HELLO can be changed before it is said.
 HEAD = """
@@ -49,11 +50,13 @@ def harness(tmp_path: Path) -> Iterator[StartOf]:
     """A target whose harness is HEAD and these lines; stopped after the test."""
     targets: list[CommandTarget] = []
 
-    def target(lines: str, *, run_seconds: float = 60.0) -> CommandTarget:
+    def target(lines: str, *, run_seconds: float = HUNG_SECONDS) -> CommandTarget:
         script = tmp_path / "harness.py"
         script.write_text(HEAD + lines, "utf-8")
         command = [sys.executable, str(script)]
-        targets.append(CommandTarget(command, run_seconds=run_seconds, end_seconds=0.5))
+        # One that ends by itself gets the time that it takes, however busy the machine is.
+        end_seconds = 0.5 if "forever()" in lines else HUNG_SECONDS
+        targets.append(CommandTarget(command, run_seconds=run_seconds, end_seconds=end_seconds))
         return targets[-1]
 
     yield target

@@ -18,7 +18,7 @@ from refllm.config import llama_config
 from refllm.llama import Llama, Segment
 from refllm.parameters import Parameters
 from refllm.weights import open_weights
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, QUICK_FILES
 
 README = (PROJECT / "README.md").read_text("utf-8")
 SPEC = (PROJECT / "SPEC.md").read_text("utf-8")
@@ -97,6 +97,37 @@ def test_the_readmes_first_command_ends_in_commands_that_are_run_here() -> None:
 
 def test_ci_runs_the_readmes_test_command() -> None:
     assert blocks("sh")[1].strip() in (PROJECT / ".ci" / "run").read_text("utf-8").splitlines()
+
+
+def test_the_readme_names_the_quick_tests_and_their_files_are_there() -> None:
+    assert "`pytest -m quick`" in README
+    assert "pytest -m quick" in (PROJECT / "justfile").read_text("utf-8")
+    assert [name for name in QUICK_FILES if not (PROJECT / "tests" / name).is_file()] == []
+
+
+def test_a_test_of_a_quick_file_is_quick_unless_it_fetches_something() -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-m", "quick"]
+    files = ["tests/test_pooling.py", "tests/test_rope.py", "tests/test_server.py"]
+    environment = {**os.environ, "PYTEST_ADDOPTS": ""}
+    listed = run([*command, *files], PROJECT, environment)
+    assert "tests/test_rope.py::" in listed
+    assert "test_the_largest_value_is_copied" in listed
+    assert "test_minilm_pooled_otherwise" not in listed
+    assert "tests/test_server.py::" not in listed
+
+
+def test_a_run_of_the_tests_shows_which_kernels_it_compiles(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "tests/test_pooling.py::test_the_largest_value_is_copied"],
+        cwd=PROJECT,
+        env={**os.environ, "REFLLM_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    compiled = re.findall(r"^compiling (\S+) for this machine", done.stderr, re.M)
+    assert compiled
+    assert len(compiled) == len(list(tmp_path.rglob("*.nbc")))
 
 
 def test_the_readme_names_every_file() -> None:

@@ -47,7 +47,7 @@ def test_a_command_of_the_page_prints_what_it_shows(
 
 
 def test_the_program_of_the_page_prints_what_it_shows(url: str, tmp_path: Path) -> None:
-    pytest.importorskip("openai", reason="the package openai is not installed")
+    pytest.importorskip("openai", reason="pip install openai")
     [program] = blocks("python")
     printed = run([sys.executable, "-c", program.replace(ADDRESS, url)], tmp_path, {})
     assert matches(blocks("text")[1], printed), printed

@@ -32,7 +32,7 @@ TRANSFORMERS_ERROR = 1e-5
 class TestLlamaCpp:
     @pytest.fixture(autouse=True)
     def llama_cpp(self) -> ModuleType:
-        found: ModuleType = pytest.importorskip("llama_cpp", reason="there is no llama-cpp-python")
+        found: ModuleType = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python")
         return found
 
     def logits(self, llama_cpp: ModuleType, path: Path) -> NDArray[np.float32]:
@@ -114,8 +114,8 @@ def quantized_by_both(
 class TestTransformers:
     @pytest.fixture(autouse=True)
     def transformers(self) -> ModuleType:
-        pytest.importorskip("torch", reason="torch is not installed")
-        found: ModuleType = pytest.importorskip("transformers", reason="there are no transformers")
+        pytest.importorskip("torch", reason="pip install torch")
+        found: ModuleType = pytest.importorskip("transformers", reason="pip install transformers")
         return found
 
     @pytest.mark.parametrize("name", LLAMAS)
@@ -170,7 +170,7 @@ class TestModelsOfThePackage:
 
     @pytest.fixture(autouse=True)
     def llama_cpp(self) -> ModuleType:
-        found: ModuleType = pytest.importorskip("llama_cpp", reason="there is no llama-cpp-python")
+        found: ModuleType = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python")
         return found
 
     @pytest.mark.parametrize("form", ["as it ships", "gguf", "gguf through a folder"])

@@ -158,7 +158,7 @@ def test_a_pooling_that_is_not_computed_is_not_exported(layout: str, tmp_path: P
 def test_sentence_transformers_makes_our_vectors_of_an_exported_gguf_file(
     number: int, tmp_path: Path
 ) -> None:
-    peer = pytest.importorskip("sentence_transformers", reason="it is not installed")
+    peer = pytest.importorskip("sentence_transformers", reason="pip install sentence-transformers")
     source = tiny_bert_gguf(tmp_path / "m.gguf", metadata={"bert.pooling_type": number})
     made = exported(source, tmp_path, "hf")
     theirs = peer.SentenceTransformer(str(made), device="cpu").encode(list(TEXTS))
@@ -168,7 +168,7 @@ def test_sentence_transformers_makes_our_vectors_of_an_exported_gguf_file(
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", IN_GGUF)
 def test_llama_cpp_makes_our_vectors_of_an_exported_folder(mode: str, tmp_path: Path) -> None:
-    peer = pytest.importorskip("llama_cpp", reason="there is no llama-cpp-python")
+    peer = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python")
     source = write_sentence_folder(tmp_path / "source", pooling(mode), NORMALIZE)
     made = exported(source, tmp_path, "gguf")
     model = peer.Llama(str(made), embedding=True, verbose=False)

@@ -19,6 +19,7 @@ from refllm.kernels.jit import use_threads
 from refllm.kernels.linear import linear
 from refllm.oracle_int8 import D_AT, M_AT
 from refllm.quant import FORMATS, Tensor
+from tests.conftest import HUNG_SECONDS
 from tests.other_cpus import environment_for, skip_unless_runnable
 
 Bytes = NDArray[np.uint8]
@@ -159,7 +160,7 @@ def test_without_the_dot_product_instruction_the_bits_are_the_same(cpu: str) -> 
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=HUNG_SECONDS,
     )
     assert there.stdout.strip() == checksum(), there.stderr
 

@@ -171,8 +171,54 @@ def test_an_absent_embedding_model_is_not_supported_and_the_roots_are_named(tmp_
 
 def test_an_inferencing_model_is_not_an_embedding_model(tmp_path: Path) -> None:
     put(tmp_path, "llama/tiny/model.safetensors")
-    with pytest.raises(ModelNotSupported, match="unknown embedding model 'tiny'"):
+    with pytest.raises(ModelNotSupported, match="unknown embedding model 'tiny'") as refusal:
         models.find_embedding_model("tiny", [tmp_path])
+    assert refusal.value.args[1:] == ("to continue a text with it: refllm infer tiny PROMPT",)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("minny", "mini"),
+        ("MINI", "mini"),
+        ("all-MiniLM-L6-v2", "all-minilm-l6-v2"),
+        ("llama2", "llama2-chat"),
+        ("tiny-lama-chat", "tinyllama-chat"),
+    ],
+)
+@pytest.mark.parametrize("find", FINDERS)
+def test_an_absent_model_s_error_has_the_names_that_are_spelled_like_it(
+    find: Finder, name: str, meant: str, tmp_path: Path
+) -> None:
+    put(tmp_path, "mini/model.safetensors")
+    with pytest.raises((InvalidInput, ModelNotSupported)) as refusal:
+        find(name, [tmp_path])
+    _, similar, where = refusal.value.args
+    assert similar.startswith("did you mean ")
+    assert meant in similar.removeprefix("did you mean ").removesuffix("?").split(" or ")
+    assert where == "to see the models that are here: refllm models list"
+
+
+def test_a_name_like_no_other_gets_no_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        models.find_model("xyzzy", [tmp_path])
+    assert refusal.value.args[1:] == ("to see the models that are here: refllm models list",)
+
+
+def test_an_absent_path_s_error_has_the_paths_that_are_spelled_like_it(tmp_path: Path) -> None:
+    put(tmp_path, "stories.gguf", "mini/model.safetensors", "storeys.txt")
+    lines = list(models.absent_path(tmp_path / "storys.gguf"))
+    assert lines == [
+        f"there is no model at {tmp_path / 'storys.gguf'}",
+        f"did you mean {tmp_path / 'stories.gguf'}?",
+    ]
+
+
+def test_a_repository_of_the_hub_in_place_of_a_path_comes_with_the_command() -> None:
+    repository = Path("sentence-transformers", "all-MiniLM-L6-v2")
+    assert f"to fetch it from the Hugging Face Hub: refllm models pull {repository}" in list(
+        models.absent_path(repository)
+    )
 
 
 @pytest.mark.parametrize("find", FINDERS)
@@ -216,7 +262,9 @@ def test_an_unknown_architecture_folder_is_not_supported_and_named(
 
 def test_an_embedding_folder_holds_no_inferencing_models(tmp_path: Path) -> None:
     put(tmp_path, "bert/mini/model.safetensors")
-    with pytest.raises(ModelNotSupported, match=r"bert.*supported here: llama"):
+    with pytest.raises(
+        ModelNotSupported, match=r"'mini' .*bert.*\nto make vectors with it: refllm embed mini TEXT"
+    ):
         models.find_inferencing_model("mini", [tmp_path])
 
 

@@ -109,7 +109,7 @@ def test_llama_cpp_s_published_choices_are_ours_where_the_margin_leaves_no_doubt
 def test_the_llama_cpp_at_hand_chooses_as_we_do_after_loading_what_we_export(
     numerics: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python")
     run = [sys.executable, "-m"]
     export = ["models", "export", "tiny-chat", "--to", str(tmp_path), "--format", "gguf"]
     subprocess.run([*run, "refllm", *export], check=True, cwd=PROJECT)

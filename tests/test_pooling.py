@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -22,7 +21,7 @@ from refllm.parameters import Parameters
 from refllm.pooling import Pooling, PoolingMode, SentenceHead
 from refllm.sentence_config import SentenceConfig
 from refllm.weights import open_weights
-from tests.conftest import DATA
+from tests.conftest import handed_cases
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf
 from tests.peer_values import peer_values
 from tests.sentence_folders import (
@@ -94,10 +93,7 @@ def test_a_gguf_gives_the_vectors_of_llama_cpp(pooling_type: str, tmp_path: Path
 def test_minilm_pooled_otherwise_gives_the_vectors_of_transformers(
     mode: PoolingMode, minilm_dir: Path
 ) -> None:
-    path = DATA / "cases" / "pooling.json"
-    if not path.is_file():
-        pytest.skip(f"there is no {path}")
-    known = json.loads(path.read_text("utf-8"))
+    known = handed_cases("pooling")
     model = open_model(minilm_dir)
     token_ids = model.tokenize(known["texts"]).token_ids
     head = SentenceHead(pooling=Pooling(modes=(mode,)))

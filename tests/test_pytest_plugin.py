@@ -247,3 +247,22 @@ def test_the_server_s_fixture_answers_as_the_engine_does(
         """
     )
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_a_first_run_announces_compiling_past_the_capture_and_a_second_does_not(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFLLM_CACHE_DIR", str(pytester.path / "cache"))
+    pytester.makepyfile(
+        """
+        def test_it(refllm_engine):
+            print("captured")
+            refllm_engine.generate_embeddings("tiny-embed", ["A cat."])
+        """
+    )
+    first, second = (pytester.runpytest_subprocess() for _ in range(2))
+    assert [run.ret for run in (first, second)] == [0, 0]
+    announced = [line for line in first.errlines if line.startswith("refllm: compiling kernels ")]
+    assert len(announced) == 1
+    assert "REFLLM_CACHE_DIR" in announced[0]
+    assert (second.errlines, "captured" in first.outlines) == ([], False)

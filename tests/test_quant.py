@@ -20,6 +20,7 @@ import refllm
 from refllm.api import LlmRuntimeError
 from refllm.quant import FORMATS, Tensor
 from refllm.quant_format import f16_to_f32
+from tests.conftest import HUNG_SECONDS
 
 # Where a block of each handwritten format keeps its float16 scales.
 SCALES_AT = {
@@ -161,7 +162,7 @@ def test_a_cpu_without_f16c_decodes_halves() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=HUNG_SECONDS,
     )
     # 0x3E00 = 1.5; 0x8001 = -(1/1024) * 2^-14 = -2^-24
     assert run.stdout.strip() == f"[[1.5], [{-(2.0**-24)!r}]]"

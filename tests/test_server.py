@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from refllm.api import InferencingParams, LlmRuntimeError
 from refllm.engine import LocalEngine
 from refllm.spin.server.process import RunningServer, running_server
-from tests.server import ask, spin_infer
+from tests.conftest import HUNG_SECONDS
+from tests.server import Answer, ask, eventually, is_idle, spin_infer
 
 PROMPT = "[INST] Tell me a story about a fox. [/INST]"
 TOKEN = "open-sesame"
@@ -49,7 +50,9 @@ def engine() -> LocalEngine:
 def raw(url: str, request: bytes) -> bytes:
     """What comes back for bytes that are sent as they are."""
     address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+    with socket.create_connection(
+        (address.hostname, address.port), timeout=HUNG_SECONDS
+    ) as connection:
         connection.sendall(request)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
@@ -258,9 +261,15 @@ def test_requests_beyond_the_queue_are_told_to_come_again() -> None:
     arguments = ["--max-waiting", "1", "--max-at-once", "1"]
     body = spin_infer("tiny-chat", "Once upon a time", maxTokens=400, temperature=5, topP=1, topK=0)
     with running_server(arguments) as server, ThreadPoolExecutor(12) as clients:
-        answers = list(clients.map(lambda _: ask(server.url, "/infer", body), range(12)))
+        answers: list[Answer] = []
+
+        def are_some_refused() -> bool:
+            """Ask twelve times at once: on a busy machine they may come one after another."""
+            answers.extend(clients.map(lambda _: ask(server.url, "/infer", body), range(12)))
+            return any(answer.status == 503 for answer in answers)
+
+        assert eventually(are_some_refused)
     busy = [answer for answer in answers if answer.status == 503]
-    assert busy
     assert all(answer.headers["retry-after"] == "1" for answer in busy)
     assert all("send it again" in answer.json for answer in busy)
     texts = {answer.json["text"] for answer in answers if answer.status == 200}
@@ -280,15 +289,13 @@ def test_a_client_that_goes_away_stops_costing(url: str) -> None:
     address = urlsplit(url)
     body = json.dumps(spin_infer("tiny-chat", "Once", maxTokens=4000, temperature=5, topP=1))
     for _ in range(20):
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+        connection = http.client.HTTPConnection(
+            address.hostname or "", address.port, timeout=HUNG_SECONDS
+        )
         connection.request("POST", "/infer", body)
         connection.close()
     assert ask(url, "/infer", spin_infer("tiny-chat", "Once", maxTokens=1)).status == 200
-    for _ in range(1000):
-        going = ask(url, "/metrics").body
-        if b"refllm_going 0.0" in going and b"refllm_waiting 0.0" in going:
-            return
-    pytest.fail("requests that nobody waits for go on")
+    assert eventually(lambda: is_idle(url)), "requests that no client is there for go on"
 
 
 # Its beginning and its end
@@ -317,7 +324,9 @@ def test_beyond_this_machine_a_token_is_made() -> None:
 def streaming(server: RunningServer, **options: float) -> Iterator[http.client.HTTPResponse]:
     """An answer that has begun and is far from its end."""
     address = urlsplit(server.url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    connection = http.client.HTTPConnection(
+        address.hostname or "", address.port, timeout=HUNG_SECONDS
+    )
     body = {"model": "tiny-chat", "prompt": "Once", "stream": True, "temperature": 5, "top_p": 1}
     connection.request("POST", "/v1/completions", json.dumps({**body, "top_k": 0, **options}))
     with closing(connection), connection.getresponse() as response:
@@ -326,10 +335,12 @@ def streaming(server: RunningServer, **options: float) -> Iterator[http.client.H
 
 
 def test_sigterm_lets_what_runs_finish_and_the_exit_code_is_0() -> None:
-    with running_server() as server, streaming(server, max_tokens=300) as response:
+    # Time enough for a machine that does something else, too: only a hang takes longer.
+    patient = ["--grace", str(HUNG_SECONDS), "--max-seconds", str(HUNG_SECONDS)]
+    with running_server(patient) as server, streaming(server, max_tokens=300) as response:
         server.process.send_signal(signal.SIGTERM)
         assert response.read().endswith(b"data: [DONE]\n\n")
-        assert server.process.wait(60) == 0
+        assert server.process.wait(HUNG_SECONDS) == 0
         with pytest.raises(OSError, match="refused"):
             ask(server.url, "/healthz")
 
@@ -337,7 +348,7 @@ def test_sigterm_lets_what_runs_finish_and_the_exit_code_is_0() -> None:
 def test_after_the_grace_time_it_ends_all_the_same() -> None:
     with running_server(["--grace", "0"]) as server, streaming(server, max_tokens=4000):
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(HUNG_SECONDS) == 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from refllm.loading import LlamaModel
 from refllm.spin.server.process import running_server
 from tests.server import ask
 
-openai: Any = pytest.importorskip("openai", reason="the package openai is not installed")
+openai: Any = pytest.importorskip("openai", reason="pip install openai")
 
 SYSTEM = {"role": "system", "content": "You are a friendly helper."}
 HELLO = {"role": "user", "content": "Hello!"}

@@ -22,9 +22,10 @@ from refllm.spin.server.limits import Limits
 from refllm.spin.server.metrics import Metrics
 from refllm.spin.server.service import Service
 from refllm.spin.server.worker import Restarting, Worker
+from tests.conftest import HUNG_SECONDS
 from tests.server import Answer, spin_infer
 
-SECONDS = 60
+SECONDS = HUNG_SECONDS
 
 
 class Fatal(BaseException):
@@ -125,7 +126,7 @@ def test_everyone_who_waits_gets_an_error_and_nobody_is_taken(
     assert said == {"unexpected Fatal; this is a bug in refllm"}
     [record] = caplog.records
     assert record.getMessage() == (
-        "the worker failed; 2 requests get an error, new ones are taken in 60 s"
+        f"the worker failed; 2 requests get an error, new ones are taken in {SECONDS} s"
     )
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], Fatal)

@@ -14,7 +14,7 @@ from refllm.spin.server.process import running_server
 from tests.conftest import PROJECT
 from tests.server import ask
 
-pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+pytest.importorskip("schemathesis", reason="pip install schemathesis")
 
 FEWEST_REQUESTS = 2000
 CHECKS = (
@@ -27,15 +27,16 @@ COUNT = re.compile(rb'refllm_requests_total\{route="[^"]+",status="(\d+)"\} ([0-
 @pytest.mark.slow
 def test_no_invented_request_is_answered_otherwise_than_the_schema_says(tmp_path: Path) -> None:
     schemathesis = Path(sys.executable).with_name("schemathesis")
-    environment = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks"}
+    modules = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    hooks = {"SCHEMATHESIS_HOOKS": "tests.schemathesis_hooks", "PYTHONPATH": modules}
     with running_server(["--max-tokens", "8"]) as server:
         done = subprocess.run(
             [
                 *(schemathesis, "run", f"{server.url}/openapi.json", "--checks", CHECKS),
                 *("--max-examples", "500", "--generation-database", "none", "--seed", "1"),
             ],
-            cwd=PROJECT,
-            env=environment,
+            cwd=tmp_path,  # where schemathesis keeps the requests that failed: .schemathesis
+            env={**os.environ, **hooks},
             capture_output=True,
             text=True,
             check=False,

@@ -20,9 +20,10 @@ from refllm.spin.server.limits import Limits
 from refllm.spin.server.process import running_server
 from refllm.spin.server.run import bound_socket
 from refllm.spin.server.worker import Busy, Worker
+from tests.conftest import HUNG_SECONDS
 from tests.server import ask
 
-SECONDS = 60
+SECONDS = HUNG_SECONDS
 
 
 class Held(EmbeddingJob):

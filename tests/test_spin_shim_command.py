@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from refllm.engine import LocalEngine
 from refllm.spin.shim.__main__ import app
+from tests.conftest import HUNG_SECONDS
 from tests.model_files import tiny_llama_gguf
 
 HANDLER = """
@@ -141,7 +142,7 @@ def test_it_runs_as_a_module(handler: Path) -> None:
         [sys.executable, "-m", "refllm.spin.shim", handler, "--request", "/echo"],
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=HUNG_SECONDS,
     )
     assert process.stdout.startswith(b"HTTP/1.1 404 Not Found\nx-seen: GET {}\n")
     assert process.stderr.replace(b"\r\n", b"\n") == b"a line of the log\n"

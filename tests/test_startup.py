@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from refllm.cli import waiting
-from refllm.cli.waiting import engine_of, loading_bar
+from refllm.cli.waiting import announce_compiling, loading_bar
 
 
 def output_of(program: str, *arguments: str | Path) -> str:
@@ -77,6 +77,16 @@ def test_a_package_that_cannot_be_written_to_is_no_hindrance(tmp_path: Path) -> 
     assert {path for path in package.rglob("*") if path.suffix in {".nbi", ".nbc"}} == before
 
 
+ASKS_FOR_A_VECTOR = """
+from spin_sdk import http, llm
+
+class IncomingHandler(http.IncomingHandler):
+    def handle_request(self, request):
+        llm.generate_embeddings("tiny-embed", ["A cat."])
+        return http.Response(200, {}, b"")
+"""
+
+
 class Screen(io.StringIO):
     """A terminal that somebody looks at."""
 
@@ -100,26 +110,67 @@ def standard_error(errors: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> io.S
     return errors
 
 
-def test_a_terminal_is_told_once_that_kernels_are_compiled(
-    kernels: logging.Logger, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("screen", [Screen(), io.StringIO()], ids=["a terminal", "a file"])
+def test_compiling_is_announced_once_with_its_cost_and_its_remedy(
+    screen: io.StringIO,
+    kernels: logging.Logger,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    screen = standard_error(Screen(), monkeypatch)
-    engine_of(threads=None)
+    monkeypatch.setenv("REFLLM_CACHE_DIR", str(tmp_path))
+    level = kernels.level
+    announce_compiling()
+    standard_error(screen, monkeypatch)
     assert screen.getvalue() == ""
     for name in ("linear", "attention"):
         kernels.info("compiling %s", name)
-    assert screen.getvalue() == ("refllm: compiling kernels for this machine (first run only) …\n")
+    assert screen.getvalue() == (
+        "refllm: compiling kernels for this machine, for 10 to 60 seconds; a run that finds them "
+        f"in {tmp_path} compiles none, so keep that folder between runs, or name another: "
+        "REFLLM_CACHE_DIR\n"
+    )
+    assert kernels.level == level
 
 
-def test_a_file_of_errors_is_told_nothing(
+def test_where_no_folder_can_keep_kernels_the_line_names_the_variable(
     kernels: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("refllm.kernels.cache.cache_folder", lambda *_: None)
+    announce_compiling()
     errors = standard_error(io.StringIO(), monkeypatch)
+    kernels.info("compiling %s", "linear")
+    assert errors.getvalue().endswith(
+        "no folder can keep them for the next run, but REFLLM_CACHE_DIR can name one\n"
+    )
+
+
+@pytest.mark.parametrize("module", ["refllm", "refllm.spin.shim"])
+def test_a_command_with_a_cold_cache_announces_it_and_one_with_a_warm_cache_does_not(
+    module: str, tmp_path: Path
+) -> None:
+    handler = tmp_path / "app.py"
+    handler.write_text(ASKS_FOR_A_VECTOR)
+    options: dict[str, tuple[str | Path, ...]] = {
+        "refllm": ("embed", "tiny-embed", "A cat."),
+        "refllm.spin.shim": (handler, "--request", "GET /"),
+    }
+    runs = [
+        subprocess.run(
+            [sys.executable, "-m", module, *options[module]],
+            env={**os.environ, "REFLLM_CACHE_DIR": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for _ in range(2)
+    ]
+    assert [run.stderr.count("refllm: compiling kernels") for run in runs] == [1, 0]
+    assert [run.stderr.count("\n") for run in runs] == [1, 0]
+
+
+def test_a_file_of_errors_has_no_bar() -> None:
     with loading_bar() as progress:
         assert progress is None
-        engine_of(threads=None, progress=progress)
-        kernels.info("compiling %s", "linear")
-    assert errors.getvalue() == ""
 
 
 ERASED_LINE = "\x1b[2K"

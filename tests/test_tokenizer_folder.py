@@ -16,6 +16,7 @@ from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.loading import LlamaModel, load_path
 from refllm.tokenizer import Tokenizer, tokenizer_from_folder
 from refllm.vocab_json import JsonTokenizer
+from tests.conftest import handed_cases
 from tests.model_files import tiny_llama_folder
 from tests.peer_values import peer_values
 from tests.token_cases import (
@@ -39,15 +40,16 @@ def load(folder: Path, files: Files) -> Tokenizer:
     return tokenizer_from_folder(write_folder(folder, files))
 
 
-def handed_case(data_dir: Path) -> dict[str, Any]:
-    cases = json.loads((data_dir / "cases/tokens.json").read_text("utf-8"))["cases"]
-    return next(case for case in cases if case["id"] == "added-beside-a-tokenizer-model")
+def handed_case() -> dict[str, Any]:
+    cases = handed_cases("tokens")["cases"]
+    case: dict[str, Any] = next(c for c in cases if c["id"] == "added-beside-a-tokenizer-model")
+    return case
 
 
 def test_tokens_added_beside_llama_2s_model_are_found_in_a_text(
     tmp_path: Path, data_dir: Path
 ) -> None:
-    case = handed_case(data_dir)
+    case = handed_case()
     shutil.copy(data_dir / "llama2-tokenizer/tokenizer.model", tmp_path)
     files = {name: content for name, content in case["files"].items() if name.endswith(".json")}
     tokenizer = load(tmp_path, files)

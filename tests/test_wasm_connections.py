@@ -13,7 +13,9 @@ import pytest
 from refllm.spin.wasm.body import read_body
 from refllm.spin.wasm.connections import Server, text_response
 from refllm.spin.wasm.wasi_http import Response
+from tests.conftest import HUNG_SECONDS
 from tests.listening import listening
+from tests.server import eventually
 from tests.slow_client import BODY_WITHOUT_END, HEAD_WITHOUT_END, answer_to_drops
 
 ARRIVAL_SECONDS = 0.5
@@ -36,12 +38,14 @@ def serving(*, max_connections: int = 10, arrival_seconds: float = 60.0) -> Iter
     )
     with listening(server) as port:
         yield f"http://127.0.0.1:{port}"
-        assert server.wait_for_connections(60)
+        assert server.wait_for_connections(HUNG_SECONDS)
 
 
 @contextmanager
 def client(url: str) -> Iterator[http.client.HTTPConnection]:
-    with closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection:
+    with closing(
+        http.client.HTTPConnection(url.removeprefix("http://"), timeout=HUNG_SECONDS)
+    ) as connection:
         yield connection
 
 
@@ -72,9 +76,11 @@ def test_a_client_that_sends_too_slowly_is_not_heard_to_its_end(begin: bytes) ->
 
 
 def test_between_two_requests_a_connection_may_rest_longer() -> None:
-    with serving(arrival_seconds=ARRIVAL_SECONDS) as url, client(url) as connection:
+    # As much as a client may be kept from sending by what else the machine does.
+    seconds = 3.0
+    with serving(arrival_seconds=seconds) as url, client(url) as connection:
         assert asked(connection).status == 200
-        assert select.select([connection.sock], [], [], 2 * ARRIVAL_SECONDS) == ([], [], [])
+        assert select.select([connection.sock], [], [], 1.1 * seconds) == ([], [], [])
         assert asked(connection).status == 200
 
 
@@ -83,7 +89,7 @@ def test_a_connection_too_many_is_told_to_come_again() -> None:
         with client(url) as first, client(url) as second:
             assert asked(first).status == 200
             refused = asked(second)
-        assert any(is_answered(url) for _ in range(1000))
+        assert eventually(lambda: is_answered(url))
     assert refused.status == 503
     assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
 

@@ -18,6 +18,7 @@ from refllm.spin.wasm.files import folder_of
 from refllm.spin.wasm.guest import GuestFailed, Limits, Output
 from refllm.spin.wasm.host import Host, Program, Services
 from refllm.spin.wasm.wasi_http import Request, Response
+from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 
 MEBIBYTE = 1024 * 1024
@@ -163,11 +164,11 @@ def occupied(host: Host, program: Program, target: str) -> Iterator[list[str]]:
     thread = threading.Thread(target=respond)
     thread.start()
     try:
-        assert said.has_begun.wait(60)
+        assert said.has_begun.wait(HUNG_SECONDS)
         yield failures
     finally:
         host.stop()
-        thread.join(60)
+        thread.join(HUNG_SECONDS)
     assert not thread.is_alive()
 
 

@@ -17,6 +17,7 @@ from refllm.engine import LocalEngine
 from refllm.spin.wasm.application import Application, open_application
 from refllm.spin.wasm.host import Host
 from refllm.spin.wasm.port import Port
+from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 
 pytestmark = pytest.mark.network  # the SDK that the guest is built with
@@ -73,7 +74,7 @@ def port(application: Application) -> Iterator[Port]:
 @pytest.fixture
 def client(port: Port) -> Iterator[http.client.HTTPConnection]:
     address = port.url.removeprefix("http://")
-    with closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+    with closing(http.client.HTTPConnection(address, timeout=HUNG_SECONDS)) as connection:
         yield connection
 
 
@@ -86,7 +87,7 @@ def echoed(client: http.client.HTTPConnection) -> Any:
 def raw(port: Port, request: bytes) -> bytes:
     """Everything that comes back for these bytes."""
     host, _, number = port.url.removeprefix("http://").rpartition(":")
-    with socket.create_connection((host, int(number)), timeout=60) as connection:
+    with socket.create_connection((host, int(number)), timeout=HUNG_SECONDS) as connection:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(65536), b""))
@@ -117,7 +118,7 @@ def test_an_address_of_ipv6_is_in_brackets(application: Application, host_of: Ho
     engines = {id_: LocalEngine(allowed_models=[]) for id_ in application.components}
     with Port(application, host_of, engines, ("::1", 0)) as port:
         address = port.url.removeprefix("http://")
-        with closing(http.client.HTTPConnection(address, timeout=60)) as client:
+        with closing(http.client.HTTPConnection(address, timeout=HUNG_SECONDS)) as client:
             client.request("GET", "/echo")
             headers = echoed(client)["headers"]
     assert headers["host"] == address
@@ -251,7 +252,7 @@ def test_draining_ends_an_idle_connection(application: Application, host_of: Hos
     engines = {id_: LocalEngine(allowed_models=[]) for id_ in application.components}
     with Port(application, host_of, engines, ANY_PORT) as port:
         address = port.url.removeprefix("http://")
-        with closing(http.client.HTTPConnection(address, timeout=60)) as client:
+        with closing(http.client.HTTPConnection(address, timeout=HUNG_SECONDS)) as client:
             client.request("GET", "/remember")
             assert echoed(client) == 1
-            assert port.drain(60)
+            assert port.drain(HUNG_SECONDS)

@@ -17,6 +17,7 @@ import pytest
 from wasmtime import wat2wasm
 
 from refllm.engine import LocalEngine
+from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 from tests.guests.models import model_roots
 from tests.slow_client import HEAD_WITHOUT_END, answer_to_drops
@@ -43,7 +44,9 @@ JOKE = "You are a stand up comedy writer. Tell me a joke."
 def refllm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """What `python -m refllm` with these arguments does."""
     command = [sys.executable, "-m", "refllm", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=HUNG_SECONDS
+    )
 
 
 @contextmanager
@@ -77,7 +80,7 @@ def test_an_application_is_announced_and_answers(tmp_path: Path) -> None:
     with running(app) as (_, (serving, route)):
         url = serving.removeprefix("Serving ")
         assert route == f"teller\t{url}/..."
-        with urllib.request.urlopen(url, timeout=60) as response:
+        with urllib.request.urlopen(url, timeout=HUNG_SECONDS) as response:
             text = response.read().decode()
     assert text == LocalEngine.for_component(app, "teller").infer("llama2-chat", JOKE).text
 
@@ -86,9 +89,9 @@ def test_an_application_is_announced_and_answers(tmp_path: Path) -> None:
 def test_a_component_may_use_no_model_but_its_ai_models(tmp_path: Path) -> None:
     with running(application(tmp_path, '"tiny-chat"')) as (process, (serving, _)):
         with pytest.raises(urllib.error.HTTPError, match="500"):
-            urllib.request.urlopen(serving.removeprefix("Serving "), timeout=60)
+            urllib.request.urlopen(serving.removeprefix("Serving "), timeout=HUNG_SECONDS)
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=60)
+        _, log = process.communicate(timeout=HUNG_SECONDS)
     assert "The component does not have access to use 'llama2-chat'" in log
 
 
@@ -99,23 +102,26 @@ def test_a_component_may_use_no_model_but_its_ai_models(tmp_path: Path) -> None:
 def test_a_signal_ends_it_cleanly(number: signal.Signals, code: int, tmp_path: Path) -> None:
     with running(application(tmp_path, "")) as (process, _):
         process.send_signal(number)
-        _, log = process.communicate(timeout=60)
+        _, log = process.communicate(timeout=HUNG_SECONDS)
     assert process.returncode == code
     assert "Traceback" not in log
 
 
 @pytest.mark.network
 def test_clients_that_are_slow_or_too_many_are_told_so(tmp_path: Path) -> None:
-    options = ("--max-arrival-seconds", "0.2", "--max-connections", "1")
-    with running(application(tmp_path, ""), *options) as (_, (serving, _route)):
+    app = application(tmp_path, "")
+    with running(app, "--max-arrival-seconds", "0.2") as (_, (serving, _route)):
         url = serving.removeprefix("Serving ")
         assert answer_to_drops(url, HEAD_WITHOUT_END).startswith(b"HTTP/1.1 408 ")
+    patient = ("--max-connections", "1", "--max-arrival-seconds", str(HUNG_SECONDS))
+    with running(app, *patient) as (_, (serving, _route)):
+        url = serving.removeprefix("Serving ")
         address = urlsplit(url)
         with (
-            socket.create_connection((address.hostname, address.port), timeout=60),
+            socket.create_connection((address.hostname, address.port), timeout=HUNG_SECONDS),
             pytest.raises(urllib.error.HTTPError, match="503"),
         ):
-            urllib.request.urlopen(url, timeout=60)
+            urllib.request.urlopen(url, timeout=HUNG_SECONDS)
 
 
 def test_an_application_that_is_not_there_is_one_line(tmp_path: Path) -> None:

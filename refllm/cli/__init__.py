@@ -24,34 +24,40 @@ import typer
 
 from refllm import __version__
 from refllm.cli import conform, doctor, embed, export, infer, models, run, serve, tokenize
-from refllm.cli.common import speak_utf8, with_exit_codes
+from refllm.cli.commands import CommandGroup, ModelsGroup, add_command
+from refllm.cli.common import speak_utf8
+from refllm.cli.waiting import announce_compiling
 
 __all__ = ["app", "main"]
 
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
     name="refllm",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=CommandGroup,
+    invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=CONTEXT,
 )
-app.command("infer")(with_exit_codes(infer.infer))
-app.command("embed")(with_exit_codes(embed.embed))
-app.command("tokenize")(with_exit_codes(tokenize.tokenize))
-app.command("doctor")(with_exit_codes(doctor.doctor))
-app.command("serve")(with_exit_codes(serve.serve))
-app.command("run")(with_exit_codes(run.run))
-app.command("conform")(with_exit_codes(conform.conform))
+add_command(app, "infer", infer.infer)
+add_command(app, "embed", embed.embed)
+add_command(app, "tokenize", tokenize.tokenize)
+add_command(app, "doctor", doctor.doctor)
+add_command(app, "serve", serve.serve)
+add_command(app, "run", run.run)
+add_command(app, "conform", conform.conform)
 
-models_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-models_app.command("pull")(with_exit_codes(models.pull))
-models_app.command("list")(with_exit_codes(models.list_))
-models_app.command("show")(with_exit_codes(models.show))
-models_app.command("verify")(with_exit_codes(models.verify))
-models_app.command("export")(with_exit_codes(export.export))
-models_app.command("quantize")(with_exit_codes(export.quantize))
+models_app = typer.Typer(cls=ModelsGroup, invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(models_app, name="models", help="Fetch models, and see which ones are here.")
+# Each works without the word "models", too, as in other programs for models.
+for is_listed, group in ((True, models_app), (False, app)):
+    add_command(group, "pull", models.pull, is_listed=is_listed)
+    add_command(group, "list", models.list_, is_listed=is_listed)
+    add_command(group, "show", models.show, is_listed=is_listed)
+    add_command(group, "verify", models.verify, is_listed=is_listed)
+    add_command(group, "export", export.export, is_listed=is_listed)
+    add_command(group, "quantize", export.quantize, is_listed=is_listed)
 
 
 def _print_version(wanted: bool) -> None:
@@ -62,22 +68,54 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def refllm(
+    ctx: typer.Context,
     *,
     _version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+            "--version",
+            "-V",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and exit.",
         ),
     ] = False,
 ) -> None:
     """The reference implementation of Spin's Serverless AI interface.
 
     MODEL is a model's name (see `refllm models list`), or the path of a .gguf file or of a folder
-    with safetensors.
+    with safetensors. To begin: refllm infer tiny-chat "Once upon a time"
     """
+    _print_help_of_a_bare_group(ctx)
+
+
+@models_app.callback()
+def _models(ctx: typer.Context) -> None:
+    _print_help_of_a_bare_group(ctx)
+
+
+def _print_help_of_a_bare_group(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command("version", hidden=True)
+def _version_command() -> None:
+    """Print the version."""
+    _print_version(True)
+
+
+@app.command("help", hidden=True)
+def _help_command(
+    ctx: typer.Context,
+    words: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None,
+) -> None:
+    """Print the help of COMMAND, or of refllm."""
+    app([*(words or []), "--help"], prog_name="refllm")
 
 
 def main() -> None:
     """The entry point: runs the command of `sys.argv` and raises `SystemExit` with its code."""
     speak_utf8()
+    announce_compiling()
     app(prog_name="refllm")

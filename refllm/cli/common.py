@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,10 +33,13 @@ __all__ = [
     "StandInsOption",
     "ThreadsOption",
     "model_of",
+    "names_a_model",
     "one_line",
     "read_text",
+    "refuse_swapped",
     "speak_utf8",
     "text_of",
+    "warn_of_a_file",
     "with_exit_codes",
     "write_bytes",
     "write_json",
@@ -47,14 +51,30 @@ P = ParamSpec("P")
 STANDARD_STREAM = "-"
 INPUT_LIMIT_BYTES = 128 * 1024 * 1024  # what Spin's host allows a result; an endless pipe must end
 
+LONGEST_PATH = 1000  # characters of a text that may be a path
+
 FAILED = 1
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 NOBODY_READS = 128 + 13  # as a shell reports SIGPIPE
 
+
+def _names_that_begin_with(incomplete: str) -> list[str]:
+    """Return the names of the models that are here, for the shell's completion."""
+    from refllm.models import default_roots, list_models
+
+    try:
+        names = [model.name for model in list_models(default_roots())]
+    except LlmError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A model's name, or the path of a .gguf file or a folder."
+        metavar="MODEL",
+        help="A model's name, or the path of a .gguf file or a folder.",
+        autocompletion=_names_that_begin_with,
     ),
 ]
 ThreadsOption = Annotated[
@@ -92,6 +112,37 @@ def model_of(argument: str) -> str | Path:
     separators = [separator for separator in (os.sep, os.altsep) if separator]
     looks_like_path = argument.endswith(".gguf") or any(s in argument for s in separators)
     return Path(argument) if looks_like_path or _exists(argument) else argument
+
+
+def names_a_model(argument: str) -> bool:
+    """Return whether the argument is the name, and no path, of a model that is here."""
+    from refllm.models import default_roots, has_model
+
+    try:
+        return isinstance(model_of(argument), str) and has_model(argument, default_roots())
+    except LlmError:  # of what can be no name, or of a folder that cannot be read
+        return False
+
+
+def refuse_swapped(model: str, text: str, command: str) -> None:
+    """Raise `InvalidInput` if `model` is not here and `text` is the name of a model that is.
+
+    A model that another may stand in for is left to the engine.
+    """
+    from refllm.embedded import STAND_INS
+
+    could_be_swapped = isinstance(model_of(model), str) and model not in STAND_INS
+    if could_be_swapped and names_a_model(text) and not names_a_model(model):
+        raise InvalidInput(
+            f"there is no model {model[:60]!r}, but {text!r} is one",
+            f"to name the model first: refllm {command} {text} {shlex.quote(model[:60])}",
+        )
+
+
+def warn_of_a_file(text: str, instead: str) -> None:
+    """Write a line on standard error if an argument that is taken as text is a file's path."""
+    if len(text) <= LONGEST_PATH and _exists(text) and Path(text).is_file():
+        typer.echo(f"refllm: {text!r} is taken as a text; its content: {instead}", err=True)
 
 
 def text_of(argument: str, what: str) -> str:

@@ -6,6 +6,7 @@ N texts, D width of an embedding.
 from __future__ import annotations
 
 import io
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refllm.api import EmbeddingsResult, InvalidInput
+from refllm.cli import json_lines
 from refllm.cli.common import (
     STANDARD_STREAM,
     JsonOption,
@@ -22,6 +24,8 @@ from refllm.cli.common import (
     argument_text,
     model_of,
     read_text,
+    refuse_swapped,
+    warn_of_a_file,
     write_bytes,
     write_json,
     write_text,
@@ -41,6 +45,12 @@ def embed(
     file: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Take one text from each line; - is standard input."),
+    ] = None,
+    field: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="FILE has JSON lines: take the text of this key from each object."
+        ),
     ] = None,
     json: JsonOption = False,
     npy: Annotated[
@@ -63,13 +73,20 @@ def embed(
 ) -> None:
     """Print the embedding of each TEXT by MODEL: a vector, as a rule of length 1.
 
+    FILE has plain text, or with --field JSON lines; JSON without --field is refused, because
+    embeddings of braces and keys are not what is meant.
+
     A line has the numbers of one text's vector, with spaces between them; each number is the
     shortest decimal that is read back as the same float32 (numpy.loadtxt reads such lines). The
     JSON object has embeddings, usage and model, the one that answered.
     """
     if json and npy is not None:
         raise typer.BadParameter("choose one of --json and --npy")
-    texts = _texts(text or [], file)
+    for each in text or []:
+        warn_of_a_file(each, f"refllm embed {shlex.quote(model)} --file {shlex.quote(each)}")
+    if text:
+        refuse_swapped(model, text[0], "embed")
+    texts = _texts(text or [], file, field)
     with loading_bar() as bar:
         engine = engine_of(threads=threads, stand_ins=stand_ins, progress=bar)
         result = engine.generate_embeddings(model_of(model), texts, max_tokens=max_tokens)
@@ -89,16 +106,24 @@ def _width(engine: LocalEngine, model: str) -> int:
     return loaded.width
 
 
-def _texts(arguments: list[str], file: str | None) -> list[str]:
+def _texts(arguments: list[str], file: str | None, field: str | None) -> list[str]:
     if bool(arguments) == (file is not None):
         raise typer.BadParameter("give either TEXT, once or more, or --file")
     if file is None:
+        if field is not None:
+            raise typer.BadParameter("--field is for JSON lines in a --file")
         return [argument_text(argument, f"TEXT {i}") for i, argument in enumerate(arguments, 1)]
     # Only "\n" ends a line: str.splitlines would also cut a text at U+2028 or a form feed.
-    lines = read_text(file).split("\n")
+    content = read_text(file)
+    lines = content.split("\n")
     if not lines[-1]:
         lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    lines = [line.removesuffix("\r") for line in lines]
+    name = "standard input" if file == STANDARD_STREAM else file
+    if field is not None:
+        return json_lines.texts_of(lines, field, name)
+    json_lines.refuse_json(content, lines, name)
+    return lines
 
 
 def _print_lines(result: EmbeddingsResult) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refllm.api import InferencingParams
+from refllm.api import InferencingParams, as_f32
 from refllm.cli.common import (
     JsonOption,
     ModelArgument,
@@ -19,7 +21,9 @@ from refllm.cli.common import (
     StandInsOption,
     ThreadsOption,
     model_of,
+    refuse_swapped,
     text_of,
+    warn_of_a_file,
     write_json,
     write_text,
 )
@@ -83,6 +87,9 @@ def infer(
         top_k=top_k,
         top_p=top_p,
     )
+    refuse_swapped(model, prompt, "infer")
+    warn_of_a_file(prompt, f"refllm infer {shlex.quote(model)} - < {shlex.quote(prompt)}")
+    _warn_of_values_that_cannot_be_meant(params)
     with loading_bar() as bar:
         engine = engine_of(
             seed=seed,
@@ -97,6 +104,24 @@ def infer(
             write_json(_record(engine, model_of(model), text, params))
         else:
             _print_as_it_comes(engine.stream(model_of(model), text, params))
+
+
+def _warn_of_values_that_cannot_be_meant(params: InferencingParams) -> None:
+    """Write a line on standard error for each value outside its range, and what it does instead.
+
+    The contract gives such a value a meaning, so the result is still the contract's.
+    """
+    if params.temperature < 0 and math.isfinite(as_f32(params.temperature)):
+        typer.echo(
+            f"refllm: --temperature {params.temperature:g} is below 0 and taken as 0: always the "
+            "likeliest token",
+            err=True,
+        )
+    if not 0 <= params.top_p <= 1 and math.isfinite(as_f32(params.top_p)):
+        typer.echo(
+            f"refllm: --top-p {params.top_p:g} is no probability (0 to 1) and taken as 1: off",
+            err=True,
+        )
 
 
 def _record(

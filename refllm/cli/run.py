@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refllm.api import LlmRuntimeError
+from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.cli.common import (
     INTERRUPTED,
     MaxArrivalSecondsOption,
@@ -24,8 +24,10 @@ from refllm.cli.common import (
     SeedOption,
     StandInsOption,
     ThreadsOption,
+    names_a_model,
     write_text,
 )
+from refllm.install import how_to_install
 
 if TYPE_CHECKING:
     from refllm.spin.wasm.application import Application
@@ -82,12 +84,16 @@ def run(
         from refllm.spin.wasm.port import Port
     except ModuleNotFoundError as error:
         raise LlmRuntimeError(
-            f"refllm run needs the package {error.name}; install it with: "
-            "pip install 'refllm[wasm]'"
+            f"refllm run needs the package {error.name}", how_to_install("wasm")
         ) from error
     from refllm.spin.wasm.application import open_application
     from refllm.spin.wasm.engines import engines_of
 
+    if names_a_model(str(app)):
+        raise InvalidInput(
+            f"{app} is a model, and refllm run takes a Spin application",
+            f"to continue a text with it: refllm infer {app} PROMPT",
+        )
     application = open_application(app, os.environ)
     engines = engines_of(
         application,
@@ -133,6 +139,8 @@ def _announcement(url: str, application: Application) -> str:
 def _log_to_standard_error() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
+    # The line of refllm.compiling is about all kernels; one about the first would repeat it.
+    handler.addFilter(lambda record: record.name != "refllm.kernels")
     logger = logging.getLogger("refllm")
     logger.addHandler(handler)
     logging.getLogger("refllm.spin.wasm").setLevel(logging.INFO)

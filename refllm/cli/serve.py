@@ -22,6 +22,7 @@ from refllm.cli.common import (
     ThreadsOption,
     write_text,
 )
+from refllm.install import how_to_install
 
 __all__ = ["serve"]
 
@@ -89,8 +90,7 @@ def serve(
         from refllm.spin.server.run import serve as answer
     except ModuleNotFoundError as error:
         raise LlmRuntimeError(
-            f"refllm serve needs the package {error.name}; install it with: "
-            "pip install 'refllm[server]'"
+            f"refllm serve needs the package {error.name}", how_to_install("server")
         ) from error
     from refllm.engine import LocalEngine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,9 @@ from refllm.cli.common import (
     ModelArgument,
     model_of,
     one_line,
+    refuse_swapped,
     text_of,
+    warn_of_a_file,
     write_json,
     write_text,
 )
@@ -40,6 +43,8 @@ def tokenize(
     as in Python. The JSON object has model and tokens, each with id and piece as it is. A GGUF file
     with a vocabulary and no weights is enough.
     """
+    refuse_swapped(model, text, "tokenize")
+    warn_of_a_file(text, f"refllm tokenize {shlex.quote(model)} - < {shlex.quote(text)}")
     content = text_of(text, "TEXT")
     tokenizer = _tokenizer(model_of(model))
     token_ids = tokenizer.encode(content, add_special=not no_special)

@@ -1,14 +1,14 @@
-"""The engine of a command, and what a terminal is told while it waits for it.
+"""The engine of a command, and what standard error shows while it takes time.
 
-Three things take time: importing, compiling (on the first run), reading a large model. Only who
-looks at a terminal is told; a script's standard error stays empty.
+Three things take time: importing, compiling (on the first run), reading a large model. The bar of
+loading is for terminals only. Compiling takes so much longer than a warm run that a script's log
+has a line about it, too; where the cache is kept between runs it comes once.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
-import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from refllm.compiling import FirstCompilation
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from refllm.engine import LocalEngine
     from refllm.loading import Progress
 
-__all__ = ["answered_by", "engine_of", "loading_bar"]
+__all__ = ["announce_compiling", "answered_by", "engine_of", "loading_bar"]
 
 PATIENCE_SECONDS = 1.0
 
@@ -38,7 +40,7 @@ def engine_of(
     stand_ins: bool = False,
     progress: Progress | None = None,
 ) -> LocalEngine:
-    """The engine that a command uses; a terminal is told when it has to wait for the compiler.
+    """The engine that a command uses.
 
     Without `stand_ins` the environment decides about them.
 
@@ -52,10 +54,6 @@ def engine_of(
     gc.freeze()
     gc.enable()
     atexit.register(gc.freeze)
-    if _is_watched():
-        kernels = logging.getLogger("refllm.kernels")
-        kernels.setLevel(logging.INFO)
-        kernels.addHandler(_FirstCompilation())
     return LocalEngine(
         seed=seed,
         profile=profile,
@@ -75,12 +73,12 @@ def answered_by(engine: LocalEngine, model: str | Path) -> dict[str, str]:
     return {"model": answering, **stands_in}
 
 
-class _FirstCompilation(logging.Handler):
-    """Says why nothing is said, once: there are many kernels, and all are compiled in one run."""
+def announce_compiling() -> None:
+    """Write one line on standard error before this process compiles its first kernel, if it does.
 
-    def emit(self, record: logging.LogRecord) -> None:
-        typer.echo("refllm: compiling kernels for this machine (first run only) …", err=True)
-        logging.getLogger(record.name).removeHandler(self)
+    `refllm.compiling` says what it holds.
+    """
+    FirstCompilation(lambda line: typer.echo(line, err=True)).attach()
 
 
 @contextmanager

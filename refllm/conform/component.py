@@ -45,6 +45,7 @@ from refllm.conform.reply import (
 from refllm.conform.wire import to_wire
 from refllm.embedded import ROOT
 from refllm.engine import LocalEngine
+from refllm.install import how_to_install
 from refllm.spin.api_types import API_TYPES, as_json, parsed
 
 if TYPE_CHECKING:
@@ -82,8 +83,7 @@ class ComponentTarget:
             from refllm.spin.wasm.host import Host
         except ModuleNotFoundError as error:
             raise TargetError(
-                f"a component needs the package {error.name}; install it with: "
-                "pip install 'refllm[wasm]'"
+                f"a component needs the package {error.name}; {how_to_install('wasm')}"
             ) from error
         # The message of an error that a guest does not get is logged; here nobody is to read it.
         logging.getLogger("refllm.spin.wasm").addHandler(logging.NullHandler())

@@ -27,6 +27,7 @@ from refllm.conform.report_values import (
     shown,
 )
 from refllm.conform.verdict import Verdict
+from refllm.install import how_to_install
 
 __all__ = ["html_of", "require_packages"]
 
@@ -45,8 +46,7 @@ def require_packages() -> None:
         import jinja2  # noqa: F401
     except ModuleNotFoundError as error:
         raise LlmRuntimeError(
-            f"the HTML report needs the package {error.name}; install it with: "
-            "pip install 'refllm[server]'"
+            f"the HTML report needs the package {error.name}", how_to_install("server")
         ) from error
 
 

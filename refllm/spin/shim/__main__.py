@@ -25,6 +25,7 @@ from refllm.cli.common import (
     write_bytes,
     write_text,
 )
+from refllm.cli.waiting import announce_compiling
 from refllm.spin.shim import Err, Request, Response, handle, spin_sdk_backed_by
 
 __all__ = ["main"]
@@ -132,6 +133,7 @@ app.command()(with_exit_codes(respond))
 def main() -> None:
     """Run the command of `sys.argv`; raises `SystemExit` with its code."""
     speak_utf8()
+    announce_compiling()
     app(prog_name="python -m refllm.spin.shim")
 
 

@@ -1,0 +1,186 @@
+"""The group of commands: their summaries in whole sentences, and an answer to other words.
+
+A word that is no command gets the command that does what other programs call so (`ADVICE`), or the
+commands that are spelled like it; a model in a command's place gets the commands that take one. An
+option that only another program has gets the one that is meant (`OTHER_OPTIONS`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from refllm.cli.common import names_a_model, with_exit_codes
+
+__all__ = [
+    "ADVICE",
+    "ADVICE_ON_MODELS",
+    "OTHER_OPTIONS",
+    "CommandGroup",
+    "ModelsGroup",
+    "add_command",
+]
+
+# The class that typer's errors of usage have in common, wherever a version of typer keeps it.
+UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+_INFER = "refllm infer MODEL PROMPT continues a text"
+_SERVE = "refllm serve answers over HTTP"
+_PULL = "refllm models pull NAME fetches a model"
+_LIST = "refllm models list prints the models that are here"
+_REMOVE = "A pulled model is a folder or file: remove the PATH that refllm models list prints"
+
+ADVICE: Mapping[str, str] = {
+    **dict.fromkeys(["chat"], f"{_INFER}, and refllm serve answers chats, as OpenAI's clients ask"),
+    **dict.fromkeys(["ask", "complete", "completion", "generate", "prompt"], _INFER),
+    **dict.fromkeys(["embeddings", "embedding", "encode"], "refllm embed MODEL TEXT makes vectors"),
+    **dict.fromkeys(["tokens", "detokenize"], "refllm tokenize MODEL TEXT prints tokens"),
+    **dict.fromkeys(["server", "start", "listen", "api"], _SERVE),
+    **dict.fromkeys(["up", "build"], "refllm run APP answers requests with a Spin application"),
+    **dict.fromkeys(["download", "fetch", "get", "install", "add"], _PULL),
+    **dict.fromkeys(["ls", "ps", "model"], _LIST),
+    **dict.fromkeys(["rm", "remove", "delete", "uninstall"], _REMOVE),
+    **dict.fromkeys(["info", "inspect"], "refllm models show MODEL prints what a model is"),
+    **dict.fromkeys(["convert"], "refllm models export MODEL writes a model in another format"),
+    **dict.fromkeys(
+        ["test", "check"], "refllm doctor checks this machine, refllm conform TARGET a backend"
+    ),
+}
+"""Words that other programs have for what a command of this one does."""
+
+ADVICE_ON_MODELS: Mapping[str, str] = {
+    **dict.fromkeys(["download", "fetch", "get", "install", "add"], _PULL),
+    **dict.fromkeys(["ls", "ps"], _LIST),
+    **dict.fromkeys(["rm", "remove", "delete", "uninstall"], _REMOVE),
+    **dict.fromkeys(["info", "inspect", "describe"], ADVICE["info"]),
+    **dict.fromkeys(["check", "test"], "refllm models verify MODEL checks that a model is whole"),
+    **dict.fromkeys(["convert"], ADVICE["convert"]),
+}
+"""The same, behind `refllm models`."""
+
+
+_TOKENS = "--max-tokens N stops after N tokens"
+_TEMPERATURE = "It is --temperature"
+_SEED = "It is --seed"
+_THREADS = "It is --threads"
+_MODEL = "MODEL is the first argument"
+_PROMPT = "The text is the second argument, and - reads standard input"
+_FILE = "- in place of the text reads standard input: refllm infer MODEL - < FILE"
+
+OTHER_OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "infer": {
+        **dict.fromkeys(["-m", "--model"], _MODEL),
+        **dict.fromkeys(["-p", "--prompt"], _PROMPT),
+        **dict.fromkeys(["-f", "--file"], _FILE),
+        **dict.fromkeys(["-n", "--n-predict", "--predict", "--num-predict"], _TOKENS),
+        **dict.fromkeys(["--max-new-tokens", "--max-length"], _TOKENS),
+        "--temp": _TEMPERATURE,
+        "-s": _SEED,
+        "-t": _THREADS,
+        "--repetition-penalty": "It is --repeat-penalty",
+        **dict.fromkeys(["-c", "--ctx-size"], "The context is as long as the model's"),
+        **dict.fromkeys(["--gpu-layers", "--n-gpu-layers"], "refllm computes on the CPU alone"),
+        "--stream": "The text is printed as it comes",
+    },
+    "embed": {
+        **dict.fromkeys(["-m", "--model"], _MODEL),
+        **dict.fromkeys(["-p", "--prompt", "--text"], "The texts are the arguments behind MODEL"),
+        **dict.fromkeys(["-f", "--input"], "--file FILE takes one text from each line"),
+        **dict.fromkeys(["-o", "--output"], "--npy FILE writes a NumPy file"),
+        "-t": _THREADS,
+    },
+    "tokenize": {
+        **dict.fromkeys(["-m", "--model"], _MODEL),
+        **dict.fromkeys(["-p", "--prompt"], _PROMPT),
+        **dict.fromkeys(["-f", "--file"], _FILE.replace("infer", "tokenize")),
+    },
+    "serve": {
+        **dict.fromkeys(
+            ["-m", "--model"], "Clients name the model; --allow NAME names those that they may"
+        ),
+        "--api-key": "It is --token",
+        "-p": "It is --port",
+    },
+    "run": {"--listen": "It is --host ADDRESS and --port N"},
+    "pull": {
+        **dict.fromkeys(["-o", "--to", "--local-dir"], "REFLLM_HOME names the folder for models"),
+    },
+}
+"""What to use in place of options of other programs, by refllm's command."""
+
+
+def add_command(
+    to: typer.Typer, name: str, command: Callable[..., None], *, is_listed: bool = True
+) -> None:
+    """Register `command` under `name`, with the first paragraph of its docstring as its summary.
+
+    Args:
+        to: The application or group that gets it.
+        name: The word that the user types.
+        command: A function whose parameters are typer's.
+        is_listed: Whether the help of the group lists it.
+    """
+    summary = " ".join((inspect.getdoc(command) or "").split("\n\n")[0].split())
+    to.command(name, short_help=summary, hidden=not is_listed)(with_exit_codes(command))
+
+
+class CommandGroup(TyperGroup):
+    """typer's group, whose error for an unknown word names the right command."""
+
+    advice = ADVICE
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        """Run the command, whose errors of usage get advice where there is some."""
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            if error.ctx is not None and error.ctx.parent is ctx:
+                _advise(error)
+            raise
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
+        """Return what the first argument names. Ends with exit code 2 where it names nothing."""
+        word = args[0]
+        is_option = word.startswith("-")
+        if not is_option and not ctx.resilient_parsing and self.get_command(ctx, word) is None:
+            self._refuse(ctx, word)
+        return super().resolve_command(ctx, args)
+
+    def _refuse(self, ctx: Any, word: str) -> None:  # noqa: ANN401
+        names = self.list_commands(ctx)
+        close = difflib.get_close_matches(word.lower(), names)
+        if word.lower() in self.advice:
+            remedy = f"{self.advice[word.lower()]}."
+        elif close:
+            remedy = f"Did you mean {' or '.join(map(repr, close))}?"
+        elif word.endswith(".gguf") or names_a_model(word):
+            remedy = (
+                f"It is a model: refllm infer {word} PROMPT, refllm embed {word} TEXT or "
+                f"refllm models show {word}."
+            )
+        else:
+            listed = [name for name in names if not self.commands[name].hidden]
+            remedy = f"There are {', '.join(listed)}."
+        ctx.fail(f"No such command {word!r}. {remedy}")
+
+
+def _advise(error: Any) -> None:  # noqa: ANN401
+    """Add to the message of a wrong use of a command what is right."""
+    option = getattr(error, "option_name", None)
+    advice = OTHER_OPTIONS.get(error.ctx.info_name, {}).get(option or "")
+    if advice is not None:
+        error.possibilities = None
+        error.message = f"{error.message}. {advice}."
+    elif option is None and error.message.startswith("Got unexpected extra argument"):
+        error.message = f"{error.message}. A text with spaces stands in quotes."
+
+
+class ModelsGroup(CommandGroup):
+    """The group behind `refllm models`."""
+
+    advice = ADVICE_ON_MODELS
