@@ -36,6 +36,7 @@ from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.weights_file import SPLIT_PART
 
 __all__ = [
+    "MODEL_NOT_FOUND",
     "PULLABLE",
     "FoundModel",
     "check_name",
@@ -55,6 +56,7 @@ PULLABLE = frozenset({"all-minilm-l6-v2", "llama2-chat", "codellama-instruct", "
 
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 MODEL_FILES = (*SAFETENSORS_FILES, "config.json", "tokenizer.json", "tokenizer.model")
+MODEL_NOT_FOUND = "model_not_found"  # OpenAI's name of the error
 LONGEST_NAME = 255  # bytes; what file systems allow for one component of a path
 LONGEST_SHOWN = 60  # characters of somebody else's text in a message of ours
 
@@ -112,7 +114,9 @@ def find_inferencing_model(name: str, roots: Sequence[Path]) -> Path:
     path = _find(name, roots, (INFERENCING_ARCHITECTURE,))
     if path is None:
         _refuse_other_architecture(name, roots, (INFERENCING_ARCHITECTURE,))
-        raise InvalidInput(*_absent("no model directory found for model", name, roots))
+        raise InvalidInput(
+            *_absent("no model directory found for model", name, roots), code=MODEL_NOT_FOUND
+        )
     return path
 
 
@@ -125,7 +129,9 @@ def find_embedding_model(name: str, roots: Sequence[Path]) -> Path:
     check_name(name)
     path = _find(name, roots, (EMBEDDING_ARCHITECTURE,))
     if path is None:
-        raise ModelNotSupported(*_absent("unknown embedding model", name, roots))
+        raise ModelNotSupported(
+            *_absent("unknown embedding model", name, roots), code=MODEL_NOT_FOUND
+        )
     return path
 
 
@@ -139,7 +145,9 @@ def find_model(name: str, roots: Sequence[Path]) -> Path:
     path = _find(name, roots, architectures)
     if path is None:
         _refuse_other_architecture(name, roots, architectures)
-        raise InvalidInput(*_absent("no model directory found for model", name, roots))
+        raise InvalidInput(
+            *_absent("no model directory found for model", name, roots), code=MODEL_NOT_FOUND
+        )
     return path
 
 
