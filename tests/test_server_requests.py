@@ -137,7 +137,7 @@ def test_a_key_of_another_route_is_refused() -> None:
     for route, key in ((ChatRequest, "prompt"), (CompletionRequest, "messages")):
         with pytest.raises(KeyRefused, match=f"^{key} is not a key"):
             checked(route, **{key: "Hello!"})
-    with pytest.raises(KeyRefused, match="^stream is not a key"):
+    with pytest.raises(KeyRefused, match=r"^stream is not a key"):
         checked(EmbeddingsRequest, stream=True)
 
 
