@@ -159,6 +159,12 @@ def test_many_clients_at_once_get_what_each_gets_alone(url: str, engine: LocalEn
             400,
             "seed is not a key that is known here; the keys are model, prompt, options",
         ),
+        (
+            "/infer",
+            spin_infer("tiny-chat", "Hi", max_tokens=1),
+            400,
+            "options.max_tokens is not a key that is known here; the keys are maxTokens, ",
+        ),
         ("/infer", b'{"model": "tiny-chat", "prompt"', 400, "the body is not JSON"),
         ("/infer", b'{"model": "tiny-chat", "prompt": NaN}', 400, "prompt must be text; got nan"),
         ("/infer", b"\xff\xfe", 400, "invalid-input: "),

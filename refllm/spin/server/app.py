@@ -219,7 +219,7 @@ def what_is_wrong(
         if isinstance(part, int):
             key += f"[{part}]"
             continue
-        field = next((fields[n] for n in fields if part in (n, fields[n].alias)), None)
+        field = next((fields[n] for n in fields if part == (fields[n].alias or n)), None)
         if field is not None:
             key += f".{part}" if key else part
             must_be = field.description or "another value"

@@ -98,7 +98,7 @@ class TextRequestBody(Lenient):
     model: str = Field(description="text")
     max_tokens: U32 | None = Field(None, description=WHOLE)
     temperature: F32 | None = Field(None, description="a number, 0 takes the likeliest token")
-    top_p: F32 | None = Field(None, description="a number from 0 to 1, 1 is off")
+    top_p: F32 | None = Field(None, description="a number, 1 is off")
     top_k: U32 | None = Field(None, description=f"{WHOLE}, 0 is off")
     seed: Seed | None = Field(None, description=f"a whole number from 0 to {U64_MAX}")
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = Field(

@@ -112,12 +112,14 @@ def _tables() -> Iterator[Table]:
 
 def _routes_and_values(key: str) -> tuple[str, str]:
     """Return the routes that serve a key, and what its value must be there."""
-    fields = {
-        name: body.model_fields[key] for name, body in BODIES.items() if key in body.model_fields
-    }
-    values = dict.fromkeys(field.description or "" for field in fields.values())
-    routes = "all" if len(fields) == len(BODIES) else ", ".join(fields)
-    return routes, "; of embeddings ".join(values)
+    routes_of: dict[str, list[str]] = {}
+    for route, body in BODIES.items():
+        if key in body.model_fields:
+            routes_of.setdefault(body.model_fields[key].description or "", []).append(route)
+    routes = [route for each in routes_of.values() for route in each]
+    first, *others = routes_of
+    values = [first, *(f"of {' and '.join(routes_of[value])} {value}" for value in others)]
+    return "all" if len(routes) == len(BODIES) else ", ".join(routes), "; ".join(values)
 
 
 def _refused(before: str, refused: Mapping[str, Refused]) -> Iterator[tuple[str, str, str]]:

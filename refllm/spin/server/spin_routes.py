@@ -55,9 +55,7 @@ class Options(Strict):
         default=DEFAULT.temperature, description="a number, 0 takes the likeliest token"
     )
     top_k: U32 = Field(default=DEFAULT.top_k, alias="topK", description=f"{WHOLE}, 0 is off")
-    top_p: F32 = Field(
-        default=DEFAULT.top_p, alias="topP", description="a number from 0 to 1, 1 is off"
-    )
+    top_p: F32 = Field(default=DEFAULT.top_p, alias="topP", description="a number, 1 is off")
 
 
 class InferRequest(Strict):
