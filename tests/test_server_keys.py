@@ -388,6 +388,19 @@ def test_an_error_names_the_key_and_what_it_must_be(
     assert refused["param"] == key
 
 
+@pytest.mark.parametrize("key", ["\ud800", "\0", "ß\n", "x" * 100_000])
+@pytest.mark.parametrize("path", ["/infer", "/v1/completions", "/v1/embeddings"])
+def test_a_key_that_is_no_name_is_refused_and_shown_short(path: str, key: str, url: str) -> None:
+    body = {"model": "tiny-embed", "input": "a"} if "embed" in path else dict(STORY)
+    if path == "/infer":
+        body = {"model": "tiny-chat", "prompt": "Hi"}
+    answer = ask(url, path, {**body, key: 1})
+    assert answer.status == 400
+    assert len(answer.body) < 2000
+    if key != "\ud800":  # no text at all
+        assert b"is not a key that is known here" in answer.body
+
+
 def test_a_model_can_be_retrieved(url: str) -> None:
     listed = ask(url, "/v1/models").json["data"]
     assert [ask(url, f"/v1/models/{each['id']}").json for each in listed] == listed
@@ -402,7 +415,10 @@ HANDED = DATA / "cases" / "server.json"
 @pytest.mark.skipif(not HANDED.exists(), reason="the handed cases are not here")
 def test_the_handed_cases_are_answered_as_they_say(url: str) -> None:
     cases = {case["id"]: case for case in json.loads(HANDED.read_text("utf-8"))["cases"]}
-    bodies = {"/v1/chat/completions": HELLO, "/infer": {"model": "tiny-chat", "prompt": "Hi"}}
+    bodies: dict[str, Any] = {
+        "/v1/chat/completions": HELLO,
+        "/infer": {"model": "tiny-chat", "prompt": "Hi"},
+    }
     for name, case in cases.items():
         body = case.get("body", {**bodies.get(case["route"], {}), **case.get("add", {})}) or None
         answer = ask(

@@ -224,7 +224,7 @@ def test_a_key_becomes_a_wish(
     assert params_and_wishes(body, route)[1] == wishes
 
 
-SPIN = {"max_completion_tokens": 9, "frequency_penalty": 1.1}
+SPIN: dict[str, object] = {"max_completion_tokens": 9, "frequency_penalty": 1.1}
 
 
 def test_spin_s_frequency_penalty_is_the_repeat_penalty() -> None:

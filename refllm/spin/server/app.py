@@ -32,6 +32,7 @@ from refllm.spin.server.guards import (
 )
 from refllm.spin.server.limits import Limits
 from refllm.spin.server.metrics import Metrics
+from refllm.spin.server.openai_keys import shown_key
 from refllm.spin.server.openai_requests import (
     ChatRequest,
     CompletionRequest,
@@ -227,7 +228,8 @@ def what_is_wrong(
         elif first["type"] == "extra_forbidden":
             known = ", ".join(each.alias or name for name, each in fields.items())
             where = f"{key}." if key else ""
-            return key, f"{where}{part} is not a key that is known here; the keys are {known}"
+            shown = shown_key(part)
+            return shown, f"{where}{shown} is not a key that is known here; the keys are {known}"
     if first["type"] == "missing":
         return key or None, f"{key or 'the body'} is missing; it must be {must_be}"
     return key or None, f"{key or 'the body'} must be {must_be}; got {shown}"

@@ -33,7 +33,11 @@ __all__ = [
     "KeyRefused",
     "Refused",
     "check_keys",
+    "shown_key",
 ]
+
+
+LONGEST_SHOWN = 80  # characters of a key in an error
 
 
 class KeyRefused(InvalidInput):
@@ -302,13 +306,19 @@ def check_keys(
     for key, value in extras.items():
         if value is None or key in without_effect:
             continue
-        shown = f"{where}{key}" if len(key) <= 80 else f"{where}{key[:80]}..."
+        shown = f"{where}{shown_key(key)}"
         if key not in refused:
             raise KeyRefused(
                 shown, f"is not a key that is known here; the keys are {', '.join(served)}"
             )
         if not any(_is_same(value, neutral) for neutral in refused[key].neutral):
             raise KeyRefused(shown, f"is not supported here; {refused[key].instead}")
+
+
+def shown_key(key: str) -> str:
+    """Return a client's key as an error shows it: short, and of printable characters."""
+    shown = key if key.isprintable() else ascii(key)[1:-1]
+    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
 
 
 def _is_same(value: object, neutral: object) -> bool:
