@@ -221,12 +221,14 @@ class LocalEngine:
 
         Args:
             model: A name, or a `Path` from a trusted caller.
-            texts: Texts, or the token ids of each. Ids are computed as they are: neither special
-                tokens nor the model's prompt are put before them, and nothing is cut.
+            texts: Texts, or the token ids of each. Ids are those of the model's own
+                tokenizer with its special tokens; they are computed as they are, without the
+                model's prompt, and nothing is cut.
             max_tokens: Where a text is cut, in place of the tokenizer file's own limit.
 
         Raises:
-            InvalidInput: As `generate_embeddings`, and for an id outside the vocabulary.
+            InvalidInput: As `generate_embeddings`, and for ids without the special tokens, or
+                outside the vocabulary.
             ModelNotSupported: As `generate_embeddings`.
             LlmRuntimeError: As `generate_embeddings`.
         """
@@ -408,12 +410,32 @@ def _check_option(name: str, value: str, known: Collection[str]) -> None:
 
 
 def _check_token_ids(bert: BertModel, texts: Sequence[Sequence[int]]) -> None:
-    for token_id in {token_id for text in texts for token_id in text}:
-        if not 0 <= token_id < bert.network.n_vocab:
+    """Raise `InvalidInput` for ids that the model's own tokenizer does not make of a text.
+
+    Ids of another tokenizer are mostly in the vocabulary, too, and would give vectors of other
+    texts; what they lack are the special tokens around a text.
+    """
+    added, with_text = bert.tokenizer.encode(""), bert.tokenizer.encode("a")
+    differing = (
+        i for i, pair in enumerate(zip(added, with_text, strict=False)) if len({*pair}) > 1
+    )
+    n_before = next(differing, len(added))
+    before, after = added[:n_before], added[n_before:]
+    n_vocab = bert.network.n_vocab
+    instead = (
+        "send text, or the ids of the model's own tokenizer; LangChain's OpenAIEmbeddings sends "
+        "another's unless it has check_embedding_ctx_length=False"
+    )
+    for ids in texts:
+        unknown = next((token_id for token_id in ids if not 0 <= token_id < n_vocab), None)
+        if unknown is not None:
             raise InvalidInput(
-                f"token id {token_id} is outside the model's vocabulary of {bert.network.n_vocab}; "
-                "ids must be those of the model's own tokenizer, "
-                "not another's (such as tiktoken's): send text instead"
+                f"token id {unknown} is outside the model's vocabulary of {n_vocab}; {instead}"
+            )
+        if ids[:n_before] != before or ids[len(ids) - len(after) :] != after:
+            raise InvalidInput(
+                f"token ids of a text begin with {before} and end with {after} for this model, "
+                f"its special tokens, got {ids!r:.80}; {instead}"
             )
 
 

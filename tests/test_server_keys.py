@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -199,6 +201,17 @@ def test_a_stream_of_several_choices_has_each_choice_s_parts(url: str) -> None:
     assert len(reasons) == 3
 
 
+def test_a_client_that_goes_away_stops_the_cost_of_all_choices(url: str) -> None:
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    body = {**STORY, "n": 20, "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    connection.request("POST", "/v1/completions", json.dumps(body))
+    assert connection.getresponse().readline().startswith(b"data: ")
+    connection.close()
+    metrics = (ask(url, "/metrics").body for _ in range(1000))
+    assert any(b"refllm_going 0.0" in m and b"refllm_waiting 0.0" in m for m in metrics)
+
+
 def test_chats_have_several_choices_too(url: str) -> None:
     asked = {**HELLO, "temperature": 3, "max_tokens": 8, "seed": 5}
     both = ask(url, "/v1/chat/completions", {**asked, "n": 2}).json["choices"]
@@ -235,7 +248,11 @@ def test_ids_that_are_not_the_model_s_are_refused(url: str) -> None:
     refused = error(ask(url, "/v1/completions", {**STORY, "prompt": [1] * 600}))
     assert refused["code"] == "context_length_exceeded"
     refused = error(ask(url, "/v1/embeddings", {"model": "tiny-embed", "input": [9906, 1917]}))
-    assert "not another's (such as tiktoken's): send text instead" in refused["message"]
+    assert "is outside the model's vocabulary" in refused["message"]
+    # Of another tokenizer, and by chance in the vocabulary.
+    refused = error(ask(url, "/v1/embeddings", {"model": "tiny-embed", "input": [906, 191]}))
+    assert "begin with [2] and end with [3] for this model" in refused["message"]
+    assert "check_embedding_ctx_length=False" in refused["message"]
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], [[1], []], ["a", 1], [1, "a"], [True], {}, None])
