@@ -143,8 +143,13 @@ def test_many_clients_at_once_get_what_each_gets_alone(url: str, engine: LocalEn
             "invalid-input: options.topK must be a whole",
         ),
         ("/infer", spin_infer("tiny-chat", "Hi", maxTokens=2**32), 400, "options.maxTokens"),
-        ("/infer", spin_infer("tiny-chat", "Hi", repeatPenalty=0), 400, "repeat_penalty must be"),
-        ("/infer", spin_infer("tiny-chat", "Hi", topP=1e300), 400, "top_p must be a finite"),
+        (
+            "/infer",
+            spin_infer("tiny-chat", "Hi", repeatPenalty=0),
+            400,
+            "options.repeatPenalty must be greater",
+        ),
+        ("/infer", spin_infer("tiny-chat", "Hi", topP=1e300), 400, "options.topP must be a finite"),
         ("/infer", spin_infer("tiny-chat", "x " * 2000), 400, "the model's context holds 512"),
         (
             "/infer",

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from refllm.api import InferencingParams
+from refllm.api import InferencingParams, InvalidInput, ModelNotSupported
 from refllm.engine import LocalEngine
+from refllm.spin.remote import RemoteEngine
 from refllm.spin.server.openai_keys import WITHOUT_EFFECT
 from refllm.spin.server.process import running_server
 from tests.conftest import DATA
@@ -276,6 +277,16 @@ def test_echo_of_token_ids_is_their_text(url: str, engine: LocalEngine) -> None:
     assert text(url, prompt=ids, echo=True) == "Once upon a time" + text(url)
 
 
+def test_in_profile_spin_local_a_text_has_its_prompt_once_with_and_without_echo() -> None:
+    with running_server(["--profile", "spin-local"]) as server:
+        plain, echoed = (text(server.url, echo=echo) for echo in (False, True))
+        chat = ask(server.url, "/v1/chat/completions", {**HELLO, "max_tokens": 3}).json
+    assert plain == echoed
+    assert plain.startswith("Once upon a time")
+    assert plain.count("Once upon a time") == 1
+    assert chat["choices"][0]["message"]["content"].startswith("[INST] Hello! [/INST]")
+
+
 # Chats
 
 
@@ -421,6 +432,19 @@ def test_a_key_that_is_no_name_is_refused_and_shown_short(path: str, key: str, u
 def test_a_model_can_be_retrieved(url: str) -> None:
     listed = ask(url, "/v1/models").json["data"]
     assert [ask(url, f"/v1/models/{each['id']}").json for each in listed] == listed
+
+
+@pytest.mark.parametrize("api_type", ["default", "open_ai"])
+def test_an_engine_that_asks_this_server_raises_the_interface_s_errors(
+    api_type: str, url: str
+) -> None:
+    remote = RemoteEngine(url, api_type=api_type)
+    with pytest.raises(InvalidInput, match="no model directory found"):
+        remote.infer("absent", "Hello!")
+    with pytest.raises(InvalidInput, match="the model's context holds 512"):
+        remote.infer("tiny-chat", LONG * 2)
+    with pytest.raises(ModelNotSupported, match="unknown embedding model"):
+        remote.generate_embeddings("absent", ["Hello!"])
 
 
 # The handed cases

@@ -258,7 +258,7 @@ STREAM_REFUSED: Mapping[str, Refused] = MappingProxyType(
 
 MESSAGE_SERVED: Mapping[str, str] = MappingProxyType(
     {
-        "role": "who speaks; `developer` is `system`",
+        "role": "the speaker; `developer` is `system`",
         "content": "what was said: text, or parts of type `text`",
         "name": "is handed to the model's template",
         "reasoning_content": "is handed to the model's template",

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from refllm.api import U32_MAX, InferencingParams
+from refllm.api import U32_MAX, InferencingParams, InvalidInput
 from refllm.generate import Chunk
 from refllm.spin.server.answers import unless_gone
 from refllm.spin.server.jobs import Done, Echo, TextEvent
@@ -56,6 +56,17 @@ class Options(Strict):
     )
     top_k: U32 = Field(default=DEFAULT.top_k, alias="topK", description=f"{WHOLE}, 0 is off")
     top_p: F32 = Field(default=DEFAULT.top_p, alias="topP", description="a number, 1 is off")
+
+    def params(self) -> InferencingParams:
+        """Return the parameters. An `InvalidInput` names the key as the protocol does."""
+        params = InferencingParams(**self.model_dump())
+        try:
+            params.check()
+        except InvalidInput as error:
+            name, _, problem = str(error).partition(" ")
+            key = type(self).model_fields[name].alias or name
+            raise InvalidInput(f"options.{key} {problem}") from error
+        return params
 
 
 class InferRequest(Strict):
@@ -110,7 +121,7 @@ def router_of(service: Service) -> APIRouter:
     @router.post("/infer", response_model=InferResponse)
     async def infer(request: Request, body: InferRequest) -> Response:
         """The continuation of a prompt."""
-        params = InferencingParams(**body.options.model_dump())
+        params = body.options.params()
         asked = TextRequest(model=body.model, prompt=body.prompt, params=params)
         text, done = await unless_gone(request, _whole(service.text(asked)))
         usage = InferUsage(
