@@ -35,10 +35,15 @@ U32_MAX = 2**32 - 1
 class LlmError(Exception):
     """Any of the interface's three errors; `kind` is its name in the interface.
 
-    Each argument is a line of the message: what is wrong, then ways to mend it.
+    Each argument is a line of the message: what is wrong, then ways to mend it. `code` is OpenAI's
+    name of the error where it has one of its own: "model_not_found", "context_length_exceeded".
     """
 
     kind: str
+
+    def __init__(self, *lines: object, code: str | None = None) -> None:
+        super().__init__(*lines)
+        self.code = code
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))

@@ -11,6 +11,7 @@ import shlex
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -29,11 +30,19 @@ from refllm.api import (
     ModelNotSupported,
 )
 from refllm.embedded import ROOT, STAND_INS, wants_stand_ins
-from refllm.generate import Chunk, Generation, generate_text, steps_of
+from refllm.generate import Chunk, Generation, Wishes, generate_text, steps_of
 from refllm.kernels.elementwise import gelu, gelu_tanh
 from refllm.kernels.jit import use_threads
-from refllm.loading import NUMERICS, BertModel, LlamaModel, Progress, load_path
+from refllm.loading import (
+    NUMERICS,
+    BertModel,
+    LlamaModel,
+    Progress,
+    TokenizedTexts,
+    load_path,
+)
 from refllm.models import (
+    MODEL_NOT_FOUND,
     check_name,
     default_roots,
     find_embedding_model,
@@ -45,7 +54,7 @@ from refllm.pooling import MEAN_NORMALIZED
 from refllm.sampling import PROFILES, uniform
 from refllm.spin.manifest import manifest_path, read_manifest
 
-__all__ = ["LocalEngine", "default_engine"]
+__all__ = ["LocalEngine", "OpenEmbeddings", "default_engine"]
 
 Floats = NDArray[np.float32]
 T = TypeVar("T")
@@ -58,6 +67,21 @@ PADDING = 0  # the tokenizers library's default padding id, and BERT's
 logger = logging.getLogger(__name__)
 
 SWITCHED_OFF = "Local LLM operations are not supported in this version of Spin."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenEmbeddings:
+    """Texts whose vectors are computed when they are asked for.
+
+    Attributes:
+        n_tokens: The tokens of all texts, special ones included.
+        is_cut: Of each text, whether it was longer than the limit.
+        groups: The vectors, some texts' at a time, float32 [., K].
+    """
+
+    n_tokens: int
+    is_cut: tuple[bool, ...]
+    groups: Iterator[Floats]
 
 
 class LocalEngine:
@@ -184,31 +208,57 @@ class LocalEngine:
         `max_tokens` cuts texts there, as sentence-transformers does, instead of at the tokenizer
         file's own limit. Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
         """
-        n_tokens, groups = self.open_embeddings(model, texts, max_tokens=max_tokens)
-        vectors = np.concatenate(list(groups))  # [N, D]
-        return EmbeddingsResult(vectors.tolist(), EmbeddingsUsage(n_tokens))
+        _check_texts(texts)
+        opened = self.open_embeddings(model, texts, max_tokens=max_tokens)
+        vectors = np.concatenate(list(opened.groups))  # [N, D]
+        return EmbeddingsResult(vectors.tolist(), EmbeddingsUsage(opened.n_tokens))
 
     def open_embeddings(
-        self, model: str | Path, texts: Sequence[str], *, max_tokens: int | None = None
-    ) -> tuple[int, Iterator[Floats]]:
-        """How many tokens the texts have, and their vectors, some texts' at a time, float32 [., K].
+        self,
+        model: str | Path,
+        texts: Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int | None = None,
+    ) -> OpenEmbeddings:
+        """Return the vectors of texts, of which nothing is computed yet.
 
-        Each group is computed when it is asked for. Errors: those of `generate_embeddings`.
+        Args:
+            model: A name, or a `Path` from a trusted caller.
+            texts: Texts, or the token ids of each. Ids are those of the model's own
+                tokenizer with its special tokens; they are computed as they are, without the
+                model's prompt, and nothing is cut.
+            max_tokens: Where a text is cut, in place of the tokenizer file's own limit.
+
+        Raises:
+            InvalidInput: As `generate_embeddings`, and for ids without the special tokens, or
+                outside the vocabulary.
+            ModelNotSupported: As `generate_embeddings`.
+            LlmRuntimeError: As `generate_embeddings`.
         """
         bert = self._embedding_model(model)
-        _check_texts(texts)
-        if self.profile == "spin-local":
-            _check_size(len(texts) * MEAN_NORMALIZED.width(bert.config.n_embd) * FLOAT32_BYTES)
-            token_ids = _padded(bert.tokenize(texts, prompt="", max_tokens=max_tokens).token_ids)
-            groups = bert.embed_groups(token_ids, head=MEAN_NORMALIZED, activation=gelu_tanh)
-            return len(token_ids[0]), self._each(groups)
-        _check_size(len(texts) * bert.width * FLOAT32_BYTES)
-        tokenized = bert.tokenize(texts, max_tokens=max_tokens)
-        n_tokens = sum(len(text) for text in tokenized.token_ids)
-        groups = bert.embed_groups(
-            tokenized.token_ids, n_prompt=tokenized.n_prompt, activation=gelu
-        )
-        return n_tokens, self._each(groups)
+        is_spin_local = self.profile == "spin-local"
+        width = MEAN_NORMALIZED.width(bert.config.n_embd) if is_spin_local else bert.width
+        _check_size(len(texts) * width * FLOAT32_BYTES)
+        written = [text for text in texts if isinstance(text, str)]
+        if written or isinstance(texts, str):
+            _check_texts(texts)
+            prompt = "" if is_spin_local else None
+            tokenized = bert.tokenize(written, prompt=prompt, max_tokens=max_tokens)
+        else:
+            token_ids = [list(text) for text in texts if not isinstance(text, str)]
+            _check_token_ids(bert, token_ids)
+            n_texts = len(token_ids)
+            tokenized = TokenizedTexts(token_ids=token_ids, n_prompt=0, is_cut=(False,) * n_texts)
+        if is_spin_local:
+            padded = _padded(tokenized.token_ids)
+            n_tokens = len(padded[0])
+            groups = bert.embed_groups(padded, head=MEAN_NORMALIZED, activation=gelu_tanh)
+        else:
+            n_tokens = sum(len(text) for text in tokenized.token_ids)
+            groups = bert.embed_groups(
+                tokenized.token_ids, n_prompt=tokenized.n_prompt, activation=gelu
+            )
+        return OpenEmbeddings(n_tokens=n_tokens, is_cut=tokenized.is_cut, groups=self._each(groups))
 
     def load(self, model: str | Path) -> LlamaModel | BertModel:
         """The model of this name or at this path, of either kind; loaded once and kept."""
@@ -229,20 +279,39 @@ class LocalEngine:
     def open(
         self,
         model: str | Path,
-        prompt: str,
+        prompt: str | Sequence[int],
         params: InferencingParams | None = None,
         *,
         seed: int | None = None,
+        wishes: Wishes | None = None,
     ) -> tuple[LlamaModel, Generation]:
-        """The model and a generation of which nothing is computed yet: for whoever runs several.
+        """Return the model and a generation of which nothing is computed yet.
 
-        `seed` in place of the engine's. Errors: those of `infer`, but for what computing finds.
+        Args:
+            model: A name, or a `Path` from a trusted caller.
+            prompt: The text to be continued, or its token ids as they are.
+            params: The interface's parameters.
+            seed: Another seed than the engine's.
+            wishes: What is asked for beyond the interface's parameters.
+
+        Raises:
+            InvalidInput: As `infer`, and for a token id outside the vocabulary.
+            ModelNotSupported: As `infer`.
+            LlmRuntimeError: As `infer`, but for what computing finds.
         """
         llama = self.inferencing_model(model)
-        if not isinstance(prompt, str):
-            raise InvalidInput(f"the prompt must be text, got {type(prompt).__name__}")
         if params is not None and not isinstance(params, InferencingParams):
             raise InvalidInput(f"params must be InferencingParams, got {type(params).__name__}")
+        wishes = Wishes() if wishes is None else wishes
+        n_vocab = llama.tokenizer.n_vocab
+        named = {"logit_bias": wishes.adjustments.bias, "stop_token_ids": wishes.stop_token_ids}
+        for name, token_ids in named.items():
+            for token_id in token_ids:
+                if not 0 <= token_id < n_vocab:
+                    raise InvalidInput(
+                        f"{name} names the token {token_id}, which is outside the model's "
+                        f"vocabulary of {n_vocab}"
+                    )
         generation = Generation(
             llama.network,
             llama.prompt_tokens(prompt),
@@ -251,6 +320,7 @@ class LocalEngine:
             n_tokens=llama.tokenizer.n_vocab,
             seed=self.seed if seed is None else seed,
             profile=self.profile,
+            wishes=wishes,
         )
         return llama, generation
 
@@ -265,6 +335,8 @@ class LocalEngine:
         self, model: str | Path, prompt: str, params: InferencingParams | None
     ) -> tuple[list[int], Iterator[Chunk]]:
         """Check the request; return the prompt's tokens and the answer, none of it computed yet."""
+        if not isinstance(prompt, str):
+            raise InvalidInput(f"the prompt must be text, got {type(prompt).__name__}")
         llama, generation = self.open(model, prompt, params)
         token_ids = list(generation.tokens)
         steps = steps_of(llama.network, generation)
@@ -312,7 +384,8 @@ class LocalEngine:
             raise InvalidInput(
                 f"The component does not have access to use '{model}'. To give the component "
                 f"access, add '{model}' to the 'ai_models' key for the component in your "
-                "spin.toml manifest"
+                "spin.toml manifest",
+                code=MODEL_NOT_FOUND,
             )
         answering = self.answering_model(model)
         if answering == model:
@@ -347,7 +420,37 @@ def _check_option(name: str, value: str, known: Collection[str]) -> None:
         raise InvalidInput(f"{name} must be one of {', '.join(sorted(known))}; got {value!r:.80}")
 
 
-def _check_texts(texts: Sequence[str]) -> None:
+def _check_token_ids(bert: BertModel, texts: Sequence[Sequence[int]]) -> None:
+    """Raise `InvalidInput` for ids that the model's own tokenizer does not make of a text.
+
+    Ids of another tokenizer are mostly in the vocabulary, too, and would give vectors of other
+    texts; what they lack are the special tokens around a text.
+    """
+    added, with_text = bert.tokenizer.encode(""), bert.tokenizer.encode("a")
+    differing = (
+        i for i, pair in enumerate(zip(added, with_text, strict=False)) if len({*pair}) > 1
+    )
+    n_before = next(differing, len(added))
+    before, after = added[:n_before], added[n_before:]
+    n_vocab = bert.network.n_vocab
+    instead = (
+        "send text, or the ids of the model's own tokenizer; LangChain's OpenAIEmbeddings sends "
+        "another's unless it has check_embedding_ctx_length=False"
+    )
+    for ids in texts:
+        unknown = next((token_id for token_id in ids if not 0 <= token_id < n_vocab), None)
+        if unknown is not None:
+            raise InvalidInput(
+                f"token id {unknown} is outside the model's vocabulary of {n_vocab}; {instead}"
+            )
+        if ids[:n_before] != before or ids[len(ids) - len(after) :] != after:
+            raise InvalidInput(
+                f"token ids of a text begin with {before} and end with {after} for this model, "
+                f"its special tokens, got {ids!r:.80}; {instead}"
+            )
+
+
+def _check_texts(texts: Sequence[object]) -> None:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise InvalidInput("texts must be a list of texts; put a single one in a list")
 

@@ -10,17 +10,17 @@ T tokens that are read together, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams
 from refllm.llama import Llama, Segment
-from refllm.sampling import Step, sample, uniform
+from refllm.sampling import Adjustments, Step, sample, uniform
 from refllm.tokenizer import Tokenizer
 
-__all__ = ["Chunk", "Generation", "generate", "generate_text", "steps_of"]
+__all__ = ["Chunk", "Generation", "Wishes", "generate", "generate_text", "steps_of"]
 
 # A long prompt goes through in pieces, so that its intermediate values stay small. No bit depends
 # on where it is cut.
@@ -39,6 +39,23 @@ class Chunk:
     step: Step | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What clients of other protocols ask for beyond the interface's parameters.
+
+    Attributes:
+        adjustments: Changes of the logits of each draw.
+        min_tokens: So many tokens are drawn before one that ends the text may be.
+        ignore_eos: The model's end tokens are never drawn.
+        stop_token_ids: Tokens that end the text beside the model's own.
+    """
+
+    adjustments: Adjustments = field(default_factory=Adjustments)
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: Set[int] = frozenset()
+
+
 class Generation:
     """One request between its prompt and its last token: what is read, and what is drawn next.
 
@@ -52,6 +69,7 @@ class Generation:
         "_draw_from",
         "_end_tokens",
         "_params",
+        "_wishes",
         "cache",
         "is_over",
         "logits",
@@ -69,6 +87,7 @@ class Generation:
         n_tokens: int | None = None,
         seed: int = 0,
         profile: str = "contract",
+        wishes: Wishes | None = None,
     ) -> None:
         """Errors: `InvalidInput` for unusable parameters."""
         params.check()
@@ -78,6 +97,7 @@ class Generation:
         self.logits: NDArray[np.float32] | None = None
         self.is_over = params.max_tokens == 0
         self._params = params
+        self._wishes = Wishes() if wishes is None else wishes
         self._end_tokens = end_tokens
         self._draw_from = (n_tokens, seed, profile)
 
@@ -102,11 +122,28 @@ class Generation:
         n_tokens, seed, profile = self._draw_from
         i, params = self.n_drawn, self._params
         u = uniform(seed, i)
-        step = sample(logits[:n_tokens], params, self.tokens, u, step=i, profile=profile)
+        wishes = self._wishes
+        ends = self._end_tokens | wishes.stop_token_ids
+        withheld = wishes.adjustments.withheld
+        if wishes.ignore_eos:
+            withheld = withheld | self._end_tokens
+        if i < wishes.min_tokens:
+            withheld = withheld | ends
+        adjustments = replace(wishes.adjustments, withheld=withheld)
+        step = sample(
+            logits[:n_tokens],
+            params,
+            self.tokens,
+            u,
+            step=i,
+            profile=profile,
+            adjustments=adjustments,
+            n_drawn=i,
+        )
         self.tokens.append(step.token)
         self.n_drawn += 1
         is_full = self.cache.length == self.cache.n_ctx
-        is_end = step.token in self._end_tokens
+        is_end = step.token in ends
         self.is_over = is_end or is_full or self.n_drawn == params.max_tokens
         return step
 

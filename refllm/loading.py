@@ -105,12 +105,21 @@ class LlamaModel:
         adds_bos = bos and tokenizer.encode("")[:1] == [tokenizer.bos_id]
         return prompt.removeprefix(bos) if adds_bos else prompt
 
-    def prompt_tokens(self, prompt: str) -> list[int]:
-        """The token ids of a prompt, BOS included.
+    def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """The token ids of a prompt, BOS included; of one that is token ids, these ids as they are.
 
-        Errors: `InvalidInput` where there is none, or more than the context holds.
+        Errors: `InvalidInput` where there is none, or more than the context holds, and for an id
+        that is none of the tokenizer's.
         """
         n_ctx = self.config.n_ctx
+        if not isinstance(prompt, str):
+            if not prompt:
+                raise InvalidInput("a prompt of token ids needs at least one id")
+            if len(prompt) > n_ctx:
+                raise _too_long(str(len(prompt)), n_ctx)
+            for token_id in prompt:
+                self.tokenizer.check_id(token_id)
+            return self.tokenizer.check_rows(list(prompt))
         at_least = self.tokenizer.minimum_tokens(prompt)
         if at_least > n_ctx:
             raise _too_long(f"at least {at_least}", n_ctx)
@@ -133,12 +142,17 @@ class TokenizedTexts:
         token_ids: Of each text, the prompt and special tokens included, cut to the limit.
         n_prompt: How many tokens at the beginning of each text are the prompt's, a special token
             that begins the text included; 0 where there is no prompt.
-        n_cut: How many of the texts were longer than the limit.
+        is_cut: Of each text, whether it was longer than the limit.
     """
 
     token_ids: list[list[int]]
     n_prompt: int
-    n_cut: int
+    is_cut: tuple[bool, ...]
+
+    @property
+    def n_cut(self) -> int:
+        """How many of the texts were longer than the limit."""
+        return sum(self.is_cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +210,16 @@ class BertModel:
         encode = self.tokenizer.encode
         limit = self.tokenizer.text_limit if max_tokens is None else max_tokens
         token_ids = [encode(before + text, max_tokens=max_tokens) for text in texts]
-        n_cut = 0
-        if limit is not None:
-            full = [text for ids, text in zip(token_ids, texts, strict=True) if len(ids) == limit]
-            n_cut = sum(len(encode(before + text, max_tokens=limit + 1)) > limit for text in full)
-        if n_cut:
+        is_cut = tuple(
+            limit is not None
+            and len(ids) == limit
+            and len(encode(before + text, max_tokens=limit + 1)) > limit
+            for ids, text in zip(token_ids, texts, strict=True)
+        )
+        if any(is_cut):
             logger.warning(
                 "refllm: %d of %d texts are longer than %s tokens and were cut there",
-                *(n_cut, len(texts), limit),
+                *(sum(is_cut), len(texts), limit),
             )
         n_prompt = 0
         if before and not self.sentence.head.pooling.include_prompt:
@@ -211,7 +227,7 @@ class BertModel:
             alone = encode(before, max_tokens=max_tokens)
             ends_special = bool(alone) and not self.tokenizer.token_bytes(alone[-1])
             n_prompt = len(alone) - ends_special
-        return TokenizedTexts(token_ids=token_ids, n_prompt=n_prompt, n_cut=n_cut)
+        return TokenizedTexts(token_ids=token_ids, n_prompt=n_prompt, is_cut=is_cut)
 
     def embed(
         self,
@@ -499,5 +515,6 @@ def _groups(texts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]
 
 def _too_long(length: str, n_ctx: int) -> InvalidInput:
     return InvalidInput(
-        f"the prompt has {length} tokens, the model's context holds {n_ctx}; shorten the prompt"
+        f"the prompt has {length} tokens, the model's context holds {n_ctx}; shorten the prompt",
+        code="context_length_exceeded",
     )

@@ -40,6 +40,7 @@ from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.weights_file import SPLIT_PART
 
 __all__ = [
+    "MODEL_NOT_FOUND",
     "PULLABLE",
     "FoundModel",
     "absent_path",
@@ -60,6 +61,7 @@ PULLABLE = frozenset({"all-minilm-l6-v2", "llama2-chat", "codellama-instruct", "
 
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 MODEL_FILES = (*SAFETENSORS_FILES, "config.json", "tokenizer.json", "tokenizer.model")
+MODEL_NOT_FOUND = "model_not_found"  # OpenAI's name of the error
 LONGEST_NAME = 255  # bytes; what file systems allow for one component of a path
 SHORTEST_PART = 4  # characters of a part that stands for a whole name: llama2 for llama2-chat
 # A path joins the two slashes of an address.
@@ -120,7 +122,9 @@ def find_inferencing_model(name: str, roots: Sequence[Path]) -> Path:
     path = _find(name, roots, (INFERENCING_ARCHITECTURE,))
     if path is None:
         _refuse_other_architecture(name, roots, (INFERENCING_ARCHITECTURE,))
-        raise InvalidInput(*_absent("no model directory found for model", name, roots))
+        raise InvalidInput(
+            *_absent("no model directory found for model", name, roots), code=MODEL_NOT_FOUND
+        )
     return path
 
 
@@ -140,7 +144,9 @@ def find_embedding_model(name: str, roots: Sequence[Path]) -> Path:
                 "generate text",
                 f"to continue a text with it: refllm infer {shlex.quote(name)} PROMPT",
             )
-        raise ModelNotSupported(*_absent("unknown embedding model", name, roots))
+        raise ModelNotSupported(
+            *_absent("unknown embedding model", name, roots), code=MODEL_NOT_FOUND
+        )
     return path
 
 
@@ -154,7 +160,9 @@ def find_model(name: str, roots: Sequence[Path]) -> Path:
     path = _find(name, roots, architectures)
     if path is None:
         _refuse_other_architecture(name, roots, architectures)
-        raise InvalidInput(*_absent("no model directory found for model", name, roots))
+        raise InvalidInput(
+            *_absent("no model directory found for model", name, roots), code=MODEL_NOT_FOUND
+        )
     return path
 
 

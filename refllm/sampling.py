@@ -22,14 +22,21 @@ How others do it, and what the profiles follow:
   top-p takes softmax over what top-k left, so those probabilities sum to 1. It switches off at
   top_p >= 1 only: at top_p <= 0 the first candidate reaches the sum, and is the only one kept.
 - Both leave the order of equal tokens to an unstable selection. Here it is by id, everywhere.
+
+Clients of other protocols may ask for more than the interface's six parameters (`Adjustments`). It
+has its place around the repeat penalty, in every profile:
+
+    logit bias → repeat penalty → frequency and presence penalty → the profile's stages, without
+    the tokens that are withheld
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +47,13 @@ from refllm.kernels.selection import ids_of_largest
 
 __all__ = [
     "PROFILES",
+    "Adjustments",
     "Candidates",
     "Penalties",
     "Stage",
     "Step",
+    "apply_bias",
+    "apply_count_penalties",
     "apply_penalty",
     "apply_temperature",
     "argmax",
@@ -62,6 +72,29 @@ PROFILES = frozenset({"contract", "spin-local", "llama.cpp"})
 U64_MAX = 2**64 - 1
 FEW = 128  # up to so many candidates are found fastest by inserting each
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
+
+
+# --- What a client may ask for beyond the interface ----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adjustments:
+    """Changes of the logits beyond the interface's parameters; by default there are none.
+
+    Attributes:
+        bias: What is added to the logit of a token, by its id; see `apply_bias`.
+        frequency_penalty: OpenAI's, for each time that a token was drawn before; 0 is off.
+        presence_penalty: OpenAI's, once for a token that was drawn before; 0 is off.
+        withheld: Tokens that are not drawn, however likely they are.
+    """
+
+    bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    withheld: Set[int] = frozenset()
+
+
+NO_ADJUSTMENTS = Adjustments()
 
 
 # --- What a draw leaves behind -------------------------------------------------------------------
@@ -134,8 +167,81 @@ class Step:
 # --- The steps, one function each ----------------------------------------------------------------
 
 
+def apply_bias(
+    logits: NDArray[np.float32] | NDArray[np.float64], bias: Mapping[int, float]
+) -> NDArray[np.float64]:
+    """Return logits float64 [V] with a bias added to some of them: x + b, each rounded once.
+
+    Args:
+        logits: The logits [V].
+        bias: What is added, by token id; each is rounded to float32 first.
+
+    Raises:
+        InvalidInput: For a bias that is not a finite float32, and for a token id outside the
+            vocabulary; both name the token.
+
+    Source: OpenAI's API reference, `logit_bias`.
+    """
+    biased = logits.astype(np.float64)  # [V]
+    for token_id, value in bias.items():
+        if not 0 <= token_id < len(biased):
+            raise InvalidInput(
+                f"logit_bias names the token {token_id}, the model's vocabulary has "
+                f"{len(biased)} tokens, counted from 0"
+            )
+        if not math.isfinite(as_f32(value)):
+            raise InvalidInput(
+                f"logit_bias must be finite float32 numbers, token {token_id} has {value!r}"
+            )
+        biased[token_id] += as_f32(value)
+    return biased
+
+
+def apply_count_penalties(
+    logits: NDArray[np.float64],
+    drawn_tokens: Sequence[int],
+    *,
+    frequency: float,
+    presence: float,
+) -> NDArray[np.float64]:
+    """Return logits float64 [V], those of tokens that were drawn before lowered.
+
+    The logit x of a token that was drawn c > 0 times becomes (x - c * frequency) - presence; the
+    product and both differences are rounded, in this order. A negative penalty raises the logit.
+
+    Args:
+        logits: The logits [V].
+        drawn_tokens: What was drawn so far; the prompt does not count.
+        frequency: The penalty for each time, rounded to float32; 0 is off.
+        presence: The penalty for all times together, rounded to float32; 0 is off.
+
+    Raises:
+        InvalidInput: For a penalty that is not a finite float32, named as OpenAI names it.
+        LlmRuntimeError: For a drawn token that is not in the vocabulary.
+
+    Example:
+        >>> apply_count_penalties(np.array([1.0, 2.0, 3.0]), [2, 0, 2], frequency=0.5, presence=1)
+        array([-0.5,  2. ,  1. ])
+
+    Source: OpenAI's API reference, `frequency_penalty` and `presence_penalty`.
+    """
+    for name, value in (("frequency_penalty", frequency), ("presence_penalty", presence)):
+        if not math.isfinite(as_f32(value)):
+            raise InvalidInput(f"{name} must be a finite float32, got {value!r}")
+    frequency, presence = as_f32(frequency), as_f32(presence)
+    lowered = logits.copy()  # [V]
+    ids = _distinct_tokens(drawn_tokens, n_vocab=len(logits))  # [P]
+    counts = np.bincount(np.array(drawn_tokens, dtype=np.int64), minlength=len(logits))  # [V]
+    lowered[ids] = (lowered[ids] - counts[ids] * frequency) - presence
+    return lowered
+
+
 def apply_penalty(
-    logits: NDArray[np.float32], previous_tokens: Sequence[int], *, penalty: float, last_n: int
+    logits: NDArray[np.float32] | NDArray[np.float64],
+    previous_tokens: Sequence[int],
+    *,
+    penalty: float,
+    last_n: int,
 ) -> tuple[NDArray[np.float64], Penalties]:
     """Logits float64 [V] with recent tokens made less likely, and what was changed.
 
@@ -299,11 +405,14 @@ def sample(
     *,
     step: int = 0,
     profile: str = "contract",
+    adjustments: Adjustments = NO_ADJUSTMENTS,
+    n_drawn: int = 0,
 ) -> Step:
     """One token drawn from logits float32 [V] with the random number `u` in [0, 1).
 
-    `previous_tokens` are the prompt's and the generated ones, oldest first; `step` is only kept
-    in the result, for whoever reads it.
+    `previous_tokens` are the prompt's and the generated ones, oldest first; the last `n_drawn` of
+    them are those that OpenAI's penalties count. `step` is only kept in the result, for whoever
+    reads it.
 
     Errors: `InvalidInput` names an unusable parameter or an unknown profile; `LlmRuntimeError` a
     logit that is not finite (with its token id), a previous token outside the vocabulary, and
@@ -315,11 +424,24 @@ def sample(
         raise InvalidInput(f"unknown profile {profile!r}; use one of {sorted(PROFILES)}")
     _check_logits(logits)
     penalized, penalties = apply_penalty(
-        logits,
+        apply_bias(logits, adjustments.bias) if adjustments.bias else logits,
         previous_tokens,
         penalty=params.repeat_penalty,
         last_n=params.repeat_penalty_last_n_token_count,
     )
+    if adjustments.frequency_penalty != 0 or adjustments.presence_penalty != 0:
+        penalized = apply_count_penalties(
+            penalized,
+            previous_tokens[len(previous_tokens) - n_drawn :],
+            frequency=adjustments.frequency_penalty,
+            presence=adjustments.presence_penalty,
+        )
+    allowed = _every_id(len(logits))  # [A]
+    if adjustments.withheld:
+        allowed = np.setdiff1d(allowed, list(adjustments.withheld))
+        if len(allowed) == 0:
+            raise InvalidInput("every token of the vocabulary is withheld, and none can be drawn")
+        penalized = penalized[allowed]  # [A]
     if as_f32(params.temperature) <= 0.0:
         stages = _greedy(penalized)
     elif profile == "llama.cpp":
@@ -331,6 +453,11 @@ def sample(
         )
     else:
         stages = _temperature_first(penalized, params)
+    if len(allowed) < len(logits):  # a stage's ids are places among the tokens that are allowed
+        stages = tuple(
+            Stage(s.name, Candidates(allowed[s.candidates.ids], s.candidates.probabilities))
+            for s in stages
+        )
     drawn_from = stages[-1].candidates
     return Step(
         step=step,

@@ -108,10 +108,10 @@ def sample_without_prompt(
     u: float,
     *,
     step: int,
-    profile: str,
+    **options: Any,
 ) -> Step:
     drawn = previous_tokens[len(previous_tokens) - step :]
-    return sampling.sample(logits, params, drawn, u, step=step, profile=profile)
+    return sampling.sample(logits, params, drawn, u, step=step, **options)
 
 
 def other_random_numbers(seed: int, step: int) -> float:

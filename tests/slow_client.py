@@ -16,8 +16,8 @@ __all__ = ["BODY_WITHOUT_END", "HEAD_WITHOUT_END", "answer_to_drops"]
 
 BETWEEN_DROPS = 0.01
 
-HEAD_WITHOUT_END = b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-slow: "
-BODY_WITHOUT_END = b"POST /infer HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n"
+HEAD_WITHOUT_END = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nx-slow: "
+BODY_WITHOUT_END = b"POST /infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n\r\n"
 
 
 def answer_to_drops(url: str, begin: bytes) -> bytes:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from refllm.spin.server.process import running_server
+from refllm.spin.server.spin_routes import Options
 from tests.conftest import PROJECT
+from tests.server import ask
 from tests.test_docs import BLOCK, COMMAND, matches, run
 
 PAGE = (PROJECT / "docs" / "serving.md").read_text("utf-8")
@@ -53,11 +55,43 @@ def test_the_program_of_the_page_prints_what_it_shows(url: str, tmp_path: Path) 
     assert matches(blocks("text")[1], printed), printed
 
 
+HTTP = re.compile(r"^(GET|POST) (\S+)\n((?:[a-z-]+: .*\n)*)(?:\n(.*)\n)?$")
+EXCHANGES = list(zip(blocks("http")[::2], blocks("http")[1::2], strict=True))
+
+
+@pytest.mark.parametrize(("asked", "answered"), EXCHANGES)
+def test_a_request_of_the_page_has_the_answer_that_it_shows(
+    asked: str, answered: str, url: str
+) -> None:
+    request = HTTP.fullmatch(asked)
+    assert request is not None
+    method, path, head, body = request.groups()
+    headers = dict(line.split(": ", 1) for line in head.splitlines())
+    data = None if body is None else body.encode()
+    answer = ask(url, path, data, method=method, headers=headers)
+    status, _, shown = answered.partition("\n\n")
+    assert answer.status == int(status)
+    assert matches(shown, answer.body.decode()), answer.body
+
+
+def test_each_route_that_computes_has_an_exchange_of_success_and_one_that_is_refused() -> None:
+    succeeded = {asked.split("\n")[0] for asked, answered in EXCHANGES if answered[:3] == "200"}
+    routes = ("infer", "embed", "v1/chat/completions", "v1/completions", "v1/embeddings")
+    assert succeeded >= {f"POST /{route}" for route in routes}
+    assert {answered[:3] for _, answered in EXCHANGES} == {"200", "400", "404"}
+
+
+def test_the_page_names_every_option_of_spin_with_its_default() -> None:
+    for name, field in Options.model_fields.items():
+        key = field.alias or name
+        assert f"| `{key}` | {field.description} | {field.default:g} |" in PAGE
+
+
 def test_the_page_names_every_path_and_every_limit() -> None:
     server = PROJECT / "refllm" / "spin" / "server"
     sources = "".join(file.read_text("utf-8") for file in server.glob("*.py"))
     paths = set(re.findall(r"@(?:app|router)\.\w+\(\s*\"(/\S+?)\"", sources))
-    assert len(paths) == 9
+    assert len(paths) == 11
     assert [path for path in paths if f"{path}`" not in PAGE] == []
     commands = "".join((PROJECT / f"refllm/cli/{name}.py").read_text() for name in ("serve", "run"))
     options = re.findall(r"^    (max_\w+): ", commands, re.M)

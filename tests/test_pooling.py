@@ -219,7 +219,7 @@ def test_the_engine_s_vectors_are_as_wide_as_the_model_s(tmp_path: Path) -> None
     path = CASES["every switch is on"].write(tmp_path / "model")
     engine = LocalEngine()
     assert len(engine.generate_embeddings(path, ["hello"]).embeddings[0]) == 6 * 32
-    _, groups = engine.open_embeddings(path, [])
+    groups = engine.open_embeddings(path, []).groups
     assert [group.shape for group in groups] == [(0, 6 * 32)]
 
 

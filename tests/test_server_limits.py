@@ -18,9 +18,11 @@ from tests.conftest import HUNG_SECONDS
 from tests.server import Answer, ask, eventually, is_idle
 from tests.slow_client import BODY_WITHOUT_END, HEAD_WITHOUT_END, answer_to_drops
 
-ONE_AND_A_HALF = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /healthz HTTP/1.1\r\nx-slow: "
+ONE_AND_A_HALF = (
+    b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nx-slow: "
+)
 CHUNKS_WITHOUT_END = (
-    b"POST /infer HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nffff\r\n"
+    b"POST /infer HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nffff\r\n"
 )
 GENERATED = re.compile(rb"refllm_generated_tokens_total ([0-9.]+)")
 STORY: Mapping[str, object] = {"model": "tiny-chat", "prompt": "Once upon a time", "seed": 1}

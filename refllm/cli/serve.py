@@ -54,6 +54,18 @@ def serve(
     component: Annotated[
         str | None, typer.Option(help="The component of --app.", show_default="its only one")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A name that clients may use for this machine; repeatable."
+        ),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN", help="A web page's origin that may ask; repeatable, '*' is all."
+        ),
+    ] = None,
     seed: SeedOption = 0,
     profile: ProfileOption = "contract",
     numerics: NumericsOption = "exact",
@@ -122,7 +134,13 @@ def serve(
     bound = bound_socket(host, port)
     url = f"http://{_in_url(host)}:{bound.getsockname()[1]}"
     answer(
-        application(engine, limits=limits, token=token),
+        application(
+            engine,
+            limits=limits,
+            token=token,
+            hosts=(allow_host or []) if _is_loopback(host) or allow_host else None,
+            origins=cors or [],
+        ),
         bound,
         limits=limits,
         grace_seconds=grace,

@@ -55,7 +55,9 @@ class OpenAiDialect:
         return Asked("/v1/completions", HEADERS, body)
 
     def embeddings(self, asked: Json, model: str) -> Asked | Skipped:
-        """Texts to be embedded. Skipped: with a limit."""
+        """Texts to be embedded. Skipped: with a limit, and no texts at all."""
+        if not asked["texts"]:
+            return Skipped("OpenAI's protocol refuses an empty list")
         if asked.get("max_tokens") is not None:
             return Skipped("the protocol carries no max_tokens for embeddings")
         body = {"model": model, "input": list(asked["texts"]), "encoding_format": "float"}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,7 @@ from refllm.conform import models, own_ops
 from refllm.conform.case import GROUPS
 from refllm.conform.harness import Skip, params_of, serve
 from refllm.conform.wire import from_wire
-from refllm.generate import Generation
+from refllm.generate import Generation, Wishes
 from refllm.kernels.cache import cache_folder, kernel_sources
 from refllm.tokenizer import Tokenizer
 
@@ -82,13 +82,14 @@ class _RecordingEngine(engine.LocalEngine):
     def open(
         self,
         model: str | Path,
-        prompt: str,
+        prompt: str | Sequence[int],
         params: InferencingParams | None = None,
         *,
         seed: int | None = None,
+        wishes: Wishes | None = None,
     ) -> tuple[loading.LlamaModel, Generation]:
         """As `LocalEngine.open`."""
-        llama, generation = super().open(model, prompt, params, seed=seed)
+        llama, generation = super().open(model, prompt, params, seed=seed, wishes=wishes)
         self.opened = (len(generation.tokens), generation)
         return llama, generation
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
 
-__all__ = ["ClientGoneError", "unless_gone"]
+__all__ = ["ClientGoneError", "merged", "unless_gone"]
 
 T = TypeVar("T")
 
@@ -33,6 +33,42 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
                 each.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await each
+
+
+async def merged(sources: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:
+    """Yield what several sources yield, as it comes, each with its source's number.
+
+    Raises:
+        Exception: The first that a source raises; the other sources are closed then, as they are
+            when the caller stops.
+    """
+    arrived: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
+
+    async def pump(number: int, source: AsyncGenerator[T]) -> None:
+        try:
+            async with contextlib.aclosing(source):
+                async for item in source:
+                    arrived.put_nowait((number, item))
+        except Exception as error:  # noqa: BLE001 - raised again by the caller's coroutine
+            arrived.put_nowait(error)
+        else:
+            arrived.put_nowait(None)
+
+    tasks = [asyncio.create_task(pump(number, source)) for number, source in enumerate(sources)]
+    try:
+        n_left = len(tasks)
+        while n_left:
+            item = await arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                n_left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _gone(request: Request) -> None:

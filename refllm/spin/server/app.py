@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from refllm import __version__
@@ -20,16 +22,38 @@ from refllm.engine import LocalEngine
 from refllm.spin.server import openai_routes, spin_routes
 from refllm.spin.server.answers import ClientGoneError
 from refllm.spin.server.errors import error_response, refusal
-from refllm.spin.server.guards import BodyGuard, ConnectionGuard, Counting, TokenGuard
+from refllm.spin.server.guards import (
+    BodyGuard,
+    ConnectionGuard,
+    Counting,
+    HostGuard,
+    TokenGuard,
+    answering_head,
+)
 from refllm.spin.server.limits import Limits
 from refllm.spin.server.metrics import Metrics
+from refllm.spin.server.openai_keys import shown_key
+from refllm.spin.server.openai_requests import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+)
+from refllm.spin.server.pages import docs_page, first_page
 from refllm.spin.server.service import Service
+from refllm.spin.server.spin_routes import EmbedRequest, InferRequest
 from refllm.spin.server.worker import Unavailable, Worker
 
 __all__ = ["application", "routes"]
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's name for an answer that nobody reads
 LONGEST_SHOWN = 200  # characters of a request in an error
+BODIES: Mapping[str, type[BaseModel]] = {
+    "/infer": InferRequest,
+    "/embed": EmbedRequest,
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/embeddings": EmbeddingsRequest,
+}
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -39,10 +63,23 @@ class ErrorBody(BaseModel):
     error: dict[str, str | None]
 
 
-def application(engine: LocalEngine, *, limits: Limits, token: str | None) -> ASGIApp:
-    """A server's whole application. With a token, a request that does not know it learns nothing.
+def application(
+    engine: LocalEngine,
+    *,
+    limits: Limits,
+    token: str | None,
+    hosts: Sequence[str] | None = None,
+    origins: Sequence[str] = (),
+) -> ASGIApp:
+    """Return a server's whole application; the worker starts and ends with it.
 
-    The worker starts and ends with the application.
+    Args:
+        engine: What answers.
+        limits: What a request may cost.
+        token: What clients must know; without it a request learns nothing.
+        hosts: The names beside this machine's own that clients may use for the server; None does
+            not look at the name, as where others than this machine may ask.
+        origins: The origins of web pages that may read answers (CORS); "*" is all.
     """
     worker = Worker(engine, limits)
     metrics = Metrics(worker)
@@ -50,7 +87,17 @@ def application(engine: LocalEngine, *, limits: Limits, token: str | None) -> AS
     app = BodyGuard(app, limits)
     if token is not None:
         app = TokenGuard(app, token)
-    return Counting(ConnectionGuard(app), metrics.count_request)
+    if origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=["retry-after"],
+        )
+    if hosts is not None:
+        app = HostGuard(app, hosts=hosts, origins=origins)
+    return answering_head(Counting(ConnectionGuard(app), metrics.count_request))
 
 
 def routes(service: Service) -> FastAPI:
@@ -74,13 +121,14 @@ def routes(service: Service) -> FastAPI:
     app.include_router(spin_routes.router_of(service), responses=_errors_of(str))
     app.include_router(openai_routes.router_of(service), responses=_errors_of(ErrorBody))
     _add_health(app, service)
+    _add_pages(app)
     _add_errors(app)
     return app
 
 
 def _errors_of(body: type) -> dict[int | str, dict[str, Any]]:
     """What a route may answer besides 200, for the schema; FastAPI would add 422."""
-    statuses = (400, 401, 404, 408, 413, 500, 503)
+    statuses = (400, 401, 403, 404, 408, 413, 500, 503)
     errors: dict[int | str, dict[str, Any]] = {status: {"model": body} for status in statuses}
     return {**errors, "4XX": {"description": "A request that cannot be answered"}}
 
@@ -110,6 +158,18 @@ def _add_health(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type=PROMETHEUS_TEXT)
 
 
+def _add_pages(app: FastAPI) -> None:
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def root() -> str:
+        """What this is, and where its routes are."""
+        return first_page()
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    def docs() -> str:
+        """Each route's keys."""
+        return docs_page()
+
+
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(LlmError)
     @app.exception_handler(Unavailable)
@@ -120,7 +180,9 @@ def _add_errors(app: FastAPI) -> None:
     async def answer_with_what_is_wrong(
         request: Request, error: RequestValidationError
     ) -> Response:
-        return refusal(request.url.path, 400, InvalidInput.kind, what_is_wrong(error))
+        path = request.url.path
+        key, message = what_is_wrong(error, BODIES.get(path))
+        return refusal(path, 400, InvalidInput.kind, message, param=key)
 
     @app.exception_handler(HTTPException)
     async def answer_with_status(request: Request, error: HTTPException) -> Response:
@@ -128,6 +190,8 @@ def _add_errors(app: FastAPI) -> None:
             request.url.path, error.status_code, InvalidInput.kind, str(error.detail).lower()
         )
         response.headers.update(error.headers or {})
+        if response.headers.get("allow") == "GET":
+            response.headers["allow"] = "GET, HEAD"
         return response
 
     @app.exception_handler(ClientGoneError)
@@ -135,13 +199,45 @@ def _add_errors(app: FastAPI) -> None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-def what_is_wrong(error: RequestValidationError) -> str:
-    """The first thing that is wrong with a body: where, what is wanted, and what is there."""
+def what_is_wrong(
+    error: RequestValidationError, body: type[BaseModel] | None
+) -> tuple[str | None, str]:
+    """Return the key that is wrong with a body, and what is wrong with it and what it must be.
+
+    Args:
+        error: What the validator found; the first of it counts.
+        body: The fields of the route's body, with what each must be as description.
+    """
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    said = first["msg"][:1].lower() + first["msg"][1:]
     if first["type"] == "json_invalid":
-        return f"the body is not JSON: {first.get('ctx', {}).get('error', said)}"
+        reason = first.get("ctx", {}).get("error", first["msg"])
+        return None, f"the body is not JSON: {reason}"
     shown = repr(first["input"])
     shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
-    return f"{place or 'the body'}: {said}; got {shown}"
+    fields: Mapping[str, FieldInfo] = {} if body is None else body.model_fields
+    key, must_be = "", "a JSON object"
+    for part in first["loc"][1:]:
+        if isinstance(part, int):
+            key += f"[{part}]"
+            continue
+        field = next((fields[n] for n in fields if part == (fields[n].alias or n)), None)
+        if field is not None:
+            key += f".{part}" if key else part
+            must_be = field.description or "another value"
+            fields = _fields_inside(field.annotation)
+        elif first["type"] == "extra_forbidden":
+            known = ", ".join(each.alias or name for name, each in fields.items())
+            where = f"{key}." if key else ""
+            shown = shown_key(part)
+            return shown, f"{where}{shown} is not a key that is known here; the keys are {known}"
+    if first["type"] == "missing":
+        return key or None, f"{key or 'the body'} is missing; it must be {must_be}"
+    return key or None, f"{key or 'the body'} must be {must_be}; got {shown}"
+
+
+def _fields_inside(annotation: object) -> Mapping[str, FieldInfo]:
+    """The fields of the object that a field may hold, as in `list[Part] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation.model_fields
+    inside = (_fields_inside(each) for each in get_args(annotation))
+    return next((fields for fields in inside if fields), {})

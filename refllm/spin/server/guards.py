@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,7 +26,10 @@ __all__ = [
     "BodyGuard",
     "ConnectionGuard",
     "Counting",
+    "HostGuard",
     "TokenGuard",
+    "answering_head",
+    "is_local",
     "late",
     "one_too_many",
 ]
@@ -58,6 +63,77 @@ class ConnectionGuard:
             await self._app(scope, receive, send)
             return
         await one_too_many(scope["path"])(scope, receive, send)
+
+
+class HostGuard:
+    """Refuses requests of web pages from elsewhere, with 403.
+
+    A page whose name is made to resolve to this machine (DNS rebinding) sends its own name as
+    `Host`; any other page sends its own as `Origin`. Source: RFC 9110, 7.2; RFC 6454, 7.
+
+    Args:
+        app: What answers otherwise.
+        hosts: Names that clients may use for the server besides those of this machine.
+        origins: Origins that may ask, such as "https://app.example", beside this machine's and
+            those of `hosts`; "*" is all of them.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: Iterable[str], origins: Iterable[str]) -> None:
+        self._app = app
+        self._hosts = {host.lower() for host in hosts}
+        self._origins = {origin.lower() for origin in origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with 403, or pass on."""
+        problem = self._problem(scope) if scope["type"] == "http" else None
+        if problem is None:
+            await self._app(scope, receive, send)
+            return
+        await refusal(scope["path"], 403, InvalidInput.kind, problem)(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> str | None:
+        for name, value in scope["headers"]:
+            text = value.decode("latin-1").strip().lower()
+            if name == b"host" and not self._is_known(f"//{text}"):
+                return (
+                    f"the header Host is {text!r:.80}, which is not this machine; "
+                    "refllm serve --allow-host NAME allows another name"
+                )
+            if name == b"origin" and not (
+                "*" in self._origins or text in self._origins or self._is_known(text)
+            ):
+                return (
+                    f"the header Origin is {text!r:.80}, a page of another site; "
+                    "refllm serve --cors ORIGIN allows it"
+                )
+        return None
+
+    def _is_known(self, url: str) -> bool:
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            return False
+        return host is not None and (host in self._hosts or is_local(host))
+
+
+def is_local(host: str) -> bool:
+    """Whether a name or address can only be this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")  # RFC 6761, 6.3
+
+
+def answering_head(app: ASGIApp) -> ASGIApp:
+    """Return an application that answers HEAD as GET; the HTTP server leaves out the body."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await app(scope, receive, send)
+
+    return answer
 
 
 class TokenGuard:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, LlmError
 from refllm.engine import LocalEngine
-from refllm.generate import Chunk, Generation
+from refllm.generate import Chunk, Generation, Wishes
 from refllm.llama import Llama
 from refllm.sampling import Step
 from refllm.spin.server.limits import Limits
@@ -25,9 +25,11 @@ __all__ = [
     "Begun",
     "Chat",
     "Done",
+    "Echo",
     "EmbeddingJob",
     "Event",
     "Job",
+    "Prompt",
     "Scores",
     "Tally",
     "TextEvent",
@@ -39,11 +41,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of an answer: what it took, and why it ended there."""
+    """The end of an answer: what it took, why it ended there, and which texts were cut."""
 
     n_prompt_tokens: int
     n_generated_tokens: int = 0
     reason: Literal["stop", "length"] = "stop"
+    is_cut: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,13 @@ class Begun:
     n_prompt_tokens: int
     model: str
     tokenizer: Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """The prompt's text, before that of the answer."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +76,10 @@ class Scores:
     likeliest: tuple[tuple[int, float], ...]
 
 
-TextEvent: TypeAlias = Begun | Chunk | Scores | Done
+TextEvent: TypeAlias = Begun | Echo | Chunk | Scores | Done
 Event: TypeAlias = TextEvent | Floats | LlmError
 Chat: TypeAlias = Sequence[Mapping[str, str]]
+Prompt: TypeAlias = str | Sequence[int] | Chat
 Deliver: TypeAlias = Callable[[Sequence[Event]], object]
 
 
@@ -109,16 +120,21 @@ class Job(ABC):
 class TextJob(Job):
     """A prompt to be continued. Where it is not streamed, everything comes at the end.
 
-    With `n_likeliest` each token's `Scores` come before its text.
+    With `n_likeliest` each token's `Scores` come before its text. With `is_echoed` the text of the
+    prompt comes first. With `is_message` the answer is a text of its own: it does not begin
+    with the space that separates it from the prompt's last token.
     """
 
     def __init__(
         self,
         model: str,
-        prompt: str | Chat,
+        prompt: Prompt,
         params: InferencingParams,
         *,
         seed: int | None,
+        wishes: Wishes | None = None,
+        is_echoed: bool = False,
+        is_message: bool = False,
         n_likeliest: int | None = None,
         is_streamed: bool,
         deliver: Deliver,
@@ -128,6 +144,9 @@ class TextJob(Job):
         self.generation: Generation
         self.network: Llama
         self._asked = (model, prompt, params, seed)
+        self._wishes = Wishes() if wishes is None else wishes
+        self._is_echoed = is_echoed
+        self._is_message = is_message
         self._n_likeliest = n_likeliest
         self._is_streamed = is_streamed
         self._kept: list[Event] = []
@@ -136,20 +155,28 @@ class TextJob(Job):
         """Load the model and read the prompt's text into tokens."""
         model, prompt, params, seed = self._asked
         limits.check_max_tokens(params.max_tokens)
-        if not isinstance(prompt, str):
-            prompt = engine.inferencing_model(model).chat_prompt(prompt)
-        llama, self.generation = engine.open(model, prompt, params, seed=seed)
+        messages = [] if isinstance(prompt, str) else [m for m in prompt if isinstance(m, Mapping)]
+        if messages:
+            prompt = engine.inferencing_model(model).chat_prompt(messages)
+        text_or_ids = prompt if isinstance(prompt, str) else _ids(prompt)
+        llama, self.generation = engine.open(
+            model, text_or_ids, params, seed=seed, wishes=self._wishes
+        )
         limits.check_prompt_tokens(len(self.generation.tokens))
         self.network = llama.network
-        self._end_tokens = llama.tokenizer.eos_ids
+        self._end_tokens = llama.tokenizer.eos_ids | self._wishes.stop_token_ids
         self._n_prompt = len(self.generation.tokens)
         self.tally.n_prompt_tokens += self._n_prompt
-        self._stream = llama.tokenizer.stream(previous=self.generation.tokens)
+        self._is_spin_local = engine.profile == "spin-local"
+        is_own_text = self._is_message and not self._is_spin_local
+        previous = () if is_own_text else self.generation.tokens
+        self._stream = llama.tokenizer.stream(previous=previous)
         answering = engine.answering_model(model)
         self._give(Begun(self._n_prompt, answering, llama.tokenizer))
-        self._is_spin_local = engine.profile == "spin-local"
-        if self._is_spin_local:
-            self._give(Chunk(prompt, None))
+        if self._is_spin_local or self._is_echoed:
+            if not isinstance(text_or_ids, str):
+                text_or_ids = llama.tokenizer.decode(text_or_ids)
+            self._give(Echo(text_or_ids))
         if self.generation.is_over:
             self._finish("length")
 
@@ -157,7 +184,8 @@ class TextJob(Job):
         """The next token: its text is handed over, or kept."""
         if self._n_likeliest is not None and self.generation.logits is not None:
             self._give(_scores(self.generation.logits, step.token, self._n_likeliest))
-        self._give(Chunk(self._stream.push(step.token), step))
+        is_stop = step.token in self._wishes.stop_token_ids
+        self._give(Chunk("" if is_stop else self._stream.push(step.token), step))
         if self.generation.is_over:
             self._finish("stop" if step.token in self._end_tokens else "length")
 
@@ -175,6 +203,10 @@ class TextJob(Job):
             self._kept.append(event)
 
 
+def _ids(prompt: Sequence[int] | Chat) -> Sequence[int]:
+    return [token_id for token_id in prompt if isinstance(token_id, int)]
+
+
 def _scores(logits: Floats, token: int, n_likeliest: int) -> Scores:
     """Of a token that was drawn after logits [V]; equal ones in the order of their ids."""
     wide = logits.astype(np.float64)
@@ -189,23 +221,30 @@ class EmbeddingJob(Job):
     """Texts to be embedded; their vectors come at the end, float32 [N, D]."""
 
     def __init__(
-        self, model: str, texts: Sequence[str], *, deliver: Deliver, deadline: float
+        self,
+        model: str,
+        texts: Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int | None = None,
+        deliver: Deliver,
+        deadline: float,
     ) -> None:
         super().__init__(deliver=deliver, deadline=deadline)
-        self._asked = (model, texts)
+        self._asked = (model, texts, max_tokens)
         self._vectors: list[Floats] = []
 
     def begin(self, engine: LocalEngine, limits: Limits) -> None:
         """Load the model and read the texts into tokens."""
-        model, texts = self._asked
+        model, texts, max_tokens = self._asked
         limits.check_texts(texts)
-        self._n_tokens, self._groups = engine.open_embeddings(model, texts)
-        self.tally.n_prompt_tokens += self._n_tokens
+        self._opened = engine.open_embeddings(model, texts, max_tokens=max_tokens)
+        self.tally.n_prompt_tokens += self._opened.n_tokens
 
     def take_turn(self) -> None:
         """Embed the next group of texts."""
-        group = next(self._groups, None)
+        group = next(self._opened.groups, None)
         if group is None:
-            self.hand_over(np.concatenate(self._vectors), Done(self._n_tokens))
+            done = Done(self._opened.n_tokens, is_cut=self._opened.is_cut)
+            self.hand_over(np.concatenate(self._vectors), done)
         else:
             self._vectors.append(group)

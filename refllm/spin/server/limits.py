@@ -40,10 +40,19 @@ class Limits:
         if n_tokens > self.max_prompt_tokens:
             raise InvalidInput(
                 f"the prompt has {n_tokens} tokens, this server's limit is "
-                f"{self.max_prompt_tokens}; shorten the prompt"
+                f"{self.max_prompt_tokens}; shorten the prompt",
+                code="context_length_exceeded",
             )
 
-    def check_texts(self, texts: Sequence[str]) -> None:
+    def check_choices(self, n_choices: int) -> None:
+        """Raise `InvalidInput` for more answers in one request than may wait at once."""
+        if n_choices > self.max_waiting:
+            raise InvalidInput(
+                f"the request asks for {n_choices} answers, this server's limit is "
+                f"{self.max_waiting} (--max-waiting); send them in several requests"
+            )
+
+    def check_texts(self, texts: Sequence[object]) -> None:
         """Raise `InvalidInput` for more texts than the server embeds in one request."""
         if len(texts) > self.max_texts:
             raise InvalidInput(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from refllm.generate import Chunk
-from refllm.spin.server.jobs import Begun, Done, Scores, TextEvent
+from refllm.spin.server.jobs import Begun, Done, Echo, Scores, TextEvent
 from refllm.tokenizer import Tokenizer
 
 __all__ = [
@@ -73,11 +73,12 @@ def _overlap(text: str, stop: str) -> int:
 
 
 async def pieces(
-    events: AsyncIterator[TextEvent], stops: Sequence[str]
-) -> AsyncIterator[Begun | Piece | Done]:
+    events: AsyncIterator[TextEvent], stops: Sequence[str], *, min_tokens: int = 0
+) -> AsyncGenerator[Begun | Piece | Done]:
     """A `Begun`, the answer's pieces, then a `Done`.
 
-    Where a stop is found, what would follow is not computed.
+    Where a stop is found, what would follow is not computed. Neither the prompt's text nor that of
+    the first `min_tokens` tokens is searched.
     """
     finder = StopFinder(stops)
     tokens: list[Scored] = []
@@ -86,12 +87,16 @@ async def pieces(
         if isinstance(event, Begun):
             n_prompt = event.n_prompt_tokens
             yield event
+        elif isinstance(event, Echo):
+            n_characters += len(event.text)
+            yield Piece(event.text)
         elif isinstance(event, Scores):
             tokens.append(Scored(event, n_characters))
         elif isinstance(event, Chunk):
             n_drawn += event.step is not None
             n_characters += len(event.text)
-            text = finder.push(event.text)
+            is_searched = n_drawn > min_tokens or min_tokens == 0
+            text = finder.push(event.text) if is_searched else event.text
             if text or tokens:
                 yield Piece(text, tuple(tokens))
                 tokens.clear()
@@ -105,12 +110,19 @@ async def pieces(
             yield event
 
 
-def usage(done: Done) -> JSON:
-    """Tokens of the prompt, drawn ones, and all."""
+def usage(done: Sequence[Done], n_choices: int = 1) -> JSON:
+    """Return the tokens of the prompts, drawn ones, and all.
+
+    Args:
+        done: The end of each choice; those of one prompt one after the other.
+        n_choices: How many choices each prompt has; the prompt's tokens are counted once.
+    """
+    n_prompt = sum(each.n_prompt_tokens for each in done[::n_choices])
+    n_drawn = sum(each.n_generated_tokens for each in done)
     return {
-        "prompt_tokens": done.n_prompt_tokens,
-        "completion_tokens": done.n_generated_tokens,
-        "total_tokens": done.n_prompt_tokens + done.n_generated_tokens,
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_drawn,
+        "total_tokens": n_prompt + n_drawn,
     }
 
 

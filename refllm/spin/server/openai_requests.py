@@ -1,26 +1,43 @@
-"""What OpenAI's clients ask for, and what of it becomes the interface's parameters.
+"""What OpenAI's clients ask for, and what of it becomes the interface's parameters and wishes.
 
 What is left out has the interface's defaults, not OpenAI's, because Spin's client leaves nearly all
-of it out. `frequency_penalty` is the repeat penalty, because that is what Spin sends under this
-name; 0, OpenAI's word for off, is off here too. What would change the answer and is not computed
-here is refused by name; other unknown keys, such as `user`, change nothing and are let pass.
+of it out. `refllm.spin.server.openai_keys` has every key that is not a field here.
+
+Spin's client sends the interface's repeat penalty as `frequency_penalty`, in a chat with exactly
+four keys and one message of a user. In a request of that shape a value above 0 is the repeat
+penalty; in all others the key has OpenAI's meaning. A client that sends one of OpenAI's penalties,
+0 included, has chosen them: the repeat penalty is then off unless it is asked for as well.
+
+Each field's description is what its value must be; errors and the documentation quote it.
 
 Source: OpenAI's API reference; Spin's crates/llm-remote-http (api type open_ai).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from refllm.api import U32_MAX, InferencingParams, InvalidInput
+from refllm.api import U32_MAX, InferencingParams
+from refllm.generate import Wishes
+from refllm.sampling import Adjustments
+from refllm.spin.server.openai_keys import (
+    MESSAGE_REFUSED,
+    PART_WITHOUT_EFFECT,
+    REFUSED,
+    STREAM_REFUSED,
+    WITHOUT_EFFECT,
+    KeyRefused,
+    check_keys,
+)
 
 __all__ = [
     "ChatRequest",
     "CompletionRequest",
     "EmbeddingsRequest",
+    "Message",
     "TextRequestBody",
 ]
 
@@ -31,28 +48,31 @@ OFF = 1.0
 U64_MAX = 2**64 - 1
 MOST_STOPS = 4
 MOST_LIKELIEST = 20
+MOST_CHOICES = 128
+MOST_BIAS = 100
+MOST_PENALTY = 2
+SPIN_S_KEYS = {"messages", "model", "max_completion_tokens", "frequency_penalty"}
+
+WHOLE = f"a whole number from 0 to {U32_MAX}"
+PENALTY = f"a number from -{MOST_PENALTY} to {MOST_PENALTY}, 0 is off"
+ABOVE_0 = "a number above 0, 1 is off"
+TEXTS = "text, a list of texts, a list of token ids, or a list of lists of token ids; none empty"
+FLAG = "true or false"
 
 U32 = Annotated[int, Field(ge=0, le=U32_MAX)]
 F32 = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=U64_MAX)]
 Stop = Annotated[str, Field(min_length=1)]
-
-# What is not done here, and for each the value besides null that says what is done anyway.
-REFUSED: Mapping[str, object] = {
-    "audio": None,
-    "best_of": 1,
-    "echo": False,
-    "function_call": "none",
-    "functions": [],
-    "logit_bias": {},
-    "min_p": 0,
-    "modalities": ["text"],
-    "prediction": None,
-    "presence_penalty": 0,
-    "response_format": {"type": "text"},
-    "suffix": "",
-    "tools": [],
-}
+TokenId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+Bias = Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS)]
+Penalty = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Ids = Annotated[list[U32], Field(min_length=1)]
+Texts = (
+    str
+    | Annotated[list[str], Field(min_length=1)]
+    | Ids
+    | Annotated[list[Ids], Field(min_length=1)]
+)
 
 
 class Lenient(BaseModel):
@@ -60,38 +80,84 @@ class Lenient(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
-    def check_extras(self) -> None:
-        """Raise `InvalidInput` for a key that asks for something which is not done here."""
-        for key, value in (self.model_extra or {}).items():
-            if key in REFUSED and value is not None and value != REFUSED[key]:
-                raise InvalidInput(f"{key} is not supported here; leave it out")
+    @property
+    def extras(self) -> dict[str, object]:
+        """The keys that are no field."""
+        return self.model_extra or {}
 
 
 class StreamOptions(Lenient):
-    """What else a stream says."""
+    """What else a stream has."""
 
-    include_usage: bool = False
+    include_usage: bool | None = Field(None, description=FLAG)
 
 
 class TextRequestBody(Lenient):
     """What chats and completions have in common."""
 
-    model: str
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    seed: Seed | None = None
-    temperature: F32 | None = None
-    top_p: F32 | None = None
-    top_k: U32 | None = None
-    max_tokens: U32 | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
-    frequency_penalty: F32 | None = None
-    n: Literal[1] | None = None
+    model: str = Field(description="text")
+    max_tokens: U32 | None = Field(None, description=WHOLE)
+    temperature: F32 | None = Field(None, description="a number, 0 takes the likeliest token")
+    top_p: F32 | None = Field(None, description="a number, 1 is off")
+    top_k: U32 | None = Field(None, description=f"{WHOLE}, 0 is off")
+    seed: Seed | None = Field(None, description=f"a whole number from 0 to {U64_MAX}")
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = Field(
+        None, description=f"text, or a list of at most {MOST_STOPS} texts; none empty"
+    )
+    stop_token_ids: list[U32] | None = Field(None, description="a list of token ids")
+    ignore_eos: bool | None = Field(None, description=FLAG)
+    min_tokens: U32 | None = Field(None, description=WHOLE)
+    frequency_penalty: F32 | None = Field(None, description=PENALTY)
+    presence_penalty: F32 | None = Field(None, description=PENALTY)
+    repeat_penalty: Penalty | None = Field(None, description=ABOVE_0)
+    repetition_penalty: Penalty | None = Field(None, description=ABOVE_0)
+    repeat_last_n: U32 | None = Field(None, description=f"{WHOLE}, 0 is off")
+    logit_bias: dict[TokenId, Bias] | None = Field(
+        None, description=f"an object of token ids and numbers from -{MOST_BIAS} to {MOST_BIAS}"
+    )
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = Field(
+        None, description=f"a whole number from 1 to {MOST_CHOICES}"
+    )
+    stream: bool | None = Field(None, description=FLAG)
+    stream_options: StreamOptions | None = Field(None, description="an object")
+
+    def check(self) -> None:
+        """Raise `KeyRefused` for a key, or a value of it, that is not served."""
+        served = type(self).model_fields
+        check_keys(self.extras, served=served, refused=REFUSED, without_effect=WITHOUT_EFFECT)
+        options = self.stream_options
+        if options is not None:
+            fields = type(options).model_fields
+            check_keys(
+                options.extras, served=fields, refused=STREAM_REFUSED, where="stream_options."
+            )
+        if not self.is_spin_s:
+            for key in ("frequency_penalty", "presence_penalty"):
+                value = getattr(self, key)
+                if value is not None and not -MOST_PENALTY <= value <= MOST_PENALTY:
+                    raise KeyRefused(
+                        key,
+                        f"must be {PENALTY}; got {value!r} "
+                        "(the repeat penalty of other servers is repeat_penalty)",
+                    )
+        penalties = {self.repeat_penalty, self.repetition_penalty} - {None}
+        if len(penalties) > 1:
+            raise KeyRefused("repetition_penalty", "is another name of repeat_penalty; send one")
+
+    @property
+    def is_spin_s(self) -> bool:
+        """Whether the request has the shape of Spin's client."""
+        return False
 
     @property
     def stops(self) -> tuple[str, ...]:
         """Texts before which the answer ends."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def n_choices(self) -> int:
+        """How many answers there are to each prompt."""
+        return 1 if self.n is None else self.n
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -100,47 +166,120 @@ class TextRequestBody(Lenient):
 
     def params(self) -> InferencingParams:
         """The interface's six."""
-        penalty = _either(self.frequency_penalty, DEFAULT.repeat_penalty)
+        asked = _either(self.repeat_penalty, self.repetition_penalty)
+        if asked is None and self._has_repeat_penalty_of_spin:
+            asked = self.frequency_penalty
+        elif asked is None and (self.frequency_penalty, self.presence_penalty) != (None, None):
+            asked = OFF
         return InferencingParams(
             max_tokens=_either(self.wanted_tokens, DEFAULT.max_tokens),
-            repeat_penalty=penalty if penalty != 0 else OFF,
+            repeat_penalty=_either(asked, DEFAULT.repeat_penalty),
+            repeat_penalty_last_n_token_count=_either(
+                self.repeat_last_n, DEFAULT.repeat_penalty_last_n_token_count
+            ),
             temperature=_either(self.temperature, DEFAULT.temperature),
             top_k=_either(self.top_k, DEFAULT.top_k),
             top_p=_either(self.top_p, DEFAULT.top_p),
         )
 
+    def wishes(self) -> Wishes:
+        """What is asked for beyond the interface's six."""
+        frequency = 0.0 if self._has_repeat_penalty_of_spin else self.frequency_penalty
+        return Wishes(
+            adjustments=Adjustments(
+                bias={int(token_id): value for token_id, value in (self.logit_bias or {}).items()},
+                frequency_penalty=_either(frequency, 0.0),
+                presence_penalty=_either(self.presence_penalty, 0.0),
+            ),
+            min_tokens=_either(self.min_tokens, 0),
+            ignore_eos=bool(self.ignore_eos),
+            stop_token_ids=frozenset(self.stop_token_ids or ()),
+        )
+
+    @property
+    def _has_repeat_penalty_of_spin(self) -> bool:
+        return self.is_spin_s and _either(self.frequency_penalty, 0.0) > 0
+
 
 class Part(Lenient):
     """A part of a message; only text is read here."""
 
-    type: str
-    text: str | None = None
+    type: str = Field(description="text")
+    text: str | None = Field(None, description="text")
 
 
 class Message(Lenient):
     """One message of a chat."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    role: Literal["system", "developer", "user", "assistant"] = Field(
+        description='"system", "developer", "user" or "assistant"'
+    )
+    content: str | list[Part] = Field(description="text, or a list of parts of type text")
+    name: str | None = Field(None, description="text")
+    reasoning_content: str | None = Field(None, description="text")
+    reasoning: str | None = Field(None, description="text")
+    thinking: str | None = Field(None, description="text")
 
-    def as_text(self) -> dict[str, str]:
-        """What a chat template reads; a developer is whom others call the system."""
-        role = "system" if self.role == "developer" else self.role
+    def as_text(self, where: str) -> dict[str, str]:
+        """Return what a chat template reads; a developer is whom others call the system.
+
+        `where` is the message's place, for the `KeyRefused` of what is not read here.
+        """
+        served = type(self).model_fields
+        check_keys(self.extras, served=served, refused=MESSAGE_REFUSED, where=f"{where}.")
+        named = {"role": "system" if self.role == "developer" else self.role}
+        for key in ("name", "reasoning_content", "reasoning", "thinking"):
+            value = getattr(self, key)
+            if value is not None:
+                named[key] = value
         if isinstance(self.content, str):
-            return {"role": role, "content": self.content}
-        other = [part.type for part in self.content if part.type != "text" or part.text is None]
-        if other:
-            raise InvalidInput(f"content of type {other[0]!r:.80} is not supported here; send text")
-        return {"role": role, "content": "".join(part.text or "" for part in self.content)}
+            return {**named, "content": self.content}
+        for i, part in enumerate(self.content):
+            place = f"{where}.content[{i}]"
+            if part.type != "text" or part.text is None:
+                raise KeyRefused(
+                    place, f"of type {part.type!r:.80} is not supported here; send text"
+                )
+            check_keys(
+                part.extras,
+                served=type(part).model_fields,
+                without_effect=PART_WITHOUT_EFFECT,
+                where=f"{place}.",
+            )
+        return {**named, "content": "".join(part.text or "" for part in self.content)}
 
 
 class ChatRequest(TextRequestBody):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: U32 | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] = Field(
+        description="a list of at least one message"
+    )
+    max_completion_tokens: U32 | None = Field(None, description=WHOLE)
+    logprobs: bool | None = Field(None, description=FLAG)
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = Field(
+        None, description=f"a whole number from 0 to {MOST_LIKELIEST}"
+    )
+
+    def check(self) -> None:
+        """Raise `KeyRefused` for a key, or a value of it, that is not served."""
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise KeyRefused("top_logprobs", "needs logprobs true")
+
+    @property
+    def is_spin_s(self) -> bool:
+        """Whether the request has the shape of Spin's client: these keys, and a user's message."""
+        if {*self.model_fields_set, *self.extras} != SPIN_S_KEYS or len(self.messages) != 1:
+            return False
+        [message] = self.messages
+        is_plain = {*message.model_fields_set, *message.extras} == {"role", "content"}
+        return is_plain and message.role == "user" and isinstance(message.content, str)
+
+    @property
+    def chat(self) -> list[dict[str, str]]:
+        """The messages as a chat template reads them."""
+        return [message.as_text(f"messages[{i}]") for i, message in enumerate(self.messages)]
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -157,27 +296,67 @@ class ChatRequest(TextRequestBody):
 class CompletionRequest(TextRequestBody):
     """POST /v1/completions."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = None
+    prompt: Texts = Field(description=TEXTS)
+    echo: bool | None = Field(None, description=FLAG)
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = Field(
+        None, description=f"a whole number from 0 to {MOST_LIKELIEST}"
+    )
+
+    def check(self) -> None:
+        """Raise `KeyRefused` for a key, or a value of it, that is not served."""
+        super().check()
+        if self.echo and self.logprobs is not None:
+            raise KeyRefused("echo", "with logprobs is not supported here: a prompt's are unknown")
 
     @property
-    def text(self) -> str:
-        """The prompt."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+    def prompts(self) -> Sequence[str | Sequence[int]]:
+        """The prompts."""
+        return _each(self.prompt)
 
 
 class EmbeddingsRequest(Lenient):
     """POST /v1/embeddings."""
 
-    model: str
-    input: str | list[str]
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
+    model: str = Field(description="text")
+    input: Texts = Field(description=TEXTS)
+    max_tokens: Annotated[int, Field(ge=1, le=U32_MAX)] | None = Field(
+        None, description="a whole number above 0"
+    )
+    truncate_prompt_tokens: Annotated[int, Field(ge=1, le=U32_MAX)] | None = Field(
+        None, description="a whole number above 0"
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description='"float" or "base64"'
+    )
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="the width of the model's vectors"
+    )
+
+    def check(self) -> None:
+        """Raise `KeyRefused` for a key, or a value of it, that is not served."""
+        served = type(self).model_fields
+        check_keys(self.extras, served=served, refused=REFUSED, without_effect=WITHOUT_EFFECT)
+        limits = {self.max_tokens, self.truncate_prompt_tokens} - {None}
+        if len(limits) > 1:
+            raise KeyRefused("truncate_prompt_tokens", "is another name of max_tokens; send one")
 
     @property
-    def texts(self) -> list[str]:
+    def texts(self) -> Sequence[str | Sequence[int]]:
         """What is to be embedded."""
-        return [self.input] if isinstance(self.input, str) else self.input
+        return _each(self.input)
+
+    @property
+    def text_limit(self) -> int | None:
+        """Where a text is cut; None is the model's own limit."""
+        return _either(self.max_tokens, self.truncate_prompt_tokens)
+
+
+def _each(texts: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """One text, or the ids of one, as a list of one."""
+    if isinstance(texts, str):
+        return [texts]
+    ids = [item for item in texts if isinstance(item, int)]
+    return [ids] if ids else [item for item in texts if not isinstance(item, int)]
 
 
 def _either(value: T | None, default: T) -> T:

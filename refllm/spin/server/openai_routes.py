@@ -6,10 +6,11 @@ Source: OpenAI's API reference, and what its Python client reads and raises.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from numpy.typing import NDArray
 
-from refllm.api import InvalidInput, LlmError
-from refllm.spin.server.answers import unless_gone
-from refllm.spin.server.errors import openai_error, status_of
-from refllm.spin.server.jobs import Begun, Chat, Done
+from refllm.api import InvalidInput, LlmError, LlmRuntimeError
+from refllm.models import MODEL_NOT_FOUND
+from refllm.spin.server.answers import merged, unless_gone
+from refllm.spin.server.errors import UNAVAILABLE, openai_error, status_of
+from refllm.spin.server.jobs import Begun, Done, Prompt
 from refllm.spin.server.names import model_names
 from refllm.spin.server.openai_answers import (
     Piece,
@@ -31,6 +33,7 @@ from refllm.spin.server.openai_answers import (
     pieces,
     usage,
 )
+from refllm.spin.server.openai_keys import KeyRefused
 from refllm.spin.server.openai_requests import (
     ChatRequest,
     CompletionRequest,
@@ -38,15 +41,18 @@ from refllm.spin.server.openai_requests import (
     TextRequestBody,
 )
 from refllm.spin.server.service import Service, TextRequest
+from refllm.spin.server.worker import Unavailable
 from refllm.tokenizer import Tokenizer
 
 __all__ = ["router_of"]
 
 Floats = NDArray[np.float32]
 JSON = Mapping[str, object]
-Parts = AsyncIterator[Begun | Piece | Done]
+# Of each choice, by its index: a `Begun`, pieces, and a `Done`.
+Parts = AsyncGenerator[tuple[int, Begun | Piece | Done]]
 # For the schema: what is answered may come as a stream.
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+SEEDS = 2**64
 END_OF_STREAM = "data: [DONE]\n\n"
 
 
@@ -91,34 +97,35 @@ NO_DELTA: Mapping[str, JSON] = {
 
 
 def router_of(service: Service) -> APIRouter:
-    """All four routes."""
+    """All of OpenAI's routes."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @router.post("/chat/completions", responses=STREAMED)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """The next message of a chat."""
-        body.check_extras()
-        messages = [message.as_text() for message in body.messages]
-        return await _answer(service, request, body, messages, body.n_likeliest, CHAT)
+        body.check()
+        return await _answer(service, request, body, [body.chat], body.n_likeliest, CHAT)
 
     @router.post("/completions", responses=STREAMED)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """The continuation of a prompt."""
-        body.check_extras()
-        return await _answer(service, request, body, body.text, body.logprobs, COMPLETION)
+        body.check()
+        return await _answer(service, request, body, body.prompts, body.logprobs, COMPLETION)
 
     @router.post("/embeddings")
     async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
         """One vector for each text."""
-        body.check_extras()
-        vectors, done = await unless_gone(request, service.embed(body.model, body.texts))
+        body.check()
+        embedding = service.embed(body.model, body.texts, max_tokens=body.text_limit)
+        vectors, done = await unless_gone(request, embedding)
         width = vectors.shape[1]
         if body.dimensions not in (None, width):
-            raise InvalidInput(f"dimensions is {body.dimensions}, the model's vectors have {width}")
+            problem = f"is {body.dimensions}, the model's vectors have {width} numbers"
+            raise KeyRefused("dimensions", problem)
         written = _in_base64 if body.encoding_format == "base64" else _as_numbers
         data = [
-            {"object": "embedding", "index": i, "embedding": written(vector)}
-            for i, vector in enumerate(vectors)
+            {"object": "embedding", "index": i, "embedding": written(vector), "truncated": is_cut}
+            for i, (vector, is_cut) in enumerate(zip(vectors, done.is_cut, strict=True))
         ]
         used = {"prompt_tokens": done.n_prompt_tokens, "total_tokens": done.n_prompt_tokens}
         model = service.worker.engine.answering_model(body.model)
@@ -127,88 +134,146 @@ def router_of(service: Service) -> APIRouter:
     @router.get("/models")
     def models() -> Response:
         """The models that can be asked."""
-        data = [
-            {"id": name, "object": "model", "created": 0, "owned_by": owner}
-            for name, owner in model_names(service.worker.engine)
-        ]
+        data = [_model(name, owner) for name, owner in model_names(service.worker.engine)]
         return JSONResponse({"object": "list", "data": data})
 
+    @router.get("/models/{model}")
+    def model(model: str) -> Response:
+        """One of the models that can be asked."""
+        owners = dict(model_names(service.worker.engine))
+        if model not in owners:
+            raise InvalidInput(
+                f"there is no model {model!r:.80} here; GET /v1/models has the list",
+                code=MODEL_NOT_FOUND,
+            )
+        return JSONResponse(_model(model, owners[model]))
+
     return router
+
+
+def _model(name: str, owner: str) -> JSON:
+    return {"id": name, "object": "model", "created": 0, "owned_by": owner}
 
 
 async def _answer(
     service: Service,
     request: Request,
     body: TextRequestBody,
-    prompt: str | Chat,
+    prompts: Sequence[Prompt],
     n_likeliest: int | None,
     form: Form,
 ) -> Response:
-    asked = TextRequest(
-        model=body.model,
-        prompt=prompt,
-        params=body.params(),
-        seed=body.seed,
-        n_likeliest=n_likeliest,
-        is_streamed=bool(body.stream or body.stops),
+    """Return the choices of each prompt, the first prompt's first."""
+    service.limits.check_choices(len(prompts) * body.n_choices)
+    seed = service.worker.engine.seed if body.seed is None else body.seed
+    wishes = body.wishes()
+    choices = [
+        TextRequest(
+            model=body.model,
+            prompt=prompt,
+            params=body.params(),
+            seed=(seed + i) % SEEDS,
+            wishes=wishes,
+            is_echoed=isinstance(body, CompletionRequest) and bool(body.echo),
+            is_message=form is CHAT and not body.is_spin_s,
+            n_likeliest=n_likeliest,
+            is_streamed=bool(body.stream or body.stops),
+        )
+        for prompt in prompts
+        for i in range(body.n_choices)
+    ]
+    parts = merged(
+        [
+            pieces(service.text(choice), body.stops, min_tokens=wishes.min_tokens)
+            for choice in choices
+        ]
     )
-    parts = pieces(service.text(asked), body.stops)
     head = {"id": f"{form.id_prefix}{uuid.uuid4().hex}", "created": int(time.time())}
     if not body.stream:
-        return await unless_gone(request, _whole(parts, head, form))
+        return await unless_gone(request, _whole(parts, head, form, body.n_choices))
     # What is refused is refused before the answer has a status.
-    begun = await unless_gone(request, _first(parts))
-    wants_usage = body.stream_options is not None and body.stream_options.include_usage
-    events = _events(parts, begun, head, form, wants_usage=wants_usage)
+    first = await unless_gone(request, anext(parts))
+    wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    events = _events(parts, first, head, form, n_choices=body.n_choices, wants_usage=wants_usage)
     return StreamingResponse(events, media_type="text/event-stream")
 
 
-async def _first(parts: Parts) -> Begun:
-    begun = await anext(parts)
-    assert isinstance(begun, Begun)
-    return begun
-
-
-async def _whole(parts: Parts, head: JSON, form: Form) -> Response:
+async def _whole(parts: Parts, head: JSON, form: Form, n_choices: int) -> Response:
     """The answer in one piece."""
-    begun = await _first(parts)
-    text: list[str] = []
-    tokens: list[Scored] = []
-    done = Done(begun.n_prompt_tokens)
-    async for part in parts:
-        if isinstance(part, Piece):
-            text.append(part.text)
-            tokens += part.tokens
-        elif isinstance(part, Done):
-            done = part
-    logprobs = form.logprobs(tokens, begun.tokenizer) if tokens else None
-    choice = {"index": 0, "finish_reason": done.reason, **form.choice("".join(text), logprobs)}
-    whole = {**head, "object": form.whole, "model": begun.model, "choices": [choice]}
-    return JSONResponse({**whole, "usage": usage(done)})
+    begun: dict[int, Begun] = {}
+    texts: dict[int, list[str]] = {}
+    tokens: dict[int, list[Scored]] = {}
+    done: dict[int, Done] = {}
+    async with contextlib.aclosing(parts):
+        async for index, part in parts:
+            if isinstance(part, Begun):
+                begun[index] = part
+                texts[index], tokens[index] = [], []
+            elif isinstance(part, Piece):
+                texts[index].append(part.text)
+                tokens[index] += part.tokens
+            else:
+                done[index] = part
+    choices = [
+        {
+            "index": index,
+            "finish_reason": done[index].reason,
+            **form.choice(
+                "".join(texts[index]),
+                form.logprobs(tokens[index], begun[index].tokenizer) if tokens[index] else None,
+            ),
+        }
+        for index in sorted(begun)
+    ]
+    whole = {**head, "object": form.whole, "model": begun[0].model, "choices": choices}
+    ends = [done[index] for index in sorted(done)]
+    return JSONResponse({**whole, "usage": usage(ends, n_choices)})
 
 
 async def _events(
-    parts: Parts, begun: Begun, head: JSON, form: Form, *, wants_usage: bool
+    parts: Parts,
+    first: tuple[int, Begun | Piece | Done],
+    head: JSON,
+    form: Form,
+    *,
+    n_choices: int,
+    wants_usage: bool,
 ) -> AsyncIterator[str]:
     """The answer as server-sent events."""
+    _, begun = first
+    assert isinstance(begun, Begun)
     head = {**head, "object": form.part, "model": begun.model}
+    done: dict[int, Done] = {}
 
-    def event(choice: JSON, reason: str | None = None) -> str:
-        return _sent({**head, "choices": [{"index": 0, "finish_reason": reason, **choice}]})
+    def event(index: int, choice: JSON, reason: str | None = None) -> str:
+        return _sent({**head, "choices": [{"index": index, "finish_reason": reason, **choice}]})
 
-    if form.first_delta is not None:
-        yield event(form.first_delta)
+    async def all_parts() -> Parts:
+        yield first
+        async for each in parts:
+            yield each
+
     try:
-        async for part in parts:
-            if isinstance(part, Piece):
+        async for index, part in all_parts():
+            if isinstance(part, Begun):
+                if form.first_delta is not None:
+                    yield event(index, form.first_delta)
+            elif isinstance(part, Piece):
                 logprobs = form.logprobs(part.tokens, begun.tokenizer) if part.tokens else None
-                yield event(form.delta(part.text, logprobs))
-            elif isinstance(part, Done):
-                yield event(NO_DELTA[form.part], part.reason)
-                if wants_usage:
-                    yield _sent({**head, "choices": [], "usage": usage(part)})
+                yield event(index, form.delta(part.text, logprobs))
+            else:
+                done[index] = part
+                yield event(index, NO_DELTA[form.part], part.reason)
+        if wants_usage:
+            ends = [done[index] for index in sorted(done)]
+            yield _sent({**head, "choices": [], "usage": usage(ends, n_choices)})
     except LlmError as error:
-        yield _sent(openai_error(status_of(error), error.kind, str(error)))
+        status = status_of(error, "openai")
+        yield _sent(openai_error(status, error.kind, str(error), code=error.code))
+    except Unavailable as error:
+        yield _sent(openai_error(503, LlmRuntimeError.kind, UNAVAILABLE[type(error)]))
+    finally:
+        await parts.aclose()
     yield END_OF_STREAM
 
 

@@ -9,14 +9,15 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, LlmError
-from refllm.spin.server.jobs import Chat, Done, EmbeddingJob, Event, Job, TextEvent, TextJob
+from refllm.generate import Wishes
+from refllm.spin.server.jobs import Done, EmbeddingJob, Event, Job, Prompt, TextEvent, TextJob
 from refllm.spin.server.limits import Limits
 from refllm.spin.server.metrics import Metrics
 from refllm.spin.server.worker import Worker
@@ -28,17 +29,20 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRequest:
-    """A prompt, or a chat's messages, and how to continue it.
+    """A prompt, its token ids or a chat's messages, and how to continue it.
 
-    `seed` None is the server's own. With `n_likeliest` there are `Scores` before each token's text.
-    Where nobody looks before the end, `is_streamed` False saves the way from thread to thread for
-    each token.
+    `seed` None is the server's own. `wishes`, `is_echoed`, `is_message` and `n_likeliest` are those
+    of `TextJob`. With `is_streamed` False all events come at the end, which saves the way from
+    thread to thread for each token.
     """
 
     model: str
-    prompt: str | Chat
+    prompt: Prompt
     params: InferencingParams
     seed: int | None = None
+    wishes: Wishes | None = None
+    is_echoed: bool = False
+    is_message: bool = False
     n_likeliest: int | None = None
     is_streamed: bool = False
 
@@ -57,7 +61,7 @@ class Service:
         """What one request may cost."""
         return self.worker.limits
 
-    async def text(self, request: TextRequest) -> AsyncIterator[TextEvent]:
+    async def text(self, request: TextRequest) -> AsyncGenerator[TextEvent]:
         """A `Begun`, the text in parts, then a `Done`."""
         job_of = functools.partial(
             TextJob,
@@ -65,6 +69,9 @@ class Service:
             request.prompt,
             request.params,
             seed=request.seed,
+            wishes=request.wishes,
+            is_echoed=request.is_echoed,
+            is_message=request.is_message,
             n_likeliest=request.n_likeliest,
             is_streamed=request.is_streamed,
         )
@@ -72,9 +79,15 @@ class Service:
             assert isinstance(event, TextEvent)
             yield event
 
-    async def embed(self, model: str, texts: Sequence[str]) -> tuple[Floats, Done]:
-        """The vectors of the texts, float32 [N, D]."""
-        events = self._events(functools.partial(EmbeddingJob, model, texts))
+    async def embed(
+        self,
+        model: str,
+        texts: Sequence[str | Sequence[int]],
+        *,
+        max_tokens: int | None = None,
+    ) -> tuple[Floats, Done]:
+        """The vectors of the texts, or of their token ids, float32 [N, D]."""
+        events = self._events(functools.partial(EmbeddingJob, model, texts, max_tokens=max_tokens))
         vectors, done = [event async for event in events]
         assert isinstance(vectors, np.ndarray)
         assert isinstance(done, Done)

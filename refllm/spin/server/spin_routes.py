@@ -15,15 +15,17 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from refllm.api import U32_MAX, InferencingParams
+from refllm.api import U32_MAX, InferencingParams, InvalidInput
 from refllm.generate import Chunk
 from refllm.spin.server.answers import unless_gone
-from refllm.spin.server.jobs import Done, TextEvent
+from refllm.spin.server.jobs import Done, Echo, TextEvent
 from refllm.spin.server.service import Service, TextRequest
 
-__all__ = ["router_of"]
+__all__ = ["EmbedRequest", "InferRequest", "Options", "router_of"]
 
 DEFAULT = InferencingParams()
+
+WHOLE = f"a whole number from 0 to {U32_MAX}"
 
 U32 = Annotated[int, Field(ge=0, le=U32_MAX)]
 F32 = Annotated[float, Field(allow_inf_nan=False)]
@@ -38,22 +40,41 @@ class Strict(BaseModel):
 class Options(Strict):
     """The interface's six parameters."""
 
-    max_tokens: U32 = Field(default=DEFAULT.max_tokens, alias="maxTokens")
-    repeat_penalty: F32 = Field(default=DEFAULT.repeat_penalty, alias="repeatPenalty")
-    repeat_penalty_last_n_token_count: U32 = Field(
-        default=DEFAULT.repeat_penalty_last_n_token_count, alias="repeatPenaltyLastNTokenCount"
+    max_tokens: U32 = Field(default=DEFAULT.max_tokens, alias="maxTokens", description=WHOLE)
+    repeat_penalty: F32 = Field(
+        default=DEFAULT.repeat_penalty,
+        alias="repeatPenalty",
+        description="a number above 0, 1 is off",
     )
-    temperature: F32 = DEFAULT.temperature
-    top_k: U32 = Field(default=DEFAULT.top_k, alias="topK")
-    top_p: F32 = Field(default=DEFAULT.top_p, alias="topP")
+    repeat_penalty_last_n_token_count: U32 = Field(
+        default=DEFAULT.repeat_penalty_last_n_token_count,
+        alias="repeatPenaltyLastNTokenCount",
+        description=f"{WHOLE}, 0 is off",
+    )
+    temperature: F32 = Field(
+        default=DEFAULT.temperature, description="a number, 0 takes the likeliest token"
+    )
+    top_k: U32 = Field(default=DEFAULT.top_k, alias="topK", description=f"{WHOLE}, 0 is off")
+    top_p: F32 = Field(default=DEFAULT.top_p, alias="topP", description="a number, 1 is off")
+
+    def params(self) -> InferencingParams:
+        """Return the parameters. An `InvalidInput` names the key as the protocol does."""
+        params = InferencingParams(**self.model_dump())
+        try:
+            params.check()
+        except InvalidInput as error:
+            name, _, problem = str(error).partition(" ")
+            key = type(self).model_fields[name].alias or name
+            raise InvalidInput(f"options.{key} {problem}") from error
+        return params
 
 
 class InferRequest(Strict):
     """A prompt to be continued."""
 
-    model: str
-    prompt: str
-    options: Options = Options()
+    model: str = Field(description="text")
+    prompt: str = Field(description="text")
+    options: Options = Field(Options(), description="an object")
 
 
 class InferUsage(BaseModel):
@@ -73,8 +94,11 @@ class InferResponse(BaseModel):
 class EmbedRequest(Strict):
     """Texts to be embedded."""
 
-    model: str
-    input: list[str]
+    model: str = Field(description="text")
+    input: list[str] = Field(description="a list of texts")
+    max_tokens: Annotated[int, Field(ge=1, le=U32_MAX)] | None = Field(
+        default=None, alias="maxTokens", description="a whole number above 0, or left out"
+    )
 
 
 class EmbedUsage(BaseModel):
@@ -97,7 +121,7 @@ def router_of(service: Service) -> APIRouter:
     @router.post("/infer", response_model=InferResponse)
     async def infer(request: Request, body: InferRequest) -> Response:
         """The continuation of a prompt."""
-        params = InferencingParams(**body.options.model_dump())
+        params = body.options.params()
         asked = TextRequest(model=body.model, prompt=body.prompt, params=params)
         text, done = await unless_gone(request, _whole(service.text(asked)))
         usage = InferUsage(
@@ -108,7 +132,9 @@ def router_of(service: Service) -> APIRouter:
     @router.post("/embed", response_model=EmbedResponse)
     async def embed(request: Request, body: EmbedRequest) -> Response:
         """One vector for each text."""
-        vectors, done = await unless_gone(request, service.embed(body.model, body.input))
+        vectors, done = await unless_gone(
+            request, service.embed(body.model, body.input, max_tokens=body.max_tokens)
+        )
         usage = EmbedUsage(promptTokenCount=done.n_prompt_tokens)
         return JSONResponse({"embeddings": vectors.tolist(), "usage": usage.model_dump()})
 
@@ -119,4 +145,4 @@ async def _whole(events: AsyncIterator[TextEvent]) -> tuple[str, Done]:
     """The text of all parts, and what it took."""
     *chunks, done = [event async for event in events]
     assert isinstance(done, Done)
-    return "".join(chunk.text for chunk in chunks if isinstance(chunk, Chunk)), done
+    return "".join(chunk.text for chunk in chunks if isinstance(chunk, Chunk | Echo)), done
