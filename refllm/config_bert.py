@@ -179,7 +179,7 @@ def _from_hf(weights: Weights, ledger: Ledger | None) -> BertConfig:
 def _the_name(keys: Keys, name: str, *others: str) -> str:
     """Return the name that the file uses for a key; raise where it has two with two values."""
     used = [each for each in (name, *others) if each in keys]
-    if any(keys.get(each) != keys.get(used[0]) for each in used):
+    if any(keys.get(each) != keys.get(used[0]) for each in used[1:]):
         raise keys.error(used[0], f"and {used[1]} must be the same, and differ")
     return used[0] if used else name
 

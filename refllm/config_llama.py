@@ -22,8 +22,9 @@ __all__ = ["llama_config"]
 MOST_LAYERS = 4096
 MOST_HEADS = 65536
 MOST_WIDTH = 1 << 20
-# Beyond 2^20 positions `sin_cos` is not exact any more.
-MOST_CONTEXT = 1 << 20
+MOST_CONTEXT = 1 << 31
+# Beyond 2^20 positions `sin_cos` is not exact any more, so a longer context ends there.
+LONGEST_COMPUTED = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,16 @@ def llama_config(weights: Weights, *, ledger: Ledger | None = None) -> LlamaConf
             "key/value heads evenly"
         )
     _check_factors(config.rope_factors, config.rope_dim // 2, weights.path)
+    if config.rope_yarn is not None:
+        try:
+            config.rope_yarn.divisors(base=config.rope_theta, rope_dim=config.rope_dim)
+        except ArithmeticError as error:
+            base = "llama.rope.freq_base" if weights.source == "gguf" else "rope_theta"
+            raise LlmRuntimeError(
+                f"{weights.path}: YaRN has no frequencies for {base} = {config.rope_theta:g}, "
+                f"factor {config.rope_yarn.factor:g}, beta_fast {config.rope_yarn.beta_fast:g} and "
+                f"beta_slow {config.rope_yarn.beta_slow:g}"
+            ) from error
     if config.rope_dim % 2 or config.rope_dim > config.head_dim:
         raise LlmRuntimeError(
             f"{weights.path}: RoPE turns {config.rope_dim} of a head's {config.head_dim} elements; "
@@ -80,7 +91,7 @@ def _from_gguf(weights: Weights, ledger: Ledger) -> LlamaConfig:
     rope = _rope_of_gguf(keys, weights, n_ctx)
     config = LlamaConfig(
         n_vocab=Parameters(weights.path, weights.tensors).n_rows("token_embd.weight"),
-        n_ctx=n_ctx,
+        n_ctx=min(n_ctx, LONGEST_COMPUTED),
         n_embd=n_embd,
         n_layers=keys.integer("llama.block_count", most=MOST_LAYERS),
         n_heads=n_heads,
@@ -168,14 +179,17 @@ def _from_config_json(weights: Weights, ledger: Ledger) -> LlamaConfig:
             f"attention that sees fewer than the context's {n_ctx} tokens; only full attention "
             "is computed",
         )
-    if any(kind != "full_attention" for kind in keys.get("layer_types", [])):
+    layer_types = keys.get("layer_types", [])
+    if not isinstance(layer_types, list):
+        raise keys.error("layer_types", f"must be an array, is {layer_types!r:.80}")
+    if any(kind != "full_attention" for kind in layer_types):
         keys.refuse("layer_types", "layers without full attention")
     for key, suffixes in BIASES.items():
         _check_biases(keys, key, suffixes, weights)
     rope = _rope_of_config_json(keys, n_ctx, head_dim)
     config = LlamaConfig(
         n_vocab=Parameters(weights.path, weights.tensors).n_rows("token_embd.weight"),
-        n_ctx=n_ctx,
+        n_ctx=min(n_ctx, LONGEST_COMPUTED),
         n_embd=n_embd,
         n_layers=keys.integer("num_hidden_layers", most=MOST_LAYERS),
         n_heads=n_heads,

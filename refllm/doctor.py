@@ -22,6 +22,7 @@ anything. A finding's `check` is its name for programs, and stays the same from 
     vocabulary-sizes            tokenizer and network do not belong together
     chat-template               none, so a chat is written as Llama 2 was taught it; or one that no
                                 chat can use
+    bug                         refllm itself failed on a model; the others are examined
     rope-layout                 query and key rows in the other convention's order (to 1 GiB)
 """
 
@@ -195,7 +196,15 @@ def _models(root: Path) -> Iterator[Finding]:
         return
     yield from _missing_indices(root)
     for model in models:
-        yield from _model(model)
+        try:
+            yield from _model(model)
+        except Exception as error:  # noqa: BLE001 - the other models are examined all the same
+            yield Finding(
+                check="bug",
+                level="broken",
+                what=f"{model.path}: examining it failed with {error!r:.200}, a bug in refllm",
+                remedy="report it, with the file that it fails on",
+            )
 
 
 def _missing_indices(root: Path) -> Iterator[Finding]:

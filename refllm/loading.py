@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.bert import Activation, Bert, BertConfig
 from refllm.chat_template import LLAMA_2, chat_prompt, chat_template_of
 from refllm.config import bert_config, llama_config
+from refllm.export_names import hugging_face_name
 from refllm.kernels.elementwise import gelu
 from refllm.kernels.jit import use_threads
 from refllm.kernels.panels import Consumed
@@ -59,6 +61,7 @@ logger = logging.getLogger("refllm")
 # Texts go through the encoder in groups of about this many tokens, so that what comes of one layer
 # is still in the CPU's cache when the next one reads it. No bit depends on the grouping.
 GROUP_TOKENS = 512
+MOST_NAMED = 5  # tensors in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +357,12 @@ def load_path(
     n_bytes = sum(tensor.data.nbytes for tensor in weights.tensors.values())
     consumed = _releasing(n_bytes, progress)
     parameters = Parameters(
-        weights.path, weights.tensors, numerics, consumed, others=weights.others
+        weights.path,
+        weights.tensors,
+        numerics,
+        consumed,
+        others=weights.others,
+        spelling=partial(_file_s_name, weights),
     )
     model = build_model(path, weights, parameters, ledger=Ledger() if ledger is None else ledger)
     if progress is not None:
@@ -373,9 +381,18 @@ def account(path: Path) -> Ledger:
     ledger = Ledger(collecting=True)
     survey = Survey(weights.path, weights.tensors, others=weights.others)
     build_model(path, weights, survey, ledger=ledger)
-    for name in survey.missing:
-        ledger.mark_refused("tensors", name, "missing, and the network needs it")
+    missing = [_file_s_name(weights, name) for name in survey.missing]
+    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+    named = ", ".join(missing[:MOST_NAMED])
+    for name in missing:
+        reason = f"{weights.path}: lacks {named}{more}, which the network needs"
+        ledger.mark_refused("tensors", name, reason)
     return ledger
+
+
+def _file_s_name(weights: Weights, name: str) -> str:
+    """What a file of its kind calls the tensor `name`, whether it has it or not."""
+    return name if weights.source == "gguf" else hugging_face_name(weights.family, name)
 
 
 def build_model(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -28,7 +28,8 @@ class Parameters:
     `numerics` is what the matrices are for. `consumed` is told which rows of a tensor's data are
     not needed any more, as they are packed. `asked` collects the names of the tensors that the
     network asked for; what is left over is the caller's to account for. `others` says what the
-    tensors are that no network can ask for.
+    tensors are that no network can ask for. `spelling` gives the name of a missing tensor as the
+    model's files would have it.
     Errors: `LlmRuntimeError` naming the file and the tensor that is missing or misshapen.
     """
 
@@ -38,6 +39,7 @@ class Parameters:
     consumed: Consumed | None = None
     asked: set[str] = field(default_factory=set)
     others: Mapping[str, str] = field(default_factory=dict)
+    spelling: Callable[[str], str] = str
 
     def matrix(self, name: str, n_rows: int, n_columns: int) -> Matrix:
         """A weight matrix [N, D] to multiply with, in the file's own encoding.
@@ -96,7 +98,7 @@ class Parameters:
         """How many rows a matrix has, where only its own shape can tell."""
         self.asked.add(name)
         if name not in self.tensors or len(self.tensors[name].shape) != 2:
-            raise LlmRuntimeError(f"{self.path}: the matrix {name} is missing")
+            raise LlmRuntimeError(f"{self.path}: the matrix {self.spelling(name)} is missing")
         return self.tensors[name].shape[0]
 
     def _get(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -108,7 +110,7 @@ class Parameters:
                 f"for {list(shape)}"
             )
         if tensor is None:
-            raise LlmRuntimeError(f"{self.path}: the tensor {name} is missing")
+            raise LlmRuntimeError(f"{self.path}: the tensor {self.spelling(name)} is missing")
         if tensor.shape != shape:
             raise LlmRuntimeError(
                 f"{self.path}: the tensor {name} has the shape {list(tensor.shape)}, "

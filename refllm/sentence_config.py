@@ -211,8 +211,8 @@ def _limits(folder: Path, ledger: Ledger) -> tuple[int | None, bool]:
             keys = Keys(path, values, ledger=ledger, where=name, by="tokenizer")
             limit = None
             if "max_seq_length" in keys:
-                limit = keys.integer("max_seq_length", most=MOST_TOKENS)
-            keys.get("max_seq_length")
+                # A caller may ask for it; it cuts no text by itself, so the ledger's table has it.
+                limit = Keys(path, values).integer("max_seq_length", most=MOST_TOKENS)
             lower = keys.flag("do_lower_case", default=False)
             keys.account(TRANSFORMER_CONFIG, unknown="warn")
             return limit, lower

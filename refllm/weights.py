@@ -230,6 +230,12 @@ def _open_file_or_folder(path: Path) -> Weights:
     if len(gguf_files) == 1 or are_one:
         return open_gguf(gguf_files[0])
     found = f"{len(gguf_files)} .gguf files: name one" if gguf_files else "no .gguf file"
+    module = next((each.name for each in sorted(path.glob("0_*")) if each.is_dir()), None)
+    if module is not None:
+        raise ModelNotSupported(
+            f"{path}: a sentence-transformers model whose first module is in the folder {module}; "
+            "of a Transformer, move that folder's files up beside modules.json"
+        )
     pickled = next((name for name in PICKLED if (path / name).exists()), None)
     if pickled is not None:
         found += f"; {pickled} must be converted to safetensors first (save_pretrained)"

@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 from refllm import doctor
 from refllm.cli import app
 from refllm.doctor import Finding, examine
+from refllm.loading import load_tokenizer
+from refllm.tokenizer_base import Tokenizer
 from tests.model_files import (
     tiny_bert_folder,
     tiny_llama_folder,
@@ -287,8 +289,28 @@ def test_every_diagnosis_is_tested_and_none_is_unnamed() -> None:
         for name in line[4:31].split(",")
         if name.strip()
     }
-    tested = {check for check, *_ in BROKEN} | {"cpu", "kernel-cache", "model", "rope-layout"}
+    own = {"bug", "cpu", "kernel-cache", "model", "rope-layout"}
+    tested = {check for check, *_ in BROKEN} | own
     assert documented == tested
+
+
+def test_the_other_models_are_examined_where_refllm_fails_on_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = load_tokenizer
+
+    def fails_on_the_llama(path: Path) -> Tokenizer:
+        if path == llama(project):
+            raise RuntimeError("harmless")
+        return real(path)
+
+    monkeypatch.setattr("refllm.doctor.load_tokenizer", fails_on_the_llama)
+    found = findings(project)
+    [bug] = [finding for finding in found if finding.check == "bug"]
+    assert bug.level == "broken"
+    assert "harmless" in bug.what
+    [well] = [finding for finding in found if finding.check == "model"]
+    assert well.what.startswith("tiny-bert")
 
 
 def test_kernels_that_can_be_kept_nowhere_are_a_warning(

@@ -30,6 +30,8 @@ MODULES: Known = {
 
 # sentence_bert_config.json, and the same file under an older name.
 TRANSFORMER_CONFIG: Known = {
+    "max_seq_length": "the tokenizer's own limit cuts a text, as in Spin; a caller cuts as "
+    "sentence-transformers does by max_tokens=model.max_seq_length",
     "transformer_task": MustBe(
         ("feature-extraction",), "the head of another task; refllm computes an encoder's tokens"
     ),
