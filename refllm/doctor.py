@@ -277,11 +277,10 @@ def _contents(model: FoundModel, weights: Weights) -> Iterator[Finding]:
         else:
             sentence_config(weights, n_embd=bert_config(weights).n_embd)
             n_vocab = Parameters(weights.path, weights.tensors).n_rows("token_embd.weight")
-    except ModelNotSupported:  # said by the accounting
-        pass
     except LlmError as error:
-        remedy = f"fetch {model.path} again"
-        yield Finding(check="bad-config", level="broken", what=str(error), remedy=remedy)
+        if not isinstance(error, ModelNotSupported):  # which the accounting finds
+            remedy = f"fetch {model.path} again"
+            yield Finding(check="bad-config", level="broken", what=str(error), remedy=remedy)
     try:
         n_tokens = load_tokenizer(model.path).n_vocab
     except LlmError as error:

@@ -69,6 +69,14 @@ def folder_with(folder: Path, extra: Mapping[str, object]) -> Path:
     return tiny_llama_folder(folder / "tiny", config=extra)
 
 
+def strict_verdict(path: Path, name: str) -> str:
+    """What becomes of the tensor or key when the model is loaded by a strict engine."""
+    ledger = Ledger(strict=True)
+    load_path(path, ledger=ledger)
+    [verdict] = [entry.verdict for entry in ledger.entries if entry.name == name]
+    return verdict
+
+
 class TestKeysOfAGguf:
     @pytest.mark.parametrize(
         ("key", "value"),
@@ -93,13 +101,15 @@ class TestKeysOfAGguf:
     def test_the_value_that_is_computed_is_allowed(
         self, key: str, value: object, tmp_path: Path
     ) -> None:
-        load_path(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata={key: value}))
+        path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata={key: value})
+        assert strict_verdict(path, key) == "used"
 
     @pytest.mark.parametrize(
         "key", [key for key in irrelevant(LLAMA_GGUF, ANY_GGUF) if key != "general.alignment"]
     )
     def test_an_irrelevant_key_is_allowed(self, key: str, tmp_path: Path) -> None:
-        load_path(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata={key: 1}))
+        path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata={key: 1})
+        assert strict_verdict(path, key) == "irrelevant"
 
     @pytest.mark.parametrize("key", ["llama.unheard_of", "llama.attention.unheard_of"])
     def test_a_key_that_no_table_lists_is_refused_by_name(self, key: str, tmp_path: Path) -> None:
@@ -151,7 +161,7 @@ class TestKeysOfConfigJson:
 
     @pytest.mark.parametrize("key", irrelevant(LLAMA_CONFIG, ANY_CONFIG))
     def test_an_irrelevant_key_is_allowed(self, key: str, tmp_path: Path) -> None:
-        load_path(folder_with(tmp_path, {key: 1}), ledger=Ledger(strict=True))
+        assert strict_verdict(folder_with(tmp_path, {key: 1}), key) == "irrelevant"
 
     def test_a_key_that_no_table_lists_is_a_warning_once(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -177,7 +187,7 @@ class TestKeysOfConfigJson:
         folder = folder_with(tmp_path, {})
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"unheard_of": None}))
-        load_path(folder, ledger=Ledger(strict=True))
+        assert strict_verdict(folder, "unheard_of") == "irrelevant"
 
     def test_an_unknown_key_of_the_stretch_is_named_with_its_object(self, tmp_path: Path) -> None:
         scaling = {"rope_type": "linear", "factor": 2.0, "unheard_of": 3}
@@ -270,7 +280,8 @@ class TestTensors:
     @pytest.mark.parametrize("pattern", IRRELEVANT_TENSORS)
     def test_an_irrelevant_tensor_is_allowed(self, pattern: str, tmp_path: Path) -> None:
         name = example_of(pattern)
-        load_path(tiny_llama_gguf(tmp_path / "tiny.gguf", tensors={name: NUMBERS}))
+        path = tiny_llama_gguf(tmp_path / "tiny.gguf", tensors={name: NUMBERS})
+        assert strict_verdict(path, name) == "irrelevant"
 
     def test_the_first_five_are_named_and_all_are_counted(self, tmp_path: Path) -> None:
         names = [f"unheard_of.{i}" for i in range(7)]
