@@ -411,8 +411,8 @@ def sample(
     """One token drawn from logits float32 [V] with the random number `u` in [0, 1).
 
     `previous_tokens` are the prompt's and the generated ones, oldest first; the last `n_drawn` of
-    them are those that OpenAI's penalties count. `step` is only kept in the result, for a caller that
-    reads it.
+    them are those that OpenAI's penalties count. `step` is only kept in the result, for a
+    caller that reads it.
 
     Errors: `InvalidInput` names an unusable parameter or an unknown profile; `LlmRuntimeError` a
     logit that is not finite (with its token id), a previous token outside the vocabulary, and
