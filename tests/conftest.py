@@ -78,8 +78,9 @@ class _Compilations(logging.Handler):
             self._terminal.write(f"\n{record.getMessage()}")
             self._terminal.flush()
 
-    def close(self) -> None:
-        super().close()
+    def end(self) -> None:
+        """Close the terminal; `close` is called by whatever configures logging in a test, too."""
+        self.close()
         self._terminal.close()
 
 
@@ -97,7 +98,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Close what `pytest_configure` opened."""
     logging.getLogger("refllm.kernels").removeHandler(config.stash[COMPILATIONS])
-    config.stash[COMPILATIONS].close()
+    config.stash[COMPILATIONS].end()
 
 
 @pytest.fixture(scope="session")
