@@ -18,14 +18,7 @@ from refllm.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 from tests.model_files import tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
 from tests.sentence_folders import pooling, write_sentence_folder
 from tests.token_cases import llama_json
-from tests.vocabularies import USER_DEFINED, bpe_metadata, spm_toy
-
-
-def test_a_user_defined_token_of_a_sentencepiece_gguf_is_cut_out_as_by_llama_cpp() -> None:
-    turns = (("<|im_start|>", USER_DEFINED), ("<|im_end|>", USER_DEFINED))
-    metadata = spm_toy(*turns) | {"tokenizer.ggml.bos_token_id": 1}
-    tokenizer = tokenizer_from_gguf(metadata, path=Path("chatml.gguf"))
-    assert tokenizer.encode("<|im_start|>hi<|im_end|>") == [1, 286, 259, 267, 268, 287]
+from tests.vocabularies import bpe_metadata
 
 
 @pytest.mark.parametrize(

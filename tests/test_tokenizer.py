@@ -174,6 +174,13 @@ def test_a_user_defined_piece_is_never_split_and_has_text() -> None:
     assert tokenizer.decode(ids) == "a<tool>b"
 
 
+def test_a_user_defined_token_of_a_sentencepiece_gguf_is_cut_out_as_by_llama_cpp() -> None:
+    turns = (("<|im_start|>", USER_DEFINED), ("<|im_end|>", USER_DEFINED))
+    metadata = spm_toy(*turns) | {"tokenizer.ggml.bos_token_id": 1}
+    tokenizer = tokenizer_from_gguf(metadata, path=Path("chatml.gguf"))
+    assert tokenizer.encode("<|im_start|>hi<|im_end|>") == [1, 286, 259, 267, 268, 287]
+
+
 def test_no_space_begins_the_text_where_the_file_says_so() -> None:
     metadata = {**spm_toy(), "tokenizer.ggml.add_space_prefix": False}
     tokenizer = tokenizer_from_gguf(metadata, path=TOY)

@@ -20,6 +20,7 @@ from tests.vocabularies import (
     CONTROL,
     NORMAL,
     UNKNOWN,
+    UNUSED,
     USER_DEFINED,
     bert_like_json,
     bert_toy,
@@ -384,6 +385,15 @@ def unigram_metadata(**keys: object) -> dict[str, object]:
 GGUFS: dict[str, Callable[[], dict[str, object]]] = {
     "im_end typed NORMAL": lambda: spm_toy(("<|im_end|>", NORMAL)),
     "im_end typed USER_DEFINED": lambda: spm_toy(("<|im_end|>", USER_DEFINED)),
+    "turns typed USER_DEFINED": lambda: spm_toy(*each(USER_DEFINED, "<|x|>", "<|y|>", "<tool>")),
+    "a user-defined token beside a control token": lambda: spm_toy(
+        ("<|x|>", CONTROL), ("<|x|>user", USER_DEFINED), (" <|y|>", USER_DEFINED), ("b<", CONTROL)
+    ),
+    "a user-defined token that has spaces": lambda: spm_toy(
+        ("▁▁", USER_DEFINED), ("\n", USER_DEFINED), ("ab", UNUSED), ("▁<tool>", USER_DEFINED)
+    ),
+    "unused tokens": lambda: spm_toy(("ab", UNUSED), ("▁a", UNUSED), ("<tool>", UNUSED)),
+    "unigram with user-defined tokens": lambda: with_types(unigram_metadata(), t11=USER_DEFINED),
     "im_end typed CONTROL": lambda: spm_toy(("<|im_end|>", CONTROL)),
     "every spelling typed NORMAL": lambda: bpe_case(*each(NORMAL, *ENDS)),
     "Gemma 4": lambda: spm_toy(*each(CONTROL, "<|tool_response>", "<turn|>")),
