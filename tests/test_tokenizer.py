@@ -170,8 +170,8 @@ def test_the_longest_special_token_wins() -> None:
 def test_a_user_defined_piece_is_never_split_and_has_text() -> None:
     tokenizer = tokenizer_from_gguf(spm_toy(("<tool>", USER_DEFINED)), path=TOY)
     ids = tokenizer.encode("a<tool>b", parse_special=False)
-    assert [tokenizer.piece(token_id) for token_id in ids] == ["<s>", "▁", "a", "<tool>", "b"]
-    assert tokenizer.decode(ids) == "a<tool>b"
+    assert [tokenizer.piece(token_id) for token_id in ids] == ["<s>", "▁", "a", "<tool>", "▁", "b"]
+    assert tokenizer.decode(ids) == "a<tool> b"
 
 
 def test_a_user_defined_token_of_a_sentencepiece_gguf_is_cut_out_as_by_llama_cpp() -> None:

@@ -15,6 +15,8 @@ __all__ = [
     "GGUF_BERT_TOKENIZER",
     "GGUF_LLAMA_TOKENIZER",
     "GGUF_TOKENIZER",
+    "NO_PADDING",
+    "PLACEHOLDER",
     "SPECIAL_TOKENS_MAP",
     "TOKENIZER_CONFIG",
     "TOKENIZER_JSON",
@@ -71,6 +73,9 @@ GGUF_BERT_TOKENIZER: Known = {
 }
 """Keys of a vocabulary of the kind bert."""
 
+NO_PADDING = "a text's ids never depend on other texts, so nothing is padded"
+PLACEHOLDER = "names a token that the vocabulary lacks, so the network has no row for it"
+
 SPECIAL_TOKENS_MAP: Known = {
     "extra_special_tokens": "no tokens besides the added ones",
 }
@@ -98,7 +103,7 @@ TOKENIZER_CONFIG: Known = {
     "max_length": "the tokenizer.json's own truncation holds, as in Spin",
     "truncation*": "an option of transformers' calls; the tokenizer.json's own truncation holds",
     "stride": "an option of transformers' calls, for texts that are cut into several",
-    "pad*": "a text's ids never depend on other texts, so nothing is padded",
+    "pad*": NO_PADDING,
     "model_input_names": "which arrays transformers returns beside the ids",
     "return_token_type_ids": "which arrays transformers returns beside the ids",
     "name_or_path": "where the files came from",
@@ -110,6 +115,8 @@ TOKENIZER_CONFIG: Known = {
     "fast_tokenizer_files": MustBe(
         ([],), "other tokenizer files for other versions of transformers; keep one tokenizer.json"
     ),
+    "vocab_size": "the vocabulary's own size counts; transformers 5.24 reads it nowhere",
+    "unk_id": "beside a tokenizer.json transformers 5.24 does not use it; the model there rules",
     "is_local": PYTHON,
     "local_files_only": PYTHON,
     "files_loaded": PYTHON,
@@ -154,7 +161,7 @@ TOKENIZER_CONFIG: Known = {
 GENERATION_CONFIG: Known = {
     "_from_model_config": "where transformers took the file's values from",
     "transformers_version": "which version of transformers wrote the file",
-    "pad_token_id": "a text's ids never depend on other texts, so nothing is padded",
+    "pad_token_id": NO_PADDING,
     "decoder_start_token_id": "begins the text of a decoder beside an encoder",
     "forced_bos_token_id": MustBe((), "a token that is forced; the interface has no such option"),
     "forced_eos_token_id": MustBe((), "a token that is forced; the interface has no such option"),
