@@ -94,6 +94,15 @@ REFUSED = {
     "roberta: add_prefix_space": "a step that GGUF has not",
     "gpt2: add_prefix_space": "a step that GGUF has not",
     "qwen: NFC": "names no token that ends a text, and llama.cpp would take ',' for one",
+    **dict.fromkeys(
+        [
+            *("xlm-roberta: no space first", "xlm-roberta: cut at white space"),
+            "camembert: no space first",
+        ],
+        "not the steps of a SentencePiece unigram model",
+    ),
+    "codellama: add_prefix_space": "its merges are not those of a SentencePiece model",
+    "codellama: no space first": "its merges are not those of a SentencePiece model",
     "llama: the map wins": "its merges are not those of a SentencePiece model",
     "llama: add_bos_token false": "its merges are not those of a SentencePiece model",
     **{

@@ -68,7 +68,8 @@ def test_special_tokens_have_the_names_that_transformers_gives_them(
     theirs = PEERS[case]["special_tokens"]
     config = FOLDERS[case].get("tokenizer_config.json", {})
     assert isinstance(config, Mapping)
-    named = {name for name in config if name.endswith("_token") and name in theirs}
+    placeholders = {"fill_token", "prefix_token"}  # transformers makes tokens of them
+    named = {name for name in config if name.endswith("_token") and name in theirs} - placeholders
     ours = load(tmp_path, FOLDERS[case]).special_tokens
     assert {name: ours[name] for name in named} == {name: theirs[name] for name in named}
 

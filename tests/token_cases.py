@@ -13,7 +13,16 @@ from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from tests.model_files import write_tokenizer_model
 from tests.vocabularies import (
@@ -169,6 +178,44 @@ def model_case(config: Mapping[str, object], **more: object) -> Files:
     }
 
 
+def xlmr_json(*, splits: bool = False) -> dict[str, Any]:
+    """`UNIGRAM` in bge-m3's kind of tokenizer.json, or cut at white space first, as XLM-R's."""
+    tokens = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *UNIGRAM]
+    library = Tokenizer(models.Unigram([*tokens, ("<mask>", 0.0)], unk_id=3))
+    collapse = normalizers.Replace(Regex(" {2,}"), " ")
+    table = normalizers.Precompiled(bytes(charsmap()))
+    library.normalizer = normalizers.Sequence([table, collapse])
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    library.pre_tokenizer = metaspace
+    if splits:
+        white = pre_tokenizers.WhitespaceSplit()
+        library.pre_tokenizer = pre_tokenizers.Sequence([white, metaspace])
+    library.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    library.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
+    library.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False)])
+    library.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    document: dict[str, Any] = json.loads(library.to_str())
+    return document
+
+
+def xlmr_case(name: str, *, splits: bool = False, **config: object) -> Files:
+    """XLM-R's kind of tokenizer.json beside a tokenizer_config.json of the class."""
+    kind = {"XLMRobertaTokenizer": "xlm-roberta", "CamembertTokenizer": "camembert"}
+    return {
+        "tokenizer.json": xlmr_json(splits=splits),
+        "config.json": {"model_type": kind[name]},
+        "tokenizer_config.json": {"tokenizer_class": name, **config},
+    }
+
+
+CODE_LLAMA: dict[str, object] = {
+    "tokenizer_class": "CodeLlamaTokenizer",
+    "fill_token": "<FILL_ME>",
+    "prefix_token": "▁<PRE>",
+    "legacy": None,
+}
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -266,6 +313,8 @@ FOLDERS: dict[str, Files] = {
         "config.json": {"model_type": "xlm-roberta"},
         "tokenizer_config.json": {"tokenizer_class": "XLMRobertaTokenizer"},
     },
+    "codellama: add_prefix_space": llama_case({**CODE_LLAMA, "add_prefix_space": True}),
+    "codellama: no space first": llama_case({**CODE_LLAMA, "add_prefix_space": False}),
     "qwen: NFC": {
         "tokenizer.json": nfc_json(),
         "tokenizer_config.json": FAST,
@@ -381,6 +430,14 @@ def unigram_metadata(**keys: object) -> dict[str, object]:
         }
     )
 
+
+FOLDERS |= {
+    "xlm-roberta: add_prefix_space": xlmr_case("XLMRobertaTokenizer", add_prefix_space=True),
+    "xlm-roberta: no space first": xlmr_case("XLMRobertaTokenizer", add_prefix_space=False),
+    "xlm-roberta: cut at white space": xlmr_case("XLMRobertaTokenizer", splits=True),
+    "camembert: add_prefix_space": xlmr_case("CamembertTokenizer", add_prefix_space=True),
+    "camembert: no space first": xlmr_case("CamembertTokenizer", add_prefix_space=False),
+}
 
 GGUFS: dict[str, Callable[[], dict[str, object]]] = {
     "im_end typed NORMAL": lambda: spm_toy(("<|im_end|>", NORMAL)),

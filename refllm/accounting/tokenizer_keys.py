@@ -81,6 +81,10 @@ SPECIAL_TOKENS_MAP: Known = {
 }
 
 NO_IDS = "changes no ids"
+OTHER_CLASS = (
+    "not computed for this tokenizer_class, if transformers 5.24 uses it there: the tokenizer.json "
+    "decides, as in Spin, which reads nothing else"
+)
 PYTHON = "about Python objects, not about ids"
 
 TOKENIZER_CONFIG: Known = {
@@ -143,14 +147,14 @@ TOKENIZER_CONFIG: Known = {
     "trim_offsets": "moves offsets, and no ids",
     "add_bos_token": "beside a tokenizer.json transformers 5.24 drops it; the post-processor rules",
     "add_eos_token": "beside a tokenizer.json transformers 5.24 drops it; the post-processor rules",
-    "do_lower_case": "transformers 5.24 ignores it for this tokenizer_class",
-    "strip_accents": "transformers 5.24 ignores it for this tokenizer_class",
-    "tokenize_chinese_chars": "transformers 5.24 ignores it for this tokenizer_class",
-    "add_prefix_space": "transformers 5.24 ignores it for this tokenizer_class",
-    "legacy": "transformers 5.24 ignores it for this tokenizer_class",
-    "keep_accents": "transformers 5.24 ignores it for this tokenizer_class",
-    "do_lowercase": "transformers 5.24 ignores it for this tokenizer_class",
-    "remove_space": "transformers 5.24 ignores it for this tokenizer_class",
+    "do_lower_case": OTHER_CLASS,
+    "strip_accents": OTHER_CLASS,
+    "tokenize_chinese_chars": OTHER_CLASS,
+    "add_prefix_space": OTHER_CLASS,
+    "legacy": OTHER_CLASS,
+    "keep_accents": OTHER_CLASS,
+    "do_lowercase": OTHER_CLASS,
+    "remove_space": OTHER_CLASS,
     "image_token*": "a model of texts alone is given no images",
     "audio_token*": "a model of texts alone is given no sounds",
     "video_token*": "a model of texts alone is given no videos",
