@@ -13,10 +13,8 @@ from refllm.accounting.ledger import Ledger
 from refllm.api import LlmError
 from refllm.doctor import examine
 from refllm.loading import account, load_path
-from refllm.tokenizer import tokenizer_from_gguf
 from tests.model_files import tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
 from tests.sentence_folders import pooling, write_sentence_folder
-from tests.vocabularies import bpe_metadata
 
 
 @pytest.mark.parametrize(
@@ -42,11 +40,6 @@ def test_a_limit_that_cuts_no_text_is_not_recorded_as_used(tmp_path: Path) -> No
     entry = next(e for e in account(folder).entries if e.name == "max_seq_length")
     is_cut = len(model.tokenize([text]).token_ids[0]) == 8  # type: ignore[union-attr]
     assert is_cut or entry.verdict != "used"
-
-
-@pytest.mark.parametrize("pre", ["deepseek-llm", "seed-coder"])
-def test_words_of_published_llamas_are_known(pre: str) -> None:
-    tokenizer_from_gguf(bpe_metadata(pre=pre), path=Path("llama.gguf"))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from tests.token_cases import (
     FAST,
     FOLDERS,
     GGUFS,
+    WORD_RULES,
     Files,
     bert_case,
     llama_case,
@@ -252,7 +253,8 @@ def test_gguf_special_tokens_have_names() -> None:
 
 
 def test_recorded_values_are_of_the_cases_that_there_are() -> None:
-    assert peer_values("tokens").keys() == FOLDERS.keys() | GGUFS.keys()
+    words = {f"words: {pre}" for pre in WORD_RULES}
+    assert peer_values("tokens").keys() == FOLDERS.keys() | GGUFS.keys() | words
     assert json.dumps(nfc_json())  # the cases are JSON
 
 

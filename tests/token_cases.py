@@ -1,6 +1,7 @@
 """Tokenizers whose right ids other libraries give; `tools/peer_values/tokens.py` records them.
 
 FOLDERS    name to a model's folder: its files; AutoTokenizer of transformers reads them
+WORD_RULES names of rules by which llama.cpp cuts words; `words_metadata` makes a vocabulary
 GGUFS      name to the metadata of a GGUF file; llama.cpp reads them
 """
 
@@ -22,6 +23,7 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
     processors,
+    trainers,
 )
 
 from tests.model_files import write_tokenizer_model
@@ -46,8 +48,11 @@ __all__ = [
     "GGUFS",
     "TEXTS",
     "UNIGRAM",
+    "WORD_RULES",
+    "WORD_TEXTS",
     "charsmap",
     "unigram_metadata",
+    "words_metadata",
     "write_folder",
 ]
 
@@ -438,6 +443,47 @@ FOLDERS |= {
     "camembert: add_prefix_space": xlmr_case("CamembertTokenizer", add_prefix_space=True),
     "camembert: no space first": xlmr_case("CamembertTokenizer", add_prefix_space=False),
 }
+
+# Texts that rules for words cut in other ways, and rules for which llama.cpp's ids are recorded.
+WORD_TEXTS = (
+    "I'LL we're Straße HelloWorld HTTPServer été e\u0301e x's y'D",
+    "a1 1234567 12 3.14 v1234 1a2b 12,345.67",
+    "日本語 漢字かな カタカナ 한국어 ไทย Привет，世界。 中文abc ａｂ！",
+    "a  b    c \n\n d\n  \te\r\n f   ",
+    'f(x) -> {a/b}//c; "q"!? ...\n--_x $5 €👍🏽 …“z”',
+    "IMGIMGABZ <sentinel:3> a b c d1 e  f\n",
+)
+WORD_RULES = (
+    *("bailingmoe", "chameleon", "deepseek-llm", "exaone-moe", "jais-2", "kimi-k2", "laguna"),
+    *("minicpm5", "seed-coder", "spark2_5", "superbpe", "ufakzeka", "youtu"),
+)
+
+
+def words_metadata(pre: str) -> dict[str, object]:
+    """GGUF metadata with a token for each long part of `WORD_TEXTS`, so that ids show each cut."""
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, show_progress=False, initial_alphabet=alphabet, min_frequency=1
+    )
+    parts = [text[i : i + n] for text in WORD_TEXTS for n in (2, 3, 5, 9) for i in range(len(text))]
+    library.train_from_iterator(parts, trainer)
+    model = json.loads(library.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    return wire(
+        {
+            "model": "gpt2",
+            "pre": pre,
+            "tokens": tokens,
+            "token_type": [NORMAL] * len(tokens),
+            "merges": [" ".join(pair) for pair in model["merges"]],
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "add_bos_token": False,
+        }
+    )
+
 
 GGUFS: dict[str, Callable[[], dict[str, object]]] = {
     "im_end typed NORMAL": lambda: spm_toy(("<|im_end|>", NORMAL)),
