@@ -261,6 +261,7 @@ def test_recorded_values_are_of_the_cases_that_there_are() -> None:
 @pytest.mark.parametrize(
     "config",
     [
+        {"use_fast": True, "revision": "main", "max_seq_length": 512},
         {"vocab_size": 49152},  # SmolLM2, Granite Code
         {"unk_id": 0},  # what transformers 5.24 saves of a sentencepiece.bpe.model
     ],
