@@ -73,6 +73,7 @@ class Pieces:
         scheme: Where it is put, as `refllm.vocab_options.prepend_scheme`; None for Llama's own
             way, before each stretch of text between special tokens, even before a space.
         flags: How added tokens are found that take spaces with them, or are none inside a word.
+        mergeable: The types of tokens that merges can give.
     """
 
     vocabulary: Vocabulary
@@ -80,6 +81,7 @@ class Pieces:
     adds_space: bool
     scheme: str | None = None
     flags: Mapping[str, AddedToken] = field(default_factory=dict)
+    mergeable: frozenset[TokenType] = MERGEABLE
 
     @property
     def unknown(self) -> str | None:
@@ -95,7 +97,8 @@ def pieces_of_gguf(keys: GgufKeys) -> Pieces:
     vocabulary = read_vocabulary(keys)
     scores = read_scores(keys, len(vocabulary.tokens))
     adds_space = keys.flag("add_space_prefix", default=True)
-    return Pieces(vocabulary, scores, adds_space)
+    mergeable = MERGEABLE | {TokenType.UNUSED}
+    return Pieces(vocabulary, scores, adds_space, mergeable=mergeable)
 
 
 def pieces_of_model(path: Path) -> Pieces:
@@ -225,7 +228,7 @@ def merges_of(pieces: Pieces) -> Iterator[tuple[str, str]]:
     from the left by SentencePiece, and here by the shorter left half: only a text such as "aaaa",
     whose pieces overlap with themselves, can tell.
     """
-    ids = pieces.vocabulary.ids_of(MERGEABLE)
+    ids = pieces.vocabulary.ids_of(pieces.mergeable)
     for token, _ in sorted(ids.items(), key=lambda item: (-pieces.scores[item[1]], item[1])):
         halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         yield from (pair for pair in halves if pair[0] in ids and pair[1] in ids)
@@ -234,7 +237,7 @@ def merges_of(pieces: Pieces) -> Iterator[tuple[str, str]]:
 def _check_letters(pieces: Pieces) -> None:
     """SentencePiece merges a letter that is no token itself, a tokenizer.json cannot."""
     normal = pieces.vocabulary.ids_of({TokenType.NORMAL})
-    letters = set(pieces.vocabulary.ids_of(MERGEABLE))
+    letters = set(pieces.vocabulary.ids_of(pieces.mergeable))
     for token in normal:
         missing = next((letter for letter in token if letter not in letters), None)
         if missing is not None:

@@ -31,7 +31,6 @@ from refllm.accounting.tokenizer_keys import (
     GGUF_BERT_TOKENIZER,
     GGUF_LLAMA_TOKENIZER,
     GGUF_TOKENIZER,
-    TOKENIZER_CONFIG,
 )
 from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.tokenizer_base import TextStream, Tokenizer
@@ -171,7 +170,7 @@ def tokenizer_from_folder(folder: Path, ledger: Ledger | None = None) -> Tokeniz
         json_tokenizer = _json_tokenizer(
             source if changed == document else json.dumps(changed), path, files
         )
-        account_for_document(document, json_tokenizer, ledger)
+        account_for_document(document, changed, json_tokenizer, ledger)
         tokenizer = json_tokenizer
     else:
         files = read_folder_files(folder, ledger)
@@ -180,7 +179,7 @@ def tokenizer_from_folder(folder: Path, ledger: Ledger | None = None) -> Tokeniz
         else:
             made = document_from_vocabulary(path, files)
             tokenizer = _json_tokenizer(json.dumps(made), path, files)
-    files.config.account(TOKENIZER_CONFIG, unknown="warn")
+    files.account()
     return tokenizer
 
 
@@ -203,7 +202,7 @@ def _document(source: str) -> dict[str, Any]:
 def _json_tokenizer(source: str, path: Path, files: FolderFiles) -> JsonTokenizer:
     tokenizer = JsonTokenizer(source, path, added=files.added)
     tokens = tokenizer.tokens()
-    files.check_named(tokens, path)
+    files = files.with_known(tokens, path)
     files.check_ids(tokenizer.n_vocab)
     special = _ends(files, tokens, bos_id=tokenizer.bos_id, spelled=tokenizer.eos_ids)
     tokenizer.declare(special, _special_tokens(files, special, tokenizer, tokenizer.unknown))
@@ -253,7 +252,7 @@ def _load_model(path: Path, files: FolderFiles | None = None) -> SentencePieceTo
         return alone
     vocabulary, added = _with_added(own_vocabulary, files)
     tokens = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
-    files.check_named(tokens, path)
+    files = files.with_known(tokens, path)
     files.check_ids(len(tokens))
     special = _ends(
         files, tokens, bos_id=own.bos_id, spelled=ends_of_generation(tokens, named=own.eos_ids)
@@ -296,7 +295,7 @@ def _with_added(
         next_id = ids.get(content, len(tokens))
         token_id = next_id if one.token_id is None else one.token_id
         if content not in ids and one.must_exist:
-            continue  # a named token that the vocabulary lacks: `check_named` raises
+            continue  # a named token that the vocabulary lacks: see `with_known`
         if token_id > len(tokens) or ids.get(content, token_id) != token_id:
             raise LlmRuntimeError(
                 f"{one.path}: {one.key} gives the token {content!r:.80} the id {token_id}, but in "

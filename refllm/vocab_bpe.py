@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from refllm.api import ModelNotSupported
 from refllm.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from refllm.tokenizer_base import library_errors
 from refllm.vocab_gguf import GgufKeys, read_special_ids, read_special_tokens, read_vocabulary
@@ -92,7 +93,11 @@ def bpe_from_gguf(keys: GgufKeys) -> BytePairTokenizer:
     name = keys.text("pre", default="default")
     if name not in PRE_TOKENIZERS:
         known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise keys.error("pre", f"is {name!r}, which is not one of those known: {known}")
+        raise ModelNotSupported(
+            f"{keys.path}: {keys.prefix}pre = {name!r:.80} is not supported: this rule for words "
+            f"is not computed, those that are computed are {known}; take the model's folder "
+            "instead, whose tokenizer.json has the rule itself"
+        )
     pre_tokenizer = PRE_TOKENIZERS[name]
     vocabulary = read_vocabulary(keys)
     _check_bytes(keys, vocabulary)

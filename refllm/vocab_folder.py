@@ -14,13 +14,16 @@ Where files disagree, what `AutoTokenizer` of transformers 5.24.0 does decides:
 - A token that a file names as special is one, whatever the vocabulary has it as.
 
 Where transformers adds a token that the files name as special and the vocabulary lacks, with an id
-that no file has, a named one is an error here. Those of `additional_special_tokens` and
-`extra_special_tokens` have no names, and are added after the last one, as by transformers.
+that no file has, one that texts need (bos, eos, unk, sep, cls, mask) is an error here. Any other
+named one is left out: a pad, since nothing is padded, and a placeholder such as CodeLlama's
+`fill_token`. Those of `additional_special_tokens` and `extra_special_tokens` have no names, and are
+added after the last one, as by transformers.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,13 +34,21 @@ from tokenizers import AddedToken
 
 from refllm.accounting.keys import Keys
 from refllm.accounting.ledger import Ledger
-from refllm.accounting.tokenizer_keys import GENERATION_CONFIG
+from refllm.accounting.tokenizer_keys import (
+    GENERATION_CONFIG,
+    NO_PADDING,
+    PLACEHOLDER,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+)
 from refllm.api import LlmRuntimeError
 
 __all__ = ["Added", "FolderFiles", "Named", "read_file", "read_folder_files", "read_json"]
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+NEEDED = frozenset(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "cls", "mask"))
 EXTRA = ("additional_special_tokens", "extra_special_tokens")
 # The class of a folder that names none, by config.json's model_type, where transformers 5.24 takes
 # one with options of its own (models/auto/tokenization_auto.py).
@@ -88,6 +99,7 @@ class FolderFiles:
     Attributes:
         tokenizer_class: The name of transformers' class, without "Fast"; None where nothing says.
         config: tokenizer_config.json, whose options the reader of a vocabulary takes.
+        special_map: special_tokens_map.json.
         special: Special tokens by name ("eos_token").
         added: Added tokens in the order of their ids; those without an id come last.
         bos_ids: The id that generation_config.json or config.json names as BOS.
@@ -97,22 +109,44 @@ class FolderFiles:
 
     tokenizer_class: str | None
     config: Keys
+    special_map: Keys
     special: Mapping[str, Named] = field(default_factory=dict)
-    named: tuple[Named, ...] = ()
     added: tuple[Added, ...] = ()
     bos_ids: tuple[int, ...] = ()
     eos_ids: tuple[int, ...] = ()
     id_sources: Mapping[str, str] = field(default_factory=dict)
 
-    def check_named(self, known: Iterable[str], vocabulary: Path) -> None:
-        """Raise `LlmRuntimeError` for a special token that `known` lacks, naming file and key."""
+    def with_known(self, known: Iterable[str], vocabulary: Path) -> FolderFiles:
+        """Return the same without the special tokens that `known` lacks, which are dismissed.
+
+        Args:
+            known: Every token.
+            vocabulary: The file that they are from.
+
+        Raises:
+            LlmRuntimeError: for one that texts need, naming file and key.
+        """
         tokens = frozenset(known)
-        for named in self.named:
-            if named.content not in tokens:
+        missing = {n: one for n, one in self.special.items() if one.content not in tokens}
+        for name, one in missing.items():
+            if name in NEEDED:
                 raise LlmRuntimeError(
-                    f"{named.path}: {named.key} names the token {named.content!r:.80}, which is "
+                    f"{one.path}: {one.key} names the token {one.content!r:.80}, which is "
                     f"not in the vocabulary of {vocabulary.name}; add it there, or name another"
                 )
+            keys = self.config if one.path == self.config.path else self.special_map
+            keys.dismiss(one.key, NO_PADDING if name == "pad_token" else PLACEHOLDER)
+        special = {name: one for name, one in self.special.items() if name not in missing}
+        return replace(self, special=special)
+
+    def account(self) -> None:
+        """Record each key of tokenizer_config.json and special_tokens_map.json.
+
+        All their readers have read by then.
+        """
+        self.config.account(TOKENIZER_CONFIG, unknown="warn")
+        if self.config.get("added_tokens_decoder") is None:
+            self.special_map.account(SPECIAL_TOKENS_MAP, unknown="warn")
 
     def check_ids(self, n_vocab: int) -> None:
         """Raise `LlmRuntimeError` for an id of BOS or EOS outside a vocabulary of `n_vocab`."""
@@ -132,8 +166,8 @@ def read_folder_files(
 
     Args:
         folder: The model's folder.
-        ledger: Where each key of special_tokens_map.json and added_tokens.json is recorded; the
-            caller accounts for tokenizer_config.json, when all its readers have read.
+        ledger: Where each key of the files is recorded; those of tokenizer_config.json and
+            special_tokens_map.json when the caller calls `account`.
         own_added: The added tokens of tokenizer.json, by id.
 
     Raises:
@@ -159,7 +193,6 @@ def read_folder_files(
             ledger.dismiss("added_tokens.json", name, because)
     else:
         added = _added_json(folder / "added_tokens.json", spelled, own_added, ledger)
-        special_map.account(unknown="warn")
     known = {str(one.token.content) for one in added}
     own = frozenset(own_added.values())
     for name, (one, flags) in named.items():
@@ -169,13 +202,12 @@ def read_folder_files(
             added.append(Added(None, token, one.path, name, must_exist=True))
     added = [_special(one) if str(one.token.content) in spelled else one for one in added]
     added += [e for e in extras if str(e.token.content) not in known | own]
-    both = (*_named(config).values(), *_named(special_map).values())
     ids = _ids_of_ends(folder, ledger)
     return FolderFiles(
         tokenizer_class=_tokenizer_class(config, folder),
         config=config,
+        special_map=special_map,
         special={name: one for name, (one, _) in named.items()},
-        named=tuple(one for one, _ in both),
         added=tuple(added),
         bos_ids=ids["bos"][0],
         eos_ids=ids["eos"][0],
@@ -225,6 +257,9 @@ def _named(keys: Keys) -> dict[str, tuple[Named, AddedToken | None]]:
             continue
         token = _token(keys, key, keys.get(key))
         content = str(token.content)
+        if not content:
+            keys.dismiss(key, "an empty token counts as absent")
+            continue
         flags = None if isinstance(value, str) else token
         found[key] = (Named(content, keys.path, key), flags)
     extra = keys.values.get("extra_special_tokens")
@@ -252,15 +287,18 @@ def _extras(keys: Keys) -> list[Added]:
 
 def _token(keys: Keys, key: str, value: object) -> AddedToken:
     """Return a token that a file gives as its spelling, or as an object with flags."""
-    if isinstance(value, str):
-        return AddedToken(value, special=True)
-    if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
+    content = value.get("content") if isinstance(value, Mapping) else value
+    if not isinstance(content, str):
         raise keys.error(key, f"must be a token, is {value!r:.80}")
+    if LONE_SURROGATE.search(content):
+        raise keys.error(key, f"has the token {content!r:.80}, which is not Unicode text")
+    if not isinstance(value, Mapping):
+        return AddedToken(content, special=True)
     flags = {flag: value[flag] for flag in FLAGS if value.get(flag) is not None}
     for flag, is_set in flags.items():
         if not isinstance(is_set, bool):
             raise keys.error(key, f"{flag} must be true or false, is {is_set!r:.80}")
-    return AddedToken(value["content"], **flags)
+    return AddedToken(content, **flags)
 
 
 def _special(added: Added) -> Added:
@@ -293,6 +331,8 @@ def _added_json(
     for content, token_id in _optional(path).items():
         if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
             raise LlmRuntimeError(f"{path}: {content!r:.80} must be an id, is {token_id!r:.80}")
+        if LONE_SURROGATE.search(content):
+            raise LlmRuntimeError(f"{path}: the token {content!r:.80} is not Unicode text")
         if token_id in own_added:
             ledger.dismiss(path.name, content, "tokenizer.json has the token with this id")
             continue

@@ -268,15 +268,27 @@ def _added_tokens(source: str, path: Path) -> list[dict[str, Any]]:
 
 
 def account_for_document(
-    document: Mapping[str, Any], tokenizer: JsonTokenizer, ledger: Ledger
+    document: Mapping[str, Any],
+    changed: Mapping[str, Any],
+    tokenizer: JsonTokenizer,
+    ledger: Ledger,
 ) -> None:
     """Record each key of a tokenizer.json; the library drops one that it does not know silently.
 
     The library's own rendering of the file has every key that it knows.
+
+    Args:
+        document: The file.
+        changed: The same with the options of tokenizer_config.json.
+        tokenizer: The tokenizer of `changed`.
+        ledger: Where the keys are recorded.
     """
     for key in document:
-        ledger.use("tokenizer.json", key, "tokenizer")
-    for key, value in _unknown_keys(document, tokenizer.rendered, ""):
+        if _type_of(changed[key]) == _type_of(document[key]):
+            ledger.use("tokenizer.json", key, "tokenizer")
+        else:
+            ledger.dismiss("tokenizer.json", key, "tokenizer_config.json replaces it")
+    for key, value in _unknown_keys(changed, tokenizer.rendered, ""):
         ruling = next((why for like, why in TOKENIZER_JSON.items() if fnmatchcase(key, like)), None)
         if isinstance(ruling, str):
             ledger.dismiss("tokenizer.json", key, ruling)
@@ -287,6 +299,10 @@ def account_for_document(
             f"{tokenizer.path}: {key} = {value!r:.80} is a key that the tokenizers library does "
             "not know, and is ignored",
         )
+
+
+def _type_of(stage: object) -> object:
+    return stage.get("type") if isinstance(stage, dict) else None
 
 
 def _unknown_keys(stated: object, rendered: object, prefix: str) -> list[tuple[str, object]]:

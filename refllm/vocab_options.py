@@ -9,11 +9,16 @@ vocabulary, the merges and the post-processor only. What tokenizer_config.json t
     GPT2Tokenizer, RobertaTokenizer …    add_prefix_space                        pre_tokenizer
     LlamaTokenizer                       legacy, add_prefix_space                normalizer,
                                                                                  pre_tokenizer
+    CodeLlamaTokenizer, XLMRoberta-      add_prefix_space                        normalizer,
+    Tokenizer, CamembertTokenizer                                                pre_tokenizer
 
 Only options that the file has count here. For one that it has not, transformers takes the class's
 default even where tokenizer.json says otherwise (a cased BERT without `do_lower_case` becomes
-lower-cased); here tokenizer.json decides, as in Spin, which reads nothing else. Other classes, such
-as PreTrainedTokenizerFast, take a tokenizer.json as it is.
+lower-cased); here tokenizer.json decides, as in Spin, which reads nothing else.
+
+PreTrainedTokenizerFast takes a tokenizer.json as it is. transformers builds the pipelines of yet
+other classes anew (AlbertTokenizer, DebertaV2Tokenizer …), which is not computed: there, too,
+tokenizer.json decides.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ BYTE_LEVEL_CLASSES = frozenset(
         *("LEDTokenizer", "GPTNeoXTokenizer"),
     }
 )
+UNIGRAM_CLASSES = frozenset({"XLMRobertaTokenizer", "CamembertTokenizer"})
 # Option of tokenizer_config.json, field of the library's BertNormalizer, the class's default.
 BERT_OPTIONS = (
     ("do_lower_case", "lowercase", True),
@@ -56,7 +62,12 @@ def with_options(
     if tokenizer_class in BYTE_LEVEL_CLASSES and "add_prefix_space" in config:
         return document | _byte_level(document, config)
     if tokenizer_class == "LlamaTokenizer":
-        return document | _llama(document, config)
+        return document | _llama(document, prepend_scheme(config))
+    if tokenizer_class == "CodeLlamaTokenizer" and "add_prefix_space" in config:
+        adds = config.flag("add_prefix_space", default=True)
+        return document | _llama(document, "first" if adds else "never", strips=True)
+    if tokenizer_class in UNIGRAM_CLASSES and "add_prefix_space" in config:
+        return document | _unigram(document, config)
     return document
 
 
@@ -122,11 +133,38 @@ def _byte_level(document: dict[str, Any], config: Keys) -> dict[str, Any]:
     return {"pre_tokenizer": changed(document.get("pre_tokenizer"))}
 
 
-def _llama(document: dict[str, Any], config: Keys) -> dict[str, Any]:
+def _unigram(document: dict[str, Any], config: Keys) -> dict[str, Any]:
+    """Return XLM-R's pipeline; of the file's own normalizer the table of characters stays."""
+    normalizer = document.get("normalizer")
+    stages = normalizer.get("normalizers", [normalizer]) if isinstance(normalizer, dict) else []
+    tables = [step for step in stages if step.get("type") == "Precompiled"]
+    metaspace = {
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": "always" if config.flag("add_prefix_space", default=True) else "never",
+        "split": True,
+    }
+    return {
+        "normalizer": tables[0] if tables else None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace],
+        },
+        "decoder": metaspace,
+    }
+
+
+def _llama(document: dict[str, Any], scheme: str | None, *, strips: bool = False) -> dict[str, Any]:
+    """Return Llama's pipeline.
+
+    Args:
+        document: The file.
+        scheme: As `prepend_scheme`.
+        strips: Whether a space before the first word is no text even where none is put there.
+    """
     steps = _steps(document.get("pre_tokenizer"), "pretokenizers")
     if any(step.get("type") == "ByteLevel" for step in steps):
         return {}  # transformers takes such a file (Llama 3's) as it is
-    scheme = prepend_scheme(config)
     if scheme is None:
         return {}
     decoders: list[dict[str, Any]] = [
@@ -134,7 +172,7 @@ def _llama(document: dict[str, Any], config: Keys) -> dict[str, Any]:
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    if scheme != "never":
+    if strips or scheme != "never":
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     metaspace = {
         "type": "Metaspace",

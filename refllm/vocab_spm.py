@@ -6,8 +6,10 @@ before the first word, which are Llama's settings.
 
 Text around special tokens follows llama.cpp: each stretch of plain text between them gets the space
 before its first word, not only the first stretch ("<s>Hi" and "Hi" have the same last token).
-User-defined pieces are left to the library, which never splits one and adds no space after it;
-llama.cpp does add one there.
+In a GGUF file user-defined tokens are cut out of a text as special ones are, write what they are
+spelled as, and are a piece like any other where merges give them; unused tokens are such pieces,
+too, but write nothing: all as in llama.cpp. A `tokenizer.model` leaves both to the library, which
+never splits a user-defined piece and adds no space after it.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         *,
         added: AddedTokens | None = None,
         scheme: str | None = None,
+        of_gguf: bool = False,
     ) -> None:
         """Make a tokenizer.
 
@@ -80,8 +83,11 @@ class SentencePieceTokenizer(VocabularyTokenizer):
             added: Tokens of the files beside the model, found in a text before it is cut.
             scheme: Where a space is put before a word, as `vocab_options.prepend_scheme`; None
                 for what the model itself says.
+            of_gguf: Whether user-defined and unused tokens are what they are in a GGUF file.
         """
-        super().__init__(vocabulary, special, indivisible={})
+        found_first = vocabulary.ids_of({TokenType.USER_DEFINED}) if of_gguf else {}
+        super().__init__(vocabulary, special, found_first)
+        self._of_gguf = of_gguf
         _check_scores_and_bytes(model, vocabulary)
         self._scheme = scheme
         self._added = added
@@ -146,6 +152,10 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         piece = self.vocabulary.tokens[token_id]
         if self.vocabulary.types[token_id] == TokenType.BYTE:
             return bytes.fromhex(piece[3:5])
+        if self._of_gguf and self.vocabulary.types[token_id] == TokenType.USER_DEFINED:
+            return piece.encode()
+        if self._of_gguf and self.vocabulary.types[token_id] == TokenType.UNUSED:
+            return b""
         return piece.replace(SPACE, " ").encode()
 
     def opening_bytes(self, token_id: int) -> bytes:
@@ -197,7 +207,7 @@ def sentencepiece_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
     special = read_special_ids(keys, vocabulary, default_bos=1, default_eos=2, default_add_bos=True)
     model = _model_for_the_library(keys, vocabulary, unknown=0)
     model.normalizer_spec.add_dummy_prefix = keys.flag("add_space_prefix", default=True)
-    tokenizer = SentencePieceTokenizer(model, vocabulary, special)
+    tokenizer = SentencePieceTokenizer(model, vocabulary, special, of_gguf=True)
     tokenizer.special_tokens = read_special_tokens(
         keys, vocabulary, {"bos_token": 1, "eos_token": 2, "unk_token": 0}
     )
@@ -227,7 +237,7 @@ def unigram_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
     normalizer.add_dummy_prefix = keys.flag("add_space_prefix", default=False)
     normalizer.remove_extra_whitespaces = keys.flag("remove_extra_whitespaces", default=False)
     normalizer.precompiled_charsmap = keys.octets("precompiled_charsmap")
-    tokenizer = SentencePieceTokenizer(model, vocabulary, special)
+    tokenizer = SentencePieceTokenizer(model, vocabulary, special, of_gguf=True)
     tokenizer.longest_token = 0  # a run of unknown characters, however long, is one token
     tokenizer.special_tokens = read_special_tokens(
         keys, vocabulary, {"eos_token": 1, "unk_token": 2, "pad_token": 0}
@@ -257,7 +267,8 @@ def read_scores(keys: GgufKeys, n_vocab: int) -> list[float]:
 def _types_for_the_library(
     keys: GgufKeys, vocabulary: Vocabulary, default_unknown: int
 ) -> list[int]:
-    types = list(vocabulary.types)
+    is_text = (TokenType.USER_DEFINED, TokenType.UNUSED)
+    types = [TokenType.NORMAL if kind in is_text else kind for kind in vocabulary.types]
     unknown = [token_id for token_id, kind in enumerate(types) if kind == TokenType.UNKNOWN]
     named = keys.token_id("unknown_token_id", len(types), default=default_unknown, strict=False)
     for token_id in unknown:

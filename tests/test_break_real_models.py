@@ -5,7 +5,6 @@ Ids are of llama-cpp-python 0.3.36 and transformers 5.24, as scratch scripts pri
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,8 @@ from refllm.accounting.ledger import Ledger
 from refllm.api import LlmError
 from refllm.doctor import examine
 from refllm.loading import account, load_path
-from refllm.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 from tests.model_files import tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
 from tests.sentence_folders import pooling, write_sentence_folder
-from tests.token_cases import llama_json
-from tests.vocabularies import USER_DEFINED, bpe_metadata, spm_toy
-
-
-def test_a_user_defined_token_of_a_sentencepiece_gguf_is_cut_out_as_by_llama_cpp() -> None:
-    turns = (("<|im_start|>", USER_DEFINED), ("<|im_end|>", USER_DEFINED))
-    metadata = spm_toy(*turns) | {"tokenizer.ggml.bos_token_id": 1}
-    tokenizer = tokenizer_from_gguf(metadata, path=Path("chatml.gguf"))
-    assert tokenizer.encode("<|im_start|>hi<|im_end|>") == [1, 286, 259, 267, 268, 287]
 
 
 @pytest.mark.parametrize(
@@ -43,42 +32,6 @@ def test_a_key_that_published_llamas_have_is_in_the_table(
     load_path(folder, ledger=Ledger(strict=True))
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"vocab_size": 49152},  # SmolLM2, Granite Code
-        {"unk_id": 0},  # what transformers 5.24 saves of a sentencepiece.bpe.model
-    ],
-)
-def test_a_key_that_published_tokenizers_have_is_in_the_table(
-    tmp_path: Path, config: dict[str, object]
-) -> None:
-    folder = tiny_llama_folder(tmp_path / "tiny")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
-    load_path(folder, ledger=Ledger(strict=True))
-
-
-def test_codellama_s_placeholder_need_not_be_in_the_vocabulary(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps(llama_json()), "utf-8")
-    config = {"tokenizer_class": "CodeLlamaTokenizer", "fill_token": "<FILL_ME>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
-    assert tokenizer_from_folder(tmp_path).encode("abc")[0] == 1
-
-
-def test_a_tokenizer_json_of_sentence_transformers_with_lowercase_is_all_known(
-    tmp_path: Path,
-) -> None:
-    folder = tiny_bert_folder(tmp_path / "tiny")
-    path = folder / "tokenizer.json"
-    document = json.loads(path.read_text("utf-8"))
-    steps = [{"type": "Lowercase"}, document["normalizer"]]
-    document["normalizer"] = {"type": "Sequence", "normalizers": steps}
-    path.write_text(json.dumps(document), "utf-8")
-    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
-    assert [e.name for e in account(folder).entries if e.verdict == "unknown"] == []
-
-
 def test_a_limit_that_cuts_no_text_is_not_recorded_as_used(tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
     write_sentence_folder(folder, pooling("mean"), transformer={"max_seq_length": 8})
@@ -87,11 +40,6 @@ def test_a_limit_that_cuts_no_text_is_not_recorded_as_used(tmp_path: Path) -> No
     entry = next(e for e in account(folder).entries if e.name == "max_seq_length")
     is_cut = len(model.tokenize([text]).token_ids[0]) == 8  # type: ignore[union-attr]
     assert is_cut or entry.verdict != "used"
-
-
-@pytest.mark.parametrize("pre", ["deepseek-llm", "seed-coder"])
-def test_words_of_published_llamas_are_known(pre: str) -> None:
-    tokenizer_from_gguf(bpe_metadata(pre=pre), path=Path("llama.gguf"))
 
 
 @pytest.mark.parametrize(
@@ -112,13 +60,6 @@ def test_an_impossible_value_of_config_json_is_named(
 def test_a_hyperparameter_that_is_no_number_is_named(tmp_path: Path) -> None:
     folder = tiny_bert_folder(tmp_path / "tiny", config={"hidden_size": float("nan")})
     with pytest.raises(LlmError, match="hidden_size"):
-        load_path(folder)
-
-
-def test_a_token_that_is_no_unicode_is_named(tmp_path: Path) -> None:
-    folder = tiny_bert_folder(tmp_path / "tiny")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"cls_token": "\ud800"}))
-    with pytest.raises(LlmError, match="cls_token"):
         load_path(folder)
 
 

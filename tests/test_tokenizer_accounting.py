@@ -13,13 +13,16 @@ import pytest
 from refllm.accounting.ledger import Ledger
 from refllm.accounting.tokenizer_keys import GGUF_BERT_TOKENIZER, GGUF_LLAMA_TOKENIZER
 from refllm.api import ModelNotSupported
+from refllm.loading import account, load_path
 from refllm.pretokenizers import PRE_TOKENIZERS
 from refllm.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
+from tests.model_files import tiny_bert_folder, tiny_llama_folder
 from tests.peer_values import peer_values
 from tests.token_cases import (
     FAST,
     FOLDERS,
     GGUFS,
+    WORD_RULES,
     Files,
     bert_case,
     llama_case,
@@ -250,5 +253,36 @@ def test_gguf_special_tokens_have_names() -> None:
 
 
 def test_recorded_values_are_of_the_cases_that_there_are() -> None:
-    assert peer_values("tokens").keys() == FOLDERS.keys() | GGUFS.keys()
+    words = {f"words: {pre}" for pre in WORD_RULES}
+    assert peer_values("tokens").keys() == FOLDERS.keys() | GGUFS.keys() | words
     assert json.dumps(nfc_json())  # the cases are JSON
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_fast": True, "revision": "main", "max_seq_length": 512},
+        {"vocab_size": 49152},  # SmolLM2, Granite Code
+        {"unk_id": 0},  # what transformers 5.24 saves of a sentencepiece.bpe.model
+    ],
+)
+def test_a_key_that_published_tokenizers_have_is_in_the_table(
+    tmp_path: Path, config: dict[str, object]
+) -> None:
+    folder = tiny_llama_folder(tmp_path / "tiny")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    load_path(folder, ledger=Ledger(strict=True))
+
+
+def test_a_tokenizer_json_of_sentence_transformers_with_lowercase_is_all_known(
+    tmp_path: Path,
+) -> None:
+    folder = tiny_bert_folder(tmp_path / "tiny")
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text("utf-8"))
+    steps = [{"type": "Lowercase"}, document["normalizer"]]
+    document["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    path.write_text(json.dumps(document), "utf-8")
+    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    assert [e.name for e in account(folder).entries if e.verdict == "unknown"] == []

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from refllm.api import InvalidInput, LlmError, LlmRuntimeError
+from refllm.api import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.tokenizer import (
     Tokenizer,
     tokenizer_from_file,
@@ -72,7 +72,6 @@ BERT_TOKENS = tokens_of(bert_toy())
         (spm_toy, "eos_token_id", -2, "eos_token_id is -2, but there are 286 tokens"),
         (spm_toy, "eot_token_id", "</s>", "eot_token_id must be a token id, got '</s>'"),
         (spm_toy, "add_bos_token", 1, "add_bos_token must be true or false, got 1"),
-        (bpe_metadata, "pre", "klingon", "pre is 'klingon', which is not one of those known"),
         (bpe_metadata, "merges", MISSING, "merges is missing"),
         (bpe_metadata, "merges", ["ab"], "merges has 'ab' at index 0, not two tokens"),
         (bpe_metadata, "merges", [""], "merges has '' at index 0, not two tokens"),
@@ -94,6 +93,12 @@ def test_a_bad_key_is_named(
     with pytest.raises(LlmRuntimeError, match=re.escape(problem)) as caught:
         tokenizer_from_gguf(metadata, path=PATH)
     assert str(caught.value).startswith("models/broken.gguf: tokenizer.ggml.")
+
+
+def test_an_unknown_rule_for_words_is_not_supported_and_the_way_out_is_named() -> None:
+    problem = r"tokenizer.ggml.pre = 'klingon' is not supported: .* take the model's folder instead"
+    with pytest.raises(ModelNotSupported, match=problem):
+        tokenizer_from_gguf(bpe_metadata(pre="klingon"), path=PATH)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tokenizers import decoders
 
+from refllm.accounting.ledger import Ledger
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.loading import LlamaModel, load_path
 from refllm.tokenizer import Tokenizer, tokenizer_from_folder
@@ -67,7 +68,8 @@ def test_special_tokens_have_the_names_that_transformers_gives_them(
     theirs = PEERS[case]["special_tokens"]
     config = FOLDERS[case].get("tokenizer_config.json", {})
     assert isinstance(config, Mapping)
-    named = {name for name in config if name.endswith("_token") and name in theirs}
+    placeholders = {"fill_token", "prefix_token"}  # transformers makes tokens of them
+    named = {name for name in config if name.endswith("_token") and name in theirs} - placeholders
     ours = load(tmp_path, FOLDERS[case]).special_tokens
     assert {name: ours[name] for name in named} == {name: theirs[name] for name in named}
 
@@ -93,25 +95,12 @@ def test_an_added_token_takes_the_place_of_a_piece_that_is_kept_free(tmp_path: P
     ("config", "more", "file", "key"),
     [
         ({"eos_token": "<|gone|>"}, {}, "tokenizer_config.json", "eos_token"),
-        ({"pad_token": {"content": "<|gone|>"}}, {}, "tokenizer_config.json", "pad_token"),
-        ({"image_token": "<|gone|>"}, {}, "tokenizer_config.json", "image_token"),
-        (
-            {"extra_special_tokens": {"image_token": "<|gone|>"}},
-            {},
-            "tokenizer_config.json",
-            "extra_special_tokens.image_token",
-        ),
+        ({"cls_token": {"content": "<|gone|>"}}, {}, "tokenizer_config.json", "cls_token"),
         (
             {},
             {"special_tokens_map.json": {"unk_token": "<|gone|>"}},
             "special_tokens_map.json",
             "unk_token",
-        ),
-        (
-            {"added_tokens_decoder": {}},
-            {"special_tokens_map.json": {"bos_token": "<|gone|>"}},
-            "special_tokens_map.json",
-            "bos_token",
         ),
     ],
 )
@@ -122,6 +111,65 @@ def test_a_special_token_that_the_vocabulary_lacks_is_an_error(
     files = dict(make(config, **more))
     with pytest.raises(LlmRuntimeError, match=re.escape(expected)):
         load(tmp_path, files)
+
+
+@pytest.mark.parametrize("make", [llama_case, model_case])
+@pytest.mark.parametrize(
+    ("config", "key", "reason"),
+    [
+        ({"pad_token": {"content": "<|gone|>"}}, "pad_token", "nothing is padded"),
+        ({"image_token": "<|gone|>"}, "image_token", "the vocabulary lacks"),
+        ({"fill_token": "<FILL_ME>"}, "fill_token", "the vocabulary lacks"),
+        (
+            {"extra_special_tokens": {"image_token": "<|gone|>"}},
+            "extra_special_tokens.image_token",
+            "the vocabulary lacks",
+        ),
+        ({"bos_token": ""}, "bos_token", "counts as absent"),
+    ],
+)
+def test_a_placeholder_need_not_be_in_the_vocabulary(
+    tmp_path: Path, make: Any, config: Any, key: str, reason: str
+) -> None:
+    ledger = Ledger(strict=True)
+    tokenizer = tokenizer_from_folder(write_folder(tmp_path, make({**FAST, **config})), ledger)
+    assert tokenizer.encode("abc")[0] == 1
+    assert "<|gone|>" not in tokenizer.special_tokens.values()
+    (entry,) = (entry for entry in ledger.entries if entry.name == key)
+    assert entry.verdict == "irrelevant"
+    assert reason in entry.reason
+
+
+def test_a_map_beside_added_tokens_decoder_names_no_tokens(tmp_path: Path) -> None:
+    beside = {"special_tokens_map.json": {"bos_token": "<|gone|>", "eos_token": 3}}
+    tokenizer = load(tmp_path, llama_case({"added_tokens_decoder": {}}, **beside))
+    assert tokenizer.encode("abc")[0] == 1
+
+
+@pytest.mark.parametrize("make", [llama_case, model_case])
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"cls_token": "\ud800"}, "cls_token"),
+        ({"eos_token": {"content": "\udfff"}}, "eos_token"),
+        ({"added_tokens_decoder": {"267": {"content": "a\ud800"}}}, "added_tokens_decoder.267"),
+        ({"additional_special_tokens": ["\ud800"]}, "additional_special_tokens"),
+    ],
+)
+def test_a_token_that_is_not_unicode_is_an_error(
+    tmp_path: Path, make: Any, config: Any, key: str
+) -> None:
+    folder = write_folder(tmp_path, {k: v for k, v in make({}).items() if k[-5:] != "g.json"})
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(LlmRuntimeError, match=f"{key} has the token .*, which is not Unicode"):
+        tokenizer_from_folder(folder)
+
+
+def test_an_added_token_that_is_not_unicode_is_an_error(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, llama_case({}))
+    (folder / "added_tokens.json").write_text(json.dumps({"\ud800": 267}), "utf-8")
+    with pytest.raises(LlmRuntimeError, match=r"added_tokens.json: the token .* is not Unicode"):
+        tokenizer_from_folder(folder)
 
 
 @pytest.mark.parametrize(

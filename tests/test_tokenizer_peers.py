@@ -8,7 +8,15 @@ import pytest
 
 from refllm.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 from tests.peer_values import peer_values
-from tests.token_cases import FOLDERS, GGUFS, TEXTS, write_folder
+from tests.token_cases import (
+    FOLDERS,
+    GGUFS,
+    TEXTS,
+    WORD_RULES,
+    WORD_TEXTS,
+    words_metadata,
+    write_folder,
+)
 
 PEERS = peer_values("tokens")
 PATH = Path("vocabulary.gguf")
@@ -26,6 +34,12 @@ def test_a_folders_ids_are_those_of_transformers(tmp_path: Path, case: str) -> N
 def test_a_gguf_vocabularys_ids_are_those_of_llama_cpp(case: str) -> None:
     tokenizer = tokenizer_from_gguf(GGUFS[case](), path=PATH)
     assert [tokenizer.encode(text) for text in TEXTS] == PEERS[case]["ids"]
+
+
+@pytest.mark.parametrize("pre", WORD_RULES)
+def test_a_gguf_vocabulary_cuts_words_as_llama_cpp_does(pre: str) -> None:
+    tokenizer = tokenizer_from_gguf(words_metadata(pre), path=PATH)
+    assert [tokenizer.encode(text) for text in WORD_TEXTS] == PEERS[f"words: {pre}"]["ids"]
 
 
 @pytest.mark.parametrize("case", GENERATING)

@@ -93,6 +93,8 @@ def test_a_continuation_is_what_the_ids_add_to_the_text(
 def test_no_piece_of_a_stream_is_half_a_character(kind: str, text: str) -> None:
     tokenizer = KINDS[kind]
     text = text.replace("▁", "_").replace("\ufffd", "")
+    if kind == "SentencePiece":
+        text = text.replace("<tool>", "<x>")  # text after it begins with a space more
     ids = tokenizer.encode(text, parse_special=False)
     stream = tokenizer.stream()
     pieces = [stream.push(token_id) for token_id in ids]

@@ -1,6 +1,7 @@
 """Tokenizers whose right ids other libraries give; `tools/peer_values/tokens.py` records them.
 
 FOLDERS    name to a model's folder: its files; AutoTokenizer of transformers reads them
+WORD_RULES names of rules by which llama.cpp cuts words; `words_metadata` makes a vocabulary
 GGUFS      name to the metadata of a GGUF file; llama.cpp reads them
 """
 
@@ -13,13 +14,24 @@ from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from tests.model_files import write_tokenizer_model
 from tests.vocabularies import (
     CONTROL,
     NORMAL,
     UNKNOWN,
+    UNUSED,
     USER_DEFINED,
     bert_like_json,
     bert_toy,
@@ -36,8 +48,11 @@ __all__ = [
     "GGUFS",
     "TEXTS",
     "UNIGRAM",
+    "WORD_RULES",
+    "WORD_TEXTS",
     "charsmap",
     "unigram_metadata",
+    "words_metadata",
     "write_folder",
 ]
 
@@ -168,6 +183,44 @@ def model_case(config: Mapping[str, object], **more: object) -> Files:
     }
 
 
+def xlmr_json(*, splits: bool = False) -> dict[str, Any]:
+    """`UNIGRAM` in bge-m3's kind of tokenizer.json, or cut at white space first, as XLM-R's."""
+    tokens = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *UNIGRAM]
+    library = Tokenizer(models.Unigram([*tokens, ("<mask>", 0.0)], unk_id=3))
+    collapse = normalizers.Replace(Regex(" {2,}"), " ")
+    table = normalizers.Precompiled(bytes(charsmap()))
+    library.normalizer = normalizers.Sequence([table, collapse])
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    library.pre_tokenizer = metaspace
+    if splits:
+        white = pre_tokenizers.WhitespaceSplit()
+        library.pre_tokenizer = pre_tokenizers.Sequence([white, metaspace])
+    library.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    library.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
+    library.add_special_tokens([AddedToken("<mask>", lstrip=True, normalized=False)])
+    library.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    document: dict[str, Any] = json.loads(library.to_str())
+    return document
+
+
+def xlmr_case(name: str, *, splits: bool = False, **config: object) -> Files:
+    """XLM-R's kind of tokenizer.json beside a tokenizer_config.json of the class."""
+    kind = {"XLMRobertaTokenizer": "xlm-roberta", "CamembertTokenizer": "camembert"}
+    return {
+        "tokenizer.json": xlmr_json(splits=splits),
+        "config.json": {"model_type": kind[name]},
+        "tokenizer_config.json": {"tokenizer_class": name, **config},
+    }
+
+
+CODE_LLAMA: dict[str, object] = {
+    "tokenizer_class": "CodeLlamaTokenizer",
+    "fill_token": "<FILL_ME>",
+    "prefix_token": "▁<PRE>",
+    "legacy": None,
+}
 FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -265,6 +318,8 @@ FOLDERS: dict[str, Files] = {
         "config.json": {"model_type": "xlm-roberta"},
         "tokenizer_config.json": {"tokenizer_class": "XLMRobertaTokenizer"},
     },
+    "codellama: add_prefix_space": llama_case({**CODE_LLAMA, "add_prefix_space": True}),
+    "codellama: no space first": llama_case({**CODE_LLAMA, "add_prefix_space": False}),
     "qwen: NFC": {
         "tokenizer.json": nfc_json(),
         "tokenizer_config.json": FAST,
@@ -381,9 +436,67 @@ def unigram_metadata(**keys: object) -> dict[str, object]:
     )
 
 
+FOLDERS |= {
+    "xlm-roberta: add_prefix_space": xlmr_case("XLMRobertaTokenizer", add_prefix_space=True),
+    "xlm-roberta: no space first": xlmr_case("XLMRobertaTokenizer", add_prefix_space=False),
+    "xlm-roberta: cut at white space": xlmr_case("XLMRobertaTokenizer", splits=True),
+    "camembert: add_prefix_space": xlmr_case("CamembertTokenizer", add_prefix_space=True),
+    "camembert: no space first": xlmr_case("CamembertTokenizer", add_prefix_space=False),
+}
+
+# Texts that rules for words cut in other ways, and rules for which llama.cpp's ids are recorded.
+WORD_TEXTS = (
+    "I'LL we're Straße HelloWorld HTTPServer été e\u0301e x's y'D",
+    "a1 1234567 12 3.14 v1234 1a2b 12,345.67",
+    "日本語 漢字かな カタカナ 한국어 ไทย Привет，世界。 中文abc ａｂ！",
+    "a  b    c \n\n d\n  \te\r\n f   ",
+    'f(x) -> {a/b}//c; "q"!? ...\n--_x $5 €👍🏽 …“z”',
+    "IMGIMGABZ <sentinel:3> a b c d1 e  f\n",
+)
+WORD_RULES = (
+    *("bailingmoe", "chameleon", "deepseek-llm", "exaone-moe", "jais-2", "kimi-k2", "laguna"),
+    *("minicpm5", "seed-coder", "spark2_5", "superbpe", "ufakzeka", "youtu"),
+)
+
+
+def words_metadata(pre: str) -> dict[str, object]:
+    """GGUF metadata with a token for each long part of `WORD_TEXTS`, so that ids show each cut."""
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, show_progress=False, initial_alphabet=alphabet, min_frequency=1
+    )
+    parts = [text[i : i + n] for text in WORD_TEXTS for n in (2, 3, 5, 9) for i in range(len(text))]
+    library.train_from_iterator(parts, trainer)
+    model = json.loads(library.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    return wire(
+        {
+            "model": "gpt2",
+            "pre": pre,
+            "tokens": tokens,
+            "token_type": [NORMAL] * len(tokens),
+            "merges": [" ".join(pair) for pair in model["merges"]],
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "add_bos_token": False,
+        }
+    )
+
+
 GGUFS: dict[str, Callable[[], dict[str, object]]] = {
     "im_end typed NORMAL": lambda: spm_toy(("<|im_end|>", NORMAL)),
     "im_end typed USER_DEFINED": lambda: spm_toy(("<|im_end|>", USER_DEFINED)),
+    "turns typed USER_DEFINED": lambda: spm_toy(*each(USER_DEFINED, "<|x|>", "<|y|>", "<tool>")),
+    "a user-defined token beside a control token": lambda: spm_toy(
+        ("<|x|>", CONTROL), ("<|x|>user", USER_DEFINED), (" <|y|>", USER_DEFINED), ("b<", CONTROL)
+    ),
+    "a user-defined token that has spaces": lambda: spm_toy(
+        ("▁▁", USER_DEFINED), ("\n", USER_DEFINED), ("ab", UNUSED), ("▁<tool>", USER_DEFINED)
+    ),
+    "unused tokens": lambda: spm_toy(("ab", UNUSED), ("▁a", UNUSED), ("<tool>", UNUSED)),
+    "unigram with user-defined tokens": lambda: with_types(unigram_metadata(), t11=USER_DEFINED),
     "im_end typed CONTROL": lambda: spm_toy(("<|im_end|>", CONTROL)),
     "every spelling typed NORMAL": lambda: bpe_case(*each(NORMAL, *ENDS)),
     "Gemma 4": lambda: spm_toy(*each(CONTROL, "<|tool_response>", "<turn|>")),

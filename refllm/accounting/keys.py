@@ -67,7 +67,7 @@ class Keys:
         self._by = by
         self._prefix = prefix
         self._read: set[str] = set()
-        self._refused: set[str] = set()
+        self._ruled: set[str] = set()
 
     def __contains__(self, key: str) -> bool:
         """Whether the file has the key, with a value other than null."""
@@ -162,7 +162,7 @@ class Keys:
         for key, value in self.values.items():
             if not fnmatchcase(key, among) or any(fnmatchcase(key, each) for each in apart_from):
                 continue
-            if key in self._refused:
+            if key in self._ruled:
                 continue
             name = self._prefix + key
             if key in self._read:
@@ -190,9 +190,14 @@ class Keys:
                         "lists",
                     )
 
+    def dismiss(self, key: str, because: str) -> None:
+        """Record that the value under `key`, which the caller read, changes no result."""
+        self._ruled.add(key)
+        self._ledger.dismiss(self._where, self._prefix + key, because)
+
     def refuse(self, key: str, why: str) -> None:
         """Refuse the value under `key`, which the caller read."""
-        self._refused.add(key)
+        self._ruled.add(key)
         self._refuse(self._prefix + key, self.values.get(key), why)
 
     def error(self, key: str, what: str) -> LlmRuntimeError:

@@ -15,6 +15,8 @@ __all__ = [
     "GGUF_BERT_TOKENIZER",
     "GGUF_LLAMA_TOKENIZER",
     "GGUF_TOKENIZER",
+    "NO_PADDING",
+    "PLACEHOLDER",
     "SPECIAL_TOKENS_MAP",
     "TOKENIZER_CONFIG",
     "TOKENIZER_JSON",
@@ -71,11 +73,18 @@ GGUF_BERT_TOKENIZER: Known = {
 }
 """Keys of a vocabulary of the kind bert."""
 
+NO_PADDING = "a text's ids never depend on other texts, so nothing is padded"
+PLACEHOLDER = "names a token that the vocabulary lacks, so the network has no row for it"
+
 SPECIAL_TOKENS_MAP: Known = {
     "extra_special_tokens": "no tokens besides the added ones",
 }
 
 NO_IDS = "changes no ids"
+OTHER_CLASS = (
+    "not computed for this tokenizer_class, if transformers 5.24 uses it there: the tokenizer.json "
+    "decides, as in Spin, which reads nothing else"
+)
 PYTHON = "about Python objects, not about ids"
 
 TOKENIZER_CONFIG: Known = {
@@ -95,12 +104,15 @@ TOKENIZER_CONFIG: Known = {
     ),
     "model_max_length": "the tokenizer.json's own truncation holds, as in Spin",
     "max_len": "the tokenizer.json's own truncation holds, as in Spin",
+    "max_seq_length": "the tokenizer.json's own truncation holds, as in Spin",
     "max_length": "the tokenizer.json's own truncation holds, as in Spin",
     "truncation*": "an option of transformers' calls; the tokenizer.json's own truncation holds",
     "stride": "an option of transformers' calls, for texts that are cut into several",
-    "pad*": "a text's ids never depend on other texts, so nothing is padded",
+    "pad*": NO_PADDING,
     "model_input_names": "which arrays transformers returns beside the ids",
     "return_token_type_ids": "which arrays transformers returns beside the ids",
+    "return_attention_mask": "which arrays transformers returns beside the ids",
+    "return_tensors": "which arrays transformers returns beside the ids",
     "name_or_path": "where the files came from",
     "_name_or_path": "where the files came from",
     "special_tokens_map_file": "a path on the machine where the files were written",
@@ -110,10 +122,15 @@ TOKENIZER_CONFIG: Known = {
     "fast_tokenizer_files": MustBe(
         ([],), "other tokenizer files for other versions of transformers; keep one tokenizer.json"
     ),
+    "vocab_size": "the vocabulary's own size counts; transformers 5.24 reads it nowhere",
+    "unk_id": "beside a tokenizer.json transformers 5.24 does not use it; the model there rules",
     "is_local": PYTHON,
     "local_files_only": PYTHON,
     "files_loaded": PYTHON,
     "verbose": PYTHON,
+    "use_fast": PYTHON,
+    "revision": PYTHON,
+    "cache_dir": PYTHON,
     "device_map": PYTHON,
     "from_slow": "transformers 5.24 has one implementation only, and ignores it",
     "tokenizer_type": "transformers 5.24 reads it nowhere",
@@ -136,14 +153,14 @@ TOKENIZER_CONFIG: Known = {
     "trim_offsets": "moves offsets, and no ids",
     "add_bos_token": "beside a tokenizer.json transformers 5.24 drops it; the post-processor rules",
     "add_eos_token": "beside a tokenizer.json transformers 5.24 drops it; the post-processor rules",
-    "do_lower_case": "transformers 5.24 ignores it for this tokenizer_class",
-    "strip_accents": "transformers 5.24 ignores it for this tokenizer_class",
-    "tokenize_chinese_chars": "transformers 5.24 ignores it for this tokenizer_class",
-    "add_prefix_space": "transformers 5.24 ignores it for this tokenizer_class",
-    "legacy": "transformers 5.24 ignores it for this tokenizer_class",
-    "keep_accents": "transformers 5.24 ignores it for this tokenizer_class",
-    "do_lowercase": "transformers 5.24 ignores it for this tokenizer_class",
-    "remove_space": "transformers 5.24 ignores it for this tokenizer_class",
+    "do_lower_case": OTHER_CLASS,
+    "strip_accents": OTHER_CLASS,
+    "tokenize_chinese_chars": OTHER_CLASS,
+    "add_prefix_space": OTHER_CLASS,
+    "legacy": OTHER_CLASS,
+    "keep_accents": OTHER_CLASS,
+    "do_lowercase": OTHER_CLASS,
+    "remove_space": OTHER_CLASS,
     "image_token*": "a model of texts alone is given no images",
     "audio_token*": "a model of texts alone is given no sounds",
     "video_token*": "a model of texts alone is given no videos",
@@ -154,7 +171,7 @@ TOKENIZER_CONFIG: Known = {
 GENERATION_CONFIG: Known = {
     "_from_model_config": "where transformers took the file's values from",
     "transformers_version": "which version of transformers wrote the file",
-    "pad_token_id": "a text's ids never depend on other texts, so nothing is padded",
+    "pad_token_id": NO_PADDING,
     "decoder_start_token_id": "begins the text of a decoder beside an encoder",
     "forced_bos_token_id": MustBe((), "a token that is forced; the interface has no such option"),
     "forced_eos_token_id": MustBe((), "a token that is forced; the interface has no such option"),

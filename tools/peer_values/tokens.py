@@ -13,14 +13,22 @@ import contextlib
 import ctypes
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from gguf import GGUFWriter
 
-from tests.token_cases import FOLDERS, GGUFS, TEXTS, write_folder
+from tests.token_cases import (
+    FOLDERS,
+    GGUFS,
+    TEXTS,
+    WORD_RULES,
+    WORD_TEXTS,
+    words_metadata,
+    write_folder,
+)
 from tools.gguf_files import add_metadata
 from tools.peer_values import write_peer_values
 
@@ -33,6 +41,10 @@ def main() -> None:
     """Write the file."""
     cases = {name: by_transformers(files) for name, files in FOLDERS.items()}
     cases |= {name: by_llama_cpp(make()) for name, make in GGUFS.items()}
+    cases |= {
+        f"words: {pre}": {"ids": by_llama_cpp(words_metadata(pre), texts=WORD_TEXTS)["ids"]}
+        for pre in WORD_RULES
+    }
     write_peer_values("tokens", packages=["transformers", "llama-cpp-python"], cases=cases)
 
 
@@ -53,7 +65,7 @@ def by_transformers(files: Mapping[str, object]) -> dict[str, object]:
         }
 
 
-def by_llama_cpp(metadata: Mapping[str, Any]) -> dict[str, object]:
+def by_llama_cpp(metadata: Mapping[str, Any], *, texts: Sequence[str] = TEXTS) -> dict[str, object]:
     """Return the ids of each text, the tokens that end a generation, and what tokens write."""
     llama_cpp = importlib.import_module("llama_cpp")
     with TemporaryDirectory() as folder, silence():
@@ -76,7 +88,7 @@ def by_llama_cpp(metadata: Mapping[str, Any]) -> dict[str, object]:
             size = llama_cpp.llama_token_to_piece(vocab, token_id, buffer, 256, 0, False)
             writes[str(token_id)] = buffer.raw[:size].decode("latin-1")
         return {
-            "ids": [model.tokenize(text.encode(), special=True) for text in TEXTS],
+            "ids": [model.tokenize(text.encode(), special=True) for text in texts],
             "ends": [i for i in range(n_vocab) if llama_cpp.llama_vocab_is_eog(vocab, i)],
             "writes": writes,
         }
