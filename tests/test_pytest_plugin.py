@@ -249,6 +249,7 @@ def test_the_server_s_fixture_answers_as_the_engine_does(
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_first_run_announces_compiling_past_the_capture_and_a_second_does_not(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
