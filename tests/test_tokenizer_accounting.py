@@ -271,7 +271,10 @@ def test_a_key_that_published_tokenizers_have_is_in_the_table(
 ) -> None:
     folder = tiny_llama_folder(tmp_path / "tiny")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
-    load_path(folder, ledger=Ledger(strict=True))
+    ledger = Ledger(strict=True)
+    load_path(folder, ledger=ledger)
+    verdicts = {e.name: e.verdict for e in ledger.entries if e.where == "tokenizer_config.json"}
+    assert verdicts == dict.fromkeys(config, "irrelevant")
 
 
 def test_a_tokenizer_json_of_sentence_transformers_with_lowercase_is_all_known(
