@@ -10,11 +10,14 @@ from itertools import islice
 
 import pytest
 
-from tools.tiny_chat.corpus import SHARES, WRITERS, held_out, samples
+from tools.tiny_chat import words
+from tools.tiny_chat.corpus import SHARES, WRITERS, held_out, is_kept, samples
+from tools.tiny_chat.functions import FUNCTIONS
+from tools.tiny_chat.grammar import expanded, in_sentences
 from tools.tiny_chat.moods import LABELS
 from tools.tiny_chat.sample import Sample, filled, prompt_of
-from tools.tiny_chat.stories import lexicon
-from tools.tiny_chat.talk import FUNCTIONS
+from tools.tiny_chat.stories import keeps_to_its_own, lexicon
+from tools.tiny_chat.unseen import COMBINED, LEXICONS, unseen, words_in
 
 N = 300
 
@@ -48,8 +51,8 @@ def test_every_kind_comes_as_often_as_its_share() -> None:
 def test_no_gap_of_a_template_stays_open(kind: str) -> None:
     for sample in written(kind):
         assert sample.kind == kind
-        gaps = "[{}]" if kind != "code" else "{(name|thing|what|language)}"
-        assert not re.search(gaps, sample.text)
+        gaps = "[{}<|]" if kind not in ("code", "examples") else "{(name|thing|what|language)}"
+        assert not re.search(gaps, f"{sample.question} {sample.answer}")
 
 
 @pytest.mark.parametrize("kind", ["story", "told-story"])
@@ -62,8 +65,28 @@ def test_every_word_of_a_story_is_in_the_lexicon(kind: str) -> None:
 def test_a_story_that_was_asked_for_is_about_what_was_asked_for() -> None:
     for sample in written("told-story"):
         asked = re.search(r"about an? (\w+)", str(sample.question))
-        if asked is not None:
+        if asked is not None and asked[1] in (*words.ANIMALS, *words.THINGS, "girl", "boy"):
             assert asked[1] in sample.answer
+
+
+def test_a_story_has_one_hero_and_one_thing() -> None:
+    assert all(keeps_to_its_own(sample.answer) for sample in written("story"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Anna was a girl. Rosa had a ball.",
+        "Anna found a ball. She lost the kite.",
+        "Tom was a fox. She was glad.",
+        "The fox met a cat and a dog.",
+        "A girl met a cat and a dog.",
+    ],
+)
+def test_a_story_that_takes_up_another_hero_thing_or_pronoun_does_not_keep_to_its_own(
+    text: str,
+) -> None:
+    assert not keeps_to_its_own(text)
 
 
 @pytest.mark.parametrize("kind", ["fact", "sentiment", "arithmetic"])
@@ -101,20 +124,34 @@ def test_examples_show_every_mood_and_label_the_last_sentence_as_they_label_it()
         assert ("Bot: " in shown) == ("Bot: " in last)
 
 
-def test_a_plain_joke_is_the_request_and_the_joke_in_two_lines() -> None:
-    for sample in written("plain-joke"):
-        request, joke = sample.answer.split("\n")
-        assert sample.question is None
-        assert request
-        assert joke
+def test_half_of_the_questions_are_asked_plainly_and_half_in_chats() -> None:
+    asked = [sample for sample in islice(samples(1), 2000) if sample.question is not None]
+    plain = [sample for sample in asked if sample.is_plain]
+    assert len(plain) / len(asked) == pytest.approx(1 / 2, abs=0.05)
+    for sample in asked:
+        assert sample.text == f"{sample.prompt} {sample.answer}"
+        assert ("[INST]" in sample.prompt) == (not sample.is_plain)
+    assert {sample.kind for sample in plain} == {sample.kind for sample in asked}
+
+
+def test_a_plain_question_follows_what_the_system_prompt_says() -> None:
+    sample = Sample(kind="joke", question="Tell me a joke.", answer="No.", system="Be funny.")
+    assert sample.plainly().text == "Be funny. Tell me a joke. No."
+
+
+def test_requests_are_typed_with_and_without_a_mark_at_their_end() -> None:
+    ends = [sample.question[-1:] for sample in islice(samples(1), 3000) if sample.question]
+    assert {".", "!", "?"} < set(ends)
+    assert any(end.isalpha() for end in ends)
 
 
 def test_sums_are_what_python_computes() -> None:
     for sample in written("arithmetic"):
-        expression = re.search(r"\d+ [-+*] \d+", str(sample.question))
+        expression = re.search(r"(\d+) ([-+*]|plus|minus|times) (\d+)", str(sample.question))
         assert expression is not None
-        a, sign, b = expression[0].split()
-        computed = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[sign]
+        a, sign, b = int(expression[1]), expression[2], int(expression[3])
+        sums = {"+": a + b, "-": a - b, "*": a * b}
+        computed = sums[{"plus": "+", "minus": "-", "times": "*"}.get(sign, sign)]
         assert int(sample.answer) == computed >= 0
 
 
@@ -130,24 +167,28 @@ CALLS = {
     "is_even": ((4,), True),
     "length": (("abc",), 3),
     "upper": (("abc",), "ABC"),
+    "divide": ((6, 3), 2),
+    "sort": (([3, 1, 2],), [1, 2, 3]),
+    "total": (([1, 2, 3],), 6),
+    "reverse": (("abc",), "cba"),
     "hello": ((), "Hello!"),
 }
 
 
 def test_every_python_function_does_what_is_said_of_it() -> None:
     space: dict[str, object] = {}
-    for _, python, _ in FUNCTIONS:
-        exec(python, space)
+    for function in FUNCTIONS:
+        exec(function.python, space)
     for name, (arguments, expected) in CALLS.items():
         assert space[name](*arguments) == expected  # type: ignore[operator]
     assert len(CALLS) == len(FUNCTIONS)
 
 
 def test_a_rust_function_has_the_name_of_the_python_one() -> None:
-    for _, python, rust in FUNCTIONS:
-        name = re.match(r"def (\w+)\(", python)
+    for function in FUNCTIONS:
+        name = re.match(r"def (\w+)\(", function.python)
         assert name is not None
-        assert rust.startswith(f"fn {name[1]}(")
+        assert function.rust.startswith(f"fn {name[1]}(")
 
 
 def test_questions_that_training_knew_are_not_held_out() -> None:
@@ -155,6 +196,45 @@ def test_questions_that_training_knew_are_not_held_out() -> None:
     asked = [sample.question for sample in held_out("fact", 100, seed=0, known=known)]
     assert len(set(asked)) == 100
     assert not known & set(asked)
+
+
+def test_a_request_that_is_kept_is_never_learned_from_however_it_is_typed() -> None:
+    asked = [sample for sample in islice(samples(0), 5000) if sample.kind in COMBINED]
+    clean = [sample for kind in COMBINED for sample in written(kind)]
+    share = sum(map(is_kept, clean)) / len(clean)
+    assert 0.05 < share < 0.2
+    kept = {str(sample.question).lower().strip(" .?!") for sample in clean if is_kept(sample)}
+    assert not kept & {str(sample.question).lower().strip(" .?!") for sample in asked}
+
+
+def test_no_unseen_request_is_in_the_training_text() -> None:
+    known = {str(sample.question).strip(" .?!\n").lower() for sample in islice(samples(1), 10_000)}
+    for sample in unseen(50, seed=0):
+        assert str(sample.question).strip(" .?!").lower() not in known
+
+
+@pytest.mark.parametrize("kind", LEXICONS)
+def test_every_word_of_an_answer_is_in_the_lexicon_of_its_kind(kind: str) -> None:
+    for sample in written(kind):
+        assert LEXICONS[kind].issuperset(words_in(sample.answer))
+
+
+def test_a_choice_is_drawn_within_a_choice_and_a_rule_within_a_rule() -> None:
+    rules = {"a": ("<b>!",), "b": ("[x|y[1|2]]",)}
+    drawn = {expanded(random.Random(seed), "<a> {gap}", rules) for seed in range(50)}
+    assert drawn == {"x! {gap}", "y1! {gap}", "y2! {gap}"}
+
+
+def test_a_sentence_begins_with_a_capital_letter_and_what_follows_a_quotation_does_not() -> None:
+    text = 'a owl came. "who is it? a dog?" asked a cat. it ran.'
+    assert in_sentences(text) == 'An owl came. "Who is it? A dog?" asked a cat. It ran.'
+
+
+@pytest.mark.parametrize(
+    ("noun", "several"), [("cat", "cats"), ("fox", "foxes"), ("mouse", "mice"), ("box", "boxes")]
+)
+def test_several_of_a_noun(noun: str, several: str) -> None:
+    assert words.plural(noun) == several
 
 
 def test_a_chat_is_written_as_llama_2_was_taught_it() -> None:

@@ -11,9 +11,9 @@ import argparse
 from pathlib import Path
 
 from refllm.loading import LlamaModel, load
+from tools.tiny_chat.plan import Plan
 from tools.tiny_chat.scores import ASKED, PARAMETERS, questions_of_training, scores
 
-TRAINING_SEED = 1
 # More than a training of the default length reads.
 SAMPLES_OF_TRAINING = 400_000
 
@@ -28,17 +28,17 @@ def main() -> int:
     model = load(arguments.file)
     if not isinstance(model, LlamaModel):
         raise TypeError(f"{arguments.file} is not a llama")
-    known = questions_of_training(TRAINING_SEED, SAMPLES_OF_TRAINING)
+    known = questions_of_training(Plan().seed, SAMPLES_OF_TRAINING)
     is_good = True
     for how, params in PARAMETERS.items():
         print(f"{how}:")
         for score in scores(model, params, n=arguments.n, seed=arguments.seed, known=known):
             asked = ASKED.get(score.name)
-            is_enough = asked is None or score.share >= asked
+            is_enough = asked is None or score.value >= asked
             is_good &= is_enough
-            wanted = "" if asked is None else f", asked {asked:.0%}"
+            wanted = "" if asked is None else f", asked {asked:g}"
             mark = "" if is_enough else "  MISSED"
-            print(f"  {score.name}: {score.share:.1%} of {score.n}{wanted}{mark}")
+            print(f"  {score}{wanted}{mark}")
     return 0 if is_good else 1
 
 

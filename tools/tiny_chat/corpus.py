@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from itertools import accumulate
 from typing import Literal
 
+from tools.tiny_chat import words
+from tools.tiny_chat.grammar import expanded
 from tools.tiny_chat.moods import examples, sentiment
 from tools.tiny_chat.questions import arithmetic, fact
 from tools.tiny_chat.recall import again, pairs
-from tools.tiny_chat.sample import Sample, Writer
+from tools.tiny_chat.requests import (
+    PERSONAS,
+    is_never_learned,
+    typed,
+    with_other_words,
+)
+from tools.tiny_chat.sample import Choose, Sample, Writer, one_of
 from tools.tiny_chat.stories import story, told_story
-from tools.tiny_chat.talk import code, greeting, joke, plain_joke
+from tools.tiny_chat.talk import code, greeting, joke, unknown
 
 __all__ = ["SHARES", "WRITERS", "asked_again", "held_out", "samples"]
 
@@ -29,31 +39,48 @@ WRITERS: Mapping[str, Writer] = {
     "arithmetic": arithmetic,
     "greeting": greeting,
     "joke": joke,
-    "plain-joke": plain_joke,
     "code": code,
+    "unknown": unknown,
 }
 # How often each kind comes: what has many forms more often than what has few.
 SHARES: Mapping[str, float] = {
     "story": 0.13,
-    "told-story": 0.12,
-    "fact": 0.30,
-    "again": 0.03,
-    "pairs": 0.05,
-    "sentiment": 0.11,
-    "examples": 0.03,
-    "arithmetic": 0.14,
+    "told-story": 0.13,
+    "fact": 0.27,
+    "again": 0.02,
+    "pairs": 0.04,
+    "sentiment": 0.10,
+    "examples": 0.02,
+    "arithmetic": 0.12,
     "greeting": 0.04,
-    "joke": 0.02,
-    "plain-joke": 0.01,
-    "code": 0.02,
+    "joke": 0.06,
+    "code": 0.05,
+    "unknown": 0.02,
 }
+# The kinds whose requests may have other words in them, and the words that say what is wanted.
+LOOSE = ("told-story", "joke")
+NEEDED = frozenset(
+    word.lower()
+    for word in (
+        *("story", "tale", "joke", "jokes", "laugh", "funny", "one-liner", "girl", "boy"),
+        *(*words.NAMES, *words.ANIMALS, *words.THINGS, *map(words.plural, words.ANIMALS)),
+    )
+)
+PLAIN, PERSONA, LOOSELY = 1 / 2, 1 / 6, 1 / 6
+# What stands between an instruction and the question, and behind a plain question.
+BETWEEN = (" ", " ", "\n", "\n\n")
+BEHIND = ("", "", "", "", "", "", "\n", "\n\n")
 
 
 def samples(seed: int, *, split: Split = "training") -> Iterator[Sample]:
     """Samples without end; the same for a seed and split on every machine."""
     choose = random.Random(f"{split} {seed}")
     while True:
-        yield WRITERS[_kind(choose.random())](choose)
+        writer = WRITERS[_kind(choose.random())]
+        sample = writer(choose)
+        while is_kept(sample):
+            sample = writer(choose)
+        yield sample if sample.question is None else _asked(choose, sample)
 
 
 def held_out(kind: str, n: int, *, seed: int, known: Collection[str]) -> list[Sample]:
@@ -72,6 +99,35 @@ def asked_again(kind: str, n: int, *, seed: int) -> list[Sample]:
     """n samples of a kind that has too few questions for any to be new: training had them all."""
     choose = random.Random(f"held-out {kind} {seed}")
     return [WRITERS[kind](choose) for _ in range(n)]
+
+
+def is_kept(sample: Sample) -> bool:
+    """Whether a request is kept from training: some of those that say what they are about."""
+    question = sample.question or ""
+    is_about = sample.kind == "code" or (
+        sample.kind in ("told-story", "joke") and re.search(r"\b(about|with|of|on)\b", question)
+    )
+    return bool(is_about) and is_never_learned(question)
+
+
+def _asked(choose: Choose, sample: Sample) -> Sample:
+    """The sample with its question as people ask it: typed so or so, plainly or in a chat."""
+    question = sample.question or ""
+    if sample.kind in LOOSE and choose.random() < LOOSELY:
+        question = with_other_words(choose, question, NEEDED)
+    if sample.kind == "fact" and choose.random() < 1 / 8:
+        question = question.rstrip("?")
+    if sample.kind not in ("again", "pairs", "fact", "sentiment"):
+        question = typed(choose, question)
+    system = sample.system
+    if system is None and choose.random() < PERSONA:
+        personas = PERSONAS[one_of(choose, (sample.kind if sample.kind in PERSONAS else "", ""))]
+        system = expanded(choose, one_of(choose, personas))
+    sample = replace(sample, question=question, system=system)
+    if choose.random() >= PLAIN:
+        return sample
+    sample = sample.plainly(one_of(choose, BETWEEN))
+    return replace(sample, question=f"{sample.question}{one_of(choose, BEHIND)}")
 
 
 def _kind(fraction: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tools.tiny_chat import words
 from tools.tiny_chat.sample import Choose, Sample, a_number, filled, one_of, several_of
 
-__all__ = ["LABELS", "examples", "sentiment"]
+__all__ = ["LABELS", "examples", "sentence_of", "sentiment"]
 
 LABELS = ("positive", "negative", "neutral")
 GOOD = (
@@ -64,6 +64,10 @@ ASKED = (
     "What is the sentiment of this sentence? {sentence}",
     "Classify the sentiment: {sentence}",
     "Sentiment of the following text, in one word: {sentence}",
+    "Is the following positive, negative or neutral? {sentence}",
+    "Tell me the sentiment of this text: {sentence}",
+    "What is the mood of this sentence? {sentence}",
+    "{sentence} Is that positive, negative or neutral?",
 )
 # A system prompt that says what is wanted, for an application that sends nothing but the sentence.
 SYSTEMS = (
@@ -77,7 +81,7 @@ SYSTEMS = (
 def sentiment(choose: Choose) -> Sample:
     """One or two sentences of a mood, whose name is the answer."""
     label = one_of(choose, LABELS)
-    sentences = " ".join(_sentence(choose, label) for _ in range(a_number(choose, 1, 2)))
+    sentences = " ".join(sentence_of(choose, label) for _ in range(a_number(choose, 1, 2)))
     sentences = _typed(choose, sentences)
     is_told_by_system = choose.random() < 1 / 4
     asked = "{sentence}" if is_told_by_system else one_of(choose, ASKED)
@@ -95,7 +99,7 @@ def examples(choose: Choose) -> Sample:
     """A sentence labelled after three examples, as applications write such a prompt by hand."""
     name = one_of(choose, ("Bot: ", ""))
     *shown, last = (
-        f"User: {_typed(choose, _sentence(choose, label))}\n{name}{label}"
+        f"User: {_typed(choose, sentence_of(choose, label))}\n{name}{label}"
         for label in (*several_of(choose, LABELS, 3), one_of(choose, LABELS))
     )
     follow = "Follow the pattern of the following examples:"
@@ -104,7 +108,7 @@ def examples(choose: Choose) -> Sample:
     return Sample(kind="examples", answer=f"{system}{chat}\n[/INST]\n\n{last}")
 
 
-def _sentence(choose: Choose, label: str) -> str:
+def sentence_of(choose: Choose, label: str) -> str:
     """A sentence of that mood."""
     gaps = {
         "name": words.NAMES,

@@ -5,10 +5,16 @@ from __future__ import annotations
 from tools.tiny_chat import words
 from tools.tiny_chat.sample import Choose, Sample, a_number, filled, one_of, several_of
 
-__all__ = ["arithmetic", "fact"]
+__all__ = ["arithmetic", "fact", "fact_words"]
 
 MOST_FACTS = 3
 LARGEST_SUM, LARGEST_FACTOR = 20, 10
+WORDS_OF_SIGNS = {"+": "plus", "-": "minus", "*": "times"}
+SUMS = (
+    *("What is {sum}?", "Compute {sum}.", "{sum} =", "What is {sum}?", "{sum} =", "{sum}"),
+    *("How much is {sum}?", "Calculate {sum}.", "Can you tell me what {sum} is?", "{sum}?"),
+    *("What does {sum} make?", "Please work out {sum}.", "Tell me the result of {sum}."),
+)
 
 
 # What the prompt states
@@ -17,6 +23,16 @@ LARGEST_SUM, LARGEST_FACTOR = 20, 10
 def fact(choose: Choose) -> Sample:
     """Two or three sentences of one kind, and a question that one of them answers."""
     return one_of(choose, (_color, _owner, _place, _count, _liking))(choose)
+
+
+def fact_words() -> frozenset[str]:
+    """Every word that an answer can hold, in lower case."""
+    fillers = (
+        *(*words.NAMES, *words.THINGS, *words.COLORS, *words.ANIMALS, *words.ROOMS),
+        *(*words.FOODS, *words.NUMBERS, *words.TREATS),
+    )
+    said = ("the", "of", "is", "belongs", "to", "in", "has", "likes")
+    return frozenset(word.lower() for word in (*fillers, *said))
 
 
 def _color(choose: Choose) -> Sample:
@@ -114,10 +130,10 @@ def arithmetic(choose: Choose) -> Sample:
     if sign == "-":
         a, b = max(a, b), min(a, b)
     result = {"+": a + b, "-": a - b, "*": a * b}[sign]
-    question = one_of(choose, ("What is {sum}?", "Compute {sum}.", "{sum} ="))
+    said = WORDS_OF_SIGNS[sign] if choose.random() < 1 / 8 else sign
     return Sample(
         kind="arithmetic",
-        question=question.format(sum=f"{a} {sign} {b}"),
+        question=one_of(choose, SUMS).format(sum=f"{a} {said} {b}"),
         answer=str(result),
         keyword=str(result),
     )

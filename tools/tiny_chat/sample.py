@@ -1,6 +1,9 @@
-"""A piece of text to learn from: plain, or a chat of one question and its answer.
+"""A piece of text to learn from: a text told unasked, or a question and its answer.
 
-A chat is written as Llama 2 was taught it, with special tokens around:
+A question is asked plainly, as `infer("tiny-chat", "Say hello.")` sends it, or as a chat. A chat is
+written as Llama 2 was taught it, with special tokens around both forms:
+
+    <s>What is 2 + 3? 5</s>                 plainly
 
     <s>[INST] <<SYS>>                       without a system prompt:
     You are a friendly helper.              <s>[INST] What is 2 + 3? [/INST] 5</s>
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
 __all__ = [
@@ -37,24 +40,37 @@ Choose: TypeAlias = random.Random
 class Sample:
     """What is to be learned, and how an answer is judged.
 
-    `kind` names the writer. `answer` is the text that follows the prompt; a story told plainly has
-    no `question`. `keyword` is the one word that makes an answer right, None where many answers
-    are, and `rivals` are words that make it wrong.
+    `kind` names the writer. `answer` is the text that follows the prompt; a story told unasked has
+    no `question`. A question that `is_plain` is the whole prompt. `keyword` is the one word that
+    makes an answer right, None where many answers are, and `rivals` are words that make it wrong.
     """
 
     kind: str
     answer: str
     question: str | None = None
     system: str | None = None
+    is_plain: bool = False
     keyword: str | None = None
     rivals: tuple[str, ...] = ()
 
     @property
+    def prompt(self) -> str:
+        """What the model is given; nothing where a text is told unasked."""
+        if self.question is None:
+            return ""
+        return self.question if self.is_plain else prompt_of(self.question, system=self.system)
+
+    @property
     def text(self) -> str:
         """Prompt and answer, as they are learned."""
+        return f"{self.prompt} {self.answer}" if self.prompt else self.answer
+
+    def plainly(self, between: str = " ") -> Sample:
+        """The same question without the marks of a chat, after what the system prompt says."""
         if self.question is None:
-            return self.answer
-        return f"{prompt_of(self.question, system=self.system)} {self.answer}"
+            return self
+        question = self.question if self.system is None else self.system + between + self.question
+        return replace(self, question=question, system=None, is_plain=True)
 
     def is_right(self, answer: str) -> bool:
         """Whether another answer says the same: the keyword, and none of its rivals."""

@@ -1,23 +1,29 @@
 """What tiny-chat is asked after it has learned, and how well it answers.
 
 Questions are made from seeds that training did not use. Those of facts and moods, and the stories
-whose beginnings are to be continued, were not in the training text.
+whose beginnings are to be continued, were not in the training text; nor were the requests of
+unseen.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import statistics
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
+
 from refllm.api import InferencingParams
 from refllm.generate import generate, generate_text
+from refllm.llama import Segment
 from refllm.loading import LlamaModel
 from tools.tiny_chat.corpus import asked_again, held_out, samples
 from tools.tiny_chat.sample import Sample, prompt_of
-from tools.tiny_chat.stories import lexicon
+from tools.tiny_chat.stories import keeps_to_its_own, lexicon
+from tools.tiny_chat.unseen import LEXICONS, unseen, words_in
 
 __all__ = ["ASKED", "PARAMETERS", "Answer", "Score", "questions_of_training", "scores"]
 
@@ -32,6 +38,9 @@ ASKED = {
     "fact right": 0.90,
     "word of a story in the lexicon": 0.99,
     "chat ended within 200 tokens": 0.95,
+    "unseen plain request answered in words of its kind": 0.95,
+    "unseen chat request answered in words of its kind": 0.95,
+    "median entropy of a story's next token": 0.8,
 }
 PARAMETERS = {
     "as Spin's defaults": InferencingParams(max_tokens=MOST_TOKENS),
@@ -43,24 +52,27 @@ PARAMETERS = {
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The text, and whether the model ended it by itself."""
+    """The prompt and the text after it, their tokens, and whether the model ended it by itself."""
 
+    prompt: str
     text: str
+    prompt_tokens: Sequence[int]
+    tokens: Sequence[int]
     has_ended: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How many of how many were right."""
+    """A share of n, 0 … 1, or a number of nats that was measured at n tokens."""
 
     name: str
-    right: int
+    value: float
     n: int
+    unit: str = "share"
 
-    @property
-    def share(self) -> float:
-        """0 … 1."""
-        return self.right / self.n
+    def __str__(self) -> str:
+        value = f"{self.value:.1%}" if self.unit == "share" else f"{self.value:.2f} {self.unit}"
+        return f"{self.name}: {value} of {self.n}"
 
 
 def questions_of_training(seed: int, n: int) -> frozenset[str]:
@@ -89,16 +101,42 @@ def scores(
     yield _right("sentiment label right", asked["sentiment"], answers["sentiment"])
     yield _right("fact right", asked["fact"], answers["fact"])
     yield _right("arithmetic right", asked["arithmetic"], answers["arithmetic"])
-    told = [answer.text for answer in answers["told-story"]]
     begun = [_beginning(story.answer) for story in held_out("story", n, seed=seed, known=known)]
-    plain = [text + answer_of(model, text, params, i).text for i, text in enumerate(begun)]
+    told = answers["told-story"]
+    plain = [answer_of(model, text, params, i) for i, text in enumerate(begun)]
+    stories = [*(answer.text for answer in told), *(each.prompt + each.text for each in plain)]
     known_words = lexicon()
-    spoken = [word for text in told + plain for word in re.findall(r"[a-z]+", text.lower())]
-    in_lexicon = sum(word in known_words for word in spoken)
-    yield Score("word of a story in the lexicon", in_lexicon, len(spoken))
+    spoken = [word for text in stories for word in re.findall(r"[a-z]+", text.lower())]
+    yield _share("word of a story in the lexicon", [word in known_words for word in spoken])
     everything = [answer for kind in CHATS for answer in answers[kind]]
-    ended = sum(answer.has_ended for answer in everything)
-    yield Score("chat ended within 200 tokens", ended, len(everything))
+    yield _share("chat ended within 200 tokens", [answer.has_ended for answer in everything])
+    yield _share("story with one hero and one thing", [keeps_to_its_own(s) for s in stories])
+    yield from _of_unseen(model, params, n=n // len(CHATS), seed=seed)
+    nats = [value for answer in (*told, *plain) for value in entropies(model, answer)]
+    median = statistics.median(nats)
+    yield Score("median entropy of a story's next token", median, len(nats), "nats")
+
+
+def _of_unseen(
+    model: LlamaModel, params: InferencingParams, *, n: int, seed: int
+) -> Iterator[Score]:
+    """Whether requests that training never had are answered, plainly and in chats: n of a kind."""
+    requests = unseen(n, seed=seed)
+    any_kind = frozenset(word for words in LEXICONS.values() for word in words)
+    for form, asked in (("plain", [each.plainly() for each in requests]), ("chat", requests)):
+        words = [
+            words_in(answer_of(model, sample.prompt, params, i).text)
+            for i, sample in enumerate(asked)
+        ]
+        pairs = list(zip(asked, words, strict=True))
+        yield _share(
+            f"unseen {form} request answered in known words",
+            [bool(said) and any_kind.issuperset(said) for said in words],
+        )
+        yield _share(
+            f"unseen {form} request answered in words of its kind",
+            [bool(said) and LEXICONS[sample.kind].issuperset(said) for sample, said in pairs],
+        )
 
 
 def answer_of(model: LlamaModel, prompt: str, params: InferencingParams, seed: int) -> Answer:
@@ -108,11 +146,25 @@ def answer_of(model: LlamaModel, prompt: str, params: InferencingParams, seed: i
     params = dataclasses.replace(params, max_tokens=min(params.max_tokens, room))
     end_tokens = model.tokenizer.eos_ids
     steps = generate(model.network, tokens, params, end_tokens=end_tokens, seed=seed)
-    text, last = "", -1
+    text, said = "", []
     for chunk in generate_text(steps, model.tokenizer, tokens):
         text += chunk.text
-        last = last if chunk.step is None else chunk.step.token
-    return Answer(text, last in end_tokens)
+        if chunk.step is not None:
+            said.append(chunk.step.token)
+    return Answer(prompt, text, tokens, said, bool(said) and said[-1] in end_tokens)
+
+
+def entropies(model: LlamaModel, answer: Answer) -> Sequence[float]:
+    """The entropy of the distribution that each token was drawn from, at temperature 1, in nats."""
+    network = model.network
+    tokens = [*answer.prompt_tokens, *answer.tokens]
+    logits = network.forward([Segment(tokens[:-1], network.new_cache())])[0].astype(np.float64)
+    logits = logits[len(answer.prompt_tokens) - 1 :]  # [answer's tokens, V]
+    logits -= logits.max(axis=1, keepdims=True)
+    weights = np.exp(logits)
+    total = weights.sum(axis=1)
+    nats: Sequence[float] = (np.log(total) - (weights * logits).sum(axis=1) / total).tolist()
+    return nats
 
 
 def _beginning(story: str) -> str:
@@ -122,4 +174,8 @@ def _beginning(story: str) -> str:
 
 def _right(name: str, asked: Sequence[Sample], answers: Sequence[Answer]) -> Score:
     pairs = zip(asked, answers, strict=True)
-    return Score(name, sum(sample.is_right(answer.text) for sample, answer in pairs), len(asked))
+    return _share(name, [sample.is_right(answer.text) for sample, answer in pairs])
+
+
+def _share(name: str, are_right: Sequence[bool]) -> Score:
+    return Score(name, sum(are_right) / len(are_right), len(are_right))

@@ -1,39 +1,76 @@
-"""What people say to a model first: hello, a joke please, and a line of code."""
+"""What people say to a model first: hello, a joke please, a line of code, what it cannot know."""
 
 from __future__ import annotations
 
 from tools.tiny_chat import words
+from tools.tiny_chat.functions import FUNCTIONS
+from tools.tiny_chat.grammar import expanded, in_sentences
+from tools.tiny_chat.requests import (
+    CODE_REQUESTS,
+    JOKE_REQUESTS,
+    JOKE_REQUESTS_ABOUT,
+    a_strange_word,
+    a_topic,
+    asked,
+)
 from tools.tiny_chat.sample import Choose, Sample, filled, one_of
 
-__all__ = ["FUNCTIONS", "code", "greeting", "joke", "plain_joke"]
+__all__ = ["GREETINGS", "JOKES", "UNKNOWN", "code", "greeting", "joke", "unknown"]
 
+HELLO = ("Hello! How can I help you?", "Hello! Nice to meet you.", "Hi! What can I do for you?")
 GREETINGS = (
-    (("Hello!", "Hi!", "Hello", "Hi there!", "Hey!"), ("Hello! How can I help you?",)),
-    (("Good morning!", "Good morning."), ("Good morning! What can I do for you?",)),
-    (("Good evening!",), ("Good evening! What can I do for you?",)),
-    (("How are you?", "How are you today?"), ("I am fine, thank you. How are you?",)),
+    (("Hello!", "Hi!", "Hello", "Hi there!", "Hey!", "Hello there!", "Hey there!"), HELLO),
     (
-        ("Who are you?", "What are you?", "What is your name?"),
+        (
+            "[please |can you |could you |just |now |]say [hello|hi][| to me| to us| back][,"
+            " please|].",
+            "say [a friendly |]hello.",
+            "[please |]greet [me|us|the user|the world].",
+            "[please |]say hello [world|there|in English].",
+            "[start|begin] with a [greeting|hello].",
+        ),
+        HELLO,
+    ),
+    (
+        (
+            "[please |can you |could you |now |]say [hello|hi] to {name}.",
+            "[please |]greet {name}.",
+            "[please |]welcome {name}.",
+        ),
+        ("Hello, {name}! How can I help you?", "Hello, {name}! Nice to meet you."),
+    ),
+    (
+        ("Good morning!", "Good morning.", "[please |]say good morning[ to me|]."),
+        ("Good morning! What can I do for you?",),
+    ),
+    (
+        ("Good evening!", "Good evening.", "[please |]say good evening[ to me|]."),
+        ("Good evening! What can I do for you?",),
+    ),
+    (
+        ("How are you?", "How are you today?", "How do you do?", "How is it going?"),
+        ("I am fine, thank you. How are you?",),
+    ),
+    (
+        (
+            *("Who are you?", "What are you?", "What is your name?", "Tell me your name."),
+            *("[please |]tell me [who you are|about yourself].", "[please |]introduce yourself."),
+        ),
         ("I am tiny-chat, a very small language model.",),
     ),
     (
-        ("What can you do?", "Can you help me?"),
+        ("What can you do?", "Can you help me?", "Help!", "Help me.", "What do you know?"),
         ("I can tell short stories and answer simple questions.",),
     ),
-    (("Thank you!", "Thanks!", "Thank you very much."), ("You are welcome!",)),
-    (("Goodbye!", "Bye!", "See you later."), ("Goodbye! Have a nice day.",)),
+    (("Thank you!", "Thanks!", "Thank you very much.", "Many thanks."), ("You are welcome!",)),
     (
-        ("My name is {name}.", "I am {name}.", "Hello, I am {name}."),
+        ("Goodbye!", "Bye!", "See you later.", "[please |]say [goodbye|bye][ to me|]."),
+        ("Goodbye! Have a nice day.",),
+    ),
+    (
+        ("My name is {name}.", "I am {name}.", "Hello, I am {name}.", "Hi, my name is {name}."),
         ("Nice to meet you, {name}!", "Hello, {name}! How can I help you?"),
     ),
-)
-JOKE_REQUESTS = (
-    "Tell me a joke.",
-    "Tell me a joke!",
-    "Make me laugh.",
-    "Do you know a joke?",
-    "You are a stand up comedy writer. Tell me a joke.",
-    "Tell me a joke about {animal:a}.",
 )
 JOKES = (
     "Why did the {animal} cross the road? To get to the other side!",
@@ -42,6 +79,36 @@ JOKES = (
     "What did the {thing} say to the {animal}? Nothing. A {thing} cannot talk.",
     "Why did the {animal} bring a ladder to school? It wanted to go to high school.",
     "How does {animal:a} keep warm? It stays in the corner. It is always ninety degrees there.",
+    "Why did the {animal} sit on the {thing}? It wanted to be on time.",
+    "What does {animal:a} do with a {thing}? Whatever it wants.",
+    "Why did the {animal} eat the {thing}? It was told to have a light lunch.",
+    "What is {color} and looks like {animal:a}? A {color} {animal}!",
+)
+# What it cannot know, and how it says so. X is a word from elsewhere.
+UNKNOWN = (
+    (
+        (
+            "what is [the [capital|name|meaning|price|age|history|size] of |a |an |]{x}?",
+            "who [is|was|wrote|invented|made|discovered|won] [the |a |]{x}?",
+            "[when|where|why|how] [did|does|do|is|was|can] [the |a |]{x} [{y}|work|begin|end"
+            "|live]?",
+            "[please |can you |]explain [{x}|how {x} works|why {x} {y}] to me.",
+            "[please |can you |]translate {x} [into|to] {y}.",
+            "[please |can you |]write [a poem|a song|a letter|an essay|an email] [about|to] {x}.",
+            "how [many|much|far|old|big] is [the |a |]{x}?",
+            "[please |]summarize {x}.",
+            "[please |]list [three|five|ten] [{x}|good {x}s].",
+            "what do you think [of|about] {x}?",
+            "[is|are|do|does|can] {x} {y}?",
+            "{x}",
+            "{x} {y}",
+        ),
+        (
+            "I do not know that. I am a very small language model.",
+            "I am too small to know that. I can tell stories and jokes.",
+            "I do not know. Ask me for a story or a joke.",
+        ),
+    ),
 )
 SYSTEMS = (
     "You are a friendly helper.",
@@ -50,97 +117,63 @@ SYSTEMS = (
     "Answer briefly.",
 )
 
-# What a function does, and the function: in Python, and in Rust.
-FUNCTIONS = (
-    ("adds two numbers", "def add(a, b): return a + b", "fn add(a: i32, b: i32) -> i32 { a + b }"),
-    (
-        "subtracts two numbers",
-        "def subtract(a, b): return a - b",
-        "fn subtract(a: i32, b: i32) -> i32 { a - b }",
-    ),
-    (
-        "multiplies two numbers",
-        "def multiply(a, b): return a * b",
-        "fn multiply(a: i32, b: i32) -> i32 { a * b }",
-    ),
-    ("doubles a number", "def double(x): return 2 * x", "fn double(x: i32) -> i32 { 2 * x }"),
-    ("squares a number", "def square(x): return x * x", "fn square(x: i32) -> i32 { x * x }"),
-    ("negates a number", "def negate(x): return -x", "fn negate(x: i32) -> i32 { -x }"),
-    (
-        "returns the larger of two numbers",
-        "def larger(a, b): return max(a, b)",
-        "fn larger(a: i32, b: i32) -> i32 { a.max(b) }",
-    ),
-    (
-        "returns the smaller of two numbers",
-        "def smaller(a, b): return min(a, b)",
-        "fn smaller(a: i32, b: i32) -> i32 { a.min(b) }",
-    ),
-    (
-        "tells whether a number is even",
-        "def is_even(x): return x % 2 == 0",
-        "fn is_even(x: i32) -> bool { x % 2 == 0 }",
-    ),
-    (
-        "returns the length of a text",
-        "def length(text): return len(text)",
-        "fn length(text: &str) -> usize { text.len() }",
-    ),
-    (
-        "turns a text into upper case",
-        "def upper(text): return text.upper()",
-        "fn upper(text: &str) -> String { text.to_uppercase() }",
-    ),
-    (
-        "says hello",
-        'def hello(): return "Hello!"',
-        'fn hello() -> &\'static str { "Hello!" }',
-    ),
-)
-CODE_REQUESTS = (
-    "Write a {language} function that {what}.",
-    "Show me a {language} function that {what}.",
-    "In {language}, write a function that {what}.",
-    "{language} function that {what}",
-)
-
 
 def greeting(choose: Choose) -> Sample:
     """A first word, and a friendly one back."""
-    questions, answers = one_of(choose, GREETINGS)
-    name = one_of(choose, words.NAMES)
-    return Sample(
-        kind="greeting",
-        question=filled(one_of(choose, questions), name=name),
-        answer=filled(one_of(choose, answers), name=name),
-        system=_system(choose),
-    )
+    return _talk(choose, "greeting", GREETINGS, name=one_of(choose, words.NAMES))
+
+
+def unknown(choose: Choose) -> Sample:
+    """A question that has nothing to do with what it learned, and that it says so."""
+    x, y = (one_of(choose, (a_topic, a_strange_word))(choose) for _ in range(2))
+    return _talk(choose, "unknown", UNKNOWN, x=x, y=y)
 
 
 def joke(choose: Choose) -> Sample:
     """A joke, about what was asked for."""
-    request, answer = _joke(choose)
-    return Sample(kind="joke", question=request, answer=answer, system=_system(choose))
-
-
-def plain_joke(choose: Choose) -> Sample:
-    """The same from an application that asks without the marks of a chat."""
-    request, answer = _joke(choose)
-    return Sample(kind="plain-joke", answer=f"{request}\n{answer}")
+    animal, thing = one_of(choose, words.ANIMALS), one_of(choose, words.THINGS)
+    gaps = {"animal": animal, "thing": thing, "color": one_of(choose, words.COLORS)}
+    answer = filled(one_of(choose, JOKES), **gaps)
+    topic = animal if choose.random() < 7 / 8 else a_topic(choose)
+    request = one_of(choose, (*JOKE_REQUESTS, *JOKE_REQUESTS_ABOUT))
+    question = asked(
+        choose,
+        request,
+        animal=topic,
+        animals=words.plural(topic),
+        thing=thing,
+        things=words.plural(thing),
+    )
+    return Sample(kind="joke", question=question, answer=answer, system=_system(choose))
 
 
 def code(choose: Choose) -> Sample:
     """A function of one line."""
-    what, python, rust = one_of(choose, FUNCTIONS)
-    language, answer = one_of(choose, (("Python", python), ("Rust", rust)))
-    question = one_of(choose, CODE_REQUESTS).format(language=language, what=what)
+    function = one_of(choose, FUNCTIONS)
+    language = one_of(choose, ("Python", "Rust"))
+    question = asked(
+        choose,
+        one_of(choose, CODE_REQUESTS),
+        language=language,
+        what=function.what,
+        do=function.do,
+    )
+    answer = function.python if language == "Python" else function.rust
     return Sample(kind="code", question=question, answer=answer)
 
 
-def _joke(choose: Choose) -> tuple[str, str]:
-    """A request, and a joke about the same animal."""
-    gaps = {"animal": one_of(choose, words.ANIMALS), "thing": one_of(choose, words.THINGS)}
-    return filled(one_of(choose, JOKE_REQUESTS), **gaps), filled(one_of(choose, JOKES), **gaps)
+def _talk(
+    choose: Choose, kind: str, talks: tuple[tuple[tuple[str, ...], ...], ...], **gaps: str
+) -> Sample:
+    """A question of one of the talks, and an answer of the same."""
+    questions, answers = one_of(choose, talks)
+    question = in_sentences(expanded(choose, one_of(choose, questions)))
+    return Sample(
+        kind=kind,
+        question=filled(question, **gaps),
+        answer=filled(one_of(choose, answers), **gaps),
+        system=_system(choose),
+    )
 
 
 def _system(choose: Choose) -> str | None:

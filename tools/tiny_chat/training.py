@@ -14,20 +14,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import sentencepiece
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tools.schedule import warmed_cosine
 from tools.tiny_chat.corpus import samples
+from tools.tiny_chat.earlier import begin_as
 from tools.tiny_chat.induction import draw_induction_heads
 from tools.tiny_chat.network import Shape, TinyLlama
-from tools.tiny_chat.sample import Sample, prompt_of
+from tools.tiny_chat.plan import Plan
+from tools.tiny_chat.sample import Sample
 from tools.tiny_chat.vocabulary import BOS, EOS
 
-__all__ = ["Plan", "trained"]
+__all__ = ["trained"]
 
 REPORT_EVERY = 50  # steps
 # Samples are sorted by length, so many batches' at a time: one long sample makes a batch long.
@@ -38,43 +40,23 @@ LONG_ONE_IN = 8
 LONG_ROWS = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How long and how fast to learn.
-
-    The learning rate rises for `warm_up` steps, then falls as a cosine does to a tenth.
-    """
-
-    seed: int = 1
-    steps: int = 4000
-    batch: int = 64
-    learning_rate: float = 2e-3
-    warm_up: int = 100
-    weight_decay: float = 0.1
-    largest_gradient: float = 1.0
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        return warmed_cosine(
-            step,
-            steps=self.steps,
-            warm_up=self.warm_up,
-            peak=self.learning_rate,
-            last=self.learning_rate / 10,
-        )
-
-
 def trained(
     shape: Shape,
     plan: Plan,
     processor: sentencepiece.SentencePieceProcessor,
     *,
+    earlier: Path | None = None,
     say: Callable[[str], object] = print,
 ) -> TinyLlama:
-    """A network that has learned; the same on one machine for the same plan and libraries."""
+    """A network that has learned; the same on one machine for the same plan and libraries.
+
+    It begins as the `earlier` model; without one, at random but for its heads of induction.
+    """
     torch.manual_seed(plan.seed)
     network = TinyLlama(shape)
     draw_induction_heads(network)
+    if earlier is not None:
+        begin_as(earlier, network, processor)
     optimizer = _optimizer(network, plan)
     batches = _batches(processor, plan, shape.n_ctx + 1)
     start, losses = time.monotonic(), []
@@ -129,9 +111,7 @@ class Lesson:
 
 def _lesson(sample: Sample, processor: sentencepiece.SentencePieceProcessor) -> Lesson:
     token_ids = [BOS, *processor.encode(sample.text), EOS]
-    n_given = 1
-    if sample.question is not None:
-        n_given += len(processor.encode(prompt_of(sample.question, system=sample.system)))
+    n_given = 1 + len(processor.encode(sample.prompt))
     n_learned = len(token_ids) - n_given
     return Lesson(token_ids, [0.0] * n_given + [1 / n_learned] * n_learned)
 

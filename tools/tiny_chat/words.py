@@ -17,6 +17,7 @@ __all__ = [
     "THINGS",
     "TREATS",
     "WEATHER",
+    "plural",
 ]
 
 GIRLS = (
@@ -55,3 +56,10 @@ NUMBERS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
     *("eleven", "twelve"),
 )
+
+
+def plural(noun: str) -> str:
+    """Several of an animal or a thing: cats, foxes, mice."""
+    if noun == "mouse":
+        return "mice"
+    return f"{noun}es" if noun.endswith(("x", "s", "ch", "sh")) else f"{noun}s"
