@@ -109,13 +109,13 @@ class LocalEngine:
         """An engine that looks for models in `roots` (default: `refllm.models.default_roots()`).
 
         `allowed_models` is a component's `ai_models`; None allows every name. `threads` None
-        means every CPU that this process may use. `numerics` is "exact", or "int8" to multiply
-        quantized weights as llama.cpp does. With `stand_ins` an embedded model answers for one of
-        `refllm.embedded.STAND_INS` that is not there, and a warning is logged; None means as the
-        environment's REFLLM_STAND_INS says, which is not to. A `strict` engine refuses a model
-        whose JSON files have a key that no table of `refllm.accounting` lists, instead of logging a
-        warning. `progress` is told how far the loading of a model has come. Errors: `InvalidInput`
-        naming the option.
+        means as many CPUs as this process may use and finds free. `numerics` is "exact", or "int8"
+        to multiply quantized weights as llama.cpp does. With `stand_ins` an embedded model answers
+        for one of `refllm.embedded.STAND_INS` that is not there, and a warning is logged; None
+        means as the environment's REFLLM_STAND_INS says, which is not to. A `strict` engine refuses
+        a model whose JSON files have a key that no table of `refllm.accounting` lists, instead of
+        logging a warning. `progress` is told how far the loading of a model has come. Errors:
+        `InvalidInput` naming the option.
         """
         uniform(seed, 0)  # refuses a seed that is not a u64
         _check_option("profile", profile, PROFILES)
