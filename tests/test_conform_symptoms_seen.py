@@ -198,16 +198,12 @@ def test_vectors_of_another_length_are_named() -> None:
     [
         ({"error": {"kind": "invalid-input", "message": "too long"}}, "is refused: cut it there"),
         (usage(129, 0), "is cut at another length"),
-        (usage(128, 0), None),
     ],
 )
-def test_a_long_text_that_is_not_cut_at_the_limit_is_named(
-    got: dict[str, Any], said: str | None
-) -> None:
+def test_a_long_text_that_is_not_cut_at_the_limit_is_named(got: dict[str, Any], said: str) -> None:
     asked = {"operation": "generate_embeddings", "model": "tiny-embed", "texts": ["a"]}
     case = case_of("api", asked, usage(128, 0), clause="truncation")
-    found = cause(case, {"embeddings": [[0.6, 0.8]], **got})
-    assert found is None if said is None else said in str(found)
+    assert said in str(cause(case, {"embeddings": [[0.6, 0.8]], **got}))
 
 
 def test_a_vector_that_its_batch_changed_is_named() -> None:
