@@ -340,6 +340,8 @@ def test_spin_s_route_has_the_limit_too(url: str) -> None:
     body = {"model": "tiny-embed", "input": ["The cat sat on the mat."]}
     cut = ask(url, "/embed", {**body, "maxTokens": 6}).json
     assert cut["usage"] == {"promptTokenCount": 6}
+    assert cut["truncated"] == [True]
+    assert "truncated" not in ask(url, "/embed", body).json
     assert cut["embeddings"] != ask(url, "/embed", body).json["embeddings"]
 
 

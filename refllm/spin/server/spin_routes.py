@@ -112,6 +112,9 @@ class EmbedResponse(BaseModel):
 
     embeddings: list[list[float]]
     usage: EmbedUsage
+    truncated: list[bool] | None = Field(
+        default=None, description="of each text whether it was cut; left out where none was"
+    )
 
 
 def router_of(service: Service) -> APIRouter:
@@ -136,7 +139,10 @@ def router_of(service: Service) -> APIRouter:
             request, service.embed(body.model, body.input, max_tokens=body.max_tokens)
         )
         usage = EmbedUsage(promptTokenCount=done.n_prompt_tokens)
-        return JSONResponse({"embeddings": vectors.tolist(), "usage": usage.model_dump()})
+        # A key that Spin's protocol does not have; its client skips it.
+        truncated = {"truncated": done.is_cut} if any(done.is_cut) else {}
+        answer = {"embeddings": vectors.tolist(), "usage": usage.model_dump(), **truncated}
+        return JSONResponse(answer)
 
     return router
 
