@@ -135,9 +135,13 @@ def router_of(service: Service) -> APIRouter:
     @router.post("/embed", response_model=EmbedResponse)
     async def embed(request: Request, body: EmbedRequest) -> Response:
         """One vector for each text."""
-        vectors, done = await unless_gone(
-            request, service.embed(body.model, body.input, max_tokens=body.max_tokens)
-        )
+        embedding = service.embed(body.model, body.input, max_tokens=body.max_tokens)
+        try:
+            vectors, done = await unless_gone(request, embedding)
+        except InvalidInput as error:
+            if str(error).startswith("max_tokens "):
+                raise InvalidInput(str(error).replace("max_tokens", "maxTokens", 1)) from error
+            raise
         usage = EmbedUsage(promptTokenCount=done.n_prompt_tokens)
         # A key that Spin's protocol does not have; its client skips it.
         truncated = {"truncated": done.is_cut} if any(done.is_cut) else {}
