@@ -270,7 +270,7 @@ class TestEmbed:
     def test_texts_that_are_cut_are_counted_on_standard_error(
         self, bert: Path, form: list[str]
     ) -> None:
-        command = [sys.executable, "-m", "refllm", "embed", bert, "--file", "-", *form]
+        command = [sys.executable, "-m", "refllm", "embed", str(bert), "--file", "-", *form]
         lines = b"the cat\nthe cat sat\nthe cat sat down\n"
         whole = subprocess.run(command, input=lines, capture_output=True, check=True)
         command += ["--max-tokens", "4"]
