@@ -39,6 +39,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in objects))
     (tmp_path / "list.json").write_text(json.dumps(objects[:1]))
     (tmp_path / "docs.csv").write_text('id,text\n0,"A cat."\n1,"A dog."\n')
+    (tmp_path / "noisy.py").write_text('print("loading the model", flush=True)\n')
     (tmp_path / "cut.gguf").write_bytes((ROOT / "llama" / "tiny-chat.gguf").read_bytes()[:100_000])
     (tmp_path / "page.gguf").write_text("<html>Moved Permanently</html>")
     (tmp_path / "half").mkdir()
