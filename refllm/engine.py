@@ -217,12 +217,14 @@ class LocalEngine:
         The model's default prompt is put before each text; where no file names pooling or
         normalization, the vector is the mean of the text's tokens with the length 1.
         `max_tokens` cuts texts there, as sentence-transformers does, instead of at the tokenizer
-        file's own limit. Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
+        file's own limit; `truncated` of the result, and a warning that is logged, say which texts
+        were cut. Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
         """
         _check_texts(texts)
         opened = self.open_embeddings(model, texts, max_tokens=max_tokens)
         vectors = np.concatenate(list(opened.groups))  # [N, D]
-        return EmbeddingsResult(vectors.tolist(), EmbeddingsUsage(opened.n_tokens))
+        usage = EmbeddingsUsage(opened.n_tokens)
+        return EmbeddingsResult(vectors.tolist(), usage, opened.is_cut)
 
     def open_embeddings(
         self,

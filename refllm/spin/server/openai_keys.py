@@ -16,6 +16,7 @@ transformers' GenerationConfig.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -34,6 +35,7 @@ __all__ = [
     "KeyRefused",
     "Refused",
     "check_keys",
+    "did_you_mean",
     "shown_key",
 ]
 
@@ -315,11 +317,21 @@ def check_keys(
             continue
         shown = f"{where}{shown_key(key)}"
         if key not in refused:
+            served = list(served)
             raise KeyRefused(
-                shown, f"is not a key that is known here; the keys are {', '.join(served)}"
+                shown,
+                f"is not a key that is known here; {did_you_mean(key, served)}"
+                f"the keys are {', '.join(served)}",
             )
         if not any(_is_same(value, neutral) for neutral in refused[key].neutral):
             raise KeyRefused(shown, f"is not supported here; {refused[key].instead}")
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Return the question whether a known key of a similar spelling was meant, or nothing."""
+    by_letters = {name.replace("_", "").lower(): name for name in known}
+    close = difflib.get_close_matches(key.replace("_", "").lower(), by_letters, n=1, cutoff=0.8)
+    return f"did you mean {by_letters[close[0]]}? " if close else ""
 
 
 def shown_key(key: str) -> str:
