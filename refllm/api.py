@@ -144,10 +144,15 @@ class EmbeddingsUsage:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsResult:
-    """One vector for each text, in the order of the texts; every value is a float32."""
+    """One vector for each text, in the order of the texts; every value is a float32.
+
+    `truncated` has for each text whether it was longer than the limit and was cut; it is empty
+    where the engine is a server that does not say.
+    """
 
     embeddings: list[list[float]] = field(repr=False)
     usage: EmbeddingsUsage
+    truncated: tuple[bool, ...] = field(default=(), compare=False)
 
 
 class Engine(Protocol):

@@ -33,6 +33,7 @@ from refllm.export_pieces import (
 )
 from refllm.export_unigram import unigram_json
 from refllm.pretokenizers import PRE_TOKENIZERS
+from refllm.tokenizer_base import Tokenizer
 from refllm.vocab_folder import read_json
 from refllm.vocab_gguf import GgufKeys
 from refllm.vocab_json import JsonTokenizer
@@ -112,7 +113,7 @@ def vocabulary_files(words: TokenizerDescription) -> dict[str, bytes]:
     tokenizer, weights = words.tokenizer, words.weights
     if weights.source == "hf":
         if not isinstance(tokenizer, JsonTokenizer):
-            return _both(pieces_of_tokenizer(tokenizer), words.ends)
+            return _both(pieces_of_tokenizer(tokenizer), words)
         document = tokenizer.document()
         model = words.path / "tokenizer.model"
         files = {"tokenizer.json": json_bytes(document)}
@@ -123,13 +124,14 @@ def vocabulary_files(words: TokenizerDescription) -> dict[str, bytes]:
     keys = GgufKeys(weights.hparams, weights.path)
     kind = keys.text("model")
     if kind == "llama":
-        return _both(pieces_of_gguf(keys), words.ends)
+        return _both(pieces_of_gguf(keys), words)
     if kind == "t5":
-        return {"tokenizer.json": json_bytes(unigram_json(keys, words.ends))}
+        return {"tokenizer.json": _with_truncation(unigram_json(keys, words.ends), tokenizer)}
     if kind not in ("gpt2", "bert") or not isinstance(tokenizer, VocabularyTokenizer):
         raise ModelNotSupported(f"{weights.path}: a vocabulary of the kind {kind} has no files")
     write = _byte_level if kind == "gpt2" else _wordpiece
-    return {"tokenizer.json": json_bytes(write(keys, tokenizer.vocabulary, words.ends))}
+    document = write(keys, tokenizer.vocabulary, words.ends)
+    return {"tokenizer.json": _with_truncation(document, tokenizer)}
 
 
 def special_tokens_of(words: TokenizerDescription) -> dict[str, str]:
@@ -177,11 +179,25 @@ def _begins_with(words: TokenizerDescription, data: bytes) -> bool:
     )
 
 
-def _both(pieces: Pieces, ends: SpecialIds) -> dict[str, bytes]:
+def _both(pieces: Pieces, words: TokenizerDescription) -> dict[str, bytes]:
+    document = tokenizer_json(pieces, words.ends)
     return {
-        "tokenizer.json": json_bytes(tokenizer_json(pieces, ends)),
-        "tokenizer.model": tokenizer_model(pieces, ends),
+        "tokenizer.json": _with_truncation(document, words.tokenizer),
+        "tokenizer.model": tokenizer_model(pieces, words.ends),
     }
+
+
+def _with_truncation(document: Mapping[str, object], tokenizer: Tokenizer) -> bytes:
+    """A tokenizer.json that cuts texts where the tokenizer does."""
+    if tokenizer.text_limit is None:
+        return json_bytes(document)
+    truncation = {
+        "direction": tokenizer.cut_side.capitalize(),
+        "max_length": tokenizer.text_limit,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    return json_bytes({**document, "truncation": truncation})
 
 
 def _byte_level(keys: GgufKeys, vocabulary: Vocabulary, ends: SpecialIds) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from refllm.export_pieces import (
 from refllm.export_tokenizer import special_tokens_of
 from refllm.export_unigram import unigram_steps
 from refllm.pretokenizers import PRE_TOKENIZERS
-from refllm.vocab_gguf import GgufKeys
+from refllm.vocab_gguf import DIRECTION, MAX_LENGTH, GgufKeys
 from refllm.vocab_json import JsonTokenizer
 from refllm.vocab_wordpiece import CONTINUES, WORD_START
 from refllm.vocabulary import (
@@ -108,6 +108,8 @@ def vocabulary_keys(
         # llama.cpp's converter counts one row where there is no table at all.
         keys["token_type_count"] = max(n_token_types, 1)
     said: dict[str, object] = {PREFIX + key: value for key, value in keys.items()}
+    if tokenizer.text_limit is not None:
+        said |= {MAX_LENGTH: tokenizer.text_limit, DIRECTION: tokenizer.cut_side}
     for name, template in words.templates.items():
         said["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = template
     others = [name for name in words.templates if name != "default"]

@@ -33,7 +33,7 @@ from refllm.parameters import Parameters, Survey
 from refllm.pooling import SentenceHead
 from refllm.sentence_config import SentenceConfig, lower_cases, sentence_config
 from refllm.tap import Tap
-from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from refllm.tokenizer import NO_LIMIT, Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from refllm.vocab_json import JsonTokenizer
 from refllm.weights import Weights, open_weights
 from refllm.weights_file import release
@@ -127,6 +127,13 @@ class LlamaModel:
         if at_least > n_ctx:
             raise _too_long(f"at least {at_least}", n_ctx)
         token_ids = self.tokenizer.encode(prompt)
+        if len(token_ids) == self.tokenizer.text_limit:
+            n_tokens = len(self.tokenizer.encode(prompt, max_tokens=NO_LIMIT))
+            if n_tokens > len(token_ids):
+                logger.warning(
+                    "refllm: a prompt of %d tokens was cut at %d, its tokenizer file's limit",
+                    *(n_tokens, len(token_ids)),
+                )
         if len(token_ids) > n_ctx:
             raise _too_long(str(len(token_ids)), n_ctx)
         if not token_ids:
@@ -221,8 +228,8 @@ class BertModel:
         )
         if any(is_cut):
             logger.warning(
-                "refllm: %d of %d texts are longer than %s tokens and were cut there",
-                *(sum(is_cut), len(texts), limit),
+                "refllm: %d of %d text%s cut at %d tokens; max_tokens sets another limit",
+                *(sum(is_cut), len(texts), " was" if len(texts) == 1 else "s were", limit),
             )
         n_prompt = 0
         if before and not self.sentence.head.pooling.include_prompt:
@@ -323,7 +330,8 @@ def load(
 
     A `Path`, or a string with a path separator or naming something that exists, is a path;
     any other string is a name, looked up where `refllm.models.default_roots()` says. The calling
-    thread's kernels use every CPU that this process may use. Everything else as `load_path`.
+    thread's kernels use as many CPUs as this process may use and finds free. Everything else
+    as `load_path`.
     """
     use_threads(None)
     is_path = isinstance(name_or_path, Path) or os.sep in name_or_path

@@ -33,11 +33,11 @@ from refllm.accounting.tokenizer_keys import (
     GGUF_TOKENIZER,
 )
 from refllm.api import LlmRuntimeError, ModelNotSupported
-from refllm.tokenizer_base import TextStream, Tokenizer
+from refllm.tokenizer_base import NO_LIMIT, TextStream, Tokenizer
 from refllm.vocab_bpe import bpe_from_gguf
 from refllm.vocab_files import document_from_vocabulary
 from refllm.vocab_folder import FolderFiles, read_file, read_folder_files
-from refllm.vocab_gguf import GgufKeys
+from refllm.vocab_gguf import GgufKeys, read_truncation
 from refllm.vocab_json import JsonTokenizer, account_for_document
 from refllm.vocab_options import prepend_scheme, with_options
 from refllm.vocab_spm import (
@@ -59,6 +59,7 @@ from refllm.vocabulary import (
 )
 
 __all__ = [
+    "NO_LIMIT",
     "TextStream",
     "Tokenizer",
     "tokenizer_from_file",
@@ -114,6 +115,7 @@ def tokenizer_from_gguf(
         )
     read, table = GGUF_KINDS[kind]
     tokenizer = read(keys)
+    read_truncation(keys, tokenizer)
     keys.account(GGUF_TOKENIZER, table)
     return tokenizer
 

@@ -23,17 +23,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError
 
-__all__ = ["TextStream", "Tokenizer", "check_text", "library_errors", "room_for_text"]
+__all__ = ["NO_LIMIT", "TextStream", "Tokenizer", "check_text", "library_errors", "room_for_text"]
+
+NO_LIMIT = 2**32 - 1
+"""As `max_tokens`: a text loses no tokens."""
 
 
 class Tokenizer(ABC):
     """Text to token ids and back; the ids are 0 … n_vocab-1.
 
     `bos_id` begins a text, or is None; `eos_ids` are the tokens that end a generation.
-    `text_limit` is how many tokens the file itself lets a text have, or None.
+    `text_limit` is how many tokens the file itself lets a text have, or None; a longer text loses
+    tokens at its `cut_side`, "right" or "left".
     `longest_token` is how many characters of text one token can stand for at most, or 0 where no
     such bound is known (a normalizer that shortens text, a truncation).
     `special_tokens` are the special tokens that the files name, by the names that transformers
@@ -48,6 +53,7 @@ class Tokenizer(ABC):
     eos_ids: frozenset[int]
     longest_token: int
     text_limit: int | None = None
+    cut_side: Literal["left", "right"] = "right"
     special_tokens: Mapping[str, str] = MappingProxyType({})
     n_rows: int | None = None
 
@@ -64,8 +70,8 @@ class Tokenizer(ABC):
 
         `add_special` puts around them what the file says (BOS, EOS, [CLS], [SEP]);
         `parse_special` reads "<s>" in the text as the token <s>, otherwise it is three characters.
-        A text of more than `max_tokens`, special ones included, loses tokens at its end; None
-        means the limit that the file itself has, if any.
+        A text of more than `max_tokens`, special ones included, loses tokens at its `cut_side`;
+        None means the limit that the file itself has, if any, and `NO_LIMIT` none.
         Errors: `InvalidInput` for a lone surrogate, naming where it is, for `max_tokens` that not
         even the added tokens fit, and for a token that the model has no embedding of.
         """

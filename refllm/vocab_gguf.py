@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, UnionType
-from typing import Any
+from typing import Any, Literal
 
 from refllm.accounting.keys import Keys, Known
 from refllm.accounting.ledger import Ledger
 from refllm.api import LlmRuntimeError
+from refllm.tokenizer_base import Tokenizer
 from refllm.vocabulary import (
     FILL_IN_THE_MIDDLE,
     SpecialIds,
@@ -23,7 +24,15 @@ from refllm.vocabulary import (
     types_by_spelling,
 )
 
-__all__ = ["GgufKeys", "read_special_ids", "read_special_tokens", "read_vocabulary"]
+__all__ = [
+    "DIRECTION",
+    "MAX_LENGTH",
+    "GgufKeys",
+    "read_special_ids",
+    "read_special_tokens",
+    "read_truncation",
+    "read_vocabulary",
+]
 
 # Names of special tokens in transformers, and the GGUF key that names the same token's id
 # ("seperator" is the key's own spelling).
@@ -40,6 +49,11 @@ SPECIAL_TOKENS: Mapping[str, str] = MappingProxyType(
         "mask_token": "mask",
     }
 )
+
+# The truncation of the tokenizer.json that the vocabulary was made of. These two keys are refllm's:
+# neither the specification nor llama.cpp has one for it, and llama.cpp cuts no text.
+MAX_LENGTH = "tokenizer.huggingface.truncation.max_length"
+DIRECTION = "tokenizer.huggingface.truncation.direction"
 
 NO_TOKEN = 0xFFFFFFFF  # how a GGUF file says "there is no such token" in a 32-bit id
 
@@ -70,6 +84,17 @@ class GgufKeys:
     def get(self, key: str) -> object:
         """The value as the file has it, or None."""
         return self._keys.get(self.prefix + key)
+
+    def truncation(self) -> tuple[int | None, Literal["left", "right"]]:
+        """How many tokens a text may have, None for any number, and the side that it loses them."""
+        limit, side = self._keys.get(MAX_LENGTH), self._keys.get(DIRECTION)
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+            raise LlmRuntimeError(f"{self.path}: {MAX_LENGTH} must be a number, got {limit!r:.80}")
+        if side not in (None, "left", "right"):
+            raise LlmRuntimeError(
+                f"{self.path}: {DIRECTION} must be left or right, got {side!r:.80}"
+            )
+        return limit, "left" if side == "left" else "right"
 
     def account(self, *known: Known) -> None:
         """Record what becomes of each `tokenizer.*` key, but for those of the chat template.
@@ -242,6 +267,23 @@ def read_special_tokens(
         if token_id is not None:
             special[name] = vocabulary.tokens[token_id]
     return special
+
+
+def read_truncation(keys: GgufKeys, tokenizer: Tokenizer) -> None:
+    """Let the tokenizer cut texts where the file's keys say, if they do.
+
+    Raises:
+        LlmRuntimeError: for a key of a wrong type, or a length that no text fits.
+    """
+    limit, tokenizer.cut_side = keys.truncation()
+    n_added = len(tokenizer.encode(""))
+    if limit is not None and limit < n_added:
+        raise LlmRuntimeError(
+            f"{keys.path}: {MAX_LENGTH} is {limit}, the special tokens alone are {n_added}"
+        )
+    if limit is not None:
+        tokenizer.text_limit = limit
+        tokenizer.longest_token = 0  # a text of any length is cut
 
 
 def _added(

@@ -78,7 +78,7 @@ class JsonTokenizer(Tokenizer):
         self._n_added = int(self._library.num_special_tokens_to_add(is_pair=False))
         truncation = document["truncation"] or {"max_length": None, "direction": "Right"}
         self.text_limit: int | None = truncation["max_length"]
-        self._cut_side = str(truncation["direction"]).lower()
+        self.cut_side = "left" if truncation["direction"] == "Left" else "right"
         if self.text_limit is not None and self.text_limit < self._n_added:
             raise LlmRuntimeError(
                 f"{path}: truncation.max_length is {self.text_limit}, "
@@ -173,7 +173,7 @@ class JsonTokenizer(Tokenizer):
         with library_errors(self.path, "tokenizers cannot tokenize the text"):
             encoding = library.encode(text, add_special_tokens=False)
             if limit is not None:
-                encoding.truncate(room_for_text(limit, n_added), direction=self._cut_side)
+                encoding.truncate(room_for_text(limit, n_added), direction=self.cut_side)
             whole = library.post_process(encoding, add_special_tokens=add_special)
         return self.check_rows(list(whole.ids))
 

@@ -171,8 +171,10 @@ class VocabularyTokenizer(Tokenizer):
                 after = fragment
             else:
                 ids += self.encode_plain(fragment, after=after)
-        if max_tokens is not None:
-            ids = ids[: room_for_text(max_tokens, len(prefix) + len(suffix))]
+        limit = self.text_limit if max_tokens is None else max_tokens
+        if limit is not None:
+            room = room_for_text(limit, len(prefix) + len(suffix))
+            ids = ids[:room] if self.cut_side == "right" else ids[max(len(ids) - room, 0) :]
         return self.check_rows([*prefix, *ids, *suffix])
 
     def fragments(self, text: str, *, parse_special: bool) -> list[str | int]:

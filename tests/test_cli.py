@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from refllm.api import InferencingParams, InferencingResult, InferencingUsage, L
 from refllm.cli import app
 from refllm.cli.common import model_of
 from refllm.engine import LocalEngine
-from refllm.generate import Chunk
+from refllm.generate import Chunk, Wishes
 from refllm.pull import Progress
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf, tiny_llama_gguf
 
@@ -55,14 +56,26 @@ class Recorder(LocalEngine):
     requests: list[tuple[object, ...]]
 
     def stream(
-        self, model: str | Path, prompt: str, params: InferencingParams | None = None
+        self,
+        model: str | Path,
+        prompt: str,
+        params: InferencingParams | None = None,
+        *,
+        wishes: Wishes | None = None,
     ) -> Iterator[Chunk]:
+        assert wishes is None
         self.requests.append((model, prompt, params, self.seed, self.profile, self.threads))
         return iter([Chunk("yes", None)])
 
     def infer(
-        self, model: str | Path, prompt: str, params: InferencingParams | None = None
+        self,
+        model: str | Path,
+        prompt: str,
+        params: InferencingParams | None = None,
+        *,
+        wishes: Wishes | None = None,
     ) -> InferencingResult:
+        assert wishes is None
         self.requests.append((model, prompt, params, self.seed, self.profile, self.threads))
         return InferencingResult("yes", InferencingUsage(3, 1))
 
@@ -231,8 +244,9 @@ class TestEmbed:
 
     def test_only_a_line_feed_ends_a_line(self, bert: Path) -> None:
         content = "the\u2028cat\x0csat\rx\n\ndog".encode()
-        record = json.loads(answer("embed", bert, "--file", "-", "--json", stdin=content))
-        assert len(record["embeddings"]) == 3
+        result = refllm("embed", bert, "--file", "-", "--json", stdin=content)
+        assert len(json.loads(result.stdout)["embeddings"]) == 3
+        assert "1 of 3 lines of standard input is empty" in result.stderr
 
     def test_no_texts_have_no_vectors(self, bert: Path, tmp_path: Path) -> None:
         assert answer("embed", bert, "--file", "-") == ""
@@ -261,7 +275,20 @@ class TestEmbed:
     def test_max_tokens_cuts_a_text(self, bert: Path) -> None:
         cut = json.loads(answer("embed", bert, "the cat sat", "--max-tokens", "4", "--json"))
         whole = json.loads(answer("embed", bert, "the cat", "--json"))
+        assert (cut.pop("truncated"), whole.pop("truncated")) == ([True], [False])
         assert cut == whole  # [CLS] the cat [SEP] are four
+
+    @pytest.mark.parametrize("form", [[], ["--json"], ["--npy", "-"]])
+    def test_texts_that_are_cut_are_counted_on_standard_error(
+        self, bert: Path, form: list[str]
+    ) -> None:
+        command = [sys.executable, "-m", "refllm", "embed", str(bert), "--file", "-", *form]
+        lines = b"the cat\nthe cat sat\nthe cat sat down\n"
+        whole = subprocess.run(command, input=lines, capture_output=True, check=True)
+        command += ["--max-tokens", "4"]
+        cut = subprocess.run(command, input=lines, capture_output=True, check=True)
+        assert b"cut" not in whole.stderr
+        assert b"refllm: 2 of 3 texts were cut at 4 tokens; max_tokens sets" in cut.stderr
 
     def test_a_gguf_embeds_too(self, tmp_path: Path, bert: Path) -> None:
         gguf = tiny_bert_gguf(tmp_path / "bert.gguf")

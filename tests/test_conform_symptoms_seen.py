@@ -18,12 +18,14 @@ def cause(case: Case, result: dict[str, Any]) -> str | None:
     return likely_cause([verdict]).get(case.id)
 
 
-def case_of(group: Group, asked: dict[str, Any], expected: dict[str, Any]) -> Case:
+def case_of(
+    group: Group, asked: dict[str, Any], expected: dict[str, Any], *, clause: str = ""
+) -> Case:
     return Case(
         id=f"{group}/one",
         group=group,
         proves="",
-        clause="",
+        clause=clause,
         input=asked,
         expected=expected,
         tolerance={"absolute": 1e-6, "first_components": 1e-6},
@@ -189,6 +191,19 @@ def test_vectors_of_another_length_are_named() -> None:
     asked = {"operation": "generate_embeddings", "model": "tiny-embed", "texts": ["a"]}
     case = case_of("api", asked, {"unit_length": True})
     assert "scaled to length 1" in str(cause(case, {"embeddings": [[3.0, 4.0]]}))
+
+
+@pytest.mark.parametrize(
+    ("got", "said"),
+    [
+        ({"error": {"kind": "invalid-input", "message": "too long"}}, "is refused: cut it there"),
+        (usage(129, 0), "is cut at another length"),
+    ],
+)
+def test_a_long_text_that_is_not_cut_at_the_limit_is_named(got: dict[str, Any], said: str) -> None:
+    asked = {"operation": "generate_embeddings", "model": "tiny-embed", "texts": ["a"]}
+    case = case_of("api", asked, usage(128, 0), clause="truncation")
+    assert said in str(cause(case, {"embeddings": [[0.6, 0.8]], **got}))
 
 
 def test_a_vector_that_its_batch_changed_is_named() -> None:

@@ -253,7 +253,7 @@ def test_cut_texts_are_warned_about_once_for_all(
         tokenized = model.tokenize(texts)
     assert tokenized.n_cut == 2
     assert [record.getMessage() for record in caplog.records] == [
-        "refllm: 2 of 4 texts are longer than 5 tokens and were cut there"
+        "refllm: 2 of 4 texts were cut at 5 tokens; max_tokens sets another limit"
     ]
 
 
@@ -262,7 +262,7 @@ def test_a_limit_of_the_caller_is_warned_about_too(
 ) -> None:
     with caplog.at_level(logging.WARNING, "refllm"):
         prompted.embed(["hello world"], max_tokens=8)
-    assert "1 of 1 texts are longer than 8 tokens" in caplog.text
+    assert "1 of 1 text was cut at 8 tokens" in caplog.text
 
 
 def test_texts_that_fit_are_not_warned_about(

@@ -29,6 +29,7 @@ from tests.llm_server import CHAT, EMBEDDINGS, INFERENCE, VECTORS, Reply, answer
 
 TOKEN = "a secret of mine"
 API_TYPES = ("default", "open_ai")
+CUT = {"embedding": [0.1, -1]}
 PARAMS = InferencingParams(
     max_tokens=7,
     repeat_penalty=1.1,
@@ -172,6 +173,26 @@ def test_what_an_answer_says_besides_is_not_looked_at() -> None:
     more = {**INFERENCE, "id": "x", "usage": {**INFERENCE["usage"], "cached": True}}  # type: ignore[dict-item]
     with serve(answers(more, status=201)) as server:
         assert infer(RemoteEngine(server.url)).text == " wörld"
+
+
+@pytest.mark.parametrize(
+    ("api_type", "answer"),
+    [
+        ("default", {**EMBEDDINGS, "truncated": [True, False]}),
+        ("open_ai", {**VECTORS, "data": [{**CUT, "truncated": True}, {**CUT, "truncated": False}]}),
+    ],
+)
+def test_an_answer_of_refllm_s_server_says_which_texts_were_cut(
+    api_type: str, answer: object
+) -> None:
+    with serve(answers(answer)) as server:
+        assert embed(RemoteEngine(server.url, api_type=api_type)).truncated == (True, False)
+
+
+@pytest.mark.parametrize("truncated", [None, 1, [], [True], [1, 0], "no"])
+def test_what_is_no_list_of_booleans_is_not_taken_for_it(truncated: object) -> None:
+    with serve(answers({**EMBEDDINGS, "truncated": truncated})) as server:
+        assert embed(RemoteEngine(server.url)).truncated == ()
 
 
 def test_no_texts_have_no_vectors() -> None:

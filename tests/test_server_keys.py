@@ -340,6 +340,8 @@ def test_spin_s_route_has_the_limit_too(url: str) -> None:
     body = {"model": "tiny-embed", "input": ["The cat sat on the mat."]}
     cut = ask(url, "/embed", {**body, "maxTokens": 6}).json
     assert cut["usage"] == {"promptTokenCount": 6}
+    assert cut["truncated"] == [True]
+    assert "truncated" not in ask(url, "/embed", body).json
     assert cut["embeddings"] != ask(url, "/embed", body).json["embeddings"]
 
 
@@ -387,17 +389,17 @@ def test_a_prompt_that_is_too_long_is_the_same_error_on_all_routes(
     ("body", "key", "said"),
     [
         ({"stop": 3}, "stop", "stop must be text, or a list of at most 4 texts; none empty; got 3"),
-        ({"stop": [""]}, "stop", "none empty; got ['']"),
-        ({"stream": "yes"}, "stream", "stream must be true or false; got 'yes'"),
+        ({"stop": [""]}, "stop", 'none empty; got [""]'),
+        ({"stream": "yes"}, "stream", 'stream must be true or false; got "yes"'),
         ({"logit_bias": {"a": 1}}, "logit_bias", "logit_bias must be an object of token ids and"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "numbers from -100 to 100; got 101"),
         ({"n": 129}, "n", "n must be a whole number from 1 to 128; got 129"),
-        ({"grammar": "a"}, "grammar", "grammar is not supported here; answers are not bound to"),
+        ({"grammar": "a"}, "grammar", "grammar is not supported here; answers are bound to JSON"),
         ({"frequency_penalty": 3}, "frequency_penalty", "must be a number from -2 to 2"),
         (
             {"messages": [{"role": "king"}]},
             "messages[0].role",
-            '"user" or "assistant"; got \'king\'',
+            '"user" or "assistant"; got "king"',
         ),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing; it must be text"),
         (

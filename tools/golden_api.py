@@ -154,7 +154,7 @@ class Writer:
     def _texts(self, question: Question) -> list[str]:
         if "text_fills" not in question:
             return []
-        return [self._embed.filler(self._embed.n_ctx + question["text_fills"])]
+        return [self._embed.filler(self._embed.limit + question["text_fills"])]
 
     # --- answers ---
 
@@ -210,7 +210,7 @@ class Writer:
         kind = given.get("kind")
         lengths = {
             "n_prompt": self._n_prompt({}, asked),
-            "n_ctx": self._embed.n_ctx if "texts" in asked else self._chat.n_ctx,
+            "n_ctx": self._chat.n_ctx,
         }
         error: Json = {} if kind is None else {"kind": kind}
         error["says"] = [said.format(**lengths) for said in given["says"]]

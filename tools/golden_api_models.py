@@ -125,23 +125,23 @@ class Chat:
 
 
 class Embed:
-    """tiny-embed: its context, its tokens and its vectors."""
+    """tiny-embed: where it cuts texts, its tokens and its vectors."""
 
     def __init__(self, path: Path = EMBED) -> None:
         self._path = path
         fields = gguf.GGUFReader(path).fields
-        self.n_ctx = int(fields["bert.context_length"].contents())
+        self.limit = int(fields["tokenizer.huggingface.truncation.max_length"].contents())
         self.width = int(fields["bert.embedding_length"].contents())
         self._padding = int(fields["tokenizer.ggml.padding_token_id"].contents())
         self._tokenizer = _wordpiece(fields)
 
     def count(self, text: str) -> int:
-        """The tokens of a text, special tokens included."""
-        return len(self._ids(text))
+        """The tokens of a text as it is cut, special tokens included."""
+        return min(len(self._ids(text)), self.limit)
 
     def filler(self, n_tokens: int) -> str:
         """A text of exactly so many tokens, special tokens included."""
-        return _filler(self.count, n_tokens, n_tokens - 2)
+        return _filler(lambda text: len(self._ids(text)), n_tokens, n_tokens - 2)
 
     def vector(self, text: str, *, n_padding: int = 0) -> Doubles:
         """Its vector of length 1 [D]; the one that a mean over so much padding would give."""

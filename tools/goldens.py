@@ -26,7 +26,7 @@ __all__ = ["GOLDEN", "SUITE_VERSION", "manifest", "unlike"]
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 # A new case makes a new minor version; another answer to an old one, a new major version.
-SUITE_VERSION = "1.0.0"
+SUITE_VERSION = "2.0.0"
 TOOLS: Mapping[str, str] = {
     "tokenizer": "tools.golden_tokenizer",
     "quant": "tools.golden_quant",

@@ -52,13 +52,18 @@ class PlainBert:
     epsilon: float
     tensors: Mapping[str, Array]
     tokenizer: BertWordPieceTokenizer
+    text_limit: int | None = None
 
     def token_ids(self, text: str, *, max_tokens: int | None = None) -> list[int]:
-        """Of one text, special tokens included; a longer text loses what is before its [SEP]."""
+        """Of one text, special tokens included; a longer text loses what is before its [SEP].
+
+        Without `max_tokens` the limit is the file's, if it has one.
+        """
         ids = list(self.tokenizer.encode(text).ids)
-        if max_tokens is None or len(ids) <= max_tokens:
+        limit = self.text_limit if max_tokens is None else max_tokens
+        if limit is None or len(ids) <= limit:
             return ids
-        return [*ids[: max_tokens - 1], ids[-1]]
+        return [*ids[: limit - 1], ids[-1]]
 
     def vectors(
         self, texts: Sequence[Sequence[int]], dtype: type = np.float64, mistakes: Mistakes = RIGHT
@@ -136,6 +141,7 @@ def bert_of_gguf(path: Path) -> PlainBert:
         _as_bert_spells(piece, is_word=kind == gguf.TokenType.NORMAL): number
         for number, (piece, kind) in enumerate(zip(pieces, types, strict=True))
     }
+    limit = reader.fields.get("tokenizer.huggingface.truncation.max_length")
     return PlainBert(
         n_layers=value("bert.block_count"),
         n_heads=value("bert.attention.head_count"),
@@ -145,6 +151,7 @@ def bert_of_gguf(path: Path) -> PlainBert:
             for tensor in reader.tensors
         },
         tokenizer=BertWordPieceTokenizer(vocabulary, lowercase=True),
+        text_limit=None if limit is None else limit.contents(),
     )
 
 

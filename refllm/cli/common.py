@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec
 
@@ -51,6 +51,17 @@ P = ParamSpec("P")
 STANDARD_STREAM = "-"
 INPUT_LIMIT_BYTES = 128 * 1024 * 1024  # what Spin's host allows a result; an endless pipe must end
 
+UTF_16 = "to make UTF-8 of UTF-16: iconv -f UTF-16 -t UTF-8 FILE"
+OTHERWISE = "to make UTF-8 of another encoding, such as Latin-1: iconv -f ISO-8859-1 -t UTF-8 FILE"
+BEGINNINGS: Mapping[bytes, str] = {
+    b"\xff\xfe": UTF_16,
+    b"\xfe\xff": UTF_16,
+    b"\x1f\x8b": "to unpack gzip: gunzip -c FILE",
+    b"PK\x03\x04": "to read a ZIP archive, as spreadsheets are: save it as a .csv file in UTF-8",
+    b"PAR1": "to read Parquet: write its texts as JSON lines",
+}
+"""What to do with data that is not UTF-8, by how it begins."""
+
 LONGEST_PATH = 1000  # characters of a text that may be a path
 
 FAILED = 1
@@ -79,7 +90,7 @@ ModelArgument = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(help="CPUs to use; no result depends on it.", show_default="all"),
+    typer.Option(help="CPUs to use; no result depends on it.", show_default="all that are free"),
 ]
 SeedOption = Annotated[int, typer.Option(help="Chooses the random numbers.")]
 ProfileOption = Annotated[
@@ -179,7 +190,8 @@ def read_text(file: str) -> str:
         raise InvalidInput(f"{name} cannot be read: {error.strerror or error}") from error
     if len(data) > INPUT_LIMIT_BYTES:
         raise InvalidInput(f"{name} is longer than the limit of {INPUT_LIMIT_BYTES} bytes")
-    return _decoded(data, name)
+    advice = next((said for start, said in BEGINNINGS.items() if data.startswith(start)), OTHERWISE)
+    return _decoded(data, name, advice)
 
 
 def _exists(argument: str) -> bool:
@@ -198,12 +210,13 @@ def _read(file: str) -> bytes:
         return stream.read(INPUT_LIMIT_BYTES + 1)
 
 
-def _decoded(data: bytes, what: str) -> str:
+def _decoded(data: bytes, what: str, *advice: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidInput(
-            f"{what} is not UTF-8: byte 0x{data[error.start]:02X} at byte index {error.start}"
+            f"{what} is not UTF-8: byte 0x{data[error.start]:02X} at byte index {error.start}",
+            *advice,
         ) from error
 
 

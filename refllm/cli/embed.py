@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refllm.api import EmbeddingsResult, InvalidInput
-from refllm.cli import json_lines
 from refllm.cli.common import (
     STANDARD_STREAM,
     JsonOption,
@@ -30,6 +29,7 @@ from refllm.cli.common import (
     write_json,
     write_text,
 )
+from refllm.cli.text_files import texts_of
 from refllm.cli.waiting import answered_by, engine_of, loading_bar
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ def embed(
     field: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="FILE has JSON lines: take the text of this key from each object."
+            metavar="NAME",
+            help="FILE has JSON objects or a table (.csv, .tsv): embed this key's or column's "
+            "texts.",
         ),
     ] = None,
     json: JsonOption = False,
@@ -63,8 +65,8 @@ def embed(
     max_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Cut texts at this many tokens, as sentence-transformers does with its "
-            "max_seq_length.",
+            help="Cut texts at this many tokens; sentence-transformers cuts at the model's "
+            "max_seq_length, all-MiniLM-L6-v2 at 256.",
             show_default="the tokenizer file's own limit",
         ),
     ] = None,
@@ -73,12 +75,14 @@ def embed(
 ) -> None:
     """Print the embedding of each TEXT by MODEL: a vector, as a rule of length 1.
 
-    FILE has plain text, or with --field JSON lines; JSON without --field is refused, because
-    embeddings of braces and keys are not what is meant.
+    FILE has plain text, or with --field JSON lines, a JSON array of objects, or a table whose name
+    ends in .csv or .tsv. These are refused without --field, because embeddings of braces, keys and
+    commas are not what is meant.
 
     A line has the numbers of one text's vector, with spaces between them; each number is the
     shortest decimal that is read back as the same float32 (numpy.loadtxt reads such lines). The
-    JSON object has embeddings, usage and model, the one that answered.
+    JSON object has embeddings, usage, truncated (which texts were cut) and model, the one that
+    answered. Where texts are cut, a line on standard error says how many, and at how many tokens.
     """
     if json and npy is not None:
         raise typer.BadParameter("choose one of --json and --npy")
@@ -111,19 +115,10 @@ def _texts(arguments: list[str], file: str | None, field: str | None) -> list[st
         raise typer.BadParameter("give either TEXT, once or more, or --file")
     if file is None:
         if field is not None:
-            raise typer.BadParameter("--field is for JSON lines in a --file")
+            raise typer.BadParameter("--field is for a --file of JSON lines or a table")
         return [argument_text(argument, f"TEXT {i}") for i, argument in enumerate(arguments, 1)]
-    # Only "\n" ends a line: str.splitlines would also cut a text at U+2028 or a form feed.
-    content = read_text(file)
-    lines = content.split("\n")
-    if not lines[-1]:
-        lines.pop()
-    lines = [line.removesuffix("\r") for line in lines]
     name = "standard input" if file == STANDARD_STREAM else file
-    if field is not None:
-        return json_lines.texts_of(lines, field, name)
-    json_lines.refuse_json(content, lines, name)
-    return lines
+    return texts_of(read_text(file), field, name)
 
 
 def _print_lines(result: EmbeddingsResult) -> None:

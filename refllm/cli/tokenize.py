@@ -41,13 +41,23 @@ def tokenize(
 
     A piece is how the vocabulary writes the token; an unprintable character in it is escaped
     as in Python. The JSON object has model and tokens, each with id and piece as it is. A GGUF file
-    with a vocabulary and no weights is enough.
+    with a vocabulary and no weights is enough. All tokens of a text are printed, also those that
+    are cut off before the model sees it.
     """
+    from refllm.tokenizer import NO_LIMIT
+
     refuse_swapped(model, text, "tokenize")
     warn_of_a_file(text, f"refllm tokenize {shlex.quote(model)} - < {shlex.quote(text)}")
     content = text_of(text, "TEXT")
     tokenizer = _tokenizer(model_of(model))
-    token_ids = tokenizer.encode(content, add_special=not no_special)
+    token_ids = tokenizer.encode(content, add_special=not no_special, max_tokens=NO_LIMIT)
+    limit = tokenizer.text_limit
+    if limit is not None and len(token_ids) > limit:
+        typer.echo(
+            f"refllm: the model sees {limit} of the {len(token_ids)} tokens: its tokenizer's file "
+            "has this limit; of embeddings --max-tokens N sets another",
+            err=True,
+        )
     pieces = [tokenizer.piece(token_id) for token_id in token_ids]
     if json:
         tokens = [{"id": i, "piece": piece} for i, piece in zip(token_ids, pieces, strict=True)]

@@ -30,7 +30,7 @@ from refllm.conform.harness import Skip, params_of, serve
 from refllm.conform.wire import from_wire
 from refllm.generate import Generation, Wishes
 from refllm.kernels.cache import cache_folder, kernel_sources
-from refllm.tokenizer import Tokenizer
+from refllm.tokenizer import NO_LIMIT, Tokenizer
 
 __all__ = ["Refllm", "SuiteModels", "engine_of", "generation_params"]
 
@@ -140,7 +140,7 @@ class Refllm:
         name = asked["model"]
         if name not in self._tokenizers:
             self._tokenizers[name] = loading.load_tokenizer(self._models.path(name))
-        ids = self._tokenizers[name].encode(asked["text"])
+        ids = self._tokenizers[name].encode(asked["text"], max_tokens=NO_LIMIT)
         return {"ids": ids, "text": self._tokenizers[name].decode(ids)}
 
     def _logits(self, asked: Asked) -> Result:

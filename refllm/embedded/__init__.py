@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent
 
 SHA256: Mapping[str, str] = {
     "tiny-chat": "96c8d62aeff0d1b7e27e66b45a45d1309bb7f7052e3c4ad011828afc6dca93fe",
-    "tiny-embed": "7b027b7c54a18f56ec12459cf38330f4f2a9e736edc908c22fd9875f941a8de3",
+    "tiny-embed": "b054dac9f8f2f704f45729b23a383faefb992988e47f6e32c63c8421ad8e4e1d",
 }
 """Of each model's file, by the model's name."""
 

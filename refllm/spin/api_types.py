@@ -97,7 +97,9 @@ def _default_infer_result(answer: object) -> InferencingResult:
 
 def _default_embed_result(answer: object, n_texts: int) -> EmbeddingsResult:
     vectors = _vectors(_list(answer, "embeddings"), n_texts)
-    return EmbeddingsResult(vectors, EmbeddingsUsage(_count(answer, "usage", "promptTokenCount")))
+    usage = EmbeddingsUsage(_count(answer, "usage", "promptTokenCount"))
+    flags = answer.get("truncated") if isinstance(answer, dict) else None
+    return EmbeddingsResult(vectors, usage, _truncated(flags, n_texts))
 
 
 # open_ai
@@ -128,10 +130,20 @@ def _open_ai_infer_result(answer: object) -> InferencingResult:
 def _open_ai_embed_result(answer: object, n_texts: int) -> EmbeddingsResult:
     vectors = [_at(item, "embedding") for item in _list(answer, "data")]
     usage = EmbeddingsUsage(_count(answer, "usage", "prompt_tokens"))
-    return EmbeddingsResult(_vectors(vectors, n_texts), usage)
+    items = [item for item in _list(answer, "data") if isinstance(item, dict)]
+    flags = [item["truncated"] for item in items if "truncated" in item]
+    return EmbeddingsResult(_vectors(vectors, n_texts), usage, _truncated(flags, n_texts))
 
 
 # Reading
+
+
+def _truncated(flags: object, n_texts: int) -> tuple[bool, ...]:
+    """Whether each text was cut, as a server of refllm answers; of any other answer nothing."""
+    if not isinstance(flags, list) or len(flags) != n_texts:
+        return ()
+    booleans = tuple(flag for flag in flags if isinstance(flag, bool))
+    return booleans if len(booleans) == n_texts else ()
 
 
 def _at(value: object, *path: str | int) -> object:

@@ -83,10 +83,13 @@ def _accepts_long_prompt(case: Case, got: Json) -> bool:
     return _accepts(case, got) and is_about_length and case.input["operation"] == "infer"
 
 
-def _accepts_long_text(case: Case, got: Json) -> bool:
-    says = case.expected.get("error", {}).get("says", ())
-    is_about_length = any(str(said).isdigit() for said in says)
-    return _accepts(case, got) and is_about_length and bool(case.input.get("texts"))
+def _refuses_long_text(case: Case, got: Json) -> bool:
+    return _refuses(case, got) and case.clause == "truncation"
+
+
+def _is_cut_elsewhere(case: Case, got: Json) -> bool:
+    expected, found = (_usage(a, "prompt_token_count") for a in (case.expected, got))
+    return case.clause == "truncation" and found is not None and found != expected
 
 
 def _refuses_top_k_0(case: Case, got: Json) -> bool:
@@ -142,6 +145,7 @@ KNOWN: tuple[tuple[str, Sees], ...] = (
     ("empty list refused", _refuses_no_texts),
     ("empty text refused", _refuses_empty_text),
     ("embeddings not normalized", _is_not_of_length_1),
+    ("text cut elsewhere", _is_cut_elsewhere),
 )
 
 API: tuple[Symptom, ...] = (
@@ -154,11 +158,10 @@ API: tuple[Symptom, ...] = (
         _accepts_long_prompt,
     ),
     seen(
-        "long text accepted",
-        "A text that is longer than the context is cut in silence, though the tokenizer's file has "
-        "no limit: answer invalid-input with both lengths.",
+        "long text refused",
+        "A text that is longer than the limit of the tokenizer's file is refused: cut it there.",
         "api",
-        _accepts_long_text,
+        _refuses_long_text,
     ),
     seen(
         "batch mates matter",

@@ -216,8 +216,7 @@ def _model() -> tuple[Weights[BertConfig], Tokenizer]:
 
 def _token_ids(texts: Sequence[str], max_tokens: int | None) -> list[list[int]]:
     _, tokenizer = _model()
-    limit = _model()[0].config.n_ctx if max_tokens is None else max_tokens
-    return [tokenizer.encode(text, max_tokens=limit) for text in texts]
+    return [tokenizer.encode(text, max_tokens=max_tokens) for text in texts]
 
 
 @lru_cache(KEPT)

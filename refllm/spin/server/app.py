@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, get_args
+from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -32,28 +33,14 @@ from refllm.spin.server.guards import (
 )
 from refllm.spin.server.limits import Limits
 from refllm.spin.server.metrics import Metrics
-from refllm.spin.server.openai_keys import shown_key
-from refllm.spin.server.openai_requests import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingsRequest,
-)
 from refllm.spin.server.pages import docs_page, first_page
 from refllm.spin.server.service import Service
-from refllm.spin.server.spin_routes import EmbedRequest, InferRequest
 from refllm.spin.server.worker import Unavailable, Worker
+from refllm.spin.server.wrong_requests import what_is_wrong, wrong_method, wrong_path
 
 __all__ = ["application", "routes"]
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's name for an answer that nobody reads
-LONGEST_SHOWN = 200  # characters of a request in an error
-BODIES: Mapping[str, type[BaseModel]] = {
-    "/infer": InferRequest,
-    "/embed": EmbedRequest,
-    "/v1/chat/completions": ChatRequest,
-    "/v1/completions": CompletionRequest,
-    "/v1/embeddings": EmbeddingsRequest,
-}
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -181,14 +168,18 @@ def _add_errors(app: FastAPI) -> None:
         request: Request, error: RequestValidationError
     ) -> Response:
         path = request.url.path
-        key, message = what_is_wrong(error, BODIES.get(path))
+        key, message = what_is_wrong(error, path)
         return refusal(path, 400, InvalidInput.kind, message, param=key)
 
     @app.exception_handler(HTTPException)
     async def answer_with_status(request: Request, error: HTTPException) -> Response:
-        response = refusal(
-            request.url.path, error.status_code, InvalidInput.kind, str(error.detail).lower()
-        )
+        path, message = request.url.path, str(error.detail).lower()
+        allowed = Headers(error.headers).get("allow")
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            message = wrong_path(path)
+        elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and allowed is not None:
+            message = wrong_method(request.method, path, allowed)
+        response = refusal(path, error.status_code, InvalidInput.kind, message)
         response.headers.update(error.headers or {})
         if response.headers.get("allow") == "GET":
             response.headers["allow"] = "GET, HEAD"
@@ -197,47 +188,3 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ClientGoneError)
     async def answer_nobody(_: Request, __: ClientGoneError) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-
-def what_is_wrong(
-    error: RequestValidationError, body: type[BaseModel] | None
-) -> tuple[str | None, str]:
-    """Return the key that is wrong with a body, and what is wrong with it and what it must be.
-
-    Args:
-        error: What the validator found; the first of it counts.
-        body: The fields of the route's body, with what each must be as description.
-    """
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", first["msg"])
-        return None, f"the body is not JSON: {reason}"
-    shown = repr(first["input"])
-    shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
-    fields: Mapping[str, FieldInfo] = {} if body is None else body.model_fields
-    key, must_be = "", "a JSON object"
-    for part in first["loc"][1:]:
-        if isinstance(part, int):
-            key += f"[{part}]"
-            continue
-        field = next((fields[n] for n in fields if part == (fields[n].alias or n)), None)
-        if field is not None:
-            key += f".{part}" if key else part
-            must_be = field.description or "another value"
-            fields = _fields_inside(field.annotation)
-        elif first["type"] == "extra_forbidden":
-            known = ", ".join(each.alias or name for name, each in fields.items())
-            where = f"{key}." if key else ""
-            shown = shown_key(part)
-            return shown, f"{where}{shown} is not a key that is known here; the keys are {known}"
-    if first["type"] == "missing":
-        return key or None, f"{key or 'the body'} is missing; it must be {must_be}"
-    return key or None, f"{key or 'the body'} must be {must_be}; got {shown}"
-
-
-def _fields_inside(annotation: object) -> Mapping[str, FieldInfo]:
-    """The fields of the object that a field may hold, as in `list[Part] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation.model_fields
-    inside = (_fields_inside(each) for each in get_args(annotation))
-    return next((fields for fields in inside if fields), {})

@@ -8,6 +8,7 @@ the error where it has one, otherwise the interface's, which is always in `kind`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
@@ -40,6 +41,14 @@ UNAVAILABLE: Mapping[type[Unavailable], str] = {
     Restarting: "the server has failed and begins again; send the request again in a second",
 }
 
+# What does over HTTP what a command does, or an option of the server.
+FOR_CLIENTS: Mapping[str, str] = {
+    r"refllm infer \S+ PROMPT": "POST /v1/completions or POST /infer",
+    r"refllm embed \S+ TEXT": "POST /v1/embeddings or POST /embed",
+    r"refllm models list": "GET /v1/models",
+    r"--stand-ins, LocalEngine.*": "refllm serve --stand-ins",
+}
+
 # The kinds of OpenAI's errors, by status.
 OPENAI_TYPES: Mapping[int, str] = {
     400: "invalid_request_error",
@@ -65,7 +74,16 @@ def error_response(path: str, error: LlmError | Unavailable) -> JSONResponse:
         return unavailable(path, UNAVAILABLE[type(error)])
     status = status_of(error, protocol_of(path))
     param = error.key if isinstance(error, KeyRefused) else None
-    return refusal(path, status, error.kind, str(error), code=error.code, param=param)
+    problem, *advice = str(error).split("\n")
+    message = "\n".join([problem, *map(_for_clients, advice)])
+    return refusal(path, status, error.kind, message, code=error.code, param=param)
+
+
+def _for_clients(advice: str) -> str:
+    """Advice that names a command, as a client of the server can follow it."""
+    for command, instead in FOR_CLIENTS.items():
+        advice = re.sub(command, instead, advice)
+    return advice
 
 
 def unavailable(path: str, message: str) -> JSONResponse:

@@ -1,7 +1,7 @@
 """Every key of a request of OpenAI's clients: served, refused by name, or without effect.
 
 A key that asks for something which is not computed must not be answered as if it were: a client
-that sends a grammar relies on it. So each key is one of
+that sends a stop or a schema relies on it. So each key is one of
 
     SERVED          a field of the route's body; what it asks for is done
     WITHOUT_EFFECT  cannot change an answer, for the reason that the table has
@@ -16,6 +16,7 @@ transformers' GenerationConfig.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from types import MappingProxyType
 from refllm.api import InvalidInput
 
 __all__ = [
+    "FORMAT_REFUSED",
     "MESSAGE_REFUSED",
     "MESSAGE_SERVED",
     "PART_WITHOUT_EFFECT",
@@ -33,6 +35,7 @@ __all__ = [
     "KeyRefused",
     "Refused",
     "check_keys",
+    "did_you_mean",
     "shown_key",
 ]
 
@@ -84,6 +87,9 @@ SERVED: Mapping[str, str] = MappingProxyType(
         "repetition_penalty": "vLLM's name of `repeat_penalty`",
         "repeat_last_n": "how many tokens, the prompt's included, `repeat_penalty` looks back at",
         "logit_bias": "is added to the logits of these tokens; ids are the model's own",
+        "response_format": "`json_object`, or `json_schema` with a schema: the answer is such JSON",
+        "json_schema": "llama.cpp's name of the schema of an answer",
+        "guided_json": "vLLM's name of the schema of an answer",
         "n": "how many answers there are to each prompt",
         "echo": "the prompt's text comes before the answer's",
         "logprobs": "the tokens' logarithms of probability, before any penalty or temperature",
@@ -116,7 +122,7 @@ WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
     }
 )
 
-_GRAMMAR = Refused("answers are not bound to a grammar; check the text, or ask in the prompt")
+_GRAMMAR = Refused("answers are bound to JSON schemas only; send response_format")
 _SAMPLER = "the samplers are temperature, top_k and top_p"
 
 
@@ -137,7 +143,6 @@ REFUSED: Mapping[str, Refused] = MappingProxyType(
         "moderation": Refused("texts are not moderated"),
         "prediction": Refused("every token is computed"),
         "reasoning_effort": Refused("a model's template has no such switch here", ("none",)),
-        "response_format": Refused(_GRAMMAR.instead, ({"type": "text"},)),
         "suffix": Refused("a text is continued at its end only", ("",)),
         "tool_choice": Refused("models are not asked for calls of tools", ("none", "auto")),
         "tools": Refused("describe them in the prompt", ([],)),
@@ -146,8 +151,8 @@ REFUSED: Mapping[str, Refused] = MappingProxyType(
         # Grammars, by their names in llama.cpp, vLLM, SGLang, Ollama
         **dict.fromkeys(
             (
-                *("grammar", "grammar_lazy", "grammar_triggers", "json_schema", "regex", "ebnf"),
-                *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+                *("grammar", "grammar_lazy", "grammar_triggers", "regex", "ebnf"),
+                *("guided_regex", "guided_choice", "guided_grammar"),
                 *("guided_decoding_backend", "guided_whitespace_pattern", "structured_outputs"),
                 *("structural_tag", "format"),
             ),
@@ -249,6 +254,10 @@ REFUSED: Mapping[str, Refused] = MappingProxyType(
     }
 )
 
+FORMAT_REFUSED: Mapping[str, Refused] = MappingProxyType(
+    {"schema": Refused("send it as json_schema.schema, with the type json_schema")}
+)
+
 STREAM_REFUSED: Mapping[str, Refused] = MappingProxyType(
     {
         "include_obfuscation": Refused("events have no padding", (False,)),
@@ -308,11 +317,21 @@ def check_keys(
             continue
         shown = f"{where}{shown_key(key)}"
         if key not in refused:
+            served = list(served)
             raise KeyRefused(
-                shown, f"is not a key that is known here; the keys are {', '.join(served)}"
+                shown,
+                f"is not a key that is known here; {did_you_mean(key, served)}"
+                f"the keys are {', '.join(served)}",
             )
         if not any(_is_same(value, neutral) for neutral in refused[key].neutral):
             raise KeyRefused(shown, f"is not supported here; {refused[key].instead}")
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Return the question whether a known key of a similar spelling was meant, or nothing."""
+    by_letters = {name.replace("_", "").lower(): name for name in known}
+    close = difflib.get_close_matches(key.replace("_", "").lower(), by_letters, n=1, cutoff=0.8)
+    return f"did you mean {by_letters[close[0]]}? " if close else ""
 
 
 def shown_key(key: str) -> str:

@@ -112,6 +112,9 @@ class EmbedResponse(BaseModel):
 
     embeddings: list[list[float]]
     usage: EmbedUsage
+    truncated: list[bool] | None = Field(
+        default=None, description="of each text whether it was cut; left out where none was"
+    )
 
 
 def router_of(service: Service) -> APIRouter:
@@ -132,11 +135,18 @@ def router_of(service: Service) -> APIRouter:
     @router.post("/embed", response_model=EmbedResponse)
     async def embed(request: Request, body: EmbedRequest) -> Response:
         """One vector for each text."""
-        vectors, done = await unless_gone(
-            request, service.embed(body.model, body.input, max_tokens=body.max_tokens)
-        )
+        embedding = service.embed(body.model, body.input, max_tokens=body.max_tokens)
+        try:
+            vectors, done = await unless_gone(request, embedding)
+        except InvalidInput as error:
+            if str(error).startswith("max_tokens "):
+                raise InvalidInput(str(error).replace("max_tokens", "maxTokens", 1)) from error
+            raise
         usage = EmbedUsage(promptTokenCount=done.n_prompt_tokens)
-        return JSONResponse({"embeddings": vectors.tolist(), "usage": usage.model_dump()})
+        # A key that Spin's protocol does not have; its client skips it.
+        truncated = {"truncated": done.is_cut} if any(done.is_cut) else {}
+        answer = {"embeddings": vectors.tolist(), "usage": usage.model_dump(), **truncated}
+        return JSONResponse(answer)
 
     return router
 
