@@ -44,29 +44,42 @@ WRITERS: Mapping[str, Writer] = {
 }
 # How often each kind comes: what has many forms more often than what has few.
 SHARES: Mapping[str, float] = {
-    "story": 0.13,
-    "told-story": 0.13,
-    "fact": 0.27,
+    "story": 0.10,
+    "told-story": 0.11,
+    "fact": 0.24,
     "again": 0.02,
-    "pairs": 0.04,
-    "sentiment": 0.10,
+    "pairs": 0.03,
+    "sentiment": 0.08,
     "examples": 0.02,
-    "arithmetic": 0.12,
-    "greeting": 0.04,
-    "joke": 0.06,
-    "code": 0.05,
+    "arithmetic": 0.20,
+    "greeting": 0.08,
+    "joke": 0.07,
+    "code": 0.03,
     "unknown": 0.02,
 }
 # The kinds whose requests may have other words in them, and the words that say what is wanted.
-LOOSE = ("told-story", "joke")
+LOOSE = ("told-story", "joke", "greeting")
 NEEDED = frozenset(
     word.lower()
     for word in (
         *("story", "tale", "joke", "jokes", "laugh", "funny", "one-liner", "girl", "boy"),
+        *("hello", "hi", "hey", "greet", "morning", "evening", "goodbye", "bye", "thank"),
+        *("thanks", "who", "what", "how", "name", "help", "you", "i", "am", "are", "later"),
         *(*words.NAMES, *words.ANIMALS, *words.THINGS, *map(words.plural, words.ANIMALS)),
     )
 )
-PLAIN, PERSONA, LOOSELY = 1 / 2, 1 / 6, 1 / 6
+PLAIN, PERSONA, LOOSELY = 1 / 2, 1 / 6, 1 / 4
+# What is said before or after a question that has one right answer.
+EXACT = ("fact", "sentiment", "arithmetic")
+BEFORE = ("Consider this.", "Think.", "A question:", "Facts:", "I wonder.", "Well,", "Next one:")
+AFTER = (
+    "Answer briefly.",
+    "Answer in a few words.",
+    "Give a short answer.",
+    "Be quick.",
+    "Thanks!",
+)
+ASIDE = 1 / 6
 # What stands between an instruction and the question, and behind a plain question.
 BETWEEN = (" ", " ", "\n", "\n\n")
 BEHIND = ("", "", "", "", "", "", "\n", "\n\n")
@@ -123,6 +136,10 @@ def _asked(choose: Choose, sample: Sample) -> Sample:
     if system is None and choose.random() < PERSONA:
         personas = PERSONAS[one_of(choose, (sample.kind if sample.kind in PERSONAS else "", ""))]
         system = expanded(choose, one_of(choose, personas))
+    if sample.kind in EXACT and choose.random() < ASIDE:
+        question = f"{one_of(choose, BEFORE)} {question}"
+    if sample.kind in EXACT and choose.random() < ASIDE:
+        question = f"{question} {one_of(choose, AFTER)}"
     sample = replace(sample, question=question, system=system)
     if choose.random() >= PLAIN:
         return sample

@@ -17,11 +17,11 @@ class Plan:
     """
 
     seed: int = 1
-    steps: int = 1900
+    steps: int = 400
     batch: int = 64
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 8e-4
     warm_up: int = 100
-    cool_down: int = 600
+    cool_down: int = 250
     weight_decay: float = 0.1
     largest_gradient: float = 1.0
 
