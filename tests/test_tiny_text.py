@@ -15,6 +15,7 @@ from tools.tiny_chat.corpus import SHARES, WRITERS, held_out, is_kept, samples
 from tools.tiny_chat.functions import FUNCTIONS
 from tools.tiny_chat.grammar import expanded, in_sentences
 from tools.tiny_chat.moods import LABELS
+from tools.tiny_chat.plan import Plan
 from tools.tiny_chat.sample import Sample, filled, prompt_of
 from tools.tiny_chat.stories import keeps_to_its_own, lexicon
 from tools.tiny_chat.unseen import COMBINED, LEXICONS, unseen, words_in
@@ -247,3 +248,10 @@ def test_a_chat_is_written_as_llama_2_was_taught_it() -> None:
 def test_words_are_put_into_gaps_with_their_article() -> None:
     template = "{owl:A} saw {cat:a} and {owl:a}. {cat:C} ran."
     assert filled(template, owl="owl", cat="cat") == "An owl saw a cat and an owl. Cat ran."
+
+
+def test_the_learning_rate_rises_stays_level_and_falls_to_a_fiftieth() -> None:
+    plan = Plan(steps=1000, warm_up=100, cool_down=200, learning_rate=1e-3)
+    rates = [plan.rate(step) for step in (0, 49, 99, 100, 799, 800, 900, 1000)]
+    expected = [1e-5, 5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 5.1e-4, 2e-5]
+    assert rates == pytest.approx(expected)

@@ -20,10 +20,19 @@ import numpy as np
 from tools.tiny_chat.corpus import held_out
 from tools.tiny_chat.sample import prompt_of
 
-KINDS = ("told-story", "fact", "sentiment", "arithmetic", "greeting", "joke", "code")
-PLAIN = ("Once upon a time", "One day", "There was", "Once there", "The", "Anna", "12 + 5", "Hi 🙂")
-N_EACH, SEED = 6, 30_000
-MOST_TOKENS = 60
+# How many of each kind. Few are stories: at many of their places two words are nearly as likely,
+# and there another engine's rounding may choose the other.
+KINDS = {
+    **{"told-story": 2, "fact": 8},
+    **dict.fromkeys(("sentiment", "arithmetic", "greeting", "joke", "code"), 6),
+}
+PLAIN = (
+    *("Once upon a time", "One day", "There was", "The", "12 + 5", "Hi 🙂", "Say hello."),
+    *("Can you tell me a joke about cats", "Write a Python function that adds two numbers."),
+    "You are a stand up comedy writer. Tell me a joke.",
+)
+SEED = 30_000
+MOST_TOKENS = 24
 N_CTX = 512
 
 
@@ -41,8 +50,8 @@ def main() -> None:
     )
     asked = [
         prompt_of(sample.question or "", system=sample.system)
-        for kind in KINDS
-        for sample in held_out(kind, N_EACH, seed=SEED, known=())
+        for kind, n in KINDS.items()
+        for sample in held_out(kind, n, seed=SEED, known=())
     ]
     prompts = [*asked, *PLAIN]
     document = {

@@ -20,7 +20,7 @@ __all__ = ["ROOT", "SHA256", "STAND_INS", "is_embedded", "is_unchanged", "wants_
 ROOT = Path(__file__).parent
 
 SHA256: Mapping[str, str] = {
-    "tiny-chat": "96c8d62aeff0d1b7e27e66b45a45d1309bb7f7052e3c4ad011828afc6dca93fe",
+    "tiny-chat": "dddc7df98f2ec12ae5f51fc07c02f12ecacd88f807bcc45ce3d15169bbf4dc81",
     "tiny-embed": "b054dac9f8f2f704f45729b23a383faefb992988e47f6e32c63c8421ad8e4e1d",
 }
 """Of each model's file, by the model's name."""
