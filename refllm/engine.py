@@ -51,6 +51,7 @@ from refllm.models import (
     has_model,
 )
 from refllm.pooling import MEAN_NORMALIZED
+from refllm.prompt_cache import DEFAULT_BYTES, PromptCache
 from refllm.sampling import PROFILES, uniform
 from refllm.spin.manifest import manifest_path, read_manifest
 
@@ -90,6 +91,10 @@ class LocalEngine:
     A result is a function of model files, prompt, parameters, seed, profile and numerics, and of
     nothing else: not of threads, earlier requests or requests at the same time. Safe to use from
     several threads; one computes at a time.
+
+    Attributes:
+        prompt_cache: Keys and values of recent prompts, from which a prompt that begins like one of
+            them is continued.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class LocalEngine:
         enabled: bool = True,
         strict: bool = False,
         progress: Progress | None = None,
+        prompt_cache_bytes: int = DEFAULT_BYTES,
     ) -> None:
         """An engine that looks for models in `roots` (default: `refllm.models.default_roots()`).
 
@@ -114,8 +120,9 @@ class LocalEngine:
         `refllm.embedded.STAND_INS` that is not there, and a warning is logged; None means as the
         environment's REFLLM_STAND_INS says, which is not to. A `strict` engine refuses a model
         whose JSON files have a key that no table of `refllm.accounting` lists, instead of logging a
-        warning. `progress` is told how far the loading of a model has come. Errors: `InvalidInput`
-        naming the option.
+        warning. `progress` is told how far the loading of a model has come. At most
+        `prompt_cache_bytes` of keys and values of recent prompts are kept; 0 switches that off, and
+        no bit of any result depends on it. Errors: `InvalidInput` naming the option.
         """
         uniform(seed, 0)  # refuses a seed that is not a u64
         _check_option("profile", profile, PROFILES)
@@ -135,6 +142,7 @@ class LocalEngine:
         self._enabled = enabled
         self._strict = strict
         self._progress = progress
+        self.prompt_cache = PromptCache(prompt_cache_bytes)
         self._models: dict[Path, LlamaModel | BertModel] = {}
         self._lock = threading.RLock()
 
@@ -321,6 +329,7 @@ class LocalEngine:
             seed=self.seed if seed is None else seed,
             profile=self.profile,
             wishes=wishes,
+            prompt_cache=self.prompt_cache,
         )
         return llama, generation
 
