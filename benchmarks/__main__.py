@@ -24,6 +24,7 @@ from benchmarks.peer import PROJECT, Unavailable
 from benchmarks.plot import plot_growth
 from benchmarks.report import latest_entries, tables, with_tables
 from benchmarks.results import Entry, append, read
+from benchmarks.reuse import measure_reuse
 from benchmarks.serve import measure_serve
 from benchmarks.sources import revision, sha256_of_sources
 from benchmarks.startup import measure_startup
@@ -198,6 +199,12 @@ def growth(
 def serve(context: typer.Context) -> None:
     """Clients of `refllm serve`, one and eight at a time."""
     _session(context).run("serve", measure_serve)
+
+
+@app.command()
+def reuse(context: typer.Context) -> None:
+    """The first token of a prompt that was asked before, beside an engine that keeps none."""
+    _session(context).run("reuse", measure_reuse)
 
 
 @app.command()
