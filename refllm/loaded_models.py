@@ -50,8 +50,8 @@ class LoadedModels:
     @property
     def n_bytes(self) -> int:
         """What the weights of all models in memory take, those that requests still use included."""
-        present = (n for model, n in self._in_memory.values() if model() is not None)
-        return sum(present)
+        each = list(self._in_memory.values())  # another thread may load one meanwhile
+        return sum(n for model, n in each if model() is not None)
 
     def get(self, path: Path, load: Callable[[Path], Model]) -> Model:
         """Return the model at `path`; `load` it if it is not in memory. Errors: those of `load`."""

@@ -19,8 +19,10 @@ L layers, K key/value heads, E head width, n tokens of a block.
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,26 +38,41 @@ __all__ = ["BLOCK_TOKENS", "DEFAULT_BYTES", "PromptCache"]
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]
 
+logger = logging.getLogger("refllm")
+
 BLOCK_TOKENS = 64
+TOKEN_ID_BYTES = np.dtype(np.int32).itemsize
 DEFAULT_BYTES = 256 * 2**20
 
 
-class Children(dict[bytes, "Block"]):
-    """Blocks by the bytes of their token ids; a `dict` that weak references may point to."""
+class Children:
+    """The blocks that follow one block, or that begin sequences, in the order of their `key`s."""
 
-    __slots__ = ("__weakref__",)
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self.blocks: list[Block] = []
 
     def longest(self, token_ids: Ids) -> tuple[Block, int] | None:
         """The block that has most tokens in common with the beginning of `token_ids`, and how many.
 
-        None where no block has one.
+        It is one of the two that `token_ids` would stand between. None where neither has one.
         """
-        exact = self.get(token_ids[:BLOCK_TOKENS].tobytes())
-        if exact is not None:
-            return exact, len(exact.token_ids)
-        pairs = ((block, block.n_common(token_ids)) for block in self.values())
+        place = bisect_left(self.keys, token_ids[:BLOCK_TOKENS].tobytes())
+        beside = self.blocks[max(place - 1, 0) : place + 1]
+        pairs = ((block, block.n_common(token_ids)) for block in beside)
         best = max(pairs, key=lambda pair: pair[1], default=None)
         return best if best is not None and best[1] > 0 else None
+
+    def add(self, block: Block) -> None:
+        """Put a block in its place."""
+        place = bisect_left(self.keys, block.key)
+        self.keys.insert(place, block.key)
+        self.blocks.insert(place, block)
+
+    def remove(self, block: Block) -> None:
+        """Take a block out."""
+        place = bisect_left(self.keys, block.key)
+        del self.keys[place], self.blocks[place]
 
 
 @dataclass(slots=True, eq=False)
@@ -63,15 +80,16 @@ class Block:
     """Some tokens of a sequence, and their keys and values, which never change.
 
     Attributes:
-        token_ids: int32 [n].
+        key: The bytes of its token ids, int32 [n]: in the order of bytes, sequences that begin
+            alike stand side by side.
         keys: float32 [L, K, E, n].
         values: float32 [L, K, n, E].
         siblings: The blocks of the tree with the same blocks before them, this one included.
         last_use: Larger than that of any earlier use of any block.
-        children: The blocks that follow, by the bytes of their token ids.
+        children: The blocks that follow.
     """
 
-    token_ids: Ids
+    key: bytes
     keys: Floats
     values: Floats
     siblings: weakref.ref[Children]
@@ -80,13 +98,19 @@ class Block:
 
     @property
     def n_bytes(self) -> int:
-        """What the arrays take."""
-        return self.token_ids.nbytes + self.keys.nbytes + self.values.nbytes
+        """What token ids, keys and values take."""
+        return len(self.key) + self.keys.nbytes + self.values.nbytes
+
+    @property
+    def n_tokens(self) -> int:
+        """n."""
+        return len(self.key) // TOKEN_ID_BYTES
 
     def n_common(self, token_ids: Ids) -> int:
         """How many tokens the block and `token_ids` have in common at their beginnings."""
-        n = min(len(token_ids), len(self.token_ids))
-        differing = np.flatnonzero(self.token_ids[:n] != token_ids[:n])
+        own = np.frombuffer(self.key, np.int32)
+        n = min(len(token_ids), len(own))
+        differing = np.flatnonzero(own[:n] != token_ids[:n])
         return int(differing[0]) if differing.size else n
 
 
@@ -113,7 +137,7 @@ class Tree:
 
     def add(self, block: Block, siblings: Children) -> None:
         """Add a block to its siblings."""
-        siblings[block.token_ids.tobytes()] = block
+        siblings.add(block)
         self.by_use[block] = None
         self.n_bytes += block.n_bytes
 
@@ -121,8 +145,8 @@ class Tree:
         """Remove a block that no other follows."""
         siblings = block.siblings()
         assert siblings is not None
-        assert not block.children
-        del siblings[block.token_ids.tobytes()]
+        assert not block.children.blocks
+        siblings.remove(block)
         del self.by_use[block]
         self.n_bytes -= block.n_bytes
 
@@ -201,12 +225,14 @@ class PromptCache:
     def store(self, network: Llama, token_ids: Sequence[int], cache: KVCache) -> None:
         """Keep a copy of the keys and values in `cache`, as much from the beginning as fits.
 
+        Where the system has no memory for a copy, what follows is not kept.
+
         Args:
             network: The network that has computed them.
             token_ids: The tokens in the cache, all that the network has read.
             cache: Their keys and values.
         """
-        bytes_each = np.dtype(np.int32).itemsize + cache.n_bytes_per_token
+        bytes_each = TOKEN_ID_BYTES + cache.n_bytes_per_token
         ids = np.array(token_ids[: self.budget_bytes // bytes_each], np.int32)
         if not ids.size:
             return
@@ -214,25 +240,33 @@ class PromptCache:
             tree = self._trees.setdefault(network, Tree())
             self._n_uses += 1
             path: list[Block] = []
-            siblings = tree.root
-            for start in range(0, len(ids), BLOCK_TOKENS):
-                stop = min(start + BLOCK_TOKENS, len(ids))
-                found = siblings.longest(ids[start:stop])
-                if found is not None and found[1] == stop - start:
-                    block = found[0]
-                    tree.use([block], self._n_uses)
-                else:
-                    if found is not None and found[1] == len(found[0].token_ids):
-                        tree.remove(found[0])  # the new block begins with all of its tokens
-                    # The blocks of the path fit the budget, and were used just now: the blocks
-                    # that make room are others.
-                    self._make_room((stop - start) * bytes_each)
-                    keys, values = cache.copy_of(start, stop)
-                    block = Block(ids[start:stop].copy(), keys, values, weakref.ref(siblings))
-                    tree.add(block, siblings)
-                path.append(block)
-                siblings = block.children
-            tree.use(path, self._n_uses)
+            try:
+                self._store(tree, ids, cache, path)
+            except MemoryError:
+                logger.warning("refllm: there is no memory to keep a prompt in")
+            finally:
+                tree.use(path, self._n_uses)
+
+    def _store(self, tree: Tree, ids: Ids, cache: KVCache, path: list[Block]) -> None:
+        """Find or add the blocks of a sequence, one after the other, and append them to `path`."""
+        siblings = tree.root
+        for start in range(0, len(ids), BLOCK_TOKENS):
+            some = ids[start : start + BLOCK_TOKENS]
+            found = siblings.longest(some)
+            if found is not None and found[1] == len(some):
+                block = found[0]
+                tree.use([block], self._n_uses)
+            else:
+                if found is not None and found[1] == found[0].n_tokens:
+                    tree.remove(found[0])  # the new block begins with all of its tokens
+                # The blocks of the path fit the budget, and were used just now: the blocks that
+                # make room are others.
+                self._make_room(len(some) * (TOKEN_ID_BYTES + cache.n_bytes_per_token))
+                keys, values = cache.copy_of(start, start + len(some))
+                block = Block(some.tobytes(), keys, values, weakref.ref(siblings))
+                tree.add(block, siblings)
+            path.append(block)
+            siblings = block.children
 
     def _make_room(self, n_bytes: int) -> None:
         """Remove the blocks that were not used for longest until `n_bytes` more fit the budget."""

@@ -314,3 +314,28 @@ def test_what_is_kept_of_a_network_goes_with_it() -> None:
         assert prompt_cache.n_bytes == 0
     finally:
         gc.enable()
+
+
+def test_without_memory_for_a_copy_less_is_kept_and_nothing_breaks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, prompt_cache = NoNetwork(), PromptCache(3 * BLOCK_TOKENS * BYTES_EACH)
+    token_ids = [1] * (3 * BLOCK_TOKENS)
+
+    def copy_of(cache: KVCache, start: int, stop: int) -> tuple[Floats, Floats]:
+        if start > 0:
+            raise MemoryError
+        return real_copy_of(cache, start, stop)
+
+    real_copy_of = KVCache.copy_of
+    with monkeypatch.context() as patched:
+        patched.setattr(KVCache, "copy_of", copy_of)
+        prompt_cache.store(network, token_ids, cache_with(token_ids))
+    assert "no memory to keep a prompt" in caplog.text
+    assert prompt_cache.n_bytes == BLOCK_TOKENS * BYTES_EACH
+    for last in (1, 2, 1):  # each takes the whole budget
+        other = [last, *token_ids[1:]]
+        prompt_cache.store(network, other, cache_with(other))
+        cache = KVCache(SMALL)
+        assert prompt_cache.extend(network, [*other, 0], cache) == len(other)
+        assert contents(cache) == contents(cache_with(other))

@@ -57,7 +57,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The first of an answer: the prompt is read, and the model of that name answers."""
+    """The first of an answer: the prompt has so many tokens, and the model of that name answers."""
 
     n_prompt_tokens: int
     model: str
