@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, InvalidInput
 from refllm.engine import LocalEngine
@@ -63,6 +65,13 @@ def without_collector() -> Iterator[None]:
         gc.enable()
 
 
+def memory_of_weights(engine: LocalEngine, name: str) -> NDArray[np.uint8]:
+    """The piece of memory that a matrix of the model lies in."""
+    piece = engine.inferencing_model(name).network.layers[0].attn_output.data.base
+    assert isinstance(piece, np.ndarray)
+    return piece
+
+
 def is_mapped(file: Path) -> bool:
     """Whether this process has mapped the file."""
     return str(file) in Path("/proc/self/maps").read_text()
@@ -94,14 +103,16 @@ def test_the_model_used_least_recently_gives_its_memory_back(
         shutil.copy(root / f"{name}.gguf", tmp_path)
     engine = LocalEngine(roots=[tmp_path], max_models_bytes=2 * n_bytes)
     networks = {name: weakref.ref(engine.inferencing_model(name).network) for name in "ab"}
+    pieces = {name: weakref.ref(memory_of_weights(engine, name)) for name in "ab"}
     for name in "aba":
         assert engine.infer(name, PROMPT, PARAMS) == unlimited.infer(name, PROMPT, PARAMS)
     kept_of_both = engine.prompt_cache.n_bytes
     assert [name for name in LLAMAS if is_mapped(tmp_path / f"{name}.gguf")] == ["a", "b"]
     with without_collector():
         assert engine.infer("c", PROMPT, PARAMS) == unlimited.infer("c", PROMPT, PARAMS)
-        assert networks["a"]() is not None
-        assert networks["b"]() is None
+        for references in (networks, pieces):
+            assert references["a"]() is not None
+            assert references["b"]() is None
         assert [name for name in LLAMAS if is_mapped(tmp_path / f"{name}.gguf")] == ["a", "c"]
     assert engine.models_bytes == 2 * n_bytes
     # What was kept of the prompt for b went with b; for c as much came.
