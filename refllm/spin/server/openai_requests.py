@@ -5,8 +5,10 @@ of it out. `refllm.spin.server.openai_keys` has every key that is not a field he
 
 Spin's client sends the interface's repeat penalty as `frequency_penalty`, in a chat with exactly
 four keys and one message of a user. In a request of that shape a value above 0 is the repeat
-penalty; in all others the key has OpenAI's meaning. A client that sends one of OpenAI's penalties,
-0 included, has chosen them: the repeat penalty is then off unless it is asked for as well.
+penalty; in all others the key has OpenAI's meaning. A client of OpenAI's can send that shape, too:
+it names itself in the header `user-agent`, which Spin's client does not send. A client that sends
+one of OpenAI's penalties, 0 included, has chosen them: the repeat penalty is then off unless it is
+asked for as well.
 
 Each field's description is what its value must be; errors and the documentation quote it.
 
@@ -275,6 +277,10 @@ class ChatRequest(TextRequestBody):
         [message] = self.messages
         is_plain = {*message.model_fields_set, *message.extras} == {"role", "content"}
         return is_plain and message.role == "user" and isinstance(message.content, str)
+
+    def as_openai_s(self) -> ChatRequest:
+        """Return the request with OpenAI's meaning of its keys, whatever its shape."""
+        return self.model_copy(update={"presence_penalty": 0.0}) if self.is_spin_s else self
 
     @property
     def chat(self) -> list[dict[str, str]]:

@@ -103,6 +103,8 @@ def router_of(service: Service) -> APIRouter:
     @router.post("/chat/completions", responses=STREAMED)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """The next message of a chat."""
+        if "user-agent" in request.headers:  # Spin's client sends none
+            body = body.as_openai_s()
         body.check()
         return await _answer(service, request, body, [body.chat], body.n_likeliest, CHAT)
 
