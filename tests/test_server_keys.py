@@ -303,7 +303,9 @@ def test_a_chat_s_answer_does_not_begin_with_the_space_after_its_prompt(url: str
 
 def test_spin_s_client_gets_the_text_as_it_always_did(url: str, engine: LocalEngine) -> None:
     body = {**HELLO, "max_completion_tokens": 30, "frequency_penalty": 1.100000023841858}
-    content = ask(url, "/v1/chat/completions", body).json["choices"][0]["message"]["content"]
+    headers = {"authorization": "bearer none"}
+    answer = ask(url, "/v1/chat/completions", body, headers=headers).json
+    content = answer["choices"][0]["message"]["content"]
     params = InferencingParams(max_tokens=30)
     assert content == engine.infer("tiny-chat", "[INST] Hello! [/INST]", params).text
 
@@ -319,6 +321,19 @@ def test_texts_as_token_ids_have_the_vectors_of_their_texts(url: str, engine: Lo
     by_ids = embeddings(url, input=ids)
     assert by_ids == by_text
     assert embeddings(url, input=ids[0])["data"][0] == by_text["data"][0]
+
+
+def test_an_empty_list_is_refused_as_openai_does(url: str) -> None:
+    body = {"input": [], "model": "tiny-embed"}
+    headers = {"authorization": "bearer none", "user-agent": "litellm/1.110.2"}
+    refused = error(ask(url, "/v1/embeddings", body, headers=headers))
+    assert refused["message"].startswith("input must be text, a list of texts, ")
+
+
+def test_no_texts_come_back_as_no_vectors_to_spin_s_open_ai_client(url: str) -> None:
+    remote = RemoteEngine(url, api_type="open_ai")
+    result = remote.generate_embeddings("tiny-embed", [])
+    assert (result.embeddings, result.usage.prompt_token_count) == ([], 0)
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "truncate_prompt_tokens"])

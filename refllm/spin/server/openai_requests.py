@@ -5,10 +5,9 @@ of it out. `refllm.spin.server.openai_keys` has every key that is not a field he
 
 Spin's client sends the interface's repeat penalty as `frequency_penalty`, in a chat with exactly
 four keys and one message of a user. In a request of that shape a value above 0 is the repeat
-penalty; in all others the key has OpenAI's meaning. A client of OpenAI's can send that shape, too:
-it names itself in the header `user-agent`, which Spin's client does not send. A client that sends
-one of OpenAI's penalties, 0 included, has chosen them: the repeat penalty is then off unless it is
-asked for as well.
+penalty; in all others the key has OpenAI's meaning. A client of OpenAI's can send that shape, too,
+but not with the headers of Spin's client. A client that sends one of OpenAI's penalties, 0
+included, has chosen them: the repeat penalty is then off unless it is asked for as well.
 
 Each field's description is what its value must be; errors and the documentation quote it.
 
@@ -75,6 +74,7 @@ Texts = (
     | Ids
     | Annotated[list[Ids], Field(min_length=1)]
 )
+NoTexts = Annotated[list[str], Field(max_length=0)]
 
 
 class Lenient(BaseModel):
@@ -324,7 +324,7 @@ class EmbeddingsRequest(Lenient):
     """POST /v1/embeddings."""
 
     model: str = Field(description="text")
-    input: Texts = Field(description=TEXTS)
+    input: Texts | NoTexts = Field(description=TEXTS)
     max_tokens: Annotated[int, Field(ge=1, le=U32_MAX)] | None = Field(
         None, description="a whole number above 0"
     )
@@ -338,8 +338,15 @@ class EmbeddingsRequest(Lenient):
         None, description="the width of the model's vectors"
     )
 
-    def check(self) -> None:
-        """Raise `KeyRefused` for a key, or a value of it, that is not served."""
+    def check(self, *, is_spin_s: bool = False) -> None:
+        """Raise `KeyRefused` for a key, or a value of it, that is not served.
+
+        Args:
+            is_spin_s: Whether Spin's client asks, which sends an empty list for no texts and reads
+                an empty answer; other clients of this protocol expect a refusal, as OpenAI's is.
+        """
+        if not self.input and not isinstance(self.input, str) and not is_spin_s:
+            raise KeyRefused("input", f"must be {TEXTS}; got []")
         served = type(self).model_fields
         check_keys(self.extras, served=served, refused=REFUSED, without_effect=WITHOUT_EFFECT)
         limits = {self.max_tokens, self.truncate_prompt_tokens} - {None}
