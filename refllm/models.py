@@ -40,6 +40,7 @@ from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.weights_file import SPLIT_PART
 
 __all__ = [
+    "LIST_HINT",
     "MODEL_NOT_FOUND",
     "PULLABLE",
     "FoundModel",
@@ -61,6 +62,7 @@ PULLABLE = frozenset({"all-minilm-l6-v2", "llama2-chat", "codellama-instruct", "
 
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 MODEL_FILES = (*SAFETENSORS_FILES, "config.json", "tokenizer.json", "tokenizer.model")
+LIST_HINT = "to see the models that are here: refllm models list"
 MODEL_NOT_FOUND = "model_not_found"  # OpenAI's name of the error
 LONGEST_NAME = 255  # bytes; what file systems allow for one component of a path
 SHORTEST_PART = 4  # characters of a part that stands for a whole name: llama2 for llama2-chat
@@ -304,7 +306,7 @@ def _absent(problem: str, name: str, roots: Sequence[Path]) -> Iterator[str]:
         similar = _similar_names(name, roots)
         if similar:
             yield f"did you mean {' or '.join(similar)}?"
-        yield "to see the models that are here: refllm models list"
+        yield LIST_HINT
 
 
 def _similar_names(name: str, roots: Sequence[Path]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 from fastapi.responses import JSONResponse
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
-from refllm.models import MODEL_NOT_FOUND
+from refllm.models import LIST_HINT, MODEL_NOT_FOUND
 from refllm.spin.server.openai_keys import KeyRefused
 from refllm.spin.server.worker import Busy, Closed, Restarting, Unavailable
 
@@ -65,7 +65,10 @@ def error_response(path: str, error: LlmError | Unavailable) -> JSONResponse:
         return unavailable(path, UNAVAILABLE[type(error)])
     status = status_of(error, protocol_of(path))
     param = error.key if isinstance(error, KeyRefused) else None
-    return refusal(path, status, error.kind, str(error), code=error.code, param=param)
+    # The command would list the models of the client's machine.
+    route = "to see the models that are here: GET /v1/models"
+    message = "\n".join(route if line == LIST_HINT else str(line) for line in error.args)
+    return refusal(path, status, error.kind, message, code=error.code, param=param)
 
 
 def unavailable(path: str, message: str) -> JSONResponse:
