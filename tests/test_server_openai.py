@@ -194,6 +194,17 @@ def vector_of(embedding: list[float] | str) -> NDArray[np.float32]:
     return np.array(embedding, np.float32)
 
 
+def test_ids_that_are_said_to_be_the_model_s_have_the_vector_of_their_text(
+    client: Any, engine: LocalEngine
+) -> None:
+    ids = engine.load("tiny-embed").tokenizer.encode("Two.")
+    asked = {"model": "tiny-embed", "input": [ids]}
+    with pytest.raises(openai.BadRequestError, match="add add_special_tokens false"):
+        client.embeddings.create(**asked)
+    by_ids = client.embeddings.create(**asked, extra_body={"add_special_tokens": False}).data
+    assert by_ids == client.embeddings.create(model="tiny-embed", input="Two.").data
+
+
 def test_one_text_is_embedded_as_a_list_of_one(client: Any) -> None:
     one = client.embeddings.create(model="tiny-embed", input="Two.").data
     many = client.embeddings.create(model="tiny-embed", input=["Two."]).data

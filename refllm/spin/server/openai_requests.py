@@ -58,6 +58,11 @@ WHOLE = f"a whole number from 0 to {U32_MAX}"
 PENALTY = f"a number from -{MOST_PENALTY} to {MOST_PENALTY}, 0 is off"
 ABOVE_0 = "a number above 0, 1 is off"
 TEXTS = "text, a list of texts, a list of token ids, or a list of lists of token ids; none empty"
+WHOSE_IDS = (
+    "is token ids, and may be another tokenizer's, which would give the vector of another text; "
+    "send text: LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False. For ids "
+    "of the model's own tokenizer, its special tokens included, add add_special_tokens false"
+)
 FLAG = "true or false"
 
 U32 = Annotated[int, Field(ge=0, le=U32_MAX)]
@@ -337,13 +342,16 @@ class EmbeddingsRequest(Lenient):
     dimensions: Annotated[int, Field(ge=1)] | None = Field(
         None, description="the width of the model's vectors"
     )
+    add_special_tokens: bool | None = Field(None, description="true, or with token ids false")
 
-    def check(self, *, is_spin_s: bool = False) -> None:
+    def check(self, *, is_spin_s: bool = False, is_openai_s: bool = False) -> None:
         """Raise `KeyRefused` for a key, or a value of it, that is not served.
 
         Args:
             is_spin_s: Whether Spin's client asks, which sends an empty list for no texts and reads
                 an empty answer; other clients of this protocol expect a refusal, as OpenAI's is.
+            is_openai_s: Whether OpenAI's own package asks, with which LangChain sends ids of
+                OpenAI's tokenizer; ids must then be said to be the model's.
         """
         if not self.input and not isinstance(self.input, str) and not is_spin_s:
             raise KeyRefused("input", f"must be {TEXTS}; got []")
@@ -352,6 +360,12 @@ class EmbeddingsRequest(Lenient):
         limits = {self.max_tokens, self.truncate_prompt_tokens} - {None}
         if len(limits) > 1:
             raise KeyRefused("truncate_prompt_tokens", "is another name of max_tokens; send one")
+        is_complete = self.add_special_tokens is False
+        if any(isinstance(text, str) for text in self.texts):
+            if is_complete:
+                raise KeyRefused("add_special_tokens", "false is for token ids; leave it out")
+        elif self.texts and is_openai_s and not is_complete:
+            raise KeyRefused("input", WHOSE_IDS)
 
     @property
     def texts(self) -> Sequence[str | Sequence[int]]:

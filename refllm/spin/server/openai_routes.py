@@ -117,7 +117,9 @@ def router_of(service: Service) -> APIRouter:
     @router.post("/embeddings")
     async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
         """One vector for each text."""
-        body.check(is_spin_s=_is_spin_s(request))
+        # Each of OpenAI's packages names its language in this header.
+        is_openai_s = "x-stainless-lang" in request.headers
+        body.check(is_spin_s=_is_spin_s(request), is_openai_s=is_openai_s)
         embedding = service.embed(body.model, body.texts, max_tokens=body.text_limit)
         vectors, done = await unless_gone(request, embedding)
         width = vectors.shape[1]
