@@ -25,6 +25,7 @@ from benchmarks.plot import plot_growth
 from benchmarks.report import latest_entries, tables, with_tables
 from benchmarks.results import Entry, append, read
 from benchmarks.serve import measure_serve
+from benchmarks.sharing import measure_sharing
 from benchmarks.sources import revision, sha256_of_sources
 from benchmarks.startup import measure_startup
 
@@ -198,6 +199,16 @@ def growth(
 def serve(context: typer.Context) -> None:
     """Clients of `refllm serve`, one and eight at a time."""
     _session(context).run("serve", measure_serve)
+
+
+@app.command()
+def sharing(
+    context: typer.Context,
+    *,
+    model: Annotated[Path, typer.Option(help="stories260K.gguf.")] = DATA / STORIES,
+) -> None:
+    """Ways to run threads, on an idle machine and on a busy one."""
+    _session(context).run("sharing", lambda bench: measure_sharing(bench, model))
 
 
 @app.command()

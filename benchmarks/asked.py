@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from benchmarks.results import REFLLM, Entry, Figure
+from benchmarks.sharing import IDLE, SETTINGS, SITUATIONS
 
 __all__ = ["ASKED", "Ask", "Latest", "Measured", "measured"]
 
@@ -133,6 +134,24 @@ ASKED: tuple[Ask, ...] = (
         peers=("one client",),
         asked=2.5,
         beyond=4.0,
+    ),
+    Ask(
+        text="beside busy processes, or with half a CPU, ÷ the best setting's time",
+        benchmark="sharing",
+        labels={"beside": SITUATIONS},
+        peers=SETTINGS,
+        sense="at most",
+        asked=1.15,
+        beyond=1.05,
+    ),
+    Ask(
+        text="on an idle machine, ÷ the time of all CPUs' threads waiting actively",
+        benchmark="sharing",
+        labels={"beside": (IDLE,)},
+        peers=("all CPUs",),
+        sense="at most",
+        asked=1.02,
+        beyond=1.0,
     ),
     Ask(
         text="peak memory of loading, KV cache of one token included",

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ class Contestant:
     requests: IO[str]
     replies: IO[str]
     errors: IO[str]
+    process_id: int
 
     def run(self, action: str, **arguments: object) -> dict[str, Any]:
         """What the contestant answers. Errors: `Unavailable` if it fails, or is not there."""
@@ -61,20 +62,24 @@ class Contestant:
 
 
 @contextmanager
-def contestant(program: str, *, python: Path, threads: int) -> Iterator[Contestant]:
+def contestant(
+    program: str, *, python: Path, threads: int, environment: Mapping[str, str] | None = None
+) -> Iterator[Contestant]:
     """`python -m benchmarks.contestants.<program>`, until the `with` ends.
+
+    `environment` has variables beside those that tell libraries their number of threads.
 
     Errors: `Unavailable` if the interpreter is not there. What the program lacks shows at the
     first request.
     """
-    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
-    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+    variables = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **(environment or {})}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         try:
             process = subprocess.Popen(
                 [python, "-m", f"benchmarks.contestants.{program}"],
                 cwd=PROJECT,
-                env=environment,
+                env=variables,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -85,7 +90,7 @@ def contestant(program: str, *, python: Path, threads: int) -> Iterator[Contesta
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            yield Contestant(program, process.stdin, process.stdout, errors)
+            yield Contestant(program, process.stdin, process.stdout, errors, process.pid)
         finally:
             process.kill()
             process.communicate()

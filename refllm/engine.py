@@ -31,6 +31,7 @@ from refllm.api import (
 )
 from refllm.embedded import ROOT, STAND_INS, wants_stand_ins
 from refllm.generate import Chunk, Generation, Wishes, generate_text, steps_of
+from refllm.grammar import matcher_of
 from refllm.kernels.elementwise import gelu, gelu_tanh
 from refllm.kernels.jit import use_threads
 from refllm.loading import (
@@ -109,13 +110,13 @@ class LocalEngine:
         """An engine that looks for models in `roots` (default: `refllm.models.default_roots()`).
 
         `allowed_models` is a component's `ai_models`; None allows every name. `threads` None
-        means every CPU that this process may use. `numerics` is "exact", or "int8" to multiply
-        quantized weights as llama.cpp does. With `stand_ins` an embedded model answers for one of
-        `refllm.embedded.STAND_INS` that is not there, and a warning is logged; None means as the
-        environment's REFLLM_STAND_INS says, which is not to. A `strict` engine refuses a model
-        whose JSON files have a key that no table of `refllm.accounting` lists, instead of logging a
-        warning. `progress` is told how far the loading of a model has come. Errors: `InvalidInput`
-        naming the option.
+        means as many CPUs as this process may use and finds free. `numerics` is "exact", or "int8"
+        to multiply quantized weights as llama.cpp does. With `stand_ins` an embedded model answers
+        for one of `refllm.embedded.STAND_INS` that is not there, and a warning is logged; None
+        means as the environment's REFLLM_STAND_INS says, which is not to. A `strict` engine refuses
+        a model whose JSON files have a key that no table of `refllm.accounting` lists, instead of
+        logging a warning. `progress` is told how far the loading of a model has come. Errors:
+        `InvalidInput` naming the option.
         """
         uniform(seed, 0)  # refuses a seed that is not a u64
         _check_option("profile", profile, PROFILES)
@@ -173,14 +174,19 @@ class LocalEngine:
         return default_roots() if self._roots is None else self._roots
 
     def infer(
-        self, model: str | Path, prompt: str, params: InferencingParams | None = None
+        self,
+        model: str | Path,
+        prompt: str,
+        params: InferencingParams | None = None,
+        *,
+        wishes: Wishes | None = None,
     ) -> InferencingResult:
         """The continuation of `prompt`.
 
-        `model` is a name, or a `Path` from a trusted caller. Errors: `InvalidInput`,
-        `ModelNotSupported`, `LlmRuntimeError`.
+        `model` is a name, or a `Path` from a trusted caller. `wishes` are beyond the interface,
+        such as a grammar. Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
         """
-        token_ids, answer = self._start(model, prompt, params)
+        token_ids, answer = self._start(model, prompt, params, wishes)
         chunks = list(answer)
         text = "".join(chunk.text for chunk in chunks)
         _check_size(len(text.encode()))
@@ -189,13 +195,18 @@ class LocalEngine:
         return InferencingResult(text, InferencingUsage(n_prompt, n_generated))
 
     def stream(
-        self, model: str | Path, prompt: str, params: InferencingParams | None = None
+        self,
+        model: str | Path,
+        prompt: str,
+        params: InferencingParams | None = None,
+        *,
+        wishes: Wishes | None = None,
     ) -> Iterator[Chunk]:
         """`infer`, as the text comes; the request is checked before the first chunk is asked for.
 
         In profile `spin-local` the prompt comes first. Errors: those of `infer`.
         """
-        _, chunks = self._start(model, prompt, params)
+        _, chunks = self._start(model, prompt, params, wishes)
         return chunks
 
     def generate_embeddings(
@@ -295,7 +306,8 @@ class LocalEngine:
             wishes: What is asked for beyond the interface's parameters.
 
         Raises:
-            InvalidInput: As `infer`, and for a token id outside the vocabulary.
+            InvalidInput: As `infer`, for a token id outside the vocabulary, and for a grammar that
+                cannot be used.
             ModelNotSupported: As `infer`.
             LlmRuntimeError: As `infer`, but for what computing finds.
         """
@@ -312,6 +324,7 @@ class LocalEngine:
                         f"{name} names the token {token_id}, which is outside the model's "
                         f"vocabulary of {n_vocab}"
                     )
+        grammar = wishes.grammar
         generation = Generation(
             llama.network,
             llama.prompt_tokens(prompt),
@@ -321,6 +334,7 @@ class LocalEngine:
             seed=self.seed if seed is None else seed,
             profile=self.profile,
             wishes=wishes,
+            matcher=None if grammar is None else matcher_of(llama.tokenizer, grammar),
         )
         return llama, generation
 
@@ -332,12 +346,16 @@ class LocalEngine:
             yield
 
     def _start(
-        self, model: str | Path, prompt: str, params: InferencingParams | None
+        self,
+        model: str | Path,
+        prompt: str,
+        params: InferencingParams | None,
+        wishes: Wishes | None,
     ) -> tuple[list[int], Iterator[Chunk]]:
         """Check the request; return the prompt's tokens and the answer, none of it computed yet."""
         if not isinstance(prompt, str):
             raise InvalidInput(f"the prompt must be text, got {type(prompt).__name__}")
-        llama, generation = self.open(model, prompt, params)
+        llama, generation = self.open(model, prompt, params, wishes=wishes)
         token_ids = list(generation.tokens)
         steps = steps_of(llama.network, generation)
         chunks = self._each(generate_text(steps, llama.tokenizer, token_ids))

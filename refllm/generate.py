@@ -10,12 +10,13 @@ T tokens that are read together, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams
+from refllm.grammar import Grammar, Matcher
 from refllm.llama import Llama, Segment
 from refllm.sampling import Adjustments, Step, sample, uniform
 from refllm.tokenizer import Tokenizer
@@ -48,12 +49,15 @@ class Wishes:
         min_tokens: So many tokens are drawn before one that ends the text may be.
         ignore_eos: The model's end tokens are never drawn.
         stop_token_ids: Tokens that end the text beside the model's own.
+        grammar: What the text must be. Where a text of it can only end, it ends, whatever
+            `min_tokens` and `ignore_eos` are.
     """
 
     adjustments: Adjustments = field(default_factory=Adjustments)
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: Set[int] = frozenset()
+    grammar: Grammar | None = None
 
 
 class Generation:
@@ -68,6 +72,7 @@ class Generation:
     __slots__ = (
         "_draw_from",
         "_end_tokens",
+        "_matcher",
         "_params",
         "_wishes",
         "cache",
@@ -88,8 +93,9 @@ class Generation:
         seed: int = 0,
         profile: str = "contract",
         wishes: Wishes | None = None,
+        matcher: Matcher | None = None,
     ) -> None:
-        """Errors: `InvalidInput` for unusable parameters."""
+        """`matcher` is of the wishes' grammar. Errors: `InvalidInput` for unusable parameters."""
         params.check()
         self.cache = network.new_cache()
         self.tokens = list(prompt)
@@ -99,6 +105,7 @@ class Generation:
         self._params = params
         self._wishes = Wishes() if wishes is None else wishes
         self._end_tokens = end_tokens
+        self._matcher = matcher
         self._draw_from = (n_tokens, seed, profile)
 
     @property
@@ -120,32 +127,41 @@ class Generation:
         """
         self.logits = logits
         n_tokens, seed, profile = self._draw_from
+        logits = logits[:n_tokens]
         i, params = self.n_drawn, self._params
-        u = uniform(seed, i)
-        wishes = self._wishes
-        ends = self._end_tokens | wishes.stop_token_ids
-        withheld = wishes.adjustments.withheld
-        if wishes.ignore_eos:
-            withheld = withheld | self._end_tokens
-        if i < wishes.min_tokens:
-            withheld = withheld | ends
-        adjustments = replace(wishes.adjustments, withheld=withheld)
         step = sample(
-            logits[:n_tokens],
+            logits,
             params,
             self.tokens,
-            u,
+            uniform(seed, i),
             step=i,
             profile=profile,
-            adjustments=adjustments,
+            adjustments=self._wishes.adjustments,
             n_drawn=i,
+            allowed=self._allowed(len(logits)),
         )
         self.tokens.append(step.token)
         self.n_drawn += 1
         is_full = self.cache.length == self.cache.n_ctx
-        is_end = step.token in ends
+        is_end = step.token in self._end_tokens | self._wishes.stop_token_ids
         self.is_over = is_end or is_full or self.n_drawn == params.max_tokens
+        if self._matcher is not None and not self.is_over:
+            self._matcher.advance(step.token)
         return step
+
+    def _allowed(self, n_vocab: int) -> NDArray[np.bool_] | None:
+        """Return of each token whether it may be drawn next, bool [V]; None where all may."""
+        wishes = self._wishes
+        withheld = self._end_tokens if wishes.ignore_eos else frozenset()
+        if self.n_drawn < wishes.min_tokens:
+            withheld = withheld | self._end_tokens | wishes.stop_token_ids
+        if self._matcher is None and not withheld:
+            return None
+        fits = np.ones(n_vocab, np.bool_) if self._matcher is None else self._matcher.allowed()
+        fits = fits[:n_vocab]  # a tokenizer may have tokens that the network has not
+        allowed = fits.copy()
+        allowed[[token_id for token_id in withheld if token_id < n_vocab]] = False
+        return allowed if allowed.any() or self._matcher is None else fits
 
 
 def generate(

@@ -323,7 +323,8 @@ def load(
 
     A `Path`, or a string with a path separator or naming something that exists, is a path;
     any other string is a name, looked up where `refllm.models.default_roots()` says. The calling
-    thread's kernels use every CPU that this process may use. Everything else as `load_path`.
+    thread's kernels use as many CPUs as this process may use and finds free. Everything else
+    as `load_path`.
     """
     use_threads(None)
     is_path = isinstance(name_or_path, Path) or os.sep in name_or_path

@@ -26,14 +26,18 @@ How others do it, and what the profiles follow:
 Clients of other protocols may ask for more than the interface's six parameters (`Adjustments`). It
 has its place around the repeat penalty, in every profile:
 
-    logit bias → repeat penalty → frequency and presence penalty → the profile's stages, without
-    the tokens that are withheld
+    logit bias → repeat penalty → frequency and presence penalty → the profile's stages, over the
+    tokens that are allowed
+
+Which tokens are allowed comes before every stage, as in vLLM: probabilities, top-k and top-p are
+those of the allowed tokens alone. The bias and the penalties change each logit by itself, so they
+could as well come after it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
@@ -85,13 +89,11 @@ class Adjustments:
         bias: What is added to the logit of a token, by its id; see `apply_bias`.
         frequency_penalty: OpenAI's, for each time that a token was drawn before; 0 is off.
         presence_penalty: OpenAI's, once for a token that was drawn before; 0 is off.
-        withheld: Tokens that are not drawn, however likely they are.
     """
 
     bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    withheld: Set[int] = frozenset()
 
 
 NO_ADJUSTMENTS = Adjustments()
@@ -407,17 +409,19 @@ def sample(
     profile: str = "contract",
     adjustments: Adjustments = NO_ADJUSTMENTS,
     n_drawn: int = 0,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> Step:
     """One token drawn from logits float32 [V] with the random number `u` in [0, 1).
 
     `previous_tokens` are the prompt's and the generated ones, oldest first; the last `n_drawn` of
-    them are those that OpenAI's penalties count. `step` is only kept in the result, for a
+    them are those that OpenAI's penalties count. `allowed`, bool [V], has the tokens that may be
+    drawn, however unlikely they are; None is all of them. `step` is only kept in the result, for a
     caller that reads it.
 
-    Errors: `InvalidInput` names an unusable parameter or an unknown profile; `LlmRuntimeError` a
-    logit that is not finite (with its token id), a previous token outside the vocabulary, and
-    top_k 0 in profile spin-local. There candle draws from an empty list and fails; at
-    temperature <= 0 it never looks at top_k.
+    Errors: `InvalidInput` names an unusable parameter or an unknown profile, and is raised where no
+    token may be drawn; `LlmRuntimeError` names a logit that is not finite (with its token id), a
+    previous token outside the vocabulary, and top_k 0 in profile spin-local. There candle draws
+    from an empty list and fails; at temperature <= 0 it never looks at top_k.
     """
     params.check()
     if profile not in PROFILES:
@@ -436,12 +440,12 @@ def sample(
             frequency=adjustments.frequency_penalty,
             presence=adjustments.presence_penalty,
         )
-    allowed = _every_id(len(logits))  # [A]
-    if adjustments.withheld:
-        allowed = np.setdiff1d(allowed, list(adjustments.withheld))
-        if len(allowed) == 0:
-            raise InvalidInput("every token of the vocabulary is withheld, and none can be drawn")
-        penalized = penalized[allowed]  # [A]
+    ids = _every_id(len(logits))  # [A]
+    if allowed is not None:
+        ids = np.flatnonzero(allowed)
+        if len(ids) == 0:
+            raise InvalidInput("no token of the vocabulary is allowed, and none can be drawn")
+        penalized = penalized[ids]  # [A]
     if as_f32(params.temperature) <= 0.0:
         stages = _greedy(penalized)
     elif profile == "llama.cpp":
@@ -453,9 +457,9 @@ def sample(
         )
     else:
         stages = _temperature_first(penalized, params)
-    if len(allowed) < len(logits):  # a stage's ids are places among the tokens that are allowed
+    if len(ids) < len(logits):  # a stage's ids are places among the tokens that are allowed
         stages = tuple(
-            Stage(s.name, Candidates(allowed[s.candidates.ids], s.candidates.probabilities))
+            Stage(s.name, Candidates(ids[s.candidates.ids], s.candidates.probabilities))
             for s in stages
         )
     drawn_from = stages[-1].candidates

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app
 from benchmarks.report import latest_entries
 from benchmarks.results import REFLLM, read
+from benchmarks.sharing import QUICK_SITUATIONS
 from tests.benchmark_runs import NOBODY, quick_entry
 
 
@@ -57,6 +58,17 @@ def test_the_startup_benchmark_runs(work: Path, data_dir: Path, tmp_path: Path) 
     model = data_dir / "stories260K" / "stories260K.gguf"
     entry = quick_entry(work, tmp_path / "results.json", "startup", "--model", str(model))
     assert [figure.unit for figure in entry.figures] == ["s", "tokens/s"]
+
+
+def test_each_way_to_run_threads_is_measured_beside_busy_processes(
+    work: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    model = data_dir / "stories260K" / "stories260K.gguf"
+    entry = quick_entry(work, tmp_path / "results.json", "sharing", "--model", str(model))
+    situations = [figure.labels["beside"] for figure in entry.figures]
+    assert {*situations, *entry.skipped} == set(QUICK_SITUATIONS)
+    assert situations[:2] == ["idle", "one busy process"]
+    assert all(figure.peers == ("one thread",) for figure in entry.figures)
 
 
 def test_the_limits_of_this_cpu_are_measured_with_two_roundings_and_with_one(

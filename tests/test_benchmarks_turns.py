@@ -76,7 +76,7 @@ def test_a_peer_whose_library_is_missing_says_so(
 def scripted(name: str, replies: Sequence[Mapping[str, Any]], requests: io.StringIO) -> Entrant:
     """An entrant whose answers are known beforehand."""
     lines = "".join(json.dumps(reply) + "\n" for reply in replies)
-    program = Contestant(name, requests, io.StringIO(lines), io.StringIO())
+    program = Contestant(name, requests, io.StringIO(lines), io.StringIO(), 0)
     return Entrant(name, program, "run", {"who": name})
 
 

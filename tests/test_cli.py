@@ -20,7 +20,7 @@ from refllm.api import InferencingParams, InferencingResult, InferencingUsage, L
 from refllm.cli import app
 from refllm.cli.common import model_of
 from refllm.engine import LocalEngine
-from refllm.generate import Chunk
+from refllm.generate import Chunk, Wishes
 from refllm.pull import Progress
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf, tiny_llama_gguf
 
@@ -55,14 +55,26 @@ class Recorder(LocalEngine):
     requests: list[tuple[object, ...]]
 
     def stream(
-        self, model: str | Path, prompt: str, params: InferencingParams | None = None
+        self,
+        model: str | Path,
+        prompt: str,
+        params: InferencingParams | None = None,
+        *,
+        wishes: Wishes | None = None,
     ) -> Iterator[Chunk]:
+        assert wishes is None
         self.requests.append((model, prompt, params, self.seed, self.profile, self.threads))
         return iter([Chunk("yes", None)])
 
     def infer(
-        self, model: str | Path, prompt: str, params: InferencingParams | None = None
+        self,
+        model: str | Path,
+        prompt: str,
+        params: InferencingParams | None = None,
+        *,
+        wishes: Wishes | None = None,
     ) -> InferencingResult:
+        assert wishes is None
         self.requests.append((model, prompt, params, self.seed, self.profile, self.threads))
         return InferencingResult("yes", InferencingUsage(3, 1))
 

@@ -39,7 +39,7 @@ def test_no_other_module_writes_a_command_of_its_own() -> None:
         for path in others
         for extra in re.findall(r"how_to_install\(['\"](\w+)['\"]\)", path.read_text("utf-8"))
     }
-    assert asked == {"server", "wasm"}
+    assert asked == {"server", "wasm", "grammar"}
     assert asked <= set(EXTRAS)
 
 

@@ -1,4 +1,4 @@
-"""What clients ask of a draw beyond the interface: bias, OpenAI's penalties, withheld tokens."""
+"""What clients ask of a draw beyond the interface: bias, OpenAI's penalties, allowed tokens."""
 
 from __future__ import annotations
 
@@ -125,28 +125,35 @@ def test_the_prompt_s_tokens_do_not_count() -> None:
 
 @pytest.mark.parametrize("profile", sorted(PROFILES))
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 3e38])
-def test_a_withheld_token_is_never_drawn(profile: str, temperature: float) -> None:
+def test_a_token_that_is_not_allowed_is_never_drawn(profile: str, temperature: float) -> None:
     params = InferencingParams(temperature=temperature, repeat_penalty=1.0, top_k=40, top_p=1.0)
-    adjustments = Adjustments(withheld=frozenset({1, 3}))
+    allowed = np.array([True, False, True, False, True])
     drawn = {
-        sample(*(f32(1, 9, 2, 8, 2), params, [], u), profile=profile, adjustments=adjustments).token
+        sample(*(f32(1, 9, 2, 8, 2), params, [], u), profile=profile, allowed=allowed).token
         for u in (0.0, 0.3, 0.6, 0.999999)
     }
     assert drawn == {2} if temperature == 0 else drawn <= {0, 2, 4}
 
 
 def test_the_others_have_the_probabilities_that_they_have_without_it() -> None:
-    step = sample(
-        *(f32(1, 9, 2), NEUTRAL, [], 0.5), adjustments=Adjustments(withheld=frozenset({1}))
-    )
+    step = sample(f32(1, 9, 2), NEUTRAL, [], 0.5, allowed=np.array([True, False, True]))
     alone = sample(f32(1, 2), NEUTRAL, [], 0.5)
     assert step.candidates.ids.tolist() == [2, 0]
     assert step.candidates.probabilities.tobytes() == alone.candidates.probabilities.tobytes()
 
 
-def test_a_vocabulary_that_is_withheld_whole_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="every token of the vocabulary is withheld"):
-        sample(f32(1, 2), NEUTRAL, [], 0.5, adjustments=Adjustments(withheld=frozenset({0, 1})))
+@pytest.mark.parametrize("profile", sorted(PROFILES))
+@pytest.mark.parametrize("change", [{"top_k": 2}, {"top_p": 0.6}])
+def test_top_k_and_top_p_count_allowed_tokens_only(profile: str, change: dict[str, float]) -> None:
+    params = InferencingParams(repeat_penalty=1.0, temperature=1.0, **{"top_k": 3, **change})  # type: ignore[arg-type]
+    allowed = np.array([False, True, False, True, True])
+    step = sample(*(f32(9, 2, 8, 2, 1), params, [], 0.5), profile=profile, allowed=allowed)
+    assert step.candidates.ids.tolist() == [1, 3]
+
+
+def test_a_vocabulary_of_which_nothing_is_allowed_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no token of the vocabulary is allowed"):
+        sample(f32(1, 2), NEUTRAL, [], 0.5, allowed=np.zeros(2, np.bool_))
 
 
 # A generation

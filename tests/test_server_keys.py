@@ -429,7 +429,7 @@ def test_a_prompt_that_is_too_long_is_the_same_error_on_all_routes(
         ({"logit_bias": {"a": 1}}, "logit_bias", "logit_bias must be an object of token ids and"),
         ({"logit_bias": {"1": 101}}, "logit_bias", "numbers from -100 to 100; got 101"),
         ({"n": 129}, "n", "n must be a whole number from 1 to 128; got 129"),
-        ({"grammar": "a"}, "grammar", "grammar is not supported here; answers are not bound to"),
+        ({"grammar": "a"}, "grammar", "grammar is not supported here; answers are bound to JSON"),
         ({"frequency_penalty": 3}, "frequency_penalty", "must be a number from -2 to 2"),
         (
             {"messages": [{"role": "king"}]},

@@ -84,8 +84,8 @@ def test_kernels_run_on_as_many_threads_as_asked_and_there_are(
         return numba.get_num_threads()
 
     most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    expected = {None: min(available_cpus(), most), 1: 1, 10**6: most}
-    assert own_thread.submit(chosen).result() == expected[asked]
+    expected = {None: range(1, available_cpus() + 1), 1: [1], 10**6: [most]}
+    assert own_thread.submit(chosen).result() in expected[asked]
 
 
 # --- How many CPUs there are ---------------------------------------------------------------------

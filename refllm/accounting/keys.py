@@ -100,9 +100,13 @@ class Keys:
         value = self._one_for_all_layers(key, self._required(key, default))
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, f"must be a number, is {value!r:.80}")
-        if not math.isfinite(value) or not (value > above or (zero and value == 0)):
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number beyond float64
+            number = math.inf
+        if not math.isfinite(number) or not (number > above or (zero and number == 0)):
             raise self.error(key, f"must be finite and greater than {above:g}, is {value!r:.80}")
-        return float(value)
+        return number
 
     def flag(self, key: str, *, default: bool) -> bool:
         """Return true or false."""

@@ -79,7 +79,7 @@ ModelArgument = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(help="CPUs to use; no result depends on it.", show_default="all"),
+    typer.Option(help="CPUs to use; no result depends on it.", show_default="all that are free"),
 ]
 SeedOption = Annotated[int, typer.Option(help="Chooses the random numbers.")]
 ProfileOption = Annotated[

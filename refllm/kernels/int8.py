@@ -51,7 +51,7 @@ INT8_FORMATS = frozenset(FORMATS_AS_INTEGERS)
 
 # Below this many multiplications one thread is done before a second has woken up, and below this
 # many numbers to quantize.
-SERIAL_WORK = 1 << 17
+SERIAL_WORK = 1 << 20
 SERIAL_NUMBERS = 1 << 15
 
 

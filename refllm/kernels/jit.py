@@ -12,6 +12,7 @@ shapes might not agree.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from functools import cache, update_wrapper
@@ -22,7 +23,8 @@ import numba
 from numba.core.dispatcher import Dispatcher
 
 from refllm.kernels.cache import KernelCache
-from refllm.kernels.threads import available_cpus
+from refllm.kernels.cpu_sharing import CpuSharing
+from refllm.kernels.threads import default_threads
 
 __all__ = ["inner", "jit", "n_threads", "parallel_jit", "prange", "specialized", "use_threads"]
 
@@ -72,13 +74,28 @@ def specialized(template: F, name: str, **names: object) -> F:
     return cast(F, copy)
 
 
-def use_threads(n_threads: int | None) -> None:
-    """Let the calling thread's kernels run on `n_threads`; None: all CPUs this process may use.
+class _Calling(threading.local):
+    """Whether the calling thread leaves its number of threads to `CpuSharing`, and the number."""
 
-    More than numba has threads is as many as it has: the results are the same for any number.
+    is_sharing = False
+    n_threads = 0
+
+
+_calling = _Calling()
+
+
+def use_threads(n_threads: int | None) -> None:
+    """Let the calling thread's kernels run on `n_threads`.
+
+    Args:
+        n_threads: More than numba has threads is as many as it has. None: as many as find a CPU,
+            at most one for each CPU that this process may use (`refllm.kernels.cpu_sharing`). The
+            results are the same for any number.
     """
-    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(min(n_threads or _default_threads(), most))
+    chosen = _sharing().n_threads() if n_threads is None else n_threads
+    _calling.is_sharing = n_threads is None
+    _calling.n_threads = chosen
+    numba.set_num_threads(min(chosen, _most_threads()))
 
 
 def n_threads() -> int:
@@ -87,8 +104,18 @@ def n_threads() -> int:
 
 
 @cache
+def _sharing() -> CpuSharing:
+    return CpuSharing(min(_default_threads(), _most_threads()))
+
+
+@cache
 def _default_threads() -> int:
-    return available_cpus()
+    return default_threads(os.environ)
+
+
+def _most_threads() -> int:
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return most
 
 
 def _kept_on_disk(dispatcher: Any) -> Any:  # noqa: ANN401
@@ -112,6 +139,11 @@ class _ParallelKernel:
         update_wrapper(self, kernel)
 
     def __call__(self, *arguments: object) -> object:
+        if _calling.is_sharing:
+            n_threads = _sharing().n_threads()
+            if n_threads != _calling.n_threads:
+                _calling.n_threads = n_threads
+                numba.set_num_threads(n_threads)
         if _calls_may_overlap():
             return self._kernel(*arguments)
         with ONE_AT_A_TIME:

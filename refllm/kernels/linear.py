@@ -66,7 +66,7 @@ WALKS = {
 PIECE = 512
 FLOAT_BYTES = 4
 # Below this many multiplications one thread is done before a second has woken up.
-SERIAL_WORK = 1 << 16
+SERIAL_WORK = 1 << 19
 load_few = load_rows_of(FEW)
 NO_BIAS = np.empty(0, np.float32)
 

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use.
+"""How many CPUs this process may use, and how many threads it runs on them.
 
 Two things limit it: the CPUs that it is allowed to run on (its affinity), and the time that its
 control group gives it (a container's `--cpus 1.5`). Threads beyond that wait for each other.
@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["available_cpus", "cpu_quota"]
+__all__ = ["available_cpus", "cpu_quota", "default_threads"]
 
 UNLIMITED = "max"
 
@@ -25,6 +25,18 @@ def available_cpus() -> int:
     quota = cpu_quota(Path("/"))
     n_cpus = _allowed_cpus()
     return n_cpus if quota is None else max(1, min(n_cpus, math.ceil(quota)))
+
+
+def default_threads(environment: Mapping[str, str]) -> int:
+    """The threads that kernels run on at most where no number is given.
+
+    Args:
+        environment: Of its variables, OMP_NUM_THREADS limits them, as it does in programs that use
+            OpenMP; of several numbers ("4,2", one for each level of nesting) the first counts.
+    """
+    n_cpus = available_cpus()
+    asked = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(n_cpus, int(asked)) if asked.isdecimal() and int(asked) > 0 else n_cpus
 
 
 def _allowed_cpus() -> int:

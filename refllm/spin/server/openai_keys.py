@@ -1,7 +1,7 @@
 """Every key of a request of OpenAI's clients: served, refused by name, or without effect.
 
 A key that asks for something which is not computed must not be answered as if it were: a client
-that sends a grammar relies on it. So each key is one of
+that sends a stop or a schema relies on it. So each key is one of
 
     SERVED          a field of the route's body; what it asks for is done
     WITHOUT_EFFECT  cannot change an answer, for the reason that the table has
@@ -23,6 +23,7 @@ from types import MappingProxyType
 from refllm.api import InvalidInput
 
 __all__ = [
+    "FORMAT_REFUSED",
     "MESSAGE_REFUSED",
     "MESSAGE_SERVED",
     "PART_WITHOUT_EFFECT",
@@ -84,6 +85,9 @@ SERVED: Mapping[str, str] = MappingProxyType(
         "repetition_penalty": "vLLM's name of `repeat_penalty`",
         "repeat_last_n": "how many tokens, the prompt's included, `repeat_penalty` looks back at",
         "logit_bias": "is added to the logits of these tokens; ids are the model's own",
+        "response_format": "`json_object`, or `json_schema` with a schema: the answer is such JSON",
+        "json_schema": "llama.cpp's name of the schema of an answer",
+        "guided_json": "vLLM's name of the schema of an answer",
         "n": "how many answers there are to each prompt",
         "echo": "the prompt's text comes before the answer's",
         "logprobs": "the tokens' logarithms of probability, before any penalty or temperature",
@@ -117,7 +121,7 @@ WITHOUT_EFFECT: Mapping[str, str] = MappingProxyType(
     }
 )
 
-_GRAMMAR = Refused("answers are not bound to a grammar; check the text, or ask in the prompt")
+_GRAMMAR = Refused("answers are bound to JSON schemas only; send response_format")
 _SAMPLER = "the samplers are temperature, top_k and top_p"
 
 
@@ -138,7 +142,6 @@ REFUSED: Mapping[str, Refused] = MappingProxyType(
         "moderation": Refused("texts are not moderated"),
         "prediction": Refused("every token is computed"),
         "reasoning_effort": Refused("a model's template has no such switch here", ("none",)),
-        "response_format": Refused(_GRAMMAR.instead, ({"type": "text"},)),
         "suffix": Refused("a text is continued at its end only", ("",)),
         "tool_choice": Refused("models are not asked for calls of tools", ("none", "auto")),
         "tools": Refused("describe them in the prompt", ([],)),
@@ -147,8 +150,8 @@ REFUSED: Mapping[str, Refused] = MappingProxyType(
         # Grammars, by their names in llama.cpp, vLLM, SGLang, Ollama
         **dict.fromkeys(
             (
-                *("grammar", "grammar_lazy", "grammar_triggers", "json_schema", "regex", "ebnf"),
-                *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+                *("grammar", "grammar_lazy", "grammar_triggers", "regex", "ebnf"),
+                *("guided_regex", "guided_choice", "guided_grammar"),
                 *("guided_decoding_backend", "guided_whitespace_pattern", "structured_outputs"),
                 *("structural_tag", "format"),
             ),
@@ -248,6 +251,10 @@ REFUSED: Mapping[str, Refused] = MappingProxyType(
         "lora": Refused("name a model with merged weights", ([],)),
         "adapter_id": Refused("name a model with merged weights"),
     }
+)
+
+FORMAT_REFUSED: Mapping[str, Refused] = MappingProxyType(
+    {"schema": Refused("send it as json_schema.schema, with the type json_schema")}
 )
 
 STREAM_REFUSED: Mapping[str, Refused] = MappingProxyType(

@@ -16,15 +16,19 @@ Source: OpenAI's API reference; Spin's crates/llm-remote-http (api type open_ai)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from refllm.api import U32_MAX, InferencingParams
+from refllm.api import U32_MAX, InferencingParams, InvalidInput
 from refllm.generate import Wishes
+from refllm.grammar import JSON_OBJECT, Grammar, has_library, json_grammar
+from refllm.install import how_to_install
 from refllm.sampling import Adjustments
 from refllm.spin.server.openai_keys import (
+    FORMAT_REFUSED,
     MESSAGE_REFUSED,
     PART_WITHOUT_EFFECT,
     REFUSED,
@@ -64,6 +68,8 @@ WHOSE_IDS = (
     "of the model's own tokenizer, its special tokens included, add add_special_tokens false"
 )
 FLAG = "true or false"
+SCHEMA = "a JSON schema, as an object or as the text of one"
+SCHEMA_KEY = "response_format.json_schema.schema"
 
 U32 = Annotated[int, Field(ge=0, le=U32_MAX)]
 F32 = Annotated[float, Field(allow_inf_nan=False)]
@@ -99,6 +105,43 @@ class StreamOptions(Lenient):
     include_usage: bool | None = Field(None, description=FLAG)
 
 
+class JsonSchema(Lenient):
+    """The schema of an answer, as OpenAI's clients send it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] = Field(
+        description="1 to 64 letters, digits, underscores and dashes"
+    )
+    description: str | None = Field(None, description="text")
+    schema_: dict[str, object] = Field(alias="schema", description="a JSON schema, as an object")
+    strict: bool | None = Field(None, description=FLAG)
+
+
+class ResponseFormat(Lenient):
+    """What an answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"] = Field(
+        description='"text", "json_object" or "json_schema"'
+    )
+    json_schema: JsonSchema | None = Field(
+        None, description="an object with a name and a schema, for that type alone"
+    )
+
+    def check(self) -> None:
+        """Raise `KeyRefused` for a key, or a value of it, that is not served."""
+        served = type(self).model_fields
+        check_keys(self.extras, served=served, refused=FORMAT_REFUSED, where="response_format.")
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            problem = "is missing; it" if self.json_schema is None else f"of type {self.type!r}"
+            must_be = served["json_schema"].description
+            raise KeyRefused("response_format.json_schema", f"{problem} must be {must_be}")
+        if self.json_schema is not None:
+            check_keys(
+                self.json_schema.extras,
+                served=("name", "description", "schema", "strict"),
+                where="response_format.json_schema.",
+            )
+
+
 class TextRequestBody(Lenient):
     """What chats and completions have in common."""
 
@@ -125,6 +168,11 @@ class TextRequestBody(Lenient):
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = Field(
         None, description=f"a whole number from 1 to {MOST_CHOICES}"
     )
+    response_format: ResponseFormat | None = Field(
+        None, description="an object with the `type` text, json_object or json_schema"
+    )
+    json_schema: dict[str, object] | str | None = Field(None, description=SCHEMA)
+    guided_json: dict[str, object] | str | None = Field(None, description=SCHEMA)
     stream: bool | None = Field(None, description=FLAG)
     stream_options: StreamOptions | None = Field(None, description="an object")
 
@@ -150,6 +198,9 @@ class TextRequestBody(Lenient):
         penalties = {self.repeat_penalty, self.repetition_penalty} - {None}
         if len(penalties) > 1:
             raise KeyRefused("repetition_penalty", "is another name of repeat_penalty; send one")
+        if self.response_format is not None:
+            self.response_format.check()
+        self.grammar()
 
     @property
     def is_spin_s(self) -> bool:
@@ -170,6 +221,41 @@ class TextRequestBody(Lenient):
     def wanted_tokens(self) -> int | None:
         """The most tokens that are asked for."""
         return self.max_tokens
+
+    @property
+    def schemas(self) -> dict[str, object]:
+        """What the answer must be, by the key that asks for it; several keys are refused."""
+        asked = {"json_schema": self.json_schema, "guided_json": self.guided_json}
+        form = self.response_format
+        if form is not None and form.type == "json_object":
+            asked["response_format"] = dict(JSON_OBJECT)
+        elif form is not None and form.json_schema is not None:
+            asked[SCHEMA_KEY] = form.json_schema.schema_
+        return {key: schema for key, schema in asked.items() if schema is not None}
+
+    def grammar(self) -> Grammar | None:
+        """Return the grammar of the answer. Errors: `KeyRefused` naming the key of a schema."""
+        schemas = self.schemas
+        if not schemas:
+            return None
+        *others, key = schemas
+        if others:
+            raise KeyRefused(others[0], f"and {key} both say what the answer must be; send one")
+        if not has_library():
+            raise KeyRefused(
+                key, f"is not supported here; it needs llguidance: {how_to_install('grammar')}"
+            )
+        schema = schemas[key]
+        try:
+            schema = json.loads(schema) if isinstance(schema, str) else schema
+        except (ValueError, RecursionError) as error:
+            raise KeyRefused(key, f"must be {SCHEMA}: {error}") from error
+        if not isinstance(schema, dict):
+            raise KeyRefused(key, f"must be {SCHEMA}; got {schema!r:.80}")
+        try:
+            return json_grammar(schema)
+        except InvalidInput as error:
+            raise KeyRefused(key, f"cannot be used: {error}") from error
 
     def params(self) -> InferencingParams:
         """The interface's six."""
@@ -201,6 +287,7 @@ class TextRequestBody(Lenient):
             min_tokens=_either(self.min_tokens, 0),
             ignore_eos=bool(self.ignore_eos),
             stop_token_ids=frozenset(self.stop_token_ids or ()),
+            grammar=self.grammar(),
         )
 
     @property

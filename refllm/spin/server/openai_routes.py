@@ -18,8 +18,10 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from numpy.typing import NDArray
+from starlette.concurrency import run_in_threadpool
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError
+from refllm.grammar import Grammar, try_grammar
 from refllm.models import MODEL_NOT_FOUND
 from refllm.spin.server.answers import merged, unless_gone
 from refllm.spin.server.errors import UNAVAILABLE, openai_error, status_of
@@ -177,6 +179,8 @@ async def _answer(
     service.limits.check_choices(len(prompts) * body.n_choices)
     seed = service.worker.engine.seed if body.seed is None else body.seed
     wishes = body.wishes()
+    if wishes.grammar is not None:
+        await run_in_threadpool(_try_grammar, wishes.grammar, next(iter(body.schemas)))
     choices = [
         TextRequest(
             model=body.model,
@@ -206,6 +210,14 @@ async def _answer(
     wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     events = _events(parts, first, head, form, n_choices=body.n_choices, wants_usage=wants_usage)
     return StreamingResponse(events, media_type="text/event-stream")
+
+
+def _try_grammar(grammar: Grammar, key: str) -> None:
+    """Compile the grammar of a key, away from this process. Errors: `KeyRefused`."""
+    try:
+        try_grammar(grammar)
+    except InvalidInput as error:
+        raise KeyRefused(key, f"cannot be used: {error}") from error
 
 
 async def _whole(parts: Parts, head: JSON, form: Form, n_choices: int) -> Response:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from refllm import __version__
 from refllm.spin.server.openai_keys import (
+    FORMAT_REFUSED,
     MESSAGE_REFUSED,
     MESSAGE_SERVED,
     PART_WITHOUT_EFFECT,
@@ -104,6 +105,7 @@ def _tables() -> Iterator[Table]:
         ("key", "accepted besides null", "instead"),
         [
             *_refused("", REFUSED),
+            *_refused("response_format.", FORMAT_REFUSED),
             *_refused("stream_options.", STREAM_REFUSED),
             *_refused("messages[].", MESSAGE_REFUSED),
         ],
