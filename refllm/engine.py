@@ -487,10 +487,7 @@ def _check_token_ids(bert: BertModel, texts: Sequence[Sequence[int]]) -> None:
     n_before = next(differing, len(added))
     before, after = added[:n_before], added[n_before:]
     n_vocab = bert.network.n_vocab
-    instead = (
-        "send text, or the ids of the model's own tokenizer; LangChain's OpenAIEmbeddings sends "
-        "another's unless it has check_embedding_ctx_length=False"
-    )
+    instead = "give text, or the ids of the model's own tokenizer"
     for ids in texts:
         unknown = next((token_id for token_id in ids if not 0 <= token_id < n_vocab), None)
         if unknown is not None:
