@@ -24,6 +24,7 @@ from benchmarks.peer import PROJECT, Unavailable
 from benchmarks.plot import plot_growth
 from benchmarks.report import latest_entries, tables, with_tables
 from benchmarks.results import Entry, append, read
+from benchmarks.reuse import measure_reuse
 from benchmarks.serve import measure_serve
 from benchmarks.sharing import measure_sharing
 from benchmarks.sources import revision, sha256_of_sources
@@ -209,6 +210,12 @@ def sharing(
 ) -> None:
     """Ways to run threads, on an idle machine and on a busy one."""
     _session(context).run("sharing", lambda bench: measure_sharing(bench, model))
+
+
+@app.command()
+def reuse(context: typer.Context) -> None:
+    """The first token of a prompt that was asked before, beside an engine that keeps none."""
+    _session(context).run("reuse", measure_reuse)
 
 
 @app.command()

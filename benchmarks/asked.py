@@ -154,6 +154,15 @@ ASKED: tuple[Ask, ...] = (
         beyond=1.0,
     ),
     Ask(
+        text="first token of a repeated prompt of 400 tokens, tiny-chat, ÷ without a cache",
+        benchmark="reuse",
+        labels={"work": ("repeated prompt",)},
+        peers=("without a cache",),
+        sense="at most",
+        asked=0.2,
+        beyond=0.1,
+    ),
+    Ask(
         text="peak memory of loading, KV cache of one token included",
         benchmark="load",
         labels={"work": ("peak memory",), "shape": SHAPES},

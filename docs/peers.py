@@ -33,7 +33,8 @@ MARKS = re.compile(r"(<!-- begin peers -->\n).*(<!-- end peers -->)", re.DOTALL)
 # Where a backend that shows its errors is installed.
 INSTALLED = re.compile(r"/[^\s\"\\\\]*/site-packages/")
 SECONDS_TO_START = 60
-STATUSES = ("passed", "failed", "expected failure", "unexpected pass", "error", "skipped")
+NOT_ASKED = ("skipped", "not applicable")
+STATUSES = ("passed", "failed", "expected failure", "unexpected pass", "error", *NOT_ASKED)
 
 
 def main() -> None:
@@ -142,7 +143,7 @@ def note(path: Path, title: str, profile: str | None) -> None:
     cases = [
         {key: case[key] for key in ("id", "status", "cause", "reason", "difference") if case[key]}
         for case in report["cases"]
-        if case["status"] not in ("passed", "skipped")
+        if case["status"] not in ("passed", *NOT_ASKED)
     ]
     for case in cases:
         if "difference" in case:
@@ -171,7 +172,7 @@ def table(report: Mapping[str, Any]) -> str:
     lines = [f"### {report['backend']}", ""]
     lines += [f"| group | {' | '.join(shown)} |", f"|---{'|---' * len(shown)}|"]
     for group, counts in report["counts"].items():
-        if set(counts) != {"skipped"}:
+        if not set(counts) <= set(NOT_ASKED):
             cells = " | ".join(str(counts.get(status, "")) for status in shown)
             lines.append(f"| {group} | {cells} |")
     causes = Counter(

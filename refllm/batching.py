@@ -64,6 +64,7 @@ def _having_their_turn(generations: Sequence[Generation]) -> list[Generation]:
     chosen: list[Generation] = []
     n_tokens = 0
     for generation in generations:
+        generation.reuse_prompt()
         n_tokens += len(generation.segment.token_ids)
         if chosen and n_tokens > MOST_TOKENS_TOGETHER:
             break

@@ -1,4 +1,4 @@
-"""The engine on this machine: finds, loads once, keeps, and runs models."""
+"""The engine on this machine: finds, loads, keeps, and runs models."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from refllm.api import (
     InferencingResult,
     InferencingUsage,
     InvalidInput,
+    LlmError,
     LlmRuntimeError,
     ModelNotSupported,
 )
@@ -34,6 +35,7 @@ from refllm.generate import Chunk, Generation, Wishes, generate_text, steps_of
 from refllm.grammar import matcher_of
 from refllm.kernels.elementwise import gelu, gelu_tanh
 from refllm.kernels.jit import use_threads
+from refllm.loaded_models import LoadedModels
 from refllm.loading import (
     NUMERICS,
     BertModel,
@@ -52,6 +54,7 @@ from refllm.models import (
     has_model,
 )
 from refllm.pooling import MEAN_NORMALIZED
+from refllm.prompt_cache import DEFAULT_BYTES, PromptCache
 from refllm.sampling import PROFILES, uniform
 from refllm.spin.manifest import manifest_path, read_manifest
 
@@ -91,6 +94,10 @@ class LocalEngine:
     A result is a function of model files, prompt, parameters, seed, profile and numerics, and of
     nothing else: not of threads, earlier requests or requests at the same time. Safe to use from
     several threads; one computes at a time.
+
+    Attributes:
+        prompt_cache: Keys and values of recent prompts, from which a prompt that begins like one of
+            them is continued.
     """
 
     def __init__(
@@ -106,6 +113,8 @@ class LocalEngine:
         enabled: bool = True,
         strict: bool = False,
         progress: Progress | None = None,
+        prompt_cache_bytes: int = DEFAULT_BYTES,
+        max_models_bytes: int | None = None,
     ) -> None:
         """An engine that looks for models in `roots` (default: `refllm.models.default_roots()`).
 
@@ -115,7 +124,11 @@ class LocalEngine:
         for one of `refllm.embedded.STAND_INS` that is not there, and a warning is logged; None
         means as the environment's REFLLM_STAND_INS says, which is not to. A `strict` engine refuses
         a model whose JSON files have a key that no table of `refllm.accounting` lists, instead of
-        logging a warning. `progress` is told how far the loading of a model has come. Errors:
+        logging a warning. `progress` is told how far the loading of a model has come.
+        At most `prompt_cache_bytes` of keys and values of recent prompts are kept; 0 switches that
+        off, and no bit of any result depends on it. Models whose weights take more than
+        `max_models_bytes` together are unloaded, the least recently used first; a model in use
+        stays until its requests end, and one that is larger alone is loaded nevertheless. Errors:
         `InvalidInput` naming the option.
         """
         uniform(seed, 0)  # refuses a seed that is not a u64
@@ -136,7 +149,8 @@ class LocalEngine:
         self._enabled = enabled
         self._strict = strict
         self._progress = progress
-        self._models: dict[Path, LlamaModel | BertModel] = {}
+        self.prompt_cache = PromptCache(prompt_cache_bytes)
+        self._models = LoadedModels(max_models_bytes)
         self._lock = threading.RLock()
 
     @classmethod
@@ -271,11 +285,31 @@ class LocalEngine:
             groups = bert.embed_groups(
                 tokenized.token_ids, n_prompt=tokenized.n_prompt, activation=gelu
             )
-        return OpenEmbeddings(n_tokens=n_tokens, is_cut=tokenized.is_cut, groups=self._each(groups))
+        groups = self._each(bert, groups)
+        return OpenEmbeddings(n_tokens=n_tokens, is_cut=tokenized.is_cut, groups=groups)
 
     def load(self, model: str | Path) -> LlamaModel | BertModel:
         """The model of this name or at this path, of either kind; loaded once and kept."""
         return self._load(self._path(model, find_model))
+
+    def has_room(self, model: str | Path, *, is_for_embeddings: bool = False) -> bool:
+        """Return whether a request for the model can begin within `max_models_bytes`.
+
+        It can where the model is loaded, where it fits beside those in use, and where no model is
+        in use. Models that are not in use are unloaded for it. A name of no model needs no room.
+        """
+        find = find_embedding_model if is_for_embeddings else find_inferencing_model
+        try:
+            path = self._path(model, find)
+        except LlmError:
+            return True
+        with self._lock:
+            return self._models.has_room(path.absolute())
+
+    @property
+    def models_bytes(self) -> int:
+        """What the weights of all loaded models take, those that requests still use included."""
+        return self._models.n_bytes
 
     def allows(self, model: str) -> bool:
         """Whether a model of this name may be asked for at all."""
@@ -337,6 +371,7 @@ class LocalEngine:
             profile=self.profile,
             wishes=wishes,
             matcher=None if grammar is None else matcher_of(llama.tokenizer, grammar),
+            prompt_cache=self.prompt_cache,
         )
         return llama, generation
 
@@ -360,13 +395,16 @@ class LocalEngine:
         llama, generation = self.open(model, prompt, params, wishes=wishes)
         token_ids = list(generation.tokens)
         steps = steps_of(llama.network, generation)
-        chunks = self._each(generate_text(steps, llama.tokenizer, token_ids))
+        chunks = self._each(llama, generate_text(steps, llama.tokenizer, token_ids))
         if self.profile == "spin-local":
             chunks = itertools.chain([Chunk(prompt, None)], chunks)
         return token_ids, chunks
 
-    def _each(self, parts: Iterator[T]) -> Iterator[T]:
-        """The parts of a result, each computed while no other request computes."""
+    def _each(self, model: LlamaModel | BertModel, parts: Iterator[T]) -> Iterator[T]:
+        """The parts of a result, each computed while no other request computes.
+
+        The generator refers to the model until it ends: the model stays in memory as long.
+        """
         while True:
             with self.computing():
                 part = next(parts, None)
@@ -416,17 +454,13 @@ class LocalEngine:
         return find(answering, [ROOT])
 
     def _load(self, path: Path) -> LlamaModel | BertModel:
-        path = path.absolute()
+        def load(path: Path) -> LlamaModel | BertModel:
+            use_threads(self.threads)
+            ledger = Ledger(strict=self._strict)
+            return load_path(path, numerics=self.numerics, progress=self._progress, ledger=ledger)
+
         with self._lock:
-            if path not in self._models:
-                use_threads(self.threads)
-                self._models[path] = load_path(
-                    path,
-                    numerics=self.numerics,
-                    progress=self._progress,
-                    ledger=Ledger(strict=self._strict),
-                )
-            return self._models[path]
+            return self._models.get(path.absolute(), load)
 
 
 @functools.cache
@@ -453,10 +487,7 @@ def _check_token_ids(bert: BertModel, texts: Sequence[Sequence[int]]) -> None:
     n_before = next(differing, len(added))
     before, after = added[:n_before], added[n_before:]
     n_vocab = bert.network.n_vocab
-    instead = (
-        "send text, or the ids of the model's own tokenizer; LangChain's OpenAIEmbeddings sends "
-        "another's unless it has check_embedding_ctx_length=False"
-    )
+    instead = "give text, or the ids of the model's own tokenizer"
     for ids in texts:
         unknown = next((token_id for token_id in ids if not 0 <= token_id < n_vocab), None)
         if unknown is not None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from refllm.api import InferencingParams
 from refllm.grammar import Grammar, Matcher
 from refllm.llama import Llama, Segment
+from refllm.prompt_cache import PromptCache
 from refllm.sampling import Adjustments, Step, sample, uniform
 from refllm.tokenizer import Tokenizer
 
@@ -66,19 +67,24 @@ class Generation:
     `tokens` are the prompt's and the drawn ones; those in `cache` the network has read. `logits`
     float32 [V] are those that the last token was drawn from, None before the first. Draw i uses
     `uniform(seed, i)`. `n_tokens` is the tokenizer's number of tokens, where the network's
-    vocabulary is padded beyond it: what no token stands for is not drawn.
+    vocabulary is padded beyond it: what no token stands for is not drawn. `n_reused` tokens of the
+    prompt came from `prompt_cache`, which also gets the prompt when it is read, and all tokens that
+    are read at the end.
     """
 
     __slots__ = (
         "_draw_from",
         "_end_tokens",
         "_matcher",
+        "_network",
         "_params",
+        "_prompt_cache",
         "_wishes",
         "cache",
         "is_over",
         "logits",
         "n_drawn",
+        "n_reused",
         "tokens",
     )
 
@@ -94,12 +100,14 @@ class Generation:
         profile: str = "contract",
         wishes: Wishes | None = None,
         matcher: Matcher | None = None,
+        prompt_cache: PromptCache | None = None,
     ) -> None:
         """`matcher` is of the wishes' grammar. Errors: `InvalidInput` for unusable parameters."""
         params.check()
         self.cache = network.new_cache()
         self.tokens = list(prompt)
         self.n_drawn = 0
+        self.n_reused = 0
         self.logits: NDArray[np.float32] | None = None
         self.is_over = params.max_tokens == 0
         self._params = params
@@ -107,6 +115,17 @@ class Generation:
         self._end_tokens = end_tokens
         self._matcher = matcher
         self._draw_from = (n_tokens, seed, profile)
+        self._network = network
+        self._prompt_cache = prompt_cache
+
+    def reuse_prompt(self) -> None:
+        """Take from the prompt cache what it has of the prompt, as long as no token is computed.
+
+        The beginning of a turn is the time: requests that come together with the same beginning
+        then find what the first of them has read.
+        """
+        if self._prompt_cache is not None and self.cache.length == self.n_reused:
+            self.n_reused += self._prompt_cache.extend(self._network, self.tokens, self.cache)
 
     @property
     def segment(self) -> Segment:
@@ -147,6 +166,8 @@ class Generation:
         self.is_over = is_end or is_full or self.n_drawn == params.max_tokens
         if self._matcher is not None and not self.is_over:
             self._matcher.advance(step.token)
+        if self._prompt_cache is not None and (i == 0 or self.is_over):
+            self._prompt_cache.store(self._network, self.tokens[: self.cache.length], self.cache)
         return step
 
     def _allowed(self, n_vocab: int) -> NDArray[np.bool_] | None:
@@ -194,6 +215,7 @@ def generate(
 
 def steps_of(network: Llama, generation: Generation) -> Iterator[Step]:
     """The steps that are left of a generation, alone. Errors: as `generate`."""
+    generation.reuse_prompt()
     while not generation.is_over:
         hidden = network.hidden([generation.segment])  # [T, D]
         if generation.is_read:

@@ -88,6 +88,25 @@ class KVCache:
             config.n_layers, config.n_kv_heads, n_tokens=0, head_dim=config.head_dim
         )
 
+    @property
+    def n_bytes_per_token(self) -> int:
+        """What a token's keys and values take."""
+        n_layers, n_kv_heads, head_dim, _ = self.keys.shape
+        n_numbers: int = 2 * n_layers * n_kv_heads * head_dim
+        return n_numbers * self.keys.itemsize
+
+    def append(self, keys: Floats, values: Floats) -> None:
+        """Take in the keys [L, K, E, n] and values [L, K, n, E] of the next n tokens."""
+        stop = self.length + values.shape[2]
+        self.reserve(stop)
+        self.keys[..., self.length : stop] = keys
+        self.values[:, :, self.length : stop] = values
+        self.length = stop
+
+    def copy_of(self, start: int, stop: int) -> tuple[Floats, Floats]:
+        """Return the keys [L, K, E, n] and values [L, K, n, E] of tokens `start` … `stop` − 1."""
+        return self.keys[..., start:stop].copy(), self.values[:, :, start:stop].copy()
+
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on."""
         if not 0 <= length <= self.length:

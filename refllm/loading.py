@@ -64,7 +64,7 @@ GROUP_TOKENS = 512
 MOST_NAMED = 5  # tensors in one message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class LlamaModel:
     """A llama, the tokenizer that belongs to it, and the chat template where it brings one."""
 
@@ -165,7 +165,7 @@ class TokenizedTexts:
         return sum(self.is_cut)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class BertModel:
     """A BERT encoder, the tokenizer that belongs to it, and what makes a vector of its tokens.
 

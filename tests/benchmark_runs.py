@@ -13,7 +13,10 @@ from benchmarks.results import REFLLM, Entry, Figure, read
 
 __all__ = ["COMMANDS", "NOBODY", "a_bench", "a_figure", "an_entry", "quick_entry"]
 
-COMMANDS = ("decode", "prefill", "load", "startup", "embed", "growth", "limits", "serve", "sharing")
+COMMANDS = (
+    *("decode", "prefill", "load", "startup", "embed", "growth", "limits", "serve", "sharing"),
+    "reuse",
+)
 NOBODY = Path("no-such-python")
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from refllm.conform.case import Case, Group
 from refllm.conform.reply import Implementation
 from refllm.conform.report import Report
-from refllm.conform.verdict import Difference, Status, Verdict
+from refllm.conform.verdict import Consequence, Difference, Finding, Status, Verdict
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 
@@ -30,8 +30,15 @@ NASTY = {
 }
 
 
+def finding(
+    cause: str, consequence: Consequence = "wrong text", *, is_recognized: bool = True
+) -> Finding:
+    """A fault that a case shows."""
+    return Finding(cause=cause, consequence=consequence, is_recognized=is_recognized)
+
+
 def verdict(case_id: str, status: Status = "passed", **fields: Any) -> Verdict:
-    """A verdict on a case of the group that the id begins with."""
+    """A verdict on a case of the group that the id begins with; `causes` become its findings."""
     group: Group = case_id.partition("/")[0]  # type: ignore[assignment]
     case = Case(
         id=case_id,
@@ -42,7 +49,9 @@ def verdict(case_id: str, status: Status = "passed", **fields: Any) -> Verdict:
         expected={},
         models=("tiny-chat",),
     )
-    return Verdict(case=case, status=status, **{"seconds": 0.25, **fields})
+    causes = fields.pop("causes", ())
+    findings = tuple(finding(each) if isinstance(each, str) else each for each in causes)
+    return Verdict(case=case, status=status, **{"seconds": 0.25, "findings": findings, **fields})
 
 
 def report(*verdicts: Verdict, **fields: Any) -> Report:
@@ -78,7 +87,7 @@ def of_each_status() -> Report:
             proves="the token that crosses top_p is kept",
             clause="top_p",
             difference=Difference(where="stage top_p", expected=[0, 1], got=[0]),
-            cause="temperature last",
+            causes=["temperature last"],
         ),
         verdict(
             "logits/tiny-chat",
@@ -92,6 +101,7 @@ def of_each_status() -> Report:
                 expected_values=(1.0, -2.0, 1.5),
                 got_values=(1.0, -2.0, 1.75),
             ),
+            causes=[finding("other numbers", "wrong numbers", is_recognized=False)],
         ),
         verdict(
             "text/echo",
@@ -101,7 +111,13 @@ def of_each_status() -> Report:
             difference=Difference(where="text", expected="a cat", got="Once a cat"),
         ),
         verdict("text/stop", "unexpected pass", reason="the end token is not counted"),
-        verdict("api/unknown-model", "error", reason="no answer in 30 s"),
+        verdict(
+            "api/unknown-model",
+            "error",
+            reason="no answer in 30 s",
+            causes=[finding("no answer in 30 s", "no answer")],
+        ),
+        verdict("ops/rope", "not applicable", reason="HTTP carries no ops"),
     )
 
 
@@ -121,7 +137,7 @@ def saying(text: str) -> Report:
             proves=text,
             clause=text,
             reason=text,
-            cause=text,
+            causes=[text],
             link=text,
             difference=difference,
         )
@@ -135,6 +151,7 @@ def saying(text: str) -> Report:
         details={text: text},
         target=text,
         suite_version=text,
+        command=text,
         profile=text,
         environment={text: text},
     )

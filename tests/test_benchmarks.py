@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app
 from benchmarks.report import latest_entries
 from benchmarks.results import REFLLM, read
+from benchmarks.reuse import WITHOUT
 from benchmarks.sharing import QUICK_SITUATIONS
+from refllm.loading import NUMERICS
 from tests.benchmark_runs import NOBODY, quick_entry
 
 
@@ -69,6 +71,16 @@ def test_each_way_to_run_threads_is_measured_beside_busy_processes(
     assert {*situations, *entry.skipped} == set(QUICK_SITUATIONS)
     assert situations[:2] == ["idle", "one busy process"]
     assert all(figure.peers == ("one thread",) for figure in entry.figures)
+
+
+def test_a_prompt_is_measured_new_and_repeated_with_the_cache_and_without(
+    work: Path, tmp_path: Path
+) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "reuse")
+    measured = [(figure.labels["work"], figure.labels["numerics"]) for figure in entry.figures]
+    works = ("new prompt", "repeated prompt")
+    assert measured == [(work, numerics) for numerics in NUMERICS for work in works]
+    assert all(figure.peers == (WITHOUT,) for figure in entry.figures)
 
 
 def test_the_limits_of_this_cpu_are_measured_with_two_roundings_and_with_one(

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from refllm.cli import app
 from refllm.conform.profiles import profile_names
+from refllm.install import how_to_install
 from tests.conftest import PROJECT
 
 EXAMPLE = f"{sys.executable} {PROJECT / 'docs' / 'harnesses' / 'harness.py'}"
@@ -94,18 +95,50 @@ def test_no_target_is_wrong_usage() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--group", "opps"], "opps"),
-        (["--only", "nothing/*"], "nothing/*"),
+        (["--group", "opps"], "no group 'opps'; did you mean ops? The groups are tokenizer, "),
+        (["--group", "zzz"], "no group 'zzz'. The groups are tokenizer, "),
+        (["--only", "txt/*"], "matches 'txt/*'; did you mean text/*?"),
+        (["--only", "text/nothin"], "matches 'text/nothin'; did you mean text/nothing?"),
         (["--group", "quant", "--only", "text/*"], "leave no case"),
-        (["--profile", "nobody"], "nobody"),
-        (["--have", "gpt-5"], "gpt-5"),
+        (["--profile", "spin-locl"], "no profile 'spin-locl'; did you mean spin-local?"),
+        (["--have", "tiny-chart"], "no model 'tiny-chart'; did you mean tiny-chat?"),
     ],
 )
-def test_an_option_that_names_nothing_is_named(arguments: list[str], named: str) -> None:
-    code, _, said = conform(EXAMPLE, *arguments)
-    assert code == 1
-    assert said.startswith("refllm: invalid-input: ")
+def test_an_option_that_names_nothing_is_wrong_use_and_is_told_the_nearest(
+    arguments: list[str], named: str
+) -> None:
+    code, printed, said = conform("no-such-harness", *arguments)
+    assert (code, printed) == (2, "")
+    assert said.startswith("Usage: ")
     assert named in said
+
+
+def test_a_model_s_name_that_is_mapped_and_not_known_is_wrong_use() -> None:
+    code, _, said = conform("http://127.0.0.1:9", "--model-map", "tiny-embd=mine")
+    assert code == 2
+    assert "'tiny-embd=mine'; did you mean tiny-embed?" in said
+
+
+def test_a_report_that_needs_a_missing_package_is_wrong_use_and_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    code, printed, said = conform("no-such-harness", "--html", tmp_path / "report.html")
+    assert (code, printed) == (2, "")
+    assert "needs the package jinja2" in said
+    assert how_to_install("server") in said
+
+
+def test_a_component_that_needs_a_missing_package_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wasmtime", None)
+    for name in ("guest", "host"):  # which would be imported already
+        monkeypatch.delitem(sys.modules, f"refllm.spin.wasm.{name}", raising=False)
+    (tmp_path / "app.wasm").write_bytes(b"")
+    code, printed, said = conform(tmp_path / "app.wasm")
+    assert (code, printed) == (2, "")
+    assert said == f"refllm: a component needs the package wasmtime; {how_to_install('wasm')}\n"
 
 
 @pytest.mark.parametrize(
@@ -128,8 +161,8 @@ def test_an_option_for_servers_is_refused_where_there_is_none(
     target: str, option: list[str]
 ) -> None:
     code, printed, said = conform(target, *QUICK, *option)
-    assert (code, printed) == (1, "")
-    assert said.startswith(f"refllm: invalid-input: {option[0]} is for servers, ")
+    assert (code, printed) == (2, "")
+    assert f"Error: Invalid value: {option[0]} is for servers, " in said
     assert target in said
     assert "http://" in said
     assert "secret" not in said
@@ -149,10 +182,8 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     code, printed, said = conform("no-such-harness", *QUICK, f"--{kind}", tmp_path / path)
-    assert (code, printed) == (1, "")
-    assert said.startswith(
-        f"refllm: invalid-input: --{kind} {tmp_path / path}: cannot be written: "
-    )
+    assert (code, printed) == (2, "")
+    assert f"Error: Invalid value: --{kind} {tmp_path / path}: cannot be written: " in said
     assert reason in said
     assert (tmp_path / "file").read_text() == "mine"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
@@ -166,7 +197,7 @@ def test_a_report_that_may_not_be_written_over_is_refused_before_the_run(
     path = tmp_path / "report.json"
     path.write_text("mine")
     code, _, said = conform("no-such-harness", *QUICK, "--json", path)
-    assert code == 1
+    assert code == 2
     assert "Permission denied; name a file in a folder that you may write to" in said
     assert path.read_text() == "mine"
 
@@ -202,11 +233,9 @@ def profile_of(path: Path, *cases: str, besides: Sequence[str] = ()) -> Path:
 def test_a_profile_that_names_no_case_is_refused_with_the_nearest(tmp_path: Path) -> None:
     path = profile_of(tmp_path / "mine.toml", "api/top-k-zeros", "quant/*", besides=["txt/*"])
     code, printed, said = conform("no-such-harness", *QUICK, "--profile", path)
-    assert (code, printed) == (1, "")
-    first, *lines = said.splitlines()
-    assert first == (
-        "refllm: invalid-input: the profile mine names cases that the suite does not have"
-    )
+    assert (code, printed) == (2, "")
+    first, *lines = said.partition("Error: Invalid value: ")[2].splitlines()
+    assert first == "the profile mine names cases that the suite does not have"
     assert [line.partition(":")[0] for line in lines] == ["'api/top-k-zeros'", "'txt/*'"]
     assert lines[0].startswith("'api/top-k-zeros': the nearest ids are api/top-k-zero, ")
 

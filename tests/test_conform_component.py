@@ -13,7 +13,7 @@ from refllm.api import InferencingParams
 from refllm.conform.case import Case, Group
 from refllm.conform.component import ComponentTarget
 from refllm.conform.own import SuiteModels
-from refllm.conform.reply import Answer, Broken, Reply, Skipped, TargetError
+from refllm.conform.reply import Answer, Broken, NotApplicable, Reply, TargetError
 from refllm.engine import LocalEngine
 from tests.guests.build import component
 
@@ -138,11 +138,11 @@ def test_a_model_that_makes_embeddings_writes_no_text(target: ComponentTarget) -
         ("top_p", 1e39),
     ],
 )
-def test_a_number_that_the_interface_s_types_do_not_have_is_skipped(
+def test_a_number_that_the_interface_s_types_do_not_have_is_not_applicable(
     name: str, value: float, target: ComponentTarget
 ) -> None:
     reply = inferred(target, params={name: value})
-    assert isinstance(reply, Skipped)
+    assert isinstance(reply, NotApplicable)
     assert name in reply.reason
 
 
@@ -154,11 +154,11 @@ def test_a_number_that_the_interface_s_types_do_not_have_is_skipped(
         ("api", {"operation": "http", "not_in": {"python": "only HTTP can"}}, "only HTTP can"),
     ],
 )
-def test_what_a_component_cannot_be_asked_is_skipped(
+def test_what_no_component_can_be_asked_is_not_applicable(
     group: Group, asked: dict[str, object], reason: str, target: ComponentTarget
 ) -> None:
     reply = target.run(case(group, **asked))
-    assert isinstance(reply, Skipped)
+    assert isinstance(reply, NotApplicable)
     assert reason in reply.reason
 
 

@@ -15,7 +15,7 @@ import pytest
 from refllm.conform.case import GROUPS, Case, Group
 from refllm.conform.entry_point import EntryPointTarget
 from refllm.conform.harness import answer
-from refllm.conform.reply import Answer, Broken, Reply, Skipped, TargetError
+from refllm.conform.reply import Answer, Broken, NotApplicable, Reply, Skipped, TargetError
 
 NUMBERS = itertools.count()
 
@@ -228,12 +228,21 @@ def test_an_sdk_is_asked_as_an_application_does(
         ("api", {"model": "m", "prompt": "p", "setup": {"enabled": False}}, "cannot be set up"),
     ],
 )
-def test_what_an_sdk_cannot_be_asked_is_skipped(
+def test_what_no_sdk_can_be_asked_is_not_applicable(
     group: Group, asked: dict[str, Any], reason: str, target: Write
 ) -> None:
-    skipped = reply(target(SDK, ""), case(group, **asked))
-    assert isinstance(skipped, Skipped)
-    assert reason in skipped.reason
+    not_asked = reply(target(SDK, ""), case(group, **asked))
+    assert isinstance(not_asked, NotApplicable)
+    assert reason in not_asked.reason
+
+
+def test_an_sdk_cannot_be_asked_about_parts_and_a_harness_can(target: Write) -> None:
+    asked = case("ops", op="softmax")
+    sdk, harness = target(SDK, ""), target(HARNESS)
+    sdk.start()
+    harness.start()
+    assert isinstance(sdk.not_applicable(asked), NotApplicable)
+    assert harness.not_applicable(asked) is None
 
 
 def test_half_an_sdk_skips_the_other_half(target: Write) -> None:

@@ -11,7 +11,7 @@ import pytest
 from refllm.conform.case import Case, Group
 from refllm.conform.compare_api import compare_api
 from refllm.conform.http import HttpTarget, Protocol
-from refllm.conform.reply import Answer, Reply, Skipped, TargetError
+from refllm.conform.reply import Answer, NotApplicable, Reply, Skipped, TargetError
 from tests.golden_api import (
     CASES,
     GREEDY,
@@ -50,7 +50,7 @@ def test_refllm_s_server_answers_as_the_case_says(case: Case, target: HttpTarget
     protocol = target.start().details["protocol"]
     reply = target.run(case)
     if protocol in case.input.get("not_in", {}):
-        assert reply == Skipped(case.input["not_in"][protocol])
+        assert reply == NotApplicable(case.input["not_in"][protocol])
         return
     assert isinstance(reply, Answer), reply
     assert (reply.result["protocol"], type(reply.result["status"])) == (protocol, int)
@@ -79,7 +79,7 @@ def test_a_refusal_of_a_text_has_the_interface_s_kind(target: HttpTarget) -> Non
 def test_a_target_says_what_it_can_be_asked(target: HttpTarget, url: str) -> None:
     implementation = target.start()
     assert implementation.groups == {"text", "embeddings", "api"}
-    assert implementation.name == f"the server at {url}"
+    assert (implementation.name, implementation.details["url"]) == ("the server", url)
     assert not implementation.draws_as_refllm
 
 
@@ -106,14 +106,15 @@ def test_a_proxy_of_the_environment_is_not_used(
         ("openai", case_named("top-k-zero"), "OpenAI's protocol has no top_k"),
     ],
 )
-def test_what_cannot_be_said_is_skipped_with_the_reason(
+def test_what_cannot_be_said_is_not_applicable_with_the_reason(
     protocol: Protocol, case: Case, said: str, url: str
 ) -> None:
     target = HttpTarget(url, protocol=protocol, token=TOKEN)
     target.start()
     reply = target.run(case)
-    assert isinstance(reply, Skipped)
+    assert isinstance(reply, NotApplicable)
     assert said in reply.reason
+    assert target.not_applicable(case) == reply
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,8 @@ def test_a_case_about_the_token_is_skipped_where_there_is_none() -> None:
 def test_other_groups_are_not_asked_over_http(group: Group, url: str) -> None:
     target = HttpTarget(url, protocol="spin", token=TOKEN)
     target.start()
-    assert target.run(replace(text_case(), group=group)) == Skipped(f"HTTP carries no {group}")
+    reply = target.run(replace(text_case(), group=group))
+    assert reply == NotApplicable(f"HTTP carries no {group}; a harness can be asked it")
 
 
 # --- Servers that are not there ------------------------------------------------------------------

@@ -236,7 +236,7 @@ def test_a_profile_without_deviations_is_refused(mine: Path) -> None:
 
 
 def test_a_name_that_is_none_is_answered_with_those_that_are() -> None:
-    with pytest.raises(InvalidInput, match=r"those of the suite are: llama\.cpp, spin-local"):
+    with pytest.raises(InvalidInput, match=r"Those of the suite are: llama\.cpp, spin-local"):
         load_profile("spin")
 
 

@@ -17,9 +17,10 @@ from tests.conform_reports import report, verdict
         ({"passed": 300, "expected failure": 12}, "300/312", "#6b7010"),
         ({"passed": 300, "failed": 2}, "2 failed", "#c62828"),
         ({"failed": 2, "unexpected pass": 1}, "2 failed, 1 unexpected pass", "#c62828"),
-        ({"passed": 1, "error": 3}, "3 errors", "#616161"),
+        ({"passed": 300, "skipped": 12, "not applicable": 9}, "300/300, 12 skipped", "#2d7d32"),
+        ({"passed": 1, "error": 3}, "3 errors", "#c62828"),
         ({"failed": 1, "error": 1}, "1 failed, 1 error", "#c62828"),
-        ({"skipped": 5}, "nothing tested", "#616161"),
+        ({"skipped": 5, "not applicable": 1}, "nothing tested", "#616161"),
         ({}, "nothing tested", "#616161"),
     ],
 )

@@ -114,6 +114,34 @@ def test_every_case_has_one_anchor_and_a_link_to_it() -> None:
         assert f"#{each.case.id}" in page.links
 
 
+def test_a_cause_comes_before_the_groups_and_links_to_each_of_its_cases() -> None:
+    run = report(*(verdict(f"text/{i}", "failed", causes=["it echoes"]) for i in range(40)))
+    html = html_of(run)
+    causes = html[: html.index('id="groups"')]
+    links = re.findall(r'href="(#text/\d+)"', causes)
+    assert links == [f"#text/{i}" for i in range(40)]
+    assert "<summary>and 30 more</summary>" in causes
+    assert "wrong text" in causes
+
+
+def test_failures_of_one_cause_beyond_the_first_are_folded() -> None:
+    run = report(
+        *(verdict(f"text/{i}", "failed", causes=["it echoes"]) for i in range(40)),
+        verdict("text/other", "failed", causes=["it is cut"]),
+    )
+    html = html_of(run)
+    assert "<summary>37 more of cause 1</summary>" in html
+    folded = html[html.index("<summary>37 more") :]
+    assert '<article id="text/39">' in folded
+    assert '<article id="text/other">' not in folded
+
+
+def test_a_case_links_to_its_causes() -> None:
+    html = html_of(report(verdict("text/x", "failed", causes=["it echoes", "it is drawn"])))
+    article = html[html.index('<article id="text/x">') :]
+    assert re.findall(r'href="(#cause-\d)"', article) == ["#cause-1", "#cause-2"]
+
+
 def test_links_within_the_page_lead_somewhere_and_others_to_known_deviations() -> None:
     page = read(html_of(of_each_status()))
     inside = {link for link in page.links if link.startswith("#")}

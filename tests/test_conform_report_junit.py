@@ -75,6 +75,7 @@ def test_each_case_is_a_testcase_whose_end_is_an_element() -> None:
         "conform.text/echo": ["skipped"],
         "conform.text/stop": ["failure"],
         "conform.api/unknown-model": ["error"],
+        "conform.ops/rope": ["skipped"],
     }
 
 
@@ -91,6 +92,7 @@ def test_messages_say_in_a_line_what_happened() -> None:
         "conform.text/echo": "expected failure: the prompt is part of the text",
         "conform.text/stop": "unexpected pass: the end token is not counted",
         "conform.api/unknown-model": "no answer in 30 s",
+        "conform.ops/rope": "not applicable: HTTP carries no ops",
     }
 
 
@@ -108,12 +110,29 @@ def test_a_failure_has_its_values_below_it() -> None:
     ]
 
 
+def test_the_type_of_a_failure_is_its_consequence() -> None:
+    cases = cases_by_name(of_each_status())
+    failures = [cases[name].find("failure") for name in cases if "sampling" in name]
+    assert [each.get("type") for each in failures if each is not None] == ["wrong text"]
+
+
+def test_each_suite_has_the_causes_of_the_run_the_worst_first() -> None:
+    for suite in ET.fromstring(junit_of(of_each_status()).encode()):
+        named = {each.get("name"): each.get("value") for each in suite.iter("property")}
+        causes = [value for name, value in named.items() if str(name).startswith("cause.")]
+        assert causes == [
+            "no answer, 1 of 8 cases, such as api/unknown-model: no answer in 30 s",
+            "wrong text, 1 of 8 cases, such as sampling/crossing: temperature last",
+            "wrong numbers, 1 of 8 cases, such as logits/tiny-chat: other numbers",
+        ]
+
+
 def test_counts_are_those_of_the_testcases_below() -> None:
     root = ET.fromstring(junit_of(of_each_status()).encode())
     assert root.tag == "testsuites"
     assert root.get("time") == "12.340"
     assert [suite.get("name") for suite in root] == [
-        *("tokenizer", "sampling", "logits", "text", "api")
+        *("tokenizer", "ops", "sampling", "logits", "text", "api")
     ]
     for element in (root, *root):
         assert element.get("tests") == str(len(list(element.iter("testcase"))))

@@ -4,8 +4,9 @@ import json
 import math
 import platform
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ import pytest
 
 from refllm.conform import report_json
 from refllm.conform.case import GROUPS
-from refllm.conform.report import environment_here, without_password
+from refllm.conform.report import Report, environment_here, without_password
+from refllm.conform.report_html import html_of
 from refllm.conform.report_json import json_of
 from refllm.conform.report_text import progress, text_of
 from refllm.conform.report_values import compared, distance, plain, printable, shown
-from refllm.conform.verdict import Difference, Status
-from tests.conform_reports import STATUSES, of_each_status, report, verdict
+from refllm.conform.verdict import CONSEQUENCES, Difference, Status
+from tests.conform_reports import STATUSES, finding, of_each_status, report, verdict
 
 SCHEMA = json.loads(
     Path(report_json.__file__).with_name("report.schema.json").read_text(encoding="utf-8")
@@ -31,25 +33,36 @@ SCHEMA = json.loads(
 TEXT = """\
 refllm conformance, suite 1.0.0, profile llama.cpp
 llama-server b4404 (C++) at http://127.0.0.1:8080
+2 failed, 1 error, 1 unexpected pass, 1 passed, 1 expected failure, 1 skipped, 1
+not applicable: not as expected
 
-                                                           expected unexpected
-group            passed     failed    skipped     errors   failures     passes
-tokenizer             1          -          1          -          -          -
-sampling              -          1          -          -          -          -
-logits                -          1          -          -          -          -
-text                  -          -          -          -          1          1
-api                   -          -          -          1          -          -
-total                 1          2          1          1          1          1
+CAUSES, the worst first
+ 1  NO ANSWER in 1 case
+    no answer in 30 s
+    api/unknown-model
+ 2  WRONG TEXT in 1 case
+    temperature last
+    sampling/crossing
+ 3  WRONG NUMBERS in 1 case
+    other numbers
+    logits/tiny-chat
 
-FAILED sampling/crossing
+NEXT: mend the first cause, and ask its smallest case again
+  refllm conform http://127.0.0.1:8080 --only api/unknown-model
+
+EXAMPLE OF 1, ERROR: api/unknown-model
+  proves     the answer is right
+  clause     text
+  reason     no answer in 30 s
+
+EXAMPLE OF 2, FAILED: sampling/crossing
   proves     the token that crosses top_p is kept
   clause     top_p
   differs    stage top_p
   expected   [0, 1]
   got        [0]
-  cause      temperature last
 
-FAILED logits/tiny-chat
+EXAMPLE OF 3, FAILED: logits/tiny-chat
   proves     the answer is right
   clause     numerics
   differs    logit 3 of token 0
@@ -57,25 +70,32 @@ FAILED logits/tiny-chat
   got        1.75
   off by     3.25 times what is allowed
 
-UNEXPECTED PASS text/stop
+UNEXPECTED PASS: text/stop
   proves     the answer is right
   clause     text
   reason     the end token is not counted
 
-ERRORS (the harness broke, which says nothing about the backend)
-  1 case     api/unknown-model: no answer in 30 s
+                                             not          expected  unexpected
+group        passed  failed  skipped  applicable  errors  failures      passes
+tokenizer         1       -        1           -       -         -           -
+ops               -       -        -           1       -         -           -
+sampling          -       1        -           -       -         -           -
+logits            -       1        -           -       -         -           -
+text              -       -        -           -       -         1           1
+api               -       -        -           -       1         -           -
+total             1       2        1           1       1         1           1
 
 EXPECTED FAILURES (the profile knows)
   1 case     the prompt is part of the text https://example.org/echo
 
-SKIPPED
+SKIPPED (you can change that)
   1 case     the model stories260K is not here
 
-LIKELY CAUSES
-  1 case     temperature last
+NOT APPLICABLE (a target of this kind cannot be asked)
+  1 case     HTTP carries no ops
 
-7 cases in 12.3 s: 1 passed, 2 failed, 1 skipped, 1 error, 1 expected failure, 1
-unexpected pass: not as expected
+8 cases in 12.3 s: 2 failed, 1 error, 1 unexpected pass, 1 passed, 1 expected
+failure, 1 skipped, 1 not applicable: not as expected
 """
 
 
@@ -100,14 +120,15 @@ def columns(line: str) -> int:
         (["passed", "skipped", "expected failure"], 0, "all as expected"),
         (["passed", "failed"], 1, "not as expected"),
         (["passed", "unexpected pass"], 1, "not as expected"),
-        (["passed", "error"], 2, "the harness broke"),
+        (["passed", "skipped", "not applicable"], 0, "all as expected"),
+        (["passed", "error"], 1, "not as expected"),
         (["error", "failed"], 1, "not as expected"),
         (["error", "unexpected pass"], 1, "not as expected"),
-        (["skipped", "skipped"], 2, "nothing was tested"),
+        (["skipped", "not applicable"], 2, "nothing was tested"),
         ([], 2, "nothing was tested"),
     ],
 )
-def test_a_failure_goes_before_an_error_and_both_before_success(
+def test_what_is_wrong_or_not_answered_decides_and_what_is_not_asked_does_not(
     statuses: Sequence[Status], exit_code: int, outcome: str
 ) -> None:
     run = report(*(verdict(f"text/{i}", status) for i, status in enumerate(statuses)))
@@ -116,7 +137,7 @@ def test_a_failure_goes_before_an_error_and_both_before_success(
 
 def test_verdicts_are_counted_by_group_and_status() -> None:
     run = of_each_status()
-    assert run.groups() == ("tokenizer", "sampling", "logits", "text", "api")
+    assert run.groups() == ("tokenizer", "ops", "sampling", "logits", "text", "api")
     assert run.counts["tokenizer"] == dict.fromkeys(STATUSES, 0) | {"passed": 1, "skipped": 1}
     assert run.counts["quant"] == dict.fromkeys(STATUSES, 0)
     assert run.totals == dict.fromkeys(STATUSES, 1) | {"failed": 2}
@@ -128,10 +149,48 @@ def test_groups_come_in_the_order_of_the_suite_whatever_ran_first() -> None:
     assert run.groups() == GROUPS
 
 
-def test_the_cause_that_explains_most_comes_first() -> None:
-    causes = ["b", "a", "c", "c", None]
-    run = report(*(verdict(f"text/{i}", "failed", cause=cause) for i, cause in enumerate(causes)))
-    assert list(run.causes.items()) == [("c", 2), ("a", 1), ("b", 1)]
+def named(run: Report) -> list[tuple[str, int]]:
+    """The causes of a report, and how many cases show each."""
+    return [(cause.cause, len(cause.verdicts)) for cause in run.causes]
+
+
+def test_of_equally_bad_causes_the_one_that_most_cases_show_comes_first() -> None:
+    causes = ["b", "a", "c", "c"]
+    run = report(*(verdict(f"text/{i}", "failed", causes=[c]) for i, c in enumerate(causes)))
+    assert named(run) == [("c", 2), ("b", 1), ("a", 1)]
+
+
+def test_the_worst_consequence_comes_before_the_highest_count() -> None:
+    worst_last = list(enumerate(reversed(CONSEQUENCES)))
+    run = report(
+        *(
+            verdict(f"text/{consequence}-{i}", "failed", causes=[finding(consequence, consequence)])
+            for n, consequence in worst_last
+            for i in range(len(CONSEQUENCES) - n)
+        )
+    )
+    assert [cause.consequence for cause in run.causes] == list(CONSEQUENCES)
+
+
+def test_a_cause_has_every_case_that_shows_it_and_the_worst_of_their_consequences() -> None:
+    run = report(
+        verdict("api/a", "failed", causes=[finding("echo", "wrong counts")]),
+        verdict("api/b", "failed", causes=["other", "echo"]),
+        verdict("api/c", "failed", causes=[finding("echo", "wrong text")]),
+        verdict("api/d", "expected failure", causes=["echo"]),
+    )
+    [echo] = [cause for cause in run.causes if cause.cause == "echo"]
+    assert echo.consequence == "wrong text"
+    assert [each.case.id for each in echo.verdicts] == ["api/c", "api/b", "api/a"]
+    assert echo.n_later == 1
+
+
+def test_a_fault_that_is_seen_only_behind_others_comes_after_those() -> None:
+    run = report(
+        *(verdict(f"text/{i}", "failed", causes=["first", "second"]) for i in range(3)),
+        verdict("text/x", "failed", causes=["third"]),
+    )
+    assert named(run) == [("first", 3), ("third", 1), ("second", 3)]
 
 
 def test_the_environment_says_what_matters_and_not_whose_it_is() -> None:
@@ -161,7 +220,28 @@ def test_a_password_in_a_url_is_in_no_report(target: str, told: str) -> None:
     run = report(target=target, details={"url": target})
     document = parsed(json_of(run))
     assert document["target"] == document["implementation"]["details"]["url"] == told
-    assert f" at {told}\n" in text_of(run)
+    assert f"{told}\n" in text_of(run)
+
+
+@pytest.mark.parametrize(
+    ("fields", "headline"),
+    [
+        ({}, "llama-server b4404 (C++) at http://127.0.0.1:8080"),
+        ({"target": "node harness.js"}, "llama-server b4404 (C++) as node harness.js"),
+        ({"target": "build/app.wasm", "name": "app.wasm", "version": ""}, "build/app.wasm (C++)"),
+        ({"target": "mine:Backend", "name": "mine:Backend", "language": ""}, "mine:Backend"),
+    ],
+)
+@pytest.mark.parametrize("write", [text_of, html_of])
+def test_the_heading_says_the_target_once(
+    fields: dict[str, Any], headline: str, write: Callable[[Report], str]
+) -> None:
+    run = report(**fields)
+    assert run.headline == headline
+    heading = write(run).partition("</h1>" if write is html_of else "\n\n")[0]
+    heading = heading.partition("<h1>")[2] or heading
+    assert heading.count(str(fields.get("target", run.target))) == 1
+    assert headline in heading
 
 
 # How values are shown
@@ -238,32 +318,57 @@ def test_no_line_is_wider_than_a_terminal() -> None:
         "failed",
         proves=words,
         reason=words,
-        cause=words,
+        causes=[words],
         difference=Difference(where=words, expected="語" * 500, got=words),
     )
     run = report(failed, verdict("text/no", "skipped", reason=words), name=words, target="x" * 300)
     assert max(map(columns, text_of(run).splitlines())) == 80
 
 
-def test_failures_beyond_the_first_are_only_named() -> None:
-    run = report(*(verdict(f"text/{i}", "failed") for i in range(5)))
-    text = text_of(run, most_explained=2)
+def test_of_cases_that_fail_for_one_cause_one_is_shown_some_named_and_the_rest_counted() -> None:
+    text = text_of(report(*(verdict(f"text/{i}", "failed", causes=["a"]) for i in range(40))))
+    assert text.count("proves") == 1
+    assert "    a\n    text/0, text/1, text/2 and 37 more\n" in text
+
+
+def test_examples_beyond_the_first_are_left_out() -> None:
+    run = report(*(verdict(f"text/{i}", "failed", causes=[str(i)]) for i in range(5)))
+    text = text_of(run, most_examples=2)
     assert text.count("proves") == 2
-    assert "AND 3 MORE\n  failed: text/2\n  failed: text/3\n  failed: text/4\n" in text
+    assert text.count("WRONG TEXT in 1 case\n") == 5
+
+
+def test_a_case_that_shows_two_causes_is_an_example_of_one() -> None:
+    text = text_of(report(verdict("text/x", "failed", causes=["a", "b"])))
+    assert text.count("proves") == 1
+    assert "WRONG TEXT in 1 case, in 1 of them behind another cause\n    b\n" in text
+
+
+def test_of_an_answer_that_changes_both_answers_are_shown() -> None:
+    change = Difference(where="asked again", expected="a cat", got="a dog")
+    right = Difference(where="text", expected="a bat", got="a cat")
+    cause = finding("it changes", "answers change")
+    changed = verdict("text/x", "failed", difference=right, change=change, causes=[cause])
+    text = text_of(report(changed))
+    assert "CAUSES, the first makes the others uncertain\n 1  ANSWERS CHANGE in 1 case\n" in text
+    assert '  first      "a cat"\n  again      "a dog"\n' in text
+
+
+def test_the_next_step_is_a_command_that_can_be_copied() -> None:
+    command = "refllm conform 'node my harness.js' --have tiny-chat --profile llama.cpp --seconds 9"
+    run = report(verdict("text/x", "failed", causes=["a"]), command=command)
+    [text] = re.findall(r"NEXT: .*?\n\n", text_of(run), re.DOTALL)
+    [said] = text.strip().splitlines()[1:2]
+    assert said.endswith(" \\")
+    joined = " ".join(line.removesuffix("\\").strip() for line in text.strip().splitlines()[1:])
+    assert shlex.split(joined) == [*shlex.split(command), "--only", "text/x"]
 
 
 def test_skips_are_summed_by_reason_and_the_most_frequent_comes_first() -> None:
     reasons = ["b", "a", "c", "c"]
     run = report(*(verdict(f"text/{i}", "skipped", reason=r) for i, r in enumerate(reasons)))
-    expected = "SKIPPED\n  2 cases    c\n  1 case     a\n  1 case     b\n"
+    expected = "SKIPPED (you can change that)\n  2 cases    c\n  1 case     a\n  1 case     b\n"
     assert expected in text_of(run)
-
-
-def test_errors_are_summed_by_reason_and_the_first_case_is_named() -> None:
-    reasons = ["late", "dead", "dead"]
-    run = report(*(verdict(f"text/{i}", "error", reason=r) for i, r in enumerate(reasons)))
-    said = "  2 cases    text/1 and others: dead\n  1 case     text/0: late\n"
-    assert said in text_of(run)
 
 
 def test_progress_writes_nothing_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,11 +400,25 @@ def test_the_schema_is_one() -> None:
 
 def test_the_json_has_everything() -> None:
     document = parsed(json_of(of_each_status()))
-    assert document["version"] == 1
+    assert document["version"] == 2
+    assert document["causes"][1:] == [
+        {
+            "cause": "temperature last",
+            "consequence": "wrong text",
+            "is_recognized": True,
+            "cases": ["sampling/crossing"],
+        },
+        {
+            "cause": "other numbers",
+            "consequence": "wrong numbers",
+            "is_recognized": False,
+            "cases": ["logits/tiny-chat"],
+        },
+    ]
     assert document["exit_code"] == 1
     assert document["started"] == "2026-01-02T03:04:05Z"
     assert document["totals"] == dict.fromkeys(STATUSES, 1) | {"failed": 2}
-    assert list(document["groups"]) == ["tokenizer", "sampling", "logits", "text", "api"]
+    assert list(document["groups"]) == ["tokenizer", "ops", "sampling", "logits", "text", "api"]
     assert document["cases"][3] == {
         "id": "logits/tiny-chat",
         "group": "logits",
@@ -310,6 +429,10 @@ def test_the_json_has_everything() -> None:
         "reason": "",
         "link": None,
         "cause": None,
+        "findings": [
+            {"cause": "other numbers", "consequence": "wrong numbers", "is_recognized": False}
+        ],
+        "change": None,
         "difference": {
             "where": "logit 3 of token 0",
             "expected": 1.5,

@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from refllm.conform.case import Case, Group
-from refllm.conform.reply import Answer, Broken, Implementation, Reply, Skipped
+from refllm.conform.reply import (
+    Answer,
+    Broken,
+    Implementation,
+    NotApplicable,
+    Reply,
+    Skipped,
+)
 from refllm.conform.runner import run_cases
 from refllm.conform.verdict import Verdict
 
@@ -26,6 +33,9 @@ class Scripted:
 
     def start(self) -> Implementation:
         return Implementation(name="scripted", groups=frozenset({"tokenizer", "text"}))
+
+    def not_applicable(self, case: Case) -> NotApplicable | None:
+        return NotApplicable("it has no voice") if case.group == "api" else None
 
     def run(self, case: Case) -> Reply:
         self.asked.append(case.id)
@@ -53,8 +63,7 @@ def run(target: Scripted, *cases: Case, absent: Sequence[str] = ()) -> tuple[Ver
 
 def statuses(*replies: Reply) -> list[tuple[str, bool]]:
     """How each of so many cases ended, and whether it was asked."""
-    script = iter(replies)
-    target = Scripted(lambda _case: next(script))
+    target = Scripted(lambda case: replies[int(case.id.partition("/")[2])])
     verdicts = run(target, *(case(str(i)) for i in range(len(replies))))
     return [(verdict.status, verdict.case.id in target.asked) for verdict in verdicts]
 
@@ -62,9 +71,9 @@ def statuses(*replies: Reply) -> list[tuple[str, bool]]:
 @pytest.mark.parametrize(
     ("asked", "absent", "reason"),
     [
-        (case("a", "quant"), (), "scripted is not asked about quant"),
-        (case("a"), ["tiny-chat"], "the model tiny-chat is not here"),
-        (case("a", "text"), (), "scripted draws with random numbers of its own"),
+        (case("a", "quant"), (), "scripted does not list quant among its groups"),
+        (case("a"), ["tiny-chat"], "if it has, say --have tiny-chat"),
+        (case("a", "text"), (), "say so with --draws-as-refllm"),
     ],
 )
 def test_what_cannot_be_answered_is_not_asked(
@@ -72,7 +81,15 @@ def test_what_cannot_be_answered_is_not_asked(
 ) -> None:
     target = Scripted(lambda _case: RIGHT)
     [verdict] = run(target, asked, absent=absent)
-    assert (verdict.status, verdict.reason) == ("skipped", reason)
+    assert verdict.status == "skipped"
+    assert reason in verdict.reason
+    assert target.asked == []
+
+
+def test_what_no_target_of_the_kind_can_be_asked_is_told_apart_from_what_is_skipped() -> None:
+    target = Scripted(lambda _case: RIGHT)
+    [verdict] = run(target, case("a", "api"), absent=["tiny-chat"])
+    assert (verdict.status, verdict.reason) == ("not applicable", "it has no voice")
     assert target.asked == []
 
 

@@ -14,7 +14,9 @@ import pytest
 
 from refllm.conform.case import GROUPS
 from refllm.conform.protocol import VERSION
+from refllm.conform.verdict import CONSEQUENCES
 from tests.conftest import PROJECT
+from tests.test_conform_naive_backends import BACKENDS, conform, program
 from tests.test_docs import BLOCK, COMMAND, matches, run
 
 PAGE = (PROJECT / "docs" / "conformance.md").read_text("utf-8")
@@ -43,6 +45,18 @@ def test_the_page_names_every_group_and_every_option() -> None:
     options = [f"--{name}" for name in names if name != "target"]
     assert len(options) == 15
     assert [option for option in options if option not in PAGE] == []
+
+
+def test_the_page_has_every_consequence_the_worst_first() -> None:
+    table = PAGE.partition("| consequence | what it is |\n|---|---|\n")[2].partition("\n\n")[0]
+    assert tuple(row.split(" | ")[0].strip("| ") for row in table.splitlines()) == CONSEQUENCES
+
+
+def test_the_causes_of_the_page_are_those_that_such_a_harness_is_told() -> None:
+    [shown] = [block for block in blocks("text") if block.startswith("CAUSES")]
+    harness = f"{program('perl')} {BACKENDS / 'unsigned.pl'}"
+    _, report = conform(harness, "--group", "quant")
+    assert f"\n\n{shown}\n" in report
 
 
 def test_every_link_of_the_pages_leads_somewhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import sys
@@ -10,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from refllm.cli.common import MEBIBYTE, PROMPT_CACHE_MIB
+from refllm.embedded import ROOT
+from refllm.loading import LlamaModel, load
+from refllm.prompt_cache import DEFAULT_BYTES
 from refllm.spin.server.process import running_server
 from refllm.spin.server.spin_routes import Options
 from tests.conftest import PROJECT
@@ -94,5 +99,21 @@ def test_the_page_names_every_path_and_every_limit() -> None:
     assert len(paths) == 11
     assert [path for path in paths if f"{path}`" not in PAGE] == []
     commands = "".join((PROJECT / f"refllm/cli/{name}.py").read_text() for name in ("serve", "run"))
-    options = re.findall(r"^    (max_\w+): ", commands, re.M)
+    options = re.findall(r"^    (max_\w+|\w+_mib): ", commands, re.M)
+    assert "prompt_cache_mib" in options
     assert [name for name in options if f"`--{name.replace('_', '-')}`" not in PAGE] == []
+
+
+def test_the_page_says_how_much_memory_a_token_of_a_prompt_takes_and_how_much_there_is() -> None:
+    tiny_chat = load(ROOT / "llama" / "tiny-chat.gguf")
+    assert isinstance(tiny_chat, LlamaModel)
+    assert tiny_chat.new_cache().n_bytes_per_token == 2 * 1024
+    # TinyLlama 1.1B and Llama 2 7B: layers, key/value heads, head width.
+    assert [2 * math.prod(shape) * 4 for shape in ((22, 4, 64), (32, 32, 128))] == [
+        44 * 1024,
+        2**20,
+    ]
+    one_line = " ".join(PAGE.split())
+    assert "2 KiB in tiny-chat, 44 KiB in TinyLlama 1.1B, 1 MiB in Llama 2 7B" in one_line
+    assert DEFAULT_BYTES == PROMPT_CACHE_MIB * MEBIBYTE
+    assert f"is how many MiB they may take, {PROMPT_CACHE_MIB} unless told otherwise" in one_line

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from refllm.kernels import memory
-from refllm.kernels.memory import LARGE_PAGE, LEAST_BYTES, empty, zeros
+from refllm.kernels.memory import LARGE_PAGE, LEAST_BYTES, begin_piece, empty, zeros
 
 N = LEAST_BYTES // 4  # floats
 
@@ -159,4 +159,15 @@ def test_a_piece_is_given_back_when_nobody_looks_at_any_part_of_it(
     del first
     assert piece() is not None
     del second
+    assert piece() is None
+
+
+def test_what_is_asked_for_between_two_beginnings_of_pieces_shares_none() -> None:
+    first = zeros(1, 200)
+    begin_piece()
+    second, third = zeros(1, 200), zeros(1, 200)
+    begin_piece()
+    assert second.base is third.base is not first.base
+    piece = weakref.ref(second.base)
+    del second, third
     assert piece() is None

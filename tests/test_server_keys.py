@@ -188,7 +188,7 @@ def test_each_of_several_prompts_has_its_choices_in_order(url: str) -> None:
 
 
 def test_a_stream_of_several_choices_has_each_choice_s_parts(url: str) -> None:
-    whole = completion(url, n=3, stop="\n")
+    _, whole = (completion(url, n=3, stop="\n") for _ in range(2))  # the prompt is known
     asked = {**STORY, "n": 3, "stop": "\n", "stream": True}
     parts = events(
         ask(url, "/v1/completions", {**asked, "stream_options": {"include_usage": True}})
@@ -249,12 +249,33 @@ def test_ids_that_are_not_the_model_s_are_refused(url: str) -> None:
     assert "token id 99999 is outside the vocabulary" in refused["message"]
     refused = error(ask(url, "/v1/completions", {**STORY, "prompt": [1] * 600}))
     assert refused["code"] == "context_length_exceeded"
+
+
+def test_ids_to_embed_that_are_not_the_model_s_are_refused(url: str) -> None:
     refused = error(ask(url, "/v1/embeddings", {"model": "tiny-embed", "input": [9906, 1917]}))
     assert "is outside the model's vocabulary" in refused["message"]
     # Of another tokenizer, and by chance in the vocabulary.
     refused = error(ask(url, "/v1/embeddings", {"model": "tiny-embed", "input": [906, 191]}))
     assert "begin with [2] and end with [3] for this model" in refused["message"]
+
+
+# The last is "#1$" in OpenAI's cl100k_base: no id tells that it is not tiny-embed's.
+@pytest.mark.parametrize("ids", [[9906, 1917], [[9906], [1917]], [2, 16, 3], [[2, 16, 3]]])
+def test_openai_s_package_must_say_that_ids_to_embed_are_the_model_s(
+    ids: list[object], url: str
+) -> None:
+    body = {"model": "tiny-embed", "input": ids}
+    refused = error(ask(url, "/v1/embeddings", body, headers={"x-stainless-lang": "python"}))
+    assert refused["param"] == "input"
     assert "check_embedding_ctx_length=False" in refused["message"]
+    assert "add_special_tokens false" in refused["message"]
+
+
+def test_special_tokens_are_always_added_to_text(url: str) -> None:
+    body = {"model": "tiny-embed", "input": "A cat."}
+    assert embeddings(url, **body, add_special_tokens=True) == embeddings(url, **body)
+    refused = error(ask(url, "/v1/embeddings", {**body, "add_special_tokens": False}))
+    assert refused["message"] == "add_special_tokens false is for token ids; leave it out"
 
 
 @pytest.mark.parametrize("prompt", [[], [[]], [[1], []], ["a", 1], [1, "a"], [True], {}, None])
@@ -304,7 +325,9 @@ def test_a_chat_s_answer_does_not_begin_with_the_space_after_its_prompt(url: str
 
 def test_spin_s_client_gets_the_text_as_it_always_did(url: str, engine: LocalEngine) -> None:
     body = {**HELLO, "max_completion_tokens": 30, "frequency_penalty": 1.100000023841858}
-    content = ask(url, "/v1/chat/completions", body).json["choices"][0]["message"]["content"]
+    headers = {"authorization": "bearer none"}
+    answer = ask(url, "/v1/chat/completions", body, headers=headers).json
+    content = answer["choices"][0]["message"]["content"]
     params = InferencingParams(max_tokens=30)
     assert content == engine.infer("tiny-chat", "[INST] Hello! [/INST]", params).text
 
@@ -317,9 +340,22 @@ def test_texts_as_token_ids_have_the_vectors_of_their_texts(url: str, engine: Lo
     texts = ["A cat.", "Two dogs sat."]
     ids = [model.tokenizer.encode(each) for each in texts]
     by_text = embeddings(url, input=texts)
-    by_ids = embeddings(url, input=ids)
-    assert by_ids == by_text
+    assert embeddings(url, input=ids) == by_text
+    assert embeddings(url, input=ids, add_special_tokens=False) == by_text
     assert embeddings(url, input=ids[0])["data"][0] == by_text["data"][0]
+
+
+def test_an_empty_list_is_refused_as_openai_does(url: str) -> None:
+    body = {"input": [], "model": "tiny-embed"}
+    headers = {"authorization": "bearer none", "user-agent": "litellm/1.110.2"}
+    refused = error(ask(url, "/v1/embeddings", body, headers=headers))
+    assert refused["message"].startswith("input must be text, a list of texts, ")
+
+
+def test_no_texts_come_back_as_no_vectors_to_spin_s_open_ai_client(url: str) -> None:
+    remote = RemoteEngine(url, api_type="open_ai")
+    result = remote.generate_embeddings("tiny-embed", [])
+    assert (result.embeddings, result.usage.prompt_token_count) == ([], 0)
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "truncate_prompt_tokens"])
@@ -369,6 +405,7 @@ def test_an_unknown_model_is_the_same_error_on_all_routes(
     refused = error(ask(url, path, body), 404)
     assert (refused["code"], refused["type"]) == ("model_not_found", "invalid_request_error")
     assert "absent" in refused["message"]
+    assert "GET /v1/models" in refused["message"]
 
 
 @pytest.mark.parametrize(

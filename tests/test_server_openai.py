@@ -54,13 +54,36 @@ def test_a_chat_is_the_prompt_that_llama_2_s_template_makes(
     assert answer.usage.completion_tokens == expected.usage.generated_token_count
 
 
-def test_spin_s_own_chat_request_is_answered(client: Any, engine: LocalEngine) -> None:
-    answer = client.chat.completions.create(
-        model="tiny-chat", messages=[HELLO], max_completion_tokens=8, frequency_penalty=1.3
-    )
+SPIN_S_SHAPE = {
+    "model": "tiny-chat",
+    "messages": [HELLO],
+    "max_completion_tokens": 8,
+    "frequency_penalty": 1.3,
+}
+
+
+def test_spin_s_own_chat_request_is_answered(url: str, engine: LocalEngine) -> None:
+    headers = {"authorization": "bearer secret", "content-type": "application/json"}
+    answer = ask(url, "/v1/chat/completions", SPIN_S_SHAPE, headers=headers).json
     params = InferencingParams(max_tokens=8, repeat_penalty=1.3)
     expected = engine.infer("tiny-chat", "[INST] Hello! [/INST]", params)
-    assert answer.choices[0].message.content == expected.text
+    assert answer["choices"][0]["message"]["content"] == expected.text
+
+
+def test_a_frequency_penalty_of_openai_s_client_is_openai_s_in_spin_s_shape_too(
+    client: Any,
+) -> None:
+    # So small that as a repeat penalty it would multiply logits by 100.
+    penalty = 0.01
+
+    def answer(**more: object) -> str:
+        asked = {**SPIN_S_SHAPE, "frequency_penalty": penalty, **more}
+        text: str = client.chat.completions.create(**asked).choices[0].message.content
+        return text
+
+    as_openai_s = answer(presence_penalty=0)
+    as_repeat_penalty = answer(frequency_penalty=0, extra_body={"repeat_penalty": penalty})
+    assert answer() == as_openai_s != as_repeat_penalty
 
 
 def test_parameters_reach_the_sampler(client: Any) -> None:
@@ -80,7 +103,7 @@ def test_parameters_reach_the_sampler(client: Any) -> None:
 
 def test_a_stream_says_the_same_in_parts(client: Any) -> None:
     asked = {"model": "tiny-chat", "messages": [{"role": "user", "content": "Tell me a story."}]}
-    whole = client.chat.completions.create(**asked)
+    _, whole = (client.chat.completions.create(**asked) for _ in range(2))  # it is known
     parts = list(
         client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
     )
@@ -169,6 +192,17 @@ def vector_of(embedding: list[float] | str) -> NDArray[np.float32]:
     if isinstance(embedding, str):
         return np.frombuffer(base64.b64decode(embedding), "<f4")
     return np.array(embedding, np.float32)
+
+
+def test_ids_that_are_said_to_be_the_model_s_have_the_vector_of_their_text(
+    client: Any, engine: LocalEngine
+) -> None:
+    ids = engine.load("tiny-embed").tokenizer.encode("Two.")
+    asked = {"model": "tiny-embed", "input": [ids]}
+    with pytest.raises(openai.BadRequestError, match="add add_special_tokens false"):
+        client.embeddings.create(**asked)
+    by_ids = client.embeddings.create(**asked, extra_body={"add_special_tokens": False}).data
+    assert by_ids == client.embeddings.create(model="tiny-embed", input="Two.").data
 
 
 def test_one_text_is_embedded_as_a_list_of_one(client: Any) -> None:

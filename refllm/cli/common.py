@@ -22,13 +22,17 @@ from refllm.api import InvalidInput, LlmError, LlmRuntimeError
 
 __all__ = [
     "FAILED",
+    "MEBIBYTE",
+    "PROMPT_CACHE_MIB",
     "STANDARD_STREAM",
     "JsonOption",
     "MaxArrivalSecondsOption",
     "MaxConnectionsOption",
+    "MaxModelsOption",
     "ModelArgument",
     "NumericsOption",
     "ProfileOption",
+    "PromptCacheOption",
     "SeedOption",
     "StandInsOption",
     "ThreadsOption",
@@ -63,6 +67,9 @@ BEGINNINGS: Mapping[bytes, str] = {
 """What to do with data that is not UTF-8, by how it begins."""
 
 LONGEST_PATH = 1000  # characters of a text that may be a path
+
+MEBIBYTE = 2**20
+PROMPT_CACHE_MIB = 256  # as refllm.prompt_cache.DEFAULT_BYTES, which takes long to import
 
 FAILED = 1
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
@@ -108,6 +115,18 @@ MaxConnectionsOption = Annotated[
 ]
 MaxArrivalSecondsOption = Annotated[
     float, typer.Option(min=0.001, help="For a request, head and body, to arrive.")
+]
+PromptCacheOption = Annotated[
+    int,
+    typer.Option(min=0, help="MiB of keys and values of recent prompts to keep; 0 keeps none."),
+]
+MaxModelsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="MiB of weights; beyond it the model used least recently is unloaded.",
+        show_default="no limit",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -13,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refllm.api import InvalidInput
-from refllm.cli.common import write_text
+from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.cli.common import one_line, write_text
 
 if TYPE_CHECKING:
     from refllm.conform.case import Case
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["conform"]
 
-UNREACHABLE = 2  # the target could not be run: nothing is known about it
+NOT_ASKED = 2  # the target could not be reached or started: nothing is known about it
+SECONDS = 60.0  # that one case may take
 MOST_NAMED = 3  # patterns of a profile
 
 
@@ -82,7 +85,7 @@ def conform(
     ] = False,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="How long one case may take, a Python object's aside.")
-    ] = 60.0,
+    ] = SECONDS,
     junit: Annotated[
         Path | None, typer.Option(metavar="FILE", dir_okay=False, help="For CI systems.")
     ] = None,
@@ -104,7 +107,8 @@ def conform(
 ) -> None:
     """Run the golden suite against a backend of the interface.
 
-    Exit code 0: all as expected. 1: something is not. 2: the target could not be run, or broke.
+    Exit code 0: all as expected. 1: the target was asked, and something is not. 2: it was not
+    asked: wrong use, a target that cannot be reached or started, or no case for it.
     """
     if write_models is not None:
         _write_models(write_models)
@@ -117,27 +121,35 @@ def conform(
     from refllm.conform.suite import chosen, load_suite
     from refllm.conform.targets import Options
 
-    _refuse_unless_server(
-        target,
-        {
-            "--protocol": protocol,
-            "--token": token,
-            "--model-map": model_map,
-            "--draws-as-refllm": draws_as_refllm or None,
-        },
-    )
-    # What a report needs is asked for before the run and not after it.
-    wanted = {"junit": junit, "html": html, "json": json, "badge": badge}
-    files = {kind: path for kind, path in wanted.items() if path is not None}
-    require_writable(files)
-    if html is not None:
-        from refllm.conform.report_html import require_packages
+    files = {
+        kind: path
+        for kind, path in {"junit": junit, "html": html, "json": json, "badge": badge}.items()
+        if path is not None
+    }
+    with _wrong_use():
+        _refuse_unless_server(
+            target,
+            {
+                "--protocol": protocol,
+                "--token": token,
+                "--model-map": model_map,
+                "--draws-as-refllm": draws_as_refllm or None,
+            },
+        )
+        # What a report needs is asked for before the run and not after it.
+        require_writable(files)
+        if html is not None:
+            from refllm.conform.report_html import require_packages
 
-        require_packages()
-
-    suite = load_suite()
-    cases = chosen(suite, groups=group or (), only=only or (), quick=quick)
-    names = _pairs(model_map or ())
+            require_packages()
+        suite = load_suite()
+        cases = chosen(suite, groups=group or (), only=only or (), quick=quick)
+        names = _pairs(model_map or ())
+        known = None if profile is None else load_profile(profile)
+        if known is not None:
+            require_known_cases(known, [case.id for case in suite.cases])
+            _warn_of_what_is_left_out(known, cases)
+        absent = _absent_models(cases, target, have, names)
     options = Options(
         protocol=(protocol or Protocol.spin).value,
         token=token,
@@ -145,12 +157,23 @@ def conform(
         draws_as_refllm=draws_as_refllm,
         seconds=seconds,
     )
-    known = None if profile is None else load_profile(profile)
-    if known is not None:
-        require_known_cases(known, [case.id for case in suite.cases])
-        _warn_of_what_is_left_out(known, cases)
-    absent = _absent_models(cases, target, have, names)
-    report = _run(target, options, cases, absent, known, suite.version)
+    given = {
+        "--protocol": [protocol.value] if protocol else [],
+        "--profile": [profile] if profile is not None else [],
+        "--model-map": model_map or [],
+        "--have": have or [],
+        "--seconds": [f"{seconds:g}"] if seconds != SECONDS else [],
+    }
+    asking = [
+        "refllm",
+        "conform",
+        target,
+        *(w for name in given for v in given[name] for w in (name, v)),
+    ]
+    command = shlex.join([*asking, *(["--draws-as-refllm"] if draws_as_refllm else [])])
+    if token is not None:
+        command += ' --token "$TOKEN"'  # reports are passed on
+    report = _run(target, options, cases, absent, known, suite.version, command)
     write_text(text_of(report))
     write_reports(report, files)
     raise typer.Exit(report.exit_code)
@@ -163,6 +186,7 @@ def _run(
     absent: Collection[str],
     profile: Profile | None,
     suite_version: str,
+    command: str,
 ) -> Report:
     """Start the target, ask everything, stop it. Exit code 2 where it does not start."""
     from refllm.conform.reply import TargetError
@@ -184,7 +208,7 @@ def _run(
             tested.stop()
     except TargetError as error:
         typer.echo(f"refllm: {error}", err=True)
-        raise typer.Exit(UNREACHABLE) from error
+        raise typer.Exit(NOT_ASKED) from error
     return Report(
         implementation=implementation,
         target=target,
@@ -194,7 +218,17 @@ def _run(
         environment=environment_here(),
         started=started,
         seconds=time.perf_counter() - begin,
+        command=command,
     )
+
+
+@contextmanager
+def _wrong_use() -> Iterator[None]:
+    """Make of what is refused before the run, a missing package too, a wrong use: exit code 2."""
+    try:
+        yield
+    except (InvalidInput, LlmRuntimeError) as error:
+        raise typer.BadParameter("\n".join(map(one_line, map(str, error.args)))) from error
 
 
 def _refuse_unless_server(target: str, options: Mapping[str, object]) -> None:
@@ -227,14 +261,15 @@ def _warn_of_what_is_left_out(profile: Profile, cases: Sequence[Case]) -> None:
 def _pairs(given: Sequence[str]) -> dict[str, str]:
     """NAME=THEIRS, each. Errors: `InvalidInput` for a name that the suite does not have."""
     from refllm.conform.models import MODEL_NAMES
+    from refllm.conform.suite import nearest
 
     pairs = {}
     for text in given:
         name, equals, theirs = text.partition("=")
         if not equals or not theirs or name not in MODEL_NAMES:
             raise InvalidInput(
-                f"--model-map takes NAME=THEIRS, got {text!r}; NAME is one of "
-                + ", ".join(MODEL_NAMES)
+                f"--model-map takes NAME=THEIRS, got {text!r:.80}{nearest(name, MODEL_NAMES)} "
+                f"NAME is one of {', '.join(MODEL_NAMES)}"
             )
         pairs[name] = theirs
     return pairs
@@ -249,12 +284,14 @@ def _absent_models(
     case what is missing.
     """
     from refllm.conform.models import MODEL_NAMES
+    from refllm.conform.suite import nearest
     from refllm.conform.targets import is_url
 
     unknown = sorted(set(have or ()) - set(MODEL_NAMES))
     if unknown:
         raise InvalidInput(
-            f"the suite has no model {unknown[0]!r}; its models are {', '.join(MODEL_NAMES)}"
+            f"the suite has no model {unknown[0]!r:.80}{nearest(unknown[0], MODEL_NAMES)} Its "
+            f"models are {', '.join(MODEL_NAMES)}"
         )
     if not have and not is_url(target):
         return set()

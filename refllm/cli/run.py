@@ -17,10 +17,14 @@ import typer
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.cli.common import (
     INTERRUPTED,
+    MEBIBYTE,
+    PROMPT_CACHE_MIB,
     MaxArrivalSecondsOption,
     MaxConnectionsOption,
+    MaxModelsOption,
     NumericsOption,
     ProfileOption,
+    PromptCacheOption,
     SeedOption,
     StandInsOption,
     ThreadsOption,
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 DEFAULT_PORT = 3000  # Spin's
-MEBIBYTE = 1024 * 1024
 SECONDS_TO_STOP = 5.0
 
 
@@ -56,6 +59,8 @@ def run(
     numerics: NumericsOption = "exact",
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
+    prompt_cache_mib: PromptCacheOption = PROMPT_CACHE_MIB,
+    max_models_mib: MaxModelsOption = None,
     max_seconds: Annotated[
         float,
         typer.Option(
@@ -102,6 +107,8 @@ def run(
         numerics=numerics,
         threads=threads,
         stand_ins=stand_ins or None,
+        prompt_cache_bytes=prompt_cache_mib * MEBIBYTE,
+        max_models_bytes=None if max_models_mib is None else max_models_mib * MEBIBYTE,
     )
     limits = Limits(memory_bytes=max_memory_mib * MEBIBYTE, seconds=max_seconds)
     _log_to_standard_error()

@@ -13,10 +13,14 @@ import typer
 
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.cli.common import (
+    MEBIBYTE,
+    PROMPT_CACHE_MIB,
     MaxArrivalSecondsOption,
     MaxConnectionsOption,
+    MaxModelsOption,
     NumericsOption,
     ProfileOption,
+    PromptCacheOption,
     SeedOption,
     StandInsOption,
     ThreadsOption,
@@ -71,6 +75,8 @@ def serve(
     numerics: NumericsOption = "exact",
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
+    prompt_cache_mib: PromptCacheOption = PROMPT_CACHE_MIB,
+    max_models_mib: MaxModelsOption = None,
     max_connections: MaxConnectionsOption = 512,
     max_arrival_seconds: MaxArrivalSecondsOption = 30.0,
     max_waiting: Annotated[
@@ -112,6 +118,8 @@ def serve(
         "numerics": numerics,
         "threads": threads,
         "stand_ins": stand_ins or None,
+        "prompt_cache_bytes": prompt_cache_mib * MEBIBYTE,
+        "max_models_bytes": None if max_models_mib is None else max_models_mib * MEBIBYTE,
     }
     if app is not None and allow:
         raise typer.BadParameter("choose one of --allow and --app")

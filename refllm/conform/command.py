@@ -31,7 +31,7 @@ from refllm.conform.protocol import (
     run_message,
     unaskable,
 )
-from refllm.conform.reply import Broken, Implementation, Reply, TargetError
+from refllm.conform.reply import Broken, Implementation, NotApplicable, Reply, TargetError
 
 __all__ = ["CommandTarget"]
 
@@ -72,11 +72,15 @@ class CommandTarget:
         except ProtocolError as error:
             raise TargetError(self._give_up(running, error)) from None
 
+    def not_applicable(self, case: Case) -> NotApplicable | None:
+        """Return why no harness can be asked the case, None where one can."""
+        return unaskable(case)
+
     def run(self, case: Case) -> Reply:
         """The harness's reply to the case; `Broken` says what it did instead, and what to do."""
-        skipped = unaskable(case)
-        if skipped is not None:
-            return skipped
+        not_applicable = unaskable(case)
+        if not_applicable is not None:
+            return not_applicable
         if self._running is None and not self._does_not_start:
             try:
                 self.start()

@@ -241,7 +241,9 @@ def _shown(result: Json) -> str:
     """An answer in a few words."""
     if "text" in result:
         return f"the text {result['text']!r:.60}"
-    return f"{len(_vectors(result))} vectors"
+    if "embeddings" in result:
+        return f"{len(_vectors(result))} vectors"
+    return "an answer with neither a text nor vectors"
 
 
 def _is_over_http(result: Json) -> bool:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from refllm import __version__
 from refllm.api import U32_MAX, InferencingParams, LlmRuntimeError, as_f32
-from refllm.conform.case import Case
+from refllm.conform.case import Case, Group
 from refllm.conform.harness import Skip
 from refllm.conform.own import SuiteModels, engine_of, generation_params
 from refllm.conform.protocol import shown, unaskable
@@ -38,6 +38,7 @@ from refllm.conform.reply import (
     Answer,
     Broken,
     Implementation,
+    NotApplicable,
     Reply,
     Skipped,
     TargetError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ComponentTarget"]
 
+GROUPS: frozenset[Group] = frozenset({"text", "embeddings", "api"})
 DIALECT = API_TYPES["default"]
 FIRST_ERROR = 400  # of HTTP's statuses
 
@@ -83,7 +85,8 @@ class ComponentTarget:
             from refllm.spin.wasm.host import Host
         except ModuleNotFoundError as error:
             raise TargetError(
-                f"a component needs the package {error.name}; {how_to_install('wasm')}"
+                f"a component needs the package {str(error.name).partition('.')[0]}; "
+                f"{how_to_install('wasm')}"
             ) from error
         # The message of an error that a guest does not get is logged; here nobody is to read it.
         logging.getLogger("refllm.spin.wasm").addHandler(logging.NullHandler())
@@ -95,16 +98,26 @@ class ComponentTarget:
         return Implementation(
             name=self._path.name,
             language="WebAssembly",
-            groups=frozenset({"text", "embeddings", "api"}),
+            groups=GROUPS,
             draws_as_refllm=True,
             details={"host": f"refllm {__version__}", "wasmtime": version("wasmtime")},
         )
 
+    def not_applicable(self, case: Case) -> NotApplicable | None:
+        """Return why no component can be asked the case, None where one can."""
+        if case.group not in GROUPS:
+            return NotApplicable(
+                f"Spin's interface carries no {case.group}; a harness can be asked it"
+            )
+        if case.group == "embeddings" and case.input.get("max_tokens") is not None:
+            return NotApplicable("the interface has no max_tokens for embeddings")
+        return unaskable(case) or _of_another_type(case)
+
     def run(self, case: Case) -> Reply:
         """What the component answers; one that traps or answers nothing is `Broken`."""
-        skipped = unaskable(case)
-        if skipped is not None:
-            return skipped
+        not_applicable = self.not_applicable(case)
+        if not_applicable is not None:
+            return not_applicable
         try:
             return Answer(self._answer(case.group, to_wire(case.input)))
         except Skip as skip:
@@ -138,14 +151,11 @@ class ComponentTarget:
 
     def _inferred(self, engine: LocalEngine, asked: Asked) -> Asked:
         params = generation_params(asked) or InferencingParams()
-        _check_types(params)
         body = DIALECT.infer_request(asked["model"], asked["prompt"], params)
         said, error = self._responded(engine, DIALECT.infer_path, body)
         return error or asdict(DIALECT.infer_result(said))
 
     def _embedded(self, engine: LocalEngine, asked: Asked) -> Asked:
-        if asked.get("max_tokens") is not None:
-            raise Skip("the interface has no max_tokens for embeddings")
         body = DIALECT.embed_request(asked["model"], asked["texts"])
         said, error = self._responded(engine, DIALECT.embed_path, body)
         return error or asdict(DIALECT.embed_result(said, len(asked["texts"])))
@@ -172,14 +182,15 @@ class ComponentTarget:
             raise ValueError(f"{error}\n{output.text()}".rstrip()) from error
 
 
-def _check_types(params: InferencingParams) -> None:
-    """Raise `Skip` for numbers that the interface's types, u32 and f32, do not have."""
-    for parameter in fields(params):
-        value = getattr(params, parameter.name)
+def _of_another_type(case: Case) -> NotApplicable | None:
+    """Why a component cannot be given a number that the interface's types, u32 and f32, lack."""
+    for parameter in fields(InferencingParams):
+        value = (case.input.get("params") or {}).get(parameter.name, parameter.default)
         is_u32 = isinstance(value, int) and 0 <= value <= U32_MAX
         is_f32 = parameter.type == "float" and abs(as_f32(value)) < float("inf")
         if not (is_u32 or is_f32):
-            raise Skip(f"a component cannot be given {value!r} as {parameter.name}")
+            return NotApplicable(f"a component cannot be given {value!r} as {parameter.name}")
+    return None
 
 
 def _refusal_in(response: Response) -> Mapping[str, str]:

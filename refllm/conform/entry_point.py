@@ -24,7 +24,7 @@ from refllm.api import InferencingParams
 from refllm.conform.case import Case
 from refllm.conform.harness import Skip, answer, hello, params_of
 from refllm.conform.protocol import ProtocolError, implementation_of, reply_of, unaskable
-from refllm.conform.reply import Broken, Implementation, Reply, TargetError
+from refllm.conform.reply import Broken, Implementation, NotApplicable, Reply, TargetError
 from refllm.conform.wire import to_wire
 
 __all__ = ["EntryPointTarget", "SdkHarness"]
@@ -56,11 +56,17 @@ class EntryPointTarget:
                 f"{self._entry_point} does not start: {type(error).__name__}: {error}"
             ) from error
 
+    def not_applicable(self, case: Case) -> NotApplicable | None:
+        """Return why no object of this kind can be asked the case, None where one can."""
+        if isinstance(self._harness, SdkHarness):
+            return unaskable(case) or self._harness.not_applicable(case)
+        return unaskable(case)
+
     def run(self, case: Case) -> Reply:
         """What the object says; an exception that is no error of the interface is `Broken`."""
-        skipped = unaskable(case)
-        if skipped is not None:
-            return skipped
+        not_applicable = self.not_applicable(case)
+        if not_applicable is not None:
+            return not_applicable
         with contextlib.redirect_stdout(sys.stderr):
             said = answer(self._harness.run, case.group, to_wire(case.input))
         try:
@@ -86,10 +92,18 @@ class SdkHarness:
         implementation = {"name": self._name, "language": "Python"}
         return {"implementation": implementation, "groups": list(SDK_GROUPS)}
 
+    def not_applicable(self, case: Case) -> NotApplicable | None:
+        """Return why functions like these cannot be asked the case, None where they can."""
+        if case.group not in SDK_GROUPS:
+            return NotApplicable(f"Spin's SDK carries no {case.group}; a harness can be asked it")
+        if case.input.get("setup"):
+            return NotApplicable("these functions' host cannot be set up from here")
+        if case.group == "embeddings" and case.input.get("max_tokens") is not None:
+            return NotApplicable("these functions take no max_tokens")
+        return None
+
     def run(self, group: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         """The result. Errors: `Skip`, and whatever the functions raise."""
-        if asked.get("setup"):
-            raise Skip("these functions' host cannot be set up from here")
         is_embedding = group == "embeddings" or asked.get("operation") == "generate_embeddings"
         return self._embedded(asked) if is_embedding else self._inferred(asked)
 
@@ -106,8 +120,6 @@ class SdkHarness:
         return {"text": result.text, "usage": usage}
 
     def _embedded(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        if asked.get("max_tokens") is not None:
-            raise Skip("these functions take no max_tokens")
         result = self._function("generate_embeddings")(asked["model"], asked["texts"])
         usage = {"prompt_token_count": result.usage.prompt_token_count}
         return {"embeddings": result.embeddings, "usage": usage}

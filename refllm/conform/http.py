@@ -15,7 +15,15 @@ from typing import Any, Literal, TypeAlias
 
 from refllm.conform.case import Case, Group
 from refllm.conform.http_dialect import Asked, Dialect
-from refllm.conform.http_exchange import Address, ExchangeError, Request, Response, exchange
+from refllm.conform.http_exchange import (
+    Address,
+    ConnectionRefused,
+    ExchangeError,
+    Request,
+    Response,
+    exchange,
+    is_listening,
+)
 from refllm.conform.http_openai import OpenAiDialect
 from refllm.conform.http_spin import SpinDialect
 from refllm.conform.reply import (
@@ -23,6 +31,7 @@ from refllm.conform.reply import (
     Answer,
     Broken,
     Implementation,
+    NotApplicable,
     Reply,
     Skipped,
     TargetError,
@@ -72,6 +81,7 @@ class HttpTarget:
         self._draws_as_refllm = draws_as_refllm
         self._seconds = timeout_seconds
         self._address: Address
+        self._ended_by: str | None = None  # the case after which nothing listens any more
 
     def start(self) -> Implementation:
         """See that a server is there and takes the token; what it answers does not matter.
@@ -91,20 +101,40 @@ class HttpTarget:
             said = "another token" if self._token else "a token"
             raise TargetError(f"the server at {self._address} wants {said}; give it with --token")
         return Implementation(
-            name=f"the server at {self._address}",
+            name="the server",
             groups=GROUPS,
             draws_as_refllm=self._draws_as_refllm,
             details={"protocol": self._dialect.name, "url": str(self._address)},
         )
 
+    def not_applicable(self, case: Case) -> NotApplicable | None:
+        """Return why the protocol cannot ask the case, None where it can."""
+        if case.group == "api":
+            is_spelled = case.input["spellings"][self._dialect.name] is not None
+            return None if is_spelled else NotApplicable(case.input["not_in"][self._dialect.name])
+        asked = self._asked(case)
+        return asked if isinstance(asked, NotApplicable) else None
+
     def run(self, case: Case) -> Reply:
-        """Ask one case; `Skipped` where the protocol cannot."""
+        """Ask one case; `NotApplicable` where the protocol cannot."""
+        not_applicable = self.not_applicable(case)
+        if not_applicable is not None:
+            return not_applicable
         try:
-            if case.group == "api":
-                return self._api(case)
-            return self._group(case)
+            reply = self._api(case) if case.group == "api" else self._group(case)
+        except ConnectionRefused as error:
+            return Broken(str(error), is_lost=True, because_of=self._ended_by)
         except ExchangeError as error:
-            return Broken(str(error), is_lost=True)
+            if is_listening(self._address, seconds=self._seconds):
+                return Broken(str(error), is_lost=True)
+            self._ended_by = case.id
+            return Broken(
+                f"the server ended when it was asked {case.id}: nothing listens at {self._address} "
+                "any more; look at its log, since no request may end the process",
+                is_lost=True,
+            )
+        self._ended_by = None
+        return reply
 
     def stop(self) -> None:
         """Nothing is left open."""
@@ -117,16 +147,18 @@ class HttpTarget:
 
     # --- groups ---
 
-    def _group(self, case: Case) -> Reply:
-        name = case.input["model"]
+    def _asked(self, case: Case) -> Asked | NotApplicable:
+        name = case.input.get("model", "")
         model = self._model_map.get(name, name)
         if case.group == "text":
-            asked = self._dialect.text(case.input, model)
-        elif case.group == "embeddings":
-            asked = self._dialect.embeddings(case.input, model)
-        else:
-            asked = Skipped(f"HTTP carries no {case.group}")
-        if isinstance(asked, Skipped):
+            return self._dialect.text(case.input, model)
+        if case.group == "embeddings":
+            return self._dialect.embeddings(case.input, model)
+        return NotApplicable(f"HTTP carries no {case.group}; a harness can be asked it")
+
+    def _group(self, case: Case) -> Reply:
+        asked = self._asked(case)
+        if isinstance(asked, NotApplicable):
             return asked
         response = self._post(asked)
         reply = self._reply(response)
@@ -147,8 +179,6 @@ class HttpTarget:
 
     def _api(self, case: Case) -> Reply:
         spelling = case.input["spellings"][self._dialect.name]
-        if spelling is None:
-            return Skipped(case.input["not_in"][self._dialect.name])
         needs_token = bool(case.input.get("needs_token"))
         if needs_token and not self._token:
             return Skipped("the server asks for no token; start it with one, and give --token")

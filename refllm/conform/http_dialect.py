@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from refllm.api import InferencingParams
 from refllm.conform.case import Json
-from refllm.conform.reply import Skipped
+from refllm.conform.reply import NotApplicable
 
 __all__ = ["Asked", "Dialect", "counts", "has_penalty", "of_type", "params_of"]
 
@@ -31,21 +31,21 @@ class Dialect(Protocol):
 
     name: str
 
-    def text(self, asked: Json, model: str) -> Asked | Skipped:
+    def text(self, asked: Json, model: str) -> Asked | NotApplicable:
         """A case of the group `text`."""
 
-    def embeddings(self, asked: Json, model: str) -> Asked | Skipped:
+    def embeddings(self, asked: Json, model: str) -> Asked | NotApplicable:
         """A case of the group `embeddings`."""
 
     def result(self, value: Any) -> dict[str, Any]:  # noqa: ANN401
         """What there is of a result in an answer's JSON."""
 
 
-def params_of(asked: Json) -> InferencingParams | Skipped:
-    """A case's parameters, those that it leaves out by their defaults. Skipped: not in JSON."""
+def params_of(asked: Json) -> InferencingParams | NotApplicable:
+    """A case's parameters, with defaults for others; `NotApplicable` for what is not in JSON."""
     given = asked.get("params") or {}
     if not all(math.isfinite(value) for value in given.values()):
-        return Skipped("JSON has no NaN and no infinity")
+        return NotApplicable("JSON has no NaN and no infinity")
     return InferencingParams(**given)
 
 

@@ -10,15 +10,29 @@ import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Address", "ExchangeError", "Request", "Response", "exchange"]
+__all__ = [
+    "Address",
+    "ConnectionRefused",
+    "ExchangeError",
+    "Request",
+    "Response",
+    "exchange",
+    "is_listening",
+]
 
 CHUNK = 1 << 16
 MOST_BYTES = 256 * 1024 * 1024  # of an answer; twice what Spin's host takes
+PROBES = 5
+PROBE_SECONDS = 0.1
 PORTS = {"http": 80, "https": 443}
 
 
 class ExchangeError(Exception):
     """No whole answer came; the message says what happened, and what to do."""
+
+
+class ConnectionRefused(ExchangeError):
+    """Nothing listens at the address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +95,24 @@ def exchange(address: Address, request: Request, *, seconds: float) -> Response:
         return Response(response.status, response.headers.get_content_type(), body)
     except (OSError, http.client.HTTPException, ValueError) as error:
         asked = f"{request.method} {address}{request.path}"
-        raise ExchangeError(f"{asked}: {_explained(error, seconds)}") from error
+        refused = isinstance(error, ConnectionRefusedError)
+        kind = ConnectionRefused if refused else ExchangeError
+        raise kind(f"{asked}: {_explained(error, seconds)}") from error
     finally:
         connection.close()
+
+
+def is_listening(address: Address, *, seconds: float) -> bool:
+    """Return whether a connection is taken there, now and for half a second."""
+    for _ in range(PROBES):
+        try:
+            socket.create_connection((address.host, address.port), timeout=seconds).close()
+        except ConnectionRefusedError:
+            return False
+        except OSError:  # it is slow, or the way to it is broken: nothing is known
+            return True
+        time.sleep(PROBE_SECONDS)  # a process that ends closes its connections one by one
+    return True
 
 
 def _connection(address: Address, seconds: float) -> http.client.HTTPConnection:

@@ -18,7 +18,7 @@ import numpy as np
 
 from refllm.conform.case import Json
 from refllm.conform.http_dialect import Asked, counts, has_penalty, of_type, params_of
-from refllm.conform.reply import Skipped
+from refllm.conform.reply import NotApplicable
 
 __all__ = ["OpenAiDialect"]
 
@@ -34,15 +34,17 @@ class OpenAiDialect:
 
     name = "openai"
 
-    def text(self, asked: Json, model: str) -> Asked | Skipped:
-        """A prompt to be continued. Skipped: whatever is drawn, or has a penalty."""
+    def text(self, asked: Json, model: str) -> Asked | NotApplicable:
+        """A prompt to be continued. `NotApplicable`: whatever is drawn, or has a penalty."""
         params = params_of(asked)
-        if isinstance(params, Skipped):
+        if isinstance(params, NotApplicable):
             return params
         if params.max_tokens > 0 and params.temperature > 0:
-            return Skipped("the protocol has no top_k, so only greedy texts are asked")
+            return NotApplicable("the protocol has no top_k, so only greedy texts are asked")
         if params.max_tokens > 0 and has_penalty(params):
-            return Skipped("the protocol has no repeat_penalty, so only texts without are asked")
+            return NotApplicable(
+                "the protocol has no repeat_penalty, so only texts without are asked"
+            )
         body = {
             "model": model,
             "prompt": asked["prompt"],
@@ -54,12 +56,12 @@ class OpenAiDialect:
         }
         return Asked("/v1/completions", HEADERS, body)
 
-    def embeddings(self, asked: Json, model: str) -> Asked | Skipped:
-        """Texts to be embedded. Skipped: with a limit, and no texts at all."""
+    def embeddings(self, asked: Json, model: str) -> Asked | NotApplicable:
+        """Texts to be embedded. `NotApplicable`: with a limit, and no texts at all."""
         if not asked["texts"]:
-            return Skipped("OpenAI's protocol refuses an empty list")
+            return NotApplicable("OpenAI's protocol refuses an empty list")
         if asked.get("max_tokens") is not None:
-            return Skipped("the protocol carries no max_tokens for embeddings")
+            return NotApplicable("the protocol carries no max_tokens for embeddings")
         body = {"model": model, "input": list(asked["texts"]), "encoding_format": "float"}
         return Asked("/v1/embeddings", HEADERS, body)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from refllm.conform.case import Json, is_drawn
 from refllm.conform.http_dialect import Asked, counts, of_type, params_of
-from refllm.conform.reply import Skipped
+from refllm.conform.reply import NotApplicable
 from refllm.spin.api_types import API_TYPES
 
 __all__ = ["SpinDialect"]
@@ -27,21 +27,21 @@ class SpinDialect:
 
     name = "spin"
 
-    def text(self, asked: Json, model: str) -> Asked | Skipped:
-        """A prompt to be continued. Skipped: a draw with another seed than the server's."""
+    def text(self, asked: Json, model: str) -> Asked | NotApplicable:
+        """A prompt to be continued. `NotApplicable`: a draw with another seed than the server's."""
         params = params_of(asked)
-        if isinstance(params, Skipped):
+        if isinstance(params, NotApplicable):
             return params
         if is_drawn(asked["params"]) and asked["seed"] != ENGINE_SEED:
-            return Skipped(
+            return NotApplicable(
                 f"the protocol carries no seed, so only texts of seed {ENGINE_SEED} are asked"
             )
         return Asked(SPIN.infer_path, {}, SPIN.infer_request(model, asked["prompt"], params))
 
-    def embeddings(self, asked: Json, model: str) -> Asked | Skipped:
-        """Texts to be embedded. Skipped: with a limit."""
+    def embeddings(self, asked: Json, model: str) -> Asked | NotApplicable:
+        """Texts to be embedded. `NotApplicable`: with a limit."""
         if asked.get("max_tokens") is not None:
-            return Skipped("the protocol carries no max_tokens for embeddings")
+            return NotApplicable("the protocol carries no max_tokens for embeddings")
         return Asked(SPIN.embed_path, {}, SPIN.embed_request(model, asked["texts"]))
 
     def result(self, value: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -101,7 +101,12 @@ class Refllm:
         """`suite` are its models."""
         self._models = suite or SuiteModels()
         self._engines = {
-            numerics: _RecordingEngine(roots=[embedded.ROOT], numerics=numerics, stand_ins=False)
+            numerics: _RecordingEngine(
+                roots=[embedded.ROOT],
+                numerics=numerics,
+                stand_ins=False,
+                prompt_cache_bytes=0,  # each case is computed anew, whatever was asked before
+            )
             for numerics in loading.NUMERICS
         }
         self._tokenizers: dict[str, Tokenizer] = {}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from refllm.api import InvalidInput
-from refllm.conform.suite import golden_root
+from refllm.conform.suite import golden_root, nearest
 
 __all__ = ["Deviation", "Profile", "load_profile", "profile_names", "require_known_cases"]
 
@@ -86,8 +86,8 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
     else:
         known = ", ".join(profile_names(root)) or "none"
         raise InvalidInput(
-            f"there is no profile {name!r:.80}; those of the suite are: {known}; one of your own "
-            f"is named by its path, which ends in {ENDING}"
+            f"there is no profile {name!r:.80}{nearest(name, profile_names(root))} Those of the "
+            f"suite are: {known}; one of your own is named by its path, which ends in {ENDING}"
         )
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))

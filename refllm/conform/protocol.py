@@ -11,7 +11,14 @@ from collections.abc import Mapping, Set
 from typing import Any, NoReturn
 
 from refllm.conform.case import GROUPS, Case
-from refllm.conform.reply import Answer, Broken, Implementation, Reply, Skipped
+from refllm.conform.reply import (
+    Answer,
+    Broken,
+    Implementation,
+    NotApplicable,
+    Reply,
+    Skipped,
+)
 from refllm.conform.wire import to_wire
 
 __all__ = [
@@ -37,10 +44,10 @@ class ProtocolError(Exception):
 # --- To a harness --------------------------------------------------------------------------------
 
 
-def unaskable(case: Case) -> Skipped | None:
-    """The skip of a case that is a request of HTTP's, which nothing but HTTP can carry."""
+def unaskable(case: Case) -> NotApplicable | None:
+    """Return why no harness can be asked a request that only HTTP can carry, None for others."""
     reason = case.input.get("not_in", {}).get("python")
-    return None if reason is None else Skipped(str(reason))
+    return None if reason is None else NotApplicable(str(reason))
 
 
 def run_message(case: Case) -> Mapping[str, Any]:

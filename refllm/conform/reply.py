@@ -1,6 +1,6 @@
-"""What comes back from a target: an answer, a skip with its reason, or a breakdown.
+"""What comes back from a target: an answer, a reason why it was not asked, or a breakdown.
 
-A breakdown is never a wrong answer: it says that the harness, not the backend, does not work.
+A breakdown is never a wrong answer: it says that no answer came, and nothing of what one would be.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ __all__ = [
     "Answer",
     "Broken",
     "Implementation",
+    "NotApplicable",
     "Reply",
     "Skipped",
     "Target",
@@ -35,23 +36,32 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """The backend, or the way to it, cannot be asked this."""
+    """The backend is not asked this, for a reason that its author or the user can change."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotApplicable:
+    """No target of this kind can be asked this: its protocol does not carry the question."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The harness failed: no answer, or one that is no answer to the question.
+    """No answer came, or one that is no answer to the question.
 
-    `is_lost`: nothing came that could be read; it died, kept silent, or spoke of something else.
+    `is_lost`: nothing came that could be read; the target ended, kept silent, or sent something
+    else. `because_of` is the id of an earlier case whose failure is the reason for this one.
     """
 
     message: str
     is_lost: bool = False
+    because_of: str | None = None
 
 
-Reply: TypeAlias = Answer | Skipped | Broken
+Reply: TypeAlias = Answer | Skipped | NotApplicable | Broken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +88,9 @@ class Target(Protocol):
 
     def start(self) -> Implementation:
         """Make it ready. Errors: `TargetError`."""
+
+    def not_applicable(self, case: Case) -> NotApplicable | None:
+        """Return why no target of this kind can be asked the case, None where it can."""
 
     def run(self, case: Case) -> Reply:
         """Ask one case. Never raises: what goes wrong is `Broken`."""

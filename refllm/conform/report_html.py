@@ -7,7 +7,7 @@ not print is shown as `refllm.conform.report_values` does it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
@@ -17,14 +17,16 @@ from urllib.parse import quote, urlsplit
 from refllm.api import LlmRuntimeError
 from refllm.conform.case import Group
 from refllm.conform.plot import MOST_POINTS, plot
-from refllm.conform.report import STATUSES, Report, counted, without_password
+from refllm.conform.report import STATUSES, Report, counted
 from refllm.conform.report_values import (
     Comparison,
     clipped,
     compared,
     explanation,
     printable,
+    seen_difference,
     shown,
+    sides,
 )
 from refllm.conform.verdict import Verdict
 from refllm.install import how_to_install
@@ -37,6 +39,9 @@ VALUE_LENGTH = 2000
 TEXT_LENGTH = 10_000
 
 OPENED = ("failed", "unexpected pass", "error")
+# Of one cause in one group; the others are folded.
+MOST_OPENED = 3
+MOST_LINKS = 10
 ALWAYS = ("passed", "failed")  # columns, even where all are 0; a telephone has no room for more
 
 
@@ -74,10 +79,10 @@ def html_of(report: Report) -> str:
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         report=report,
-        target=without_password(report.target),
         started=report.started.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         environment=sorted(report.environment.items()),
         details=report.details,
+        causes=_causes(report),
         statuses=[status for status, n in report.totals.items() if n or status in ALWAYS],
         counts=report.counts,
         sections=[_section(report, group, Markup) for group in report.groups()],
@@ -100,11 +105,27 @@ class _Entry:
 
     id: str
     status: str
+    causes: list[tuple[int, str]]
+    sides: tuple[str, str]
     facts: list[tuple[str, str]]
     link: str | None
     values: Comparison | None
     plot: Any
     rows: list[_Row]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cause:
+    """A cause as the page shows it: the ids of its first cases, and of the others."""
+
+    number: int
+    consequence: str
+    cause: str
+    n_cases: int
+    n_later: int
+    first: list[str]
+    others: list[str]
+    command: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,26 +137,68 @@ class _Section:
     folded: list[tuple[str, list[_Entry]]]
 
 
+def _causes(report: Report) -> list[_Cause]:
+    causes = []
+    for number, cause in enumerate(report.causes, 1):
+        ids = [verdict.case.id for verdict in cause.verdicts]
+        causes.append(
+            _Cause(
+                number=number,
+                consequence=cause.consequence,
+                cause=cause.cause,
+                n_cases=len(ids),
+                n_later=cause.n_later,
+                first=ids[:MOST_LINKS],
+                others=ids[MOST_LINKS:],
+                command=report.command_for(ids[0]),
+            )
+        )
+    return causes
+
+
 def _section(report: Report, group: Group, markup: Callable[[str], Any]) -> _Section:
+    numbers = {cause.cause: number for number, cause in enumerate(report.causes, 1)}
     verdicts = report.of_group(group)
-    opened = [_entry(each, markup) for each in verdicts if each.status in OPENED]
-    folded = []
+    opened, folded = [], []
+    alike: dict[object, list[_Entry]] = {}
+    for verdict in verdicts:
+        if verdict.status in OPENED:
+            first = verdict.findings[0].cause if verdict.findings else None
+            same = alike.setdefault(first, [])
+            same.append(_entry(verdict, numbers, markup))
+            if len(same) <= MOST_OPENED:
+                opened.append(same[-1])
+    for cause, entries in alike.items():
+        rest = entries[MOST_OPENED:]
+        if rest:
+            of = f" of cause {numbers[cause]}" if cause in numbers else ""
+            folded.append((f"{len(rest)} more{of}", rest))
     for status in STATUSES:
-        entries = [_entry(each, markup) for each in verdicts if each.status == status]
+        entries = [_entry(each, numbers, markup) for each in verdicts if each.status == status]
         if entries and status not in OPENED:
             folded.append((counted(len(entries), status), entries))
     return _Section(group=group, opened=opened, folded=folded)
 
 
-def _entry(verdict: Verdict, markup: Callable[[str], Any]) -> _Entry:
-    difference = verdict.difference
+def _entry(verdict: Verdict, numbers: Mapping[str, int], markup: Callable[[str], Any]) -> _Entry:
+    difference = seen_difference(verdict)
     link = _followable(verdict.link)
     expected = () if difference is None else difference.expected_values
     got = () if difference is None else difference.got_values
+    causes = [
+        (numbers[each.cause], each.cause) for each in verdict.findings if each.cause in numbers
+    ]
+    shown_elsewhere = {"cause"} if causes else set()
     return _Entry(
         id=verdict.case.id,
         status=verdict.status,
-        facts=[fact for fact in explanation(verdict) if fact[0] != "link" or link is None],
+        causes=causes,
+        sides=sides(verdict),
+        facts=[
+            fact
+            for fact in explanation(verdict)
+            if (fact[0] != "link" or link is None) and fact[0] not in shown_elsewhere
+        ],
         link=link,
         values=None
         if difference is None

@@ -12,15 +12,18 @@ from datetime import UTC
 from typing import Any
 
 from refllm.conform.case import GROUPS
-from refllm.conform.report import Report, without_password
+from refllm.conform.report import Cause, Report, without_password
 from refllm.conform.report_values import plain
-from refllm.conform.verdict import Difference, Verdict
+from refllm.conform.verdict import Difference, Finding, Verdict
 from refllm.conform.wire import to_wire
 
 __all__ = ["VERSION", "json_of"]
 
-VERSION = 1
-"""Of the format: a field more does not change it, anything else does."""
+VERSION = 2
+"""Of the format: a field more does not change it, anything else does.
+
+1 had no status "not applicable", and in `causes` how many cases each explains, by its text.
+"""
 
 
 def json_of(report: Report) -> str:
@@ -29,6 +32,7 @@ def json_of(report: Report) -> str:
         "version": VERSION,
         "suite_version": report.suite_version,
         "target": without_password(report.target),
+        "command": report.command,
         "implementation": _implementation(report),
         "profile": report.profile,
         "environment": dict(sorted(report.environment.items())),
@@ -37,7 +41,7 @@ def json_of(report: Report) -> str:
         "exit_code": report.exit_code,
         "totals": report.totals,
         "groups": {group: report.counts[group] for group in report.groups()},
-        "causes": report.causes,
+        "causes": [_cause(cause) for cause in report.causes],
         "cases": [_case(verdict) for verdict in report.verdicts],
     }
     return json.dumps(to_wire(document), indent=1, allow_nan=False) + "\n"
@@ -67,8 +71,27 @@ def _case(verdict: Verdict) -> dict[str, Any]:
         "reason": verdict.reason,
         "link": verdict.link,
         "cause": verdict.cause,
+        "findings": [_finding(finding) for finding in verdict.findings],
         "difference": None if verdict.difference is None else _difference(verdict.difference),
+        "change": None if verdict.change is None else _difference(verdict.change),
         "seconds": verdict.seconds,
+    }
+
+
+def _cause(cause: Cause) -> dict[str, Any]:
+    return {
+        "cause": cause.cause,
+        "consequence": cause.consequence,
+        "is_recognized": cause.is_recognized,
+        "cases": [verdict.case.id for verdict in cause.verdicts],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "cause": finding.cause,
+        "consequence": finding.consequence,
+        "is_recognized": finding.is_recognized,
     }
 
 

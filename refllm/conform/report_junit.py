@@ -1,8 +1,8 @@
 """The report for CI systems, as JUnit's XML: a testsuite for each group, a testcase for each case.
 
-    failed, unexpected pass     <failure>
-    error                       <error>
-    skipped, expected failure   <skipped>
+    failed, unexpected pass                     <failure>, whose type is the consequence
+    error                                       <error>
+    skipped, not applicable, expected failure   <skipped>, whose message begins with the latter two
 
 A testcase's names are made of its id and of nothing else, so a CI system can follow it from run to
 run. There is no standard; this keeps to what Jenkins, GitLab and GitHub's actions have in common.
@@ -17,7 +17,14 @@ from xml.etree import ElementTree as ET
 
 from refllm.conform.case import Group
 from refllm.conform.report import Report, without_password
-from refllm.conform.report_values import clipped, compared, explanation, printable
+from refllm.conform.report_values import (
+    clipped,
+    compared,
+    explanation,
+    printable,
+    seen_difference,
+    sides,
+)
 from refllm.conform.verdict import Verdict
 
 __all__ = ["junit_of"]
@@ -60,8 +67,18 @@ def _properties(report: Report) -> dict[str, str]:
         "target": without_password(report.target),
         "implementation": report.name,
         "profile": report.profile or "",
+        **{f"cause.{number}": text for number, text in enumerate(_causes(report), 1)},
         **{f"environment.{key}": value for key, value in sorted(report.environment.items())},
     }
+
+
+def _causes(report: Report) -> list[str]:
+    """The causes of the whole run, the worst first, as a reader of one suite needs them, too."""
+    return [
+        f"{cause.consequence}, {len(cause.verdicts)} of {len(report.verdicts)} cases, such as "
+        f"{cause.example.case.id}: {cause.cause}"
+        for cause in report.causes
+    ]
 
 
 def _count(element: ET.Element, verdicts: tuple[Verdict, ...], *, seconds: float) -> None:
@@ -86,7 +103,7 @@ def _testcase(verdict: Verdict) -> ET.Element:
         return testcase
     details = ET.SubElement(testcase, kind, message=clipped(_message(verdict), MESSAGE_LENGTH))
     if kind != "skipped":  # it has no type, and readers look for no text in it
-        details.set("type", verdict.status)
+        details.set("type", verdict.findings[0].consequence if verdict.findings else verdict.status)
         details.text = "\n".join(_details(verdict))
     return testcase
 
@@ -100,17 +117,18 @@ def _kind(verdict: Verdict) -> str | None:
             return "failure"
         case "error":
             return "error"
-        case "skipped" | "expected failure":
+        case "skipped" | "not applicable" | "expected failure":
             return "skipped"
     assert_never(verdict.status)
 
 
 def _message(verdict: Verdict) -> str:
     """The case's end in one line."""
-    if verdict.status in ("expected failure", "unexpected pass"):
+    if verdict.status in ("not applicable", "expected failure", "unexpected pass"):
         said = f"{verdict.status}: {verdict.reason}"
     elif verdict.difference is not None:
-        cause = f"; likely cause: {verdict.cause}" if verdict.cause else ""
+        causes = [finding.cause for finding in verdict.findings if finding.is_recognized]
+        cause = f"; likely cause: {' '.join(causes)}" if causes else ""
         said = f"differs: {verdict.difference.where}{cause}"
     else:
         said = verdict.reason or verdict.status
@@ -121,8 +139,9 @@ def _details(verdict: Verdict) -> list[str]:
     lines = [f"id: {printable(verdict.case.id)}"]
     for label, text in explanation(verdict):
         lines.append(f"{label}: {clipped(text, REASON_LENGTH)}")
-        if label == "differs" and verdict.difference is not None:
-            difference = verdict.difference
+        difference = seen_difference(verdict)
+        if label == "differs" and difference is not None:
+            left, right = sides(verdict)
             values = compared(difference.expected, difference.got, length=VALUE_LENGTH)
-            lines += [f"expected: {values.whole_expected}", f"got: {values.whole_got}"]
+            lines += [f"{left}: {values.whole_expected}", f"{right}: {values.whole_got}"]
     return lines

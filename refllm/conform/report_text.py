@@ -1,4 +1,4 @@
-"""The report for a terminal: a table by group, what failed and how, and what was not tested.
+"""The report for a terminal: causes, an example of each, a table by group, what was not tested.
 
 text_of     the report, in 80 columns, without color
 progress    how far the run is, on a terminal's last line
@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from unicodedata import east_asian_width
 
-from refllm.conform.report import STATUSES, Report, without_password
-from refllm.conform.report_values import clipped, compared, explanation, printable
+from refllm.conform.report import STATUSES, Cause, Report
+from refllm.conform.report_values import (
+    clipped,
+    compared,
+    explanation,
+    printable,
+    seen_difference,
+    sides,
+)
 from refllm.conform.verdict import Status, Verdict
 
 __all__ = ["progress", "text_of"]
@@ -22,34 +30,41 @@ COLUMNS = 80
 LABEL_COLUMNS = 13  # "  1000 cases "
 VALUE_LENGTH = 3 * (COLUMNS - LABEL_COLUMNS) - 2  # three lines, with a mark at both ends
 REASON_LENGTH = 600
-# Who breaks the first thing breaks many, and the rest of them says nothing new.
-MOST_EXPLAINED = 25
+CAUSE_COLUMNS = 4
+# Of each cause: what its other cases show is the same.
+MOST_IDS = 3
+MOST_EXAMPLES = 10
+ALWAYS = ("passed", "failed")  # columns, even where all are 0
 
 HEADINGS: dict[Status, tuple[str, str]] = {
     "passed": ("", "passed"),
     "failed": ("", "failed"),
     "skipped": ("", "skipped"),
+    "not applicable": ("not", "applicable"),
     "error": ("", "errors"),
     "expected failure": ("expected", "failures"),
     "unexpected pass": ("unexpected", "passes"),
 }
 
 
-def text_of(report: Report, *, most_explained: int = MOST_EXPLAINED) -> str:
+def text_of(report: Report, *, most_examples: int = MOST_EXAMPLES) -> str:
     """The report as lines of at most 80 columns, ending in a line feed.
 
-    The first `most_explained` failures are explained, the others named.
+    What is wrong comes first: every cause with some of its cases, and then of the first
+    `most_examples` causes a case with what differs.
     """
     sections = (
         _head(report),
-        _table(report),
-        *_failures(report, most_explained),
-        _reasons(
-            "ERRORS (the harness broke, which says nothing about the backend)", report, "error"
-        ),
-        _reasons("EXPECTED FAILURES (the profile knows)", report, "expected failure"),
-        _reasons("SKIPPED", report, "skipped"),
         _causes(report),
+        _next_step(report),
+        *_examples(report, most_examples),
+        *map(_failure, report.with_status("unexpected pass")),
+        _table(report),
+        _reasons("EXPECTED FAILURES (the profile knows)", report, "expected failure"),
+        _reasons("SKIPPED (you can change that)", report, "skipped"),
+        _reasons(
+            "NOT APPLICABLE (a target of this kind cannot be asked)", report, "not applicable"
+        ),
         _end(report),
     )
     return "\n".join("".join(f"{line}\n" for line in lines) for lines in sections if lines)
@@ -83,88 +98,104 @@ def progress(n_cases: int) -> Iterator[Callable[[Verdict], None]]:
 
 def _head(report: Report) -> list[str]:
     profile = f", profile {report.profile}" if report.profile else ""
-    language = report.implementation.language
-    who = f"{report.name} ({language})" if language else report.name
-    lines = (
-        f"refllm conformance, suite {report.suite_version}{profile}",
-        f"{who} at {without_password(report.target)}",
-    )
+    lines = [f"refllm conformance, suite {report.suite_version}{profile}", report.headline]
+    if report.exit_code:
+        lines.append(f"{report.summary}: {report.outcome}")
     return [line for text in lines for line in _wrapped(clipped(text, REASON_LENGTH), COLUMNS)]
 
 
+def _causes(report: Report) -> list[str]:
+    """Each cause: its consequence, how many cases show it, what it is, and some of the cases."""
+    lines = [f"CAUSES, {report.order_of_causes}"] if report.causes else []
+    for number, cause in enumerate(report.causes, 1):
+        n = len(cause.verdicts)
+        behind = f", in {cause.n_later} of them behind another cause" if cause.n_later else ""
+        heading = f"{number:2}  {cause.consequence.upper()} in {_cases(n)}{behind}"
+        said = _wrapped(clipped(cause.cause, REASON_LENGTH), COLUMNS - CAUSE_COLUMNS)
+        lines += [heading, *(" " * CAUSE_COLUMNS + line for line in (*said, *_some(cause)))]
+    return lines
+
+
+def _some(cause: Cause) -> list[str]:
+    """The ids of the first cases, as many as fit on a line, and how many more there are."""
+    ids = [printable(verdict.case.id) for verdict in cause.verdicts]
+    room = COLUMNS - CAUSE_COLUMNS
+    for n in range(min(len(ids), MOST_IDS), 0, -1):
+        more = f" and {len(ids) - n} more" if len(ids) > n else ""
+        line = ", ".join(ids[:n]) + more
+        if len(line) <= room or n == 1:
+            return _cut(line, room)
+    return []
+
+
+def _next_step(report: Report) -> list[str]:
+    if not report.causes:
+        return []
+    asked = report.causes[0].example.case.id
+    command = clipped(printable(report.command_for(asked)), REASON_LENGTH)
+    lines, line = [], " "
+    for word in command.split(" "):
+        if len(line) + len(word) + 3 > COLUMNS and line.strip():
+            lines.append(f"{line} \\")
+            line = "   "
+        line += f" {word}"
+    text = "NEXT: mend the first cause, and ask its smallest case again"
+    return [text, *(piece for each in (*lines, line) for piece in _cut(each, COLUMNS))]
+
+
+def _examples(report: Report, most: int) -> Iterator[list[str]]:
+    """Of each cause one case, with all that is known of it; no case twice."""
+    seen: set[str] = set()
+    for number, cause in enumerate(report.causes[:most], 1):
+        example = next((v for v in cause.verdicts if v.case.id not in seen), None)
+        if example is not None:
+            seen.add(example.case.id)
+            yield _failure(example, f"EXAMPLE OF {number}, {example.status.upper()}")
+
+
 def _table(report: Report) -> list[str]:
-    counts = report.counts
+    counts, totals = report.counts, report.totals
+    shown = [status for status in STATUSES if totals[status] or status in ALWAYS]
     rows = [
-        ["", *(above for above, _ in HEADINGS.values())],
-        ["group", *(heading for _, heading in HEADINGS.values())],
-        *([group, *_cells(counts[group])] for group in report.groups()),
-        ["total", *_cells(report.totals)],
+        ["", *(HEADINGS[status][0] for status in shown)],
+        ["group", *(HEADINGS[status][1] for status in shown)],
+        *([group, *(str(counts[group][s] or "-") for s in shown)] for group in report.groups()),
+        ["total", *(str(totals[status] or "-") for status in shown)],
     ]
-    return [_row(row) for row in rows]
+    widths = [max(map(len, HEADINGS[status])) + 2 for status in shown]
+    lines = [
+        (f"{first:11}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))).rstrip()
+        for first, *cells in rows
+    ]
+    return lines if lines[0] else lines[1:]
 
 
-def _row(cells: Sequence[str]) -> str:
-    first, *others = cells
-    return (f"{first:12}" + "".join(f"{cell:>11}" for cell in others)).rstrip()
-
-
-def _cells(counts: dict[Status, int]) -> list[str]:
-    return [str(counts[status] or "-") for status in STATUSES]
-
-
-def _failures(report: Report, most: int) -> Iterator[list[str]]:
-    """A section for each failure, and one for those beyond `most`."""
-    failures = report.with_status("failed", "unexpected pass")
-    yield from map(_failure, failures[:most])
-    others = failures[most:]
-    if others:
-        names = [
-            clipped(f"  {verdict.status}: {printable(verdict.case.id)}", COLUMNS)
-            for verdict in others
-        ]
-        yield [f"AND {len(others)} MORE", *names]
-
-
-def _failure(verdict: Verdict) -> list[str]:
-    lines = [f"{verdict.status.upper()} {printable(verdict.case.id)}"]
+def _failure(verdict: Verdict, heading: str = "") -> list[str]:
+    lines = [f"{heading or verdict.status.upper()}: {printable(verdict.case.id)}"]
     for label, text in explanation(verdict):
+        if label == "cause" and heading:  # it is told above
+            continue
         lines += _labeled(label, _wrapped(clipped(text, REASON_LENGTH), COLUMNS - LABEL_COLUMNS))
-        if label == "differs" and verdict.difference is not None:
-            difference = verdict.difference
+        difference = seen_difference(verdict)
+        if label == "differs" and difference is not None:
+            left, right = sides(verdict)
             values = compared(difference.expected, difference.got, length=VALUE_LENGTH)
-            lines += _labeled("expected", _cut(values.whole_expected, COLUMNS - LABEL_COLUMNS))
-            lines += _labeled("got", _cut(values.whole_got, COLUMNS - LABEL_COLUMNS))
+            lines += _labeled(left, _cut(values.whole_expected, COLUMNS - LABEL_COLUMNS))
+            lines += _labeled(right, _cut(values.whole_got, COLUMNS - LABEL_COLUMNS))
     return lines
 
 
 def _reasons(heading: str, report: Report, status: Status) -> list[str]:
-    """The reasons of all that ended so, and where to read on, the most frequent first.
-
-    Of an error the first case as well, which has to be run again.
-    """
-    cases: dict[str, list[str]] = {}
-    for verdict in report.with_status(status):
-        reason = " ".join(filter(None, (verdict.reason or "no reason given", verdict.link)))
-        cases.setdefault(reason, []).append(verdict.case.id)
-    said = []
-    for reason, ids in cases.items():
-        others = " and others" if len(ids) > 1 else ""
-        said.append((f"{ids[0]}{others}: {reason}" if status == "error" else reason, len(ids)))
-    return _many(heading, sorted(said, key=lambda item: (-item[1], item[0])))
-
-
-def _causes(report: Report) -> list[str]:
-    return _many("LIKELY CAUSES", report.causes.items())
-
-
-def _many(heading: str, said: Iterable[tuple[str, int]]) -> list[str]:
-    """A line for each text, behind how many cases it is said of; nothing where there is none."""
+    """The reasons of all that ended so, and where to read on, the most frequent first."""
+    reasons = Counter(
+        " ".join(filter(None, (verdict.reason or "no reason given", verdict.link)))
+        for verdict in report.with_status(status)
+    )
     lines = [
         line
-        for text, n in said
+        for text, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
         for line in _labeled(
-            f"{n} case{'' if n == 1 else 's'}",
-            _wrapped(clipped(printable(text), REASON_LENGTH), COLUMNS - LABEL_COLUMNS),
+            _cases(n), _wrapped(clipped(printable(text), REASON_LENGTH), COLUMNS - LABEL_COLUMNS)
         )
     ]
     return [heading, *lines] if lines else []
@@ -172,11 +203,12 @@ def _many(heading: str, said: Iterable[tuple[str, int]]) -> list[str]:
 
 def _end(report: Report) -> list[str]:
     n = len(report.verdicts)
-    text = (
-        f"{n} case{'' if n == 1 else 's'} in {report.seconds:.1f} s: {report.summary}: "
-        f"{report.outcome}"
-    )
+    text = f"{_cases(n)} in {report.seconds:.1f} s: {report.summary}: {report.outcome}"
     return _wrapped(text, COLUMNS)
+
+
+def _cases(n: int) -> str:
+    return f"{n} case{'' if n == 1 else 's'}"
 
 
 def _labeled(label: str, lines: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from refllm.conform.verdict import Verdict
+from refllm.conform.verdict import Difference, Verdict
 
 __all__ = [
     "Comparison",
@@ -24,7 +24,9 @@ __all__ = [
     "explanation",
     "plain",
     "printable",
+    "seen_difference",
     "shown",
+    "sides",
 ]
 
 KEPT = "\n\t"
@@ -129,19 +131,29 @@ def distance(tolerances: float) -> str:
     return f"{tolerances:{',.0f' if is_readable else '.3g'}} times what is allowed"
 
 
+def seen_difference(verdict: Verdict) -> Difference | None:
+    """What to show of a case: how its answer changed, else how it differs from the right one."""
+    return verdict.change or verdict.difference
+
+
+def sides(verdict: Verdict) -> tuple[str, str]:
+    """What the two values of `seen_difference` are called."""
+    return ("first", "again") if verdict.change is not None else ("expected", "got")
+
+
 def explanation(verdict: Verdict) -> list[tuple[str, str]]:
     """What to know about a case besides its values, as labels and texts in the order to read.
 
     The labels are proves, clause, differs, off by, cause, reason and link; only those that apply.
     """
-    difference = verdict.difference
+    difference = seen_difference(verdict)
     away = None if difference is None else difference.tolerances
     said = (
         ("proves", verdict.case.proves),
         ("clause", verdict.case.clause),
         ("differs", "" if difference is None else difference.where),
         ("off by", "" if away is None else distance(away)),
-        ("cause", verdict.cause or ""),
+        *(("cause", each.cause) for each in verdict.findings if each.is_recognized),
         ("reason", verdict.reason),
         ("link", verdict.link or ""),
     )

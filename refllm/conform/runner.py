@@ -10,13 +10,22 @@ from dataclasses import replace
 from refllm.conform.case import Case, Group, is_drawn
 from refllm.conform.compare import MalformedAnswer, compare
 from refllm.conform.profiles import Profile
-from refllm.conform.reply import Broken, Implementation, Reply, Skipped, Target
-from refllm.conform.symptoms import likely_cause
-from refllm.conform.verdict import Verdict
+from refllm.conform.repeat import change, kind_of_repeat, times_to_repeat
+from refllm.conform.reply import (
+    Answer,
+    Broken,
+    Implementation,
+    NotApplicable,
+    Reply,
+    Skipped,
+    Target,
+)
+from refllm.conform.symptoms import findings_of
+from refllm.conform.verdict import Difference, Verdict
 
 __all__ = ["run_cases", "verdict_of"]
 
-# Cases of a group that were lost one after the other; whoever has lost these loses the next too,
+# Cases of a group that were lost one after the other: a target that lost these loses the next too,
 # and each may take as long as a case is allowed to.
 MOST_LOST = 5
 
@@ -32,33 +41,51 @@ def run_cases(
 ) -> tuple[Verdict, ...]:
     """The verdict of every case, in their order, of a target that has started.
 
-    What the target does not answer, or needs one of `absent_models`, is skipped. A group in which
-    nothing comes back is left alone after some cases. `profile` names known deviations. `each` is
-    told every verdict as soon as there is one; likely causes are known only when all are in.
+    What this kind of target cannot be asked is not applicable; what the target does not answer, or
+    needs one of `absent_models`, is skipped. A group in which nothing comes back is left alone
+    after some cases. Of each kind of answer one is asked for again. `profile` names known
+    deviations. `each` is told every verdict as soon as there is one; what is wrong is known only
+    when all are in.
     """
     absent = frozenset(absent_models)
     lost: Counter[Group] = Counter()  # in a row
+    last_lost: dict[Group, str] = {}
+    repeated: Counter[str] = Counter()
     verdicts = []
     for case in cases:
         start = time.perf_counter()
-        reply = _unasked(implementation, case, absent, lost[case.group]) or target.run(case)
+        reply = (
+            target.not_applicable(case)
+            or _unasked(implementation, case, absent)
+            or (_given_up(case, last_lost[case.group]) if lost[case.group] >= MOST_LOST else None)
+            or target.run(case)
+        )
         if isinstance(reply, Broken) and reply.is_lost:
             lost[case.group] += 1
-        elif not isinstance(reply, Skipped):
+            last_lost[case.group] = reply.because_of or case.id
+        elif isinstance(reply, Answer | Broken):
             del lost[case.group]
-        verdict = _in_profile(verdict_of(case, reply), profile)
+        verdict = verdict_of(case, reply)
+        if isinstance(reply, Answer) and verdict.status != "error":
+            kind = kind_of_repeat(case, reply.result)
+            if kind is not None and repeated[kind] < times_to_repeat(kind):
+                repeated[kind] += 1
+                verdict = _with_change(verdict, change(case, reply.result, target.run(case)))
+        verdict = _in_profile(verdict, profile)
         verdicts.append(replace(verdict, seconds=time.perf_counter() - start))
         each(verdicts[-1])
-    causes = likely_cause(verdicts)
-    return tuple(replace(verdict, cause=causes.get(verdict.case.id)) for verdict in verdicts)
+    findings = findings_of(verdicts)
+    return tuple(replace(v, findings=findings.get(v.case.id, ())) for v in verdicts)
 
 
 def verdict_of(case: Case, reply: Reply) -> Verdict:
     """What a reply means, known deviations aside."""
     if isinstance(reply, Skipped):
         return Verdict(case=case, status="skipped", reason=reply.reason)
+    if isinstance(reply, NotApplicable):
+        return Verdict(case=case, status="not applicable", reason=reply.reason)
     if isinstance(reply, Broken):
-        return Verdict(case=case, status="error", reason=reply.message)
+        return Verdict(case=case, status="error", reason=reply.message, because_of=reply.because_of)
     try:
         difference = compare(case, reply.result)
     except MalformedAnswer as error:
@@ -68,24 +95,39 @@ def verdict_of(case: Case, reply: Reply) -> Verdict:
     )
 
 
-def _unasked(
-    implementation: Implementation, case: Case, absent: Collection[str], n_lost: int
-) -> Skipped | Broken | None:
-    """Why the case is not even asked; None where it is."""
+def _unasked(implementation: Implementation, case: Case, absent: Collection[str]) -> Skipped | None:
+    """Why the case is not even asked, though it could be; None where it is."""
     if case.group not in implementation.groups:
-        return Skipped(f"{implementation.name} is not asked about {case.group}")
+        return Skipped(f"{implementation.name} does not list {case.group} among its groups")
     missing = [name for name in case.models if name in absent]
     if missing:
-        return Skipped(f"the model {missing[0]} is not here")
+        return Skipped(
+            f"the target is not said to have {missing[0]}; if it has, say --have {missing[0]}"
+        )
     is_seeded = case.group == "text" and is_drawn(case.input["params"])
     if is_seeded and not implementation.draws_as_refllm:
-        return Skipped(f"{implementation.name} draws with random numbers of its own")
-    if n_lost >= MOST_LOST:
-        return Broken(
-            f"not asked: {MOST_LOST} cases of {case.group} in a row brought no answer; mend those",
-            is_lost=True,
+        return Skipped(
+            "drawn texts are compared where the random numbers are refllm's; say so with "
+            "--draws-as-refllm for a server, draws_as_refllm in a harness"
         )
     return None
+
+
+def _given_up(case: Case, because_of: str) -> Broken:
+    return Broken(
+        f"not asked: {MOST_LOST} cases of {case.group} in a row brought no answer; mend those",
+        is_lost=True,
+        because_of=because_of,
+    )
+
+
+def _with_change(verdict: Verdict, changed: Difference | None) -> Verdict:
+    """The verdict of a case that was asked again; one whose answer changed has failed."""
+    if changed is None:
+        return verdict
+    return replace(
+        verdict, status="failed", change=changed, difference=verdict.difference or changed
+    )
 
 
 def _in_profile(verdict: Verdict, profile: Profile | None) -> Verdict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from refllm.api import InvalidInput
 from refllm.conform.case import GROUPS, Case, Group, Json
 from refllm.conform.wire import decoded
 
-__all__ = ["Suite", "chosen", "golden_root", "load_suite"]
+__all__ = ["Suite", "chosen", "golden_root", "load_suite", "nearest"]
 
 # Every so many of the sampling cases run with --quick: their format, which is older, has no mark.
 QUICK_SAMPLING = 6
@@ -55,14 +56,23 @@ def chosen(
     """The cases of these groups whose ids match one of these patterns, perhaps only the quick ones.
 
     By default all. Errors: `InvalidInput` for a group that there is not, a pattern that nothing
-    matches, and where nothing is left.
+    matches, with the nearest that there are, and where nothing is left.
     """
     unknown = sorted(set(groups) - set(GROUPS))
     if unknown:
-        raise InvalidInput(f"there is no group {unknown[0]!r}; the groups are {', '.join(GROUPS)}")
+        raise InvalidInput(
+            f"there is no group {unknown[0]!r:.80}{nearest(unknown[0], GROUPS)} The groups are "
+            + ", ".join(GROUPS)
+        )
     for pattern in only:
         if not any(fnmatchcase(case.id, pattern) for case in suite.cases):
-            raise InvalidInput(f"no case's id matches {pattern!r}")
+            raise InvalidInput(
+                f"no case's id matches {pattern!r:.80}"
+                + nearest(
+                    pattern, [*(f"{group}/*" for group in GROUPS), *(c.id for c in suite.cases)]
+                )
+                + " A pattern has * and ?, as text/* has"
+            )
     cases = tuple(
         case
         for case in suite.cases
@@ -73,6 +83,17 @@ def chosen(
     if not cases:
         raise InvalidInput("these options together leave no case; leave one of them out")
     return cases
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return the end of a sentence about a name that there is not.
+
+    Example:
+        >>> nearest("txt", ["text", "ops"]), nearest("x", ["text", "ops"])
+        ('; did you mean text?', '.')
+    """
+    found = get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]}?" if found else "."
 
 
 def _cases(root: Path, group: Group) -> Iterator[Case]:

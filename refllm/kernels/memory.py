@@ -18,7 +18,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEAST_BYTES", "MOST_BYTES", "empty", "zeros"]
+__all__ = ["LEAST_BYTES", "MOST_BYTES", "begin_piece", "empty", "zeros"]
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -96,7 +96,7 @@ def zeros(n_rows: int, n_bytes: int) -> Bytes:
     """uint8 [n_rows, n_bytes] of zeros, behind those that were asked for before.
 
     Their memory is given back piece by piece, each when nobody looks at any part of it; but the
-    last one stays, for what is asked for next.
+    last one stays, for what is asked for next, until `begin_piece`.
     """
     global _rest  # noqa: PLW0603
     size = n_rows * n_bytes
@@ -106,6 +106,16 @@ def zeros(n_rows: int, n_bytes: int) -> Bytes:
             _rest = _piece(max(PIECE_BYTES, -(-room // LARGE_PAGE) * LARGE_PAGE))
         array, _rest = _rest[:size], _rest[room:]
     return array.reshape(n_rows, n_bytes)
+
+
+def begin_piece() -> None:
+    """Let the weights that are asked for next begin a new piece of memory.
+
+    The pieces of what is asked for between two calls hold nothing else, and go back with it.
+    """
+    global _rest  # noqa: PLW0603
+    with _lock:
+        _rest = np.empty(0, np.uint8)
 
 
 def _piece(n_bytes: int) -> Bytes:

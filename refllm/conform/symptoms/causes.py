@@ -224,6 +224,7 @@ CONSEQUENCES: Mapping[str, tuple[str, ...]] = {
         "BOS counted twice",
         "space before the text",
     ),
+    "prompt cut": ("BOS not counted", "BOS counted twice"),
     "softmax overflows": ("probabilities rounded otherwise",),
     "special tokens not added": (
         "special tokens missing",

@@ -24,7 +24,15 @@ from refllm.conform.symptoms.of_logits import tiny_chat_weights
 from refllm.conform.symptoms.of_tokenizer import REPLACEMENT, tiny_chat_tokenizer
 from refllm.sampling import uniform
 
-__all__ = ["RIGHT", "Writer", "can_be_drawn", "would_write_otherwise", "writes"]
+__all__ = [
+    "RIGHT",
+    "Writer",
+    "can_be_drawn",
+    "is_drawn_for_greedy",
+    "is_of_another",
+    "would_write_otherwise",
+    "writes",
+]
 
 Ids = tuple[int, ...]
 
@@ -37,6 +45,15 @@ FEWEST_DRAWN = 4
 # So much is generated after so short a prompt.
 OPENING = 8
 SHORT_PROMPT = 16
+NO_PARAMS: Mapping[str, float] = {}
+# Natural logarithms of probabilities: the mean over tokens that the network draws, and over those
+# of another text (tokens of tiny-chat that are all alike are at -7.6); and by how much less likely
+# than the best a token is that no rounding would take, of which a drawn text has some.
+LIKELY = -2.0
+UNLIKELY = -5.0
+GAP = 0.1
+FEWEST_OTHERS = 2
+DRAWN_EVIDENCE = 0.3
 KEPT = 64
 
 
@@ -45,17 +62,20 @@ class Writer:
     """How a text is written: tokenizer, network and sampler, each as it should be or mistaken.
 
     `tokenizer` are other values of `tokenizer.ggml.` keys; `network` makes the network from the
-    number of the prompt's tokens.
+    number of the prompt's tokens. `prompt_of` is what becomes of the prompt before it is read, and
+    `params` are parameters that take the place of the request's.
     """
 
     tokenizer: Mapping[str, bool] = field(default_factory=dict)
     network: Callable[[int], Network] | None = None
     rule: Rule = field(default_factory=Rule)
     penalizes_prompt: bool = True
+    prompt_of: Callable[[str], str] = str
+    params: Mapping[str, float] = field(default_factory=dict)
 
     def prompt(self, case: Case) -> Ids:
         """The prompt's tokens."""
-        return _encoded(case.input["prompt"], **self.tokenizer)
+        return _encoded(self.prompt_of(case.input["prompt"]), **self.tokenizer)
 
     def read(self, prompt: Ids, drawn: Ids) -> Doubles:
         """The logits that each of the drawn tokens was drawn from, [drawn, V]."""
@@ -67,7 +87,8 @@ class Writer:
         """The token after these, from its logits [V]."""
         previous = [*(prompt if self.penalizes_prompt else ()), *before]
         u = uniform(int(case.input["seed"]), len(before))
-        answered = answer(_question(case, previous, row, u), self.rule)
+        question = _question(case, previous, row, u, self.params)
+        answered = answer(question, self.rule)
         return None if answered is None else int(answered["token"])
 
 
@@ -107,6 +128,41 @@ def can_be_drawn(case: Case, got: Json) -> float:
     rows = RIGHT.read(prompt, drawn)
     steps = range(len(drawn))
     return float(all(drawn[i] in _candidates(case, prompt, drawn[:i], rows[i]) for i in steps))
+
+
+def is_drawn_for_greedy(case: Case, got: Json) -> float:
+    """Return more than 0 where a text is likely, but of tokens that are not the most likely ones.
+
+    It is less than what a mistake that writes this very text gets.
+    """
+    params = case.input["params"]
+    is_greedy = params["temperature"] <= 0 or params["top_k"] == 1
+    gaps, likelihood = _read_again(case, got)
+    is_drawn = is_greedy and likelihood > LIKELY and sum(gap > GAP for gap in gaps) >= FEWEST_OTHERS
+    return DRAWN_EVIDENCE * is_drawn
+
+
+def is_of_another(case: Case, got: Json) -> float:
+    """Return 1 where the network would hardly ever draw this text, else 0."""
+    gaps, likelihood = _read_again(case, got)
+    return float(len(gaps) >= FEWEST_DRAWN and likelihood < UNLIKELY)
+
+
+def _read_again(case: Case, got: Json) -> tuple[Sequence[float], float]:
+    """By how much each drawn token is less likely than the best, and the mean log probability.
+
+    Nothing and 0 of what cannot be read.
+    """
+    if not _is_known(case) or "error" in got or case.input["params"]["repeat_penalty"] != 1.0:
+        return (), 0.0
+    prompt, drawn = RIGHT.prompt(case), _drawn(case, got)
+    if len(drawn) < FEWEST_DRAWN or len(prompt) + len(drawn) > MOST_TOKENS:
+        return (), 0.0
+    rows = RIGHT.read(prompt, drawn)  # [T, V]
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    own = shifted[np.arange(len(drawn)), list(drawn)]  # [T], 0 for the most likely
+    log_probabilities = own - np.log(np.exp(shifted).sum(axis=1))
+    return (-own).tolist(), float(log_probabilities.mean())
 
 
 def _is_known(case: Case) -> bool:
@@ -152,18 +208,20 @@ def _begins_so(writer: Writer, case: Case, got: Json) -> bool:
     prompt = writer.prompt(case)
     is_greedy = case.input["params"]["temperature"] <= 0
     is_fit = is_greedy and 0 < len(prompt) <= SHORT_PROMPT and writer.network is not None
-    if not is_fit or got.get("token_ids") is not None:
+    if not is_fit or got.get("token_ids") is not None or got["text"] == case.expected["text"]:
         return False
     drawn: Ids = ()
+    opening = ""
     while len(drawn) < OPENING:
         row = writer.read(prompt, (*drawn, 0))[-1]
         token = writer.draws(case, prompt, drawn, row) if np.isfinite(row).all() else None
         if token is None or token in tiny_chat_tokenizer().eos_ids:
             return False
         drawn = (*drawn, token)
-    opening = tiny_chat_tokenizer().decode_continuation(prompt, drawn).rstrip(REPLACEMENT)
-    is_other = not case.expected["text"].startswith(opening)
-    return is_other and bool(got["text"].startswith(opening))
+        opening = tiny_chat_tokenizer().decode_continuation(prompt, drawn).rstrip(REPLACEMENT)
+        if not got["text"].startswith(opening):
+            return False
+    return not case.expected["text"].startswith(opening)
 
 
 def _candidates(case: Case, prompt: Ids, before: Ids, row: Doubles) -> Sequence[int]:
@@ -172,11 +230,17 @@ def _candidates(case: Case, prompt: Ids, before: Ids, row: Doubles) -> Sequence[
     return () if answered is None else answered["stages"][-1]["ids"]
 
 
-def _question(case: Case, previous_tokens: Sequence[int], row: Doubles, u: float) -> Json:
+def _question(
+    case: Case,
+    previous_tokens: Sequence[int],
+    row: Doubles,
+    u: float,
+    params: Mapping[str, float] = NO_PARAMS,
+) -> Json:
     return {
         "profile": "contract",
         "logits": row,
-        "params": case.input["params"],
+        "params": {**case.input["params"], **params},
         "previous_tokens": list(previous_tokens),
         "u": u,
     }

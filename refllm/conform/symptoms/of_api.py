@@ -39,17 +39,18 @@ def _accepts(case: Case, got: Json) -> bool:
 
 
 def _echoes(case: Case, got: Json) -> bool:
-    prompt = case.input.get("prompt") or ""
+    # A request that only HTTP carries has its prompt in what is expected.
+    prompt = case.input.get("prompt") or case.expected.get("text_does_not_begin_with", "")
     expected = case.expected.get("text", "")
     is_echo = bool(prompt.strip()) and str(got.get("text", "")).startswith(prompt)
-    return is_echo and not expected.startswith(prompt)
+    return is_echo and "error" not in case.expected and not expected.startswith(prompt)
 
 
 def _prompt_is_off_by(n: int) -> Callable[[Case, Json], bool]:
     def sees(case: Case, got: Json) -> bool:
         expected = _usage(case.expected, "prompt_token_count")
         found = _usage(got, "prompt_token_count")
-        is_infer = case.input["operation"] == "infer"
+        is_infer = "embeddings" not in got
         return is_infer and expected is not None and found == expected + n
 
     return sees
@@ -65,6 +66,13 @@ def _end_not_counted(case: Case, got: Json) -> bool:
     expected, found = (_usage(a, "generated_token_count") for a in (case.expected, got))
     is_same_text = "text" in case.expected and got.get("text") == case.expected["text"]
     return is_same_text and expected is not None and found == expected - 1
+
+
+def _max_tokens_ignored(case: Case, got: Json) -> bool:
+    generated, expected = (_usage(a, "generated_token_count") for a in (got, case.expected))
+    most = _params(case).get("max_tokens", 100)
+    is_infer = case.input["operation"] == "infer" and "error" not in case.expected
+    return is_infer and generated is not None and generated > most and generated != expected
 
 
 def _accepts_what_is_no_number(case: Case, got: Json) -> bool:
@@ -108,7 +116,9 @@ def _refuses_empty_text(case: Case, got: Json) -> bool:
     return _refuses(case, got) and "" in (case.input.get("texts") or ())
 
 
-def _is_not_of_length_1(_case: Case, got: Json) -> bool:
+def _is_not_of_length_1(case: Case, got: Json) -> bool:
+    if "error" in case.expected:
+        return False
     lengths = [np.linalg.norm(np.array(vector, float)) for vector in got.get("embeddings", ())]
     return any(abs(length - 1.0) > UNIT_ERROR for length in lengths)
 
@@ -125,8 +135,14 @@ def _is_of_another_kind(case: Case, got: Json) -> bool:
     return expected is not None and found is not None and found != expected
 
 
+def _has_another_status(case: Case, got: Json) -> bool:
+    allowed = case.expected.get("error", {}).get("status", {}).get(got.get("protocol"))
+    return "error" in got and bool(allowed) and got.get("status") not in allowed
+
+
 def _says_too_little(case: Case, got: Json) -> bool:
-    return bool(case.expected.get("error", {}).get("says")) and "error" in got
+    is_silent = bool(case.expected.get("error", {}).get("says")) and "error" in got
+    return is_silent and not (_is_of_another_kind(case, got) or _has_another_status(case, got))
 
 
 CAUSES = {symptom.name: symptom.cause for symptom in chain(SAMPLING, TEXT, EMBEDDINGS)}
@@ -138,6 +154,7 @@ KNOWN: tuple[tuple[str, Sees], ...] = (
     ("BOS not counted", _prompt_is_off_by(-1)),
     ("BOS counted twice", _prompt_is_off_by(1)),
     ("end token not counted", _end_not_counted),
+    ("max_tokens ignored", _max_tokens_ignored),
     ("parameters not checked", _accepts_what_is_no_number),
     ("penalty not checked", _accepts_any_penalty),
     ("top-k 0 refused", _refuses_top_k_0),
@@ -177,6 +194,14 @@ API: tuple[Symptom, ...] = (
         "wrong, model-not-supported where the model is, runtime-error where something broke.",
         "api",
         _is_of_another_kind,
+        is_vague=True,
+    ),
+    seen(
+        "status of another kind",
+        "A wrong request gets another HTTP status than the error has: 400 where the request is "
+        "wrong, 404 where there is no such model or path, 500 only where something broke.",
+        "api",
+        _has_another_status,
         is_vague=True,
     ),
     seen(

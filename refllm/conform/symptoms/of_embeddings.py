@@ -246,6 +246,14 @@ def _vectors_are_right(case: Case, got: Json) -> bool:
     return found.shape == wanted.shape and bool((np.abs(found - wanted) <= bound).all())
 
 
+def _are_right_but_for_their_length(case: Case, got: Json) -> bool:
+    found = _got(got)
+    if found.ndim != 2 or _vectors_are_right(case, got):
+        return False
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    return bool((lengths > 0).all()) and _vectors_are_right(case, {"embeddings": found / lengths})
+
+
 def _off_by(got: Json, case: Case) -> int:
     wanted: int = case.expected["usage"]["prompt_token_count"]
     return int(got["usage"]["prompt_token_count"]) - wanted
@@ -289,7 +297,9 @@ def _is_cut_elsewhere(case: Case, got: Json) -> bool:
 
 
 Sees = Callable[[Case, Json], bool]
+NOT_NORMALIZED = next(cause for name, cause, _ in ENCODERS if name == "embeddings not normalized")
 SEEN: tuple[tuple[str, str, Sees], ...] = (
+    ("vectors of another length", NOT_NORMALIZED, _are_right_but_for_their_length),
     (
         "count of padding",
         "The prompt tokens of embeddings are counted with their padding, or of the longest text "

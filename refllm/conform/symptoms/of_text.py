@@ -119,6 +119,20 @@ def _one_too_many(case: Case, got: Json) -> bool:
     return text.startswith(expected) and _off(case, got)[1] == 1 and not _ends_by_itself(case)
 
 
+def _most(case: Case) -> int:
+    return int(case.input["params"].get("max_tokens", 100))
+
+
+def _max_tokens_ignored(case: Case, got: Json) -> bool:
+    generated = _counts(got["usage"])[1]
+    return generated > _most(case) and not _one_too_many(case, got)
+
+
+def _ends_too_early(case: Case, got: Json) -> bool:
+    text, expected = _texts(case, got)
+    return 0 < len(text) < len(expected) and expected.startswith(text) and _off(case, got)[1] < -1
+
+
 def _one_too_few(case: Case, got: Json) -> bool:
     text, expected = _texts(case, got)
     return expected.startswith(text) and _off(case, got)[1] == -1 and not _ends_by_itself(case)
@@ -195,6 +209,18 @@ SEEN: tuple[tuple[str, str, Sees], ...] = (
         "one token too many",
         "One token more than max_tokens is generated.",
         _one_too_many,
+    ),
+    (
+        "max_tokens ignored",
+        "More tokens are generated than max_tokens allows: take it from the request, and not a "
+        "default.",
+        _max_tokens_ignored,
+    ),
+    (
+        "text ends too early",
+        "The text ends before max_tokens and before the end token: take max_tokens from the "
+        "request, not a default, and stop at nothing else.",
+        _ends_too_early,
     ),
     (
         "one token too few",

@@ -13,10 +13,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.conform.case import Case
 from refllm.conform.symptoms.mistaken_llama import Network, causal
 from refllm.conform.symptoms.mistaken_writer import (
     Writer,
     can_be_drawn,
+    is_drawn_for_greedy,
+    is_of_another,
     would_write_otherwise,
     writes,
 )
@@ -27,6 +30,7 @@ from refllm.conform.symptoms.symptom import Symptom
 
 __all__ = ["WRITTEN_TEXT"]
 
+LONG = 16  # tokens
 # Of a prompt that is read at once, and then continued token by token.
 OF_A_PROMPT = {"causal mask missing"}
 
@@ -133,6 +137,18 @@ WRITERS: tuple[tuple[str, str, Writer], ...] = (
         Writer(penalizes_prompt=False),
     ),
     (
+        "chat template around the prompt",
+        "A chat template is put around the prompt: infer and completions read the prompt as it is, "
+        "with BOS and nothing else.",
+        Writer(prompt_of="[INST] {} [/INST]".format),
+    ),
+    (
+        "default repeat penalty",
+        "A repeat penalty of 1.1 is applied, whatever the request says: take it from the request, "
+        "and none where the protocol has none.",
+        Writer(params={"repeat_penalty": 1.1, "repeat_penalty_last_n_token_count": 64}),
+    ),
+    (
         "BOS missing",
         TOKENIZER_CAUSES["BOS missing"],
         Writer(tokenizer={"add_bos_token": False}),
@@ -154,8 +170,36 @@ WRITERS: tuple[tuple[str, str, Writer], ...] = (
     ),
     *((name, cause, Writer(network=network)) for name, cause, network in CACHES),
 )
+
+
+def _is_long_and_greedy(case: Case) -> bool:
+    """Whether a text that passed would be another one if it were drawn."""
+    params = case.input["params"]
+    is_greedy = bool(params["temperature"] <= 0 or params["top_k"] == 1)
+    return is_greedy and len(case.expected["token_ids"]) >= LONG
+
+
 WRITTEN_TEXT: tuple[Symptom, ...] = (
     *(_written(*writer) for writer in WRITERS),
+    Symptom(
+        name="greedy text is drawn",
+        cause="The text is drawn where it must be the most likely one: temperature 0 (or top_k 1) "
+        "of the request is ignored. Take the options from the request, not defaults.",
+        groups=frozenset({"text"}),
+        evidence=is_drawn_for_greedy,
+        would_fail=_is_long_and_greedy,
+        is_slow=True,
+    ),
+    Symptom(
+        name="text of another model",
+        cause="The text is not one that the model writes after this prompt, drawn or not: another "
+        "model answers, or reads another prompt, or is computed otherwise. The groups tokenizer "
+        "and logits tell which.",
+        groups=frozenset({"text"}),
+        evidence=is_of_another,
+        is_slow=True,
+        is_vague=True,
+    ),
     Symptom(
         name="other random numbers",
         cause="Every token could have been drawn, but other ones should have been: the random "

@@ -17,6 +17,7 @@ from refllm.api import InferencingParams, LlmError
 from refllm.engine import LocalEngine
 from refllm.generate import Chunk, Generation, Wishes
 from refllm.llama import Llama
+from refllm.loading import LlamaModel
 from refllm.sampling import Step
 from refllm.spin.server.limits import Limits
 from refllm.tokenizer import Tokenizer
@@ -30,6 +31,7 @@ __all__ = [
     "Event",
     "Job",
     "Prompt",
+    "PromptRead",
     "Scores",
     "Tally",
     "TextEvent",
@@ -41,17 +43,21 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of an answer: what it took, why it ended there, and which texts were cut."""
+    """The end of an answer: what it took, why it ended there, and which texts were cut.
+
+    `n_reused_tokens` of the prompt came from the prompt cache.
+    """
 
     n_prompt_tokens: int
     n_generated_tokens: int = 0
     reason: Literal["stop", "length"] = "stop"
     is_cut: tuple[bool, ...] = ()
+    n_reused_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """The first of an answer: the prompt is read, and the model of that name answers."""
+    """The first of an answer: the prompt has so many tokens, and the model of that name answers."""
 
     n_prompt_tokens: int
     model: str
@@ -66,6 +72,13 @@ class Echo:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptRead:
+    """The network has read the prompt: so many of its tokens came from the prompt cache."""
+
+    n_reused_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """How likely a drawn token was, and which were likeliest: natural logarithms of the softmax of
     the logits as the network gave them, before any penalty or temperature.
@@ -76,7 +89,7 @@ class Scores:
     likeliest: tuple[tuple[int, float], ...]
 
 
-TextEvent: TypeAlias = Begun | Echo | Chunk | Scores | Done
+TextEvent: TypeAlias = Begun | Echo | PromptRead | Chunk | Scores | Done
 Event: TypeAlias = TextEvent | Floats | LlmError
 Chat: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Sequence[int] | Chat
@@ -110,11 +123,21 @@ class Job(ABC):
     def begin(self, engine: LocalEngine, limits: Limits) -> None:
         """Load the model, and see what there is to do. Errors: the interface's."""
 
+    @abstractmethod
+    def has_room(self, engine: LocalEngine) -> bool:
+        """Return whether the model fits beside those in use. Errors: what `begin` raises, too."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of the model, which stays in memory as long as a job refers to it."""
+
     def hand_over(self, *events: Event) -> None:
         """Give whoever asked what there is; after `Done` or an error nothing follows."""
         if not self.is_over:
             self._deliver(events)
             self.is_over = isinstance(events[-1], Done | LlmError)
+            if self.is_over:
+                self.release()
 
 
 class TextJob(Job):
@@ -143,6 +166,7 @@ class TextJob(Job):
         super().__init__(deliver=deliver, deadline=deadline)
         self.generation: Generation
         self.network: Llama
+        self._llama: LlamaModel  # what keeps the model loaded
         self._asked = (model, prompt, params, seed)
         self._wishes = Wishes() if wishes is None else wishes
         self._is_echoed = is_echoed
@@ -150,6 +174,15 @@ class TextJob(Job):
         self._n_likeliest = n_likeliest
         self._is_streamed = is_streamed
         self._kept: list[Event] = []
+
+    def has_room(self, engine: LocalEngine) -> bool:
+        """As `LocalEngine.has_room`."""
+        return engine.has_room(self._asked[0])
+
+    def release(self) -> None:
+        """Forget the model and the generation, if there are any."""
+        for name in ("_llama", "network", "generation"):
+            vars(self).pop(name, None)
 
     def begin(self, engine: LocalEngine, limits: Limits) -> None:
         """Load the model and read the prompt's text into tokens."""
@@ -163,7 +196,7 @@ class TextJob(Job):
             model, text_or_ids, params, seed=seed, wishes=self._wishes
         )
         limits.check_prompt_tokens(len(self.generation.tokens))
-        self.network = llama.network
+        self.network, self._llama = llama.network, llama
         self._end_tokens = llama.tokenizer.eos_ids | self._wishes.stop_token_ids
         self._n_prompt = len(self.generation.tokens)
         self.tally.n_prompt_tokens += self._n_prompt
@@ -182,6 +215,8 @@ class TextJob(Job):
 
     def take(self, step: Step) -> None:
         """The next token: its text is handed over, or kept."""
+        if step.step == 0:
+            self._give(PromptRead(self.generation.n_reused))
         if self._n_likeliest is not None and self.generation.logits is not None:
             self._give(_scores(self.generation.logits, step.token, self._n_likeliest))
         is_stop = step.token in self._wishes.stop_token_ids
@@ -194,7 +229,9 @@ class TextJob(Job):
         n_generated = self.generation.n_drawn
         n_prompt = self._n_prompt + (n_generated if self._is_spin_local else 0)
         chunks = [Chunk(rest, None)] if rest else []
-        self.hand_over(*self._kept, *chunks, Done(n_prompt, n_generated, reason))
+        n_reused = self.generation.n_reused
+        done = Done(n_prompt, n_generated, reason, n_reused_tokens=n_reused)
+        self.hand_over(*self._kept, *chunks, done)
 
     def _give(self, event: TextEvent) -> None:
         if self._is_streamed:
@@ -232,6 +269,14 @@ class EmbeddingJob(Job):
         super().__init__(deliver=deliver, deadline=deadline)
         self._asked = (model, texts, max_tokens)
         self._vectors: list[Floats] = []
+
+    def has_room(self, engine: LocalEngine) -> bool:
+        """As `LocalEngine.has_room`."""
+        return engine.has_room(self._asked[0], is_for_embeddings=True)
+
+    def release(self) -> None:
+        """Forget the vectors that are not computed yet, and with them the model."""
+        vars(self).pop("_opened", None)
 
     def begin(self, engine: LocalEngine, limits: Limits) -> None:
         """Load the model and read the texts into tokens."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from refllm.engine import LocalEngine
 from refllm.spin.server.jobs import Tally
 from refllm.spin.server.worker import Worker
 
@@ -32,6 +33,7 @@ class Metrics:
             registry=self._registry,
         )
         self._registry.register(_Tokens(worker.tally))
+        self._registry.register(_Memory(worker.engine))
         waiting = Gauge("refllm_waiting", "Requests not begun.", registry=self._registry)
         waiting.set_function(lambda: worker.n_waiting)
         going = Gauge("refllm_going", "Requests being answered.", registry=self._registry)
@@ -58,3 +60,28 @@ class _Tokens(Collector):
         n_prompt, n_generated = self._tally.n_prompt_tokens, self._tally.n_generated_tokens
         yield CounterMetricFamily("refllm_prompt_tokens", "Tokens of prompts and texts.", n_prompt)
         yield CounterMetricFamily("refllm_generated_tokens", "Tokens drawn.", n_generated)
+
+
+class _Memory(Collector):
+    """What the engine keeps between requests, and what the prompt cache has saved."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        """What has been counted until now, and is there now."""
+        kept = self._engine.prompt_cache
+        yield CounterMetricFamily(
+            "refllm_prompt_cache_hits", "Prompts whose beginning was known.", kept.n_hits
+        )
+        yield CounterMetricFamily(
+            "refllm_prompt_cache_reused_tokens",
+            "Tokens of prompts that were not computed again.",
+            kept.n_reused_tokens,
+        )
+        yield GaugeMetricFamily(
+            "refllm_prompt_cache_bytes", "Keys and values of recent prompts.", kept.n_bytes
+        )
+        yield GaugeMetricFamily(
+            "refllm_models_bytes", "Weights of loaded models.", self._engine.models_bytes
+        )

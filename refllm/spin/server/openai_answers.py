@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from refllm.generate import Chunk
-from refllm.spin.server.jobs import Begun, Done, Echo, Scores, TextEvent
+from refllm.spin.server.jobs import Begun, Done, Echo, PromptRead, Scores, TextEvent
 from refllm.tokenizer import Tokenizer
 
 __all__ = [
@@ -82,7 +82,7 @@ async def pieces(
     """
     finder = StopFinder(stops)
     tokens: list[Scored] = []
-    n_prompt = n_drawn = n_characters = 0
+    n_prompt = n_reused = n_drawn = n_characters = 0
     async for event in events:
         if isinstance(event, Begun):
             n_prompt = event.n_prompt_tokens
@@ -90,6 +90,8 @@ async def pieces(
         elif isinstance(event, Echo):
             n_characters += len(event.text)
             yield Piece(event.text)
+        elif isinstance(event, PromptRead):
+            n_reused = event.n_reused_tokens
         elif isinstance(event, Scores):
             tokens.append(Scored(event, n_characters))
         elif isinstance(event, Chunk):
@@ -101,7 +103,7 @@ async def pieces(
                 yield Piece(text, tuple(tokens))
                 tokens.clear()
             if finder.has_found:
-                yield Done(n_prompt, n_drawn, "stop")
+                yield Done(n_prompt, n_drawn, "stop", n_reused_tokens=n_reused)
                 return
         else:
             rest = finder.finish()
@@ -111,18 +113,20 @@ async def pieces(
 
 
 def usage(done: Sequence[Done], n_choices: int = 1) -> JSON:
-    """Return the tokens of the prompts, drawn ones, and all.
+    """Return the tokens of the prompts, drawn ones, and all; those that the prompt cache had.
 
     Args:
         done: The end of each choice; those of one prompt one after the other.
         n_choices: How many choices each prompt has; the prompt's tokens are counted once.
     """
     n_prompt = sum(each.n_prompt_tokens for each in done[::n_choices])
+    n_reused = sum(each.n_reused_tokens for each in done[::n_choices])
     n_drawn = sum(each.n_generated_tokens for each in done)
     return {
         "prompt_tokens": n_prompt,
         "completion_tokens": n_drawn,
         "total_tokens": n_prompt + n_drawn,
+        "prompt_tokens_details": {"cached_tokens": n_reused},
     }
 
 

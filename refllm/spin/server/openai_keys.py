@@ -98,6 +98,7 @@ SERVED: Mapping[str, str] = MappingProxyType(
         "stream_options": "`include_usage`: a last event has the counts of tokens",
         "encoding_format": "numbers, or base64 of little-endian float32",
         "dimensions": "is checked: the model's vectors have one width",
+        "add_special_tokens": "false says that token ids are the model's own, complete",
     }
 )
 

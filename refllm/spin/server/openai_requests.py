@@ -5,8 +5,9 @@ of it out. `refllm.spin.server.openai_keys` has every key that is not a field he
 
 Spin's client sends the interface's repeat penalty as `frequency_penalty`, in a chat with exactly
 four keys and one message of a user. In a request of that shape a value above 0 is the repeat
-penalty; in all others the key has OpenAI's meaning. A client that sends one of OpenAI's penalties,
-0 included, has chosen them: the repeat penalty is then off unless it is asked for as well.
+penalty; in all others the key has OpenAI's meaning. A client of OpenAI's can send that shape, too,
+but not with the headers of Spin's client. A client that sends one of OpenAI's penalties, 0
+included, has chosen them: the repeat penalty is then off unless it is asked for as well.
 
 Each field's description is what its value must be; errors and the documentation quote it.
 
@@ -61,6 +62,11 @@ WHOLE = f"a whole number from 0 to {U32_MAX}"
 PENALTY = f"a number from -{MOST_PENALTY} to {MOST_PENALTY}, 0 is off"
 ABOVE_0 = "a number above 0, 1 is off"
 TEXTS = "text, a list of texts, a list of token ids, or a list of lists of token ids; none empty"
+WHOSE_IDS = (
+    "is token ids, and may be another tokenizer's, which would give the vector of another text; "
+    "send text: LangChain's OpenAIEmbeddings does with check_embedding_ctx_length=False. For ids "
+    "of the model's own tokenizer, its special tokens included, add add_special_tokens false"
+)
 FLAG = "true or false"
 SCHEMA = "a JSON schema, as an object or as the text of one"
 SCHEMA_KEY = "response_format.json_schema.schema"
@@ -79,6 +85,7 @@ Texts = (
     | Ids
     | Annotated[list[Ids], Field(min_length=1)]
 )
+NoTexts = Annotated[list[str], Field(max_length=0)]
 
 
 class Lenient(BaseModel):
@@ -363,6 +370,10 @@ class ChatRequest(TextRequestBody):
         is_plain = {*message.model_fields_set, *message.extras} == {"role", "content"}
         return is_plain and message.role == "user" and isinstance(message.content, str)
 
+    def as_openai_s(self) -> ChatRequest:
+        """Return the request with OpenAI's meaning of its keys, whatever its shape."""
+        return self.model_copy(update={"presence_penalty": 0.0}) if self.is_spin_s else self
+
     @property
     def chat(self) -> list[dict[str, str]]:
         """The messages as a chat template reads them."""
@@ -405,7 +416,7 @@ class EmbeddingsRequest(Lenient):
     """POST /v1/embeddings."""
 
     model: str = Field(description="text")
-    input: Texts = Field(description=TEXTS)
+    input: Texts | NoTexts = Field(description=TEXTS)
     max_tokens: Annotated[int, Field(ge=1, le=U32_MAX)] | None = Field(
         None, description="a whole number above 0"
     )
@@ -418,14 +429,30 @@ class EmbeddingsRequest(Lenient):
     dimensions: Annotated[int, Field(ge=1)] | None = Field(
         None, description="the width of the model's vectors"
     )
+    add_special_tokens: bool | None = Field(None, description="true, or with token ids false")
 
-    def check(self) -> None:
-        """Raise `KeyRefused` for a key, or a value of it, that is not served."""
+    def check(self, *, is_spin_s: bool = False, is_openai_s: bool = False) -> None:
+        """Raise `KeyRefused` for a key, or a value of it, that is not served.
+
+        Args:
+            is_spin_s: Whether Spin's client asks, which sends an empty list for no texts and reads
+                an empty answer; other clients of this protocol expect a refusal, as OpenAI's is.
+            is_openai_s: Whether OpenAI's own package asks, with which LangChain sends ids of
+                OpenAI's tokenizer; ids must then be said to be the model's.
+        """
+        if not self.input and not isinstance(self.input, str) and not is_spin_s:
+            raise KeyRefused("input", f"must be {TEXTS}; got []")
         served = type(self).model_fields
         check_keys(self.extras, served=served, refused=REFUSED, without_effect=WITHOUT_EFFECT)
         limits = {self.max_tokens, self.truncate_prompt_tokens} - {None}
         if len(limits) > 1:
             raise KeyRefused("truncate_prompt_tokens", "is another name of max_tokens; send one")
+        is_complete = self.add_special_tokens is False
+        if any(isinstance(text, str) for text in self.texts):
+            if is_complete:
+                raise KeyRefused("add_special_tokens", "false is for token ids; leave it out")
+        elif self.texts and is_openai_s and not is_complete:
+            raise KeyRefused("input", WHOSE_IDS)
 
     @property
     def texts(self) -> Sequence[str | Sequence[int]]:

@@ -105,6 +105,8 @@ def router_of(service: Service) -> APIRouter:
     @router.post("/chat/completions", responses=STREAMED)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """The next message of a chat."""
+        if not _is_spin_s(request):
+            body = body.as_openai_s()
         body.check()
         return await _answer(service, request, body, [body.chat], body.n_likeliest, CHAT)
 
@@ -117,7 +119,9 @@ def router_of(service: Service) -> APIRouter:
     @router.post("/embeddings")
     async def embeddings(request: Request, body: EmbeddingsRequest) -> Response:
         """One vector for each text."""
-        body.check()
+        # Each of OpenAI's packages names its language in this header.
+        is_openai_s = "x-stainless-lang" in request.headers
+        body.check(is_spin_s=_is_spin_s(request), is_openai_s=is_openai_s)
         embedding = service.embed(body.model, body.texts, max_tokens=body.text_limit)
         vectors, done = await unless_gone(request, embedding)
         width = vectors.shape[1]
@@ -151,6 +155,12 @@ def router_of(service: Service) -> APIRouter:
         return JSONResponse(_model(model, owners[model]))
 
     return router
+
+
+def _is_spin_s(request: Request) -> bool:
+    """Whether Spin's client asks: `bearer` in lower case and no user agent are its headers."""
+    scheme, *_ = request.headers.get("authorization", "").split(" ")
+    return scheme == "bearer" and "user-agent" not in request.headers
 
 
 def _model(name: str, owner: str) -> JSON:

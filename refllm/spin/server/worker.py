@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from refllm.api import LlmError, LlmRuntimeError
@@ -159,8 +159,8 @@ class Worker:
         self._drop_late_and_unwanted()
         for job in [job for job in self._going if isinstance(job, EmbeddingJob)]:
             self._guarded(job, job.take_turn)
-        for network, jobs in self._texts_by_network():
-            self._step(network, jobs)
+        for jobs in self._texts_by_network():
+            self._step(jobs[0].network, jobs)
         n_going = len(self._going)
         self._going = deque(job for job in self._going if not job.is_over)
         has_answered = len(self._going) < n_going
@@ -169,16 +169,30 @@ class Worker:
         return has_answered
 
     def _admit(self) -> None:
-        """Begin jobs from the queue, as long as fewer are going than may."""
+        """Begin jobs from the queue, as long as fewer are going than may.
+
+        A job whose model does not fit beside those in use waits until their jobs are over, and so
+        do the jobs behind it: else those for a model in use could keep it waiting forever.
+        """
         while len(self._going) < self.limits.max_at_once:
             with self._changed:
+                while self._waiting and not self._waiting[0].is_wanted:
+                    self._waiting.popleft()
                 if not self._waiting:
                     return
-                job = self._waiting.popleft()
-                if not job.is_wanted:
-                    continue
+                job = self._waiting[0]
+            if self._going and not self._has_room(job):
+                return
+            with self._changed:
+                self._waiting.popleft()
                 self._going.append(job)  # before it begins: whatever that does, it is not lost
             self._guarded(job, partial(job.begin, self.engine, self.limits))
+
+    def _has_room(self, job: Job) -> bool:
+        try:
+            return job.has_room(self.engine)
+        except Exception:  # noqa: BLE001 - `begin` fails in the same way, which is the job's answer
+            return True
 
     def _drop_late_and_unwanted(self) -> None:
         now = time.monotonic()
@@ -192,11 +206,12 @@ class Worker:
             self._waiting = deque(filter(_is_to_be_answered, self._waiting))
             self._going = deque(filter(_is_to_be_answered, self._going))
 
-    def _texts_by_network(self) -> Iterator[tuple[Llama, list[TextJob]]]:
-        texts = [job for job in self._going if isinstance(job, TextJob)]
-        texts = [job for job in texts if not job.is_over]
-        for network in {id(job.network): job.network for job in texts}.values():
-            yield network, [job for job in texts if job.network is network]
+    def _texts_by_network(self) -> list[list[TextJob]]:
+        texts: dict[int, list[TextJob]] = {}
+        for job in self._going:
+            if isinstance(job, TextJob) and not job.is_over:
+                texts.setdefault(id(job.network), []).append(job)
+        return list(texts.values())
 
     def _step(self, network: Llama, jobs: Sequence[TextJob]) -> None:
         """One token for each of the jobs."""
