@@ -31,7 +31,7 @@ QUICK_SITUATIONS = (IDLE, "one busy process", "half a CPU")
 QUICK_SETTINGS = (REFLLM, "one thread")
 N_BUSY: Mapping[str, int] = {"one busy process": 1, "two busy processes": 2}
 BUSY = "while True: pass"
-SECONDS = 1.5  # of one turn
+SECONDS = 1.0  # of one turn
 TEXTS = tuple(
     f"The quick brown fox number {i} jumps over{' the very' * (i % 12)} lazy dogs."
     for i in range(32)

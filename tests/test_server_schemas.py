@@ -230,14 +230,14 @@ SCHEMA = "response_format.json_schema.schema"
         (
             {FORMAT: {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
             f"{FORMAT}.json_schema.name",
-            "must be 1 to 64 letters, digits, underscores and dashes; got 'a b'",
+            'must be 1 to 64 letters, digits, underscores and dashes; got "a b"',
         ),
         (
             {FORMAT: {"type": "json_schema", "json_schema": {"name": "a"}}},
             SCHEMA,
             "is missing; it must be a JSON schema, as an object",
         ),
-        (schema_of(True), SCHEMA, "must be a JSON schema, as an object; got True"),
+        (schema_of(True), SCHEMA, "must be a JSON schema, as an object; got true"),
         (schema_of({}, strict="yes"), f"{FORMAT}.json_schema.strict", "must be true or false"),
         (
             schema_of({}, mode="x"),
