@@ -98,7 +98,8 @@ def alternate(entrants: Sequence[Entrant], *, rounds: int, bench: Bench) -> dict
     """
     outcomes = {entrant.name: Outcome() for entrant in entrants}
     for round_ in range(rounds + 1):
-        for entrant in entrants:
+        first = round_ % len(entrants)  # a turn depends on whose was the last: each is first once
+        for entrant in [*entrants[first:], *entrants[:first]]:
             if entrant.name not in outcomes:
                 continue
             time.sleep(PAUSE)

@@ -80,7 +80,7 @@ def scripted(name: str, replies: Sequence[Mapping[str, Any]], requests: io.Strin
     return Entrant(name, program, "run", {"who": name})
 
 
-def test_entrants_take_turns_and_the_first_round_does_not_count(
+def test_entrants_take_turns_each_is_first_once_and_the_first_round_does_not_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compare, "PAUSE", 0)
@@ -89,7 +89,7 @@ def test_entrants_take_turns_and_the_first_round_does_not_count(
     b = scripted("b", [{"seconds": [s]} for s in (9, 3, 4)], requests)
     outcomes = alternate([a, b], rounds=2, bench=a_bench())
     turns = [json.loads(line)["with"]["who"] for line in requests.getvalue().splitlines()]
-    assert turns == ["a", "b", "a", "b", "a", "b"]
+    assert turns == ["a", "b", "b", "a", "a", "b"]
     assert outcomes == {"a": Outcome([1, 2]), "b": Outcome([3, 4])}
 
 

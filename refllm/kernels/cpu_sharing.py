@@ -7,7 +7,7 @@ as many as there are CPUs are faster on an idle machine. No bit depends on their
 
 Linux counts for each thread how long it was ready to run and had no CPU. While a thread has waited
 so for a good part of the time, as many threads as waited are given up; after a pause one more is
-tried. The pause grows with each trial that fails. Where nothing is counted (other systems), all
+tried. The pause grows with each trial that fails, until one lasts. Where nothing is counted (other systems), all
 threads are used.
 
 Sources: https://docs.kernel.org/scheduler/sched-stats.html (/proc/<pid>/schedstat: the second
@@ -94,6 +94,7 @@ class CpuSharing:
         now = self._clock()
         elapsed = now - self._opened_at_ns
         before = self._counts
+        is_longest = self._window_ns == LONGEST_WINDOW_NS
         self._window_ns = min(2 * self._window_ns, LONGEST_WINDOW_NS)
         self._open_window(now)
         if elapsed > LONGEST_MEASURED_NS:
@@ -107,10 +108,11 @@ class CpuSharing:
         ]
         if self._n_threads > 1 and max(shares, default=0.0) > CROWDED:
             self._give_up(max(1, round(sum(shares))), now)
-        elif self._is_trial:
+            return
+        if self._is_trial and is_longest:
             self._is_trial = False
             self._pause_ns = SHORTEST_PAUSE_NS
-        elif self._n_threads < self._most and now >= self._try_at_ns:
+        if self._n_threads < self._most and now >= self._try_at_ns:
             self._n_threads += 1
             self._is_trial = True
             self._window_ns = SHORTEST_WINDOW_NS
