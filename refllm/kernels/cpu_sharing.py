@@ -7,8 +7,8 @@ as many as there are CPUs are faster on an idle machine. No bit depends on their
 
 Linux counts for each thread how long it was ready to run and had no CPU. While a thread has waited
 so for a good part of the time, as many threads as waited are given up; after a pause one more is
-tried. The pause grows with each trial that fails, until one lasts. Where nothing is counted (other systems), all
-threads are used.
+tried. The pause grows with each trial that fails, until one lasts. Where nothing is counted (other
+systems), all threads are used.
 
 Sources: https://docs.kernel.org/scheduler/sched-stats.html (/proc/<pid>/schedstat: the second
 number); Chiu and Jain 1989, "Analysis of the Increase and Decrease Algorithms for Congestion
