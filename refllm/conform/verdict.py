@@ -31,7 +31,7 @@ Consequence: TypeAlias = Literal[
     "unclear error",  # its message or form
 ]
 CONSEQUENCES: tuple[Consequence, ...] = get_args(Consequence)
-"""What a fault does to those who use the backend, the worst first."""
+"""What a fault does to users of the backend, the worst first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -241,7 +241,7 @@ PLOTS = (
             "|alone] [any more|again|at all].",
         ),
     ),
-    # somebody needs help
+    # a friend needs help
     (
         (
             "<when>[,|] <who> <how>[met|saw|found|heard] a <animal> <spot>.",
