@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import gzip
 from pathlib import Path
 
@@ -94,6 +96,14 @@ def test_a_file_without_empty_lines_is_read_in_silence(capsys: pytest.CaptureFix
 
 def test_a_long_text_in_a_table_is_read() -> None:
     assert texts_of(f"text\n{'a' * 1_000_000}\n", "text", "docs.csv") == ["a" * 1_000_000]
+
+
+@pytest.mark.parametrize("content", ["text\na\n", "id,text\n1,a,b\n", "id\n1\n"])
+def test_a_table_leaves_the_processs_limit_of_a_field_as_it_was(content: str) -> None:
+    before = csv.field_size_limit()
+    with contextlib.suppress(InvalidInput):
+        texts_of(content, "text", "docs.csv")
+    assert csv.field_size_limit() == before
 
 
 @pytest.mark.parametrize(

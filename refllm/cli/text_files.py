@@ -102,8 +102,8 @@ def _of_table(content: str, field: str, name: str, separator: str) -> Iterator[s
     header = content.partition("\n")[0]
     if separator == "," and ";" in header and "," not in header:
         separator = ";"  # as spreadsheets write where the comma is the decimal point
-    csv.field_size_limit(max(len(content), 1))
     rows = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
+    usual_limit = csv.field_size_limit(max(len(content), 1))  # of the whole process
     try:
         columns = next(rows, [])
         if field not in columns:
@@ -119,6 +119,8 @@ def _of_table(content: str, field: str, name: str, separator: str) -> Iterator[s
             yield row[columns.index(field)]
     except csv.Error as error:
         raise InvalidInput(f"{name}, line {rows.line_num}: {error}") from error
+    finally:
+        csv.field_size_limit(usual_limit)
 
 
 def _text_of(value: object, field: str, where: str) -> str:
