@@ -30,7 +30,13 @@ SITUATIONS = (IDLE, "one busy process", "two busy processes", "half a CPU")
 QUICK_SITUATIONS = (IDLE, "one busy process", "half a CPU")
 QUICK_SETTINGS = (REFLLM, "one thread")
 N_BUSY: Mapping[str, int] = {"one busy process": 1, "two busy processes": 2}
-BUSY = "while True: pass"
+BUSY = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:  # a benchmark that is killed leaves nothing behind
+    for _ in range(1_000_000):
+        pass
+"""
 SECONDS = 1.0  # of one turn
 TEXTS = tuple(
     f"The quick brown fox number {i} jumps over{' the very' * (i % 12)} lazy dogs."
