@@ -174,9 +174,9 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         reason = error.strerror or str(error)
-        read = error.filename
-        if isinstance(read, str) and Path(read).name != path.name and not _is_ours(Path(read)):
-            reason = f"{read}: {reason}"
+        named = error.filename2 or error.filename  # a failed copy names its source, then its target
+        if isinstance(named, str) and Path(named).name != path.name and not _is_ours(Path(named)):
+            reason = f"{named}: {reason}"
         raise LlmRuntimeError(f"{path}: cannot be written: {reason}") from error
 
 

@@ -22,6 +22,13 @@ __all__ = ["full_disk", "hidden_in", "killed_at", "needs_kill", "paused_at"]
 needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL and a fork server")
 
 
+# Imported once, and not by each process.
+PRELOADED = [
+    *("tests.interrupted", "refllm.conform.report_files", "refllm.conform.models", "refllm.hub"),
+    *("huggingface_hub.hf_api", "huggingface_hub.file_download"),
+]
+
+
 @contextmanager
 def paused_at(
     point: str, action: Callable[..., object], *arguments: object, call: int = 1
@@ -31,7 +38,7 @@ def paused_at(
     It is killed when the `with` block ends. `call` counts the calls of `point`, from 1.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.interrupted", "refllm.export", "refllm.hub"])
+    context.set_forkserver_preload(PRELOADED)
     here, there = context.Pipe()
     process = context.Process(target=_run, args=(there, point, call, action, arguments))
     process.start()
