@@ -136,8 +136,10 @@ def clear_leftovers(path: Path) -> None:
         with contextlib.suppress(OSError, NotImplementedError):
             lock = _lock_in(folder)
             lock.acquire()
-            lock.release()
+            # Under the lock: a process that made the folder just now does not get it.
             shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+            folder.rmdir()  # on Windows, where the lock file was open
 
 
 @contextmanager
@@ -287,7 +289,7 @@ def _locked_folder(target: Path) -> tuple[Path, BaseFileLock | None]:
             lock.acquire()
         except NotImplementedError:
             return folder, None
-        except (Timeout, FileNotFoundError):
+        except (Timeout, FileNotFoundError, FileExistsError):  # the folder is being removed
             shutil.rmtree(folder, ignore_errors=True)
             continue
         except OSError as error:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.whole_files import clear_leftovers, require_whole_file, whole_file, whole_folder
@@ -172,13 +173,21 @@ class TestFailure:
             write_folder(tmp_path / "model", "x" * 9000)
         assert names_in(tmp_path) == []
 
-    def test_a_folder_that_must_not_be_written(self) -> None:
-        with tempfile.TemporaryDirectory() as name, unprivileged(Path(name)):
-            said = rf"^{name}/report\.json: cannot be written: Permission denied$"
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_a_folder_that_must_not_be_written(self, exists: bool) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            if exists:
+                Path(name, "report.json").write_text("old")
+            self.refuse_to_write(Path(name, "report.json"))
+            assert names_in(Path(name)) == ["report.json"] * exists
+
+    def refuse_to_write(self, path: Path) -> None:
+        with unprivileged(path.parent):
+            said = rf"^{path}: cannot be written: Permission denied$"
             with pytest.raises(LlmRuntimeError, match=said):
-                write(Path(name, "report.json"), "new")
+                write(path, "new")
             with pytest.raises(LlmRuntimeError, match=said):
-                require_whole_file(Path(name, "report.json"))
+                require_whole_file(path)
 
     def test_a_file_that_must_not_be_written(
         self, report: Path, monkeypatch: pytest.MonkeyPatch
@@ -358,6 +367,24 @@ class TestKilled:
         assert len(hidden_in(report.parent)) == 1
         write(report, "new")
         assert names_in(report.parent) == ["report.json"]
+
+    def test_a_leftover_is_removed_under_its_lock(
+        self, report: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another process may have made it just now, and wait for the lock."""
+        killed_at(BEFORE_THE_RENAME, write, report, "new")
+        (leftover,) = (report.parent / name for name in hidden_in(report.parent))
+        seen: list[Path] = []
+
+        def look(folder: Path, *, ignore_errors: bool) -> None:
+            assert ignore_errors
+            seen.append(folder)
+            with pytest.raises(Timeout):
+                FileLock(folder / "lock", timeout=0).acquire()
+
+        monkeypatch.setattr("shutil.rmtree", look)
+        clear_leftovers(report)
+        assert seen == [leftover]
 
     def test_what_was_left_of_another_file_stays(self, report: Path, tmp_path: Path) -> None:
         killed_at(BEFORE_THE_RENAME, write, tmp_path / "report.json.html", "new")
