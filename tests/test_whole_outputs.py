@@ -72,27 +72,40 @@ class TestReports:
         require_writable({**files, "badge": folder / "a" / "b.svg"})
         assert names_in(folder) == sorted(path.name for path in files.values())
 
-    def test_the_command_names_the_report_and_prints_what_it_found(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        path = tmp_path / "report.json"
-        path.write_text("old")
-        (tmp_path / "right.py").write_text(
-            "class Right:\n"
+    @pytest.fixture
+    def asking(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+        """Arguments of the command that ask a backend of two functions for its draws."""
+        (tmp_path / "constant.py").write_text(
+            "class Constant:\n"
             "    def start(self):\n"
-            "        return {'implementation': {'name': 'right'}, 'groups': ['sampling']}\n"
+            "        return {'implementation': {'name': 'constant'}, 'groups': ['sampling']}\n"
             "    def run(self, group, asked):\n"
             "        return {'token': 0}\n"
         )
         monkeypatch.syspath_prepend(tmp_path)
+        return ("constant:Constant", "--quick", "--group", "sampling")
+
+    def test_the_command_names_the_report_and_prints_what_it_found(
+        self, asking: tuple[str, ...], files: dict[str, Path]
+    ) -> None:
         with full_disk(8192):
-            code, printed, said = conform(
-                *("right:Right", "--quick", "--group", "sampling", "--json", path)
-            )
+            code, printed, said = conform(*asking, "--json", files["json"])
         assert code == 1
         assert "refllm conformance, suite" in printed
-        assert f"refllm: runtime-error: {path}: cannot be written: File too large\n" in said
-        assert path.read_text() == "old"
+        assert f"runtime-error: {files['json']}: cannot be written: File too large\n" in said
+        assert files["json"].read_text() == "old"
+
+    def test_a_closed_standard_output_does_not_cost_the_reports(
+        self, asking: tuple[str, ...], files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(text: str) -> None:
+            raise LlmRuntimeError("standard output is closed")
+
+        monkeypatch.setattr("refllm.cli.conform.write_text", fail)
+        code, _, said = conform(*asking, "--json", files["json"])
+        assert code == 1
+        assert said.endswith("refllm: runtime-error: standard output is closed\n")
+        assert json.loads(files["json"].read_text("utf-8"))["exit_code"] == 1
 
 
 class TestExports:
