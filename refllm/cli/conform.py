@@ -174,8 +174,10 @@ def conform(
     if token is not None:
         command += ' --token "$TOKEN"'  # reports are passed on
     report = _run(target, options, cases, absent, known, suite.version, command)
-    write_text(text_of(report))
-    write_reports(report, files)
+    try:
+        write_text(text_of(report))
+    finally:  # a closed standard output must not cost the reports
+        write_reports(report, files)
     raise typer.Exit(report.exit_code)
 
 
@@ -301,10 +303,13 @@ def _absent_models(
 
 def _write_models(folder: Path) -> None:
     from refllm.conform.models import MODEL_NAMES, is_shipped_or_made, suite_model
+    from refllm.whole_files import whole_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made:
         for name in filter(is_shipped_or_made, MODEL_NAMES):
             source = suite_model(name, Path(made))
             assert source is not None  # these are on every machine
-            write_text(f"{shutil.copyfile(source, folder / f'{name}.gguf')}\n")
+            target = folder / f"{name}.gguf"
+            with whole_file(target, parents=True) as unfinished:
+                shutil.copyfile(source, unfinished)
+            write_text(f"{target}\n")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refllm.api import EmbeddingsResult, InvalidInput
+from refllm.api import EmbeddingsResult
 from refllm.cli.common import (
     STANDARD_STREAM,
     JsonOption,
@@ -91,6 +91,10 @@ def embed(
     if text:
         refuse_swapped(model, text[0], "embed")
     texts = _texts(text or [], file, field)
+    if npy is not None and npy != STANDARD_STREAM:
+        from refllm.whole_files import require_whole_file
+
+        require_whole_file(Path(npy))
     with loading_bar() as bar:
         engine = engine_of(threads=threads, stand_ins=stand_ins, progress=bar)
         result = engine.generate_embeddings(model_of(model), texts, max_tokens=max_tokens)
@@ -131,13 +135,13 @@ def _print_lines(result: EmbeddingsResult) -> None:
 def _write_npy(file: str, result: EmbeddingsResult, *, width: int) -> None:
     import numpy as np
 
+    from refllm.whole_files import whole_file
+
     array = np.array(result.embeddings, np.float32).reshape(-1, width)  # [N, D], also for N = 0
     contents = io.BytesIO()  # numpy.save itself cannot write to a pipe
     np.save(contents, array)
     if file == STANDARD_STREAM:
         write_bytes(contents.getvalue())
         return
-    try:
-        Path(file).write_bytes(contents.getvalue())
-    except OSError as error:
-        raise InvalidInput(f"{file} cannot be written: {error.strerror or error}") from error
+    with whole_file(Path(file)) as unfinished:
+        unfinished.write_bytes(contents.getvalue())

@@ -16,16 +16,17 @@ describes it.
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from refllm import embedded
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.export import quantize
+from refllm.export_gguf import write_gguf
+from refllm.export_model import describe
 from refllm.models import default_roots, find_model
 from refllm.quantize import QUANTIZABLE
+from refllm.whole_files import clear_leftovers, whole_file
 
 __all__ = ["MODEL_NAMES", "is_shipped_or_made", "model_sha256s", "suite_model"]
 
@@ -81,6 +82,8 @@ def model_sha256s(folder: Path) -> dict[str, str]:
 def _made(name: str, folder: Path) -> Path:
     target = folder / _recipe() / f"{name}.gguf"
     checksum = target.with_name(f"{target.name}.sha256")
+    for path in (target, checksum):
+        clear_leftovers(path)
     try:
         if not (target.is_file() and checksum.is_file() and _is_whole(target, checksum)):
             _make(target, checksum, MADE[name])
@@ -91,15 +94,11 @@ def _made(name: str, folder: Path) -> Path:
 
 def _make(target: Path, checksum: Path, type_name: str) -> None:
     """Let the model appear whole, and then its checksum; the last of several processes wins."""
-    unfinished = target.with_name(f".{secrets.token_hex(8)}.gguf")
-    try:
-        quantize(SOURCE, unfinished, type_name=type_name)
+    with whole_file(target, parents=True) as unfinished:
+        write_gguf(describe(SOURCE), unfinished, name=target.stem, type_name=type_name)
         digest = _sha256(unfinished)
-        unfinished.replace(target)
-        unfinished.write_text(f"{digest}\n", encoding="ascii")
-        unfinished.replace(checksum)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(checksum) as unfinished:
+        unfinished.write_text(f"{digest}\n", encoding="ascii", newline="\n")
 
 
 def _is_whole(path: Path, checksum: Path) -> bool:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from refllm.api import InvalidInput
+from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.conform.report import Report
 from refllm.conform.report_badge import badge_of
 from refllm.conform.report_html import html_of
 from refllm.conform.report_json import json_of
 from refllm.conform.report_junit import junit_of
+from refllm.whole_files import require_whole_file, whole_file
 
 __all__ = ["require_writable", "write_reports"]
 
@@ -33,34 +31,27 @@ def require_writable(files: Mapping[str, Path]) -> None:
     """
     for kind, path in files.items():
         try:
-            _try(path)
-        except OSError as error:
+            require_whole_file(path, parents=True)
+        except LlmRuntimeError as error:
             raise InvalidInput(
-                f"--{kind} {path}: cannot be written: {error.strerror or error}; name a file in a "
-                "folder that you may write to"
+                f"--{kind} {error}; name a file in a folder that you may write to"
             ) from error
 
 
 def write_reports(report: Report, files: Mapping[str, Path]) -> None:
-    """Write each kind of report to its file; folders are made where they are not there.
+    """Write each kind of report to its file, whole or not at all.
 
-    Errors: `OSError`.
+    Folders are made where they are absent. Where a file cannot be written, the others are.
+
+    Raises:
+        LlmRuntimeError: With a line for each file that cannot be written.
     """
+    problems: list[str] = []
     for kind, path in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(KINDS[kind](report), encoding="utf-8", newline="\n")
-
-
-def _try(path: Path) -> None:
-    """Errors: `OSError` as `write_reports` would meet it."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        folder = next(each for each in path.parents if each.exists())
-        with tempfile.TemporaryFile(dir=folder):  # what could be made in it can be made there
-            return
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    # Opening what is there could block, or tell a pipe's reader that this was all.
-    if not os.access(path, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        try:
+            with whole_file(path, parents=True) as unfinished:
+                unfinished.write_text(KINDS[kind](report), encoding="utf-8", newline="\n")
+        except LlmRuntimeError as error:
+            problems += map(str, error.args)
+    if problems:
+        raise LlmRuntimeError(*problems)
