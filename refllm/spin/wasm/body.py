@@ -9,10 +9,11 @@ import re
 from email.message import Message
 from io import BufferedIOBase
 
-__all__ = ["BadRequest", "read_body"]
+__all__ = ["LENGTH", "BadRequest", "read_body"]
 
 LENGTH = re.compile(r"[0-9]{1,19}")
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
+END_OF_LINE = (b"\r\n", b"\n")
 LINE_BYTES = 8192
 TRAILER_LINES = 100
 
@@ -59,11 +60,14 @@ def _read_chunks(source: BufferedIOBase, limit: int) -> bytes:
             break
         _check_size(len(body) + n_bytes, limit)
         body += _read_exactly(source, n_bytes)
-        if source.readline(LINE_BYTES).strip():
-            raise BadRequest(400, "a chunk is longer than its size")
+        if source.readline(LINE_BYTES) not in END_OF_LINE:
+            raise BadRequest(400, "a chunk is longer than its size, or the body ends after it")
     for _ in range(TRAILER_LINES):
-        if not source.readline(LINE_BYTES).strip():
+        trailer = source.readline(LINE_BYTES)
+        if trailer in END_OF_LINE:
             return bytes(body)
+        if not trailer.endswith(b"\n"):
+            raise BadRequest(400, "the body ends early, or a trailer is too long")
     raise BadRequest(400, f"the body has more than {TRAILER_LINES} trailers")
 
 
