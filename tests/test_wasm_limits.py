@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from wasmtime import wat2wasm
 
-from refllm.api import EmbeddingsResult, InferencingParams, InferencingResult
-from refllm.spin.wasm.guest import GuestFailed, Limits
+from refllm.api import EmbeddingsResult, InferencingParams, InferencingResult, LlmRuntimeError
+from refllm.spin.wasm.guest import Allowance, Guest, GuestFailed, Limits, Output, Turn
 from refllm.spin.wasm.host import Host, Services
-from refllm.spin.wasm.wasi_io import Pollable
+from refllm.spin.wasm.spin_llm import inferencing_params
+from refllm.spin.wasm.wasi_io import OutputStream, Pollable
+from refllm.spin.wasm.wit import record
 
 PAGE_BYTES = 64 * 1024
 RUN = '(func (export "run") (canon lift (core func $i "run")))'
@@ -89,20 +92,6 @@ def test_memory_grows_up_to_the_limit(pages: int, grown: int, host: Host, tmp_pa
     assert result(host, tmp_path, module, NUMBER) == grown
 
 
-@pytest.mark.parametrize(("elements", "grown"), [(1, 1), (10 * PAGE_BYTES // 8, -1)])
-def test_a_table_grows_up_to_the_limit(
-    elements: int, grown: int, host: Host, tmp_path: Path
-) -> None:
-    module = f"""
-        (table 1 funcref)
-        (func (export "run") (result i32) (table.grow (ref.null func) (i32.const {elements})))"""
-    assert result(host, tmp_path, module, NUMBER) == grown
-
-
-def test_a_component_that_begins_with_too_much_memory_is_named(host: Host, tmp_path: Path) -> None:
-    module = '(memory 100) (func (export "run"))'
-    with pytest.raises(GuestFailed, match="memory"):
-        result(host, tmp_path, module)
 
 
 @pytest.mark.parametrize(
@@ -185,3 +174,252 @@ def test_a_host_that_has_stopped_starts_no_guest(tmp_path: Path) -> None:
         host.stop()
         with pytest.raises(GuestFailed, match="refllm was told to end"):
             result(host, tmp_path, '(func (export "run"))')
+
+
+# --- One limit for all memories and tables --------------------------------------------------------
+
+
+def greedy(n_memories: int) -> str:
+    """A core module that grows each of its memories as far as it may, and returns all its pages."""
+    numbers = range(n_memories)
+    memories = " ".join(f"(memory $m{number} 1)" for number in numbers)
+    growth = " ".join(
+        f"(loop $l{number} (br_if $l{number}"
+        f" (i32.ge_s (memory.grow $m{number} (i32.const 1)) (i32.const 0))))"
+        for number in numbers
+    )
+    sizes = " ".join(f"(memory.size $m{number})" for number in numbers)
+    sums = " ".join("i32.add" for _ in numbers[1:])
+    return f'{memories} (func (export "run") (result i32) {growth} {sizes} {sums})'
+
+
+@pytest.mark.parametrize(("n_memories", "pages"), [(1, 10), (2, 10), (3, 9), (8, 8)])
+def test_several_memories_get_no_more_than_one(
+    n_memories: int, pages: int, host: Host, tmp_path: Path
+) -> None:
+    assert result(host, tmp_path, greedy(n_memories), NUMBER) == pages
+
+
+def test_the_memories_of_several_instances_share_the_limit(host: Host, tmp_path: Path) -> None:
+    instances = " ".join(f"(core instance $i{number} (instantiate $m))" for number in range(8))
+    args = " ".join(f'(with "{number}" (instance $i{number}))' for number in range(8))
+    imports = " ".join(
+        f'(import "{number}" "run" (func $f{number} (result i32)))' for number in range(8)
+    )
+    calls = " ".join(f"(call $f{number})" for number in range(8)) + " i32.add" * 7
+    component = f"""
+        (component
+          (core module $m {greedy(1)})
+          {instances}
+          (core module $sum {imports} (func (export "run") (result i32) {calls}))
+          (core instance $i (instantiate $sum {args}))
+          {NUMBER})"""
+    assert result_of(host, tmp_path, component) == 8
+
+
+def test_tables_have_a_part_of_the_limit_and_memories_the_rest(host: Host, tmp_path: Path) -> None:
+    grow = "(table.grow ${0} (ref.null func) (i32.const {1}))"
+    of_tables = 10 * PAGE_BYTES // 16 // 8
+    module = f"""
+        (memory 1) (table $a 0 funcref) (table $b 0 funcref)
+        (func (export "run") (result i32)
+          {grow.format("a", of_tables // 2)}
+          {grow.format("b", of_tables // 2 + 1)}
+          (memory.grow (i32.const 9))
+          i32.add i32.add)"""
+    assert result(host, tmp_path, module, NUMBER) == 0 - 1 - 1
+
+
+def test_a_memory_behind_code_that_runs_at_the_start_is_counted(host: Host, tmp_path: Path) -> None:
+    component = f"""
+        (component
+          (core module $first (func $f) (start $f))
+          (core instance (instantiate $first))
+          (core module $m {greedy(2)})
+          (core instance $i (instantiate $m))
+          {NUMBER})"""
+    assert result_of(host, tmp_path, component) == 10
+
+
+def test_a_component_that_begins_with_too_much_memory_is_named(host: Host, tmp_path: Path) -> None:
+    module = '(memory 6) (memory 6) (func (export "run"))'
+    with pytest.raises(LlmRuntimeError, match=r"app\.wasm: cannot be started: .*memory") as caught:
+        result(host, tmp_path, module)
+    assert "a higher one allows more" in str(caught.value)
+
+
+# --- What a component imports and exports ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("imported", "said"),
+    [
+        ('(import "part" (core module))', "imports part, which is a core module"),
+        ('(import "part" (component))', "imports part, which is a component"),
+        (
+            '(import "a:b/c" (instance (export "inner" (instance))))',
+            "imports a:b/c inner, which is an instance inside an instance",
+        ),
+    ],
+)
+def test_what_no_host_can_give_is_named_at_the_start(
+    imported: str, said: str, host: Host, tmp_path: Path
+) -> None:
+    path = tmp_path / "app.wasm"
+    path.write_bytes(wat2wasm(f"(component {imported})"))
+    with pytest.raises(LlmRuntimeError) as caught:
+        host.load(path)
+    assert str(caught.value).startswith(f"{path}: {said}")
+    assert "fermyon:spin/http-trigger@2.0.0" in str(caught.value)
+
+
+def calling(interface: str, types: str, function: str, core_type: str, call: str) -> str:
+    """A component that calls an interface's function that it declares so."""
+    return f"""
+        (component
+          (import "{interface}" (instance $given {types}))
+          (core module $memory (memory (export "m") 1))
+          (core instance $memory (instantiate $memory))
+          (core func $f (canon lower (func $given "{function}") (memory $memory "m")))
+          (core module $m (import "" "f" (func $f {core_type})) (func (export "run") {call}))
+          (core instance $i (instantiate $m (with "" (instance (export "f" (func $f))))))
+          {RUN})"""
+
+
+@pytest.mark.parametrize(
+    ("interface", "types", "function", "core_type", "call"),
+    [
+        (
+            "wasi:random/random@0.2.0",
+            '(export "get-random-u64" (func (param "length" u64) (result u64)))',
+            "get-random-u64",
+            "(param i64) (result i64)",
+            "(drop (call $f (i64.const 1)))",
+        ),
+        (
+            "wasi:random/random@0.2.0",
+            '(export "get-random-u64" (func (result f64)))',
+            "get-random-u64",
+            "(result f64)",
+            "(drop (call $f))",
+        ),
+        (
+            "wasi:clocks/monotonic-clock@0.2.0",
+            '(export "subscribe-duration" (func (param "when" f64)))',
+            "subscribe-duration",
+            "(param f64)",
+            "(call $f (f64.const 1))",
+        ),
+        (
+            "fermyon:spin/llm@2.0.0",
+            '(export "infer" (func (param "model" string)))',
+            "infer",
+            "(param i32 i32)",
+            "(call $f (i32.const 0) (i32.const 0))",
+        ),
+        (
+            "wasi:clocks/wall-clock@0.2.0",
+            '(type $t (record (field "hours" u64) (field "nanoseconds" u32)))'
+            '(export "datetime" (type $datetime (eq $t)))'
+            '(export "now" (func (result $datetime)))',
+            "now",
+            "(param i32)",
+            "(call $f (i32.const 0))",
+        ),
+    ],
+    ids=["parameters", "result", "type of a parameter", "llm", "fields of a record"],
+)
+def test_a_function_that_is_imported_with_other_types_is_the_component_s_fault(
+    interface: str,
+    types: str,
+    function: str,
+    core_type: str,
+    call: str,
+    host: Host,
+    tmp_path: Path,
+) -> None:
+    component = calling(interface, types, function, core_type, call)
+    with pytest.raises(GuestFailed) as caught:
+        result_of(host, tmp_path, component)
+    assert f"{interface} {function}" in str(caught.value)
+    assert "bug in refllm" not in str(caught.value)
+
+
+def test_a_record_that_is_none_of_the_interface_is_the_component_s_fault() -> None:
+    with pytest.raises(GuestFailed, match="max-tokens, warmth, which are not the fields"):
+        inferencing_params(record(max_tokens=1, warmth=0.5))
+
+
+def test_a_function_that_is_exported_with_other_types_is_the_component_s_fault(
+    host: Host, tmp_path: Path
+) -> None:
+    module = '(func (export "run") (param i32) (result i32) (local.get 0))'
+    lift = '(func (export "run") (param "n" s32) (result s32) (canon lift (core func $i "run")))'
+    with pytest.raises(GuestFailed, match="it has other types for the function that it exports"):
+        result(host, tmp_path, module, lift)
+
+
+@pytest.mark.parametrize(
+    ("exported", "said"),
+    [
+        ('(export "handle" (func $f))', "is func()"),
+        ('(export "answer" (func $f))', "is no function"),
+    ],
+)
+def test_a_handler_that_takes_no_request_is_named_at_the_start(
+    exported: str, said: str, host: Host, tmp_path: Path
+) -> None:
+    path = tmp_path / "app.wasm"
+    path.write_bytes(
+        wat2wasm(f"""
+            (component
+              (core module $m (func (export "f")))
+              (core instance $i (instantiate $m))
+              (func $f (canon lift (core func $i "f")))
+              (instance $handler {exported})
+              (export "wasi:http/incoming-handler@0.2.0" (instance $handler)))""")
+    )
+    with pytest.raises(LlmRuntimeError) as caught:
+        host.load_handler(path)
+    assert f"handle in its export wasi:http/incoming-handler@0.2.0 {said}" in str(caught.value)
+
+
+# --- Other ways to misbehave -----------------------------------------------------------------------
+
+
+def test_a_trap_at_the_start_ends_the_request(host: Host, tmp_path: Path) -> None:
+    module = '(func $f unreachable) (start $f) (func (export "run"))'
+    with pytest.raises(GuestFailed, match="wasm `unreachable` instruction executed"):
+        result(host, tmp_path, module)
+
+
+def test_a_loop_at_the_start_ends_when_the_time_is_up(tmp_path: Path) -> None:
+    module = '(func $f (loop (br 0))) (start $f) (func (export "run"))'
+    with (
+        Host(Limits(seconds=0.2)) as host,
+        pytest.raises(GuestFailed, match=r"it took more than 0\.2 seconds"),
+    ):
+        result(host, tmp_path, module)
+
+
+def test_resources_without_end_use_up_what_the_host_keeps(host: Host, tmp_path: Path) -> None:
+    without_drop = "(loop (drop (call $make (i64.const 0))) (br 0))"
+    component = DROPS.replace("(call $drop (call $make (i64.const 0)))", without_drop)
+    with pytest.raises(GuestFailed, match="it gave the host more than 655360 bytes to keep"):
+        result_of(host, tmp_path, component)
+
+
+def test_output_without_end_is_kept_only_in_part() -> None:
+    output = Output()
+    for _ in range(1000):
+        output.write(b"x" * 1000)
+    assert len(output.text()) < 100_000
+    assert output.text().endswith(" bytes more")
+
+
+def test_more_than_may_be_written_at_once_ends_the_guest() -> None:
+    turn = Turn(threading.Lock(), threading.Event(), seconds=60, set_deadline=lambda _: None)
+    guest = Guest(turn=turn, allowance=Allowance(1000), output=Output())
+    stream = OutputStream(guest, guest.output.write)
+    with pytest.raises(GuestFailed, match="check-write permits 65536"):
+        stream.write(bytes(stream.check_write() + 1))

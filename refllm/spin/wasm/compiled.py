@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import stat
 import uuid
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,7 @@ from refllm.kernels.cache import cache_folder, kernel_sources
 __all__ = ["compiled", "engine_with_limits"]
 
 CHECKSUM_BYTES = 32
+MOST_BYTES = 512 * 1024 * 1024  # of a component; one with CPython in it has 38 MB
 COMPONENT_LAYER = bytes((0x0D, 0x00, 0x01, 0x00))  # where a core module has 01 00 00 00
 
 logger = logging.getLogger(__name__)
@@ -44,9 +46,15 @@ def compiled(engine: Engine, path: Path) -> Component:
     Errors: `LlmRuntimeError` naming the file if it cannot be read or is not a component.
     """
     try:
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise LlmRuntimeError(f"{path}: is no regular file")
+        if status.st_size > MOST_BYTES:
+            raise LlmRuntimeError(f"{path}: is longer than {MOST_BYTES} bytes")
         wasm = path.read_bytes()
-    except OSError as error:
-        raise LlmRuntimeError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # the second for a zero byte in its name
+        said = getattr(error, "strerror", None) or error
+        raise LlmRuntimeError(f"{path}: cannot be read: {said}") from error
     _check_is_component(path, wasm)
     kept = _kept_at(wasm)
     component = None if kept is None else _read(engine, kept)

@@ -270,9 +270,9 @@ class _Handler(BaseHTTPRequestHandler):
         except (BadRequest, OSError):
             raise
         except Exception as error:
-            logger.exception("a request failed")
-            said = f"refllm: unexpected {type(error).__name__}; this is a bug in refllm"
-            response = text_response(500, said)
+            said = f"unexpected {type(error).__name__}: {error}; this is a bug in refllm"
+            logger.error("a request failed: %s", said)  # noqa: TRY400 (no traceback for users)
+            response = text_response(500, f"refllm: {said}")
         self._send(response)
 
     def _send(self, response: Response) -> None:

@@ -18,14 +18,15 @@ import threading
 import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Self
 
-from refllm.api import Engine
+from refllm.api import Engine, LlmRuntimeError
 from refllm.spin.wasm.application import Application
 from refllm.spin.wasm.body import read_body
 from refllm.spin.wasm.connections import Server, text_response
 from refllm.spin.wasm.guest import GuestFailed, Output
-from refllm.spin.wasm.host import Host, Services
+from refllm.spin.wasm.host import Host, Program, Services
 from refllm.spin.wasm.routes import Match, best_match
 from refllm.spin.wasm.wasi_http import OF_THE_CONNECTION, Request, Response
 
@@ -62,7 +63,7 @@ class Port:
         self._host = host
         self._max_body_bytes = max_body_bytes
         self._programs = {
-            id_: host.load_handler(component.source)
+            id_: _loaded(host, id_, component.source)
             for id_, component in application.components.items()
         }
         self._services = {
@@ -144,6 +145,13 @@ class Port:
         line = f"{id_}: {asked.method} {_printable(target)} {response.status}"
         logger.info("%s, %.0f ms", line, milliseconds)
         return response
+
+
+def _loaded(host: Host, id_: str, source: Path) -> Program:
+    try:
+        return host.load_handler(source)
+    except LlmRuntimeError as error:
+        raise LlmRuntimeError(f"component {id_}: {error}") from error
 
 
 def _headers_for_guest(request: BaseHTTPRequestHandler) -> list[tuple[str, bytes]]:
