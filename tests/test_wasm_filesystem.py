@@ -83,9 +83,9 @@ def test_a_path_that_no_system_has_is_too_long(root: Descriptor) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are not listed there")
 def test_a_stream_of_a_file_keeps_nothing_open(root: Descriptor) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     streams = [opened(root, "a.txt").read_via_stream(1) for _ in range(20)]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert [stream.read(3) for stream in streams if isinstance(stream, InputStream)] == [
         b"irs"
     ] * 20

@@ -92,8 +92,6 @@ def test_memory_grows_up_to_the_limit(pages: int, grown: int, host: Host, tmp_pa
     assert result(host, tmp_path, module, NUMBER) == grown
 
 
-
-
 @pytest.mark.parametrize(
     ("imported", "called"),
     [
@@ -248,14 +246,13 @@ def test_a_component_that_begins_with_too_much_memory_is_named(host: Host, tmp_p
     assert "a higher one allows more" in str(caught.value)
 
 
-# --- What a component imports and exports ----------------------------------------------------------
+# --- What a component imports and exports ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("imported", "said"),
     [
         ('(import "part" (core module))', "imports part, which is a core module"),
-        ('(import "part" (component))', "imports part, which is a component"),
         (
             '(import "a:b/c" (instance (export "inner" (instance))))',
             "imports a:b/c inner, which is an instance inside an instance",
@@ -280,7 +277,7 @@ def calling(interface: str, types: str, function: str, core_type: str, call: str
           (import "{interface}" (instance $given {types}))
           (core module $memory (memory (export "m") 1))
           (core instance $memory (instantiate $memory))
-          (core func $f (canon lower (func $given "{function}") (memory $memory "m")))
+          (core func $f (canon lower (func $given "{function}") (memory (core memory $memory "m"))))
           (core module $m (import "" "f" (func $f {core_type})) (func (export "run") {call}))
           (core instance $i (instantiate $m (with "" (instance (export "f" (func $f))))))
           {RUN})"""
@@ -384,7 +381,7 @@ def test_a_handler_that_takes_no_request_is_named_at_the_start(
     assert f"handle in its export wasi:http/incoming-handler@0.2.0 {said}" in str(caught.value)
 
 
-# --- Other ways to misbehave -----------------------------------------------------------------------
+# --- Other ways to misbehave ----------------------------------------------------------------------
 
 
 def test_a_trap_at_the_start_ends_the_request(host: Host, tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def run(
         ),
     ] = 30.0,
     max_memory_mib: Annotated[
-        int, typer.Option(
+        int,
+        typer.Option(
             min=1,
             max=4096,
             help="Of a component for one request, in MiB: all its memories and tables together.",

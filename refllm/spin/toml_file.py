@@ -65,7 +65,7 @@ def toml_document(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{str(error):.{ERROR_CHARACTERS}}") from error
+        raise ValueError(f"{error!s:.{ERROR_CHARACTERS}}") from error
 
 
 def table_of(path: Path, key: str, document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -154,7 +154,6 @@ def _variables(
 
 def _filled(path: Path, name: str, template: str, values: Mapping[str, str]) -> str:
     """The template with `{{ variable }}` replaced by the variable's value."""
-
     n_characters = len(template)
 
     def value(reference: re.Match[str]) -> str:

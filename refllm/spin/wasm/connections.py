@@ -210,6 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = IDLE_SECONDS
     server: Server
+    raw_requestline: bytes
 
     def setup(self) -> None:
         super().setup()
@@ -269,9 +270,9 @@ class _Handler(BaseHTTPRequestHandler):
             response = self.server.answer(self)
         except (BadRequest, OSError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (the other connections go on)
             said = f"unexpected {type(error).__name__}: {error}; this is a bug in refllm"
-            logger.error("a request failed: %s", said)  # noqa: TRY400 (no traceback for users)
+            logger.error("a request failed: %s", said)
             response = text_response(500, f"refllm: {said}")
         self._send(response)
 

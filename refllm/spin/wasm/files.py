@@ -60,8 +60,9 @@ class _Tree:
             except PermissionError:
                 continue
             for entry in entries:
-                if os.path.isfile(entry.path):  # and no loop of links, as is_file would have it
-                    yield Path(entry.path), (*names, entry.name)
+                path = Path(entry.path)
+                if path.is_file():  # false for a link to itself, where entry.is_file() raises
+                    yield path, (*names, entry.name)
             if depth is None or len(names) + 1 < depth:
                 folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
                 waiting += [(*names, folder.name) for folder in reversed(folders)]

@@ -189,15 +189,17 @@ class Host:
         exports = program.component.type.exports(self._engine)
         name = self._handler(program)
         if name is None:
+            said = ", ".join(exports) or "nothing"
             raise LlmRuntimeError(
-                f"{path}: exports {', '.join(exports) or 'nothing'}, and not the interface {HANDLER}",
+                f"{path}: exports {said}, and not the interface {HANDLER}",
                 "build it for the world fermyon:spin/http-trigger@2.0.0 (spin-sdk 3: -w spin-http; "
                 "spin-sdk 4 and 5: a handler that is a WasiHttpIncomingHandler020)",
             )
         interface = exports[name].ty
-        is_instance = isinstance(interface, ComponentInstanceType)
-        handle = interface.exports(self._engine).get("handle") if is_instance else None
-        type_ = None if handle is None else handle.ty
+        functions = (
+            interface.exports(self._engine) if isinstance(interface, ComponentInstanceType) else {}
+        )
+        type_ = functions["handle"].ty if "handle" in functions else None
         if not isinstance(type_, FuncType) or not _handles_requests(type_):
             said = spelled(type_) if isinstance(type_, FuncType) else "no function"
             raise LlmRuntimeError(

@@ -68,7 +68,7 @@ def linked(engine: Engine, component: Component, offered: Iterable[type[Interfac
         for name, imported in component.type.imports(engine).items():
             type_ = imported.ty
             if not isinstance(type_, ComponentInstanceType):
-                _give(root, name, type_, name, lambda _type, name=name: _refusal(name))
+                _give(root, name, type_, name, partial(_function, name, None, ""))
                 continue
             # WASI 0.3 has other functions under the same names.
             is_other = "@0.3" in name
@@ -102,7 +102,7 @@ def _function(
 ) -> HostFunction:
     found = None if interface is None else method_name(interface, function)
     if interface is None or found is None:
-        return _refusal(f"{name} {function}")
+        return _refusal(f"{name} {function}".rstrip())
     owner, method = found
     if not has_type(getattr(owner, method), None if owner is interface else owner, type_):
         return _refusal_of_type(f"{name} {function}", type_)

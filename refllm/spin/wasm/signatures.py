@@ -80,7 +80,7 @@ def _classes(type_: ValType) -> set[type]:
 def _classes_of_hint(hint: Hint) -> set[type]:
     classes: set[type] = set()
     for each in _alternatives(hint):
-        origin = get_origin(each) or each
+        origin: Any = get_origin(each) or each
         if origin is NoneType:
             classes.add(object)
         elif issubclass(origin, Resource):
@@ -91,7 +91,8 @@ def _classes_of_hint(hint: Hint) -> set[type]:
 
 
 def _alternatives(hint: Hint) -> Iterable[Hint]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    origin: Any = get_origin(hint)
+    return get_args(hint) if origin in (Union, UnionType) else (hint,)
 
 
 def _name(type_: ValType) -> str:

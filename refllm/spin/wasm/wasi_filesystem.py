@@ -255,7 +255,7 @@ def _read(path: Path, length: int, offset: int) -> tuple[bytes, bool]:
     def opened(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
-    with open(path, "rb", buffering=0, opener=opened) as source:  # noqa: PTH123
+    with open(path, "rb", buffering=0, opener=opened) as source:
         status = os.fstat(source.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "is no regular file")
