@@ -34,9 +34,15 @@ logger = logging.getLogger(__name__)
 
 
 def engine_with_limits() -> Engine:
-    """An engine whose guests can be interrupted."""
+    """An engine whose guests can be interrupted, and have no memory but what is counted.
+
+    As in Spin without --experimental-wasm-feature, there is no heap of garbage-collected values,
+    which wasmtime does not count among memories; nor are there exceptions, which live in one.
+    """
     config = Config()
     config.epoch_interruption = True
+    config.wasm_gc = False
+    config.wasm_exceptions = False
     return Engine(config)
 
 
