@@ -12,6 +12,7 @@ from wasmtime import wat2wasm
 from refllm.api import EmbeddingsResult, InferencingParams, InferencingResult, LlmRuntimeError
 from refllm.spin.wasm.guest import Allowance, Guest, GuestFailed, Limits, Output, Turn
 from refllm.spin.wasm.host import Host, Services
+from refllm.spin.wasm.memory import PART_OF_TABLES
 from refllm.spin.wasm.spin_llm import inferencing_params
 from refllm.spin.wasm.wasi_io import OutputStream, Pollable
 from refllm.spin.wasm.wit import record
@@ -217,7 +218,7 @@ def test_the_memories_of_several_instances_share_the_limit(host: Host, tmp_path:
 
 def test_tables_have_a_part_of_the_limit_and_memories_the_rest(host: Host, tmp_path: Path) -> None:
     grow = "(table.grow ${0} (ref.null func) (i32.const {1}))"
-    of_tables = 10 * PAGE_BYTES // 16 // 8
+    of_tables = 10 * PAGE_BYTES // PART_OF_TABLES // 8
     module = f"""
         (memory 1) (table $a 0 funcref) (table $b 0 funcref)
         (func (export "run") (result i32)

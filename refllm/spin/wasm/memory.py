@@ -18,10 +18,10 @@ from wasmtime import Store
 __all__ = ["Shares"]
 
 TABLE_ELEMENT_BYTES = 8
-PART_OF_TABLES = 16  # one part in so many: CPython's 10,000 functions take a thousandth of 512 MiB
+PART_OF_TABLES = 64  # one part in so many: of 512 MiB a million functions, of which CPython has 1%
 
-# CPython with its libraries has about 30 instances, 1 memory and 10 tables, once for each component
-# of a composition.
+# What the SDKs of Python and JavaScript build has 1 memory, 2 tables and below 100 instances, once
+# for each component of a composition.
 MOST_INSTANCES = 1000
 MOST_OF_EACH = 1000
 
