@@ -244,7 +244,7 @@ def test_a_component_that_begins_with_too_much_memory_is_named(host: Host, tmp_p
     module = '(memory 6) (memory 6) (func (export "run"))'
     with pytest.raises(LlmRuntimeError, match=r"app\.wasm: cannot be started: .*memory") as caught:
         result(host, tmp_path, module)
-    assert "a higher one allows more" in str(caught.value)
+    assert "a higher memory limit allows more" in str(caught.value)
 
 
 # --- What a component imports and exports ---------------------------------------------------------
@@ -405,14 +405,6 @@ def test_resources_without_end_use_up_what_the_host_keeps(host: Host, tmp_path: 
     component = DROPS.replace("(call $drop (call $make (i64.const 0)))", without_drop)
     with pytest.raises(GuestFailed, match="it gave the host more than 655360 bytes to keep"):
         result_of(host, tmp_path, component)
-
-
-def test_output_without_end_is_kept_only_in_part() -> None:
-    output = Output()
-    for _ in range(1000):
-        output.write(b"x" * 1000)
-    assert len(output.text()) < 100_000
-    assert output.text().endswith(" bytes more")
 
 
 def test_more_than_may_be_written_at_once_ends_the_guest() -> None:

@@ -38,7 +38,9 @@ def read_body(headers: Message, source: BufferedIOBase, *, limit: int) -> bytes:
         if lengths:
             raise BadRequest(400, "the request has both a content-length and a transfer-encoding")
         if encodings != ["chunked"]:
-            raise BadRequest(501, f"the transfer-encoding {', '.join(encodings)} is not supported")
+            raise BadRequest(
+                501, f"the transfer-encoding {', '.join(encodings)!a:.80} is not supported"
+            )
         return _read_chunks(source, limit)
     if not lengths:
         return b""

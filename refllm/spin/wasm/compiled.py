@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import stat
 import uuid
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from wasmtime.component import Component
 from refllm.api import LlmRuntimeError
 from refllm.kernels.cache import cache_folder, kernel_sources
 
-__all__ = ["compiled", "engine_with_limits"]
+__all__ = ["causes", "compiled", "engine_with_limits"]
 
 CHECKSUM_BYTES = 32
 MOST_BYTES = 512 * 1024 * 1024  # of a component; one with CPython in it has 38 MB
@@ -70,11 +71,19 @@ def compiled(engine: Engine, path: Path) -> Component:
     try:
         component = Component(engine, wasm)
     except WasmtimeError as error:
-        raise LlmRuntimeError(f"{path}: is not a component that can run here: {error}") from error
+        raise LlmRuntimeError(
+            f"{path}: is not a component that can run here: {causes(str(error))}"
+        ) from error
     if kept is not None:
         with contextlib.suppress(OSError):  # a full disk only makes the next start slow
             _write(kept, bytes(component.serialize()))
     return component
+
+
+def causes(error: str) -> str:
+    """All that wasmtime says, in one line."""
+    lines = [re.sub(r"^\d+: ", "", line.strip()) for line in error.splitlines()]
+    return "; ".join(line for line in lines if line and line != "Caused by:")
 
 
 def _check_is_component(path: Path, wasm: bytes) -> None:

@@ -34,7 +34,7 @@ from wasmtime.component import (
 
 from refllm.api import Engine, LlmRuntimeError
 from refllm.spin.wasm import wasi_cli, wasi_filesystem, wasi_io
-from refllm.spin.wasm.compiled import compiled, engine_with_limits
+from refllm.spin.wasm.compiled import causes, compiled, engine_with_limits
 from refllm.spin.wasm.guest import (
     TICK_SECONDS,
     Allowance,
@@ -62,6 +62,7 @@ from refllm.spin.wasm.wit import Interface
 __all__ = ["Host", "Program", "Services"]
 
 INTERRUPTED = "wasm trap: interrupt"
+OVER_THE_LIMIT = re.compile("exceeds (memory|table) limits|resource limit exceeded")
 HOW_TO_BUILD = (
     "build it for the world fermyon:spin/http-trigger@2.0.0 with an SDK of Spin 2 or later"
 )
@@ -162,9 +163,10 @@ class Host:
         while error is not None and program.shares.learn(error):
             error = self._error_of_an_instance(program)
         if error is not None and INTERRUPTED not in error:
+            is_too_large = OVER_THE_LIMIT.search(error)
             raise LlmRuntimeError(
-                f"{program.path}: cannot be started: {_causes(error)}",
-                f"{HOW_TO_BUILD}; where it is a limit of memory, a higher one allows more",
+                f"{program.path}: cannot be started: {causes(error)}",
+                "a higher memory limit allows more" if is_too_large else HOW_TO_BUILD,
             )
 
     def _error_of_an_instance(self, program: Program) -> str | None:
@@ -385,12 +387,6 @@ def _failure(guest: Guest, error: Exception) -> BaseException:
         return failure
     unexpected = f"unexpected {type(failure).__name__}: {failure}; this is a bug in refllm"
     return GuestFailed(unexpected)
-
-
-def _causes(error: str) -> str:
-    """All that wasmtime says, in one line."""
-    lines = [re.sub(r"^\d+: ", "", line.strip()) for line in error.splitlines()]
-    return "; ".join(line for line in lines if line and line != "Caused by:")
 
 
 def _reason(error: str) -> str:

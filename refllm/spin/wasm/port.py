@@ -138,7 +138,7 @@ class Port:
             response = self._host.respond(self._programs[id_], asked, self._services[id_], output)
         except GuestFailed as error:
             response = text_response(500, f"refllm: component {id_} failed: {error}")
-            logger.error("%s: failed: %s", id_, error)
+            logger.error("%s: failed: %s", id_, _printable(str(error)))
         milliseconds = (time.monotonic() - begin) * 1000
         if output.text():
             logger.info("%s", _prefixed(id_, output.text()))
@@ -151,7 +151,8 @@ def _loaded(host: Host, id_: str, source: Path) -> Program:
     try:
         return host.load_handler(source)
     except LlmRuntimeError as error:
-        raise LlmRuntimeError(f"component {id_}: {error}") from error
+        what, *to_do = error.args
+        raise LlmRuntimeError(f"component {id_}: {what}", *to_do) from error
 
 
 def _headers_for_guest(request: BaseHTTPRequestHandler) -> list[tuple[str, bytes]]:
