@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from wasmtime import wat2wasm
 
 from refllm.api import EmbeddingsResult, InferencingParams, InferencingResult, LlmRuntimeError
 from refllm.spin.wasm.guest import Allowance, Guest, GuestFailed, Limits, Output, Turn
-from refllm.spin.wasm.host import Host, Services
+from refllm.spin.wasm.host import OFFERED, Host, Services
 from refllm.spin.wasm.memory import PART_OF_TABLES
 from refllm.spin.wasm.spin_llm import inferencing_params
 from refllm.spin.wasm.wasi_io import OutputStream, Pollable
@@ -271,6 +273,21 @@ def test_what_no_host_can_give_is_named_at_the_start(
     assert "fermyon:spin/http-trigger@2.0.0" in str(caught.value)
 
 
+def test_a_resource_that_another_interface_renames_is_the_same(host: Host, tmp_path: Path) -> None:
+    component = f"""
+        (component
+          (import "a:b/types" (instance $types (export "thing" (type (sub resource)))))
+          (alias export $types "thing" (type $thing))
+          (import "a:b/user" (instance
+            (alias outer 1 $thing (type $inner))
+            (export "renamed" (type $renamed (eq $inner)))
+            (export "use" (func (param "thing" (own $renamed))))))
+          (core module $m (func (export "run")))
+          (core instance $i (instantiate $m))
+          {RUN})"""
+    assert result_of(host, tmp_path, component) is None
+
+
 def calling(interface: str, types: str, function: str, core_type: str, call: str) -> str:
     """A component that calls an interface's function that it declares so."""
     return f"""
@@ -341,6 +358,18 @@ def test_a_function_that_is_imported_with_other_types_is_the_component_s_fault(
         result_of(host, tmp_path, component)
     assert f"{interface} {function}" in str(caught.value)
     assert "bug in refllm" not in str(caught.value)
+
+
+def test_every_function_of_the_host_has_types_to_compare() -> None:
+    owners = [owner for offered in OFFERED for owner in (offered, *offered.resources)]
+    functions = [
+        function
+        for owner in owners
+        for name, function in vars(owner).items()
+        if inspect.isfunction(function) and not name.startswith("_")
+    ]
+    assert len(functions) > 100
+    assert all("return" in get_type_hints(function) for function in functions)
 
 
 def test_a_record_that_is_none_of_the_interface_is_the_component_s_fault() -> None:

@@ -64,11 +64,13 @@ def linked(engine: Engine, component: Component, offered: Iterable[type[Interfac
     """
     offered_by_name = {interface.wit: interface for interface in offered}
     linker = Linker(engine)
+    resources = _Resources()
     with linker.root() as root:
         for name, imported in component.type.imports(engine).items():
             type_ = imported.ty
             if not isinstance(type_, ComponentInstanceType):
-                _give(root, name, type_, name, partial(_function, name, None, ""))
+                function = partial(_function, name, None, "")
+                _give(root, name, type_, name, function, resources)
                 continue
             # WASI 0.3 has other functions under the same names.
             is_other = "@0.3" in name
@@ -76,8 +78,23 @@ def linked(engine: Engine, component: Component, offered: Iterable[type[Interfac
             with root.add_instance(name) as instance:
                 for item, exported in type_.exports(engine).items():
                     function = partial(_function, name, interface, item)
-                    _give(instance, item, exported.ty, f"{name} {item}", function)
+                    _give(instance, item, exported.ty, f"{name} {item}", function, resources)
     return linker
+
+
+class _Resources:
+    """The numbers of a component's resources, of which each may have several names."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[ResourceType, int]] = []
+
+    def id_of(self, name: str, type_: ResourceType) -> int:
+        """That of the first name of the resource."""
+        for known, id_ in self._known:
+            if known == type_:
+                return id_
+        self._known.append((type_, resource_id(name)))
+        return resource_id(name)
 
 
 def _give(
@@ -86,12 +103,13 @@ def _give(
     type_: object,
     imported: str,
     function: Callable[[FuncType], HostFunction],
+    resources: _Resources,
 ) -> None:
     """Give a function or a resource; a type of values is nothing to give."""
     if isinstance(type_, FuncType):
         to.add_func(name, _guarded(imported, function(type_)))
     elif isinstance(type_, ResourceType):
-        to.add_resource(name, ResourceType.host(resource_id(name)), _drop)
+        to.add_resource(name, ResourceType.host(resources.id_of(name, type_)), _drop)
     elif not isinstance(type_, ValType):
         kind = KINDS.get(type(type_), "something unknown")
         raise CannotBeGiven(f"{imported}, which is {kind}")
