@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import get_type_hints
 
@@ -12,12 +14,15 @@ import pytest
 from wasmtime import wat2wasm
 
 from refllm.api import EmbeddingsResult, InferencingParams, InferencingResult, LlmRuntimeError
+from refllm.spin.wasm.application import open_application
 from refllm.spin.wasm.guest import Allowance, Guest, GuestFailed, Limits, Output, Turn
 from refllm.spin.wasm.host import OFFERED, Host, Services
 from refllm.spin.wasm.memory import PART_OF_TABLES
+from refllm.spin.wasm.port import Port
 from refllm.spin.wasm.spin_llm import inferencing_params
 from refllm.spin.wasm.wasi_io import OutputStream, Pollable
 from refllm.spin.wasm.wit import record
+from tests.conftest import HUNG_SECONDS
 
 PAGE_BYTES = 64 * 1024
 RUN = '(func (export "run") (canon lift (core func $i "run")))'
@@ -32,7 +37,7 @@ class NoEngine:
     ) -> InferencingResult:
         raise NotImplementedError
 
-    def generate_embeddings(self, model: str, texts: object) -> EmbeddingsResult:
+    def generate_embeddings(self, model: str, texts: Sequence[str]) -> EmbeddingsResult:
         raise NotImplementedError
 
 
@@ -442,3 +447,74 @@ def test_more_than_may_be_written_at_once_ends_the_guest() -> None:
     stream = OutputStream(guest, guest.output.write)
     with pytest.raises(GuestFailed, match="check-write permits 65536"):
         stream.write(bytes(stream.check_write() + 1))
+
+
+# --- Behind a port --------------------------------------------------------------------------------
+
+
+def handler(module: str) -> str:
+    """A component whose core module answers requests by its function `handle`."""
+    return f"""
+        (component
+          (import "wasi:http/types@0.2.0" (instance $types
+            (export "incoming-request" (type (sub resource)))
+            (export "response-outparam" (type (sub resource)))))
+          (alias export $types "incoming-request" (type $request))
+          (alias export $types "response-outparam" (type $outparam))
+          (core module $m {module})
+          (core instance $i (instantiate $m))
+          (func $handle
+            (param "request" (own $request)) (param "response-out" (own $outparam))
+            (canon lift (core func $i "handle")))
+          (instance $handler (export "handle" (func $handle)))
+          (export "wasi:http/incoming-handler@0.2.0" (instance $handler)))"""
+
+
+FAILING = {
+    "silent": ('(func (export "handle") (param i32 i32))', "it returned without a response"),
+    "trapping": ('(func (export "handle") (param i32 i32) unreachable)', "unreachable"),
+    "starting": (
+        '(func $f unreachable) (start $f) (func (export "handle") (param i32 i32))',
+        "unreachable",
+    ),
+    "looping": ('(func (export "handle") (param i32 i32) (loop (br 0)))', "more than 0.2 seconds"),
+    "recursive": (
+        '(func $f (export "handle") (param i32 i32) (call $f (i32.const 0) (i32.const 0)))',
+        "call stack exhausted",
+    ),
+}
+
+
+def test_a_component_that_fails_fails_one_request_and_is_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = "spin_manifest_version = 2\n"
+    for id_, (module, _) in FAILING.items():
+        (tmp_path / f"{id_}.wasm").write_bytes(wat2wasm(handler(module)))
+        manifest += f"[[trigger.http]]\nroute = '/{id_}'\ncomponent = '{id_}'\n"
+        manifest += f"[component.{id_}]\nsource = '{id_}.wasm'\n"
+    (tmp_path / "spin.toml").write_text(manifest)
+    application = open_application(tmp_path, {})
+    engines = {id_: NoEngine() for id_ in FAILING}
+    with (
+        Host(Limits(seconds=0.2)) as host,
+        Port(application, host, engines, ("127.0.0.1", 0)) as port,
+        closing(HTTPConnection(port.url.removeprefix("http://"), timeout=HUNG_SECONDS)) as client,
+    ):
+        for id_, (_, said) in FAILING.items():
+            client.request("GET", f"/{id_}")
+            response = client.getresponse()
+            text = response.read().decode()
+            assert response.status == 500
+            assert text.startswith(f"refllm: component {id_} failed: ")
+            assert said in text
+            assert f"{id_}: failed: " in caplog.text
+        client.request("GET", "/.well-known/spin/health")
+        assert client.getresponse().status == 200
+
+
+def test_a_component_whose_imports_cannot_be_given_ends_the_start(tmp_path: Path) -> None:
+    (tmp_path / "app.wasm").write_bytes(wat2wasm('(component (import "part" (core module)))'))
+    application = open_application(tmp_path / "app.wasm", {})
+    with Host() as host, pytest.raises(LlmRuntimeError, match=r"component app: .* imports part"):
+        Port(application, host, {"app": NoEngine()}, ("127.0.0.1", 0))
