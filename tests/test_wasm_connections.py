@@ -143,6 +143,7 @@ def raw(url: str, request: bytes) -> bytes:
         (b"GET / HTTP/1.1\r\nhost: x\r\n", 400),
         (b"GET / HTTP/1.1\r\nhost: x", 400),
         (b"GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n: no name\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nblank : before\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n folded: first\r\n\r\n", 400),

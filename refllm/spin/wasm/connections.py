@@ -243,6 +243,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile = whole
         if is_request and self.request_version == self.default_request_version:
             raise BadRequest(400, REFUSALS[400])
+        if is_request and len(self.headers.get_all("host", [])) > 1:
+            raise BadRequest(400, "the request has more than one host")
         return is_request
 
     def send_error(
