@@ -28,8 +28,9 @@ from refllm.kernels.cache import cache_folder, kernel_sources
 __all__ = ["causes", "compiled", "engine_with_limits"]
 
 CHECKSUM_BYTES = 32
-MOST_BYTES = 512 * 1024 * 1024  # of a component; one with CPython in it has 38 MB
 COMPONENT_LAYER = bytes((0x0D, 0x00, 0x01, 0x00))  # where a core module has 01 00 00 00
+
+MOST_BYTES = 512 * 1024 * 1024  # of a component; one with CPython in it has 38 MB
 
 logger = logging.getLogger(__name__)
 
