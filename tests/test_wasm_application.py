@@ -121,9 +121,21 @@ def test_a_component_alone_answers_everything_and_may_use_every_model(tmp_path: 
     assert application.components["app"].ai_models is None
 
 
-def test_an_application_that_is_not_there_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["nowhere", "nowhere" * 100, "nowhere\0"])
+def test_an_application_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"there is no application at .*nowhere"):
-        open_application(tmp_path / "nowhere", {})
+        open_application(tmp_path / name, {})
+
+
+def test_a_variable_of_variables_does_not_grow_without_end(tmp_path: Path) -> None:
+    default = "x" * 100_000
+    template = "{{ tone }}" * 100
+    text = (
+        f"[variables]\ntone = {{ default = '{default}' }}\n[[trigger.http]]\nroute = '/'\n"
+        f"component = {{ source = 'a', variables = {{ long = '{template}' }} }}"
+    )
+    with pytest.raises(LlmRuntimeError, match="variable long is longer than 1048576 characters"):
+        opened(tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -309,6 +321,13 @@ def test_a_name_that_is_not_utf_8_is_one_that_a_guest_can_have(here: Path) -> No
         (["nowhere/a.txt"], "there is no nowhere/a.txt"),
         (["x" * 300], "name too long"),
         (["/etc/*"], "leads out of"),
+        (["../*"], "leads out of"),
+        (["public/../../*"], "leads out of"),
+        (["/"], "leads out of"),
+        (["a\0b"], "there is no a"),
+        ([{"source": "a\0b", "destination": "/"}], "there is no a"),
+        (["a**"], "must be a whole folder"),
+        (["a"] * 1001, "of at most 1000"),
         (["/etc"], "leads out of"),
         (
             [
@@ -327,3 +346,32 @@ def test_files_that_cannot_be_given_are_named(files: list[object], said: str, he
     with pytest.raises(LlmRuntimeError) as caught:
         folder_of(here / "spin.toml", files, [])
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("files", [["**/*"], ["public"], [{"source": ".", "destination": "/"}]])
+def test_only_so_many_entries_of_folders_are_looked_at(files: list[object], here: Path) -> None:
+    manifest = here / "spin.toml"
+    assert folder_of(manifest, files, [], most_entries=10)
+    with pytest.raises(LlmRuntimeError) as caught:
+        folder_of(manifest, files, [], most_entries=3)
+    assert str(caught.value).startswith(f"{manifest}: files: more than 3 entries of folders")
+
+
+def test_only_the_folders_that_a_pattern_can_mean_are_looked_at(here: Path) -> None:
+    for files in (["*.toml"], ["public/images/*"], ["public/*"]):
+        folder_of(here / "spin.toml", files, [], most_entries=3)
+
+
+def test_folders_that_lead_in_a_circle_are_walked_once(here: Path) -> None:
+    (here / "public" / "again").symlink_to(here / "public", target_is_directory=True)
+    (here / "public" / "itself").symlink_to(here / "public" / "itself")
+    folder = folder_of(here / "spin.toml", ["**/*.html"], [], most_entries=20)
+    assert paths_in(folder) == ["/public/index.html"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with a name")
+def test_a_pipe_is_no_file(here: Path) -> None:
+    os.mkfifo(here / "public" / "pipe")
+    assert "/public/pipe" not in paths_in(folder_of(here / "spin.toml", ["public/*"], []))
+    with pytest.raises(LlmRuntimeError, match="pipe' is no file and no folder"):
+        folder_of(here / "spin.toml", ["public/pipe"], [])

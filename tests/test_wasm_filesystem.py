@@ -11,6 +11,7 @@ from wasmtime.component import Record
 
 from refllm.spin.wasm.guest import Allowance, Guest, Output, Turn
 from refllm.spin.wasm.wasi_filesystem import Descriptor, Folder, Preopens
+from refllm.spin.wasm.wasi_io import InputStream
 
 
 @pytest.fixture
@@ -74,3 +75,29 @@ def test_a_path_that_leads_nowhere_says_why(path: str, code: str, root: Descript
 def test_a_file_that_has_gone_is_an_error_of_the_guest_s(root: Descriptor) -> None:
     gone = opened(root, "folder/b.txt")
     assert (gone.read(1, 0), gone.read_via_stream(0), gone.stat()) == ("io", "io", "io")
+
+
+def test_a_path_that_no_system_has_is_too_long(root: Descriptor) -> None:
+    assert root.stat_at(set(), "./" * 10_000) == "name-too-long"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are not listed there")
+def test_a_stream_of_a_file_keeps_it_not_open(root: Descriptor, tmp_path: Path) -> None:
+    streams = [opened(root, "a.txt").read_via_stream(1) for _ in range(20)]
+    assert tmp_path / "a.txt" not in [fd.resolve() for fd in Path("/proc/self/fd").iterdir()]
+    assert [stream.read(3) for stream in streams if isinstance(stream, InputStream)] == [
+        b"irs"
+    ] * 20
+
+
+def test_a_stream_reads_a_file_from_its_offset_to_its_end(root: Descriptor) -> None:
+    stream = opened(root, "a.txt").read_via_stream(2)
+    assert isinstance(stream, InputStream)
+    assert [stream.read(2), stream.read(2), stream.read(2)] == [b"rs", b"t", None]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with a name")
+def test_a_file_that_has_become_a_pipe_is_not_waited_for(root: Descriptor, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").unlink()
+    os.mkfifo(tmp_path / "a.txt")
+    assert opened(root, "a.txt").read(1, 0) == "io"

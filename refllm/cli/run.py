@@ -68,7 +68,12 @@ def run(
         ),
     ] = 30.0,
     max_memory_mib: Annotated[
-        int, typer.Option(min=1, max=4096, help="Of a component for one request, in MiB.")
+        int,
+        typer.Option(
+            min=1,
+            max=4096,
+            help="Of a component for one request, in MiB: all its memories and tables together.",
+        ),
     ] = 512,
     max_body_bytes: Annotated[int, typer.Option(min=0, help="Of one request.")] = 16 * MEBIBYTE,
     max_connections: MaxConnectionsOption = 128,

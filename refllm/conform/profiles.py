@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -18,6 +17,7 @@ from typing import Any
 
 from refllm.api import InvalidInput
 from refllm.conform.suite import golden_root, nearest
+from refllm.spin.toml_file import toml_document
 
 __all__ = ["Deviation", "Profile", "load_profile", "profile_names", "require_known_cases"]
 
@@ -90,10 +90,10 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
             f"suite are: {known}; one of your own is named by its path, which ends in {ENDING}"
         )
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = toml_document(path)
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:  # of TOML, and of UTF-8
+    except ValueError as error:
         raise InvalidInput(f"{path} is no TOML: {error}") from error
     try:
         return _profile(document)

@@ -9,7 +9,9 @@ body.py          a request's body, by its length or in chunks
 host.py          an instance of a component for each request
 compiled.py      components as machine code, kept on disk
 guest.py         what one instance may take, and what the host keeps for it
+memory.py        one limit for all its memories and tables
 linking.py       a component's imports, given by the host
+signatures.py    whether they have the types that it says
 wit.py           how WIT's words become Python's
 wasi_*.py        WASI 0.2, as far as a guest needs it
 spin_*.py        Spin's own interfaces: llm and variables

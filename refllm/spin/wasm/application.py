@@ -26,6 +26,7 @@ from refllm.spin.wasm.wasi_filesystem import Folder
 __all__ = ["Application", "ApplicationComponent", "open_application"]
 
 EVERYTHING = "/..."
+VALUE_CHARACTERS = 1024 * 1024  # of a variable; a prompt or a certificate has some thousand
 REFERENCE = re.compile(r"\{\{\s*([A-Za-z0-9_]+)\s*\}\}")
 
 
@@ -56,7 +57,11 @@ def open_application(app: Path, environment: Mapping[str, str]) -> Application:
     `environment` is this process's, for variables. Errors: `InvalidInput` if there is nothing at
     `app`; `LlmRuntimeError` naming the file, and the key where one is wrong.
     """
-    if not app.exists():
+    try:
+        exists = app.exists()
+    except (OSError, ValueError):  # a name that is too long, or has a zero byte in it
+        exists = False
+    if not exists:
         raise InvalidInput(f"there is no application at {app}")
     if app.is_file() and app.suffix != ".toml":
         component = ApplicationComponent(id=app.stem, source=app, ai_models=None)
@@ -149,12 +154,19 @@ def _variables(
 
 def _filled(path: Path, name: str, template: str, values: Mapping[str, str]) -> str:
     """The template with `{{ variable }}` replaced by the variable's value."""
+    n_characters = len(template)
 
     def value(reference: re.Match[str]) -> str:
+        nonlocal n_characters
         if reference[1] not in values:
             raise LlmRuntimeError(
                 f"{path}: variable {name:.80} needs {reference[1]:.80}, which has no value",
                 f"set {_environment_name(reference[1])}, or give it a default in [variables]",
+            )
+        n_characters += len(values[reference[1]])
+        if n_characters > VALUE_CHARACTERS:
+            raise LlmRuntimeError(
+                f"{path}: variable {name:.80} is longer than {VALUE_CHARACTERS} characters"
             )
         return values[reference[1]]
 

@@ -9,10 +9,11 @@ import re
 from email.message import Message
 from io import BufferedIOBase
 
-__all__ = ["BadRequest", "read_body"]
+__all__ = ["LENGTH", "BadRequest", "read_body"]
 
 LENGTH = re.compile(r"[0-9]{1,19}")
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
+END_OF_LINE = (b"\r\n", b"\n")
 LINE_BYTES = 8192
 TRAILER_LINES = 100
 
@@ -37,7 +38,9 @@ def read_body(headers: Message, source: BufferedIOBase, *, limit: int) -> bytes:
         if lengths:
             raise BadRequest(400, "the request has both a content-length and a transfer-encoding")
         if encodings != ["chunked"]:
-            raise BadRequest(501, f"the transfer-encoding {', '.join(encodings)} is not supported")
+            raise BadRequest(
+                501, f"the transfer-encoding {', '.join(encodings)!a:.80} is not supported"
+            )
         return _read_chunks(source, limit)
     if not lengths:
         return b""
@@ -59,11 +62,14 @@ def _read_chunks(source: BufferedIOBase, limit: int) -> bytes:
             break
         _check_size(len(body) + n_bytes, limit)
         body += _read_exactly(source, n_bytes)
-        if source.readline(LINE_BYTES).strip():
-            raise BadRequest(400, "a chunk is longer than its size")
+        if source.readline(LINE_BYTES) not in END_OF_LINE:
+            raise BadRequest(400, "a chunk is longer than its size, or the body ends after it")
     for _ in range(TRAILER_LINES):
-        if not source.readline(LINE_BYTES).strip():
+        trailer = source.readline(LINE_BYTES)
+        if trailer in END_OF_LINE:
             return bytes(body)
+        if not trailer.endswith(b"\n"):
+            raise BadRequest(400, "the body ends early, or a trailer is too long")
     raise BadRequest(400, f"the body has more than {TRAILER_LINES} trailers")
 
 

@@ -13,6 +13,8 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
+import stat
 import uuid
 from importlib.metadata import version
 from pathlib import Path
@@ -23,18 +25,26 @@ from wasmtime.component import Component
 from refllm.api import LlmRuntimeError
 from refllm.kernels.cache import cache_folder, kernel_sources
 
-__all__ = ["compiled", "engine_with_limits"]
+__all__ = ["causes", "compiled", "engine_with_limits"]
 
 CHECKSUM_BYTES = 32
 COMPONENT_LAYER = bytes((0x0D, 0x00, 0x01, 0x00))  # where a core module has 01 00 00 00
+
+MOST_BYTES = 512 * 1024 * 1024  # of a component; one with CPython in it has 38 MB
 
 logger = logging.getLogger(__name__)
 
 
 def engine_with_limits() -> Engine:
-    """An engine whose guests can be interrupted."""
+    """An engine whose guests can be interrupted, and have no memory but what is counted.
+
+    As in Spin without --experimental-wasm-feature, there is no heap of garbage-collected values,
+    which wasmtime does not count among memories; nor are there exceptions, which live in one.
+    """
     config = Config()
     config.epoch_interruption = True
+    config.wasm_gc = False
+    config.wasm_exceptions = False
     return Engine(config)
 
 
@@ -44,9 +54,15 @@ def compiled(engine: Engine, path: Path) -> Component:
     Errors: `LlmRuntimeError` naming the file if it cannot be read or is not a component.
     """
     try:
+        status = path.stat()
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise LlmRuntimeError(f"{path}: is no regular file")
+        if status.st_size > MOST_BYTES:
+            raise LlmRuntimeError(f"{path}: is longer than {MOST_BYTES} bytes")
         wasm = path.read_bytes()
-    except OSError as error:
-        raise LlmRuntimeError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # the second for a zero byte in its name
+        said = getattr(error, "strerror", None) or error
+        raise LlmRuntimeError(f"{path}: cannot be read: {said}") from error
     _check_is_component(path, wasm)
     kept = _kept_at(wasm)
     component = None if kept is None else _read(engine, kept)
@@ -56,11 +72,19 @@ def compiled(engine: Engine, path: Path) -> Component:
     try:
         component = Component(engine, wasm)
     except WasmtimeError as error:
-        raise LlmRuntimeError(f"{path}: is not a component that can run here: {error}") from error
+        raise LlmRuntimeError(
+            f"{path}: is not a component that can run here: {causes(str(error))}"
+        ) from error
     if kept is not None:
         with contextlib.suppress(OSError):  # a full disk only makes the next start slow
             _write(kept, bytes(component.serialize()))
     return component
+
+
+def causes(error: str) -> str:
+    """All that wasmtime says, in one line."""
+    lines = [re.sub(r"^\d+: ", "", line.strip()) for line in error.splitlines()]
+    return "; ".join(line for line in lines if line and line != "Caused by:")
 
 
 def _check_is_component(path: Path, wasm: bytes) -> None:

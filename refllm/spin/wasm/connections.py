@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import socket
 import socketserver
 import sys
@@ -20,10 +21,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from io import BufferedIOBase
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from refllm.api import InvalidInput
-from refllm.spin.wasm.body import BadRequest
+from refllm.spin.wasm.body import LENGTH, BadRequest
 from refllm.spin.wasm.wasi_http import METHODS, Response
 
 if TYPE_CHECKING:
@@ -33,6 +35,22 @@ __all__ = ["Server", "text_response"]
 
 IDLE_SECONDS = 30  # until a request begins, or a response is taken
 NO_BODY = (204, 304)
+HEAD_LINE = re.compile(
+    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+:|[ \t])[^\x00-\x08\x0a-\x1f\x7f]*\r?\n|\r?\n"
+)
+BLANKS = (b" ", b"\t")  # which begin a line that belongs to the one before
+CONTROLS = re.compile(rb"[\x00-\x1f\x7f]")
+UNREAD_BYTES = 1024 * 1024  # of a request that is refused, which are read so that it sees why
+DROPPED_AT_ONCE = 64 * 1024
+
+REFUSALS = {
+    400: "the first line of a request must be METHOD TARGET HTTP/1.1",
+    414: "the first line of the request is too long",
+    431: "the head of the request has a line that is too long, or too many lines",
+    501: "no such method is answered",
+    505: "HTTP/1.0 and HTTP/1.1 are spoken here",
+}
+"""What http.server refuses by itself, by the status that it does so with."""
 
 # Who is sent away has so long to read why. A connection that is closed at once is reset where the
 # client has sent anything, and what it was told is lost.
@@ -166,12 +184,33 @@ class _Arriving(io.RawIOBase):
         return BadRequest(408, message)
 
 
+class _Head:
+    """The lines of a request's head; http.server passes over those that RFC 9112 forbids."""
+
+    def __init__(self, source: BufferedIOBase) -> None:
+        self._source = source
+        self._is_first = True
+
+    def readline(self, limit: int) -> bytes:
+        """As of a file. Errors: `BadRequest` for a line that two servers may read in two ways."""
+        line = self._source.readline(limit)
+        if len(line) == limit:  # it is too long, as http.server will say
+            return line
+        if not line.endswith(b"\n"):
+            raise BadRequest(400, "the head of the request ends early")
+        if not HEAD_LINE.fullmatch(line) or (self._is_first and line.startswith(BLANKS)):
+            raise BadRequest(400, "each line of a request's head must be NAME: VALUE")
+        self._is_first = False
+        return line
+
+
 class _Handler(BaseHTTPRequestHandler):
     """One connection: reads requests, has them answered, writes the responses."""
 
     protocol_version = "HTTP/1.1"
     timeout = IDLE_SECONDS
     server: Server
+    raw_requestline: bytes
 
     def setup(self) -> None:
         super().setup()
@@ -186,12 +225,58 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             super().handle_one_request()
         except BadRequest as error:
-            self.close_connection = True  # what is left of the request is not read
+            self.close_connection = True
+            logger.info("a request is refused: %d, %s", error.status, error)
+            self.request_version = self.protocol_version  # with a head, whatever was asked
             self._send(text_response(error.status, f"refllm: {error}"))
+            self._read_away()
+
+    def parse_request(self) -> bool:
+        """Read the head. Errors: `BadRequest` if servers may differ about what it says."""
+        if CONTROLS.search(self.raw_requestline.removesuffix(b"\n").removesuffix(b"\r")):
+            raise BadRequest(400, REFUSALS[400])
+        whole = self.rfile
+        self.rfile = cast("BufferedIOBase", _Head(whole))
+        try:
+            is_request = super().parse_request()
+        finally:
+            self.rfile = whole
+        if is_request and self.request_version == self.default_request_version:
+            raise BadRequest(400, REFUSALS[400])
+        if is_request and len(self.headers.get_all("host", [])) > 1:
+            raise BadRequest(400, "the request has more than one host")
+        return is_request
+
+    def send_error(
+        self, code: int, message: str | None = None, explain: str | None = None
+    ) -> NoReturn:
+        """Refuse what http.server refuses, in text as everything else."""
+        raise BadRequest(code, REFUSALS.get(code) or message or explain or "it cannot be answered")
+
+    def _read_away(self) -> None:
+        """Take what the client still sends, for a while, or its system drops what it is told."""
+        with contextlib.suppress(OSError):  # the client has gone
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_WR)
+            deadline, n_bytes = time.monotonic() + SECONDS_TO_READ, 0
+            while n_bytes < UNREAD_BYTES and (left := deadline - time.monotonic()) > 0:
+                self.connection.settimeout(left)
+                data = self.connection.recv(DROPPED_AT_ONCE)
+                if not data:
+                    return
+                n_bytes += len(data)
 
     def do_GET(self) -> None:
         """Answer a request of any method that WASI knows."""
-        self._send(self.server.answer(self))
+        try:
+            response = self.server.answer(self)
+        except (BadRequest, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 (the other connections go on)
+            said = f"unexpected {type(error).__name__}: {error}; this is a bug in refllm"
+            logger.error("a request failed: %s", said)
+            response = text_response(500, f"refllm: {said}")
+        self._send(response)
 
     def _send(self, response: Response) -> None:
         has_body = response.status not in NO_BODY
@@ -203,7 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in response.headers:
             if name.lower() != "content-length":
                 self.send_header(name, value.decode("latin-1"))
-        if is_head and "content-length" in said:  # of the body that a GET would get
+        if is_head and LENGTH.fullmatch(said.get("content-length", "")):  # of what a GET would get
             self.send_header("content-length", said["content-length"])
         elif has_body:
             self.send_header("content-length", str(len(response.body)))

@@ -39,8 +39,8 @@ class GuestFailed(Exception):
 class Limits:
     """What one request may take: bytes of memory, and seconds of the guest's own time.
 
-    The bytes are those of each linear memory (of which components have one), of each table, and of
-    what the host keeps for the guest.
+    The bytes are those of all linear memories and tables together (see memory.py), and as many
+    again of what the host keeps for the guest.
     """
 
     memory_bytes: int = 512 * 1024 * 1024
@@ -167,6 +167,7 @@ class Guest:
         self.allowance = allowance
         self.output = output
         self.failure: BaseException | None = None
+        self.last_called = ""  # of what the host offers
         self._resources: dict[int, Resource] = {}
         self._numbers = itertools.count(1)
 

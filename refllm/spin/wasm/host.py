@@ -23,11 +23,18 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from wasmtime import Store, WasmtimeError
-from wasmtime.component import Component, Func, Linker
+from wasmtime.component import (
+    Component,
+    ComponentInstanceType,
+    Func,
+    FuncType,
+    Linker,
+    OwnType,
+)
 
 from refllm.api import Engine, LlmRuntimeError
 from refllm.spin.wasm import wasi_cli, wasi_filesystem, wasi_io
-from refllm.spin.wasm.compiled import compiled, engine_with_limits
+from refllm.spin.wasm.compiled import causes, compiled, engine_with_limits
 from refllm.spin.wasm.guest import (
     TICK_SECONDS,
     Allowance,
@@ -37,7 +44,9 @@ from refllm.spin.wasm.guest import (
     Output,
     Turn,
 )
-from refllm.spin.wasm.linking import Running, linked, running
+from refllm.spin.wasm.linking import CannotBeGiven, Running, linked, running
+from refllm.spin.wasm.memory import Shares
+from refllm.spin.wasm.signatures import spelled
 from refllm.spin.wasm.spin_llm import Llm
 from refllm.spin.wasm.spin_variables import ConfigStore, Variables
 from refllm.spin.wasm.wasi_filesystem import Folder
@@ -52,7 +61,11 @@ from refllm.spin.wasm.wit import Interface
 
 __all__ = ["Host", "Program", "Services"]
 
-TABLE_ELEMENT_BYTES = 8
+INTERRUPTED = "wasm trap: interrupt"
+OVER_THE_LIMIT = re.compile("exceeds (memory|table) limits|resource limit exceeded")
+HOW_TO_BUILD = (
+    "build it for the world fermyon:spin/http-trigger@2.0.0 with an SDK of Spin 2 or later"
+)
 
 HANDLER = "wasi:http/incoming-handler@0.2.x"
 IS_HANDLER = re.compile(r"wasi:http/incoming-handler@0\.2\.\d+")
@@ -80,11 +93,19 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A component, compiled and linked; `path` is where it came from."""
+    """A component, compiled and linked; `path` is where it came from.
+
+    `shares` is what has been learned of its memories.
+    """
 
     path: Path
     component: Component
     linker: Linker
+    shares: Shares = field(default_factory=Shares, compare=False)
+
+
+class _TooFewShares(Exception):
+    """The instance has more memories or tables than were known, and must be made anew."""
 
 
 class Host:
@@ -119,17 +140,47 @@ class Host:
     def load(self, path: Path) -> Program:
         """The component in the file at `path`, compiled now or earlier.
 
-        Errors: `LlmRuntimeError` naming the file if it is not a component.
+        Errors: `LlmRuntimeError` naming the file if it is not a component, if it imports what
+        cannot be given, or if it begins with more memory than the limit.
         """
         component = compiled(self._engine, path)
         try:
             linker = linked(self._engine, component, OFFERED)
+        except CannotBeGiven as error:
+            raise LlmRuntimeError(f"{path}: imports {error}", HOW_TO_BUILD) from error
         except (WasmtimeError, TypeError, NotImplementedError) as error:
             raise LlmRuntimeError(
                 f"{path}: its imports cannot be linked: {error}",
                 f"it imports {', '.join(component.type.imports(self._engine))}",
             ) from error
-        return Program(path, component, linker)
+        program = Program(path, component, linker)
+        self._try_out(program)
+        return program
+
+    def _try_out(self, program: Program) -> None:
+        """Make an instance up to where its own code would run. Errors: as `load`."""
+        error = self._error_of_an_instance(program)
+        while error is not None and program.shares.learn(error):
+            error = self._error_of_an_instance(program)
+        if error is not None and INTERRUPTED not in error:
+            is_too_large = OVER_THE_LIMIT.search(error)
+            raise LlmRuntimeError(
+                f"{program.path}: cannot be started: {causes(error)}",
+                "a higher memory limit allows more" if is_too_large else HOW_TO_BUILD,
+            )
+
+    def _error_of_an_instance(self, program: Program) -> str | None:
+        """Why no instance can be made, None where one can; its own code has no time to run."""
+        store = Store(self._engine)
+        program.shares.limit(store, self._limits.memory_bytes)
+        store.set_epoch_deadline(0)
+        try:
+            program.linker.instantiate(store, program.component)
+        except WasmtimeError as error:
+            return str(error)
+        finally:
+            store.close()
+        return None
 
     def load_handler(self, path: Path) -> Program:
         """As `load`, of a component that answers HTTP requests.
@@ -137,12 +188,26 @@ class Host:
         Errors: also `LlmRuntimeError` saying what it is instead, if it does not.
         """
         program = self.load(path)
-        if self._handler(program) is None:
-            exports = ", ".join(program.component.type.exports(self._engine)) or "nothing"
+        exports = program.component.type.exports(self._engine)
+        name = self._handler(program)
+        if name is None:
+            said = ", ".join(exports) or "nothing"
             raise LlmRuntimeError(
-                f"{path}: exports {exports}, and not the interface {HANDLER}",
+                f"{path}: exports {said}, and not the interface {HANDLER}",
                 "build it for the world fermyon:spin/http-trigger@2.0.0 (spin-sdk 3: -w spin-http; "
                 "spin-sdk 4 and 5: a handler that is a WasiHttpIncomingHandler020)",
+            )
+        interface = exports[name].ty
+        functions = (
+            interface.exports(self._engine) if isinstance(interface, ComponentInstanceType) else {}
+        )
+        type_ = functions["handle"].ty if "handle" in functions else None
+        if not isinstance(type_, FuncType) or not _handles_requests(type_):
+            said = spelled(type_) if isinstance(type_, FuncType) else "no function"
+            raise LlmRuntimeError(
+                f"{path}: handle in its export {name} is {said}; it must be "
+                "func(request: own<incoming-request>, response-out: own<response-outparam>)",
+                HOW_TO_BUILD,
             )
         return program
 
@@ -193,20 +258,23 @@ class Host:
         use: Callable[[Guest, HostedFunction], T],
     ) -> T:
         """What `use` makes of a new guest and of the function that it exports."""
-        with self._new_guest(output or Output()) as (store, guest):
+        with self._new_guest(program, output or Output()) as (store, guest):
             token = running.set(Running(guest, _interfaces(guest, services)))
             try:
                 with guest.turn:
                     return _used(guest, lambda: use(guest, _exported(program, store, export)))
+            except _TooFewShares:
+                pass
             finally:
                 running.reset(token)
+        return self._run(program, export, services, output, use)
 
     @contextmanager
-    def _new_guest(self, output: Output) -> Iterator[tuple[Store, Guest]]:
+    def _new_guest(self, program: Program, output: Output) -> Iterator[tuple[Store, Guest]]:
         """A store with limits and what the host keeps for the guest in it; both end with this."""
         store = Store(self._engine)
         n_bytes = self._limits.memory_bytes
-        store.set_limits(memory_size=n_bytes, table_elements=n_bytes // TABLE_ELEMENT_BYTES)
+        program.shares.limit(store, n_bytes)
         turn = Turn(
             self._turns,
             self._stopped,
@@ -253,7 +321,12 @@ def _interfaces(guest: Guest, services: Services) -> dict[str, Interface]:
 
 def _exported(program: Program, store: Store, export: Sequence[str]) -> HostedFunction:
     """The function of a new instance that the names lead to, through interfaces."""
-    instance = program.linker.instantiate(store, program.component)
+    try:
+        instance = program.linker.instantiate(store, program.component)
+    except WasmtimeError as error:
+        if program.shares.learn(str(error)):
+            raise _TooFewShares from error
+        raise
     index = None
     for name in export:
         index = program.component.get_export_index(name, index)
@@ -262,11 +335,31 @@ def _exported(program: Program, store: Store, export: Sequence[str]) -> HostedFu
     function = None if index is None else instance.get_func(store, index)
     if function is None:
         raise GuestFailed(f"its export {export[-1]} is not a function")
-    return functools.partial(_call, store, function)
+    return functools.partial(_call, running.get().guest, store, function)
 
 
-def _call(store: Store, function: Func, *arguments: object) -> object:
-    result = function(store, *arguments)
+def _handles_requests(type_: FuncType) -> bool:
+    given = [value for _, value in type_.params]
+    return type_.result is None and list(map(type, given)) == [OwnType, OwnType]
+
+
+def _call(guest: Guest, store: Store, function: Func, *arguments: object) -> object:
+    """What the function returns. Errors: `GuestFailed` if a value has not the type that is said.
+
+    Whatever the host itself raises is kept in the guest. What else comes is from wasmtime's
+    bindings, which convert values by the types that the component declares.
+    """
+    try:
+        result = function(store, *arguments)
+    except WasmtimeError:
+        raise
+    except Exception as error:
+        if guest.failure is not None:
+            raise
+        of = guest.last_called or "the function that it exports"
+        raise GuestFailed(
+            f"it has other types for {of} than WASI 0.2 and Spin 2: {type(error).__name__}: {error}"
+        ) from error
     function.post_return(store)
     return result
 
@@ -275,7 +368,7 @@ def _used(guest: Guest, use: Callable[[], T]) -> T:
     """What `use` returns; every way in which it fails is the guest's failure."""
     try:
         return use()
-    except GuestFailed:
+    except (GuestFailed, _TooFewShares):
         raise
     except Exception as error:
         raise _failure(guest, error) from error

@@ -18,14 +18,15 @@ import threading
 import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Self
 
-from refllm.api import Engine
+from refllm.api import Engine, LlmRuntimeError
 from refllm.spin.wasm.application import Application
 from refllm.spin.wasm.body import read_body
 from refllm.spin.wasm.connections import Server, text_response
 from refllm.spin.wasm.guest import GuestFailed, Output
-from refllm.spin.wasm.host import Host, Services
+from refllm.spin.wasm.host import Host, Program, Services
 from refllm.spin.wasm.routes import Match, best_match
 from refllm.spin.wasm.wasi_http import OF_THE_CONNECTION, Request, Response
 
@@ -62,7 +63,7 @@ class Port:
         self._host = host
         self._max_body_bytes = max_body_bytes
         self._programs = {
-            id_: host.load_handler(component.source)
+            id_: _loaded(host, id_, component.source)
             for id_, component in application.components.items()
         }
         self._services = {
@@ -137,13 +138,21 @@ class Port:
             response = self._host.respond(self._programs[id_], asked, self._services[id_], output)
         except GuestFailed as error:
             response = text_response(500, f"refllm: component {id_} failed: {error}")
-            logger.error("%s: failed: %s", id_, error)
+            logger.error("%s: failed: %s", id_, _printable(str(error)))
         milliseconds = (time.monotonic() - begin) * 1000
         if output.text():
             logger.info("%s", _prefixed(id_, output.text()))
         line = f"{id_}: {asked.method} {_printable(target)} {response.status}"
         logger.info("%s, %.0f ms", line, milliseconds)
         return response
+
+
+def _loaded(host: Host, id_: str, source: Path) -> Program:
+    try:
+        return host.load_handler(source)
+    except LlmRuntimeError as error:
+        what, *to_do = error.args
+        raise LlmRuntimeError(f"component {id_}: {what}", *to_do) from error
 
 
 def _headers_for_guest(request: BaseHTTPRequestHandler) -> list[tuple[str, bytes]]:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import fields
 
 from wasmtime.component import Record, Variant
 
 from refllm.api import Engine, InferencingParams, InferencingResult, LlmError, ModelNotSupported
-from refllm.spin.wasm.guest import Guest
+from refllm.spin.wasm.guest import Guest, GuestFailed
 from refllm.spin.wasm.wit import Interface, record
 
 __all__ = ["Llm"]
@@ -52,10 +53,17 @@ class Llm(Interface):
 
 
 def inferencing_params(params: Record) -> InferencingParams:
-    """WIT's record as Python's: `max-tokens` is `max_tokens`, and so on."""
-    return InferencingParams(
-        **{name.replace("-", "_"): value for name, value in vars(params).items()}
-    )
+    """WIT's record as Python's: `max-tokens` is `max_tokens`, and so on.
+
+    Errors: `GuestFailed` if it is another record.
+    """
+    given = {name.replace("-", "_"): value for name, value in vars(params).items()}
+    if set(given) != {parameter.name for parameter in fields(InferencingParams)}:
+        raise GuestFailed(
+            f"it called infer with a record of {', '.join(vars(params))}, which are not the fields "
+            "of inferencing-params"
+        )
+    return InferencingParams(**given)
 
 
 def _inferencing(result: InferencingResult) -> Record:

@@ -11,8 +11,10 @@ Source: https://github.com/WebAssembly/wasi-filesystem (0.2), wit/types.wit.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +34,7 @@ Entry: TypeAlias = "Folder | Path"
 T = TypeVar("T")
 
 READ_ONLY = "read-only"
+PATH_CHARACTERS = 4096  # Linux's PATH_MAX
 
 
 class Descriptor(Resource):
@@ -85,21 +88,16 @@ class Descriptor(Resource):
         if not isinstance(self._entry, Path):
             return "is-directory"
         try:
-            source = self._entry.open("rb")
+            _read(self._entry, 0, 0)
         except OSError:
             return "io"
-        source.seek(min(offset, os.fstat(source.fileno()).st_size))
-        return InputStream(self._guest, source)
+        return InputStream(self._guest, _Contents(self._entry, offset))
 
     def read(self, length: int, offset: int) -> tuple[bytes, bool] | str:
         if not isinstance(self._entry, Path):
             return "is-directory"
         try:
-            with self._entry.open("rb") as source:
-                size = os.fstat(source.fileno()).st_size
-                source.seek(min(offset, size))
-                data = source.read(min(length, CHUNK_BYTES))
-                return data, source.tell() >= size
+            return _read(self._entry, min(length, CHUNK_BYTES), offset)
         except OSError:
             return "io"
 
@@ -160,6 +158,8 @@ class Descriptor(Resource):
 
     def _at(self, path: str, use: Callable[[tuple[str, ...]], T]) -> T | str:
         """What `use` makes of the place that `path`, seen from here, leads to."""
+        if len(path) > PATH_CHARACTERS:
+            return "name-too-long"
         if path.startswith("/"):
             return "not-permitted"
         place = list(self._path)
@@ -177,13 +177,29 @@ class Descriptor(Resource):
         return use(tuple(place))
 
 
+class _Contents:
+    """A file from an offset on. It is open only while it is read: a process opens few files."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self._path = path
+        self._offset = offset
+
+    def read(self, length: int) -> bytes:
+        data, _ = _read(self._path, length, self._offset)
+        self._offset += len(data)
+        return data
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class DirectoryEntryStream(Resource):
     """The entries of a folder, one after the other; None after the last."""
 
     wit = "directory-entry-stream"
 
     def __init__(self, folder: Folder) -> None:
-        self._entries = iter(sorted(folder.items()))
+        self._entries = iter(folder.items())
 
     def read_directory_entry(self) -> Record | None:
         name, entry = next(self._entries, ("", None))
@@ -228,6 +244,24 @@ def _exists(root: Folder, path: tuple[str, ...]) -> bool:
     except KeyError:
         return False
     return True
+
+
+def _read(path: Path, length: int, offset: int) -> tuple[bytes, bool]:
+    """So much of a regular file, and whether it ends there.
+
+    What lies there by now may be something else, such as a pipe without a writer; hence no waiting.
+    """
+
+    def opened(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, "rb", buffering=0, opener=opened) as source:
+        status = os.fstat(source.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is no regular file")
+        source.seek(min(offset, status.st_size))
+        data = source.read(length)
+        return data, source.tell() >= status.st_size
 
 
 def _type(entry: Entry) -> str:

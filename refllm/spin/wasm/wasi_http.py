@@ -18,7 +18,15 @@ from refllm.spin.wasm.guest import Allowance, Guest, GuestFailed
 from refllm.spin.wasm.wasi_io import InputStream, OutputStream, Pollable
 from refllm.spin.wasm.wit import Interface, Resource
 
-__all__ = ["HttpTypes", "IncomingRequest", "Request", "Response", "ResponseOutparam"]
+__all__ = [
+    "METHODS",
+    "OF_THE_CONNECTION",
+    "HttpTypes",
+    "IncomingRequest",
+    "Request",
+    "Response",
+    "ResponseOutparam",
+]
 
 Headers = list[tuple[str, bytes]]
 

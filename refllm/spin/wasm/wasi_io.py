@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Protocol
 
 from wasmtime.component import Variant
 
@@ -52,12 +52,20 @@ class Pollable(Resource):
         self._guest.turn.sleep((self.ready_at - time.monotonic_ns()) / NANOSECONDS)
 
 
+class Source(Protocol):
+    """What an input stream reads from."""
+
+    def read(self, length: int, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
 class InputStream(Resource):
-    """Bytes to read, from anything that reads like a binary file."""
+    """Bytes to read."""
 
     wit = "input-stream"
 
-    def __init__(self, guest: Guest, source: BinaryIO) -> None:
+    def __init__(self, guest: Guest, source: Source) -> None:
         self._guest = guest
         self._source = source
 
@@ -99,6 +107,10 @@ class OutputStream(Resource):
         return CHUNK_BYTES
 
     def write(self, contents: bytes) -> Variant:
+        if len(contents) > CHUNK_BYTES:
+            raise GuestFailed(
+                f"it wrote {len(contents)} bytes at once; check-write permits {CHUNK_BYTES}"
+            )
         self._write(contents)
         return OK
 
