@@ -11,6 +11,7 @@ tokenizer_config.json.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def _wordpiece(path: Path, files: FolderFiles) -> Tokenizer:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
     vocabulary = {token: token_id for token_id, token in enumerate(lines)}
     if len(vocabulary) < len(lines):
-        twice = next(line for line in lines if lines.count(line) > 1)
+        [(twice, _)] = Counter(lines).most_common(1)
         raise LlmRuntimeError(f"{path}: has the token {twice!r:.80} twice")
     cls = _spelling(files, "cls_token", "<s>" if mpnet else "[CLS]")
     sep = _spelling(files, "sep_token", "</s>" if mpnet else "[SEP]")

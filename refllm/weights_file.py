@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from refllm.api import LlmRuntimeError
 from refllm.quant import Format
 
 __all__ = [
+    "MAX_DIMENSIONS",
+    "MAX_JSON_BYTES",
     "SPLIT_PART",
+    "check_json_values",
     "map_file",
     "parse_json_object",
     "read_json_object",
@@ -31,7 +35,8 @@ SPLIT_PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.(?:gguf|safetensors)")
 """The name of one of several files that hold a model: its stem, its number, and how many."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-MAX_JSON_BYTES = 2**24  # the largest index files have some hundred thousand bytes
+MAX_JSON_BYTES = 2**24  # the largest index has 9 MB (DeepSeek-V3, with 92,000 tensors)
+MAX_JSON_VALUES = 2**19  # ten of each tensor in a header; a file of a model has some thousand
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 
@@ -92,9 +97,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def parse_json_object(text: bytes, *, path: Path) -> dict[str, Any]:
     """The JSON object that `text` is.
 
-    Errors: `LlmRuntimeError` naming `path` when the text is not JSON, is not an object, or says
-    one key twice.
+    Errors: `LlmRuntimeError` naming `path` when the text is not JSON, is not an object, says one
+    key twice, or has more values than `check_json_values` allows.
     """
+    check_json_values(text, path=path)
     try:
         value = json.loads(text, object_pairs_hook=_object_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -104,13 +110,26 @@ def parse_json_object(text: bytes, *, path: Path) -> dict[str, Any]:
     return value
 
 
+def check_json_values(text: bytes, *, path: Path) -> None:
+    """Raise `LlmRuntimeError` for a JSON text that may have more values than any model's files.
+
+    Each value but the first follows a comma or an opening bracket, so these are counted, without
+    parsing; in strings they count, too.
+    """
+    n_values = 1 + sum(text.count(before) for before in (b",", b"[", b"{"))
+    if n_values > MAX_JSON_VALUES:
+        raise LlmRuntimeError(
+            f"{path}: has up to {n_values} JSON values, and no such file needs more than "
+            f"{MAX_JSON_VALUES}"
+        )
+
+
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The pairs as a dict; readers disagree which of two equal keys counts, so none may."""
     result = dict(pairs)
     if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} appears twice")
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r:.80} appears twice")
     return result
 
 
