@@ -36,7 +36,7 @@ SPLIT_PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.(?:gguf|safetensors)")
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_JSON_BYTES = 2**24  # the largest index has 9 MB (DeepSeek-V3, with 92,000 tensors)
-MAX_JSON_VALUES = 2**19  # ten of each tensor in a header; a file of a model has some thousand
+MAX_JSON_VALUES = 2**18  # one of each tensor in an index, ten in a header, which has few thousand
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 

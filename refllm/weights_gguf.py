@@ -47,7 +47,8 @@ SMALLEST_TENSOR_INFO: Final = 8 + 4 + 8 + 4 + 8  # an empty name, one dimension,
 MAX_KEYS: Final = 2**12  # (about a hundred)
 MAX_TENSORS: Final = 2**14  # (1,688: Mixtral 8x22B as it was first converted, a matrix per expert)
 MAX_ARRAY_ITEMS: Final = 2**21  # of all arrays together (1.4 million, of the largest vocabularies)
-MAX_HEADER_BYTES: Final = 2**25  # (27 MB: XLM-R's vocabulary, and its tokenizer.json as a text)
+MAX_STRINGS: Final = 2**20  # of these items (0.8 million: 262,144 tokens, and merges)
+MAX_HEADER_BYTES: Final = 24 * 2**20  # (23 MB: XLM-R's vocabulary, and its tokenizer.json as text)
 
 ALIGNMENT: Final = "general.alignment"
 DEFAULT_ALIGNMENT: Final = 32
@@ -165,9 +166,10 @@ class _Header:
     def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
         self.path = path
         self.offset = 0
-        self._bytes = memoryview(data)
+        self._bytes = data.data  # as a memoryview
         self._last_key: str | None = None
         self._n_array_items = 0
+        self._n_strings = 0
 
     def preamble(self) -> tuple[int, int]:
         """Return how many tensors and how many metadata keys the file has."""
@@ -255,6 +257,12 @@ class _Header:
             raise LlmRuntimeError(
                 f"{self.path}: metadata arrays of {self._n_array_items} items altogether; "
                 f"no model needs more than {MAX_ARRAY_ITEMS}"
+            )
+        self._n_strings += length if item_type == GGUFValueType.STRING else 0
+        if self._n_strings > MAX_STRINGS:
+            raise LlmRuntimeError(
+                f"{self.path}: metadata arrays of {self._n_strings} strings altogether; "
+                f"no model needs more than {MAX_STRINGS}"
             )
         if item_type == GGUFValueType.ARRAY:
             raise LlmRuntimeError(

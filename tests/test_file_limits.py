@@ -22,7 +22,7 @@ from refllm.accounting.keys import MAX_KEYS as MOST_KEYS
 from refllm.accounting.keys import Keys
 from refllm.api import LlmRuntimeError
 from refllm.weights_file import MAX_JSON_BYTES, MAX_JSON_VALUES
-from refllm.weights_gguf import MAX_ARRAY_ITEMS, MAX_HEADER_BYTES, MAX_KEYS, MAX_TENSORS
+from refllm.weights_gguf import MAX_HEADER_BYTES, MAX_KEYS, MAX_STRINGS, MAX_TENSORS
 from tests.conftest import HUNG_SECONDS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork, and no getrusage")
@@ -175,16 +175,20 @@ GGUF_FILES: Mapping[str, tuple[Callable[[], bytes], str]] = {
         lambda: long_text(bytes(MAX_HEADER_BYTES)),
         f"no model needs more than {MAX_HEADER_BYTES}",
     ),
+    "two million strings": (
+        lambda: many_strings(2_000_000),
+        "metadata arrays of 2000000 strings altogether; no model needs more than",
+    ),
     "strings of more bytes than a header has": (
-        lambda: many_strings(2_000_000, b"x" * 9),
+        lambda: many_strings(1_000_000, b"x" * 26),
         f"no model needs more than {MAX_HEADER_BYTES}",
     ),
     "as many keys as there may be": (lambda: many_keys(MAX_KEYS - 1), READ),
     "as many tensors as there may be": (lambda: many_tensors(MAX_TENSORS), READ),
     "as many tensors of a number": (lambda: many_tensors_of_a_number(MAX_TENSORS), READ),
-    "as many strings as there may be": (lambda: many_strings(MAX_ARRAY_ITEMS), READ),
+    "as many strings as there may be": (lambda: many_strings(MAX_STRINGS), READ),
     "as many strings, each an object of its own": (
-        lambda: many_strings(MAX_ARRAY_ITEMS, "日本".encode()),
+        lambda: many_strings(MAX_STRINGS, "日本".encode()),
         READ,
     ),
     "a text whose characters take four bytes each": (
@@ -198,9 +202,9 @@ FOLDER_FILES: Mapping[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: object_with_a_key_twice(20_000),
         "the key 'k19999' appears twice",
     ),
-    "a config.json of a million objects": (
+    "a config.json of too many objects": (
         "config.json",
-        lambda: many_objects(1_000_000),
+        lambda: many_objects(MAX_JSON_VALUES // 2),
         f"no such file needs more than {MAX_JSON_VALUES}",
     ),
     "an index of as many objects as there may be": (
@@ -213,9 +217,9 @@ FOLDER_FILES: Mapping[str, tuple[str, Callable[[], bytes], str]] = {
         lambda: safetensors(object_with_a_key_twice(20_000)),
         "not a whole safetensors file",
     ),
-    "a million texts in a header's metadata": (
+    "too many texts in a header's metadata": (
         "model.safetensors",
-        lambda: metadata_of_safetensors(1_000_000),
+        lambda: metadata_of_safetensors(MAX_JSON_VALUES),
         f"no such file needs more than {MAX_JSON_VALUES}",
     ),
     "a header of more bytes than there may be": (
