@@ -26,6 +26,7 @@ from tokenizers import (
 )
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.json_values import MAX_TOKENIZER_VALUES
 from refllm.tokenizer_base import library_errors
 from refllm.vocab_folder import FolderFiles, read_file, read_json
 from refllm.vocab_spm import model_from_bytes
@@ -125,7 +126,7 @@ def _wordpiece(path: Path, files: FolderFiles) -> Tokenizer:
 
 def _byte_level(path: Path, files: FolderFiles) -> Tokenizer:
     name = _check_class(path, files, "RobertaTokenizer", "GPT2Tokenizer")
-    vocabulary = read_json(path)
+    vocabulary = read_json(path, most=MAX_TOKENIZER_VALUES)
     merges_path = path.with_name("merges.txt")
     if not merges_path.is_file():
         raise LlmRuntimeError(f"{merges_path}: there is no such file beside {path.name}")

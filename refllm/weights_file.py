@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import LlmRuntimeError
+from refllm.json_values import check_json_values
 from refllm.quant import Format
 
 __all__ = [
     "MAX_DIMENSIONS",
     "MAX_JSON_BYTES",
     "SPLIT_PART",
-    "check_json_values",
     "map_file",
     "parse_json_object",
     "read_json_object",
@@ -36,7 +36,6 @@ SPLIT_PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.(?:gguf|safetensors)")
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_JSON_BYTES = 2**24  # the largest index has 9 MB (DeepSeek-V3, with 92,000 tensors)
-MAX_JSON_VALUES = 2**18  # one of each tensor in an index, ten in a header, which has few thousand
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 
@@ -108,20 +107,6 @@ def parse_json_object(text: bytes, *, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise LlmRuntimeError(f"{path}: must be a JSON object, and is a {type(value).__name__}")
     return value
-
-
-def check_json_values(text: bytes, *, path: Path) -> None:
-    """Raise `LlmRuntimeError` for a JSON text that may have more values than any model's files.
-
-    Each value but the first follows a comma or an opening bracket, so these are counted, without
-    parsing; in strings they count, too.
-    """
-    n_values = 1 + sum(text.count(before) for before in (b",", b"[", b"{"))
-    if n_values > MAX_JSON_VALUES:
-        raise LlmRuntimeError(
-            f"{path}: has up to {n_values} JSON values, and no such file needs more than "
-            f"{MAX_JSON_VALUES}"
-        )
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

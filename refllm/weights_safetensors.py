@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.json_values import check_json_values
 from refllm.quant import FORMATS, Tensor
 from refllm.weights_file import (
     MAX_JSON_BYTES,
     SPLIT_PART,
-    check_json_values,
     map_file,
     parse_json_object,
     read_json_object,

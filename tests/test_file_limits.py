@@ -21,7 +21,9 @@ import pytest
 from refllm.accounting.keys import MAX_KEYS as MOST_KEYS
 from refllm.accounting.keys import Keys
 from refllm.api import LlmRuntimeError
-from refllm.weights_file import MAX_JSON_BYTES, MAX_JSON_VALUES
+from refllm.json_values import MAX_TOKENIZER_VALUES, MAX_VALUES
+from refllm.tokenizer import tokenizer_from_gguf
+from refllm.weights_file import MAX_JSON_BYTES
 from refllm.weights_gguf import MAX_HEADER_BYTES, MAX_KEYS, MAX_STRINGS, MAX_TENSORS
 from tests.conftest import HUNG_SECONDS
 
@@ -204,12 +206,12 @@ FOLDER_FILES: Mapping[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "a config.json of too many objects": (
         "config.json",
-        lambda: many_objects(MAX_JSON_VALUES // 2),
-        f"no such file needs more than {MAX_JSON_VALUES}",
+        lambda: many_objects(MAX_VALUES // 2),
+        f"no such file needs more than {MAX_VALUES}",
     ),
     "an index of as many objects as there may be": (
         "model.safetensors.index.json",
-        lambda: many_objects((MAX_JSON_VALUES - 1) // 2),
+        lambda: many_objects((MAX_VALUES - 1) // 2),
         "weight_map must be an object",
     ),
     "a tensor of model.safetensors twice": (
@@ -219,8 +221,8 @@ FOLDER_FILES: Mapping[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "too many texts in a header's metadata": (
         "model.safetensors",
-        lambda: metadata_of_safetensors(MAX_JSON_VALUES),
-        f"no such file needs more than {MAX_JSON_VALUES}",
+        lambda: metadata_of_safetensors(MAX_VALUES),
+        f"no such file needs more than {MAX_VALUES}",
     ),
     "a header of more bytes than there may be": (
         "model.safetensors",
@@ -229,46 +231,59 @@ FOLDER_FILES: Mapping[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "as many texts in a header's metadata": (
         "model.safetensors",
-        lambda: metadata_of_safetensors(MAX_JSON_VALUES - 3),
+        lambda: metadata_of_safetensors(MAX_VALUES - 3),
         READ,
     ),
     "as many tensors as a header has room for": (
         "model.safetensors",
-        lambda: tensors_of_no_number(MAX_JSON_VALUES // 8),
+        lambda: tensors_of_no_number(MAX_VALUES // 8),
         READ,
     ),
+}
+
+
+VOCABULARIES: Mapping[str, tuple[str, Callable[[], bytes], str]] = {
+    "a token of vocab.txt twice": (
+        "vocab.txt",
+        lambda: many_lines(20_000),
+        "has the token '19999' twice",
+    ),
+    "a tokenizer.json of too many objects": (
+        "tokenizer.json",
+        lambda: b"[" + b"{}," * (MAX_TOKENIZER_VALUES // 2) + b"{}]",
+        f"no such file needs more than {MAX_TOKENIZER_VALUES}",
+    ),
+    "a tokenizer_config.json of too many objects": (
+        "tokenizer_config.json",
+        lambda: many_objects(MAX_VALUES // 2),
+        f"no such file needs more than {MAX_VALUES}",
+    ),
+}
+EXPECTED = {
+    **{case: said for case, (_, said) in GGUF_FILES.items()},
+    **{case: said for case, (_, _, said) in (FOLDER_FILES | VOCABULARIES).items()},
 }
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The file of each case."""
+    """The file of each case, the folders' files among others that are sound."""
     root = tmp_path_factory.mktemp("files")
     found = {}
     for case, (make, _) in GGUF_FILES.items():
         found[case] = root / f"{case}.gguf"
         found[case].write_bytes(make())
-    for case, (name, make, _) in FOLDER_FILES.items():
+    for case, (name, make, _) in (FOLDER_FILES | VOCABULARIES).items():
         folder = root / case
         folder.mkdir()
         (folder / "config.json").write_text('{"model_type": "bert"}')
-        (folder / "model.safetensors").write_bytes(safetensors(b"{}"))
-        if name == "model.safetensors.index.json":
-            (folder / "model.safetensors").unlink()
+        if name != "model.safetensors.index.json":
+            (folder / "model.safetensors").write_bytes(safetensors(b"{}"))
+        if name == "tokenizer_config.json":
+            (folder / "vocab.txt").write_bytes(b"a")
         found[case] = folder / name
         found[case].write_bytes(make())
-    found[LINES] = root / LINES / "vocab.txt"
-    found[LINES].parent.mkdir()
-    found[LINES].write_bytes(many_lines(20_000))
     return found
-
-
-LINES = "a token of vocab.txt twice"
-EXPECTED = {
-    **{case: said for case, (_, said) in GGUF_FILES.items()},
-    **{case: said for case, (_, _, said) in FOLDER_FILES.items()},
-    LINES: "has the token '19999' twice",
-}
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +292,7 @@ def outcomes(files: Mapping[str, Path]) -> dict[str, Outcome]:
     asked = [
         (
             str(path if path.suffix == ".gguf" else path.parent),
-            "tokenizer" if case == LINES else "open_weights",
+            "tokenizer" if case in VOCABULARIES else "open_weights",
         )
         for case, path in files.items()
     ]
@@ -321,3 +336,10 @@ def test_more_keys_than_any_file_has_are_refused_before_a_table_is_searched_for_
     keys = Keys(Path("config.json"), Unread.fromkeys(map(str, range(MOST_KEYS + 1))))
     with pytest.raises(LlmRuntimeError, match=r"config\.json: has 4097 keys, and no such file"):
         keys.account({"*": "any"}, unknown="warn")
+
+
+def test_a_vocabulary_of_more_tokens_than_any_has_is_refused() -> None:
+    tokens = [""] * (2**19 + 1)
+    metadata = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens}
+    with pytest.raises(LlmRuntimeError, match=r"tokens has 524289 tokens; no model has more than"):
+        tokenizer_from_gguf(metadata, path=Path("file.gguf"))
