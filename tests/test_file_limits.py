@@ -198,7 +198,7 @@ GGUF_FILES: Mapping[str, tuple[Callable[[], bytes], str]] = {
         READ,
     ),
 }
-FOLDER_FILES: Mapping[str, tuple[str, Callable[[], bytes], str]] = {
+FOLDER_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a key of config.json twice": (
         "config.json",
         lambda: object_with_a_key_twice(20_000),
@@ -242,7 +242,7 @@ FOLDER_FILES: Mapping[str, tuple[str, Callable[[], bytes], str]] = {
 }
 
 
-VOCABULARIES: Mapping[str, tuple[str, Callable[[], bytes], str]] = {
+VOCABULARIES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "a token of vocab.txt twice": (
         "vocab.txt",
         lambda: many_lines(20_000),
