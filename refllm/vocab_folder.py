@@ -203,7 +203,8 @@ def read_folder_files(
             token = AddedToken(one.content, special=True) if flags is None else flags
             added.append(Added(None, token, one.path, name, must_exist=True))
     added = [_special(one) if str(one.token.content) in spelled else one for one in added]
-    added += [e for e in extras if str(e.token.content) not in known | own]
+    known |= own
+    added += [extra for extra in extras if str(extra.token.content) not in known]
     ids = _ids_of_ends(folder, ledger)
     return FolderFiles(
         tokenizer_class=_tokenizer_class(config, folder),
