@@ -9,9 +9,8 @@ from refllm.api import LlmRuntimeError
 
 __all__ = ["MAX_TOKENIZER_VALUES", "MAX_VALUES", "check_json_values"]
 
-# The largest index names 92,000 tensors (DeepSeek-V3); a safetensors header has ten values for
-# each of some thousand tensors.
-MAX_VALUES: Final = 2**18
+# Llasa's tokenizer_config.json has 460,000: 65,536 and more added tokens of seven values each.
+MAX_VALUES: Final = 2**19
 # Gemma's tokenizer.json has 1.9 million: 262,144 tokens, and 514,906 merges as lists.
 MAX_TOKENIZER_VALUES: Final = 2**21
 

@@ -43,6 +43,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 METADATA = "__metadata__"
 DTYPES = ("F32", "F16", "BF16")
+MAX_HEADER_VALUES = 2**18  # ten for each tensor; of all shards DeepSeek-V3 has 92,000 tensors
 SEPARATORS = frozenset("/\\:")  # of the parts of a path, on any system
 
 
@@ -160,7 +161,8 @@ def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             f"more than {MAX_JSON_BYTES}; fetch it again"
         )
     text = data[8:data_start].tobytes()
-    check_json_values(text, path=path)  # before the package makes objects of them
+    # Before the package makes objects of them.
+    check_json_values(text, path=path, most=MAX_HEADER_VALUES)
     _check_header(path)
     header = parse_json_object(text, path=path)
     metadata = header.pop(METADATA, None) or {}

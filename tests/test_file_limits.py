@@ -25,6 +25,7 @@ from refllm.json_values import MAX_TOKENIZER_VALUES, MAX_VALUES
 from refllm.tokenizer import tokenizer_from_gguf
 from refllm.weights_file import MAX_JSON_BYTES
 from refllm.weights_gguf import MAX_HEADER_BYTES, MAX_KEYS, MAX_STRINGS, MAX_TENSORS
+from refllm.weights_safetensors import MAX_HEADER_VALUES
 from tests.conftest import HUNG_SECONDS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork, and no getrusage")
@@ -155,11 +156,22 @@ def many_objects(count: int) -> bytes:
     return ("{" + ",".join(f'"{number:x}":{{}}' for number in range(count)) + "}").encode()
 
 
+def added_tokens(count: int) -> bytes:
+    first = len(BERT_TOKENS)
+    return json.dumps({f"t{number}": first + number for number in range(count)}).encode()
+
+
+def special_tokens(count: int) -> bytes:
+    tokens = [f"s{number}" for number in range(count)]
+    return json.dumps({"additional_special_tokens": tokens}).encode()
+
+
 def many_lines(count: int) -> bytes:
     return "\n".join([*map(str, range(count)), str(count - 1)]).encode()
 
 
 READ = "read"
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 GGUF_FILES: Mapping[str, tuple[Callable[[], bytes], str]] = {
     "200,000 keys": (
         lambda: many_keys(200_000),
@@ -221,8 +233,8 @@ FOLDER_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "too many texts in a header's metadata": (
         "model.safetensors",
-        lambda: metadata_of_safetensors(MAX_VALUES),
-        f"no such file needs more than {MAX_VALUES}",
+        lambda: metadata_of_safetensors(MAX_HEADER_VALUES),
+        f"no such file needs more than {MAX_HEADER_VALUES}",
     ),
     "a header of more bytes than there may be": (
         "model.safetensors",
@@ -231,12 +243,12 @@ FOLDER_FILES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "as many texts in a header's metadata": (
         "model.safetensors",
-        lambda: metadata_of_safetensors(MAX_VALUES - 3),
+        lambda: metadata_of_safetensors(MAX_HEADER_VALUES - 3),
         READ,
     ),
     "as many tensors as a header has room for": (
         "model.safetensors",
-        lambda: tensors_of_no_number(MAX_VALUES // 8),
+        lambda: tensors_of_no_number(MAX_HEADER_VALUES // 8),
         READ,
     ),
 }
@@ -252,6 +264,11 @@ VOCABULARIES: dict[str, tuple[str, Callable[[], bytes], str]] = {
         "tokenizer.json",
         lambda: b"[" + b"{}," * (MAX_TOKENIZER_VALUES // 2) + b"{}]",
         f"no such file needs more than {MAX_TOKENIZER_VALUES}",
+    ),
+    "5,000 added tokens beside 5,000 special ones": (
+        "added_tokens.json",
+        lambda: added_tokens(5_000),
+        READ,
     ),
     "a tokenizer_config.json of too many objects": (
         "tokenizer_config.json",
@@ -279,8 +296,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (folder / "config.json").write_text('{"model_type": "bert"}')
         if name != "model.safetensors.index.json":
             (folder / "model.safetensors").write_bytes(safetensors(b"{}"))
-        if name == "tokenizer_config.json":
-            (folder / "vocab.txt").write_bytes(b"a")
+        if case in VOCABULARIES:
+            (folder / "vocab.txt").write_text("\n".join(BERT_TOKENS))
+            (folder / "tokenizer_config.json").write_bytes(special_tokens(5_000))
         found[case] = folder / name
         found[case].write_bytes(make())
     return found
