@@ -47,6 +47,7 @@ from refllm.json_values import MAX_VALUES, check_json_values
 __all__ = ["Added", "FolderFiles", "Named", "read_file", "read_folder_files", "read_json"]
 
 MAX_FILE_BYTES = 2**26  # the largest tokenizer.json has 34 MB (Gemma)
+MOST_DIGITS = 10  # of an id, which is a number of 32 bits
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -329,8 +330,11 @@ def _decoder(config: Keys, decoder: object) -> list[Added]:
         raise config.error(key, f"must be an object, is {decoder!r:.80}")
     added = []
     for name, value in decoder.items():
-        if not name.isdecimal():
-            raise config.error(key, f"has the id {name!r:.80}, which is not a number")
+        if not name.isdecimal() or len(name) > MOST_DIGITS:
+            raise config.error(
+                key,
+                f"has the id {name!r:.80}, which is not a number of at most {MOST_DIGITS} digits",
+            )
         token = _token(config, f"{key}.{name}", value)
         added.append(Added(int(name), token, config.path, f"{key}.{name}"))
     return sorted(added, key=lambda one: one.token_id or 0)
