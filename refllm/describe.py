@@ -86,7 +86,7 @@ def describe(path: Path) -> Description:
     Errors: `ModelNotSupported`, `LlmRuntimeError` naming the file that is damaged or missing.
     """
     weights = open_weights(path)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, weights)
     cache_bytes = 0
     if weights.architecture == "llama":
         llama = llama_config(weights)

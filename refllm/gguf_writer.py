@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
+from gguf import GGMLQuantizationType, GGUFValueType
 
 from refllm.export_tensors import recoded
 from refllm.quant import FORMATS, Tensor
+from refllm.weights_gguf import read_packed_keys
 
 __all__ = ["DEFAULT_ALIGNMENT", "keys_of_file", "packed", "write_gguf_file"]
 
@@ -48,10 +49,9 @@ def keys_of_file(path: Path) -> dict[str, bytes]:
     What says that the file is one of several parts is left out.
     """
     return {
-        key: b"".join(part.tobytes() for part in field.parts)
-        for key, field in GGUFReader(path).fields.items()
-        # The package files the preamble under GGUF.
-        if not key.startswith(("GGUF.", "split."))
+        key: packed_key
+        for key, packed_key in read_packed_keys(path).items()
+        if not key.startswith("split.")
     }
 
 

@@ -469,13 +469,13 @@ def _releasing(n_bytes: int, progress: Progress | None) -> Consumed:
     return consumed
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, weights: Weights | None = None) -> Tokenizer:
     """The tokenizer of the model at `path`; a GGUF may hold a vocabulary and no weights.
 
-    Errors: as `load_path`.
+    `weights` are the model's files where the caller opened them. Errors: as `load_path`.
     """
     _check_path(path)
-    return _tokenizer(open_weights(path), path, Ledger())
+    return _tokenizer(weights or open_weights(path), path, Ledger())
 
 
 def _check_path(path: Path) -> None:

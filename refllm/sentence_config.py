@@ -33,6 +33,7 @@ from refllm.accounting.sentence_keys import (
     TRANSFORMER_CONFIG,
 )
 from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.json_values import check_json_values
 from refllm.parameters import Parameters
 from refllm.pooling import (
     ACTIVATIONS,
@@ -330,8 +331,10 @@ def _kind(keys: Keys, *, is_first: bool, is_pooled: bool) -> str | None:
 
 
 def _read_modules(path: Path) -> list[dict[str, Any]]:
+    text = map_file(path).tobytes()
+    check_json_values(text, path=path)
     try:
-        modules = json.loads(map_file(path).tobytes())
+        modules = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise LlmRuntimeError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):

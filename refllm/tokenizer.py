@@ -33,6 +33,7 @@ from refllm.accounting.tokenizer_keys import (
     GGUF_TOKENIZER,
 )
 from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.json_values import MAX_TOKENIZER_VALUES, check_json_values
 from refllm.tokenizer_base import NO_LIMIT, TextStream, Tokenizer
 from refllm.vocab_bpe import bpe_from_gguf
 from refllm.vocab_files import document_from_vocabulary
@@ -186,8 +187,10 @@ def tokenizer_from_folder(folder: Path, ledger: Ledger | None = None) -> Tokeniz
 
 
 def _text(path: Path) -> str:
+    data = read_file(path)
+    check_json_values(data, path=path, most=MAX_TOKENIZER_VALUES)
     try:
-        return read_file(path).decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise LlmRuntimeError(f"{path}: not UTF-8 text: {error}") from error
 

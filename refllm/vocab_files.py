@@ -11,6 +11,7 @@ tokenizer_config.json.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tokenizers import (
 )
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.json_values import MAX_TOKENIZER_VALUES
 from refllm.tokenizer_base import library_errors
 from refllm.vocab_folder import FolderFiles, read_file, read_json
 from refllm.vocab_spm import model_from_bytes
@@ -91,7 +93,7 @@ def _wordpiece(path: Path, files: FolderFiles) -> Tokenizer:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
     vocabulary = {token: token_id for token_id, token in enumerate(lines)}
     if len(vocabulary) < len(lines):
-        twice = next(line for line in lines if lines.count(line) > 1)
+        [(twice, _)] = Counter(lines).most_common(1)
         raise LlmRuntimeError(f"{path}: has the token {twice!r:.80} twice")
     cls = _spelling(files, "cls_token", "<s>" if mpnet else "[CLS]")
     sep = _spelling(files, "sep_token", "</s>" if mpnet else "[SEP]")
@@ -124,7 +126,7 @@ def _wordpiece(path: Path, files: FolderFiles) -> Tokenizer:
 
 def _byte_level(path: Path, files: FolderFiles) -> Tokenizer:
     name = _check_class(path, files, "RobertaTokenizer", "GPT2Tokenizer")
-    vocabulary = read_json(path)
+    vocabulary = read_json(path, most=MAX_TOKENIZER_VALUES)
     merges_path = path.with_name("merges.txt")
     if not merges_path.is_file():
         raise LlmRuntimeError(f"{merges_path}: there is no such file beside {path.name}")

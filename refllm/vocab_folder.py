@@ -42,9 +42,12 @@ from refllm.accounting.tokenizer_keys import (
     TOKENIZER_CONFIG,
 )
 from refllm.api import LlmRuntimeError
+from refllm.json_values import MAX_VALUES, check_json_values
 
 __all__ = ["Added", "FolderFiles", "Named", "read_file", "read_folder_files", "read_json"]
 
+MAX_FILE_BYTES = 2**26  # the largest tokenizer.json has 34 MB (Gemma)
+MOST_DIGITS = 10  # of an id, which is a number of 32 bits
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -201,7 +204,8 @@ def read_folder_files(
             token = AddedToken(one.content, special=True) if flags is None else flags
             added.append(Added(None, token, one.path, name, must_exist=True))
     added = [_special(one) if str(one.token.content) in spelled else one for one in added]
-    added += [e for e in extras if str(e.token.content) not in known | own]
+    known |= own
+    added += [extra for extra in extras if str(extra.token.content) not in known]
     ids = _ids_of_ends(folder, ledger)
     return FolderFiles(
         tokenizer_class=_tokenizer_class(config, folder),
@@ -218,9 +222,14 @@ def read_folder_files(
 def read_file(path: Path) -> bytes:
     """Return the content of a file. Errors: `LlmRuntimeError` naming it."""
     try:
-        data = path.read_bytes()
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= MAX_FILE_BYTES else b""
     except OSError as error:
         raise LlmRuntimeError(f"{path}: cannot be read: {error.strerror}") from error
+    if size > MAX_FILE_BYTES:
+        raise LlmRuntimeError(
+            f"{path}: has {size} bytes, and no such file needs more than {MAX_FILE_BYTES}"
+        )
     if not data:
         raise LlmRuntimeError(f"{path}: the file is empty")
     if data.startswith(LFS_POINTER):
@@ -230,10 +239,15 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file. Errors: `LlmRuntimeError` naming it."""
+def read_json(path: Path, *, most: int = MAX_VALUES) -> dict[str, Any]:
+    """Return the JSON object in a file, of `most` values at most.
+
+    Errors: `LlmRuntimeError` naming it.
+    """
+    data = read_file(path)
+    check_json_values(data, path=path, most=most)
     try:
-        content = json.loads(read_file(path))
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise LlmRuntimeError(f"{path}: not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -316,8 +330,11 @@ def _decoder(config: Keys, decoder: object) -> list[Added]:
         raise config.error(key, f"must be an object, is {decoder!r:.80}")
     added = []
     for name, value in decoder.items():
-        if not name.isdecimal():
-            raise config.error(key, f"has the id {name!r:.80}, which is not a number")
+        if not name.isdecimal() or len(name) > MOST_DIGITS:
+            raise config.error(
+                key,
+                f"has the id {name!r:.80}, which is not a number of at most {MOST_DIGITS} digits",
+            )
         token = _token(config, f"{key}.{name}", value)
         added.append(Added(int(name), token, config.path, f"{key}.{name}"))
     return sorted(added, key=lambda one: one.token_id or 0)

@@ -55,6 +55,7 @@ SPECIAL_TOKENS: Mapping[str, str] = MappingProxyType(
 MAX_LENGTH = "tokenizer.huggingface.truncation.max_length"
 DIRECTION = "tokenizer.huggingface.truncation.direction"
 
+MAX_TOKENS = 2**19  # the largest vocabularies have 262,144
 NO_TOKEN = 0xFFFFFFFF  # how a GGUF file says "there is no such token" in a 32-bit id
 
 
@@ -183,6 +184,8 @@ def read_vocabulary(keys: GgufKeys) -> Vocabulary:
     tokens = keys.strings("tokens")
     if not tokens:
         raise keys.error("tokens", "is empty")
+    if len(tokens) > MAX_TOKENS:
+        raise keys.error("tokens", f"has {len(tokens)} tokens; no model has more than {MAX_TOKENS}")
     tokens = [token or f"[EMPTY_{token_id}]" for token_id, token in enumerate(tokens)]
     first_ids: dict[str, int] = {}
     for token_id, token in enumerate(tokens):

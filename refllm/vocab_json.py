@@ -135,10 +135,17 @@ class JsonTokenizer(Tokenizer):
         with library_errors(self.path, "not a usable tokenizer.json"):
             library = LibraryTokenizer.from_str(self._source)
             library.no_padding()
-            # In transformers' order, one call after the other, because the library gives ids.
+            # In transformers' order, because the library gives ids, and in one call, because each
+            # call makes the library's automaton of all added tokens anew.
+            contents: set[str] = set()
+            adding = []
             for one in self._added:
-                if not one.must_exist or library.token_to_id(one.token.content) is not None:
-                    library.add_tokens([one.token])
+                content = str(one.token.content)
+                is_known = content in contents or library.token_to_id(content) is not None
+                if is_known or not one.must_exist:
+                    contents.add(content)
+                    adding.append(one.token)
+            library.add_tokens(adding)
         for one in self._added:
             token_id = library.token_to_id(one.token.content)
             if one.token_id is not None and token_id != one.token_id:

@@ -9,6 +9,7 @@ import json
 import math
 import mmap
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import LlmRuntimeError
+from refllm.json_values import check_json_values
 from refllm.quant import Format
 
 __all__ = [
+    "MAX_DIMENSIONS",
+    "MAX_JSON_BYTES",
     "SPLIT_PART",
     "map_file",
     "parse_json_object",
@@ -31,7 +35,7 @@ SPLIT_PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.(?:gguf|safetensors)")
 """The name of one of several files that hold a model: its stem, its number, and how many."""
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-MAX_JSON_BYTES = 2**24  # the largest index files have some hundred thousand bytes
+MAX_JSON_BYTES = 2**24  # the largest index has 9 MB (DeepSeek-V3, with 92,000 tensors)
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 
@@ -92,9 +96,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def parse_json_object(text: bytes, *, path: Path) -> dict[str, Any]:
     """The JSON object that `text` is.
 
-    Errors: `LlmRuntimeError` naming `path` when the text is not JSON, is not an object, or says
-    one key twice.
+    Errors: `LlmRuntimeError` naming `path` when the text is not JSON, is not an object, says one
+    key twice, or has more values than `check_json_values` allows.
     """
+    check_json_values(text, path=path)
     try:
         value = json.loads(text, object_pairs_hook=_object_without_duplicates)
     except (ValueError, RecursionError) as error:
@@ -108,9 +113,8 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The pairs as a dict; readers disagree which of two equal keys counts, so none may."""
     result = dict(pairs)
     if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} appears twice")
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r:.80} appears twice")
     return result
 
 

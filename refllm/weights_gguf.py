@@ -11,35 +11,68 @@ A GGUF file, all numbers little-endian:
 where a string is its length (u64) and its bytes, and an array its item type (u32), its length
 (u64) and its items. Sizes come fastest-varying first, so NumPy's shape is their reverse.
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package reads it.
+Every count and length is checked against the size of the file and against a limit before time or
+memory is spent on it.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
 from __future__ import annotations
 
-import math
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, ReaderField
-from numpy.typing import DTypeLike, NDArray
+from gguf import GGMLQuantizationType, GGUFValueType
+from numpy.typing import NDArray
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.quant import FORMATS, Format, Tensor
-from refllm.weights_file import map_file, row_layout
+from refllm.weights_file import MAX_DIMENSIONS, map_file, row_layout
 
-__all__ = ["GgufContents", "read_gguf"]
+__all__ = ["GgufContents", "read_gguf", "read_packed_keys"]
 
 PREAMBLE: Final = struct.Struct("<4sIQQ")  # magic, version, tensor count, key count
 LENGTH: Final = struct.Struct("<Q")
 VERSIONS: Final = (2, 3)  # 3 differs from 2 only in allowing big-endian files
 SMALLEST_KEY: Final = 8 + 4 + 1  # an empty key, its type, one byte
 SMALLEST_TENSOR_INFO: Final = 8 + 4 + 8 + 4 + 8  # an empty name, one dimension, type, offset
-MAX_ARRAY_ITEMS: Final = 2**22  # of all arrays together; the largest vocabularies need 1.4 million
+
+# Limits, each above what the largest published files have, which is in brackets. A header within
+# them is read in less than a second, and its values take less than 200 MB.
+MAX_KEYS: Final = 2**12  # (about a hundred)
+MAX_TENSORS: Final = 2**14  # (1,688: Mixtral 8x22B as it was first converted, a matrix per expert)
+MAX_ARRAY_ITEMS: Final = 2**21  # of all arrays together (1.4 million, of the largest vocabularies)
+MAX_STRINGS: Final = 2**20  # of these items (0.8 million: 262,144 tokens, and merges)
+MAX_HEADER_BYTES: Final = 24 * 2**20  # (23 MB: XLM-R's vocabulary, and its tokenizer.json as text)
+
+ALIGNMENT: Final = "general.alignment"
+DEFAULT_ALIGNMENT: Final = 32
 ALIGNMENT_UNIT: Final = 8  # general.alignment "must be a multiple of 8"
+
+# The types of numbers, as the `struct` module calls them.
+NUMBERS: Final[Mapping[int, str]] = {
+    GGUFValueType.UINT8: "B",
+    GGUFValueType.INT8: "b",
+    GGUFValueType.UINT16: "H",
+    GGUFValueType.INT16: "h",
+    GGUFValueType.UINT32: "I",
+    GGUFValueType.INT32: "i",
+    GGUFValueType.FLOAT32: "f",
+    GGUFValueType.BOOL: "?",
+    GGUFValueType.UINT64: "Q",
+    GGUFValueType.INT64: "q",
+    GGUFValueType.FLOAT64: "d",
+}
+TENSOR_TYPES: Final[Mapping[int, Format]] = {
+    ggml_type.value: FORMATS[ggml_type.name]
+    for ggml_type in GGMLQuantizationType
+    if ggml_type.name in FORMATS
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,210 +94,253 @@ def read_gguf(path: Path) -> GgufContents:
     Metadata are str, int, float, bool, or a list of one of these. A tensor's data is a view,
     uint8 [rows, row_bytes], into the memory map, which is released with the last of them.
     Errors: `LlmRuntimeError` naming the file, and the key or tensor, when anything in the header
-    contradicts the format or the size of the file.
+    contradicts the format or the size of the file, or is more than any model needs.
     """
-    _check_preamble(path)
-    try:
-        reader = _BoundedReader(path)
-    except KeyError as error:  # its text is the message in quotes
-        raise LlmRuntimeError(f"{path}: {error.args[0]:.200}") from error
-    except ValueError as error:
-        raise LlmRuntimeError(f"{path}: damaged header: {error!s:.200}") from error
-    metadata = {
-        key: _value(field, where=f"{path}: metadata key {key!r:.80}")
-        for key, field in reader.fields.items()
-        if not key.startswith("GGUF.")  # the package files the preamble under these
-    }
-    tensors = {tensor.name: tensor for tensor in reader.stored_tensors()}
-    return GgufContents(metadata, tensors, reader.others)
-
-
-def _check_preamble(path: Path) -> None:
-    """Raise `LlmRuntimeError` unless the first 24 bytes are those of a GGUF file of this size."""
     data = map_file(path)
-    start = data[: PREAMBLE.size].tobytes()
-    if start[:4] != b"GGUF":
-        raise LlmRuntimeError(
-            f"{path}: not a GGUF file (it begins with {start[:4]!r}); "
-            "of a safetensors model, name the folder"
-        )
-    if len(start) < PREAMBLE.size:
-        raise LlmRuntimeError(f"{path}: truncated after {len(start)} bytes, inside the header")
-    _, version, n_tensors, n_keys = PREAMBLE.unpack(start)
-    if version & 0xFFFF == 0:
-        raise ModelNotSupported(f"{path}: a big-endian GGUF file; convert it to little-endian")
-    if version not in VERSIONS:
-        raise LlmRuntimeError(f"{path}: GGUF version {version}; versions 2 and 3 can be read")
-    if n_keys * SMALLEST_KEY + n_tensors * SMALLEST_TENSOR_INFO > data.size - PREAMBLE.size:
-        raise LlmRuntimeError(
-            f"{path}: the header announces {n_keys} metadata keys and {n_tensors} tensors, "
-            f"more than fit into {data.size} bytes"
-        )
+    header = _Header(path, data)
+    n_tensors, n_keys = header.preamble()
+    metadata = dict(header.metadata(n_keys))
+    infos = header.tensor_infos(n_tensors)
+    alignment = metadata.get(ALIGNMENT, DEFAULT_ALIGNMENT)
+    data_start = header.offset + -header.offset % alignment
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, str] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, (shape, stored_as, offset) in infos.items():
+        if not shape or 0 in shape:
+            others[name] = f"{stored_as.name} {list(shape)}"
+            continue
+        where = f"{path}: tensor {name!r:.80}"
+        n_rows, row_bytes = row_layout(shape, stored_as, where=where)
+        if offset % alignment != 0:
+            raise LlmRuntimeError(
+                f"{where} has offset {offset}, not a multiple of the alignment {alignment}"
+            )
+        start = data_start + offset
+        stop = start + n_rows * row_bytes
+        if stop > data.size:
+            raise LlmRuntimeError(
+                f"{where} has {stop - start} bytes at {data_start} + {offset}, outside the file's "
+                f"{data.size}; the file is truncated or damaged"
+            )
+        rows = data[start:stop].reshape(n_rows, row_bytes)
+        tensors[name] = Tensor(name, stored_as, shape, rows)
+        spans.append((start, stop, name))
+    for (_, stop, name), (next_start, _, next_name) in pairwise(sorted(spans)):
+        if next_start < stop:
+            raise LlmRuntimeError(f"{path}: the tensors {name!r:.80} and {next_name!r:.80} overlap")
+    return GgufContents(metadata, tensors, others)
 
 
-def _value(field: ReaderField, *, where: str) -> object:
-    """What a metadata field says, as str, int, float, bool, or a list of them."""
-    items = [field.parts[index] for index in field.data]
-    values: list[Any]
-    if field.types[-1] is GGUFValueType.STRING:
-        try:
-            values = [item.tobytes().decode() for item in items]
-        except UnicodeDecodeError as error:
-            raise LlmRuntimeError(f"{where} is not UTF-8: {error}") from error
-    else:
-        values = [value for item in items for value in item.tolist()]
-    return values if field.types[0] is GGUFValueType.ARRAY else values[0]
+def read_packed_keys(path: Path) -> dict[str, bytes]:
+    """The metadata keys of the GGUF file at `path`, each with the bytes of its name and value.
+
+    Errors: as `read_gguf`.
+    """
+    data = map_file(path)
+    header = _Header(path, data)
+    _, n_keys = header.preamble()
+    packed: dict[str, bytes] = {}
+    start = header.offset
+    for key, _ in header.metadata(n_keys):
+        packed[key] = data[start : header.offset].tobytes()
+        start = header.offset
+    return packed
 
 
-class _BoundedReader(GGUFReader):
-    """The package's reader, kept inside the file.
+class _TensorInfo(NamedTuple):
+    """What the header says of a tensor; `shape` is NumPy's."""
 
-    The package believes every length it reads. Past the end of the file NumPy's slices are empty,
-    so a tensor count of 2^60 is a loop of 2^60 rounds, and a product of dimensions that overflows
-    is a small tensor. All its reading goes through `_get`, which here refuses to leave the file,
-    and all tensors through `_build_tensors`, which here checks them first. Arrays, for which the
-    package makes an object per number, become one view each (a vocabulary of 128,000 tokens:
-    a fraction of a second rather than several).
+    shape: tuple[int, ...]
+    stored_as: Format
+    offset: int
+
+
+class _Header:
+    """The header of the file at `path`, read in the order of the drawing above.
+
+    `offset` is where the next thing begins. Each read is checked against the end of the file and
+    against the limits before it takes memory.
     """
 
-    _n_array_items = 0
+    def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
+        self.path = path
+        self.offset = 0
+        self._bytes = data.data  # as a memoryview
+        self._last_key: str | None = None
+        self._n_array_items = 0
+        self._n_strings = 0
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.others: dict[str, str] = {}
-        super().__init__(path)
-
-    def stored_tensors(self) -> list[Tensor]:
-        """Every tensor of the file, in the file's order, its data a view into the map."""
-        tensors = []
-        for stored in self.tensors:
-            shape = tuple(reversed(stored.shape.tolist()))
-            rows = stored.data.view(np.ndarray).reshape(math.prod(shape[:-1]), -1).view(np.uint8)
-            tensors.append(Tensor(stored.name, FORMATS[stored.tensor_type.name], shape, rows))
-        return tensors
-
-    def _get(
-        self,
-        offset: int,
-        dtype: DTypeLike,
-        count: int = 1,
-        override_order: Literal["I", "S", "<"] | None = None,
-    ) -> NDArray[Any]:
-        self._check_inside(offset, np.dtype(dtype).itemsize * int(count))
-        return super()._get(offset, dtype, count, override_order)
-
-    def _check_inside(self, offset: int, n_bytes: int) -> None:
-        if n_bytes > self.data.size - offset:
-            last_key = next(reversed(self.fields), None)
+    def preamble(self) -> tuple[int, int]:
+        """Return how many tensors and how many metadata keys the file has."""
+        path, size = self.path, len(self._bytes)
+        start = bytes(self._bytes[: PREAMBLE.size])
+        if start[:4] != b"GGUF":
             raise LlmRuntimeError(
-                f"{self._path}: truncated or damaged: {n_bytes} bytes expected at offset {offset} "
-                f"of {self.data.size} (the last metadata key read is {last_key!r:.80})"
+                f"{path}: not a GGUF file (it begins with {start[:4]!r}); "
+                "of a safetensors model, name the folder"
             )
-
-    def _value_type(self, raw_type: int) -> GGUFValueType:
-        try:
-            return GGUFValueType(raw_type)
-        except ValueError as error:
-            last_key = next(reversed(self.fields), None)
+        if len(start) < PREAMBLE.size:
+            raise LlmRuntimeError(f"{path}: truncated after {len(start)} bytes, inside the header")
+        _, version, n_tensors, n_keys = PREAMBLE.unpack(start)
+        if version & 0xFFFF == 0:
+            raise ModelNotSupported(f"{path}: a big-endian GGUF file; convert it to little-endian")
+        if version not in VERSIONS:
+            raise LlmRuntimeError(f"{path}: GGUF version {version}; versions 2 and 3 can be read")
+        announced = f"the header announces {n_keys} metadata keys and {n_tensors} tensors"
+        if n_keys * SMALLEST_KEY + n_tensors * SMALLEST_TENSOR_INFO > size - PREAMBLE.size:
+            raise LlmRuntimeError(f"{path}: {announced}, more than fit into {size} bytes")
+        if n_keys > MAX_KEYS or n_tensors > MAX_TENSORS:
             raise LlmRuntimeError(
-                f"{self._path}: the metadata after key {last_key!r:.80} has unknown type {raw_type}"
-            ) from error
+                f"{path}: {announced}; no model needs more than {MAX_KEYS} and {MAX_TENSORS}"
+            )
+        self.offset = PREAMBLE.size
+        return n_tensors, n_keys
 
-    def _get_field_parts(
-        self, orig_offs: int, raw_type: int
-    ) -> tuple[int, list[NDArray[Any]], list[int], list[GGUFValueType]]:
-        if self._value_type(raw_type) is not GGUFValueType.ARRAY:
-            return super()._get_field_parts(orig_offs, raw_type)
-        raw_item_type = self._get(orig_offs, np.uint32)
-        raw_length = self._get(orig_offs + 4, np.uint64)
-        item_type, length = self._value_type(raw_item_type[0]), int(raw_length[0])
+    def metadata(self, n_keys: int) -> Iterator[tuple[str, Any]]:
+        """Yield the next `n_keys` keys, all different, and their values."""
+        keys: set[str] = set()
+        for _ in range(n_keys):
+            key_offset = self.offset
+            key = self._name()
+            if key in keys:
+                raise LlmRuntimeError(
+                    f"{self.path}: Duplicate {key:.80} in the metadata, at offset {key_offset}"
+                )
+            keys.add(key)
+            [value_type] = self._numbers("I", 1)
+            try:
+                value = self._value(value_type)
+            except UnicodeDecodeError as error:
+                raise LlmRuntimeError(
+                    f"{self.path}: metadata key {key!r:.80} is not UTF-8: {error}"
+                ) from error
+            if key == ALIGNMENT:
+                self._check_alignment(value_type, value)
+            self._last_key = key
+            yield key, value
+
+    def tensor_infos(self, n_tensors: int) -> dict[str, _TensorInfo]:
+        """Return what the header says of the next `n_tensors` tensors, by name."""
+        infos: dict[str, _TensorInfo] = {}
+        for _ in range(n_tensors):
+            name = self._name()
+            if not name:
+                raise LlmRuntimeError(
+                    f"{self.path}: a tensor '' without a name; the header is damaged"
+                )
+            if name in infos:
+                raise LlmRuntimeError(
+                    f"{self.path}: damaged header: duplicated tensor with name {name:.80}"
+                )
+            where = f"{self.path}: tensor {name!r:.80}"
+            [n_dimensions] = self._numbers("I", 1)
+            if n_dimensions > MAX_DIMENSIONS:
+                self._skip(LENGTH.size * n_dimensions)
+                raise LlmRuntimeError(f"{where} has {n_dimensions} dimensions, and may have 1 to 4")
+            sizes = self._numbers("Q", n_dimensions)
+            [ggml_type] = self._numbers("I", 1)
+            [offset] = self._numbers("Q", 1)
+            if ggml_type not in TENSOR_TYPES:
+                raise LlmRuntimeError(f"{where} has the unknown GGML type {ggml_type}")
+            infos[name] = _TensorInfo(sizes[::-1], TENSOR_TYPES[ggml_type], offset)
+        return infos
+
+    def _value(self, value_type: int) -> Any:  # noqa: ANN401 - the file's own value
+        if value_type != GGUFValueType.ARRAY:
+            [value] = self._items(value_type, 1)
+            return value
+        [item_type] = self._numbers("I", 1)
+        [length] = self._numbers("Q", 1)
         self._n_array_items += length
         if self._n_array_items > MAX_ARRAY_ITEMS:
             raise LlmRuntimeError(
-                f"{self._path}: metadata arrays of {self._n_array_items} items altogether; "
+                f"{self.path}: metadata arrays of {self._n_array_items} items altogether; "
                 f"no model needs more than {MAX_ARRAY_ITEMS}"
             )
-        items = self._array_items(orig_offs + 12, item_type, length)
-        n_bytes = 12 + sum(item.nbytes for item in items)
-        if item_type is GGUFValueType.STRING:
-            n_bytes += LENGTH.size * length
-        parts = [raw_item_type, raw_length, *items]
-        return n_bytes, parts, list(range(2, len(parts))), [GGUFValueType.ARRAY, item_type]
-
-    def _array_items(
-        self, offset: int, item_type: GGUFValueType, length: int
-    ) -> list[NDArray[Any]]:
-        """Numbers as one array, strings as an array of bytes each."""
-        if item_type is GGUFValueType.STRING:
-            return self._strings(offset, length)
-        if item_type is GGUFValueType.ARRAY:
+        self._n_strings += length if item_type == GGUFValueType.STRING else 0
+        if self._n_strings > MAX_STRINGS:
             raise LlmRuntimeError(
-                f"{self._path}: a metadata value is an array of arrays, which no model has"
+                f"{self.path}: metadata arrays of {self._n_strings} strings altogether; "
+                f"no model needs more than {MAX_STRINGS}"
             )
-        return [self._get(offset, self.gguf_scalar_to_np[item_type], length)]
+        if item_type == GGUFValueType.ARRAY:
+            raise LlmRuntimeError(
+                f"{self.path}: a metadata value is an array of arrays, which no model has"
+            )
+        return self._items(item_type, length)
 
-    def _strings(self, offset: int, length: int) -> list[NDArray[Any]]:
-        raw = self.data.data
-        plain = self.data.view(np.ndarray)  # slices of a memmap cost several times as much
-        strings: list[NDArray[Any]] = []
-        for _ in range(length):
-            self._check_inside(offset, LENGTH.size)
-            (n_bytes,) = LENGTH.unpack_from(raw, offset)
-            offset += LENGTH.size
-            self._check_inside(offset, n_bytes)
-            strings.append(plain[offset : offset + n_bytes])
-            offset += n_bytes
+    def _items(self, value_type: int, count: int) -> list[Any]:
+        """Return the next `count` strings or numbers of one type."""
+        if value_type == GGUFValueType.STRING:
+            return self._strings(count)
+        if value_type not in NUMBERS:
+            raise LlmRuntimeError(
+                f"{self.path}: the metadata after key {self._last_key!r:.80} "
+                f"has unknown type {value_type}"
+            )
+        return list(self._numbers(NUMBERS[value_type], count))
+
+    def _numbers(self, letter: str, count: int) -> tuple[Any, ...]:
+        """Return the next `count` numbers of the type that `struct` calls `letter`."""
+        start = self._skip(struct.calcsize(f"<{letter}") * count)
+        return struct.unpack_from(f"<{count}{letter}", self._bytes, start)
+
+    def _name(self) -> str:
+        """Return the next string, the name of a key or a tensor."""
+        try:
+            [name] = self._strings(1)
+        except UnicodeDecodeError as error:
+            raise LlmRuntimeError(f"{self.path}: damaged header: {error!s:.200}") from error
+        return name
+
+    def _strings(self, count: int) -> list[str]:
+        """Return the next `count` strings; raise `UnicodeDecodeError` for one that is not UTF-8.
+
+        A vocabulary has a million of them, so the checks of `_skip` are made without calling it.
+        """
+        header, unpack_from = self._bytes, LENGTH.unpack_from
+        end = min(len(header), MAX_HEADER_BYTES)
+        stop = self.offset
+        strings = []
+        for _ in range(count):
+            start = stop + LENGTH.size
+            if start > end:
+                self.offset = stop
+                self._skip(LENGTH.size)
+            [n_bytes] = unpack_from(header, stop)
+            stop = start + n_bytes
+            if stop > end:
+                self.offset = start
+                self._skip(n_bytes)
+            strings.append(str(header[start:stop], "utf-8"))
+        self.offset = stop
         return strings
 
-    def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
-        if self.alignment % ALIGNMENT_UNIT != 0:
+    def _skip(self, n_bytes: int) -> int:
+        """Move beyond the next `n_bytes`, which must be there; return where they begin."""
+        start, size = self.offset, len(self._bytes)
+        if n_bytes > size - start:
             raise LlmRuntimeError(
-                f"{self._path}: general.alignment is {self.alignment}, and must be a multiple of 8"
+                f"{self.path}: truncated or damaged: {n_bytes} bytes expected at offset {start} "
+                f"of {size} (the last metadata key read is {self._last_key!r:.80})"
             )
-        usual = []
-        for field in fields:
-            if not field.name:
-                raise LlmRuntimeError(
-                    f"{self._path}: a tensor '' without a name; the header is damaged"
-                )
-            shape = tuple(reversed(field.parts[3].tolist()))
-            if shape and 0 not in shape:
-                usual.append(field)
-            else:
-                stored_as = _format(int(field.parts[4][0]), f"{self._path}: {field.name!r:.80}")
-                self.others[field.name] = f"{stored_as.name} {list(shape)}"
-        spans = sorted(self._span(int(start_offs), field) for field in usual)
-        for (_, stop, name), (next_start, _, next_name) in pairwise(spans):
-            if next_start < stop:
-                raise LlmRuntimeError(
-                    f"{self._path}: the tensors {name!r:.80} and {next_name!r:.80} overlap"
-                )
-        super()._build_tensors(start_offs, usual)
-
-    def _span(self, data_start: int, info: ReaderField) -> tuple[int, int, str]:
-        """Where the bytes of a tensor start and stop in the file, and its name."""
-        _, _, n_dims, sizes, raw_type, raw_offset = info.parts
-        where = f"{self._path}: tensor {info.name!r:.80}"
-        if n_dims[0] > 4:
-            raise LlmRuntimeError(f"{where} has {n_dims[0]} dimensions, and may have 1 to 4")
-        shape = tuple(reversed(sizes.tolist()))
-        n_rows, row_bytes = row_layout(shape, _format(int(raw_type[0]), where), where=where)
-        offset, n_bytes = int(raw_offset[0]), n_rows * row_bytes
-        if offset % int(self.alignment) != 0:
+        self.offset = start + n_bytes
+        if self.offset > MAX_HEADER_BYTES:
             raise LlmRuntimeError(
-                f"{where} has offset {offset}, not a multiple of the alignment {self.alignment}"
+                f"{self.path}: a header of {self.offset} bytes or more; no model needs more than "
+                f"{MAX_HEADER_BYTES} (the last metadata key read is {self._last_key!r:.80})"
             )
-        if data_start + offset + n_bytes > self.data.size:
+        return start
+
+    def _check_alignment(self, value_type: int, alignment: int) -> None:
+        if value_type != GGUFValueType.UINT32:
+            raise LlmRuntimeError(f"{self.path}: {ALIGNMENT} must be a number of type u32")
+        if alignment == 0 or alignment & (alignment - 1) != 0:
             raise LlmRuntimeError(
-                f"{where} has {n_bytes} bytes at {data_start} + {offset}, outside the file's "
-                f"{self.data.size}; the file is truncated or damaged"
+                f"{self.path}: {ALIGNMENT} is {alignment}, and must be a power of two"
             )
-        return data_start + offset, data_start + offset + n_bytes, info.name
-
-
-def _format(raw_type: int, where: str) -> Format:
-    """The format that a GGML type number stands for."""
-    try:
-        return FORMATS[GGMLQuantizationType(raw_type).name]
-    except (ValueError, KeyError) as error:
-        raise LlmRuntimeError(f"{where} has the unknown GGML type {raw_type}") from error
+        if alignment % ALIGNMENT_UNIT != 0:
+            raise LlmRuntimeError(
+                f"{self.path}: {ALIGNMENT} is {alignment}, and must be a multiple of 8"
+            )

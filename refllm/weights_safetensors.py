@@ -16,7 +16,7 @@ hands out tensors only as copies and not as bfloat16, so the bytes are mapped he
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.json_values import check_json_values
 from refllm.quant import FORMATS, Tensor
 from refllm.weights_file import (
+    MAX_JSON_BYTES,
     SPLIT_PART,
     map_file,
     parse_json_object,
@@ -41,6 +43,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 METADATA = "__metadata__"
 DTYPES = ("F32", "F16", "BF16")
+MAX_HEADER_VALUES = 2**18  # ten for each tensor; of all shards DeepSeek-V3 has 92,000 tensors
+SEPARATORS = frozenset("/\\:")  # of the parts of a path, on any system
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +102,8 @@ def _read_shards(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]
     A tensor that is in a file and not in the index is one of the model, as transformers has it.
     """
     weight_map = _weight_map(folder / INDEX)
-    files = sorted(set(weight_map.values()))
-    shards = {file: _read_file(folder / file) for file in files}
+    files = set(weight_map.values())
+    shards = {file: _read_file(folder / file) for file in sorted(files)}
     _refuse_forgotten_shards(folder, files)
     tensors: dict[str, StoredTensor] = {}
     for file, (found, _) in shards.items():
@@ -115,7 +119,7 @@ def _read_shards(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]
     return tensors, {key: value for _, said in shards.values() for key, value in said.items()}
 
 
-def _refuse_forgotten_shards(folder: Path, files: Sequence[str]) -> None:
+def _refuse_forgotten_shards(folder: Path, files: Collection[str]) -> None:
     """Refuse a shard of the same model that the index does not name."""
     models = {(match[1], match[3]) for file in files if (match := SPLIT_PART.fullmatch(file))}
     for path in sorted(folder.glob("*.safetensors")):
@@ -142,20 +146,28 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 def _is_plain_name(file: str) -> bool:
     """Whether `file` can only mean a file in the folder, on any system."""
-    harmless = file.isprintable() and not any(character in file for character in "/\\:")
+    harmless = file.isprintable() and SEPARATORS.isdisjoint(file)
     return harmless and file not in {"", ".", ".."}
 
 
 def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The tensors and the `__metadata__` of one safetensors file."""
     data = map_file(path)
-    _check_header(path)
     data_start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header = parse_json_object(data[8:data_start].tobytes(), path=path)
+    n_bytes = data[8:data_start].size
+    if n_bytes > MAX_JSON_BYTES:
+        raise LlmRuntimeError(
+            f"{path}: not a whole safetensors file: a header of {n_bytes} bytes, and none needs "
+            f"more than {MAX_JSON_BYTES}; fetch it again"
+        )
+    text = data[8:data_start].tobytes()
+    # Before the package makes objects of them.
+    check_json_values(text, path=path, most=MAX_HEADER_VALUES)
+    _check_header(path)
+    header = parse_json_object(text, path=path)
     metadata = header.pop(METADATA, None) or {}
-    tensors = {
-        name: _stored(path, name, entry, data[data_start:]) for name, entry in header.items()
-    }
+    stored = data[data_start:]
+    tensors = {name: _stored(path, name, entry, stored) for name, entry in header.items()}
     return tensors, metadata
 
 

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refllm import embedded
 from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.weights import Weights, open_gguf
+from refllm.weights_gguf import read_gguf, read_packed_keys
 from tests.model_files import tiny_llama_gguf, write_gguf
 
 U8, U32, F32_VALUE, STRING, ARRAY, U64 = 0, 4, 6, 8, 9, 10  # metadata types
@@ -114,13 +116,70 @@ def test_metadata_are_the_python_values_that_were_written(tmp_path: Path) -> Non
     ]
 
 
-def test_the_vocabulary_is_what_the_package_s_own_reader_says(data_dir: Path) -> None:
-    path = data_dir / "ggml-vocab" / "ggml-vocab-llama-spm.gguf"
-    hparams = open_gguf(path).hparams
-    fields = gguf.GGUFReader(path).fields
-    for name in ("tokens", "scores", "token_type"):
-        own = fields[f"tokenizer.ggml.{name}"].contents()
-        assert hparams[f"tokenizer.ggml.{name}"] == own
+def public_files(data_dir: Path) -> list[Path]:
+    return sorted([*data_dir.rglob("*.gguf"), *embedded.ROOT.rglob("*.gguf")])
+
+
+def test_files_of_others_are_read_as_by_the_gguf_package(data_dir: Path) -> None:
+    for path in public_files(data_dir):
+        assert_read_as_by_the_package(path)
+
+
+def test_every_type_of_a_number_and_a_tensor_is_read_as_by_the_gguf_package(
+    tmp_path: Path,
+) -> None:
+    packed_numbers = {
+        name: (value_type, struct.pack(f"<{letter}", number))
+        for name, value_type, letter, number in (
+            *(("u8", 0, "B", 2**8 - 1), ("i8", 1, "b", -(2**7)), ("u16", 2, "H", 2**16 - 1)),
+            *(("i16", 3, "h", -(2**15)), ("u32", 4, "I", 2**32 - 1), ("i32", 5, "i", -(2**31))),
+            *(("f32", 6, "f", 0.1), ("bool", 7, "B", 2), ("u64", 10, "Q", 2**64 - 1)),
+            *(("i64", 11, "q", -(2**63)), ("f64", 12, "d", 0.1)),
+        )
+    }
+    keys = [
+        keys_of_type
+        for name, (value_type, number) in packed_numbers.items()
+        for keys_of_type in (
+            key(name.encode(), value_type, number),
+            key(f"{name}s".encode(), ARRAY, array(value_type, 3, number * 3)),
+        )
+    ]
+    # The package counts 40 bytes for a block of Q8_1, and ggml has 36.
+    types = [ggml_type for ggml_type in gguf.GGML_QUANT_SIZES if ggml_type.name != "Q8_1"]
+    infos, data = [], b""
+    for ggml_type in types:
+        values, n_bytes = gguf.GGML_QUANT_SIZES[ggml_type]
+        infos.append(tensor(ggml_type.name.encode(), (values, 3), ggml_type, len(data)))
+        data += bytes(range(3 * n_bytes % 256)).ljust(3 * n_bytes, b"\1")
+        data += bytes(-len(data) % 32)
+    path = written(tmp_path, file(*keys, tensors=tuple(infos), data=data))
+    assert len(open_gguf(path).tensors) == len(types)
+    assert_read_as_by_the_package(path)
+
+
+def assert_read_as_by_the_package(path: Path) -> None:
+    contents, reader = read_gguf(path), gguf.GGUFReader(path)
+    assert contents.metadata == {
+        name: field.contents()
+        for name, field in reader.fields.items()
+        if not name.startswith("GGUF.")  # the package files the preamble under these
+    }
+    assert {
+        name: (read.format.name, read.shape, read.data.tobytes())
+        for name, read in contents.tensors.items()
+    } == {
+        read.name: (read.tensor_type.name, tuple(read.shape[::-1].tolist()), read.data.tobytes())
+        for read in reader.tensors
+    }
+
+
+def test_the_keys_and_their_bytes_are_those_of_the_file(data_dir: Path) -> None:
+    for path in public_files(data_dir):
+        packed = read_packed_keys(path)
+        assert list(packed) == list(read_gguf(path).metadata)
+        header = b"".join(packed.values())
+        assert path.read_bytes()[24 : 24 + len(header)] == header
 
 
 def test_an_empty_array_is_an_empty_list(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from refllm.api import LlmRuntimeError, ModelNotSupported
 __all__ = ["Keys", "Known", "MustBe"]
 
 ABSENT = object()
+MAX_KEYS = 2**12  # of one object; each is compared with all patterns (a config.json has some 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,13 @@ class Keys:
 
         Raises:
             ModelNotSupported: naming the key and its value.
+            LlmRuntimeError: for a file of more keys than any needs.
         """
+        if len(self.values) > MAX_KEYS:
+            raise LlmRuntimeError(
+                f"{self.path}: has {len(self.values)} keys, and no such file needs more than "
+                f"{MAX_KEYS}"
+            )
         by_name = {key: rule for table in reversed(known) for key, rule in table.items()}
         by_pattern = [pair for table in known for pair in table.items() if "*" in pair[0]]
         for key, value in self.values.items():

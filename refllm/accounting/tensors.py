@@ -108,17 +108,18 @@ def account_for_tensors(
             ledger.dismiss("tensors", name, reason)
     if not unlisted:
         return
-    kinds = [kind for name in unlisted if (kind := _matching(OTHER_KINDS, name)) is not None]
+    kinds = {name: _matching(OTHER_KINDS, name) for name in unlisted}
+    kind = next((kind for kind in kinds.values() if kind is not None), None)
     named = ", ".join(f"{name!s:.80} ({left_over[name]})" for name in unlisted[:MOST_NAMED])
     more = f" and {len(unlisted) - MOST_NAMED} more" if len(unlisted) > MOST_NAMED else ""
-    what = f"this is {kinds[0]}" if kinds else "without it another model would be computed"
+    what = f"this is {kind}" if kind else "without it another model would be computed"
     plural = "tensor" if len(unlisted) == 1 else "tensors"
     error = ModelNotSupported(
         f"{path}: {len(unlisted)} {plural} that a {architecture} does not use: {named}{more}; "
         f"{what}"
     )
     for name in unlisted[1:]:
-        ledger.mark_refused("tensors", name, _matching(OTHER_KINDS, name) or "not used")
+        ledger.mark_refused("tensors", name, kinds[name] or "not used")
     ledger.refuse("tensors", unlisted[0], error)
 
 
