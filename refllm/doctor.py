@@ -7,7 +7,7 @@ anything. A finding's `check` is its name for programs, and stays the same from 
     kernel-cache                where compiled kernels are kept between runs, and which folder is
                                 not used because another user can write to it
     ai-models-folder            .spin/ai-models is there
-    misplaced-folder            models lie where nobody looks: .spin/ai_models, ./ai-models …
+    misplaced-folder            models lie where they are not looked for: .spin/ai_models, ./ai-models …
     manifest, manifest-model    spin.toml can be read, and every model it names is there
     model                       a model that can be used
     lfs-pointer                 a file is Git LFS's note instead of the file
@@ -347,7 +347,7 @@ def _rope_layout(model: FoundModel, weights: Weights) -> Iterator[Finding]:
     """Whether a text is far more likely with the query and key rows in the other order."""
     if sum(tensor.data.nbytes for tensor in weights.tensors.values()) > LARGEST_LLAMA_TO_READ_WITH:
         return
-    # Whoever has no llama shall not wait for its kernels.
+    # A user without a llama need not wait for its kernels.
     from refllm.rope_layout import SAMPLE, losses_by_layout
 
     try:
@@ -421,7 +421,7 @@ def _is_lfs_pointer(file: Path) -> bool:
     try:
         with file.open("rb") as stream:
             return stream.read(len(LFS_POINTER)) == LFS_POINTER
-    except OSError:  # said by whoever needs the file
+    except OSError:  # said by what needs the file
         return False
 
 

@@ -4,7 +4,7 @@
     refllm conform "python -m refllm.conform.own"
 
 Everything is asked of refllm's own modules, by name and at the time, and nothing is copied here. So
-whoever replaces a function there has the replacement tested.
+a function that is replaced there is tested as replaced.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ processes can write and read at the same time. Two things decide whether it is r
     Is it what was written?    A checksum, over the contents and over the kernel, the types, the
                                CPU and the sources that they are for. What a full disk left behind,
                                or what was renamed, is compiled again.
-    Who could have written it? This user or root, and nobody else: see `refllm.private_files`. A
-                               checksum cannot tell, since an author of false code writes that, too.
+    Who could have written it? This user or root only: see `refllm.private_files`. A checksum
+                               cannot tell, since an author of false code writes that, too.
 
 The cache is the first of these that can be used: `$REFLLM_CACHE_DIR`, `$NUMBA_CACHE_DIR/refllm`,
 the user's cache folder `/refllm` (Linux: `$XDG_CACHE_HOME` or `~/.cache`, macOS:

@@ -92,7 +92,7 @@ def restored(contents: bytes, signature: Sequence[Any], target: Any, module: str
         (header["library"], "object", (machine_code, bitcode)),
         function,
         _environment(header["environment"], module),
-        Signature(result, tuple(signature), recvr=None),
+        Signature(result, tuple(signature), recvr=None),  # type: ignore[no-untyped-call]
         False,  # object mode
         (),  # lifted loops
         header["annotation"],
