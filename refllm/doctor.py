@@ -7,7 +7,7 @@ anything. A finding's `check` is its name for programs, and stays the same from 
     kernel-cache                where compiled kernels are kept between runs, and which folder is
                                 not used because another user can write to it
     ai-models-folder            .spin/ai-models is there
-    misplaced-folder            models lie where they are not looked for: .spin/ai_models, ./ai-models …
+    misplaced-folder            models lie in another folder: .spin/ai_models, ./ai-models …
     manifest, manifest-model    spin.toml can be read, and every model it names is there
     model                       a model that can be used
     lfs-pointer                 a file is Git LFS's note instead of the file

@@ -181,7 +181,9 @@ def test_without_sources_nothing_is_kept(tmp_path: Path) -> None:
     assert cache_folder({"REFLLM_CACHE_DIR": str(tmp_path)}, []) is None
 
 
-def test_what_no_process_has_used_for_a_season_is_removed(sources: list[Path], tmp_path: Path) -> None:
+def test_what_no_process_has_used_for_a_season_is_removed(
+    sources: list[Path], tmp_path: Path
+) -> None:
     for name, days in {"kernels-old": 91, "kernels-new": 89, "something-else": 91}.items():
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - days * DAY,) * 2)
