@@ -42,7 +42,10 @@ class FirstCompilation(logging.Handler):
             logger.setLevel(self._level_before)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the line, and no other."""
+        """Write the line, and no other; a warning is passed on."""
+        if record.levelno > logging.INFO:
+            self._write(f"refllm: {record.getMessage()}")
+            return
         self.detach()
         self._write(f"refllm: compiling kernels for this machine, for 10 to 60 seconds; {_kept()}")
 

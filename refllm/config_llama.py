@@ -88,7 +88,8 @@ def _from_gguf(weights: Weights, ledger: Ledger) -> LlamaConfig:
             f"attention that sees fewer than the context's {n_ctx} tokens; only full attention "
             "is computed",
         )
-    rope = _rope_of_gguf(keys, weights, n_ctx)
+    rope_dim = keys.integer("llama.rope.dimension_count", most=MOST_WIDTH, default=head_dim)
+    rope = _rope_of_gguf(keys, weights, n_ctx, rope_dim // 2)
     config = LlamaConfig(
         n_vocab=Parameters(weights.path, weights.tensors).n_rows("token_embd.weight"),
         n_ctx=min(n_ctx, LONGEST_COMPUTED),
@@ -99,7 +100,7 @@ def _from_gguf(weights: Weights, ledger: Ledger) -> LlamaConfig:
         head_dim=head_dim,
         n_ff=keys.integer("llama.feed_forward_length", most=MOST_WIDTH),
         rms_norm_eps=keys.number("llama.attention.layer_norm_rms_epsilon"),
-        rope_dim=keys.integer("llama.rope.dimension_count", most=MOST_WIDTH, default=head_dim),
+        rope_dim=rope_dim,
         rope_theta=rope.theta,
         rope_linear_scale=rope.linear_scale,
         rope_factors=rope.factors,
@@ -111,7 +112,7 @@ def _from_gguf(weights: Weights, ledger: Ledger) -> LlamaConfig:
     return config
 
 
-def _rope_of_gguf(keys: Keys, weights: Weights, n_ctx: int) -> Rope:
+def _rope_of_gguf(keys: Keys, weights: Weights, n_ctx: int, n_pairs: int) -> Rope:
     """Return RoPE as llama.cpp reads it, and YaRN's ramp and magnitude as the file has them.
 
     Without a type, a factor means linear scaling; `rope.scale_linear` is the factor's old name;
@@ -131,7 +132,12 @@ def _rope_of_gguf(keys: Keys, weights: Weights, n_ctx: int) -> Rope:
     beta_slow = keys.number("llama.rope.scaling.yarn_beta_slow", default=1.0)
     stretch = keys.get("llama.rope.scaling.yarn_attn_factor")
     stored = weights.tensors.get("rope_freqs.weight")
-    factors = None if stored is None else tuple(stored.array().ravel().tolist())
+    factors = None
+    if stored is not None:
+        # Before it is decoded: some formats take a fifth of a byte for a number.
+        if math.prod(stored.shape) != n_pairs:
+            raise _wrong_factors(n_pairs, weights.path)
+        factors = tuple(stored.array().ravel().tolist())
     match kind:
         case "none":
             return Rope(theta=theta, factors=factors, attention_factor=attention_factor)
@@ -313,7 +319,11 @@ def _check_factors(factors: tuple[float, ...] | None, n_pairs: int, path: Path) 
     if factors is None:
         return
     if len(factors) != n_pairs or not all(0 < factor < math.inf for factor in factors):
-        raise LlmRuntimeError(
-            f"{path}: rope_freqs.weight must hold {n_pairs} positive numbers, one for each pair "
-            "of a head's rotated elements"
-        )
+        raise _wrong_factors(n_pairs, path)
+
+
+def _wrong_factors(n_pairs: int, path: Path) -> LlmRuntimeError:
+    return LlmRuntimeError(
+        f"{path}: rope_freqs.weight must hold {n_pairs} positive numbers, one for each pair "
+        "of a head's rotated elements"
+    )

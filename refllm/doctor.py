@@ -4,9 +4,10 @@ Each check looks at one thing and reports findings; none stops at the first, and
 anything. A finding's `check` is its name for programs, and stays the same from version to version.
 
     cpu                         what kernels are compiled for, and on how many CPUs they run
-    kernel-cache                where compiled kernels are kept between runs
+    kernel-cache                where compiled kernels are kept between runs, and which folder is
+                                not used because another user can write to it
     ai-models-folder            .spin/ai-models is there
-    misplaced-folder            models lie where nobody looks: .spin/ai_models, ./ai-models …
+    misplaced-folder            models lie in another folder: .spin/ai_models, ./ai-models …
     manifest, manifest-model    spin.toml can be read, and every model it names is there
     model                       a model that can be used
     lfs-pointer                 a file is Git LFS's note instead of the file
@@ -28,6 +29,7 @@ anything. A finding's `check` is its name for programs, and stays the same from 
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +42,7 @@ from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.chat_template import chat_template_of, check_chat_template
 from refllm.config import bert_config, llama_config
 from refllm.embedded import STAND_INS, wants_stand_ins
-from refllm.kernels.cache import cache_folder, kernel_sources
+from refllm.kernels.cache import SUFFIX, find_cache, kernel_sources
 from refllm.kernels.cpu import CPU, NAME
 from refllm.kernels.threads import available_cpus
 from refllm.loading import account, load_tokenizer
@@ -85,7 +87,7 @@ def examine(
     Models are looked for in `roots`; `environment` says where kernels are kept.
     """
     yield _cpu()
-    yield _kernel_cache(environment)
+    yield from _kernel_cache(environment)
     yield from _folders(project)
     for root in roots:
         yield from _models(root)
@@ -105,16 +107,29 @@ def _cpu() -> Finding:
     return Finding(check="cpu", level="ok", what=what)
 
 
-def _kernel_cache(environment: Mapping[str, str]) -> Finding:
-    folder = cache_folder(environment, kernel_sources())
-    if folder is not None:
-        return Finding(check="kernel-cache", level="ok", what=f"kernels are kept in {folder}")
-    return Finding(
-        check="kernel-cache",
-        level="warning",
-        what="compiled kernels can be kept nowhere, so every process waits for the compiler",
-        remedy="export REFLLM_CACHE_DIR=FOLDER, a folder that can be written to",
-    )
+def _kernel_cache(environment: Mapping[str, str]) -> Iterator[Finding]:
+    folder, refused = find_cache(environment, kernel_sources())
+    named = "export REFLLM_CACHE_DIR=FOLDER, a folder that {}"
+    for error in refused:
+        yield Finding(
+            check="kernel-cache",
+            level="warning",
+            what=f"{error}, so another user could put code there, and no kernel is loaded from it",
+            remedy=error.remedy or named.format("only you can write to"),
+        )
+    if folder is None:
+        yield Finding(
+            check="kernel-cache",
+            level="warning",
+            what="compiled kernels can be kept nowhere, so every process waits for the compiler",
+            remedy=named.format("can be written to"),
+        )
+        return
+    n_kept = sum(1 for _ in folder.glob(f"*{SUFFIX}"))
+    what = f"kernels are kept in {folder}, {n_kept} so far"
+    if not os.access(folder, os.W_OK):
+        what += "; it cannot be written to, so each process compiles those that it lacks"
+    yield Finding(check="kernel-cache", level="ok", what=what)
 
 
 # The project's folders
@@ -332,7 +347,7 @@ def _rope_layout(model: FoundModel, weights: Weights) -> Iterator[Finding]:
     """Whether a text is far more likely with the query and key rows in the other order."""
     if sum(tensor.data.nbytes for tensor in weights.tensors.values()) > LARGEST_LLAMA_TO_READ_WITH:
         return
-    # Whoever has no llama shall not wait for its kernels.
+    # A user without a llama need not wait for its kernels.
     from refllm.rope_layout import SAMPLE, losses_by_layout
 
     try:
@@ -406,7 +421,7 @@ def _is_lfs_pointer(file: Path) -> bool:
     try:
         with file.open("rb") as stream:
             return stream.read(len(LFS_POINTER)) == LFS_POINTER
-    except OSError:  # said by whoever needs the file
+    except OSError:  # said by what needs the file
         return False
 
 

@@ -212,6 +212,30 @@ def test_an_array_of_another_shape_is_malformed(output: dict[str, Any]) -> None:
         compare(op_case(1.0, ulps=1), {"output": output})
 
 
+@pytest.mark.parametrize("shape", [[1] * 70, [2**62] * 100_000], ids=["axes", "product"])
+def test_a_shape_of_more_axes_than_any_array_has_is_malformed(shape: list[int]) -> None:
+    with pytest.raises(MalformedAnswer, match=f"{len(shape)} axes"):
+        compare(op_case(1.0, ulps=1), {"output": {"shape": shape, "values": [1.0]}})
+
+
+def test_a_result_that_is_nested_deeper_than_a_reader_follows_is_malformed() -> None:
+    nested: Any = []
+    for _ in range(5000):
+        nested = [nested]
+    with pytest.raises(MalformedAnswer, match="more than 32 deep"):
+        compare(TOKENS, {"ids": nested, "text": ""})
+
+
+def test_vectors_are_counted_before_they_are_read() -> None:
+    case = case_of(
+        "embeddings",
+        {"embeddings": [[1.0]], "usage": {"prompt_token_count": 1}},
+        tolerance={"absolute": 1e-6},
+    )
+    answer = {"embeddings": [[1.0], "no vector"], "usage": {"prompt_token_count": 1}}
+    assert difference(case, answer).where == "how many vectors there are"
+
+
 # --- sampling ------------------------------------------------------------------------------------
 
 STAGES = [

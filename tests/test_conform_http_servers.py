@@ -71,20 +71,44 @@ def keeps_silent(request: BaseHTTPRequestHandler) -> None:
     request.connection.recv(1)  # nothing comes until the client goes
 
 
+def says_continue(request: BaseHTTPRequestHandler) -> None:
+    """An answer that is announced again and again, and never begins."""
+    _repeat(request, b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def drips_a_header(request: BaseHTTPRequestHandler) -> None:
+    """A byte of a header whenever the client has waited a little; never its end."""
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+    _repeat(request, b"x")
+
+
+def drips_a_chunk(request: BaseHTTPRequestHandler) -> None:
+    """A digit of a chunk's size at a time."""
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    _repeat(request, b"0")
+
+
 def drips(request: BaseHTTPRequestHandler) -> None:
     """A byte whenever the client has waited a little; never the end."""
     request.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    _repeat(request, b" ")
+
+
+def _repeat(request: BaseHTTPRequestHandler, data: bytes) -> None:
     request.connection.settimeout(0.02)
     has_gone = False
     with contextlib.suppress(OSError):
         while not has_gone:
-            request.wfile.write(b" ")
+            request.wfile.write(data)
             with contextlib.suppress(TimeoutError):
                 has_gone = request.connection.recv(1) == b""
 
 
+SLOW = (keeps_silent, drips, says_continue, drips_a_header, drips_a_chunk)
+
+
 def reply_to(case: Case, misbehave: Misbehave, *, protocol: Protocol = "spin") -> Reply:
-    seconds = 0.5 if misbehave in (keeps_silent, drips) else 60.0
+    seconds = 0.5 if misbehave in SLOW else 60.0
     with fake(misbehave) as server:
         target = HttpTarget(server.url, protocol=protocol, token="x", timeout_seconds=seconds)
         target.start()
@@ -97,12 +121,13 @@ def reply_to(case: Case, misbehave: Misbehave, *, protocol: Protocol = "spin") -
     [
         (sends(200, "Hello"), "the answer is no JSON: Hello"),
         (sends(200, ""), "the answer is no JSON: nothing"),
+        (sends(200, "[" * 200 + "]" * 200), "the answer is nested more than 32 deep"),
+        (sends(200, "[" * 10_000), "the answer is no JSON"),
         (sends(200, "{}", length=9), "the connection ended before the answer did"),
         (sends(503, '"busy"'), 'busy, or not there: 503 "busy"'),
         (sends(401, '"no"'), "refuses the token: 401"),
         (sends(307, "{}"), "is somewhere else: 307"),
-        (keeps_silent, r"no whole answer came within 0\.5 s"),
-        (drips, r"no whole answer came within 0\.5 s"),
+        *((slow, r"no whole answer came within 0\.5 s") for slow in SLOW),
         (lambda request: request.wfile.write(b"SSH-2.0\r\n"), r"the answer is not HTTP/1\.1"),
         (lambda request: None, "the connection ended before the answer did"),
     ],
@@ -111,6 +136,13 @@ def test_what_is_no_answer_is_a_breakdown(case: Case, misbehave: Misbehave, said
     reply = reply_to(case, misbehave)
     assert isinstance(reply, Broken)
     assert re.search(said, reply.message)
+
+
+def test_an_answer_that_is_longer_than_any_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refllm.conform.http_exchange.MOST_ANSWER_BYTES", 1000)
+    reply = reply_to(text_case(), sends(200, " " * 1001))
+    assert isinstance(reply, Broken)
+    assert "the answer is longer than 1000 bytes" in reply.message
 
 
 @pytest.mark.parametrize(
@@ -273,7 +305,7 @@ def test_vectors_come_as_numbers_or_in_base64() -> None:
         }
 
 
-@pytest.mark.parametrize("written", ["no base64!", "AAAA", 5, None])
+@pytest.mark.parametrize("written", ["no base64!", "AAAA", 5, None, "AAAA" * 100_000])
 def test_vectors_that_are_none_are_left_out(written: object) -> None:
     body = json.dumps({"data": [{"embedding": written}]})
     assert result_of(case_named("http-embedding-base64"), body) == {}

@@ -50,6 +50,11 @@ def test_blocks_are_decoded(own: Refllm) -> None:
     assert own.run("quant", asked) == {"values": [0.5, -0.5, *[0.0] * 30]}
 
 
+def test_more_blocks_than_any_case_has_are_not_decoded(own: Refllm) -> None:
+    with pytest.raises(ValueError, match="2000000 digits"):
+        own.run("quant", {"format": "Q8_0", "bytes": "0" * 2_000_000, "n": 32})
+
+
 COS, SIN = math.cos(1.0), math.sin(1.0)
 FOUR = array(1, 0, 0, 2, 7, shape=(1, 1, 5))  # four elements to turn, and one beside them
 TURN = {"x": FOUR, "positions": [1], "theta": 1.0, "rope_dim": 4}  # by one radian, every pair

@@ -9,7 +9,8 @@ import jsonschema
 import pytest
 
 from refllm.conform.case import GROUPS
-from refllm.conform.protocol import ProtocolError, implementation_of, reply_of
+from refllm.conform.protocol import ProtocolError, implementation_of, message_of, reply_of
+from refllm.conform.reply import Skipped
 from tests.conform_protocol import SCHEMA, follows
 
 HELLO: Mapping[str, Any] = {"version": 1, "implementation": {"name": "n"}, "groups": ["quant"]}
@@ -86,3 +87,35 @@ def test_schema_and_check_agree_on_answers_to_run(
 ) -> None:
     assert follows("answered", message) == is_right
     assert is_reply_accepted(message) == is_right
+
+
+def test_a_text_that_a_harness_gives_is_kept_to_some_pages() -> None:
+    reply = reply_of({"id": "a", "skip": "x" * 20_000}, "a")
+    assert reply == Skipped("x" * 10_000)
+    details = {str(n): "y" * 20_000 for n in range(200)}
+    said = {**HELLO, "implementation": {"name": "n", "details": details}}
+    kept = implementation_of(said).details
+    assert {len(text) for text in kept.values()} == {10_000}
+    assert len(kept) == 100
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("key", ["id", "result"])
+def test_what_is_nested_deeper_than_a_reader_follows_is_refused(key: str) -> None:
+    message = {"id": "a", "result": {}, key: nested(5000)}
+    with pytest.raises(ProtocolError, match="more than 32 deep"):
+        reply_of(message, "a")
+    with pytest.raises(ProtocolError, match="more than 32 deep"):
+        implementation_of({**HELLO, "groups": nested(5000)})
+
+
+def test_of_a_long_line_only_its_beginning_is_shown() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        message_of(b"x" * 1_000_000)
+    assert len(str(caught.value)) < 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -123,3 +124,9 @@ def test_a_skip_is_no_sign_of_life() -> None:
 
 def test_a_harness_that_says_what_broke_is_asked_on() -> None:
     assert statuses(*[BROKEN] * 7) == [("error", True)] * 7
+
+
+def test_wrong_answers_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refllm.conform.runner.MOST_WRONG_BYTES", 100)
+    long, wrong = replace(RIGHT, n_bytes=101), Answer({"ids": [2], "text": ""}, n_bytes=101)
+    assert statuses(long, wrong, RIGHT) == [("passed", True), ("failed", True), ("error", False)]

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -188,6 +189,66 @@ def test_the_end_of_standard_error_is_shown(harness: StartOf) -> None:
     lines = broken_message(target).splitlines()
     assert lines[1] == "Its standard error ends with:"
     assert lines[2:] == [f"  line {i}" for i in range(10, 30)]
+
+
+# --- Too much ------------------------------------------------------------------------------------
+
+FLOOD = """
+def flood(descriptor, line):
+    try:
+        for _ in range(400):  # far more than a pipe holds
+            os.write(descriptor, line * 1000)
+        (HERE / "all-written").touch()
+    except OSError:
+        pass
+"""
+
+
+def test_a_line_that_is_longer_than_any_answer_is_told(
+    harness: StartOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refllm.conform.command.MOST_ANSWER_BYTES", 1000)
+    target = harness(STARTED + "os.write(1, b'x' * 1001); forever()")
+    target.start()
+    assert "printed a line of more than 1000 bytes" in broken_message(target)
+
+
+def test_a_harness_that_prints_without_being_asked_waits_and_ends(
+    harness: StartOf, tmp_path: Path
+) -> None:
+    n_threads = threading.active_count()
+    target = harness(
+        FLOOD + STARTED + "say(id=asked['id'], result={}); flood(1, b'{}\\n'); forever()"
+    )
+    target.start()
+    assert target.run(case()) == Answer({})
+    time.sleep(0.3)  # in which a harness that is read on writes everything
+    target.stop()
+    assert not (tmp_path / "all-written").exists()
+    assert threading.active_count() == n_threads
+
+
+def test_what_is_printed_twice_is_told_at_the_next_question(harness: StartOf) -> None:
+    target = harness(STARTED + "[say(id='quant/a', result={}) for _ in range(2)]; forever()")
+    target.start()
+    assert target.run(case("a")) == Answer({})
+    assert "answered 'quant/a' when it was asked 'quant/b'" in broken_message(target, case("b"))
+
+
+def test_standard_error_without_end_is_read_and_its_lines_are_cut(
+    harness: StartOf, tmp_path: Path
+) -> None:
+    target = harness(FLOOD + STARTED + "flood(2, b'y'); os.write(2, b'\\nend\\n'); sys.exit(1)")
+    target.start()
+    assert broken_message(target).splitlines()[2:] == [f"  {'y' * 500}", "  end"]
+    assert (tmp_path / "all-written").exists()
+
+
+def test_an_answer_that_is_nested_without_need_is_told(harness: StartOf) -> None:
+    nested = "say(id='quant/a', result=json.loads('{\"a\": ' + '[' * 200 + ']' * 200 + '}'))"
+    target = harness(f"{STARTED}{nested}; forever()")
+    target.start()
+    assert "more than 32 deep" in broken_message(target)
 
 
 # --- After a failure -----------------------------------------------------------------------------

@@ -316,10 +316,24 @@ def test_the_other_models_are_examined_where_refllm_fails_on_one(
 def test_kernels_that_can_be_kept_nowhere_are_a_warning(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "cache_folder", lambda *_: None)
+    monkeypatch.setattr(doctor, "find_cache", lambda *_: (None, ()))
     [found] = [finding for finding in findings(project) if finding.check == "kernel-cache"]
     assert found.level == "warning"
     assert "REFLLM_CACHE_DIR" in str(found.remedy)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")
+def test_a_cache_that_others_can_write_to_is_a_warning_with_its_remedy(
+    project: Path, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    environment = {**os.environ, "REFLLM_CACHE_DIR": str(shared)}
+    found = [each for each in examine(project, (), environment) if each.check == "kernel-cache"]
+    assert [each.level for each in found] == ["warning", "ok"]
+    assert str(shared) in found[0].what
+    assert found[0].remedy == f"chmod go-w {shared}"
 
 
 @pytest.mark.parametrize(("wanted", "level"), [("1", "warning"), ("0", "broken")])

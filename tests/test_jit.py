@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 import pytest
 
 import refllm
 from refllm.kernels import cache
 from refllm.kernels.cache import KernelCache, cache_folder, kernel_sources, stamp
+from refllm.kernels.stored import stored
+from tests.test_private_files import owned_by_another
 
 DAY = 86400
 
@@ -131,9 +136,9 @@ def test_a_temporary_folder_that_others_can_fill_is_not_used(
     temporary: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    user = os.getuid() + (change == "another user's")
-    monkeypatch.setattr(os, "getuid", lambda: user)
-    folder = temporary / f"refllm-{user}"
+    folder = temporary / f"refllm-{os.geteuid()}"
+    if change == "another user's":
+        monkeypatch.setattr(os, "lstat", owned_by_another(os.lstat, lambda file: file == folder))
     if change == "a link":
         (temporary / "elsewhere").mkdir(mode=0o700)
         folder.symlink_to(temporary / "elsewhere")
@@ -141,6 +146,22 @@ def test_a_temporary_folder_that_others_can_fill_is_not_used(
         folder.mkdir()
         folder.chmod(0o777 if change == "others may write" else 0o700)
     assert cache_folder(nowhere, sources) is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")
+def test_a_folder_that_others_can_fill_is_passed_over_with_one_warning(
+    sources: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = tmp_path / "shared"
+    environment = {"REFLLM_CACHE_DIR": str(shared), "XDG_CACHE_HOME": str(tmp_path / "good")}
+    theirs = cache_folder(environment, sources)
+    assert theirs is not None
+    shared.chmod(0o777)
+    folders = [cache_folder(environment, sources) for _ in range(2)]
+    assert folders == [tmp_path / "good" / "refllm" / theirs.name] * 2
+    (message,) = caplog.messages
+    assert f"{shared} can be written to by every user" in message
+    assert f"chmod go-w {shared}" in message
 
 
 @pytest.mark.parametrize("is_filled", [False, True])
@@ -160,7 +181,9 @@ def test_without_sources_nothing_is_kept(tmp_path: Path) -> None:
     assert cache_folder({"REFLLM_CACHE_DIR": str(tmp_path)}, []) is None
 
 
-def test_what_nobody_has_used_for_a_season_is_removed(sources: list[Path], tmp_path: Path) -> None:
+def test_what_no_process_has_used_for_a_season_is_removed(
+    sources: list[Path], tmp_path: Path
+) -> None:
     for name, days in {"kernels-old": 91, "kernels-new": 89, "something-else": 91}.items():
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - days * DAY,) * 2)
@@ -184,10 +207,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def compiled() -> Any:
-    """`twice` as another process would compile it."""
-    dispatcher: Any = numba.njit(twice)
-    dispatcher._cache = KernelCache(twice)
+def compiled(function: Callable[..., object] = twice) -> Any:
+    """The function as another process would compile it."""
+    dispatcher: Any = numba.njit(function)
+    dispatcher._cache = KernelCache(function)
     return dispatcher
 
 
@@ -229,13 +252,87 @@ def test_damaged_code_is_compiled_again(damage: str, folder: Path) -> None:
     assert (third(3), counts(third)) == (6, (1, 0))
 
 
+def thrice(x: float) -> float:
+    return x + x + x
+
+
+def test_the_code_of_one_function_under_the_name_of_another_is_not_run(folder: Path) -> None:
+    compiled(thrice)(3)
+    (of_thrice,) = folder.iterdir()
+    compiled()(3)
+    (of_twice,) = set(folder.iterdir()) - {of_thrice}
+    of_thrice.replace(of_twice)
+    dispatcher = compiled()
+    assert (dispatcher(3), counts(dispatcher)) == (6, (0, 1))
+
+
+def test_the_code_of_other_sources_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("kernels-old", "kernels-new"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(cache, "_folder", lambda: tmp_path / "kernels-old")
+    compiled()(3)
+    (kept,) = (tmp_path / "kernels-old").iterdir()
+    kept.replace(tmp_path / "kernels-new" / kept.name)
+    monkeypatch.setattr(cache, "_folder", lambda: tmp_path / "kernels-new")
+    dispatcher = compiled()
+    assert (dispatcher(3), counts(dispatcher)) == (6, (0, 1))
+
+
+CALLS: list[str] = []
+
+
+class CallsSomething:
+    """What calls a function, harmlessly, when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CALLS.append, ("called",)
+
+
+def test_contents_that_are_no_stored_kernel_are_compiled_again_and_call_nothing(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(cache, "stored", lambda *_: pickle.dumps(CallsSomething()) + b"\0" * 24)
+    compiled()(3)
+    assert len(list(folder.iterdir())) == 1
+    dispatcher = compiled()
+    assert (dispatcher(3), counts(dispatcher)) == (6, (0, 1))
+    assert CALLS == []
+
+
+def both(x: float) -> tuple[float, Any]:
+    return x + x, np.full((2, 3), x, np.float32)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_result_of_several_types_is_found_again() -> None:
+    compiled(both)(1.5)
+    dispatcher = compiled(both)
+    number, array = dispatcher(1.5)
+    assert (number, array.tolist(), counts(dispatcher)) == (3.0, [[1.5] * 3] * 2, (1, 0))
+
+
+@pytest.mark.usefixtures("folder")
+def test_code_that_refers_to_a_module_of_others_is_compiled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stored_of_others(*version: Any) -> bytes:
+        return stored(*version).replace(b'"module": "tests', b'"module": "texts')
+
+    monkeypatch.setattr(cache, "stored", stored_of_others)
+    compiled()(3)
+    dispatcher = compiled()
+    assert (dispatcher(3), counts(dispatcher)) == (6, (0, 1))
+
+
 def test_code_that_cannot_be_written_still_runs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_path: Path, _contents: bytes) -> int:
+    def full(_unfinished: Path, _path: Path) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "replace", full)
     dispatcher = compiled()
     assert (dispatcher(3), counts(dispatcher)) == (6, (0, 1))
     assert list(folder.iterdir()) == []

@@ -15,6 +15,7 @@ from refllm.config import llama_config
 from refllm.kernels.jit import use_threads
 from refllm.llama import KVCache, Llama, Segment
 from refllm.parameters import Parameters
+from refllm.quant import Tensor
 from refllm.weights import open_weights
 from tests.model_files import tiny_llama_folder, tiny_llama_gguf
 
@@ -135,6 +136,20 @@ def test_llama_3_scaling_is_the_same_from_config_and_from_frequency_factors(
     tensors = {"rope_freqs.weight": np.array(factors, np.float32)}
     file = open_llama(tiny_llama_gguf(tmp_path / "tiny.gguf", tensors=tensors))
     assert same_bits(logits(folder, SHORT), logits(file, SHORT))
+
+
+def test_frequency_factors_are_counted_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {"rope_freqs.weight": np.ones(5, np.float32)}
+    path = tiny_llama_gguf(tmp_path / "tiny.gguf", tensors=tensors)
+
+    def decoded(_tensor: Tensor) -> Floats:
+        raise AssertionError
+
+    monkeypatch.setattr(Tensor, "array", decoded)
+    with pytest.raises(LlmRuntimeError, match=r"rope_freqs\.weight must hold 4 positive numbers"):
+        open_llama(path)
 
 
 @pytest.mark.parametrize("piece", [1, 7, 19])

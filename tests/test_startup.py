@@ -132,6 +132,19 @@ def test_compiling_is_announced_once_with_its_cost_and_its_remedy(
     assert kernels.level == level
 
 
+def test_a_warning_is_passed_on_and_compiling_is_announced_all_the_same(
+    kernels: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFLLM_CACHE_DIR", str(tmp_path))
+    announce_compiling()
+    errors = standard_error(io.StringIO(), monkeypatch)
+    kernels.warning("%s is not used", "a folder")
+    kernels.info("compiling %s", "linear")
+    first, second = errors.getvalue().splitlines()
+    assert first == "refllm: a folder is not used"
+    assert second.startswith("refllm: compiling kernels")
+
+
 def test_where_no_folder_can_keep_kernels_the_line_names_the_variable(
     kernels: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -366,5 +367,14 @@ def test_a_damaged_file_of_the_cache_is_compiled_again(
 ) -> None:
     (kept,) = (tmp_path / "cache" / "components").iterdir()
     kept.write_bytes(damage)
+    host.load(cached)
+    assert compilations(caplog) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")
+def test_a_component_that_another_user_could_have_written_is_compiled_again(
+    host: Host, cached: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache" / "components").chmod(0o777)
     host.load(cached)
     assert compilations(caplog) == 2

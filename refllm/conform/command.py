@@ -31,13 +31,20 @@ from refllm.conform.protocol import (
     run_message,
     unaskable,
 )
-from refllm.conform.reply import Broken, Implementation, NotApplicable, Reply, TargetError
+from refllm.conform.reply import (
+    MOST_ANSWER_BYTES,
+    Broken,
+    Implementation,
+    NotApplicable,
+    Reply,
+    TargetError,
+)
 
 __all__ = ["CommandTarget"]
 
-LONGEST_LINE = 256 * 1024 * 1024  # bytes
 LINES_SHOWN = 20  # of what a harness said on standard error
 LONGEST_LINE_SHOWN = 500
+PIECE = 1 << 16  # bytes of standard error read at a time
 SECONDS_FOR_LAST_WORDS = 1.0
 
 
@@ -67,7 +74,7 @@ class CommandTarget:
         """Start the command. Errors: `TargetError` with what it said on standard error."""
         running = self._running = _Running(_arguments(self._command))
         try:
-            message = running.ask({"cmd": "start", "version": VERSION}, self._start_seconds)
+            message, _ = running.ask({"cmd": "start", "version": VERSION}, self._start_seconds)
             return implementation_of(message)
         except ProtocolError as error:
             raise TargetError(self._give_up(running, error)) from None
@@ -93,7 +100,8 @@ class CommandTarget:
                 is_lost=True,
             )
         try:
-            return reply_of(running.ask(run_message(case), self._run_seconds), case.id)
+            message, n_bytes = running.ask(run_message(case), self._run_seconds)
+            return reply_of(message, case.id, n_bytes=n_bytes)
         except ProtocolError as error:
             return Broken(self._give_up(running, error), is_lost=True)
 
@@ -115,7 +123,8 @@ class _Running:
     """A process that is asked one line at a time.
 
     Three threads keep its pipes moving, so that nothing here waits longer than it wants to, even
-    for a process that reads nothing.
+    for a process that reads nothing. Of standard output they read one line ahead, of standard
+    error they keep the end, so a process that prints without end fills no memory but waits.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -138,21 +147,22 @@ class _Running:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._asked: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._answered: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._answered: queue.Queue[bytes | None] = queue.Queue(maxsize=1)
+        self._is_over = threading.Event()
         self._said: deque[str] = deque(maxlen=LINES_SHOWN)
         self._threads = [
             threading.Thread(target=target, args=arguments, daemon=True)
             for target, arguments in (
                 (_write, (self._process.stdin, self._asked)),
-                (_read, (self._process.stdout, self._answered)),
+                (_read, (self._process.stdout, self._answered, self._is_over)),
                 (_keep, (self._process.stderr, self._said)),
             )
         ]
         for thread in self._threads:
             thread.start()
 
-    def ask(self, message: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
-        """The message that it answers. Errors: `ProtocolError`."""
+    def ask(self, message: Mapping[str, Any], seconds: float) -> tuple[Mapping[str, Any], int]:
+        """The message that it answers, and the length of its line. Errors: `ProtocolError`."""
         self._asked.put(line_of(message))
         try:
             line = self._answered.get(timeout=seconds)
@@ -163,9 +173,9 @@ class _Running:
             ) from None
         if line is None:
             raise ProtocolError(f"{self._ending()} instead of answering {message['cmd']}")
-        if len(line) >= LONGEST_LINE:
-            raise ProtocolError(f"printed a line of more than {LONGEST_LINE} bytes")
-        return message_of(line)
+        if len(line) > MOST_ANSWER_BYTES:
+            raise ProtocolError(f"printed a line of more than {MOST_ANSWER_BYTES} bytes")
+        return message_of(line), len(line)
 
     def end(self, seconds: float, *, last: Mapping[str, Any] | None = None) -> None:
         """End the process and those that it started, the hard way if it takes longer than that.
@@ -180,6 +190,9 @@ class _Running:
             self._has_ended(seconds)
         self._signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
         self._has_ended(seconds)
+        self._is_over.set()
+        with contextlib.suppress(queue.Empty):  # for which the thread that reads may wait
+            self._answered.get_nowait()
         for thread in self._threads:
             thread.join(SECONDS_FOR_LAST_WORDS)
 
@@ -233,14 +246,19 @@ def _write(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
             stream.flush()
 
 
-def _read(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
+def _read(stream: IO[bytes], lines: queue.Queue[bytes | None], is_over: threading.Event) -> None:
     with stream:
-        for line in iter(lambda: stream.readline(LONGEST_LINE), b""):
+        for line in iter(lambda: stream.readline(MOST_ANSWER_BYTES + 1), b""):
             lines.put(line)
+            if is_over.is_set():
+                return
     lines.put(None)
 
 
 def _keep(stream: IO[bytes], said: deque[str]) -> None:
+    begins_a_line = True
     with stream:
-        for line in iter(lambda: stream.readline(LONGEST_LINE), b""):
-            said.append(line.decode("utf-8", "replace").rstrip()[:LONGEST_LINE_SHOWN])
+        for piece in iter(lambda: stream.readline(PIECE), b""):
+            if begins_a_line:
+                said.append(piece.decode("utf-8", "replace").rstrip()[:LONGEST_LINE_SHOWN])
+            begins_a_line = piece.endswith(b"\n")

@@ -25,7 +25,7 @@ from refllm.conform.compare_numbers import (
     array,
     different_ids,
     distances,
-    field,
+    items,
     numbers,
     of_float32,
     refusal,
@@ -35,6 +35,7 @@ from refllm.conform.compare_numbers import (
 )
 from refllm.conform.compare_sampling import compare_sampling
 from refllm.conform.verdict import Difference
+from refllm.conform.wire import MOST_NESTED, is_nested_deeper
 
 __all__ = ["MalformedAnswer", "compare"]
 
@@ -46,6 +47,8 @@ def compare(case: Case, result: Json) -> Difference | None:
     """
     if not isinstance(result, Mapping):
         raise MalformedAnswer(f"the result is {result!r:.80}, not an object")
+    if is_nested_deeper(result, MOST_NESTED):
+        raise MalformedAnswer(f"the result is nested more than {MOST_NESTED} deep")
     difference = _difference(case, result)
     return None if difference is None else replace(difference, answer=result)
 
@@ -85,9 +88,10 @@ def _compare_tokenizer(case: Case, result: Json) -> Difference | None:
 
 def _compare_quant(case: Case, result: Json) -> Difference | None:
     expected = np.array(case.expected["values"], np.float64)
-    got = of_float32(numbers(field(result, "values"), "values"))
-    if got.size != expected.size:
-        raise MalformedAnswer(f"there are {got.size} values, the case asks for {expected.size}")
+    values = items(result, "values")
+    if len(values) != expected.size:
+        raise MalformedAnswer(f"there are {len(values)} values, the case asks for {expected.size}")
+    got = of_float32(numbers(values, "values"))
     wrong = distances(got, expected, 0.0) > 0
     if not wrong.any():
         return None

@@ -141,12 +141,12 @@ def compare_embeddings(case: Case, result: Json) -> Difference | None:
     expected = case.expected
     wanted = [np.array(vector, np.float64) for vector in expected["embeddings"]]
     vectors = items(result, "embeddings")
-    got = [numbers(vector, f"embeddings[{n}]") for n, vector in enumerate(vectors)]
     usage = table(result, "usage")
     count = whole(usage, "prompt_token_count")
-    if len(got) != len(wanted):
+    if len(vectors) != len(wanted):
         where = "how many vectors there are"
-        return Difference(where=where, expected=len(wanted), got=len(got))
+        return Difference(where=where, expected=len(wanted), got=len(vectors))
+    got = [numbers(vector, f"embeddings[{n}]") for n, vector in enumerate(vectors)]
     for n, (right, found) in enumerate(zip(wanted, got, strict=True)):
         if len(right) != len(found):
             where = f"how many components vector {n} has"

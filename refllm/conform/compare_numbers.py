@@ -44,6 +44,8 @@ Doubles = NDArray[np.float64]
 NEIGHBORS = 32
 # No id and no count is as large, and what is larger fits into no array.
 WHOLE_LIMIT = 2**63
+# Of an array: tokens, heads and what lies in a head are three.
+MOST_AXES = 8
 
 
 class MalformedAnswer(Exception):
@@ -111,11 +113,15 @@ def numbers(values: Any, name: str) -> Doubles:  # noqa: ANN401
 def array(result: Any, name: str) -> Doubles:  # noqa: ANN401
     """The array {"shape", "values"} under `name`, float64 in that shape."""
     value = table(result, name)
+    axes, values = items(value, "shape"), items(value, "values")
+    if len(axes) > MOST_AXES:
+        raise MalformedAnswer(f"{name} has {len(axes)} axes; no array of the suite has as many")
     shape = tuple(wholes(value, "shape"))
-    flat = numbers(field(value, "values"), f"{name}.values")
-    if min(shape, default=0) < 0 or math.prod(shape) != flat.size:
-        raise MalformedAnswer(f"{name} has {flat.size} values, which are no array of {list(shape)}")
-    return flat.reshape(shape)
+    if min(shape, default=0) < 0 or math.prod(shape) != len(values):
+        raise MalformedAnswer(
+            f"{name} has {len(values)} values, which are no array of {list(shape)}"
+        )
+    return numbers(values, f"{name}.values").reshape(shape)
 
 
 def refusal(result: Json) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 from refllm.conform.case import Case, Group
@@ -36,6 +37,7 @@ from refllm.conform.reply import (
     Skipped,
     TargetError,
 )
+from refllm.conform.wire import MOST_NESTED, is_nested_deeper
 from refllm.spin.api_types import as_json
 
 __all__ = ["HttpTarget", "Protocol"]
@@ -166,11 +168,12 @@ class HttpTarget:
             return reply
         if "error" in reply.result:
             kind = _kind_of_status(response.status)
-            return Answer({"error": {"kind": kind, **reply.result["error"]}})
+            error = {"kind": kind, **reply.result["error"]}
+            return Answer({"error": error}, len(response.body))
         for path in NEEDED[case.group]:
             if not _has(reply.result, path):
                 return Broken(f"the answer of {asked.path} has no {'.'.join(path)}")
-        return reply
+        return replace(reply, n_bytes=len(response.body))
 
     def _post(self, asked: Asked) -> Response:
         headers = {**self._headers(), **asked.headers}
@@ -190,7 +193,7 @@ class HttpTarget:
         if not isinstance(reply, Answer):
             return reply
         protocol = {"protocol": self._dialect.name, "status": response.status}
-        return Answer({**reply.result, **protocol})
+        return Answer({**reply.result, **protocol}, len(response.body))
 
     def _with_names(self, body: str) -> str:
         """A body with the server's names of models in place of the suite's."""
@@ -216,6 +219,8 @@ class HttpTarget:
             value = json.loads(response.body.decode())
         except (ValueError, RecursionError):
             return Broken(f"the answer is no JSON: {_shown(response)}")
+        if is_nested_deeper(value, MOST_NESTED):
+            return Broken(f"the answer is nested more than {MOST_NESTED} deep: {_shown(response)}")
         if isinstance(value, str) or _is_refusal(value):
             return Answer({"error": _said(json.dumps(value))})
         return Answer(self._dialect.result(value))
@@ -230,6 +235,8 @@ def _streamed(dialect: OpenAiDialect, response: Response) -> Reply:
         events = [json.loads(event) for event in data if event != "[DONE]"]
     except (ValueError, RecursionError):
         return Broken(f"an event of the stream is no JSON: {_shown(response)}")
+    if is_nested_deeper(events, MOST_NESTED):
+        return Broken(f"the stream is nested more than {MOST_NESTED} deep: {_shown(response)}")
     for event in events:
         if _is_refusal(event):
             return Answer({"error": _said(json.dumps(event))})
@@ -252,6 +259,8 @@ def _said(body: str) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
+        return _error(None, body, "text")
+    if is_nested_deeper(value, MOST_NESTED):
         return _error(None, body, "text")
     match value:
         case {"error": {"message": str(message)} as error}:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import ssl
+import threading
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from refllm.conform.reply import MOST_ANSWER_BYTES
 
 __all__ = [
     "Address",
@@ -21,7 +25,6 @@ __all__ = [
 ]
 
 CHUNK = 1 << 16
-MOST_BYTES = 256 * 1024 * 1024  # of an answer; twice what Spin's host takes
 PROBES = 5
 PROBE_SECONDS = 0.1
 PORTS = {"http": 80, "https": 443}
@@ -84,21 +87,29 @@ def exchange(address: Address, request: Request, *, seconds: float) -> Response:
     """The server's answer, whatever its status. Errors: `ExchangeError`."""
     deadline = time.monotonic() + seconds
     connection = _connection(address, seconds)
+    # Each wait for the server has a limit of its own, and headers may come drop by drop.
+    opened: list[socket.socket] = []
+    end = threading.Timer(seconds, _cut, (connection, opened))
+    end.daemon = True
+    end.start()
     try:
         connection.connect()
         sock = connection.sock
+        opened.append(sock)  # the connection forgets it once an answer has begun
         sock.settimeout(_left(deadline))
         headers = {"connection": "close", **request.headers}
         connection.request(request.method, request.path, request.body, headers)
-        response = connection.getresponse()
-        body = _body(response, sock, deadline)
+        with connection.getresponse() as response:
+            body = _body(response, sock, deadline)
         return Response(response.status, response.headers.get_content_type(), body)
     except (OSError, http.client.HTTPException, ValueError) as error:
         asked = f"{request.method} {address}{request.path}"
         refused = isinstance(error, ConnectionRefusedError)
         kind = ConnectionRefused if refused else ExchangeError
-        raise kind(f"{asked}: {_explained(error, seconds)}") from error
+        reason = TimeoutError() if time.monotonic() >= deadline else error
+        raise kind(f"{asked}: {_explained(reason, seconds)}") from error
     finally:
+        end.cancel()
         connection.close()
 
 
@@ -128,12 +139,21 @@ def _body(response: http.client.HTTPResponse, sock: socket.socket, deadline: flo
     body = bytearray()
     while piece := response.read1(CHUNK):
         body += piece
-        if len(body) > MOST_BYTES:
-            raise ValueError(f"the answer is longer than {MOST_BYTES} bytes")
+        if len(body) > MOST_ANSWER_BYTES:
+            raise ValueError(f"the answer is longer than {MOST_ANSWER_BYTES} bytes")
         sock.settimeout(_left(deadline))
+    _left(deadline)  # a connection that was cut ends like any other
     if response.length:  # read1 says nothing where the connection ends too early
         raise http.client.IncompleteRead(bytes(body), response.length)
     return bytes(body)
+
+
+def _cut(connection: http.client.HTTPConnection, opened: Sequence[socket.socket]) -> None:
+    """End a connection that another thread waits for."""
+    sock = opened[0] if opened else connection.sock
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # an SSLSocket has another
 
 
 def _left(deadline: float) -> float:

@@ -23,6 +23,8 @@ from refllm.conform.reply import NotApplicable
 __all__ = ["OpenAiDialect"]
 
 HEADERS = {"content-type": "application/json"}
+# Of a vector in base64: 65,536 numbers. The suite's have 384.
+LONGEST_VECTOR = 65536 * 4 * 4 // 3
 USAGE = {
     "prompt_tokens": "prompt_token_count",
     "completion_tokens": "generated_token_count",
@@ -80,13 +82,14 @@ class OpenAiDialect:
 
     def streamed(self, events: Sequence[Any]) -> dict[str, Any]:
         """What there is of a result in the parts of a stream."""
-        found: dict[str, Any] = {"text": ""}
+        found: dict[str, Any] = {}
+        pieces: list[str] = []
         for event in events:
             choice = _first(event, "choices")
             part = {**of_type(str, choice, "text"), **of_type(str, choice.get("delta"), "content")}
-            found["text"] += "".join(part.values())
+            pieces += part.values()
             found |= counts(event, USAGE)
-        return found
+        return {"text": "".join(pieces), **found}
 
 
 def _first(value: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
@@ -112,6 +115,8 @@ def _embeddings(written: Sequence[Any]) -> dict[str, Any]:
 
 
 def _from_base64(written: Any) -> list[float]:  # noqa: ANN401
+    if len(written) > LONGEST_VECTOR:
+        raise ValueError("no model gives so long a vector")
     data = base64.b64decode(written, validate=True)
     values: list[float] = np.frombuffer(data, "<f4").astype(np.float64).tolist()
     return values

@@ -19,7 +19,7 @@ from refllm.conform.reply import (
     Reply,
     Skipped,
 )
-from refllm.conform.wire import to_wire
+from refllm.conform.wire import MOST_NESTED, is_nested_deeper, to_wire
 
 __all__ = [
     "VERSION",
@@ -35,6 +35,8 @@ __all__ = [
 
 VERSION = 1
 LONGEST_SHOWN = 120  # characters of what a harness printed, in a message of ours
+LONGEST_TEXT = 10_000  # characters of a reason or a name that a harness gives
+MOST_DETAILS = 100
 
 
 class ProtocolError(Exception):
@@ -92,6 +94,7 @@ def _no_constant(name: str) -> NoReturn:
 
 def implementation_of(message: Mapping[str, Any]) -> Implementation:
     """Who answers, from the answer to start. Errors: `ProtocolError`."""
+    _check_nesting(message)
     if "error" in message:
         _check_keys("its answer to start", message, {"error"})
         raise ProtocolError(f"cannot start: {_text(message, 'error')}")
@@ -123,8 +126,9 @@ def implementation_of(message: Mapping[str, Any]) -> Implementation:
     )
 
 
-def reply_of(message: Mapping[str, Any], case_id: str) -> Reply:
-    """What a harness replied to the case. Errors: `ProtocolError`."""
+def reply_of(message: Mapping[str, Any], case_id: str, *, n_bytes: int = 0) -> Reply:
+    """What a harness replied to the case, in so many bytes. Errors: `ProtocolError`."""
+    _check_nesting(message)
     if message.get("id") != case_id:
         raise ProtocolError(
             f"answered {shown(message.get('id'))} when it was asked {case_id!r}; each case gets "
@@ -140,13 +144,14 @@ def reply_of(message: Mapping[str, Any], case_id: str) -> Reply:
         return Broken(_text(message, "error"))
     if not isinstance(message["result"], dict):
         raise ProtocolError(f"gave a result that is not an object: {shown(message['result'])}")
-    return Answer(message["result"])
+    return Answer(message["result"], n_bytes)
 
 
 def shown(value: object) -> str:
     """What came, short and on one line."""
     if isinstance(value, bytes):
-        text = repr(value.decode("utf-8", "backslashreplace").rstrip("\r\n"))
+        begin = value[: 4 * LONGEST_SHOWN]
+        text = repr(begin.decode("utf-8", "backslashreplace").rstrip("\r\n"))
     else:
         text = "nothing" if value is None else repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
@@ -156,13 +161,19 @@ def _text(message: Mapping[str, Any], key: str, *, default: str | None = None) -
     text = message.get(key, default)
     if not isinstance(text, str) or (not text and default is None):
         raise ProtocolError(f"must give a text as {key}; it gave {shown(text)}")
-    return text
+    return text[:LONGEST_TEXT]
 
 
 def _details(said: object) -> Mapping[str, str]:
     if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
         raise ProtocolError(f"has details {shown(said)}; they must be texts by name")
-    return said
+    some = list(said.items())[:MOST_DETAILS]
+    return {str(name)[:LONGEST_SHOWN]: text[:LONGEST_TEXT] for name, text in some}
+
+
+def _check_nesting(message: Mapping[str, Any]) -> None:
+    if is_nested_deeper(message, MOST_NESTED):
+        raise ProtocolError(f"gave lists or objects more than {MOST_NESTED} deep in one another")
 
 
 def _check_keys(what: str, message: Mapping[str, Any], known: Set[str]) -> None:
@@ -174,4 +185,4 @@ def _check_keys(what: str, message: Mapping[str, Any], known: Set[str]) -> None:
 
 
 def _listed(keys: Set[str]) -> str:
-    return ", ".join(sorted(keys)) or "none of them"
+    return ", ".join(sorted(keys))[:LONGEST_TEXT] or "none of them"

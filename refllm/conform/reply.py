@@ -13,6 +13,7 @@ from refllm.conform.case import Case, Group, Json
 
 __all__ = [
     "KINDS",
+    "MOST_ANSWER_BYTES",
     "Answer",
     "Broken",
     "Implementation",
@@ -26,12 +27,21 @@ __all__ = [
 KINDS = ("invalid-input", "model-not-supported", "runtime-error")
 """The interface's errors."""
 
+# The largest right answer of the suite, 64 · 1536 logits of 17 digits each, is 2.4 MB. Once it is
+# read, JSON takes up to twenty times its length in memory.
+MOST_ANSWER_BYTES = 16 * 1024 * 1024
+"""How long an answer may be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the backend said; for a refusal {"error": {"kind": …, "message": …}}, see `KINDS`."""
+    """What the backend said; for a refusal {"error": {"kind": …, "message": …}}, see `KINDS`.
+
+    `n_bytes` is how long it was on its way; 0 where it was on none.
+    """
 
     result: Json
+    n_bytes: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

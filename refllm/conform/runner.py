@@ -28,6 +28,9 @@ __all__ = ["run_cases", "verdict_of"]
 # Cases of a group that were lost one after the other: a target that lost these loses the next too,
 # and each may take as long as a case is allowed to.
 MOST_LOST = 5
+# Of wrong answers, which are kept until the causes are known. Every answer of the suite together is
+# about 20 MB.
+MOST_WRONG_BYTES = 64 * 1024 * 1024
 
 
 def run_cases(
@@ -51,12 +54,14 @@ def run_cases(
     lost: Counter[Group] = Counter()  # in a row
     last_lost: dict[Group, str] = {}
     repeated: Counter[str] = Counter()
+    n_wrong_bytes = 0
     verdicts = []
     for case in cases:
         start = time.perf_counter()
         reply = (
             target.not_applicable(case)
             or _unasked(implementation, case, absent)
+            or (_too_much() if n_wrong_bytes > MOST_WRONG_BYTES else None)
             or (_given_up(case, last_lost[case.group]) if lost[case.group] >= MOST_LOST else None)
             or target.run(case)
         )
@@ -71,6 +76,8 @@ def run_cases(
             if kind is not None and repeated[kind] < times_to_repeat(kind):
                 repeated[kind] += 1
                 verdict = _with_change(verdict, change(case, reply.result, target.run(case)))
+        if isinstance(reply, Answer) and verdict.difference is not None:
+            n_wrong_bytes += reply.n_bytes
         verdict = _in_profile(verdict, profile)
         verdicts.append(replace(verdict, seconds=time.perf_counter() - start))
         each(verdicts[-1])
@@ -118,6 +125,14 @@ def _given_up(case: Case, because_of: str) -> Broken:
         f"not asked: {MOST_LOST} cases of {case.group} in a row brought no answer; mend those",
         is_lost=True,
         because_of=because_of,
+    )
+
+
+def _too_much() -> Broken:
+    return Broken(
+        f"not asked: the wrong answers before are longer than {MOST_WRONG_BYTES} bytes together, "
+        "and no more are kept; mend those",
+        is_lost=True,
     )
 
 

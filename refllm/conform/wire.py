@@ -15,9 +15,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["decoded", "from_wire", "to_wire"]
+__all__ = ["MOST_NESTED", "decoded", "from_wire", "is_nested_deeper", "to_wire"]
 
 HEXADECIMAL = re.compile(r"-?0x[01]\.?[0-9a-f]*p[+-][0-9]+")
+# Of lists and objects in one another, in any message: the suite's own are 6 deep, and what reads
+# them recursively takes some hundred.
+MOST_NESTED = 32
+CONTAINERS = (list, dict)
 SPECIAL = frozenset({"nan", "inf", "-inf"})
 # Where a string is a text, whatever it looks like.
 TEXTS = frozenset(
@@ -56,3 +60,13 @@ def from_wire(value: Any) -> float:  # noqa: ANN401
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r:.40} is not a number")  # noqa: TRY004 - see the docstring
     return float(value)
+
+
+def is_nested_deeper(value: Any, most: int) -> bool:  # noqa: ANN401
+    """Whether lists and objects lie in one another more than `most` deep."""
+    if not isinstance(value, CONTAINERS):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return most == 0 or any(
+        is_nested_deeper(each, most - 1) for each in inner if isinstance(each, CONTAINERS)
+    )

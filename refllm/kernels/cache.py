@@ -8,16 +8,23 @@ blocks compiled into it. Here the code of all kernels depends on the sources of 
         linear.Q8_0_row_parallel-8d0c51….nbc    hash of CPU, argument types and Python's version
 
 A file never changes once it is written. It appears whole, under its name, by a rename, so
-processes can write and read at the same time; and it carries a checksum, so what a full disk or a
-lost write left behind is compiled again instead of run.
+processes can write and read at the same time. Two things decide whether it is run:
+
+    Is it what was written?    A checksum, over the contents and over the kernel, the types, the
+                               CPU and the sources that they are for. What a full disk left behind,
+                               or what was renamed, is compiled again.
+    Who could have written it? This user or root only: see `refllm.private_files`. A checksum
+                               cannot tell, since an author of false code writes that, too.
 
 The cache is the first of these that can be used: `$REFLLM_CACHE_DIR`, `$NUMBA_CACHE_DIR/refllm`,
 the user's cache folder `/refllm` (Linux: `$XDG_CACHE_HOME` or `~/.cache`, macOS:
-`~/Library/Caches`, Windows: `%LOCALAPPDATA%`), a private folder among the temporary files. Where
-none can be, everything is compiled by each process.
+`~/Library/Caches`, Windows: `%LOCALAPPDATA%`), a folder of this user's among the temporary files.
+One that another user could write to is left out, with a warning that says how to make it private.
+One that brings code and cannot be written to is used, as in the image of a container. Where none
+can be used, everything is compiled by each process.
 
-Whoever shows messages to people should show those of the logger "refllm.kernels": one is sent
-before each compilation.
+The logger "refllm.kernels" gets a message before each compilation, and that warning; a program
+with a user interface should show both.
 """
 
 from __future__ import annotations
@@ -26,13 +33,10 @@ import contextlib
 import hashlib
 import logging
 import os
-import pickle
 import shutil
-import stat
 import sys
 import tempfile
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
@@ -42,16 +46,24 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
-from numba.core.compiler import CompileResult
 from numba.core.runtime.nrt import rtsys
-from numba.core.serialize import dumps
 
-__all__ = ["KernelCache", "cache_folder", "kernel_sources", "stamp"]
+from refllm.kernels.stored import NotStorableError, restored, stored
+from refllm.private_files import NotPrivateError, private_folder, read_kept, write_kept
+
+__all__ = [
+    "SUFFIX",
+    "KernelCache",
+    "cache_folder",
+    "find_cache",
+    "kernel_sources",
+    "stamp",
+    "warn_of",
+]
 
 SUFFIX = ".nbc"
 UNUSED_DAYS = 90
 SECONDS_PER_DAY = 86400
-CHECKSUM_BYTES = 20
 
 logger = logging.getLogger("refllm.kernels")
 
@@ -60,6 +72,7 @@ class KernelCache:
     """What numba asks for compiled versions of one function, and gives new ones to."""
 
     def __init__(self, function: Callable[..., object]) -> None:
+        self._module = function.__module__
         self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
 
     @property
@@ -75,25 +88,33 @@ class KernelCache:
         a tenth of a second. Finished code needs its runtime only; the compiler loads the rest.
         """
         rtsys.initialize(target)
-        path = self._path(signature, target)
-        contents = None if path is None else _read(path)
-        if contents is None:
-            logger.info("compiling %s for this machine (first run only)", self._name)
-            return None
-        # The folder is as trustworthy as the folder of the package itself.
-        parts = pickle.loads(contents)  # noqa: S301
-        return CompileResult._rebuild(target, *parts)  # type: ignore[no-untyped-call]
+        folder = _folder()
+        if folder is not None:
+            key = self._key(signature, target)
+            contents = read_kept(self._path(folder, key), self._identity(folder, key))
+            if contents is not None:
+                with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                    return restored(contents, signature, target, self._module)
+        logger.info("compiling %s for this machine (first run only)", self._name)
+        return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:  # noqa: ANN401
         """Keep a version that has just been compiled, if that is possible."""
         if compiled.library.has_dynamic_globals:
             warnings.warn(f"{self._name} cannot be kept: it holds an address", stacklevel=2)
             return
-        path = self._path(signature, compiled.target_context)
-        if path is not None:
-            # A kernel that cannot be kept still runs: a full disk only makes the next start slow.
-            with contextlib.suppress(OSError):
-                _write(path, dumps(compiled._reduce()))  # type: ignore[no-untyped-call]
+        folder = _folder()
+        if folder is None:
+            return
+        try:
+            contents = stored(compiled, signature)
+        except NotStorableError as error:
+            warnings.warn(f"{self._name} cannot be kept: it holds {error}", stacklevel=2)
+            return
+        key = self._key(signature, compiled.target_context)
+        # A kernel that cannot be kept still runs: a full disk only makes the next start slow.
+        with contextlib.suppress(OSError):
+            write_kept(self._path(folder, key), self._identity(folder, key), contents)
 
     def flush(self) -> None:
         """Forget every version of this function."""
@@ -102,13 +123,16 @@ class KernelCache:
             for path in folder.glob(f"{self._name}-*{SUFFIX}"):
                 path.unlink(missing_ok=True)
 
-    def _path(self, signature: Any, target: Any) -> Path | None:  # noqa: ANN401
-        folder = _folder()
-        if folder is None:
-            return None
+    def _key(self, signature: Any, target: Any) -> str:  # noqa: ANN401
+        """What a version depends on besides the sources."""
         cpu = target.codegen().magic_tuple()
-        key = f"{sys.implementation.cache_tag} {sys.abiflags} {cpu} {signature}"
+        return f"{sys.implementation.cache_tag} {sys.abiflags} {cpu} {signature}"
+
+    def _path(self, folder: Path, key: str) -> Path:
         return folder / f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}{SUFFIX}"
+
+    def _identity(self, folder: Path, key: str) -> str:
+        return f"{folder.name} {self._module} {self._name} {key}"
 
 
 # --- Which code is still good --------------------------------------------------------------------
@@ -136,15 +160,51 @@ def stamp(sources: Iterable[Path]) -> str:
 def cache_folder(environment: Mapping[str, str], sources: Iterable[Path]) -> Path | None:
     """The folder for the machine code of these sources, made if need be; None where none can be.
 
+    A folder that is better and not private is logged, once a process.
+    """
+    folder, refused = find_cache(environment, sources)
+    for error in refused:
+        warn_of(error)
+    return folder
+
+
+def find_cache(
+    environment: Mapping[str, str], sources: Iterable[Path]
+) -> tuple[Path | None, tuple[NotPrivateError, ...]]:
+    """The folder as in `cache_folder`, and why better ones are not used that are not private.
+
     A folder that is complete and cannot be written to is used too: an image with a read-only disk
     may bring one.
     """
     sources = list(sources)
-    if not sources:
-        return None
-    name = f"kernels-{stamp(sources)}"
-    folders = (root / name for root in _roots(environment))
-    return next((folder for folder in folders if _is_usable(folder)), None)
+    refused: list[NotPrivateError] = []
+    if sources:
+        name = f"kernels-{stamp(sources)}"
+        for root in _roots(environment):
+            try:
+                folder = _usable(root / name)
+            except NotPrivateError as error:
+                refused.append(error)
+            except (OSError, ValueError):  # the disk's reasons, or a path with a NUL
+                continue
+            else:
+                if folder is not None:
+                    return folder, tuple(refused)
+    return None, tuple(refused)
+
+
+def warn_of(error: NotPrivateError) -> None:
+    """Log, once a process, that a folder is not used and what makes it private."""
+    remedy = f"{error.remedy}, or " if error.remedy else ""
+    _warn(
+        f"{error}, so another user could put code there and it is not used; {remedy}name a "
+        "private folder in REFLLM_CACHE_DIR"
+    )
+
+
+@cache
+def _warn(message: str) -> None:
+    logger.warning(message)
 
 
 @cache
@@ -167,38 +227,27 @@ def _roots(environment: Mapping[str, str]) -> Iterator[Path]:
             yield Path(environment["LOCALAPPDATA"], "refllm")
         else:
             yield Path.home() / ".cache" / "refllm"
-    shared = Path(tempfile.gettempdir(), f"refllm-{_user()}")
-    if _is_private(shared):
-        yield shared
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
+    temporary = Path(tempfile.gettempdir(), f"refllm-{user}")
+    with contextlib.suppress(OSError):
+        temporary.mkdir(mode=0o700, exist_ok=True)
+        if not temporary.is_symlink():  # which another user may have made
+            yield temporary
 
 
-def _user() -> int:
-    return os.getuid() if hasattr(os, "getuid") else 0
+def _usable(folder: Path) -> Path | None:
+    """The folder, made if need be; None if it holds nothing and cannot be written to.
 
-
-def _is_private(folder: Path) -> bool:
-    """Whether nobody else could have put code there for us to run; makes the folder."""
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-    except OSError:
-        return False
-    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    is_ours = os.name == "nt" or (status.st_uid == _user() and not others_write)
-    return stat.S_ISDIR(status.st_mode) and is_ours
-
-
-def _is_usable(folder: Path) -> bool:
-    try:
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove_unused(folder.parent)
-        if os.access(folder, os.W_OK):
-            os.utime(folder)  # says that it is used
-            return True
-        return any(folder.glob(f"*{SUFFIX}"))
-    except OSError:
-        return False
+    Errors: `OSError`, `NotPrivateError`.
+    """
+    was_there = folder.is_dir()
+    folder = private_folder(folder)
+    if not was_there:
+        _remove_unused(folder.parent)
+    if os.access(folder, os.W_OK):
+        os.utime(folder)  # says that it is used
+        return folder
+    return folder if any(folder.glob(f"*{SUFFIX}")) else None
 
 
 def _remove_unused(root: Path) -> None:
@@ -207,31 +256,3 @@ def _remove_unused(root: Path) -> None:
     for folder in root.glob("kernels-*"):
         if folder.stat().st_mtime < oldest:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-# --- One file ------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> bytes | None:
-    """What `_write` wrote there, None where there is nothing or something else."""
-    try:
-        stored = path.read_bytes()
-    except OSError:
-        return None
-    checksum, contents = stored[:CHECKSUM_BYTES], stored[CHECKSUM_BYTES:]
-    return contents if checksum == _checksum(contents) else None
-
-
-def _write(path: Path, contents: bytes) -> None:
-    """Let the file appear whole or not at all."""
-    unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
-    try:
-        unfinished.write_bytes(_checksum(contents) + contents)
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def _checksum(contents: bytes) -> bytes:
-    return hashlib.sha256(contents).digest()[:CHECKSUM_BYTES]

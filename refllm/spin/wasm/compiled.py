@@ -1,10 +1,11 @@
 """Components as machine code, kept on disk: compiling takes seconds, loading a tenth of one.
 
-    <cache>/components/4be0a1….cwasm    hash of the component and of wasmtime's version
+    <cache>/components/4be0a1….cwasm    hash of the component, wasmtime's version, and its settings
 
-where <cache> is the folder that `refllm.kernels.cache` has found. A file appears whole, by a
-rename, and begins with a checksum; wasmtime itself refuses code of another version or for another
-CPU. Where there is no such folder, each process compiles.
+where <cache> is the folder that `refllm.kernels.cache` has found. A file is loaded on the same
+conditions as a kernel: it is what was written for this component, and no other user could have
+written it. wasmtime itself refuses code of another version or for another CPU. Where there is no
+such folder, each process compiles.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import logging
 import os
 import re
 import stat
-import uuid
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,14 +23,17 @@ from wasmtime import Config, Engine, WasmtimeError
 from wasmtime.component import Component
 
 from refllm.api import LlmRuntimeError
-from refllm.kernels.cache import cache_folder, kernel_sources
+from refllm.kernels.cache import cache_folder, kernel_sources, warn_of
+from refllm.private_files import NotPrivateError, private_folder, read_kept, write_kept
 
 __all__ = ["causes", "compiled", "engine_with_limits"]
 
-CHECKSUM_BYTES = 32
 COMPONENT_LAYER = bytes((0x0D, 0x00, 0x01, 0x00))  # where a core module has 01 00 00 00
 
 MOST_BYTES = 512 * 1024 * 1024  # of a component; one with CPython in it has 38 MB
+
+SETTINGS = "epochs, no gc, no exceptions"
+"""What `engine_with_limits` sets: wasmtime refuses code that was compiled with other settings."""
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ def compiled(engine: Engine, path: Path) -> Component:
         ) from error
     if kept is not None:
         with contextlib.suppress(OSError):  # a full disk only makes the next start slow
-            _write(kept, bytes(component.serialize()))
+            write_kept(kept, kept.name, bytes(component.serialize()))
     return component
 
 
@@ -102,30 +105,22 @@ def _kept_at(wasm: bytes) -> Path | None:
     kernels = cache_folder(os.environ, kernel_sources())
     if kernels is None:
         return None
-    key = hashlib.sha256(f"wasmtime {version('wasmtime')} ".encode() + wasm).hexdigest()[:32]
-    return kernels.parent / "components" / f"{key}.cwasm"
+    compiler = f"wasmtime {version('wasmtime')} {SETTINGS} "
+    key = hashlib.sha256(compiler.encode() + wasm).hexdigest()[:32]
+    try:
+        return private_folder(kernels.parent / "components") / f"{key}.cwasm"
+    except NotPrivateError as error:
+        warn_of(error)
+    except OSError:  # a disk that is full or cannot be written to
+        pass
+    return None
 
 
 def _read(engine: Engine, path: Path) -> Component | None:
-    try:
-        stored = path.read_bytes()
-    except OSError:
-        return None
-    checksum, code = stored[:CHECKSUM_BYTES], stored[CHECKSUM_BYTES:]
-    if hashlib.sha256(code).digest() != checksum:
+    code = read_kept(path, path.name)
+    if code is None:
         return None
     try:
         return Component.deserialize(engine, code)
     except WasmtimeError:
         return None
-
-
-def _write(path: Path, code: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
-    try:
-        unfinished.write_bytes(hashlib.sha256(code).digest() + code)
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise

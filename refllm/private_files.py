@@ -1,0 +1,150 @@
+"""Files that one process keeps for the next, and that no other user could have put there.
+
+Machine code from a file runs with all the rights of the process that loads it. A checksum tells a
+damaged file from a whole one and says nothing of its author, since the author of a file writes its
+checksum too. What counts is who could have written it, so a file is read only if
+
+    the file                 is a regular file, of this user or of root, that no other user can
+                             write to; a symbolic link, a pipe or a device is not opened
+    its folder               is this user's or root's, and no other user can write to it
+    each folder above that   likewise, or it is one where a file belongs to its owner alone, as
+                             in /tmp (the sticky bit)
+
+Otherwise another user could put a file there, or move a folder away and another into its place.
+The checksum covers what the file is for (`identity`) as well: under another file's name it is read
+as damaged.
+
+Windows has access control lists instead, which are not looked at: a user's own folders are private
+there unless the user shares them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import stat
+import uuid
+from pathlib import Path
+
+__all__ = ["NotPrivateError", "private_folder", "read_kept", "write_kept"]
+
+CHECKSUM_BYTES = 32
+ROOT_USER = 0
+# Others may read: a container's image may bring what its builder kept.
+FOLDER_MODE = 0o755
+FILE_MODE = 0o644
+HAS_OWNERS = os.name == "posix"
+# Of a symbolic link open fails, of a pipe it does not wait for a writer; "rb" on Windows.
+FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+class NotPrivateError(Exception):
+    """Another user could put files into a folder: `place` is the folder to blame, or one above.
+
+    `reason` is a clause about it, and `remedy` the command that makes it private, "" where the
+    user has no such command.
+    """
+
+    def __init__(self, place: Path, reason: str, remedy: str) -> None:
+        super().__init__(f"{place} {reason}")
+        self.place = place
+        self.reason = reason
+        self.remedy = remedy
+
+
+def private_folder(folder: Path) -> Path:
+    """The folder by its real path, made if need be.
+
+    Errors: `NotPrivateError` where another user could put files into it, `OSError` where it
+    cannot be made.
+    """
+    real = Path(os.path.realpath(folder))
+    missing = [place for place in (real, *real.parents) if not place.exists()]
+    there = missing[-1].parent if missing else real
+    _refuse_other_authors(there, is_above=bool(missing))
+    for place in reversed(missing):
+        place.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    if missing:
+        _refuse_other_authors(real)
+    if not real.is_dir():
+        raise NotADirectoryError(f"{real} is not a folder")
+    return real
+
+
+def read_kept(path: Path, identity: str) -> bytes | None:
+    """What `write_kept` wrote there for the same `identity`, in a private folder.
+
+    None where there is no such file, another user could have written it, or it is damaged.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | FLAGS)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or _other_authors(status) is not None:
+            return None
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            stored = stream.read()
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    checksum, contents = stored[:CHECKSUM_BYTES], stored[CHECKSUM_BYTES:]
+    return contents if checksum == _checksum(identity, contents) else None
+
+
+def write_kept(path: Path, identity: str, contents: bytes) -> None:
+    """Let the file appear whole or not at all. Errors: `OSError`."""
+    unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS
+        with os.fdopen(os.open(unfinished, flags, FILE_MODE), "wb") as stream:
+            stream.write(_checksum(identity, contents))
+            stream.write(contents)
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _refuse_other_authors(folder: Path, *, is_above: bool = False) -> None:
+    """Errors: `NotPrivateError`, `OSError`.
+
+    `is_above`: the folder will hold folders only, no files that are read.
+    """
+    if not HAS_OWNERS:
+        return
+    for place in (*reversed(folder.parents), folder):
+        status = os.lstat(place)
+        reason = _other_authors(status, may_be_sticky=is_above or place != folder)
+        if reason is not None:
+            is_changed_by_us = status.st_uid == os.geteuid()
+            remedy = f"chmod go-w {shlex.quote(str(place))}" if is_changed_by_us else ""
+            raise NotPrivateError(place, reason, remedy)
+
+
+def _other_authors(status: os.stat_result, *, may_be_sticky: bool = False) -> str | None:
+    """Which other users can write to a file or folder, as a clause about it; None where none can.
+
+    `may_be_sticky`: a folder in which others can make files and not replace any is well.
+    """
+    if not HAS_OWNERS:
+        return None
+    if status.st_uid not in (ROOT_USER, os.geteuid()):
+        return f"belongs to another user (user id {status.st_uid})"
+    if may_be_sticky and status.st_mode & stat.S_ISVTX:
+        return None
+    if status.st_mode & stat.S_IWOTH:
+        return "can be written to by every user"
+    if status.st_mode & stat.S_IWGRP:
+        return f"can be written to by its group (group id {status.st_gid})"
+    return None
+
+
+def _checksum(identity: str, contents: bytes) -> bytes:
+    digest = hashlib.sha256(len(identity.encode()).to_bytes(8, "little"))
+    digest.update(identity.encode())
+    digest.update(contents)
+    return digest.digest()
