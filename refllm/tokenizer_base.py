@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError
+from refllm.native_messages import hold_native_messages
 
 __all__ = ["NO_LIMIT", "TextStream", "Tokenizer", "check_text", "library_errors", "room_for_text"]
 
@@ -182,11 +183,16 @@ def check_text(text: str) -> None:
 
 @contextmanager
 def library_errors(path: Path, failed: str) -> Iterator[None]:
-    """Turn whatever a tokenizer library raises into `LlmRuntimeError("<path>: <failed>: …")`."""
+    """Turn whatever a tokenizer library raises into `LlmRuntimeError("<path>: <failed>: …")`.
+
+    What the library writes on standard error besides is left to the logger "refllm".
+    """
     try:
-        yield
+        with hold_native_messages():
+            yield
     except (LlmError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         # A panic in Rust arrives as a BaseException that no module exports.
-        raise LlmRuntimeError(f"{path}: {failed}: {error}") from error
+        why = str(error) or type(error).__name__
+        raise LlmRuntimeError(f"{path}: {failed}: {why}") from error

@@ -28,7 +28,9 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm.api import LlmRuntimeError
+from refllm.charsmap import check_charsmap
 from refllm.tokenizer_base import library_errors
+from refllm.vocab_folder import read_file
 from refllm.vocab_gguf import (
     GgufKeys,
     read_special_ids,
@@ -42,6 +44,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "llama_model",
     "model_from_bytes",
+    "read_model",
     "read_scores",
     "sentencepiece_from_gguf",
     "special_ids_of_model",
@@ -56,6 +59,8 @@ NO_TEXT = "\U0010ffffunknown"  # beside a noncharacter
 BETWEEN = "\0"
 N_BYTES = 256
 BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
+MOST_MODEL_BYTES = 2**24  # of a file; the largest that is published has 5 MB, and 256,000 pieces
+MOST_PIECE_BYTES = 1000  # in one piece; those that are published have up to about 100
 
 
 class SentencePieceTokenizer(VocabularyTokenizer):
@@ -88,7 +93,8 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         found_first = vocabulary.ids_of({TokenType.USER_DEFINED}) if of_gguf else {}
         super().__init__(vocabulary, special, found_first)
         self._of_gguf = of_gguf
-        _check_scores_and_bytes(model, vocabulary)
+        for token_id, piece in enumerate(model.pieces):
+            _check_piece(token_id, piece.piece, piece, vocabulary.path)
         self._scheme = scheme
         self._added = added
         normalizer = model.normalizer_spec
@@ -236,7 +242,10 @@ def unigram_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
     normalizer = model.normalizer_spec
     normalizer.add_dummy_prefix = keys.flag("add_space_prefix", default=False)
     normalizer.remove_extra_whitespaces = keys.flag("remove_extra_whitespaces", default=False)
-    normalizer.precompiled_charsmap = keys.octets("precompiled_charsmap")
+    table = keys.octets("precompiled_charsmap")
+    if table:
+        check_charsmap(table, f"{keys.path}: {keys.prefix}precompiled_charsmap")
+    normalizer.precompiled_charsmap = table
     tokenizer = SentencePieceTokenizer(model, vocabulary, special, of_gguf=True)
     tokenizer.longest_token = 0  # a run of unknown characters, however long, is one token
     tokenizer.special_tokens = read_special_tokens(
@@ -297,13 +306,43 @@ def llama_model(vocabulary: Vocabulary, scores: Iterable[float]) -> Model:
     return model
 
 
+def read_model(path: Path) -> Model:
+    """Return the `ModelProto` in a file. Errors: as `model_from_bytes`."""
+    return model_from_bytes(read_file(path, most=MOST_MODEL_BYTES), path)
+
+
 def model_from_bytes(data: bytes, path: Path) -> Model:
-    """The `ModelProto` in `data`, the contents of a `tokenizer.model`."""
+    """Return the `ModelProto` in `data`, the contents of a `tokenizer.model`.
+
+    Raises:
+        LlmRuntimeError: naming the file, and the piece or the field that the library would trip
+            over, or that no piece can have.
+    """
     model = _new_model()
     with library_errors(path, "not a SentencePiece model"):
         model.ParseFromString(data)
     if not model.pieces:
         raise LlmRuntimeError(f"{path}: not a SentencePiece model: it has no pieces")
+    seen: dict[str, int] = {}
+    for token_id, piece in enumerate(model.pieces):
+        token = piece.piece
+        if not isinstance(token, str):  # protobuf gives bytes where they are not UTF-8
+            raise LlmRuntimeError(f"{path}: token {token_id}, {token!r:.80}, is not UTF-8")
+        n_bytes = len(token.encode())
+        if not 1 <= n_bytes <= MOST_PIECE_BYTES:
+            raise LlmRuntimeError(
+                f"{path}: token {token_id}, {token!r:.80}, has {n_bytes} bytes, and must have 1 to "
+                f"{MOST_PIECE_BYTES}"
+            )
+        if seen.setdefault(token, token_id) != token_id:
+            both = f"{seen[token]} and {token_id}"
+            raise LlmRuntimeError(f"{path}: has the token {token!r:.80} twice, at {both}")
+        _check_piece(token_id, token, piece, path)
+    for name in ("normalizer_spec", "denormalizer_spec"):
+        table = getattr(model, name).precompiled_charsmap
+        if table:
+            check_charsmap(table, f"{path}: {name}.precompiled_charsmap")
+    model.DiscardUnknownFields()  # such as texts that the library encodes when it loads a model
     return model
 
 
@@ -311,25 +350,22 @@ def _new_model() -> Model:
     return sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
 
 
-def _check_scores_and_bytes(model: Model, vocabulary: Vocabulary) -> None:
-    for token_id, (piece, token) in enumerate(zip(model.pieces, vocabulary.tokens, strict=False)):
-        if math.isnan(piece.score):
-            raise LlmRuntimeError(
-                f"{vocabulary.path}: the score of token {token_id}, {token!r:.80}, is not a number"
-            )
-        if piece.type == TokenType.BYTE and not BYTE_PIECE.fullmatch(token):
-            raise LlmRuntimeError(
-                f"{vocabulary.path}: token {token_id}, {token!r:.80}, has the type of a byte "
-                "but is not written like one, as <0x0A> is"
-            )
+def _check_piece(token_id: int, token: str, piece: Any, path: Path) -> None:  # noqa: ANN401
+    if not math.isfinite(piece.score):
+        raise LlmRuntimeError(
+            f"{path}: the score of token {token_id}, {token!r:.80}, is {piece.score}, and must be "
+            "a finite number"
+        )
+    if piece.type == TokenType.BYTE and not BYTE_PIECE.fullmatch(token):
+        raise LlmRuntimeError(
+            f"{path}: token {token_id}, {token!r:.80}, has the type of a byte but is not written "
+            "like one, as <0x0A> is"
+        )
 
 
 def vocabulary_of_model(model: Model, path: Path) -> Vocabulary:
     """The pieces of a `ModelProto` as a vocabulary."""
     tokens = [piece.piece for piece in model.pieces]
-    for token_id, token in enumerate(tokens):
-        if not isinstance(token, str):  # protobuf gives bytes where they are not UTF-8
-            raise LlmRuntimeError(f"{path}: token {token_id}, {token!r:.80}, is not UTF-8")
     return Vocabulary(path, tokens, [piece.type for piece in model.pieces])
 
 
