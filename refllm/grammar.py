@@ -205,7 +205,10 @@ class _Vocabulary:
             raise ModelNotSupported(
                 "the model has no end token, and an answer that is bound to a grammar ends with one"
             )
-        with _library_errors(LlmRuntimeError, "llguidance cannot read the model's vocabulary"):
+        with (
+            _library_errors(LlmRuntimeError, "llguidance cannot read the model's vocabulary"),
+            hold_native_messages(),
+        ):
             tokens = TokenizerWrapper(_Tokens(tokenizer, eos_ids[0]))
             self._tokens = LLTokenizer(tokens, eos_token=eos_ids)
         self._compiled = functools.lru_cache(MOST_COMPILED)(self._compile)
@@ -217,7 +220,7 @@ class _Vocabulary:
     def _compile(self, grammar: Grammar) -> LLMatcher:
         from refllm.grammar_trial import compiled
 
-        with _library_errors(InvalidInput, "the grammar cannot be used"):
+        with _library_errors(InvalidInput, "the grammar cannot be used"), hold_native_messages():
             matcher = compiled(grammar.text, self._tokens)
             if matcher.is_error():
                 raise InvalidInput(f"the grammar cannot be used: {_words(matcher.get_error())}")
@@ -287,10 +290,9 @@ def _too_complex() -> InvalidInput:
 
 @contextmanager
 def _library_errors(kind: type[LlmError], failed: str) -> Iterator[None]:
-    """Turn whatever llguidance raises into an error of that kind; hold back what it writes."""
+    """Turn whatever llguidance raises into an error of that kind."""
     try:
-        with hold_native_messages():
-            yield
+        yield
     except (LlmError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic in Rust is no Exception

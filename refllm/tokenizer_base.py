@@ -26,7 +26,6 @@ from types import MappingProxyType
 from typing import Literal
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError
-from refllm.native_messages import hold_native_messages
 
 __all__ = ["NO_LIMIT", "TextStream", "Tokenizer", "check_text", "library_errors", "room_for_text"]
 
@@ -183,13 +182,9 @@ def check_text(text: str) -> None:
 
 @contextmanager
 def library_errors(path: Path, failed: str) -> Iterator[None]:
-    """Turn whatever a tokenizer library raises into `LlmRuntimeError("<path>: <failed>: …")`.
-
-    What the library writes on standard error besides is left to the logger "refllm".
-    """
+    """Turn whatever a tokenizer library raises into `LlmRuntimeError("<path>: <failed>: …")`."""
     try:
-        with hold_native_messages():
-            yield
+        yield
     except (LlmError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:

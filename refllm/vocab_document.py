@@ -241,13 +241,19 @@ def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: 
         if step["type"] == "TemplateProcessing":
             tokens = step["special_tokens"]
             put = [part["SpecialToken"]["id"] for part in step["single"] if "SpecialToken" in part]
+            unknown = [name for name in put if name not in tokens]
+            if unknown:
+                raise LlmRuntimeError(
+                    f"{path}: post_processor.single has {unknown[0]!r:.80}, which special_tokens "
+                    "does not have"
+                )
             if len(step["single"]) - len(put) != 1:
                 raise LlmRuntimeError(
                     f"{path}: post_processor.single must have the text once, and has it "
                     f"{len(step['single']) - len(put)} times"
                 )
             ids = [token_id for name in tokens for token_id in tokens[name]["ids"]]
-            n_special += sum(len(tokens[name]["ids"]) for name in put if name in tokens)
+            n_special += sum(len(tokens[name]["ids"]) for name in put)
         for token_id in ids:
             if token_id not in known:
                 raise LlmRuntimeError(

@@ -26,6 +26,7 @@ from tokenizers import (
 )
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.native_messages import hold_native_messages
 from refllm.tokenizer_base import library_errors
 from refllm.vocab_document import check_vocabulary
 from refllm.vocab_folder import MOST_VALUES, FolderFiles, read_file, read_json
@@ -46,7 +47,7 @@ def document_from_vocabulary(path: Path, files: FolderFiles) -> dict[str, Any]:
         LlmRuntimeError: for a file that is damaged.
         ModelNotSupported: for a class that makes another pipeline of the file.
     """
-    with library_errors(path, "not a usable vocabulary"):
+    with library_errors(path, "not a usable vocabulary"), hold_native_messages():
         match path.name:
             case "vocab.txt":
                 library = _wordpiece(path, files)

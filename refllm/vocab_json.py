@@ -26,6 +26,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from refllm.accounting.ledger import Ledger
 from refllm.accounting.tokenizer_keys import TOKENIZER_JSON
 from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.native_messages import hold_native_messages
 from refllm.tokenizer_base import Tokenizer, check_text, library_errors, room_for_text
 from refllm.vocab_bpe import BYTE_OF, byte_level_bytes
 from refllm.vocab_document import check_pipeline, growth_of, read_document, steps_of
@@ -63,7 +64,7 @@ class JsonTokenizer(Tokenizer):
                     f"{path}: added_tokens has {token['content']!r:.80} with id {token['id']}, but "
                     f"the vocabulary has it, or the library counts it, as {token_id}"
                 )
-        with library_errors(path, "not a usable tokenizer.json"):
+        with library_errors(path, "not a usable tokenizer.json"), hold_native_messages():
             vocabulary = self._library.get_vocab()
             found_in_text = self._library.get_added_tokens_decoder()
             # The library's own rendering has every field, and one spelling for each.
@@ -92,7 +93,8 @@ class JsonTokenizer(Tokenizer):
                 f"the special tokens alone are {self._n_added}"
             )
         self._library.no_truncation()
-        first = self.encode("")[:1]
+        with hold_native_messages():
+            first = self.encode("")[:1]
         self.bos_id = first[0] if first and first[0] in self._special else None
         self._spelled_ends: frozenset[int] = frozenset()
         if document["model"].get("type") != "WordPiece":
@@ -139,7 +141,7 @@ class JsonTokenizer(Tokenizer):
         return None if token_id is None else int(token_id)
 
     def _load(self) -> LibraryTokenizer:
-        with library_errors(self.path, "not a usable tokenizer.json"):
+        with library_errors(self.path, "not a usable tokenizer.json"), hold_native_messages():
             library = LibraryTokenizer.from_str(self._source)
             library.no_padding()
             # In transformers' order, one call after the other, because the library gives ids.

@@ -29,6 +29,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm.api import LlmRuntimeError
 from refllm.charsmap import check_charsmap
+from refllm.native_messages import hold_native_messages
 from refllm.tokenizer_base import library_errors
 from refllm.vocab_folder import read_file
 from refllm.vocab_gguf import (
@@ -103,7 +104,10 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         if scheme is not None:
             self._drops_first_space = scheme != "never"
         self._own_prefix = own_prefix
-        with library_errors(vocabulary.path, "not a usable SentencePiece model"):
+        with (
+            library_errors(vocabulary.path, "not a usable SentencePiece model"),
+            hold_native_messages(),
+        ):
             self._processor = sentencepiece.SentencePieceProcessor(
                 model_proto=model.SerializeToString()
             )
@@ -119,7 +123,10 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         model = _new_model()
         model.ParseFromString(self._processor.serialized_model_proto())
         model.normalizer_spec.add_dummy_prefix = False
-        with library_errors(self.vocabulary.path, "not a usable SentencePiece model"):
+        with (
+            library_errors(self.vocabulary.path, "not a usable SentencePiece model"),
+            hold_native_messages(),
+        ):
             return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
     def fragments(self, text: str, *, parse_special: bool) -> list[str | int]:

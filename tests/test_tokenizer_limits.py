@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm import vocab_files, vocab_folder, vocab_json, vocab_spm
 from refllm.api import InvalidInput, LlmRuntimeError
@@ -47,7 +49,7 @@ class NoLibrary:
 def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocab_json, "LibraryTokenizer", NoLibrary())
     monkeypatch.setattr(vocab_files, "models", NoLibrary())
-    monkeypatch.setattr(vocab_spm.sentencepiece, "SentencePieceProcessor", NoLibrary())
+    monkeypatch.setattr(sentencepiece, "SentencePieceProcessor", NoLibrary())
 
 
 def unigram(*pieces: object, **more: object) -> Document:
@@ -279,7 +281,7 @@ def test_no_text_becomes_longer_than_the_bound() -> None:
     ]
     for step in steps:
         document = json.loads(llama_like_json().to_str()) | {"normalizer": step}
-        library = vocab_json.LibraryTokenizer.from_str(json.dumps(document))
+        library = LibraryTokenizer.from_str(json.dumps(document))
         for text in texts:
             written = library.normalizer.normalize_str(text).encode()
             assert len(written) <= len(text.encode()) * growth_of(step)
@@ -350,6 +352,10 @@ BOS = {"SpecialToken": {"id": "<s>", "type_id": 0}}
         (template([TEXT, TEXT], [1]), "must have the text once, and has it 2 times"),
         (template([BOS], [1]), "must have the text once, and has it 0 times"),
         (template([BOS, TEXT], [1] * 1001), "puts 1001 tokens around a text"),
+        (
+            template([{"SpecialToken": {"id": "x", "type_id": 0}}, TEXT], [1]),
+            "single has 'x', which",
+        ),
         (template([BOS, TEXT], [999]), "has the id 999, which no token has"),
         (
             {"type": "Sequence", "processors": [template([TEXT], [1]), template([TEXT] * 2, [1])]},
