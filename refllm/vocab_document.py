@@ -8,7 +8,7 @@ cannot answer, so the numbers are compared here with what the file itself has.
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ MOST_SCORE = 2.0**128  # a score is a float32
 MOST_HOLES = 4  # times as many ids as tokens: padded vocabularies have holes
 MOST_ADDED_BYTES = 2**24  # of all added tokens; 200,000 tokens of a codec's sounds have 4 MB
 MOST_STEPS = 1000  # of one stage; a file that replaces runs of spaces of each length has about 100
-MOST_PATTERN = 2**16  # characters; the longest regular expression of a published file has 6,000
-MOST_WORD = 1000  # characters of a word for WordPiece, whose time is the cube of it; BERT has 100
+MOST_PATTERN = 2**13  # characters of all expressions of a stage; published files have some hundred
+MOST_PIECE = 256  # characters of a unigram, the time for a text is the square of it; XLM-R has 48
+MOST_WORD = 256  # characters of a word for WordPiece, whose time is the cube of it; BERT has 100
 MOST_SPECIAL = 1000  # tokens that a post-processor puts around a text; a translator has 4
 MOST_GROWTH = 2**14  # of `growth_of`; one that names runs of spaces of each length has 1000
 WRITING = ("ByteLevel", "Metaspace")  # steps that write up to 4 bytes for one
@@ -55,12 +56,8 @@ def read_document(source: str, path: Path) -> dict[str, Any]:
     n_added, largest_added = _check_added(document, path)
     _check_holes(n_tokens + n_added, max(largest, largest_added), path)
     for stage, plural in STAGES.items():
-        n_steps = 0
-        for step in _checked_steps(document.get(stage), plural, f"{path}: {stage}"):
-            n_steps += 1
-            _check_step(step, f"{path}: {stage}")
-        if n_steps > MOST_STEPS:
-            raise LlmRuntimeError(f"{path}: {stage} has {n_steps} steps, and may have {MOST_STEPS}")
+        steps = [*_checked_steps(document.get(stage), plural, f"{path}: {stage}")]
+        _check_stage(steps, f"{path}: {stage}")
     return document
 
 
@@ -111,11 +108,12 @@ def _check_vocabulary(document: Mapping[str, Any], path: Path) -> tuple[int, int
         raise LlmRuntimeError(f"{path}: model.vocab must have the tokens, is {vocabulary!r:.80}")
     for index, piece in enumerate(vocabulary):
         match piece:
-            case [str(), int() | float() as score] if abs(score) < MOST_SCORE:
-                continue
+            case [str() as token, int() | float() as score] if abs(score) < MOST_SCORE:
+                if len(token) <= MOST_PIECE:
+                    continue
         raise LlmRuntimeError(
-            f"{path}: model.vocab has {piece!r:.80} at index {index}, and must have a token and "
-            "its score"
+            f"{path}: model.vocab has {piece!r:.80} at index {index}, and must have a token of "
+            f"at most {MOST_PIECE} characters and its score"
         )
     unknown = model.get("unk_id")
     if unknown is not None and (
@@ -177,15 +175,20 @@ def _checked_steps(stage: object, plural: str, where: str) -> Iterator[dict[str,
         yield from _checked_steps(step, plural, f"{where}.{plural}")
 
 
-def _check_step(step: Mapping[str, Any], where: str) -> None:
-    pattern = step.get("pattern")
-    if isinstance(pattern, dict):
-        for kind, expression in pattern.items():
-            if isinstance(expression, str) and len(expression) > MOST_PATTERN:
-                raise LlmRuntimeError(
-                    f"{where}: pattern.{kind} has {len(expression)} characters, and may have "
-                    f"{MOST_PATTERN}"
-                )
+def _check_stage(steps: Sequence[Mapping[str, Any]], where: str) -> None:
+    if len(steps) > MOST_STEPS:
+        raise LlmRuntimeError(f"{where} has {len(steps)} steps, and may have {MOST_STEPS}")
+    patterns = [step["pattern"] for step in steps if isinstance(step.get("pattern"), dict)]
+    n_characters = sum(len(str(pattern.get("Regex", ""))) for pattern in patterns)
+    if n_characters > MOST_PATTERN:
+        raise LlmRuntimeError(
+            f"{where}: pattern.Regex has {n_characters} characters, and may have {MOST_PATTERN}"
+        )
+    for step in steps:
+        _check_table(step, where)
+
+
+def _check_table(step: Mapping[str, Any], where: str) -> None:
     table = step.get("precompiled_charsmap")
     if isinstance(table, str) and table:
         try:

@@ -16,8 +16,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from functools import cached_property
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm.accounting.ledger import Ledger
 from refllm.accounting.tokenizer_keys import TOKENIZER_JSON
-from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.api import InvalidInput, LlmError, LlmRuntimeError
 from refllm.native_messages import hold_native_messages
 from refllm.tokenizer_base import Tokenizer, check_text, library_errors, room_for_text
 from refllm.vocab_bpe import BYTE_OF, byte_level_bytes
@@ -41,6 +43,7 @@ MOST_GROWN = 16  # times as many bytes as a text may be normalized to at any len
 STRETCH = 1024  # characters that are normalized at once to measure how long a text becomes
 MOST_DECODED = 2**20  # bytes of a token
 WORD = "a"  # a token that stands before another one, to see what the other writes inside a text
+PROBE = "Once upon a time, é 12\n"
 
 
 class JsonTokenizer(Tokenizer):
@@ -53,6 +56,7 @@ class JsonTokenizer(Tokenizer):
     def __init__(self, source: str, path: Path, *, added: Sequence[Added] = ()) -> None:
         own_added = read_document(source, path).get("added_tokens") or []
         self._source = source
+        self._fails = False
         self.path = path
         self._added = added
         self._library = self._load()
@@ -95,6 +99,7 @@ class JsonTokenizer(Tokenizer):
         self._library.no_truncation()
         with hold_native_messages():
             first = self.encode("")[:1]
+            self._fails = not self._can_encode(PROBE)
         self.bos_id = first[0] if first and first[0] in self._special else None
         self._spelled_ends: frozenset[int] = frozenset()
         if document["model"].get("type") != "WordPiece":
@@ -180,10 +185,19 @@ class JsonTokenizer(Tokenizer):
         library = self._library if parse_special else self._library_for_plain_text
         limit = self.text_limit if max_tokens is None else max_tokens
         n_added = self._n_added if add_special else 0
-        with library_errors(self.path, "tokenizers cannot tokenize the text"):
+        # To hold back messages takes longer than a short text, so that only a pipeline that failed
+        # for the first text is asked to be quiet.
+        messages = hold_native_messages() if self._fails else nullcontext()
+        with library_errors(self.path, "tokenizers cannot tokenize the text"), messages:
             encoding = library.encode(text, add_special_tokens=False)
             if limit is not None:
-                encoding.truncate(room_for_text(limit, n_added), direction=self.cut_side)
+                room = room_for_text(limit, n_added)
+                # The library makes an encoding of each stretch that it cuts off. Of a text that is
+                # cut in two steps these are fewer by far.
+                between = isqrt(len(encoding) * room)
+                if between > room > 0:
+                    encoding.truncate(between, direction=self.cut_side)
+                encoding.truncate(room, direction=self.cut_side)
             whole = library.post_process(encoding, add_special_tokens=add_special)
         ids = list(whole.ids)
         if ids and max(ids) >= self.n_vocab:
@@ -191,6 +205,13 @@ class JsonTokenizer(Tokenizer):
                 f"{self.path}: the text gets the id {max(ids)}, which no token has"
             )
         return self.check_rows(ids)
+
+    def _can_encode(self, text: str) -> bool:
+        try:
+            self.encode(text)
+        except LlmError:
+            return False
+        return True
 
     def _check_growth(self, text: str) -> None:
         """Refuse a text that the normalizer makes so long that the library runs out of memory."""

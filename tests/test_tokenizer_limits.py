@@ -92,7 +92,8 @@ BAD_DOCUMENTS: list[tuple[str, object, str]] = [
     ("model", unigram("a"), "model.vocab has 'a' at index 0"),
     ("model", unigram(["a", 0.0], ["b"]), "model.vocab has ['b'] at index 1"),
     ("model", unigram(["a", float("nan")]), "model.vocab has ['a', nan] at index 0"),
-    ("model", unigram(["a", 10**400]), "at index 0, and must have a token and its score"),
+    ("model", unigram(["a", 10**400]), "at index 0, and must have a token of"),
+    ("model", unigram(["a" * 257, 0.0]), "of at most 256 characters and its score"),
     ("model", unigram(["a", 0.0], unk_id=1), "model.unk_id is 1, but there are 1 tokens"),
     ("model", unigram(["a", 0.0], unk_id=-1), "model.unk_id is -1"),
     ("added_tokens", {}, "added_tokens must be an array, is {}"),
@@ -112,7 +113,7 @@ BAD_DOCUMENTS: list[tuple[str, object, str]] = [
     (
         "pre_tokenizer",
         {"type": "Split", "pattern": {"Regex": "a" * 2**17}, "behavior": "Isolated"},
-        "pre_tokenizer: pattern.Regex has 131072 characters",
+        "pre_tokenizer: pattern.Regex has 131072 characters, and may have 8192",
     ),
     (
         "normalizer",
@@ -344,6 +345,7 @@ def template(single: list[Document], ids: list[int]) -> Document:
 
 TEXT = {"Sequence": {"id": "A", "type_id": 0}}
 BOS = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+OTHER = {"SpecialToken": {"id": "x", "type_id": 0}}
 
 
 @pytest.mark.parametrize(
@@ -471,3 +473,16 @@ def test_the_table_of_a_gguf_file_is_checked_too() -> None:
     metadata = wire({**toy, "model": "t5", "precompiled_charsmap": table})
     with pytest.raises(LlmRuntimeError, match="precompiled_charsmap is damaged: a node"):
         tokenizer_from_gguf(metadata, path=Path("x.gguf"))
+
+
+@pytest.mark.parametrize("direction", ["Left", "Right"])
+@pytest.mark.parametrize("max_length", [2, 3, 4, 9, 2000, 3002, 4000])
+def test_a_long_text_that_is_cut_keeps_the_same_tokens(max_length: int, direction: str) -> None:
+    document = json.loads(bert_like_json().to_str())
+    document["truncation"] = {"max_length": max_length, "stride": 0, "strategy": "LongestFirst"}
+    document["truncation"]["direction"] = direction
+    ids = [7, 5, 8] * 1000
+    room = max_length - 2
+    kept = ids[:room] if direction == "Right" else ids[max(3000 - room, 0) :]
+    text = "the play ." * 1000
+    assert JsonTokenizer(json.dumps(document), PATH).encode(text) == [2, *kept, 3]
