@@ -32,7 +32,10 @@ PANIC = (
     r"\n?thread '[^'\n]*'(?: \(\d+\))? panicked at [^\n]*\n(?:{message}|[^\n]*)(?:\n|\Z)"
     r"(?:stack backtrace:\n(?: +[^\n]*\n)*)?(?:note: [^\n]*\n)*"
 )
-LOG_LINE = r"^(?:\[libprotobuf [^\n]*|(?:[A-Z]\d{{4}} [^\n]* )?[\w./-]+\.(?:cc|h)[:(]\d+[^\n]*)\n"
+LOG_LINE = (
+    r"^(?:WARNING: All log messages before absl::InitializeLog[^\n]*|\[libprotobuf [^\n]*"
+    r"|(?:[A-Z]\d{{4}} [^\n]* )?[\w./-]+\.(?:cc|h)[:(]\d+[^\n]*)\n"
+)
 
 logger = logging.getLogger("refllm")
 

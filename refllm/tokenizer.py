@@ -167,7 +167,7 @@ def tokenizer_from_folder(folder: Path, ledger: Ledger | None = None) -> Tokeniz
         files = read_folder_files(folder, ledger, own_added=own)
         changed = with_options(document, files.tokenizer_class, files.config)
         json_tokenizer = _json_tokenizer(
-            source if changed == document else json.dumps(changed), path, files
+            source if changed == document else json.dumps(changed), path, files, checked=changed
         )
         account_for_document(document, changed, json_tokenizer, ledger)
         tokenizer = json_tokenizer
@@ -189,8 +189,10 @@ def _text(path: Path) -> str:
         raise LlmRuntimeError(f"{path}: not UTF-8 text: {error}") from error
 
 
-def _json_tokenizer(source: str, path: Path, files: FolderFiles) -> JsonTokenizer:
-    tokenizer = JsonTokenizer(source, path, added=files.added)
+def _json_tokenizer(
+    source: str, path: Path, files: FolderFiles, *, checked: Mapping[str, Any] | None = None
+) -> JsonTokenizer:
+    tokenizer = JsonTokenizer(source, path, added=files.added, checked=checked)
     tokens = tokenizer.tokens()
     files = files.with_known(tokens, path)
     files.check_ids(tokenizer.n_vocab)

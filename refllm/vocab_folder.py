@@ -27,6 +27,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -289,12 +290,8 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
         content = json.loads(text, object_pairs_hook=_without_duplicates)
         level = [content] if isinstance(content, dict | list) else []
         for _ in range(MOST_DEPTH):
-            level = [
-                inside
-                for value in level
-                for inside in (value.values() if isinstance(value, dict) else value)
-                if isinstance(inside, dict | list)
-            ]
+            parts = chain.from_iterable(v.values() if type(v) is dict else v for v in level)
+            level = [inside for inside in parts if type(inside) in (dict, list)]
     except RecursionError:
         level = [{}]
     except ValueError as error:

@@ -53,8 +53,27 @@ class JsonTokenizer(Tokenizer):
     and a generation ends at special tokens with a well-known spelling.
     """
 
-    def __init__(self, source: str, path: Path, *, added: Sequence[Added] = ()) -> None:
-        own_added = read_document(source, path).get("added_tokens") or []
+    def __init__(
+        self,
+        source: str,
+        path: Path,
+        *,
+        added: Sequence[Added] = (),
+        checked: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make a tokenizer.
+
+        Args:
+            source: The text of the file.
+            path: The file, for error messages.
+            added: Tokens of the files beside it.
+            checked: What `read_document` returns of the text, if that was called.
+
+        Raises:
+            LlmRuntimeError: naming the file.
+        """
+        document = read_document(source, path) if checked is None else checked
+        own_added = document.get("added_tokens") or []
         self._source = source
         self._fails = False
         self.path = path
@@ -72,7 +91,7 @@ class JsonTokenizer(Tokenizer):
             vocabulary = self._library.get_vocab()
             found_in_text = self._library.get_added_tokens_decoder()
             # The library's own rendering has every field, and one spelling for each.
-            document = json.loads(self._library.to_str())
+            rendered = json.loads(self._library.to_str())
             self._n_added = int(self._library.num_special_tokens_to_add(is_pair=False))
         self._tokens = {token_id: token for token, token_id in vocabulary.items()}
         self._tokens |= {token_id: str(one.content) for token_id, one in found_in_text.items()}
@@ -82,13 +101,13 @@ class JsonTokenizer(Tokenizer):
         if not self._tokens:
             raise LlmRuntimeError(f"{path}: the vocabulary is empty")
         self.n_vocab = max(self._tokens) + 1
-        self.unknown: str | None = document["model"].get("unk_token")
-        self.rendered = {**document, "model": {**document["model"], "vocab": {}, "merges": []}}
-        self.longest_token = _longest_token(document, vocabulary)
-        self._decoder = document["decoder"]
-        check_pipeline(document, self._tokens, path)
-        self._growth = growth_of(document["normalizer"])
-        truncation = document["truncation"] or {"max_length": None, "direction": "Right"}
+        self.unknown: str | None = rendered["model"].get("unk_token")
+        self.rendered = {**rendered, "model": {**rendered["model"], "vocab": {}, "merges": []}}
+        self.longest_token = _longest_token(rendered, vocabulary)
+        self._decoder = rendered["decoder"]
+        check_pipeline(rendered, self._tokens, path)
+        self._growth = growth_of(rendered["normalizer"])
+        truncation = rendered["truncation"] or {"max_length": None, "direction": "Right"}
         self.text_limit: int | None = truncation["max_length"]
         self.cut_side = "left" if truncation["direction"] == "Left" else "right"
         if self.text_limit is not None and self.text_limit < self._n_added:
@@ -102,7 +121,7 @@ class JsonTokenizer(Tokenizer):
             self._fails = not self._can_encode(PROBE)
         self.bos_id = first[0] if first and first[0] in self._special else None
         self._spelled_ends: frozenset[int] = frozenset()
-        if document["model"].get("type") != "WordPiece":
+        if rendered["model"].get("type") != "WordPiece":
             # A BERT ends no text; its [PAD] is no end of a file.
             self._spelled_ends = ends_of_generation(
                 {token: token_id for token_id, token in self._tokens.items()}

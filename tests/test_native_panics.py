@@ -67,6 +67,8 @@ def panic(written: str, message: str) -> None:
         f"{HEAD_WITH_ID}index out of bounds\n",
         f"{HEAD}index out of bounds\n" * 2,
         "sentencepiece_processor.cc(123) LOG(ERROR) index out of bounds\n",
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
+        "E0000 00:00:1795987867.107191   12301 model.cc:130] index out of bounds\n",
         "[libprotobuf ERROR google/protobuf/wire_format_lite.cc:577] index out of bounds\n",
     ],
 )
