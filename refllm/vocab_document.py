@@ -101,6 +101,7 @@ def _check_vocabulary(document: Mapping[str, Any], path: Path) -> tuple[int, int
     model = document.get("model")
     if not isinstance(model, dict):
         raise LlmRuntimeError(f"{path}: model must be an object, is {model!r:.80}")
+    _check_merges(model, path)
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
         return len(vocabulary), _largest_id(vocabulary, f"{path}: model.vocab")
@@ -123,6 +124,26 @@ def _check_vocabulary(document: Mapping[str, Any], path: Path) -> tuple[int, int
             f"{path}: model.unk_id is {unknown!r:.80}, but there are {len(vocabulary)} tokens"
         )
     return len(vocabulary), max(len(vocabulary) - 1, 0)
+
+
+def _check_merges(model: Mapping[str, Any], path: Path) -> None:
+    """Refuse merges that the library cuts a prefix from where there is none.
+
+    It takes as many bytes from the second token of each pair as the prefix has characters, and ends
+    the process where that is no place between two characters.
+    """
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if not isinstance(prefix, str) or not prefix or not isinstance(merges, list):
+        return
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        match pair:
+            case [str(), str(second)] if second.startswith(prefix) and prefix.isascii():
+                continue
+        raise LlmRuntimeError(
+            f"{path}: model.merges has {merge!r:.80}, whose second token does not begin with "
+            f"model.continuing_subword_prefix, {prefix!r:.80}"
+        )
 
 
 def _check_added(document: Mapping[str, Any], path: Path) -> tuple[int, int]:

@@ -38,7 +38,7 @@ from refllm.vocabulary import SpecialIds, ends_of_generation
 __all__ = ["JsonTokenizer", "account_for_document"]
 
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
-MOST_NORMALIZED = 2**26  # bytes; the library takes 17 and more for each
+MOST_NORMALIZED = 2**22  # bytes; the library takes up to 100 bytes, and a microsecond, for each
 MOST_GROWN = 16  # times as many bytes as a text may be normalized to at any length
 STRETCH = 1024  # characters that are normalized at once to measure how long a text becomes
 MOST_DECODED = 2**20  # bytes of a token
@@ -158,6 +158,8 @@ class JsonTokenizer(Tokenizer):
         self._library = self._load()
         self._library.no_truncation()
         self.__dict__.pop("_library_for_plain_text", None)
+        with hold_native_messages():
+            self._fails = not self._can_encode(PROBE)
 
     def find(self, token: str) -> int | None:
         """The id of the token that is spelled so."""

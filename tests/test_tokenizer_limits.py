@@ -56,6 +56,11 @@ def unigram(*pieces: object, **more: object) -> Document:
     return {"type": "Unigram", "vocab": list(pieces), **more}
 
 
+def merging(prefix: str, merge: object) -> Document:
+    vocabulary = {"a": 0, "b": 1, "##b": 2, "ab": 3}
+    return {"vocab": vocabulary, "continuing_subword_prefix": prefix, "merges": [merge]}
+
+
 def added(token: object) -> list[object]:
     flags = dict.fromkeys(("special", "single_word", "lstrip", "rstrip", "normalized"), False)
     return [flags | token if isinstance(token, dict) else token]
@@ -96,6 +101,10 @@ BAD_DOCUMENTS: list[tuple[str, object, str]] = [
     ("model", unigram(["a" * 257, 0.0]), "of at most 256 characters and its score"),
     ("model", unigram(["a", 0.0], unk_id=1), "model.unk_id is 1, but there are 1 tokens"),
     ("model", unigram(["a", 0.0], unk_id=-1), "model.unk_id is -1"),
+    ("model", merging("##", ["a", "b"]), "model.merges has ['a', 'b'], whose second token does"),
+    ("model", merging("##", "a b"), "model.merges has 'a b', whose second token does not begin"),
+    ("model", merging("é", ["a", "éb"]), "model.merges has ['a', 'éb'], whose second token"),
+    ("model", merging("##", ["a"]), "model.merges has ['a'], whose second token does not begin"),
     ("added_tokens", {}, "added_tokens must be an array, is {}"),
     ("added_tokens", ["z"], "added_tokens has 'z' at index 0"),
     ("added_tokens", added({"id": 1.0, "content": "z"}), "at index 0, and must have an object"),
