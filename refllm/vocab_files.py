@@ -26,6 +26,7 @@ from tokenizers import (
 )
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.charsmap import check_charsmap
 from refllm.native_messages import hold_native_messages
 from refllm.tokenizer_base import library_errors
 from refllm.vocab_document import check_vocabulary
@@ -180,11 +181,13 @@ def _unigram(path: Path, files: FolderFiles) -> Tokenizer:
     model = read_model(path)
     if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
         raise ModelNotSupported(f"{path}: only a unigram model is computed, and this is another")
+    charsmap = model.normalizer_spec.precompiled_charsmap
+    if charsmap:
+        check_charsmap(charsmap, f"{path}: normalizer_spec.precompiled_charsmap")
     first = ["<s>", "<pad>", "</s>", "<unk>"]
     pieces = [(piece.piece, float(piece.score)) for piece in model.pieces[3:]]
     vocabulary = [*((token, 0.0) for token in first), *pieces, ("<mask>", 0.0)]
     library = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
-    charsmap = model.normalizer_spec.precompiled_charsmap
     if charsmap:
         library.normalizer = normalizers.Precompiled(charsmap)
     adds_space = files.config.flag("add_prefix_space", default=True)

@@ -96,6 +96,10 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         self._of_gguf = of_gguf
         for token_id, piece in enumerate(model.pieces):
             _check_piece(token_id, piece.piece, piece, vocabulary.path)
+        for name in ("normalizer_spec", "denormalizer_spec"):
+            table = getattr(model, name).precompiled_charsmap
+            if table:
+                check_charsmap(table, f"{vocabulary.path}: {name}.precompiled_charsmap")
         self._scheme = scheme
         self._added = added
         normalizer = model.normalizer_spec
@@ -249,10 +253,7 @@ def unigram_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
     normalizer = model.normalizer_spec
     normalizer.add_dummy_prefix = keys.flag("add_space_prefix", default=False)
     normalizer.remove_extra_whitespaces = keys.flag("remove_extra_whitespaces", default=False)
-    table = keys.octets("precompiled_charsmap")
-    if table:
-        check_charsmap(table, f"{keys.path}: {keys.prefix}precompiled_charsmap")
-    normalizer.precompiled_charsmap = table
+    normalizer.precompiled_charsmap = keys.octets("precompiled_charsmap")
     tokenizer = SentencePieceTokenizer(model, vocabulary, special, of_gguf=True)
     tokenizer.longest_token = 0  # a run of unknown characters, however long, is one token
     tokenizer.special_tokens = read_special_tokens(
@@ -345,10 +346,6 @@ def model_from_bytes(data: bytes, path: Path) -> Model:
             both = f"{seen[token]} and {token_id}"
             raise LlmRuntimeError(f"{path}: has the token {token!r:.80} twice, at {both}")
         _check_piece(token_id, token, piece, path)
-    for name in ("normalizer_spec", "denormalizer_spec"):
-        table = getattr(model, name).precompiled_charsmap
-        if table:
-            check_charsmap(table, f"{path}: {name}.precompiled_charsmap")
     model.DiscardUnknownFields()  # such as texts that the library encodes when it loads a model
     return model
 

@@ -408,6 +408,7 @@ def change(**pieces: object) -> Callable[[Any], None]:
 
 
 def damage_charsmap(model: Any) -> None:
+    model.trainer_spec.model_type = model.trainer_spec.UNIGRAM
     model.normalizer_spec.precompiled_charsmap = table_of([0] * 100)
 
 
