@@ -6,6 +6,10 @@ that descriptor leads to a file in memory for the time of the call. If the call 
 library's text goes to the logger "refllm" at level DEBUG; everything else, such as the lines of
 other threads, goes on to standard error when the last call that runs has ended.
 
+What is held back when native code ends the process is lost; so this is for the short time in which
+a file is read. A process that another thread starts meanwhile inherits the file in memory as its
+standard error, unless it is given another one.
+
 Where there is no such descriptor, on Windows (where native code asks the system for its standard
 error), or when no file can be opened, nothing is held back.
 """

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import isqrt
@@ -43,7 +43,7 @@ MOST_GROWN = 16  # times as many bytes as a text may be normalized to at any len
 STRETCH = 1024  # characters that are normalized at once to measure how long a text becomes
 MOST_DECODED = 2**20  # bytes of a token
 WORD = "a"  # a token that stands before another one, to see what the other writes inside a text
-PROBE = "Once upon a time, é 12\n"
+PROBE = "Once upon a time, é 12\n"  # a library that panics for this panics for other texts, too
 
 
 class JsonTokenizer(Tokenizer):
@@ -118,7 +118,7 @@ class JsonTokenizer(Tokenizer):
         self._library.no_truncation()
         with hold_native_messages():
             first = self.encode("")[:1]
-            self._fails = not self._can_encode(PROBE)
+        self._fails = self._fails_for(PROBE)
         self.bos_id = first[0] if first and first[0] in self._special else None
         self._spelled_ends: frozenset[int] = frozenset()
         if rendered["model"].get("type") != "WordPiece":
@@ -158,8 +158,7 @@ class JsonTokenizer(Tokenizer):
         self._library = self._load()
         self._library.no_truncation()
         self.__dict__.pop("_library_for_plain_text", None)
-        with hold_native_messages():
-            self._fails = not self._can_encode(PROBE)
+        self._fails = self._fails_for(PROBE)
 
     def find(self, token: str) -> int | None:
         """The id of the token that is spelled so."""
@@ -206,10 +205,7 @@ class JsonTokenizer(Tokenizer):
         library = self._library if parse_special else self._library_for_plain_text
         limit = self.text_limit if max_tokens is None else max_tokens
         n_added = self._n_added if add_special else 0
-        # To hold back messages takes longer than a short text, so that only a pipeline that failed
-        # for the first text is asked to be quiet.
-        messages = hold_native_messages() if self._fails else nullcontext()
-        with library_errors(self.path, "tokenizers cannot tokenize the text"), messages:
+        with library_errors(self.path, "tokenizers cannot tokenize the text"), self._messages():
             encoding = library.encode(text, add_special_tokens=False)
             if limit is not None:
                 room = room_for_text(limit, n_added)
@@ -227,12 +223,17 @@ class JsonTokenizer(Tokenizer):
             )
         return self.check_rows(ids)
 
-    def _can_encode(self, text: str) -> bool:
+    def _fails_for(self, text: str) -> bool:
         try:
-            self.encode(text)
+            with hold_native_messages():
+                self.encode(text)
         except LlmError:
-            return False
-        return True
+            return True
+        return False
+
+    def _messages(self) -> AbstractContextManager[None]:
+        """Hold back messages where there may be any: that takes longer than to cut a short text."""
+        return hold_native_messages() if self._fails else nullcontext()
 
     def _check_growth(self, text: str) -> None:
         """Refuse a text that the normalizer makes so long that the library runs out of memory."""
@@ -242,7 +243,7 @@ class JsonTokenizer(Tokenizer):
         most = max(MOST_NORMALIZED, MOST_GROWN * n_bytes)
         n_normalized = 0
         for start in range(0, len(text), STRETCH):
-            with library_errors(self.path, "tokenizers cannot normalize the text"):
+            with library_errors(self.path, "tokenizers cannot normalize"), self._messages():
                 stretch = self._library.normalizer.normalize_str(text[start : start + STRETCH])
             n_normalized += len(stretch.encode())
             if n_normalized > most:

@@ -9,8 +9,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm import native_messages, vocab_json
 from refllm.api import InvalidInput, LlmRuntimeError
@@ -179,6 +181,35 @@ def test_a_process_without_standard_error_works() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
     assert ended.stdout.split() == [b"inside", b"still", b"closed"]
+
+
+class Panics:
+    """A library that panics for each text of more than nothing."""
+
+    def __init__(self, library: LibraryTokenizer) -> None:
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> Any:
+        if text:
+            write(f"{HEAD}overflow\n{NOTE}")
+            raise Panic("overflow")
+        return self._library.encode(text, add_special_tokens=add_special_tokens)
+
+
+def test_a_pipeline_that_panics_for_texts_does_so_quietly(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(JsonTokenizer, "_load", lambda _: Panics(llama_like_json()))
+    tokenizer = JsonTokenizer(llama_like_json().to_str(), PATH)
+    assert tokenizer.encode("") == [1]
+    for _ in range(2):
+        with pytest.raises(LlmRuntimeError, match="cannot tokenize the text: overflow"):
+            tokenizer.encode("abc")
+    tokenizer.lowercase_first()
+    assert capfd.readouterr().err == ""
 
 
 class PanickingLibrary:
