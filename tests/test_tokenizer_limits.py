@@ -440,6 +440,13 @@ def test_a_sentencepiece_model_that_cannot_be_is_refused_first(
     assert str(path) in str(caught.value)
 
 
+def test_texts_that_the_library_would_try_when_it_loads_are_left_out(tmp_path: Path) -> None:
+    path = write_tokenizer_model(tmp_path / "tokenizer.model", spm_toy())
+    plain = path.read_bytes()
+    path.write_bytes(plain + b"\x22\x08\x0a\x06\x0a\x01a\x12\x01b")  # self_test_data
+    assert vocab_spm.read_model(path).SerializeToString() == plain
+
+
 # A tree for "a": the root leads to the index 0x61, whose leaf is at 0x60 and names a string.
 TREE = [0] * 256
 TREE[0] = 0 << 10
