@@ -33,7 +33,7 @@ from refllm.vocab_options import prepend_scheme
 from refllm.vocab_spm import (
     SentencePieceTokenizer,
     llama_model,
-    model_from_bytes,
+    read_model,
     read_scores,
     vocabulary_of_model,
 )
@@ -107,7 +107,7 @@ def pieces_of_model(path: Path) -> Pieces:
     Errors: `LlmRuntimeError` for one that is damaged, `ModelNotSupported` for one that is not BPE
     or changes a text before it cuts it, which neither a GGUF file nor Llama's pipeline says.
     """
-    model = model_from_bytes(path.read_bytes(), path)
+    model = read_model(path)
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
         raise ModelNotSupported(f"{path}: only a BPE model can be exported, and this is another")
     normalizer = model.normalizer_spec

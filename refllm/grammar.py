@@ -31,15 +31,17 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
+from refllm.api import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.install import how_to_install
+from refllm.native_messages import hold_native_messages
 from refllm.tokenizer_base import Tokenizer
 
 if TYPE_CHECKING:
@@ -93,15 +95,17 @@ class Matcher:
         Raises:
             InvalidInput: Where no token of the vocabulary fits, or a limit is reached.
         """
-        words = self._matcher.compute_bitmask()  # a bit of each token, the lowest first
-        self._check()
+        with _library_errors(InvalidInput, "the grammar has no next token"):
+            words = self._matcher.compute_bitmask()  # a bit of each token, the lowest first
+            self._check()
         bits = np.unpackbits(np.frombuffer(words, np.uint8), bitorder="little")
         return bits.astype(np.bool_)
 
     def advance(self, token_id: int) -> None:
         """Append a token that is allowed. Errors: `InvalidInput` as `allowed`."""
-        self._matcher.consume_token(token_id)
-        self._check()
+        with _library_errors(InvalidInput, "the grammar has no next token"):
+            self._matcher.consume_token(token_id)
+            self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -201,8 +205,12 @@ class _Vocabulary:
             raise ModelNotSupported(
                 "the model has no end token, and an answer that is bound to a grammar ends with one"
             )
-        tokens = TokenizerWrapper(_Tokens(tokenizer, eos_ids[0]))
-        self._tokens = LLTokenizer(tokens, eos_token=eos_ids)
+        with (
+            _library_errors(LlmRuntimeError, "llguidance cannot read the model's vocabulary"),
+            hold_native_messages(),
+        ):
+            tokens = TokenizerWrapper(_Tokens(tokenizer, eos_ids[0]))
+            self._tokens = LLTokenizer(tokens, eos_token=eos_ids)
         self._compiled = functools.lru_cache(MOST_COMPILED)(self._compile)
 
     def matcher(self, grammar: Grammar) -> Matcher:
@@ -212,9 +220,10 @@ class _Vocabulary:
     def _compile(self, grammar: Grammar) -> LLMatcher:
         from refllm.grammar_trial import compiled
 
-        matcher = compiled(grammar.text, self._tokens)
-        if matcher.is_error():
-            raise InvalidInput(f"the grammar cannot be used: {_words(matcher.get_error())}")
+        with _library_errors(InvalidInput, "the grammar cannot be used"), hold_native_messages():
+            matcher = compiled(grammar.text, self._tokens)
+            if matcher.is_error():
+                raise InvalidInput(f"the grammar cannot be used: {_words(matcher.get_error())}")
         return matcher
 
 
@@ -277,6 +286,17 @@ _trials = threading.BoundedSemaphore(MOST_TRIALS)
 
 def _too_complex() -> InvalidInput:
     return InvalidInput("it is too complex to be compiled within this server's limits; simplify it")
+
+
+@contextmanager
+def _library_errors(kind: type[LlmError], failed: str) -> Iterator[None]:
+    """Turn whatever llguidance raises into an error of that kind."""
+    try:
+        yield
+    except (LlmError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        raise kind(f"{failed}: {_words(str(error)) or type(error).__name__}") from error
 
 
 def _words(message: str) -> str:

@@ -15,13 +15,16 @@ MAX_VALUES: Final = 2**19
 MAX_TOKENIZER_VALUES: Final = 2**21
 
 
-def check_json_values(text: bytes, *, path: Path, most: int = MAX_VALUES) -> None:
+def check_json_values(text: bytes | str, *, path: Path, most: int = MAX_VALUES) -> None:
     """Raise `LlmRuntimeError` for a JSON text that may have more than `most` values.
 
     Each value but the first follows a comma or an opening bracket, so these are counted; in
     strings they count, too.
     """
-    n_values = 1 + sum(text.count(before) for before in (b",", b"[", b"{"))
+    if isinstance(text, str):
+        n_values = 1 + sum(map(text.count, ",[{"))
+    else:
+        n_values = 1 + sum(map(text.count, (b",", b"[", b"{")))
     if n_values > most:
         raise LlmRuntimeError(
             f"{path}: has up to {n_values} JSON values, and no such file needs more than {most}"

@@ -33,9 +33,9 @@ from refllm.accounting.tokenizer_keys import (
     GGUF_TOKENIZER,
 )
 from refllm.api import LlmRuntimeError, ModelNotSupported
-from refllm.json_values import MAX_TOKENIZER_VALUES, check_json_values
 from refllm.tokenizer_base import NO_LIMIT, TextStream, Tokenizer
 from refllm.vocab_bpe import bpe_from_gguf
+from refllm.vocab_document import read_document
 from refllm.vocab_files import document_from_vocabulary
 from refllm.vocab_folder import FolderFiles, read_file, read_folder_files
 from refllm.vocab_gguf import GgufKeys, read_truncation
@@ -44,7 +44,7 @@ from refllm.vocab_options import prepend_scheme, with_options
 from refllm.vocab_spm import (
     AddedTokens,
     SentencePieceTokenizer,
-    model_from_bytes,
+    read_model,
     sentencepiece_from_gguf,
     special_ids_of_model,
     unigram_from_gguf,
@@ -162,16 +162,12 @@ def tokenizer_from_folder(folder: Path, ledger: Ledger | None = None) -> Tokeniz
     tokenizer: Tokenizer
     if path.name == "tokenizer.json":
         source = _text(path)
-        document = _document(source)
-        own = {
-            token["id"]: token["content"]
-            for token in document.get("added_tokens") or []
-            if isinstance(token, dict) and {"id", "content"} <= token.keys()
-        }
+        document = read_document(source, path)
+        own = {token["id"]: token["content"] for token in document.get("added_tokens") or []}
         files = read_folder_files(folder, ledger, own_added=own)
         changed = with_options(document, files.tokenizer_class, files.config)
         json_tokenizer = _json_tokenizer(
-            source if changed == document else json.dumps(changed), path, files
+            source if changed == document else json.dumps(changed), path, files, checked=changed
         )
         account_for_document(document, changed, json_tokenizer, ledger)
         tokenizer = json_tokenizer
@@ -187,25 +183,16 @@ def tokenizer_from_folder(folder: Path, ledger: Ledger | None = None) -> Tokeniz
 
 
 def _text(path: Path) -> str:
-    data = read_file(path)
-    check_json_values(data, path=path, most=MAX_TOKENIZER_VALUES)
     try:
-        return data.decode("utf-8")
+        return read_file(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise LlmRuntimeError(f"{path}: not UTF-8 text: {error}") from error
 
 
-def _document(source: str) -> dict[str, Any]:
-    """Return a tokenizer.json; empty for one that is no object, which the library refuses."""
-    try:
-        document = json.loads(source)
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _json_tokenizer(source: str, path: Path, files: FolderFiles) -> JsonTokenizer:
-    tokenizer = JsonTokenizer(source, path, added=files.added)
+def _json_tokenizer(
+    source: str, path: Path, files: FolderFiles, *, checked: Mapping[str, Any] | None = None
+) -> JsonTokenizer:
+    tokenizer = JsonTokenizer(source, path, added=files.added, checked=checked)
     tokens = tokenizer.tokens()
     files = files.with_known(tokens, path)
     files.check_ids(tokenizer.n_vocab)
@@ -247,7 +234,7 @@ def _special_tokens(
 
 
 def _load_model(path: Path, files: FolderFiles | None = None) -> SentencePieceTokenizer:
-    model = model_from_bytes(read_file(path), path)
+    model = read_model(path)
     own_vocabulary = vocabulary_of_model(model, path)
     own = special_ids_of_model(model, own_vocabulary)
     unknown = next(iter(own_vocabulary.ids_of({TokenType.UNKNOWN})), None)

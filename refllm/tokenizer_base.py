@@ -189,4 +189,5 @@ def library_errors(path: Path, failed: str) -> Iterator[None]:
         raise
     except BaseException as error:
         # A panic in Rust arrives as a BaseException that no module exports.
-        raise LlmRuntimeError(f"{path}: {failed}: {error}") from error
+        why = str(error) or type(error).__name__
+        raise LlmRuntimeError(f"{path}: {failed}: {why}") from error

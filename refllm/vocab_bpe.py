@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from refllm.api import ModelNotSupported
+from refllm.native_messages import hold_native_messages
 from refllm.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from refllm.tokenizer_base import library_errors
 from refllm.vocab_gguf import GgufKeys, read_special_ids, read_special_tokens, read_vocabulary
@@ -109,7 +110,10 @@ def bpe_from_gguf(keys: GgufKeys) -> BytePairTokenizer:
         default_add_bos=pre_tokenizer.add_bos,
     )
     merges = _read_merges(keys)
-    with library_errors(keys.path, f"{keys.prefix}merges do not fit {keys.prefix}tokens"):
+    with (
+        library_errors(keys.path, f"{keys.prefix}merges do not fit {keys.prefix}tokens"),
+        hold_native_messages(),
+    ):
         tokenizer = BytePairTokenizer(vocabulary, special, merges, pre_tokenizer)
     tokenizer.special_tokens = read_special_tokens(keys, vocabulary, {})
     return tokenizer

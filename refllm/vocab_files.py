@@ -26,10 +26,13 @@ from tokenizers import (
 )
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.charsmap import check_charsmap
 from refllm.json_values import MAX_TOKENIZER_VALUES
+from refllm.native_messages import hold_native_messages
 from refllm.tokenizer_base import library_errors
+from refllm.vocab_document import check_vocabulary
 from refllm.vocab_folder import FolderFiles, read_file, read_json
-from refllm.vocab_spm import model_from_bytes
+from refllm.vocab_spm import read_model
 from refllm.vocabulary import TokenType
 
 __all__ = ["document_from_vocabulary"]
@@ -46,7 +49,7 @@ def document_from_vocabulary(path: Path, files: FolderFiles) -> dict[str, Any]:
         LlmRuntimeError: for a file that is damaged.
         ModelNotSupported: for a class that makes another pipeline of the file.
     """
-    with library_errors(path, "not a usable vocabulary"):
+    with library_errors(path, "not a usable vocabulary"), hold_native_messages():
         match path.name:
             case "vocab.txt":
                 library = _wordpiece(path, files)
@@ -79,18 +82,27 @@ def _check_class(path: Path, files: FolderFiles, *classes: str) -> str:
     return name
 
 
+def _lines(path: Path, errors: str = "strict") -> list[str]:
+    try:
+        text = read_file(path).decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise LlmRuntimeError(f"{path}: not UTF-8 text: {error}") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    if text.count("\n") >= MAX_TOKENIZER_VALUES:
+        raise LlmRuntimeError(
+            f"{path}: has more than {MAX_TOKENIZER_VALUES} lines, and no tokenizer needs as many"
+        )
+    return text.split("\n")
+
+
 def _wordpiece(path: Path, files: FolderFiles) -> Tokenizer:
     mpnet = _check_class(
         path,
         files,
         *("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer"),
     ).startswith("MPNet")
-    try:
-        text = read_file(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LlmRuntimeError(f"{path}: not UTF-8 text: {error}") from error
     # Lines as Python reads a text file: a token may hold U+2028, and no line feed.
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+    lines = _lines(path)
     vocabulary = {token: token_id for token_id, token in enumerate(lines)}
     if len(vocabulary) < len(lines):
         [(twice, _)] = Counter(lines).most_common(1)
@@ -127,11 +139,12 @@ def _wordpiece(path: Path, files: FolderFiles) -> Tokenizer:
 def _byte_level(path: Path, files: FolderFiles) -> Tokenizer:
     name = _check_class(path, files, "RobertaTokenizer", "GPT2Tokenizer")
     vocabulary = read_json(path, most=MAX_TOKENIZER_VALUES)
+    check_vocabulary(vocabulary, path)
     merges_path = path.with_name("merges.txt")
     if not merges_path.is_file():
         raise LlmRuntimeError(f"{merges_path}: there is no such file beside {path.name}")
     merges = []
-    for line in read_file(merges_path).decode("utf-8", "replace").split("\n"):
+    for line in _lines(merges_path, errors="replace"):
         pair = line.strip().split()
         if pair and not line.startswith("#"):
             if len(pair) != len(("left", "right")):
@@ -166,14 +179,16 @@ def _byte_level(path: Path, files: FolderFiles) -> Tokenizer:
 def _unigram(path: Path, files: FolderFiles) -> Tokenizer:
     """XLM-R's tokens: <s> <pad> </s> <unk>, the model's own pieces from its fourth on, <mask>."""
     _check_class(path, files, "XLMRobertaTokenizer")
-    model = model_from_bytes(read_file(path), path)
+    model = read_model(path)
     if model.trainer_spec.model_type != model.trainer_spec.UNIGRAM:
         raise ModelNotSupported(f"{path}: only a unigram model is computed, and this is another")
+    charsmap = model.normalizer_spec.precompiled_charsmap
+    if charsmap:
+        check_charsmap(charsmap, f"{path}: normalizer_spec.precompiled_charsmap")
     first = ["<s>", "<pad>", "</s>", "<unk>"]
     pieces = [(piece.piece, float(piece.score)) for piece in model.pieces[3:]]
     vocabulary = [*((token, 0.0) for token in first), *pieces, ("<mask>", 0.0)]
     library = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
-    charsmap = model.normalizer_spec.precompiled_charsmap
     if charsmap:
         library.normalizer = normalizers.Precompiled(charsmap)
     adds_space = files.config.flag("add_prefix_space", default=True)

@@ -24,8 +24,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,10 +46,24 @@ from refllm.accounting.tokenizer_keys import (
 from refllm.api import LlmRuntimeError
 from refllm.json_values import MAX_VALUES, check_json_values
 
-__all__ = ["Added", "FolderFiles", "Named", "read_file", "read_folder_files", "read_json"]
+__all__ = [
+    "MOST_TOKEN_BYTES",
+    "Added",
+    "FolderFiles",
+    "Named",
+    "parse_json",
+    "read_file",
+    "read_folder_files",
+    "read_json",
+]
 
-MAX_FILE_BYTES = 2**26  # the largest tokenizer.json has 34 MB (Gemma)
-MOST_DIGITS = 10  # of an id, which is a number of 32 bits
+MOST_BYTES = 2**26  # about twice what the largest tokenizer.json has, with 262,144 tokens
+MOST_DEPTH = 32  # such files have 8 levels; the tokenizers library takes 128
+# Of a token that is looked for in a text. Those that files add have names of some 30 bytes; the
+# tokenizers library builds an automaton with up to a kilobyte for each of their bytes.
+MOST_TOKEN_BYTES = 1000
+ID = re.compile("[0-9]{1,10}")
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
@@ -219,19 +235,23 @@ def read_folder_files(
     )
 
 
-def read_file(path: Path) -> bytes:
-    """Return the content of a file. Errors: `LlmRuntimeError` naming it."""
+def read_file(path: Path, *, most: int | None = None) -> bytes:
+    """Return the content of a file of a tokenizer, of at most `MOST_BYTES` or `most` bytes.
+
+    Errors: `LlmRuntimeError` naming it.
+    """
+    most = MOST_BYTES if most is None else most
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= MAX_FILE_BYTES else b""
+        if path.exists() and not path.is_file():  # a pipe might never end
+            raise LlmRuntimeError(f"{path}: cannot be read: it is no file")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     except OSError as error:
         raise LlmRuntimeError(f"{path}: cannot be read: {error.strerror}") from error
-    if size > MAX_FILE_BYTES:
-        raise LlmRuntimeError(
-            f"{path}: has {size} bytes, and no such file needs more than {MAX_FILE_BYTES}"
-        )
     if not data:
         raise LlmRuntimeError(f"{path}: the file is empty")
+    if len(data) > most:
+        raise LlmRuntimeError(f"{path}: has more than {most} bytes, and no tokenizer needs as many")
     if data.startswith(LFS_POINTER):
         raise LlmRuntimeError(
             f"{path}: a Git LFS pointer, not the file itself; `git lfs pull` fetches it"
@@ -244,15 +264,50 @@ def read_json(path: Path, *, most: int = MAX_VALUES) -> dict[str, Any]:
 
     Errors: `LlmRuntimeError` naming it.
     """
-    data = read_file(path)
-    check_json_values(data, path=path, most=most)
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        text = read_file(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LlmRuntimeError(f"{path}: not JSON: not UTF-8 text: {error}") from error
+    return parse_json(text, path, most=most)
+
+
+def parse_json(text: str, path: Path, *, most: int = MAX_VALUES) -> dict[str, Any]:
+    """Return the JSON object that a text is, which another reader cannot take for another one.
+
+    Args:
+        text: The file's content.
+        path: The file, for error messages.
+        most: How many values it may have.
+
+    Raises:
+        LlmRuntimeError: where it is no JSON object, has a key twice in one object, or is larger or
+            nested deeper than what a tokenizer needs.
+    """
+    check_json_values(text, path=path, most=most)
+    try:
+        content = json.loads(text, object_pairs_hook=_without_duplicates)
+        level = [content] if isinstance(content, dict | list) else []
+        for _ in range(MOST_DEPTH):
+            parts = chain.from_iterable(v.values() if type(v) is dict else v for v in level)
+            level = [inside for inside in parts if type(inside) in (dict, list)]
+    except RecursionError:
+        level = [{}]
+    except ValueError as error:
         raise LlmRuntimeError(f"{path}: not JSON: {error}") from error
+    if level:
+        raise LlmRuntimeError(f"{path}: not JSON for a tokenizer: deeper than {MOST_DEPTH} levels")
     if not isinstance(content, dict):
         raise LlmRuntimeError(f"{path}: not a JSON object")
     return content
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict; readers disagree which of two equal keys counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r:.80} appears twice")
+    return found
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -306,6 +361,8 @@ def _token(keys: Keys, key: str, value: object) -> AddedToken:
         raise keys.error(key, f"must be a token, is {value!r:.80}")
     if LONE_SURROGATE.search(content):
         raise keys.error(key, f"has the token {content!r:.80}, which is not Unicode text")
+    if len(content.encode()) > MOST_TOKEN_BYTES:
+        raise keys.error(key, f"has a token of more than {MOST_TOKEN_BYTES} bytes, {content!r:.80}")
     if not isinstance(value, Mapping):
         return AddedToken(content, special=True)
     flags = {flag: value[flag] for flag in FLAGS if value.get(flag) is not None}
@@ -330,11 +387,8 @@ def _decoder(config: Keys, decoder: object) -> list[Added]:
         raise config.error(key, f"must be an object, is {decoder!r:.80}")
     added = []
     for name, value in decoder.items():
-        if not name.isdecimal() or len(name) > MOST_DIGITS:
-            raise config.error(
-                key,
-                f"has the id {name!r:.80}, which is not a number of at most {MOST_DIGITS} digits",
-            )
+        if not ID.fullmatch(name):
+            raise config.error(key, f"has the id {name!r:.80}, which is not a number")
         token = _token(config, f"{key}.{name}", value)
         added.append(Added(int(name), token, config.path, f"{key}.{name}"))
     return sorted(added, key=lambda one: one.token_id or 0)
@@ -350,6 +404,10 @@ def _added_json(
             raise LlmRuntimeError(f"{path}: {content!r:.80} must be an id, is {token_id!r:.80}")
         if LONE_SURROGATE.search(content):
             raise LlmRuntimeError(f"{path}: the token {content!r:.80} is not Unicode text")
+        if len(content.encode()) > MOST_TOKEN_BYTES:
+            raise LlmRuntimeError(
+                f"{path}: has a token of more than {MOST_TOKEN_BYTES} bytes, {content!r:.80}"
+            )
         if token_id in own_added:
             ledger.dismiss(path.name, content, "tokenizer.json has the token with this id")
             continue

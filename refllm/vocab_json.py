@@ -16,8 +16,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from functools import cached_property
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,23 @@ from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm.accounting.ledger import Ledger
 from refllm.accounting.tokenizer_keys import TOKENIZER_JSON
-from refllm.api import LlmRuntimeError
+from refllm.api import InvalidInput, LlmError, LlmRuntimeError
+from refllm.native_messages import hold_native_messages
 from refllm.tokenizer_base import Tokenizer, check_text, library_errors, room_for_text
 from refllm.vocab_bpe import BYTE_OF, byte_level_bytes
+from refllm.vocab_document import check_pipeline, growth_of, read_document, steps_of
 from refllm.vocab_folder import Added
 from refllm.vocabulary import SpecialIds, ends_of_generation
 
 __all__ = ["JsonTokenizer", "account_for_document"]
 
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
-MOST_HOLES = 4  # times as many ids as tokens: padded vocabularies have holes
+MOST_NORMALIZED = 2**22  # bytes; the library takes up to 100 bytes, and a microsecond, for each
+MOST_GROWN = 16  # times as many bytes as a text may be normalized to at any length
+STRETCH = 1024  # characters that are normalized at once to measure how long a text becomes
+MOST_DECODED = 2**20  # bytes of a token
 WORD = "a"  # a token that stands before another one, to see what the other writes inside a text
+PROBE = "Once upon a time, é 12\n"  # a library that panics for this panics for other texts, too
 
 
 class JsonTokenizer(Tokenizer):
@@ -45,9 +53,29 @@ class JsonTokenizer(Tokenizer):
     and a generation ends at special tokens with a well-known spelling.
     """
 
-    def __init__(self, source: str, path: Path, *, added: Sequence[Added] = ()) -> None:
-        own_added = _added_tokens(source, path)
+    def __init__(
+        self,
+        source: str,
+        path: Path,
+        *,
+        added: Sequence[Added] = (),
+        checked: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make a tokenizer.
+
+        Args:
+            source: The text of the file.
+            path: The file, for error messages.
+            added: Tokens of the files beside it.
+            checked: What `read_document` returns of the text, if that was called.
+
+        Raises:
+            LlmRuntimeError: naming the file.
+        """
+        document = read_document(source, path) if checked is None else checked
+        own_added = document.get("added_tokens") or []
         self._source = source
+        self._fails = False
         self.path = path
         self._added = added
         self._library = self._load()
@@ -59,24 +87,27 @@ class JsonTokenizer(Tokenizer):
                     f"{path}: added_tokens has {token['content']!r:.80} with id {token['id']}, but "
                     f"the vocabulary has it, or the library counts it, as {token_id}"
                 )
-        vocabulary = self._library.get_vocab()
-        if not vocabulary:
-            raise LlmRuntimeError(f"{path}: the vocabulary is empty")
+        with library_errors(path, "not a usable tokenizer.json"), hold_native_messages():
+            vocabulary = self._library.get_vocab()
+            found_in_text = self._library.get_added_tokens_decoder()
+            # The library's own rendering has every field, and one spelling for each.
+            rendered = json.loads(self._library.to_str())
+            self._n_added = int(self._library.num_special_tokens_to_add(is_pair=False))
         self._tokens = {token_id: token for token, token_id in vocabulary.items()}
-        found_in_text = self._library.get_added_tokens_decoder()
         self._tokens |= {token_id: str(one.content) for token_id, one in found_in_text.items()}
         self._special = {
             token_id: str(one.content) for token_id, one in found_in_text.items() if one.special
         }
+        if not self._tokens:
+            raise LlmRuntimeError(f"{path}: the vocabulary is empty")
         self.n_vocab = max(self._tokens) + 1
-        # The library's own rendering of the file has every field, and one spelling for each.
-        document = json.loads(self._library.to_str())
-        self.unknown: str | None = document["model"].get("unk_token")
-        self.rendered = {**document, "model": {**document["model"], "vocab": {}, "merges": []}}
-        self.longest_token = _longest_token(document, vocabulary)
-        self._decoder = document["decoder"]
-        self._n_added = int(self._library.num_special_tokens_to_add(is_pair=False))
-        truncation = document["truncation"] or {"max_length": None, "direction": "Right"}
+        self.unknown: str | None = rendered["model"].get("unk_token")
+        self.rendered = {**rendered, "model": {**rendered["model"], "vocab": {}, "merges": []}}
+        self.longest_token = _longest_token(rendered, vocabulary)
+        self._decoder = rendered["decoder"]
+        check_pipeline(rendered, self._tokens, path)
+        self._growth = growth_of(rendered["normalizer"])
+        truncation = rendered["truncation"] or {"max_length": None, "direction": "Right"}
         self.text_limit: int | None = truncation["max_length"]
         self.cut_side = "left" if truncation["direction"] == "Left" else "right"
         if self.text_limit is not None and self.text_limit < self._n_added:
@@ -85,10 +116,12 @@ class JsonTokenizer(Tokenizer):
                 f"the special tokens alone are {self._n_added}"
             )
         self._library.no_truncation()
-        first = self.encode("")[:1]
+        with hold_native_messages():
+            first = self.encode("")[:1]
+        self._fails = self._fails_for(PROBE)
         self.bos_id = first[0] if first and first[0] in self._special else None
         self._spelled_ends: frozenset[int] = frozenset()
-        if document["model"].get("type") != "WordPiece":
+        if rendered["model"].get("type") != "WordPiece":
             # A BERT ends no text; its [PAD] is no end of a file.
             self._spelled_ends = ends_of_generation(
                 {token: token_id for token_id, token in self._tokens.items()}
@@ -116,8 +149,8 @@ class JsonTokenizer(Tokenizer):
     def lowercase_first(self) -> None:
         """Lower-case every text before the file's own normalizer, unless that begins so anyway."""
         document = json.loads(self._source)
-        own = _steps(document.get("normalizer"), "normalizers")
-        if any(step["type"] == "Lowercase" for step in own):
+        own = steps_of(document.get("normalizer"), "normalizers")
+        if any(step.get("type") == "Lowercase" for step in own):
             return
         steps = [{"type": "Lowercase"}, *own]
         document["normalizer"] = {"type": "Sequence", "normalizers": steps}
@@ -125,6 +158,7 @@ class JsonTokenizer(Tokenizer):
         self._library = self._load()
         self._library.no_truncation()
         self.__dict__.pop("_library_for_plain_text", None)
+        self._fails = self._fails_for(PROBE)
 
     def find(self, token: str) -> int | None:
         """The id of the token that is spelled so."""
@@ -132,7 +166,7 @@ class JsonTokenizer(Tokenizer):
         return None if token_id is None else int(token_id)
 
     def _load(self) -> LibraryTokenizer:
-        with library_errors(self.path, "not a usable tokenizer.json"):
+        with library_errors(self.path, "not a usable tokenizer.json"), hold_native_messages():
             library = LibraryTokenizer.from_str(self._source)
             library.no_padding()
             # In transformers' order, because the library gives ids, and in one call, because each
@@ -174,15 +208,56 @@ class JsonTokenizer(Tokenizer):
     ) -> list[int]:
         """The ids of `text`; see `Tokenizer.encode`."""
         check_text(text)
+        self._check_growth(text)
         library = self._library if parse_special else self._library_for_plain_text
         limit = self.text_limit if max_tokens is None else max_tokens
         n_added = self._n_added if add_special else 0
-        with library_errors(self.path, "tokenizers cannot tokenize the text"):
+        with library_errors(self.path, "tokenizers cannot tokenize the text"), self._messages():
             encoding = library.encode(text, add_special_tokens=False)
             if limit is not None:
-                encoding.truncate(room_for_text(limit, n_added), direction=self.cut_side)
+                room = room_for_text(limit, n_added)
+                # The library makes an encoding of each stretch that it cuts off. Of a text that is
+                # cut in two steps these are fewer by far.
+                between = isqrt(len(encoding) * room)
+                if between > room > 0:
+                    encoding.truncate(between, direction=self.cut_side)
+                encoding.truncate(room, direction=self.cut_side)
             whole = library.post_process(encoding, add_special_tokens=add_special)
-        return self.check_rows(list(whole.ids))
+        ids = list(whole.ids)
+        if ids and max(ids) >= self.n_vocab:
+            raise LlmRuntimeError(
+                f"{self.path}: the text gets the id {max(ids)}, which no token has"
+            )
+        return self.check_rows(ids)
+
+    def _fails_for(self, text: str) -> bool:
+        try:
+            with hold_native_messages():
+                self.encode(text)
+        except LlmError:
+            return True
+        return False
+
+    def _messages(self) -> AbstractContextManager[None]:
+        """Hold back messages where there may be any: that takes longer than to cut a short text."""
+        return hold_native_messages() if self._fails else nullcontext()
+
+    def _check_growth(self, text: str) -> None:
+        """Refuse a text that the normalizer makes so long that the library runs out of memory."""
+        n_bytes = len(text.encode())
+        if n_bytes * self._growth <= MOST_NORMALIZED or self._library.normalizer is None:
+            return
+        most = max(MOST_NORMALIZED, MOST_GROWN * n_bytes)
+        n_normalized = 0
+        for start in range(0, len(text), STRETCH):
+            with library_errors(self.path, "tokenizers cannot normalize"), self._messages():
+                stretch = self._library.normalizer.normalize_str(text[start : start + STRETCH])
+            n_normalized += len(stretch.encode())
+            if n_normalized > most:
+                raise InvalidInput(
+                    f"{self.path}: the normalizer makes more than {most} bytes of the text, which "
+                    f"has {n_bytes}; give a shorter text"
+                )
 
     def piece(self, token_id: int) -> str:
         """The token as the file spells it; "" for an id that the file leaves out."""
@@ -223,6 +298,11 @@ class JsonTokenizer(Tokenizer):
                     lambda token: str(decode([token])).encode(),
                 )
             case {"type": "Sequence", "decoders": [*steps]} if _is_llama_like(steps):
+                longest = max(len(token.encode()) for token in self._tokens.values())
+                if longest * growth_of({"normalizers": steps}) > MOST_DECODED:
+                    raise LlmRuntimeError(
+                        f"{self.path}: decoder may write more than {MOST_DECODED} bytes for a token"
+                    )
                 return lambda token: _fallback(steps, token), lambda token: _strip(steps, token)
         raise LlmRuntimeError(
             f"{self.path}: decoding token by token is not known for {json.dumps(decoder):.200}"
@@ -248,30 +328,6 @@ def _plainest(decoder: dict[str, Any] | None) -> dict[str, Any] | None:
         if len(steps) == 1:
             return steps[0]
     return {"type": "Sequence", "decoders": steps}
-
-
-def _added_tokens(source: str, path: Path) -> list[dict[str, Any]]:
-    """Return the added tokens of a tokenizer.json, or refuse ids that cannot be.
-
-    Tables by id are as long as the largest id, so one absurd id would take all the memory: the
-    library is not given such a file.
-    """
-    try:
-        document = json.loads(source)
-        vocabulary = document["model"]["vocab"]
-        added = document.get("added_tokens") or []
-        ids = [*vocabulary.values()] if isinstance(vocabulary, dict) else [*range(len(vocabulary))]
-        ids += [token["id"] for token in added]
-        largest = max(ids, default=0)
-        too_large = largest >= MOST_HOLES * len(ids)
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return []  # the library names what is wrong with the file
-    if too_large:
-        raise LlmRuntimeError(
-            f"{path}: there are {len(ids)} tokens, but one has the id {largest}; ids count the "
-            "tokens, with few holes between them"
-        )
-    return list(added)
 
 
 def account_for_document(
@@ -376,21 +432,15 @@ def _longest_token(document: Mapping[str, Any], tokens: Iterable[str]) -> int:
         document.get("truncation") is None
         and document["model"].get("type") == "BPE"
         and all(
-            _normalizer_keeps(step) for step in _steps(document.get("normalizer"), "normalizers")
+            _normalizer_keeps(step) for step in steps_of(document.get("normalizer"), "normalizers")
         )
         and all(
-            _words_keep(step) for step in _steps(document.get("pre_tokenizer"), "pretokenizers")
+            _words_keep(step) for step in steps_of(document.get("pre_tokenizer"), "pretokenizers")
         )
         and not any(token["lstrip"] or token["rstrip"] for token in document["added_tokens"])
         and _has_every_byte(document, known)
     )
     return max(map(len, known)) if keeps_all else 0
-
-
-def _steps(stage: dict[str, Any] | None, plural: str) -> list[dict[str, Any]]:
-    if stage is None:
-        return []
-    return list(stage[plural]) if stage["type"] == "Sequence" else [stage]
 
 
 def _normalizer_keeps(step: Mapping[str, Any]) -> bool:
@@ -409,5 +459,5 @@ def _words_keep(step: Mapping[str, Any]) -> bool:
 def _has_every_byte(document: Mapping[str, Any], known: set[str]) -> bool:
     if document["model"].get("byte_fallback"):
         return all(f"<0x{byte:02X}>" in known for byte in range(256))
-    words = _steps(document.get("pre_tokenizer"), "pretokenizers")
+    words = steps_of(document.get("pre_tokenizer"), "pretokenizers")
     return any(step["type"] == "ByteLevel" for step in words) and known >= BYTE_OF.keys()

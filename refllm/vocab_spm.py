@@ -28,7 +28,10 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm.api import LlmRuntimeError
+from refllm.charsmap import check_charsmap
+from refllm.native_messages import hold_native_messages
 from refllm.tokenizer_base import library_errors
+from refllm.vocab_folder import read_file
 from refllm.vocab_gguf import (
     GgufKeys,
     read_special_ids,
@@ -42,6 +45,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "llama_model",
     "model_from_bytes",
+    "read_model",
     "read_scores",
     "sentencepiece_from_gguf",
     "special_ids_of_model",
@@ -56,6 +60,8 @@ NO_TEXT = "\U0010ffffunknown"  # beside a noncharacter
 BETWEEN = "\0"
 N_BYTES = 256
 BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
+MOST_MODEL_BYTES = 2**24  # of a file; the largest that is published has 5 MB, and 256,000 pieces
+MOST_PIECE_BYTES = 1000  # in one piece; those that are published have up to about 100
 
 
 class SentencePieceTokenizer(VocabularyTokenizer):
@@ -88,7 +94,12 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         found_first = vocabulary.ids_of({TokenType.USER_DEFINED}) if of_gguf else {}
         super().__init__(vocabulary, special, found_first)
         self._of_gguf = of_gguf
-        _check_scores_and_bytes(model, vocabulary)
+        for token_id, piece in enumerate(model.pieces):
+            _check_piece(token_id, piece.piece, piece, vocabulary.path)
+        for name in ("normalizer_spec", "denormalizer_spec"):
+            table = getattr(model, name).precompiled_charsmap
+            if table:
+                check_charsmap(table, f"{vocabulary.path}: {name}.precompiled_charsmap")
         self._scheme = scheme
         self._added = added
         normalizer = model.normalizer_spec
@@ -97,7 +108,10 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         if scheme is not None:
             self._drops_first_space = scheme != "never"
         self._own_prefix = own_prefix
-        with library_errors(vocabulary.path, "not a usable SentencePiece model"):
+        with (
+            library_errors(vocabulary.path, "not a usable SentencePiece model"),
+            hold_native_messages(),
+        ):
             self._processor = sentencepiece.SentencePieceProcessor(
                 model_proto=model.SerializeToString()
             )
@@ -113,7 +127,10 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         model = _new_model()
         model.ParseFromString(self._processor.serialized_model_proto())
         model.normalizer_spec.add_dummy_prefix = False
-        with library_errors(self.vocabulary.path, "not a usable SentencePiece model"):
+        with (
+            library_errors(self.vocabulary.path, "not a usable SentencePiece model"),
+            hold_native_messages(),
+        ):
             return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
     def fragments(self, text: str, *, parse_special: bool) -> list[str | int]:
@@ -297,13 +314,39 @@ def llama_model(vocabulary: Vocabulary, scores: Iterable[float]) -> Model:
     return model
 
 
+def read_model(path: Path) -> Model:
+    """Return the `ModelProto` in a file. Errors: as `model_from_bytes`."""
+    return model_from_bytes(read_file(path, most=MOST_MODEL_BYTES), path)
+
+
 def model_from_bytes(data: bytes, path: Path) -> Model:
-    """The `ModelProto` in `data`, the contents of a `tokenizer.model`."""
+    """Return the `ModelProto` in `data`, the contents of a `tokenizer.model`.
+
+    Raises:
+        LlmRuntimeError: naming the file, and the piece or the field that the library would trip
+            over, or that no piece can have.
+    """
     model = _new_model()
     with library_errors(path, "not a SentencePiece model"):
         model.ParseFromString(data)
     if not model.pieces:
         raise LlmRuntimeError(f"{path}: not a SentencePiece model: it has no pieces")
+    seen: dict[str, int] = {}
+    for token_id, piece in enumerate(model.pieces):
+        token = piece.piece
+        if not isinstance(token, str):  # protobuf gives bytes where they are not UTF-8
+            raise LlmRuntimeError(f"{path}: token {token_id}, {token!r:.80}, is not UTF-8")
+        n_bytes = len(token.encode())
+        if not 1 <= n_bytes <= MOST_PIECE_BYTES:
+            raise LlmRuntimeError(
+                f"{path}: token {token_id}, {token!r:.80}, has {n_bytes} bytes, and must have 1 to "
+                f"{MOST_PIECE_BYTES}"
+            )
+        if seen.setdefault(token, token_id) != token_id:
+            both = f"{seen[token]} and {token_id}"
+            raise LlmRuntimeError(f"{path}: has the token {token!r:.80} twice, at {both}")
+        _check_piece(token_id, token, piece, path)
+    model.DiscardUnknownFields()  # such as texts that the library encodes when it loads a model
     return model
 
 
@@ -311,25 +354,22 @@ def _new_model() -> Model:
     return sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
 
 
-def _check_scores_and_bytes(model: Model, vocabulary: Vocabulary) -> None:
-    for token_id, (piece, token) in enumerate(zip(model.pieces, vocabulary.tokens, strict=False)):
-        if math.isnan(piece.score):
-            raise LlmRuntimeError(
-                f"{vocabulary.path}: the score of token {token_id}, {token!r:.80}, is not a number"
-            )
-        if piece.type == TokenType.BYTE and not BYTE_PIECE.fullmatch(token):
-            raise LlmRuntimeError(
-                f"{vocabulary.path}: token {token_id}, {token!r:.80}, has the type of a byte "
-                "but is not written like one, as <0x0A> is"
-            )
+def _check_piece(token_id: int, token: str, piece: Any, path: Path) -> None:  # noqa: ANN401
+    if not math.isfinite(piece.score):
+        raise LlmRuntimeError(
+            f"{path}: the score of token {token_id}, {token!r:.80}, is {piece.score}, and must be "
+            "a finite number"
+        )
+    if piece.type == TokenType.BYTE and not BYTE_PIECE.fullmatch(token):
+        raise LlmRuntimeError(
+            f"{path}: token {token_id}, {token!r:.80}, has the type of a byte but is not written "
+            "like one, as <0x0A> is"
+        )
 
 
 def vocabulary_of_model(model: Model, path: Path) -> Vocabulary:
     """The pieces of a `ModelProto` as a vocabulary."""
     tokens = [piece.piece for piece in model.pieces]
-    for token_id, token in enumerate(tokens):
-        if not isinstance(token, str):  # protobuf gives bytes where they are not UTF-8
-            raise LlmRuntimeError(f"{path}: token {token_id}, {token!r:.80}, is not UTF-8")
     return Vocabulary(path, tokens, [piece.type for piece in model.pieces])
 
 

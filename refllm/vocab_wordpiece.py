@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from refllm.native_messages import hold_native_messages
 from refllm.tokenizer_base import library_errors
 from refllm.vocab_gguf import GgufKeys, read_special_tokens, read_vocabulary
 from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
@@ -100,7 +101,10 @@ def wordpiece_from_gguf(keys: GgufKeys) -> WordPieceTokenizer:
     sep = _named_or_spelled(keys, vocabulary, ("seperator_token_id",), "[SEP]")
     unknown = _named_or_spelled(keys, vocabulary, ("unknown_token_id",), "[UNK]")
     lowercase = keys.flag("normalizer.lowercase", default=True)
-    with library_errors(keys.path, "the vocabulary is not one that WordPiece can hold"):
+    with (
+        library_errors(keys.path, "the vocabulary is not one that WordPiece can hold"),
+        hold_native_messages(),
+    ):
         tokenizer = WordPieceTokenizer(
             vocabulary,
             SpecialIds(bos_id=cls, eos_ids=frozenset(), prefix=(cls,), suffix=(sep,)),

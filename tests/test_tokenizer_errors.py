@@ -104,7 +104,8 @@ def test_an_unknown_rule_for_words_is_not_supported_and_the_way_out_is_named() -
 @pytest.mark.parametrize(
     ("make", "key", "value", "problem"),
     [
-        (spm_toy, "scores", [float("nan")] * 286, "score of token 0, '<unk>', is not a number"),
+        (spm_toy, "scores", [float("nan")] * 286, "score of token 0, '<unk>', is nan"),
+        (spm_toy, "scores", [float("inf")] * 286, "score of token 0, '<unk>', is inf"),
         (spm_toy, "token_type", [UNKNOWN, BYTE, *[NORMAL] * 284], "'<s>', has the type of a byte"),
         (spm_toy, "token_type", [UNKNOWN, CONTROL, CONTROL, BYTE, *[NORMAL] * 282], "256 byte"),
         (spm_toy, "tokens", ["\ud800", *SPM_TOKENS[1:]], "surrogates not allowed"),
