@@ -31,6 +31,7 @@ __all__ = ["NO_LIMIT", "TextStream", "Tokenizer", "check_text", "library_errors"
 
 NO_LIMIT = 2**32 - 1
 """As `max_tokens`: a text loses no tokens."""
+CHARACTERS_PER_TOKEN = 8  # more than most texts have, spaces included
 
 
 class Tokenizer(ABC):
@@ -41,6 +42,8 @@ class Tokenizer(ABC):
     tokens at its `cut_side`, "right" or "left".
     `longest_token` is how many characters of text one token can stand for at most, or 0 where no
     such bound is known (a normalizer that shortens text, a truncation).
+    `separators` are characters at which a text can be parted: the tokens of what stands before one
+    of them are those with which the whole text begins. Empty where no such characters are known.
     `special_tokens` are the special tokens that the files name, by the names that transformers
     gives them: "bos_token" to "<s>", "eos_token", "unk_token", "pad_token", "sep_token",
     "cls_token", "mask_token", and others by the files' own keys. `eos_token` is the one that the
@@ -52,6 +55,7 @@ class Tokenizer(ABC):
     bos_id: int | None
     eos_ids: frozenset[int]
     longest_token: int
+    separators: str = ""
     text_limit: int | None = None
     cut_side: Literal["left", "right"] = "right"
     special_tokens: Mapping[str, str] = MappingProxyType({})
@@ -118,6 +122,27 @@ class Tokenizer(ABC):
         It refuses a prompt of a million characters before a tokenizer has to read it.
         """
         return -(-len(text) // self.longest_token) if self.longest_token else 0
+
+    def beginning(self, text: str, n_tokens: int) -> str:
+        """Return a beginning of `text` with as many of its first tokens as asked for, or all of it.
+
+        So that of a megabyte of text a tokenizer reads only what is not cut off. Errors:
+        `InvalidInput` for a lone surrogate anywhere in the text.
+        """
+        check_text(text)
+        stop = CHARACTERS_PER_TOKEN * n_tokens
+        if not self.separators or self.cut_side == "left":
+            return text
+        while stop < len(text):
+            places = [text.find(separator, stop) for separator in self.separators]
+            if max(places) < 0:
+                return text
+            stop = min(place for place in places if place >= 0)
+            ids = self.encode(text[:stop], add_special=False, max_tokens=n_tokens)
+            if len(ids) == n_tokens:
+                return text[:stop]
+            stop *= 2
+        return text
 
     def check_rows(self, ids: list[int]) -> list[int]:
         """Return `ids`, or raise `InvalidInput` where the model has no embedding of one of them."""

@@ -34,7 +34,10 @@ from refllm.vocabulary import SpecialIds, ends_of_generation
 __all__ = ["JsonTokenizer", "account_for_document"]
 
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+# Each changes a character by itself, or together with combining marks behind it.
+LOCAL_NORMALIZERS = ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents")
 MOST_HOLES = 4  # times as many ids as tokens: padded vocabularies have holes
+SPACES = " \n"
 WORD = "a"  # a token that stands before another one, to see what the other writes inside a text
 
 
@@ -74,6 +77,7 @@ class JsonTokenizer(Tokenizer):
         self.unknown: str | None = document["model"].get("unk_token")
         self.rendered = {**document, "model": {**document["model"], "vocab": {}, "merges": []}}
         self.longest_token = _longest_token(document, vocabulary)
+        self.separators = _separators(document)
         self._decoder = document["decoder"]
         self._n_added = int(self._library.num_special_tokens_to_add(is_pair=False))
         truncation = document["truncation"] or {"max_length": None, "direction": "Right"}
@@ -378,6 +382,23 @@ def _longest_token(document: Mapping[str, Any], tokens: Iterable[str]) -> int:
         and _has_every_byte(document, known)
     )
     return max(map(len, known)) if keeps_all else 0
+
+
+def _separators(document: Mapping[str, Any]) -> str:
+    """The spaces, where no token and nothing that a normalizer changes goes on behind one; or "".
+
+    That is known of BERT's pipeline and its relatives.
+    """
+    normalizers = _steps(document.get("normalizer"), "normalizers")
+    words = _steps(document.get("pre_tokenizer"), "pretokenizers")
+    knows_all = (
+        document["model"].get("type") == "WordPiece"
+        and all(step["type"] in LOCAL_NORMALIZERS for step in normalizers)
+        and bool(words)
+        and words[0]["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+        and not any(s in token["content"] for token in document["added_tokens"] for s in SPACES)
+    )
+    return SPACES if knows_all else ""
 
 
 def _steps(stage: dict[str, Any] | None, plural: str) -> list[dict[str, Any]]:

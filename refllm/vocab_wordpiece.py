@@ -24,6 +24,7 @@ __all__ = ["WordPieceTokenizer", "bert_spelling", "wordpiece_from_gguf"]
 
 WORD_START = "▁"
 CONTINUES = "##"
+SPACES = " \n"
 MAX_CHARACTERS_PER_WORD = 100
 
 
@@ -41,6 +42,9 @@ class WordPieceTokenizer(VocabularyTokenizer):
     ) -> None:
         super().__init__(vocabulary, special, vocabulary.ids_of({TokenType.USER_DEFINED}))
         self.longest_token = 0  # spaces stand for no token, and an unknown word is one
+        # Neither a word nor what the normalizer changes goes on behind a space.
+        if not any(space in token for token in self._in_text for space in SPACES):
+            self.separators = SPACES
         self._library = Tokenizer(
             models.WordPiece(
                 vocab={token: token_id for token_id, token in enumerate(vocabulary.tokens)},

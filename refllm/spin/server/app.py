@@ -47,6 +47,7 @@ logger = logging.getLogger("refllm")
 SECONDS_TO_END = 1.0  # for the worker, when no client waits for an answer any more
 BETWEEN_LOOKS = 0.01
 CLIENT_CLOSED_REQUEST = 499  # nginx's name for an answer that nobody reads
+TOO_DEEP = "the body is nested too deeply; send a flatter one"
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -174,19 +175,19 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(Unavailable)
     async def answer_with_error(request: Request, error: LlmError | Unavailable) -> Response:
         told = service.told(error) if isinstance(error, LlmError) else error
-        return error_response(request.url.path, told)
+        return error_response(request.scope["path"], told)
 
     @app.exception_handler(RequestValidationError)
     async def answer_with_what_is_wrong(
         request: Request, error: RequestValidationError
     ) -> Response:
-        path = request.url.path
+        path = request.scope["path"]
         key, message = what_is_wrong(error, path)
         return refusal(path, 400, InvalidInput.kind, message, param=key)
 
     @app.exception_handler(HTTPException)
     async def answer_with_status(request: Request, error: HTTPException) -> Response:
-        path, message = request.url.path, str(error.detail).lower()
+        path, message = request.scope["path"], str(error.detail).lower()
         allowed = Headers(error.headers).get("allow")
         if error.status_code == HTTPStatus.NOT_FOUND:
             message = wrong_path(path)
@@ -197,6 +198,10 @@ def _add_errors(app: FastAPI, service: Service) -> None:
         if response.headers.get("allow") == "GET":
             response.headers["allow"] = "GET, HEAD"
         return response
+
+    @app.exception_handler(RecursionError)
+    async def answer_with_too_deep(request: Request, _: RecursionError) -> Response:
+        return refusal(request.scope["path"], 400, InvalidInput.kind, TOO_DEEP)
 
     @app.exception_handler(ClientGoneError)
     async def answer_nobody(_: Request, __: ClientGoneError) -> Response:
