@@ -26,7 +26,13 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from refllm.accounting.ledger import Ledger
 from refllm.accounting.tokenizer_keys import TOKENIZER_JSON
 from refllm.api import LlmRuntimeError
-from refllm.tokenizer_base import Tokenizer, check_text, library_errors, room_for_text
+from refllm.tokenizer_base import (
+    Tokenizer,
+    check_text,
+    encoding_of,
+    library_errors,
+    room_for_text,
+)
 from refllm.vocab_bpe import BYTE_OF, byte_level_bytes
 from refllm.vocab_folder import Added
 from refllm.vocabulary import SpecialIds, ends_of_generation
@@ -175,7 +181,7 @@ class JsonTokenizer(Tokenizer):
         limit = self.text_limit if max_tokens is None else max_tokens
         n_added = self._n_added if add_special else 0
         with library_errors(self.path, "tokenizers cannot tokenize the text"):
-            encoding = library.encode(text, add_special_tokens=False)
+            encoding = encoding_of(library, text)
             if limit is not None:
                 encoding.truncate(room_for_text(limit, n_added), direction=self.cut_side)
             whole = library.post_process(encoding, add_special_tokens=add_special)

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from refllm.tokenizer_base import library_errors
+from refllm.tokenizer_base import encoding_of, library_errors
 from refllm.vocab_gguf import GgufKeys, read_special_tokens, read_vocabulary
 from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
 
@@ -64,7 +64,7 @@ class WordPieceTokenizer(VocabularyTokenizer):
     def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
         """The library's ids of the words."""
         with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
-            return list(self._library.encode(text, add_special_tokens=False).ids)
+            return list(encoding_of(self._library, text).ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """A space and the word, or a word's continuation; see `Tokenizer.token_bytes`."""

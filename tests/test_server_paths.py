@@ -119,7 +119,10 @@ def test_the_log_has_the_whole_path(server: RunningServer, folder: Path) -> None
         ("'/srv/models/a.gguf' and /srv/models/b.gguf", "'a.gguf' and b.gguf"),
         ("/srv/models: Permission denied", "a folder of this server: Permission denied"),
         ("[Errno 2] No such file: '/srv/models/a'", "[Errno 2] No such file: 'a'"),
-        ("no model; looked in /srv/models, /x", "no model; looked in this server's folders of models"),
+        (
+            "no model; looked in /srv/models, /x",
+            "no model; looked in this server's folders of models",
+        ),
         ("/srv/models2/a is another folder", "/srv/models2/a is another folder"),
         ("POST /v1/embeddings has it", "POST /v1/embeddings has it"),
         ("a problem\nto see them: refllm models list", "a problem\nto see them: GET /v1/models"),

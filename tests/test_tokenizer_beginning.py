@@ -36,7 +36,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def random_text(seed: int, n_words: int) -> str:
     choose = random.Random(seed)
-    parts = (part for _ in range(n_words) for part in (choose.choice(WORDS), choose.choice(BETWEEN)))
+    parts = (
+        part for _ in range(n_words) for part in (choose.choice(WORDS), choose.choice(BETWEEN))
+    )
     return "".join(parts)
 
 

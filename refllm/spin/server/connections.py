@@ -71,6 +71,16 @@ class _Connection(H11Protocol):
         if self.transport.is_closing() or self._is_idle() or not self._is_client_due():
             self._stop_waiting()
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, unless an answer is on its way; the request has none any more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
     def _is_client_due(self) -> bool:
         """Whether the client has to send what no application waits for."""
         has_refused = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY

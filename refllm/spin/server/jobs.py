@@ -115,6 +115,7 @@ class Job(ABC):
     """One request: waiting, loaded, begun, and then answered turn by turn.
 
     `load` and the turns are the computing thread's; `begin` may run in another thread meanwhile.
+    `n_characters` is how much text `begin` reads, known when `load` has ended.
     `deliver` is called in those threads, the last time with a `Done` or an error as the last event.
     `is_wanted` may be set to False at any time, from any thread. `tally` is the worker's, which
     counts what is taken, whether or not a client still waits for the answer.
@@ -124,6 +125,7 @@ class Job(ABC):
         self.is_wanted = True
         self.is_over = False
         self.deadline = deadline
+        self.n_characters = 0
         self.tally = Tally()
         self._deliver = deliver
         self._handing_over = threading.Lock()
@@ -206,11 +208,10 @@ class TextJob(Job):
         """Load the model, for a request that is within the limits."""
         model, prompt, params, _ = self._asked
         limits.check_max_tokens(params.max_tokens)
-        if isinstance(prompt, str):
-            limits.check_text(prompt, "the prompt")
-        else:
-            said = (text for part in prompt if isinstance(part, Mapping) for text in part.values())
-            limits.check_text("".join(said), "the chat")
+        said = [text for part in prompt if isinstance(part, Mapping) for text in part.values()]
+        text = prompt if isinstance(prompt, str) else "".join(said)
+        limits.check_text(text, "the chat" if said else "the prompt")
+        self.n_characters = len(text)
         self._llama = engine.inferencing_model(model)
         self._answering = engine.answering_model(model)
 
@@ -227,9 +228,7 @@ class TextJob(Job):
         if isinstance(text_or_ids, str):
             n_at_least = llama.tokenizer.minimum_tokens(text_or_ids)
             limits.check_prompt_tokens(min(n_at_least, llama.config.n_ctx), at_least=True)
-        _, self.generation = engine.open(
-            llama, text_or_ids, params, seed=seed, wishes=self._wishes
-        )
+        _, self.generation = engine.open(llama, text_or_ids, params, seed=seed, wishes=self._wishes)
         limits.check_prompt_tokens(len(self.generation.tokens))
         self.network = llama.network
         self._end_tokens = llama.tokenizer.eos_ids | self._wishes.stop_token_ids
@@ -317,6 +316,7 @@ class EmbeddingJob(Job):
         """Load the model, for texts that are within the limits."""
         model, texts, _ = self._asked
         limits.check_texts(texts)
+        self.n_characters = sum(len(text) for text in texts if isinstance(text, str))
         self._bert = engine.embedding_model(model)
 
     def begin(self, engine: LocalEngine, limits: Limits) -> None:

@@ -12,6 +12,7 @@ meanwhile: a megabyte of text takes a tokenizer a second, a template may take tw
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import threading
 import time
@@ -35,6 +36,7 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 64.0
 # So many texts are read at once: as many as there are processes for chat templates.
 N_READERS = 4
+MANY_CHARACTERS = 2**17  # of one request, for which the memory of a tokenizer is worth a look
 
 logger = logging.getLogger(__name__)
 
@@ -262,6 +264,8 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 - else a reader less would begin the others
             with contextlib.suppress(BaseException):  # as `_give_up`
                 job.hand_over(_as_llm_error(error))
+        if job.n_characters >= MANY_CHARACTERS:
+            _trim_memory()
 
     def _has_room(self, job: Job) -> bool:
         try:
@@ -321,6 +325,15 @@ class Worker:
             work()
         except Exception as error:  # noqa: BLE001 - the other jobs go on
             job.hand_over(_as_llm_error(error))
+
+
+def _trim_memory() -> None:
+    """Give memory that is free back to the system, which glibc does only when it is told to.
+
+    A tokenizer takes some 200 bytes for each byte of a text, in pieces that are small.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _is_to_be_answered(job: Job) -> bool:
