@@ -30,6 +30,7 @@ __all__ = ["bound_socket", "serve"]
 BACKLOG = 2048
 # To tell who waits, and to see that threads end; the application takes one of them at most.
 SECONDS_AFTER_GRACE = 3.0
+SECONDS_TO_READ = 0.5
 SECONDS_FOR_THREADS = 0.5
 
 
@@ -96,6 +97,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._ready = ready
         self.has_started = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         seconds = (config.timeout_graceful_shutdown or 0) + SECONDS_AFTER_GRACE
         # The loop itself may be what does not come to its end.
         self.last_resort = threading.Timer(seconds, _end_at_once)
@@ -103,18 +105,32 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin, and say so."""
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self.has_started = self.started
         if self.started:
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal lets what runs finish, the next one ends the wait for it."""
-        if self.should_exit:
-            self.force_exit = True
-        else:
+        """The first signal lets what runs finish, the next one ends the wait for it.
+
+        uvicorn's own way to end that wait leaves the application out, and says so in a traceback.
+        """
+        if not self.should_exit:
+            self.should_exit = True
             self.last_resort.start()
-        super().handle_exit(sig, frame)
+        elif self._loop is not None:
+            self._loop.call_soon_threadsafe(self._give_up)
+
+    def _give_up(self) -> None:
+        """Cancel what runs; soon after, hang up on clients that do not read what they are told."""
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        asyncio.get_running_loop().call_later(SECONDS_TO_READ, self._hang_up)
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
