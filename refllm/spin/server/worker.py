@@ -166,7 +166,8 @@ class Worker:
 
     @property
     def _can_go_on(self) -> bool:
-        has_place = self.n_going < self.limits.max_at_once and not self._has_to_wait
+        has_to_wait = self._has_to_wait and self.n_going
+        has_place = self.n_going < self.limits.max_at_once and not has_to_wait
         return bool(self._going or self._begun or (self._waiting and has_place))
 
     @property
@@ -200,6 +201,7 @@ class Worker:
     def _turn(self) -> bool:
         """One for everyone; whether somebody's answer has ended."""
         self._admit()
+        n_admitted = len(self._going)
         has_answered = any(job.is_over for job in self._going)
         self._drop_late_and_unwanted()
         for job in [job for job in self._going if isinstance(job, EmbeddingJob)]:
@@ -209,6 +211,8 @@ class Worker:
         n_going = len(self._going)
         self._going = deque(job for job in self._going if not job.is_over)
         has_answered = has_answered or len(self._going) < n_going
+        if len(self._going) < n_admitted:
+            self._has_to_wait = False
         # Who did not have a turn because those in front had much to read comes nearer.
         self._going.rotate(-1)
         return has_answered
