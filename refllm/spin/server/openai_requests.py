@@ -482,8 +482,9 @@ class EmbeddingsRequest(Lenient):
 
 
 def _is_bias(token_id: str, value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and -MOST_BIAS <= value <= MOST_BIAS and bool(TOKEN_ID.fullmatch(token_id))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -MOST_BIAS <= value <= MOST_BIAS and TOKEN_ID.fullmatch(token_id) is not None
 
 
 def _each(texts: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
