@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from refllm import tokenizer_base
 from refllm.api import InvalidInput
 from refllm.loading import BertModel, load, load_tokenizer
 from refllm.tokenizer import NO_LIMIT, Tokenizer, tokenizer_from_file
+from refllm.tokenizer_base import LONG_TEXT
 from tests.tiny_bert import tiny_bert_folder, tiny_bert_gguf
 from tests.vocabularies import llama_like_json
 
@@ -119,3 +121,17 @@ def test_where_no_place_to_part_a_text_is_known_all_of_it_is_read(tmp_path: Path
     tokenizer = tokenizer_from_file(tmp_path / "tokenizer.json")
     text = "ab " * 1000
     assert tokenizer.beginning(text, 3) == text
+
+
+@pytest.mark.parametrize("kind", ["gguf", "json"])
+def test_a_long_text_is_read_as_a_short_one_is_but_lets_other_threads_run(
+    kind: str, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(models[kind])
+    text = random_text(0, n_words=5000)
+    assert len(text) > LONG_TEXT
+    expected: dict[bool, list[int]] = {}
+    for is_long in (True, False):
+        monkeypatch.setattr(tokenizer_base, "LONG_TEXT", 0 if is_long else len(text) + 1)
+        expected[is_long] = ids_of(tokenizer, text)
+    assert expected[True] == expected[False]
