@@ -242,7 +242,7 @@ class LocalEngine:
 
     def open_embeddings(
         self,
-        model: str | Path,
+        model: str | Path | BertModel,
         texts: Sequence[str | Sequence[int]],
         *,
         max_tokens: int | None = None,
@@ -250,7 +250,7 @@ class LocalEngine:
         """Return the vectors of texts, of which nothing is computed yet.
 
         Args:
-            model: A name, or a `Path` from a trusted caller.
+            model: A name, a `Path` from a trusted caller, or a model that `embedding_model` gave.
             texts: Texts, or the token ids of each. Ids are those of the model's own
                 tokenizer with its special tokens; they are computed as they are, without the
                 model's prompt, and nothing is cut.
@@ -262,7 +262,7 @@ class LocalEngine:
             ModelNotSupported: As `generate_embeddings`.
             LlmRuntimeError: As `generate_embeddings`.
         """
-        bert = self._embedding_model(model)
+        bert = model if isinstance(model, BertModel) else self.embedding_model(model)
         is_spin_local = self.profile == "spin-local"
         width = MEAN_NORMALIZED.width(bert.config.n_embd) if is_spin_local else bert.width
         _check_size(len(texts) * width * FLOAT32_BYTES)
@@ -325,7 +325,7 @@ class LocalEngine:
 
     def open(
         self,
-        model: str | Path,
+        model: str | Path | LlamaModel,
         prompt: str | Sequence[int],
         params: InferencingParams | None = None,
         *,
@@ -335,7 +335,7 @@ class LocalEngine:
         """Return the model and a generation of which nothing is computed yet.
 
         Args:
-            model: A name, or a `Path` from a trusted caller.
+            model: A name, a `Path` from a trusted caller, or a model that `inferencing_model` gave.
             prompt: The text to be continued, or its token ids as they are.
             params: The interface's parameters.
             seed: Another seed than the engine's.
@@ -347,7 +347,7 @@ class LocalEngine:
             ModelNotSupported: As `infer`.
             LlmRuntimeError: As `infer`, but for what computing finds.
         """
-        llama = self.inferencing_model(model)
+        llama = model if isinstance(model, LlamaModel) else self.inferencing_model(model)
         if params is not None and not isinstance(params, InferencingParams):
             raise InvalidInput(f"params must be InferencingParams, got {type(params).__name__}")
         wishes = Wishes() if wishes is None else wishes
@@ -422,7 +422,11 @@ class LocalEngine:
             )
         return found
 
-    def _embedding_model(self, model: str | Path) -> BertModel:
+    def embedding_model(self, model: str | Path) -> BertModel:
+        """The encoder of this name or at this path; loaded once and kept.
+
+        Errors: as `generate_embeddings`.
+        """
         found = self._load(self._path(model, find_embedding_model))
         if not isinstance(found, BertModel):
             raise ModelNotSupported(

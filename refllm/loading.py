@@ -219,12 +219,16 @@ class BertModel:
         before = self._prompt(prompt_name, prompt)
         encode = self.tokenizer.encode
         limit = self.tokenizer.text_limit if max_tokens is None else max_tokens
-        token_ids = [encode(before + text, max_tokens=max_tokens) for text in texts]
+        whole = [before + text for text in texts]
+        if limit is not None:
+            # One token more than fits shows that a text is cut.
+            whole = [self.tokenizer.beginning(text, limit + 1) for text in whole]
+        token_ids = [encode(text, max_tokens=max_tokens) for text in whole]
         is_cut = tuple(
             limit is not None
             and len(ids) == limit
-            and len(encode(before + text, max_tokens=limit + 1)) > limit
-            for ids, text in zip(token_ids, texts, strict=True)
+            and len(encode(text, max_tokens=limit + 1)) > limit
+            for ids, text in zip(token_ids, whole, strict=True)
         )
         if any(is_cut):
             logger.warning(

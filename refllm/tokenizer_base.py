@@ -25,12 +25,24 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+import tokenizers
+
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError
 
-__all__ = ["NO_LIMIT", "TextStream", "Tokenizer", "check_text", "library_errors", "room_for_text"]
+__all__ = [
+    "NO_LIMIT",
+    "TextStream",
+    "Tokenizer",
+    "check_text",
+    "encoding_of",
+    "library_errors",
+    "room_for_text",
+]
 
 NO_LIMIT = 2**32 - 1
 """As `max_tokens`: a text loses no tokens."""
+LONG_TEXT = 2**13  # characters; the library reads so many in some ten milliseconds
+CHARACTERS_PER_TOKEN = 8  # more than most texts have, spaces included
 
 
 class Tokenizer(ABC):
@@ -41,6 +53,8 @@ class Tokenizer(ABC):
     tokens at its `cut_side`, "right" or "left".
     `longest_token` is how many characters of text one token can stand for at most, or 0 where no
     such bound is known (a normalizer that shortens text, a truncation).
+    `separators` are characters at which a text can be parted: the tokens of what stands before one
+    of them are those with which the whole text begins. Empty where no such characters are known.
     `special_tokens` are the special tokens that the files name, by the names that transformers
     gives them: "bos_token" to "<s>", "eos_token", "unk_token", "pad_token", "sep_token",
     "cls_token", "mask_token", and others by the files' own keys. `eos_token` is the one that the
@@ -52,6 +66,7 @@ class Tokenizer(ABC):
     bos_id: int | None
     eos_ids: frozenset[int]
     longest_token: int
+    separators: str = ""
     text_limit: int | None = None
     cut_side: Literal["left", "right"] = "right"
     special_tokens: Mapping[str, str] = MappingProxyType({})
@@ -119,6 +134,27 @@ class Tokenizer(ABC):
         """
         return -(-len(text) // self.longest_token) if self.longest_token else 0
 
+    def beginning(self, text: str, n_tokens: int) -> str:
+        """Return a beginning of `text` with as many of its first tokens as asked for, or all of it.
+
+        So that of a megabyte of text a tokenizer reads only what is not cut off. Errors:
+        `InvalidInput` for a lone surrogate anywhere in the text.
+        """
+        check_text(text)
+        stop = CHARACTERS_PER_TOKEN * n_tokens
+        if not self.separators or self.cut_side == "left":
+            return text
+        while stop < len(text):
+            places = [text.find(separator, stop) for separator in self.separators]
+            if max(places) < 0:
+                return text
+            stop = min(place for place in places if place >= 0)
+            ids = self.encode(text[:stop], add_special=False, max_tokens=n_tokens)
+            if len(ids) == n_tokens:
+                return text[:stop]
+            stop *= 2
+        return text
+
     def check_rows(self, ids: list[int]) -> list[int]:
         """Return `ids`, or raise `InvalidInput` where the model has no embedding of one of them."""
         if self.n_rows is not None and ids and max(ids) >= self.n_rows:
@@ -178,6 +214,17 @@ def check_text(text: str) -> None:
             f"the text has a lone surrogate, U+{surrogate:04X}, at character index {error.start}; "
             "it is not Unicode text and has no UTF-8 form"
         ) from error
+
+
+def encoding_of(library: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    """Return what the tokenizers library makes of a text, without added special tokens.
+
+    Its `encode` keeps all other threads of the process waiting until it ends, and its
+    `encode_batch_fast` does not (tokenizers 0.23.3); for a short text the first is faster.
+    """
+    if len(text) < LONG_TEXT:
+        return library.encode(text, add_special_tokens=False)
+    return library.encode_batch_fast([text], add_special_tokens=False)[0]
 
 
 @contextmanager

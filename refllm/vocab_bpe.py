@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from refllm.api import ModelNotSupported
 from refllm.native_messages import hold_native_messages
 from refllm.pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from refllm.tokenizer_base import library_errors
+from refllm.tokenizer_base import encoding_of, library_errors
 from refllm.vocab_gguf import GgufKeys, read_special_ids, read_special_tokens, read_vocabulary
 from refllm.vocabulary import SPECIAL_TYPES, SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
 
@@ -75,7 +75,7 @@ class BytePairTokenizer(VocabularyTokenizer):
     def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
         """The library's ids of the merged words."""
         with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
-            return list(self._library.encode(text, add_special_tokens=False).ids)
+            return list(encoding_of(self._library, text).ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that the token spells; see `Tokenizer.token_bytes`."""

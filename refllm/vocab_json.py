@@ -29,7 +29,13 @@ from refllm.accounting.ledger import Ledger
 from refllm.accounting.tokenizer_keys import TOKENIZER_JSON
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError
 from refllm.native_messages import hold_native_messages
-from refllm.tokenizer_base import Tokenizer, check_text, library_errors, room_for_text
+from refllm.tokenizer_base import (
+    Tokenizer,
+    check_text,
+    encoding_of,
+    library_errors,
+    room_for_text,
+)
 from refllm.vocab_bpe import BYTE_OF, byte_level_bytes
 from refllm.vocab_document import check_pipeline, growth_of, read_document, steps_of
 from refllm.vocab_folder import Added
@@ -42,6 +48,9 @@ MOST_NORMALIZED = 2**22  # bytes; the library takes up to 100 bytes, and a micro
 MOST_GROWN = 16  # times as many bytes as a text may be normalized to at any length
 STRETCH = 1024  # characters that are normalized at once to measure how long a text becomes
 MOST_DECODED = 2**20  # bytes of a token
+# Each changes a character by itself, or together with combining marks behind it.
+LOCAL_NORMALIZERS = ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents")
+SPACES = " \n"
 WORD = "a"  # a token that stands before another one, to see what the other writes inside a text
 PROBE = "Once upon a time, é 12\n"  # a library that panics for this panics for other texts, too
 
@@ -104,6 +113,7 @@ class JsonTokenizer(Tokenizer):
         self.unknown: str | None = rendered["model"].get("unk_token")
         self.rendered = {**rendered, "model": {**rendered["model"], "vocab": {}, "merges": []}}
         self.longest_token = _longest_token(rendered, vocabulary)
+        self.separators = _separators(rendered)
         self._decoder = rendered["decoder"]
         check_pipeline(rendered, self._tokens, path)
         self._growth = growth_of(rendered["normalizer"])
@@ -213,7 +223,7 @@ class JsonTokenizer(Tokenizer):
         limit = self.text_limit if max_tokens is None else max_tokens
         n_added = self._n_added if add_special else 0
         with library_errors(self.path, "tokenizers cannot tokenize the text"), self._messages():
-            encoding = library.encode(text, add_special_tokens=False)
+            encoding = encoding_of(library, text)
             if limit is not None:
                 room = room_for_text(limit, n_added)
                 # The library makes an encoding of each stretch that it cuts off. Of a text that is
@@ -441,6 +451,23 @@ def _longest_token(document: Mapping[str, Any], tokens: Iterable[str]) -> int:
         and _has_every_byte(document, known)
     )
     return max(map(len, known)) if keeps_all else 0
+
+
+def _separators(document: Mapping[str, Any]) -> str:
+    """The spaces, where no token and nothing that a normalizer changes goes on behind one; or "".
+
+    That is known of BERT's pipeline and its relatives.
+    """
+    normalizers = steps_of(document.get("normalizer"), "normalizers")
+    words = steps_of(document.get("pre_tokenizer"), "pretokenizers")
+    knows_all = (
+        document["model"].get("type") == "WordPiece"
+        and all(step["type"] in LOCAL_NORMALIZERS for step in normalizers)
+        and bool(words)
+        and words[0]["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+        and not any(s in token["content"] for token in document["added_tokens"] for s in SPACES)
+    )
+    return SPACES if knows_all else ""
 
 
 def _normalizer_keeps(step: Mapping[str, Any]) -> bool:

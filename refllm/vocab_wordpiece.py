@@ -17,7 +17,7 @@ from dataclasses import replace
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from refllm.native_messages import hold_native_messages
-from refllm.tokenizer_base import library_errors
+from refllm.tokenizer_base import encoding_of, library_errors
 from refllm.vocab_gguf import GgufKeys, read_special_tokens, read_vocabulary
 from refllm.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
 
@@ -25,6 +25,7 @@ __all__ = ["WordPieceTokenizer", "bert_spelling", "wordpiece_from_gguf"]
 
 WORD_START = "▁"
 CONTINUES = "##"
+SPACES = " \n"
 MAX_CHARACTERS_PER_WORD = 100
 
 
@@ -42,6 +43,9 @@ class WordPieceTokenizer(VocabularyTokenizer):
     ) -> None:
         super().__init__(vocabulary, special, vocabulary.ids_of({TokenType.USER_DEFINED}))
         self.longest_token = 0  # spaces stand for no token, and an unknown word is one
+        # Neither a word nor what the normalizer changes goes on behind a space.
+        if not any(space in token for token in self._in_text for space in SPACES):
+            self.separators = SPACES
         self._library = Tokenizer(
             models.WordPiece(
                 vocab={token: token_id for token_id, token in enumerate(vocabulary.tokens)},
@@ -61,7 +65,7 @@ class WordPieceTokenizer(VocabularyTokenizer):
     def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
         """The library's ids of the words."""
         with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
-            return list(self._library.encode(text, add_special_tokens=False).ids)
+            return list(encoding_of(self._library, text).ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """A space and the word, or a word's continuation; see `Tokenizer.token_bytes`."""

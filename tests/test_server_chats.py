@@ -103,7 +103,9 @@ def test_a_template_that_takes_too_long_is_one_request_s_error(
         deliver=list,
         deadline=0,
     )
+    engine, limits = LocalEngine(roots=[models]), ServerLimits()
+    job.load(engine, limits)
     with Renderer(Limits(seconds=0.2)) as renderer:
         monkeypatch.setattr("refllm.chat_template.default_renderer", renderer)
         with pytest.raises(LlmError, match=r"did not finish within 0\.2 seconds$"):
-            job.begin(LocalEngine(roots=[models]), ServerLimits())
+            job.begin(engine, limits)

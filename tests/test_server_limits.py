@@ -175,3 +175,42 @@ def test_tokens_are_counted_where_the_client_does_not_wait_for_the_end(url: str)
         connection.request("POST", "/v1/completions", body)
         assert connection.getresponse().readline().startswith(b"data: ")
     assert n_generated(url) > before
+
+
+# Long texts
+
+LONG = "é" * 51  # 102 bytes
+
+
+@pytest.fixture(scope="module")
+def curt_url() -> Iterator[str]:
+    with running_server(["--max-text-bytes", "100"]) as server:
+        yield server.url
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "what"),
+    [
+        ("/infer", {"model": "tiny-chat", "prompt": LONG}, "the prompt"),
+        ("/embed", {"model": "tiny-embed", "input": ["a", LONG]}, "text 2 of 2"),
+        ("/v1/completions", {"model": "tiny-chat", "prompt": ["a", LONG]}, "the prompt"),
+        ("/v1/embeddings", {"model": "tiny-embed", "input": LONG}, "text 1 of 1"),
+        (
+            "/v1/chat/completions",
+            {"model": "tiny-chat", "messages": [{"role": "user", "content": "é" * 50}] * 2},
+            "the chat",
+        ),
+    ],
+)
+def test_a_text_that_is_too_long_is_refused_before_it_is_read(
+    path: str, body: object, what: str, curt_url: str
+) -> None:
+    answer = ask(curt_url, path, body)
+    assert answer.status == 400
+    assert f"{what} has " in answer.body.decode()
+    assert "this server's limit is 100 (--max-text-bytes)" in answer.body.decode()
+
+
+def test_a_text_of_as_many_bytes_as_may_be_is_answered(curt_url: str) -> None:
+    body = {"model": "tiny-embed", "input": ["é" * 50, "a" * 100]}
+    assert ask(curt_url, "/embed", body).status == 200

@@ -61,8 +61,11 @@ class Scripted(EmbeddingJob):
         self.has_turn, self.may_go_on = threading.Event(), threading.Event()
         self._error = error
 
-    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+    def load(self, engine: LocalEngine, limits: Limits) -> None:
         """Nothing is loaded."""
+
+    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+        """Nothing is read."""
 
     def take_turn(self) -> None:
         self.has_turn.set()
@@ -73,9 +76,9 @@ class Scripted(EmbeddingJob):
 
 
 class FailsAtOnce(Scripted):
-    """A job that nothing can be done about even while it begins."""
+    """A job that nothing can be done about even while its model is loaded."""
 
-    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+    def load(self, engine: LocalEngine, limits: Limits) -> None:
         raise Fatal("by hand")
 
 
@@ -132,7 +135,7 @@ def test_everyone_who_waits_gets_an_error_and_nobody_is_taken(
     assert isinstance(record.exc_info[1], Fatal)
 
 
-def test_a_job_that_fails_while_it_begins_is_not_lost() -> None:
+def test_a_job_that_fails_while_it_is_loaded_is_not_lost() -> None:
     with working(pause_seconds=0) as worker:
         assert "unexpected Fatal" in fail(worker)
 

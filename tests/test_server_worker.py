@@ -39,8 +39,11 @@ class Held(EmbeddingJob):
     def note(self, events: Sequence[Event]) -> None:
         self.events += events
 
-    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+    def load(self, engine: LocalEngine, limits: Limits) -> None:
         """Nothing is loaded."""
+
+    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+        """Nothing is read."""
 
     def take_turn(self) -> None:
         self.turns.release()

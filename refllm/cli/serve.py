@@ -86,6 +86,9 @@ def serve(
         int, typer.Option(min=1, help="Requests that are answered together.")
     ] = 16,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Of one request.")] = 4 * 2**20,
+    max_text_bytes: Annotated[
+        int, typer.Option(min=1, help="Of one prompt, chat, or text to embed, in UTF-8.")
+    ] = 2**20,
     max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Of one prompt.")] = 32_768,
     max_tokens: Annotated[int, typer.Option(min=0, help="Of one answer.")] = 4096,
     max_texts: Annotated[int, typer.Option(min=1, help="Embedded in one request.")] = 2048,
@@ -93,13 +96,16 @@ def serve(
         float, typer.Option(min=0.001, help="From a request's arrival to its answer's end.")
     ] = 300.0,
     grace: Annotated[
-        int, typer.Option(min=0, help="Seconds that answers have to finish after SIGTERM.")
+        int,
+        typer.Option(
+            min=0, help="Seconds that answers have to finish after SIGTERM; then they are given up."
+        ),
     ] = 30,
 ) -> None:
     """Answer HTTP requests: Spin's remote_http, and OpenAI's chats, completions and embeddings.
 
     Prints what to put into Spin's runtime configuration, then nothing. SIGTERM lets what runs
-    finish; the exit code is 0.
+    finish within --grace seconds, a second SIGTERM ends that wait; the exit code is 0 in each case.
     """
     try:
         from refllm.spin.server.app import application
@@ -133,6 +139,7 @@ def serve(
         max_waiting=max_waiting,
         max_at_once=max_at_once,
         max_body_bytes=max_body_bytes,
+        max_text_bytes=max_text_bytes,
         max_prompt_tokens=max_prompt_tokens,
         max_tokens=max_tokens,
         max_texts=max_texts,

@@ -83,7 +83,7 @@ class _RecordingEngine(engine.LocalEngine):
 
     def open(
         self,
-        model: str | Path,
+        model: str | Path | loading.LlamaModel,
         prompt: str | Sequence[int],
         params: InferencingParams | None = None,
         *,

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from anyio import to_thread
 from fastapi import Request
 
-__all__ = ["ClientGoneError", "merged", "unless_gone"]
+__all__ = ["ClientGoneError", "aside", "merged", "unless_gone"]
 
 T = TypeVar("T")
 
 
 class ClientGoneError(Exception):
     """Whoever asked has hung up."""
+
+
+async def aside(work: Callable[..., T], *arguments: object) -> T:
+    """What the work comes to, which is done in another thread.
+
+    A coroutine that is cancelled does not wait for it.
+    """
+    return await to_thread.run_sync(work, *arguments, abandon_on_cancel=True)
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

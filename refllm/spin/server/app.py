@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -11,7 +13,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -27,6 +28,7 @@ from refllm.spin.server.guards import (
     BodyGuard,
     ConnectionGuard,
     Counting,
+    EndGuard,
     HostGuard,
     TokenGuard,
     answering_head,
@@ -40,7 +42,12 @@ from refllm.spin.server.wrong_requests import what_is_wrong, wrong_method, wrong
 
 __all__ = ["application", "routes"]
 
+logger = logging.getLogger("refllm")
+
+SECONDS_TO_END = 1.0  # for the worker, when no client waits for an answer any more
+BETWEEN_LOOKS = 0.01
 CLIENT_CLOSED_REQUEST = 499  # nginx's name for an answer that nobody reads
+TOO_DEEP = "the body is nested too deeply; send a flatter one"
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -84,7 +91,7 @@ def application(
         )
     if hosts is not None:
         app = HostGuard(app, hosts=hosts, origins=origins)
-    return answering_head(Counting(ConnectionGuard(app), metrics.count_request))
+    return answering_head(Counting(EndGuard(ConnectionGuard(app)), metrics.count_request))
 
 
 def routes(service: Service) -> FastAPI:
@@ -94,7 +101,12 @@ def routes(service: Service) -> FastAPI:
     async def working(_: FastAPI) -> AsyncIterator[None]:
         service.worker.start()
         yield
-        await run_in_threadpool(service.worker.close)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SECONDS_TO_END
+        while not (has_ended := service.worker.close(0)) and loop.time() < until:
+            await asyncio.sleep(BETWEEN_LOOKS)
+        if not has_ended:
+            logger.warning("refllm: the server ends without what it still computes")
 
     app = FastAPI(
         title="refllm",
@@ -109,7 +121,7 @@ def routes(service: Service) -> FastAPI:
     app.include_router(openai_routes.router_of(service), responses=_errors_of(ErrorBody))
     _add_health(app, service)
     _add_pages(app)
-    _add_errors(app)
+    _add_errors(app, service)
     return app
 
 
@@ -121,8 +133,9 @@ def _errors_of(body: type) -> dict[int | str, dict[str, Any]]:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
+    # Coroutines, because threads for others may all be taken.
     @app.get("/healthz", response_class=PlainTextResponse, tags=["Health"])
-    def healthz() -> str:
+    async def healthz() -> str:
         """The process lives."""
         return "ok\n"
 
@@ -132,7 +145,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
         tags=["Health"],
         responses={503: {"description": "Not now", "content": {"text/plain": {}}}},
     )
-    def readyz() -> Response:
+    async def readyz() -> Response:
         """The server takes requests."""
         if service.worker.is_open:
             return PlainTextResponse("ok\n")
@@ -140,7 +153,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
         return PlainTextResponse(why, 503)
 
     @app.get("/metrics", response_class=PlainTextResponse, tags=["Health"])
-    def metrics() -> Response:
+    async def metrics() -> Response:
         """Counters in Prometheus's text format."""
         return Response(service.metrics.text(), media_type=PROMETHEUS_TEXT)
 
@@ -157,23 +170,24 @@ def _add_pages(app: FastAPI) -> None:
         return docs_page()
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(LlmError)
     @app.exception_handler(Unavailable)
     async def answer_with_error(request: Request, error: LlmError | Unavailable) -> Response:
-        return error_response(request.url.path, error)
+        told = service.told(error) if isinstance(error, LlmError) else error
+        return error_response(request.scope["path"], told)
 
     @app.exception_handler(RequestValidationError)
     async def answer_with_what_is_wrong(
         request: Request, error: RequestValidationError
     ) -> Response:
-        path = request.url.path
+        path = request.scope["path"]
         key, message = what_is_wrong(error, path)
         return refusal(path, 400, InvalidInput.kind, message, param=key)
 
     @app.exception_handler(HTTPException)
     async def answer_with_status(request: Request, error: HTTPException) -> Response:
-        path, message = request.url.path, str(error.detail).lower()
+        path, message = request.scope["path"], str(error.detail).lower()
         allowed = Headers(error.headers).get("allow")
         if error.status_code == HTTPStatus.NOT_FOUND:
             message = wrong_path(path)
@@ -184,6 +198,10 @@ def _add_errors(app: FastAPI) -> None:
         if response.headers.get("allow") == "GET":
             response.headers["allow"] = "GET, HEAD"
         return response
+
+    @app.exception_handler(RecursionError)
+    async def answer_with_too_deep(request: Request, _: RecursionError) -> Response:
+        return refusal(request.scope["path"], 400, InvalidInput.kind, TOO_DEEP)
 
     @app.exception_handler(ClientGoneError)
     async def answer_nobody(_: Request, __: ClientGoneError) -> Response:

@@ -1,7 +1,8 @@
 """A client's connection: uvicorn's, with limits on how many there are and how slow one may be.
 
 uvicorn ends a connection that is idle between two requests. It waits forever for the first, for the
-rest of a head, and for the rest of a body that has been refused already.
+rest of a head, for the rest of a body that has been refused already, and for a client that does not
+read its answer.
 
 Source: RFC 9110, 15.5.9 (408); RFC 9112, 9.
 """
@@ -38,6 +39,7 @@ class _Connection(H11Protocol):
 
     _limits: Limits
     _timer: asyncio.TimerHandle | None = None
+    _answer_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -46,7 +48,15 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
         super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self._time_answer()
 
     def data_received(self, data: bytes) -> None:
         if self._timer is None and self.conn.their_state is h11.IDLE:
@@ -60,6 +70,16 @@ class _Connection(H11Protocol):
         super().on_response_complete()
         if self.transport.is_closing() or self._is_idle() or not self._is_client_due():
             self._stop_waiting()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, unless an answer is on its way; the request has none any more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
 
     def _is_client_due(self) -> bool:
         """Whether the client has to send what no application waits for."""
@@ -93,6 +113,18 @@ class _Connection(H11Protocol):
             has_room, seconds = self._has_room, self._limits.arrival_seconds
             self._send(late("/", seconds) if has_room else one_too_many("/"))
         self.transport.close()
+
+    def _time_answer(self) -> None:
+        """Give a request's answer its time, and the client as long to read it as to send."""
+        if self._answer_timer is not None:
+            self._answer_timer.cancel()
+        seconds = self._limits.request_seconds + self._limits.arrival_seconds
+        self._answer_timer = self.loop.call_later(seconds, self._abort_unread)
+
+    def _abort_unread(self) -> None:
+        """The answer's time is up; a client that reads nothing keeps no connection."""
+        if not self.cycle.response_complete or self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def _send(self, response: Response) -> None:
         status, headers = response.status_code, response.raw_headers

@@ -8,12 +8,16 @@ the error where it has one, otherwise the interface's, which is always in `kind`
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from fastapi.responses import JSONResponse
 
+import refllm
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.models import MODEL_NOT_FOUND
 from refllm.spin.server.openai_keys import KeyRefused
@@ -23,6 +27,7 @@ __all__ = [
     "UNAVAILABLE",
     "Protocol",
     "error_response",
+    "for_clients",
     "openai_error",
     "protocol_of",
     "refusal",
@@ -32,7 +37,11 @@ __all__ = [
 
 Protocol: TypeAlias = Literal["spin", "openai"]
 
+logger = logging.getLogger("refllm")
+
 OPENAI_PREFIX = "/v1/"
+LOOKED_IN = re.compile(r"; looked in [^\n]*")
+A_FOLDER = "a folder of this server"
 RETRY_AFTER_SECONDS = "1"
 
 UNAVAILABLE: Mapping[type[Unavailable], str] = {
@@ -74,12 +83,54 @@ def error_response(path: str, error: LlmError | Unavailable) -> JSONResponse:
         return unavailable(path, UNAVAILABLE[type(error)])
     status = status_of(error, protocol_of(path))
     param = error.key if isinstance(error, KeyRefused) else None
-    problem, *advice = str(error).split("\n")
-    message = "\n".join([problem, *map(_for_clients, advice)])
-    return refusal(path, status, error.kind, message, code=error.code, param=param)
+    return refusal(path, status, error.kind, str(error), code=error.code, param=param)
 
 
-def _for_clients(advice: str) -> str:
+def for_clients(error: LlmError, roots: Sequence[Path]) -> LlmError:
+    """Return an error of the engine as clients of the server may read it.
+
+    A model's file is named as it is within its root, and a command as what does the same over HTTP.
+    Where a folder of the server is left out, the log gets the whole.
+
+    Args:
+        error: The engine's.
+        roots: The folders that models are in.
+    """
+    if isinstance(error, KeyRefused):  # a route's own, of what the client sent
+        return error
+    whole = str(error)
+    said = LOOKED_IN.sub("; looked in this server's folders of models", whole)
+    said = _folders(roots).sub(lambda found: "" if found[0].endswith("/") else A_FOLDER, said)
+    if said != whole:
+        level = logging.INFO if isinstance(error, InvalidInput) else logging.WARNING
+        logger.log(level, "refllm: %s", " ".join(whole.split("\n")))
+    problem, *advice = said.split("\n")
+    kinds = (InvalidInput, ModelNotSupported)
+    kind = next((kind for kind in kinds if isinstance(error, kind)), LlmRuntimeError)
+    return kind(problem, *map(_over_http, advice), code=error.code)
+
+
+def _folders(roots: Sequence[Path]) -> re.Pattern[str]:
+    """What finds a folder of the server in a text, with the slash where a file in it follows."""
+    folders = [Path(refllm.__file__).parent, *roots]
+    with contextlib.suppress(OSError):  # of a working directory that is gone
+        folders.append(Path.cwd())
+    with contextlib.suppress(RuntimeError):  # where no home is known
+        folders.append(Path.home())
+    spelled = {str(each) for folder in folders for each in (folder, *_absolute(folder))}
+    longest_first = sorted(spelled - {"/", "."}, key=lambda text: (-len(text), text))
+    either = "|".join(map(re.escape, longest_first))
+    return re.compile(rf"(?<![\w./-])(?:{either})(?:/+|(?![\w.-]))")
+
+
+def _absolute(folder: Path) -> Iterator[Path]:
+    """The folder as an absolute path, with its links and without."""
+    with contextlib.suppress(OSError, RuntimeError):
+        yield folder.absolute()
+        yield folder.resolve()
+
+
+def _over_http(advice: str) -> str:
     """Advice that names a command, as a client of the server can follow it."""
     for command, instead in FOR_CLIENTS.items():
         advice = re.sub(command, instead, advice)

@@ -6,6 +6,7 @@ Plain ASGI, because nothing else sees a request before its body. Source: ASGI sp
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import time
@@ -18,14 +19,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from refllm.api import InvalidInput
-from refllm.spin.server.errors import refusal, unavailable
+from refllm.spin.server.errors import UNAVAILABLE, refusal, unavailable
 from refllm.spin.server.limits import Limits
+from refllm.spin.server.worker import Closed
 
 __all__ = [
     "Arrival",
     "BodyGuard",
     "ConnectionGuard",
     "Counting",
+    "EndGuard",
     "HostGuard",
     "TokenGuard",
     "answering_head",
@@ -63,6 +66,34 @@ class ConnectionGuard:
             await self._app(scope, receive, send)
             return
         await one_too_many(scope["path"])(scope, receive, send)
+
+
+class EndGuard:
+    """Answers with 503 what the server cancels because its time to end has come."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; an answer that has begun is broken off."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except asyncio.CancelledError:
+            if not has_begun:
+                response = _closing(unavailable(scope["path"], UNAVAILABLE[Closed]))
+                # Of a client that does not read: it is cancelled again when the loop ends.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await response(scope, receive, send)
 
 
 class HostGuard:

@@ -5,9 +5,10 @@ N texts, D width of an embedding, V vocabulary.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -17,7 +18,7 @@ from refllm.api import InferencingParams, LlmError
 from refllm.engine import LocalEngine
 from refllm.generate import Chunk, Generation, Wishes
 from refllm.llama import Llama
-from refllm.loading import LlamaModel
+from refllm.loading import BertModel, LlamaModel
 from refllm.sampling import Step
 from refllm.spin.server.limits import Limits
 from refllm.tokenizer import Tokenizer
@@ -102,30 +103,47 @@ class Tally:
 
     n_prompt_tokens: int = 0
     n_generated_tokens: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add_prompt_tokens(self, n_tokens: int) -> None:
+        """Count tokens that are read; safe to use from several threads."""
+        with self._lock:
+            self.n_prompt_tokens += n_tokens
 
 
 class Job(ABC):
-    """One request: waiting, then answered turn by turn.
+    """One request: waiting, loaded, begun, and then answered turn by turn.
 
-    `deliver` is called in the worker's thread, the last time with a `Done` or an error as the last
-    event. `is_wanted` may be set to False at any time, from any thread. `tally` is the worker's,
-    which counts what is taken, whether or not anybody still waits for the answer.
+    `load` and the turns are the computing thread's; `begin` may run in another thread meanwhile.
+    `n_characters` is how much text `begin` reads, known when `load` has ended.
+    `deliver` is called in those threads, the last time with a `Done` or an error as the last event.
+    `is_wanted` may be set to False at any time, from any thread. `tally` is the worker's, which
+    counts what is taken, whether or not a client still waits for the answer.
     """
 
     def __init__(self, *, deliver: Deliver, deadline: float) -> None:
         self.is_wanted = True
         self.is_over = False
         self.deadline = deadline
+        self.n_characters = 0
         self.tally = Tally()
         self._deliver = deliver
+        self._handing_over = threading.Lock()
+
+    @abstractmethod
+    def load(self, engine: LocalEngine, limits: Limits) -> None:
+        """Check what can be checked without the model, and load it. Errors: the interface's."""
 
     @abstractmethod
     def begin(self, engine: LocalEngine, limits: Limits) -> None:
-        """Load the model, and see what there is to do. Errors: the interface's."""
+        """Read the request's texts into tokens, while others compute. Errors: the interface's.
+
+        It begins nothing where the job is over.
+        """
 
     @abstractmethod
     def has_room(self, engine: LocalEngine) -> bool:
-        """Return whether the model fits beside those in use. Errors: what `begin` raises, too."""
+        """Return whether the model fits beside those in use. Errors: what `load` raises, too."""
 
     @abstractmethod
     def release(self) -> None:
@@ -133,11 +151,12 @@ class Job(ABC):
 
     def hand_over(self, *events: Event) -> None:
         """Give whoever asked what there is; after `Done` or an error nothing follows."""
-        if not self.is_over:
-            self._deliver(events)
-            self.is_over = isinstance(events[-1], Done | LlmError)
-            if self.is_over:
-                self.release()
+        with self._handing_over:
+            if not self.is_over:
+                self._deliver(events)
+                self.is_over = isinstance(events[-1], Done | LlmError)
+                if self.is_over:
+                    self.release()
 
 
 class TextJob(Job):
@@ -167,6 +186,7 @@ class TextJob(Job):
         self.generation: Generation
         self.network: Llama
         self._llama: LlamaModel  # what keeps the model loaded
+        self._answering: str
         self._asked = (model, prompt, params, seed)
         self._wishes = Wishes() if wishes is None else wishes
         self._is_echoed = is_echoed
@@ -184,28 +204,41 @@ class TextJob(Job):
         for name in ("_llama", "network", "generation"):
             vars(self).pop(name, None)
 
-    def begin(self, engine: LocalEngine, limits: Limits) -> None:
-        """Load the model and read the prompt's text into tokens."""
-        model, prompt, params, seed = self._asked
+    def load(self, engine: LocalEngine, limits: Limits) -> None:
+        """Load the model, for a request that is within the limits."""
+        model, prompt, params, _ = self._asked
         limits.check_max_tokens(params.max_tokens)
+        said = [text for part in prompt if isinstance(part, Mapping) for text in part.values()]
+        text = prompt if isinstance(prompt, str) else "".join(said)
+        limits.check_text(text, "the chat" if said else "the prompt")
+        self.n_characters = len(text)
+        self._llama = engine.inferencing_model(model)
+        self._answering = engine.answering_model(model)
+
+    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+        """Write a chat as a prompt, and read the prompt's text into tokens."""
+        llama: LlamaModel | None = vars(self).get("_llama")
+        if llama is None:
+            return
+        _, prompt, params, seed = self._asked
         messages = [] if isinstance(prompt, str) else [m for m in prompt if isinstance(m, Mapping)]
         if messages:
-            prompt = engine.inferencing_model(model).chat_prompt(messages)
+            prompt = llama.chat_prompt(messages)
         text_or_ids = prompt if isinstance(prompt, str) else _ids(prompt)
-        llama, self.generation = engine.open(
-            model, text_or_ids, params, seed=seed, wishes=self._wishes
-        )
+        if isinstance(text_or_ids, str):
+            n_at_least = llama.tokenizer.minimum_tokens(text_or_ids)
+            limits.check_prompt_tokens(min(n_at_least, llama.config.n_ctx), at_least=True)
+        _, self.generation = engine.open(llama, text_or_ids, params, seed=seed, wishes=self._wishes)
         limits.check_prompt_tokens(len(self.generation.tokens))
-        self.network, self._llama = llama.network, llama
+        self.network = llama.network
         self._end_tokens = llama.tokenizer.eos_ids | self._wishes.stop_token_ids
         self._n_prompt = len(self.generation.tokens)
-        self.tally.n_prompt_tokens += self._n_prompt
+        self.tally.add_prompt_tokens(self._n_prompt)
         self._is_spin_local = engine.profile == "spin-local"
         is_own_text = self._is_message and not self._is_spin_local
         previous = () if is_own_text else self.generation.tokens
         self._stream = llama.tokenizer.stream(previous=previous)
-        answering = engine.answering_model(model)
-        self._give(Begun(self._n_prompt, answering, llama.tokenizer))
+        self._give(Begun(self._n_prompt, self._answering, llama.tokenizer))
         if self._is_spin_local or self._is_echoed:
             if not isinstance(text_or_ids, str):
                 text_or_ids = llama.tokenizer.decode(text_or_ids)
@@ -275,15 +308,25 @@ class EmbeddingJob(Job):
         return engine.has_room(self._asked[0], is_for_embeddings=True)
 
     def release(self) -> None:
-        """Forget the vectors that are not computed yet, and with them the model."""
-        vars(self).pop("_opened", None)
+        """Forget the model, and the vectors that are not computed yet."""
+        for name in ("_bert", "_opened"):
+            vars(self).pop(name, None)
+
+    def load(self, engine: LocalEngine, limits: Limits) -> None:
+        """Load the model, for texts that are within the limits."""
+        model, texts, _ = self._asked
+        limits.check_texts(texts)
+        self.n_characters = sum(len(text) for text in texts if isinstance(text, str))
+        self._bert = engine.embedding_model(model)
 
     def begin(self, engine: LocalEngine, limits: Limits) -> None:
-        """Load the model and read the texts into tokens."""
-        model, texts, max_tokens = self._asked
-        limits.check_texts(texts)
-        self._opened = engine.open_embeddings(model, texts, max_tokens=max_tokens)
-        self.tally.n_prompt_tokens += self._opened.n_tokens
+        """Read the texts into tokens."""
+        bert: BertModel | None = vars(self).get("_bert")
+        if bert is None:
+            return
+        _, texts, max_tokens = self._asked
+        self._opened = engine.open_embeddings(bert, texts, max_tokens=max_tokens)
+        self.tally.add_prompt_tokens(self._opened.n_tokens)
 
     def take_turn(self) -> None:
         """Embed the next group of texts."""

@@ -17,10 +17,11 @@ Source: OpenAI's API reference; Spin's crates/llm-remote-http (api type open_ai)
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from refllm.api import U32_MAX, InferencingParams, InvalidInput
 from refllm.generate import Wishes
@@ -75,17 +76,19 @@ U32 = Annotated[int, Field(ge=0, le=U32_MAX)]
 F32 = Annotated[float, Field(allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, le=U64_MAX)]
 Stop = Annotated[str, Field(min_length=1)]
-TokenId = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")
+TokenId = Annotated[str, Field(pattern=f"^({TOKEN_ID.pattern})$")]
 Bias = Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS)]
 Penalty = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Ids = Annotated[list[U32], Field(min_length=1)]
+# Of a million wrong values in a list one is told; to collect all of them takes seconds.
+Ids = Annotated[list[U32], Field(min_length=1, fail_fast=True)]
 Texts = (
     str
-    | Annotated[list[str], Field(min_length=1)]
+    | Annotated[list[str], Field(min_length=1, fail_fast=True)]
     | Ids
-    | Annotated[list[Ids], Field(min_length=1)]
+    | Annotated[list[Ids], Field(min_length=1, fail_fast=True)]
 )
-NoTexts = Annotated[list[str], Field(max_length=0)]
+NoTexts = Annotated[list[str], Field(max_length=0, fail_fast=True)]
 
 
 class Lenient(BaseModel):
@@ -151,10 +154,12 @@ class TextRequestBody(Lenient):
     top_p: F32 | None = Field(None, description="a number, 1 is off")
     top_k: U32 | None = Field(None, description=f"{WHOLE}, 0 is off")
     seed: Seed | None = Field(None, description=f"a whole number from 0 to {U64_MAX}")
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = Field(
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS, fail_fast=True)] | None = Field(
         None, description=f"text, or a list of at most {MOST_STOPS} texts; none empty"
     )
-    stop_token_ids: list[U32] | None = Field(None, description="a list of token ids")
+    stop_token_ids: Annotated[list[U32], Field(fail_fast=True)] | None = Field(
+        None, description="a list of token ids"
+    )
     ignore_eos: bool | None = Field(None, description=FLAG)
     min_tokens: U32 | None = Field(None, description=WHOLE)
     frequency_penalty: F32 | None = Field(None, description=PENALTY)
@@ -201,6 +206,15 @@ class TextRequestBody(Lenient):
         if self.response_format is not None:
             self.response_format.check()
         self.grammar()
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _one_wrong_bias(cls, biases: object) -> object:
+        """Of biases of which several are wrong the first, which is told."""
+        if not isinstance(biases, dict):
+            return biases
+        wrong = (item for item in biases.items() if not _is_bias(*item))
+        return dict([first]) if (first := next(wrong, None)) is not None else biases
 
     @property
     def is_spin_s(self) -> bool:
@@ -308,7 +322,9 @@ class Message(Lenient):
     role: Literal["system", "developer", "user", "assistant"] = Field(
         description='"system", "developer", "user" or "assistant"'
     )
-    content: str | list[Part] = Field(description="text, or a list of parts of type text")
+    content: str | Annotated[list[Part], Field(fail_fast=True)] = Field(
+        description="text, or a list of parts of type text"
+    )
     name: str | None = Field(None, description="text")
     reasoning_content: str | None = Field(None, description="text")
     reasoning: str | None = Field(None, description="text")
@@ -346,7 +362,7 @@ class Message(Lenient):
 class ChatRequest(TextRequestBody):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)] = Field(
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] = Field(
         description="a list of at least one message"
     )
     max_completion_tokens: U32 | None = Field(None, description=WHOLE)
@@ -463,6 +479,12 @@ class EmbeddingsRequest(Lenient):
     def text_limit(self) -> int | None:
         """Where a text is cut; None is the model's own limit."""
         return _either(self.max_tokens, self.truncate_prompt_tokens)
+
+
+def _is_bias(token_id: str, value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -MOST_BIAS <= value <= MOST_BIAS and TOKEN_ID.fullmatch(token_id) is not None
 
 
 def _each(texts: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:

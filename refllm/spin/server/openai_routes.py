@@ -18,12 +18,11 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from numpy.typing import NDArray
-from starlette.concurrency import run_in_threadpool
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError
 from refllm.grammar import Grammar, try_grammar
 from refllm.models import MODEL_NOT_FOUND
-from refllm.spin.server.answers import merged, unless_gone
+from refllm.spin.server.answers import aside, merged, unless_gone
 from refllm.spin.server.errors import UNAVAILABLE, openai_error, status_of
 from refllm.spin.server.jobs import Begun, Done, Prompt
 from refllm.spin.server.names import model_names
@@ -102,6 +101,9 @@ def router_of(service: Service) -> APIRouter:
     """All of OpenAI's routes."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
+    def owners_by_name() -> dict[str, str]:
+        return dict(model_names(service.worker.engine))
+
     @router.post("/chat/completions", responses=STREAMED)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """The next message of a chat."""
@@ -138,15 +140,16 @@ def router_of(service: Service) -> APIRouter:
         return JSONResponse({"object": "list", "data": data, "model": model, "usage": used})
 
     @router.get("/models")
-    def models() -> Response:
+    async def models() -> Response:
         """The models that can be asked."""
-        data = [_model(name, owner) for name, owner in model_names(service.worker.engine)]
+        owners = await service.in_time(aside(owners_by_name))
+        data = [_model(name, owner) for name, owner in owners.items()]
         return JSONResponse({"object": "list", "data": data})
 
     @router.get("/models/{model}")
-    def model(model: str) -> Response:
+    async def model(model: str) -> Response:
         """One of the models that can be asked."""
-        owners = dict(model_names(service.worker.engine))
+        owners = await service.in_time(aside(owners_by_name))
         if model not in owners:
             raise InvalidInput(
                 f"there is no model {model!r:.80} here; GET /v1/models has the list",
@@ -180,7 +183,8 @@ async def _answer(
     seed = service.worker.engine.seed if body.seed is None else body.seed
     wishes = body.wishes()
     if wishes.grammar is not None:
-        await run_in_threadpool(_try_grammar, wishes.grammar, next(iter(body.schemas)))
+        trial = aside(_try_grammar, wishes.grammar, next(iter(body.schemas)))
+        await unless_gone(request, service.in_time(trial))
     choices = [
         TextRequest(
             model=body.model,
@@ -289,7 +293,7 @@ async def _events(
         if wants_usage:
             ends = [done[index] for index in sorted(done)]
             yield _sent({**head, "choices": [], "usage": usage(ends, n_choices)})
-    except LlmError as error:
+    except LlmError as error:  # as `Service` tells it
         status = status_of(error, "openai")
         yield _sent(openai_error(status, error.kind, str(error), code=error.code))
     except Unavailable as error:

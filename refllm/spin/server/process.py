@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from refllm.api import LlmRuntimeError
 
@@ -18,14 +19,26 @@ __all__ = ["RunningServer", "running_server"]
 
 LISTENING = re.compile(r"# listening on (\S+);")
 SECONDS_TO_END = 60
+MOST_LOG_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """A server that answers: its address, such as http://127.0.0.1:40001, and its process."""
+    """A server that answers: its address, such as http://127.0.0.1:40001, and its process.
+
+    `complaints` is what it writes to its standard error.
+    """
 
     url: str
     process: subprocess.Popen[str]
+    complaints: IO[bytes]
+
+    def log(self) -> str:
+        """Return what it has written to its standard error so far, where the system is POSIX.
+
+        It reads without moving the place in the file, which is the server's, too.
+        """
+        return os.pread(self.complaints.fileno(), MOST_LOG_BYTES, 0).decode("utf-8", "replace")
 
 
 @contextmanager
@@ -57,7 +70,7 @@ def running_server(
                 complaints.seek(0)
                 said = complaints.read().decode("utf-8", "replace").strip()
                 raise LlmRuntimeError(f"refllm serve does not start: {said}")
-            yield RunningServer(listening[1], process)
+            yield RunningServer(listening[1], process, complaints)
         finally:
             _end(process)
             process.stdout.close()

@@ -9,14 +9,17 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, LlmError
 from refllm.generate import Wishes
+from refllm.spin.server.errors import for_clients
 from refllm.spin.server.jobs import Done, EmbeddingJob, Event, Job, Prompt, TextEvent, TextJob
 from refllm.spin.server.limits import Limits
 from refllm.spin.server.metrics import Metrics
@@ -25,6 +28,7 @@ from refllm.spin.server.worker import Worker
 __all__ = ["Service", "TextRequest"]
 
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,21 @@ class Service:
     def limits(self) -> Limits:
         """What one request may cost."""
         return self.worker.limits
+
+    def told(self, error: LlmError) -> LlmError:
+        """Return an error of the engine as clients may read it; see `errors.for_clients`."""
+        roots: Sequence[Path] = ()
+        with contextlib.suppress(LlmError):  # where no home is known
+            roots = self.worker.engine.roots
+        return for_clients(error, roots)
+
+    async def in_time(self, work: Awaitable[T]) -> T:
+        """What the work comes to. Errors: `LlmRuntimeError` where it takes longer than it may."""
+        try:
+            async with asyncio.timeout(self.limits.request_seconds):
+                return await work
+        except TimeoutError:
+            raise self.limits.took_too_long() from None
 
     async def text(self, request: TextRequest) -> AsyncGenerator[TextEvent]:
         """A `Begun`, the text in parts, then a `Done`."""
@@ -102,14 +121,20 @@ class Service:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_put_all, arrived, events)
 
-        deadline = time.monotonic() + self.limits.request_seconds
-        job = job_of(deliver=deliver, deadline=deadline)
+        seconds = self.limits.request_seconds
+        deadline = loop.time() + seconds
+        job = job_of(deliver=deliver, deadline=time.monotonic() + seconds)
         self.worker.submit(job)
         try:
             while True:
-                event = await arrived.get()
+                try:
+                    # Here as well as in the worker, which may be busy with a model's files.
+                    async with asyncio.timeout_at(deadline):
+                        event = await arrived.get()
+                except TimeoutError:
+                    raise self.limits.took_too_long() from None
                 if isinstance(event, LlmError):
-                    raise event
+                    raise self.told(event)
                 yield event
                 if isinstance(event, Done):
                     return

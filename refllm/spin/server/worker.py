@@ -1,18 +1,25 @@
 """The one thread that computes: it takes requests from a bounded queue and answers several at once.
 
 A turn of its loop is short: one token for each text that is being written, one group of texts for
-each embedding. Between turns requests come in, and those that nobody waits for any more go.
+each embedding. Between turns requests come in, and those that nobody waits for any more go. A new
+request's texts are read into tokens, and a chat's template is rendered, by a few other threads
+meanwhile: a megabyte of text takes a tokenizer a second, a template may take two.
+
+    waiting  --load-->  beginning  --begin-->  begun  -->  going  -->  over
+             computing             reader                  computing
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from queue import SimpleQueue
 
 from refllm.api import LlmError, LlmRuntimeError
 from refllm.batching import step_together
@@ -27,6 +34,9 @@ __all__ = ["Busy", "Closed", "Restarting", "Unavailable", "Worker"]
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 64.0
+# So many texts are read at once: as many as there are processes for chat templates.
+N_READERS = 4
+MANY_CHARACTERS = 2**17  # of one request, for which the memory of a tokenizer is worth a look
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +73,25 @@ class Worker:
         self.tally = Tally()
         self._pause_seconds = pause_seconds
         self._waiting: deque[Job] = deque()
+        self._beginning: list[Job] = []
+        self._begun: list[Job] = []
         self._going: deque[Job] = deque()
+        self._has_to_wait = False  # the first that waits, until another job has begun or ended
         self._is_closed = False
         self._is_restarting = False
         self._changed = threading.Condition()
+        self._to_read: SimpleQueue[Job | None] = SimpleQueue()
+        # Daemons, because a process that ends waits for all other threads.
         self._thread = threading.Thread(target=self._run, name="refllm-worker", daemon=True)
+        self._readers = [
+            threading.Thread(target=self._read, name=f"refllm-reader-{i}", daemon=True)
+            for i in range(N_READERS)
+        ]
 
     def start(self) -> None:
         """Begin to answer."""
-        self._thread.start()
+        for thread in (self._thread, *self._readers):
+            thread.start()
 
     def submit(self, job: Job) -> None:
         """Take a job in. Errors: `Busy`, `Closed`, `Restarting`."""
@@ -86,12 +106,26 @@ class Worker:
             self._waiting.append(job)
             self._changed.notify()
 
-    def close(self) -> None:
-        """Take nothing new, answer what is there, and end; returns when that is done."""
+    def close(self, seconds: float | None = None) -> bool:
+        """Take nothing new, answer what is there, and end.
+
+        Args:
+            seconds: How long to wait for that; None waits as long as it takes.
+
+        Returns:
+            Whether it has ended.
+        """
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            return False
+        for _ in self._readers:  # none of which reads anything any more
+            self._to_read.put(None)
+        for reader in self._readers:
+            reader.join(seconds)
+        return not any(reader.is_alive() for reader in self._readers)
 
     @property
     def n_waiting(self) -> int:
@@ -100,8 +134,8 @@ class Worker:
 
     @property
     def n_going(self) -> int:
-        """How many jobs are being answered."""
-        return len(self._going)
+        """How many jobs are being answered, those that begin included."""
+        return len(self._going) + len(self._begun) + len(self._beginning)
 
     @property
     def is_open(self) -> bool:
@@ -127,8 +161,18 @@ class Worker:
     def _has_work(self) -> bool:
         """Wait for some; False where nothing is left and nothing will come."""
         with self._changed:
-            self._changed.wait_for(lambda: self._going or self._waiting or self._is_closed)
-            return bool(self._going or self._waiting)
+            self._changed.wait_for(lambda: self._can_go_on or self._is_at_its_end)
+            return self._can_go_on
+
+    @property
+    def _can_go_on(self) -> bool:
+        has_to_wait = self._has_to_wait and self.n_going
+        has_place = self.n_going < self.limits.max_at_once and not has_to_wait
+        return bool(self._going or self._begun or (self._waiting and has_place))
+
+    @property
+    def _is_at_its_end(self) -> bool:
+        return self._is_closed and not (self._waiting or self.n_going)
 
     def _give_up(self, error: BaseException, pause: float) -> None:
         """Tell everyone who waits, and take nothing for so many seconds.
@@ -137,9 +181,10 @@ class Worker:
         """
         with self._changed:
             self._is_restarting = True
-            jobs = [*self._going, *self._waiting]
-            self._going.clear()
-            self._waiting.clear()
+            stages = (self._going, self._begun, self._beginning, self._waiting)
+            jobs = [job for stage in stages for job in stage]
+            for stage in stages:
+                stage.clear()
         logger.critical(
             "the worker failed; %d requests get an error, new ones are taken in %g s",
             len(jobs),
@@ -156,6 +201,8 @@ class Worker:
     def _turn(self) -> bool:
         """One for everyone; whether somebody's answer has ended."""
         self._admit()
+        n_admitted = len(self._going)
+        has_answered = any(job.is_over for job in self._going)
         self._drop_late_and_unwanted()
         for job in [job for job in self._going if isinstance(job, EmbeddingJob)]:
             self._guarded(job, job.take_turn)
@@ -163,45 +210,80 @@ class Worker:
             self._step(jobs[0].network, jobs)
         n_going = len(self._going)
         self._going = deque(job for job in self._going if not job.is_over)
-        has_answered = len(self._going) < n_going
+        has_answered = has_answered or len(self._going) < n_going
+        if len(self._going) < n_admitted:
+            self._has_to_wait = False
         # Who did not have a turn because those in front had much to read comes nearer.
         self._going.rotate(-1)
         return has_answered
 
     def _admit(self) -> None:
-        """Begin jobs from the queue, as long as fewer are going than may.
+        """Take what has begun, and load jobs from the queue, as long as fewer are going than may.
 
         A job whose model does not fit beside those in use waits until their jobs are over, and so
         do the jobs behind it: else those for a model in use could keep it waiting forever.
         """
-        while len(self._going) < self.limits.max_at_once:
+        with self._changed:
+            self._going += self._begun
+            self._begun.clear()
+            self._has_to_wait = False
+        while True:
             with self._changed:
                 while self._waiting and not self._waiting[0].is_wanted:
                     self._waiting.popleft()
-                if not self._waiting:
+                if not self._waiting or self.n_going >= self.limits.max_at_once:
                     return
                 job = self._waiting[0]
-            if self._going and not self._has_room(job):
+                is_alone = not self.n_going
+            if not is_alone and not self._has_room(job):
+                with self._changed:
+                    # What ended meanwhile may have made room.
+                    self._has_to_wait = bool(self.n_going)
                 return
             with self._changed:
                 self._waiting.popleft()
-                self._going.append(job)  # before it begins: whatever that does, it is not lost
-            self._guarded(job, partial(job.begin, self.engine, self.limits))
+                self._beginning.append(job)  # before it loads: whatever that does, it is not lost
+            self._guarded(job, partial(job.load, self.engine, self.limits))
+            self._to_read.put(job)
+
+    def _read(self) -> None:
+        """Begin one job after the other: what a reader does until there is None to begin."""
+        while True:
+            job = self._to_read.get()
+            if job is None:
+                return
+            if _is_to_be_answered(job):
+                self._begin(job)
+            with self._changed:
+                if job in self._beginning:  # unless the worker has failed meanwhile
+                    self._beginning.remove(job)
+                    self._begun.append(job)
+                self._has_to_wait = False
+                self._changed.notify()
+            del job  # which keeps its model in memory
+
+    def _begin(self, job: Job) -> None:
+        try:
+            job.begin(self.engine, self.limits)
+        except BaseException as error:  # noqa: BLE001 - else a reader less would begin the others
+            with contextlib.suppress(BaseException):  # as `_give_up`
+                job.hand_over(_as_llm_error(error))
+        if job.n_characters >= MANY_CHARACTERS:
+            _trim_memory()
 
     def _has_room(self, job: Job) -> bool:
         try:
             return job.has_room(self.engine)
-        except Exception:  # noqa: BLE001 - `begin` fails in the same way, which is the job's answer
+        except Exception:  # noqa: BLE001 - `load` fails in the same way, which is the job's answer
             return True
 
     def _drop_late_and_unwanted(self) -> None:
         now = time.monotonic()
         with self._changed:
-            late = [job for job in (*self._waiting, *self._going) if now > job.deadline]
-        seconds = self.limits.request_seconds
+            jobs = (*self._waiting, *self._beginning, *self._going)
+            late = [job for job in jobs if now > job.deadline]
         for job in late:
-            message = f"the request took longer than this server's limit of {seconds:g} s"
-            job.hand_over(LlmRuntimeError(f"{message}; ask for less, or raise the limit"))
+            job.hand_over(self.limits.took_too_long())
         with self._changed:
             self._waiting = deque(filter(_is_to_be_answered, self._waiting))
             self._going = deque(filter(_is_to_be_answered, self._going))
@@ -249,11 +331,20 @@ class Worker:
             job.hand_over(_as_llm_error(error))
 
 
+def _trim_memory() -> None:
+    """Give memory that is free back to the system, which glibc does only when it is told to.
+
+    A tokenizer takes some 200 bytes for each byte of a text, in pieces that are small.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _is_to_be_answered(job: Job) -> bool:
     return job.is_wanted and not job.is_over
 
 
-def _as_llm_error(error: Exception) -> LlmError:
+def _as_llm_error(error: BaseException) -> LlmError:
     """What a client is told; what is nobody's mistake but ours is logged in full."""
     if not isinstance(error, LlmError | MemoryError):
         logger.error("a request failed", exc_info=error)

@@ -155,7 +155,10 @@ def _other_route(body: object, path: str) -> str:
 
 
 def _as_json(value: Any) -> str:  # noqa: ANN401 (JSON is anything)
-    shown = json.dumps(value, ensure_ascii=False, default=repr)
+    try:
+        shown = json.dumps(value, ensure_ascii=False, default=repr)
+    except RecursionError:  # what could just be read cannot always be written
+        return "what is nested too deeply to be shown"
     shown = shown if shown.isprintable() else ascii(shown)[1:-1]
     return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
 
