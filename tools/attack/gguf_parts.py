@@ -118,7 +118,7 @@ def packed_value(value: object, kind: int | None = None) -> bytes:
         if kind == 12:
             return struct.pack("<Id", 12, value)
         with np.errstate(all="ignore"):
-            return struct.pack("<I", 6) + np.float32(value).tobytes()
+            return struct.pack("<I", 6) + _f32(value)
     if isinstance(value, str | bytes):
         return struct.pack("<I", 8) + _string(value)
     if isinstance(value, Sequence):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,7 +30,7 @@ __all__ = ["TARGET"]
 FAMILIES = ("llama", "llama", "llama", "bert", "roberta", "distilbert", "mpnet")
 
 # Keys that change what is computed, and those of other networks.
-OPTIONAL: dict[str, tuple[object, ...]] = {
+OPTIONAL: Mapping[str, Sequence[object]] = {
     "head_dim": (2, 3, 16, 2**20),
     "num_key_value_heads": (1, 2, 3, None),
     "num_hidden_layers": (0, 1, 2, 4096),
@@ -60,7 +61,7 @@ OPTIONAL: dict[str, tuple[object, ...]] = {
     "tokenizer_class": ("LlamaTokenizer", "BertTokenizer", "GPT2Tokenizer", "XLMRobertaTokenizer"),
     "rope_scaling": (None, *(next(iter(one.values())) for one in ROPE_SCALINGS if one)),
 }
-OPTIONAL_OF_TOKENIZER: dict[str, tuple[object, ...]] = {
+OPTIONAL_OF_TOKENIZER: Mapping[str, Sequence[object]] = {
     "tokenizer_class": (
         *("LlamaTokenizerFast", "CodeLlamaTokenizer", "BertTokenizer", "MPNetTokenizer"),
         *("GPT2Tokenizer", "RobertaTokenizer", "XLMRobertaTokenizer", "PreTrainedTokenizerFast"),
@@ -104,7 +105,7 @@ def _build(random: Random, folder: Path) -> Input:
         if random.random() < 0.3:
             del files[name]
     names = ["config.json", "config.json", *(name for name in companions if name in files)]
-    for name in random.sample(names, random.choice((1, 1, 1, 2)) if len(names) > 2 else 1):
+    for name in dict.fromkeys(random.choices(names, k=random.choice((1, 1, 1, 2)))):
         content = json.loads(files[name]) if files[name][:1] == b"{" else {}
         files[name] = _damaged(random, name, content)
     if random.random() < 0.01:

@@ -62,16 +62,16 @@ def _file(random: Random, tensors: Safetensors) -> bytes:
     header, data = dict(tensors.header), tensors.data
     kind = random.random()
     if kind < 0.5:
-        for _ in range(random.choice((1, 1, 2))):
+        for _ in range(random.choice((1, 1, 1, 2))):
             data = random.choice(DAMAGES)(random, header, data)
         return _written(random, json.dumps(header).encode(), data)
-    if kind < 0.75:
+    if kind < 0.65:
         return _written(random, damaged_json_text(random, header), data)
     if kind < 0.9:
         text = json.dumps(header).encode()
         return safetensors_file(text, _with_odd_numbers(random, data))
     whole = tensors.to_bytes()
-    return damaged_bytes(random, whole) if kind < 0.96 else whole[: random.randrange(len(whole))]
+    return damaged_bytes(random, whole) if kind < 0.97 else whole[: random.randrange(len(whole))]
 
 
 def _written(random: Random, header: bytes, data: bytes) -> bytes:

@@ -176,7 +176,7 @@ MOST_DEPTH = 4
 def _expression(random: Random, depth: int = 0) -> str:
     if depth > MOST_DEPTH:
         return random.choice(SMALL)
-    kind = random.choices(range(10), (6, 1, 5, 4, 3, 4, 4, 2, 1, 2))[0]
+    kind = random.choices(range(10), (9, 1, 9, 4, 3, 4, 3, 1, 1, 2))[0]
     if kind == 0:
         return random.choice(SMALL)
     if kind == 1:
@@ -251,7 +251,7 @@ def _statement(random: Random, depth: int) -> str:
 
 def _messages(random: Random) -> list[Any]:
     messages: list[Any] = []
-    for number in range(random.choice((0, 1, 1, 2, 3, 5))):
+    for number in range(random.choice((1, 1, 2, 3, 5)) if random.random() < 0.98 else 0):
         role = ("user", "assistant")[number % 2] if random.random() < 0.8 else "system"
         content: Any = random.choice(("Hello!", "a  b\n", *ODD_TEXTS))
         if random.random() < 0.15:
@@ -260,7 +260,7 @@ def _messages(random: Random) -> list[Any]:
         if random.random() < 0.15:
             key = random.choice(("content", "role", "name", "tool_calls", "thinking", "reasoning"))
             message[key] = odd_value(random)
-        messages.append(odd_value(random) if random.random() < 0.02 else message)
+        messages.append(odd_value(random) if random.random() < 0.01 else message)
     return messages
 
 
@@ -268,7 +268,7 @@ def _build(random: Random, folder: Path) -> Input:
     kind = random.random()
     if kind < 0.4:
         template = random.choice(TEMPLATES)
-        for _ in range(random.choice((1, 1, 2, 4))):
+        for _ in range(random.choice((0, 1, 1, 2))):
             template = _damaged(random, template)
     else:
         template = _statements(random)

@@ -170,10 +170,11 @@ def _post_processor(random: Random, depth: int = 0) -> Json | None:
         return {"type": "Sequence", "processors": steps}
     flag = random.random() < 0.5
     token = random.choice(("[SEP]", "<s>", "the", "no such"))
-    pair = [token, random.choice((0, 1, 2, 3, 10**6, 2**32 - 1))]
+    pair: list[Any] = [token, random.choice((0, 1, 2, 3, 10**6, 2**32 - 1))]
     if kind == 0:
         before = {random.choice(("[CLS]", "<s>", "a")): random.choice((0, 1, 2, 10**6))}
-        return damaged_json(random, template_processing(before, {token: pair[1]}))
+        processing: Json = damaged_json(random, template_processing(before, {token: pair[1]}))
+        return processing
     return (
         None,
         None,
@@ -231,7 +232,11 @@ def _cut(random: Random, document: Json) -> None:
 
 def _add_token(random: Random, document: Json) -> None:
     content = random.choice(("the", "cat", " ", "<new>", "[CLS]", "<s>", "t", *ODD_TEXTS))
-    token_id = random.choice((0, 1, 2, 3, 24, 25, 26, 27, 28, 300, *ODD_INTEGERS))
+    vocabulary = document["model"]["vocab"]
+    known = vocabulary if isinstance(vocabulary, dict) else {}
+    token_id = known.get(content, len(vocabulary))  # the one that the library gives it
+    if random.random() < 0.3:
+        token_id = random.choice((0, 1, 2, 3, 24, 25, 26, 27, 28, 300, *ODD_INTEGERS))
     token = added_token(token_id, content, special=random.random() < 0.5)
     for flag in ("single_word", "lstrip", "rstrip", "normalized"):
         token[flag] = random.random() < 0.3
@@ -263,7 +268,9 @@ def _change_vocabulary(random: Random, document: Json) -> None:
             elif kind == 1:
                 del model["vocab"][place]
             else:
-                model["vocab"][place] = [random.choice((text, model["vocab"][place][0])), score]
+                entry = model["vocab"][place]
+                spelling = entry[0] if isinstance(entry, list) and entry else text
+                model["vocab"][place] = [random.choice((text, spelling)), score]
 
 
 def _change_model(random: Random, document: Json) -> None:
@@ -288,7 +295,7 @@ def _change_model(random: Random, document: Json) -> None:
         for name in ("byte_fallback", "fuse_unk", "ignore_merges"):
             model[name] = random.choice((True, False, None))
     elif kind == 4:
-        model["dropout"] = random.choice((None, 0, 0.0, 1.0, 1.5, -1.0, float("nan")))
+        model["dropout"] = random.choice((None, 0, 0.0, 0.5, 1.0, 1.5, -1.0, float("nan")))
         model["continuing_subword_prefix"] = random.choice((None, "", "##", "a"))
         model["end_of_word_suffix"] = random.choice((None, "", "</w>", "e"))
         model["max_input_chars_per_word"] = random.choice((0, 1, 100, 2**63, 2**64, -1))
