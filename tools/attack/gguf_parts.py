@@ -126,6 +126,11 @@ def packed_value(value: object, kind: int | None = None) -> bytes:
     return struct.pack("<IQ", 8, 0)
 
 
+def _f32(value: float) -> bytes:
+    number: bytes = np.float32(value).tobytes()
+    return number
+
+
 def _array(values: Sequence[object]) -> bytes:
     if any(isinstance(value, str | bytes) for value in values):
         texts = (
