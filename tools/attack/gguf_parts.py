@@ -113,7 +113,8 @@ def packed_value(value: object, kind: int | None = None) -> bytes:
         if kind is None:
             kind = 4 if 0 <= value < 2**32 else 11 if -(2**63) <= value < 2**63 else 10
         n_bytes = struct.calcsize(LAYOUTS[kind])
-        return struct.pack("<I", kind) + (value % 2 ** (8 * n_bytes)).to_bytes(n_bytes, "little")
+        fitting: int = value % 2 ** (8 * n_bytes)
+        return struct.pack("<I", kind) + fitting.to_bytes(n_bytes, "little")
     if isinstance(value, float):
         if kind == 12:
             return struct.pack("<Id", 12, value)
