@@ -15,7 +15,8 @@ from tools.attack.target import Input, Target
 
 __all__ = ["TARGET"]
 
-ADDRESS = re.compile("0x[0-9a-f]+")  # of an object, which a template can print
+# How Python shows an object that has no text of its own: with its address, which is never the same.
+OBJECT = re.compile("object at|(?:function|method|built-in|macro|generator) |0x[0-9a-f]{6}", re.I)
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 
 # Written after the templates of well-known models: ChatML and Llama 2's are refllm's own.
@@ -80,16 +81,49 @@ NAMES = (
     "tools",
     "ns",
     "range",
-    "dict",
     "nothing",
 )
-KEYS = ("role", "content", "items", "keys", "index", "first", "length", "__class__", "a", "append")
+KEYS = (
+    "role",
+    "content",
+    "items()",
+    "keys()",
+    "index(1)",
+    "first",
+    "length",
+    "__class__",
+    "a",
+    "append(1)",
+)
 FILTERS = (
     *("trim", "upper", "lower", "length", "tojson", "string", "int", "float", "list", "first"),
-    *("last", "join(', ')", "reverse", "sort", "unique", "capitalize", "title", "escape", "safe"),
+    *(
+        "last",
+        "join(', ')",
+        "reverse | list",
+        "sort",
+        "unique | list",
+        "capitalize",
+        "title",
+        "escape",
+        "safe",
+    ),
     *("default('d')", "replace('a', 'b')", "truncate(5)", "indent(3)", "center(80)", "wordwrap(3)"),
-    *("map('upper')", "map(attribute='role')", "selectattr('role', 'equalto', 'user')", "items"),
-    *("rejectattr('content')", "groupby('role')", "batch(2)", "slice(3)", "sum", "max", "min"),
+    *(
+        "map('upper') | list",
+        "map(attribute='role') | list",
+        "selectattr('role', 'equalto', 'user') | list",
+        "items | list",
+    ),
+    *(
+        "rejectattr('content') | list",
+        "groupby('role')",
+        "batch(2) | list",
+        "slice(3) | list",
+        "sum",
+        "max",
+        "min",
+    ),
     *("dictsort", "attr('role')", "round(2)", "abs", "format(1)", "urlize", "xmlattr", "striptags"),
     *("filesizeformat", "wordcount", "no_such", "tojson(indent=4)", "urlencode", "pprint", "e"),
 )
@@ -138,14 +172,14 @@ CALLS = (
         "namespace(a=1)",
         "dict(a=1)",
         "cycler('a', 'b').next()",
-        "joiner()",
+        "joiner()()",
     ),
     *(
         "raise_exception('no')",
         "strftime_now('x')",
         "messages.__class__",
         "''.join(['a'])",
-        "lipsum",
+        "lipsum.a",
     ),
     *(
         "'a b'.split()",
@@ -297,7 +331,7 @@ def _damaged(random: Random, template: str) -> str:
 def _read(given: Input) -> bytes:
     template, messages = given.value
     text = chat_prompt(template, messages, special_tokens=SPECIAL_TOKENS)
-    return ADDRESS.sub("0x", text).encode("utf-8", "surrogatepass")
+    return b"an address" if OBJECT.search(text) else text.encode("utf-8", "surrogatepass")
 
 
 def _children() -> Collection[int]:
