@@ -68,7 +68,7 @@ OF_MODELS: Sequence[tuple[str, type[LlmError], Sequence[str]]] = (
     (
         "tokenizer.model/score-that-is-no-number.model",
         LlmRuntimeError,
-        ("'▁far'", "not a number"),
+        ("'▁far'", "score"),
     ),
     ("modules.json/folder-outside.json", LlmRuntimeError, ("path", "'../1_Pooling'")),
     ("modules.json/code-of-the-model.json", ModelNotSupported, ("type", "'os.system'")),

@@ -150,7 +150,7 @@ def _read(given: Input) -> bytes:
 TARGET = Target(
     name="config",
     what="config.json and the JSON files beside it",
-    weight=150,
+    weight=80,
     build=_build,
     read=_read,
     prepare=_prepare,

@@ -363,7 +363,7 @@ def _read(given: Input) -> bytes:
 TARGET = Target(
     name="gguf",
     what="GGUF files",
-    weight=150,
+    weight=120,
     build=_build,
     read=_read,
     prepare=_prepare,

@@ -279,7 +279,7 @@ def _read(given: Input) -> bytes:
 TARGET = Target(
     name="safetensors",
     what="safetensors files, indexes and shards",
-    weight=100,
+    weight=80,
     build=_build,
     read=_read,
     prepare=_prepare,

@@ -167,7 +167,7 @@ def _prepare(folder: Path) -> None:
 TARGET = Target(
     name="sentence",
     what="folders of sentence-transformers",
-    weight=100,
+    weight=50,
     build=_build,
     read=_read,
     prepare=_prepare,

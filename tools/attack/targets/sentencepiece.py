@@ -205,7 +205,7 @@ def _prepare(folder: Path) -> None:
 TARGET = Target(
     name="tokenizer-model",
     what="tokenizer.model (SentencePiece)",
-    weight=150,
+    weight=200,
     build=_build,
     read=_read,
     prepare=_prepare,
