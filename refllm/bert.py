@@ -315,8 +315,7 @@ def _norm(c: BertConfig, p: Parameters, name: str) -> Norm:
 def _affine(p: Parameters, n_inputs: int, n_outputs: Mapping[str, int]) -> Affine:
     """Of several tensors, by name, the outputs side by side."""
     weights = p.matrices({f"{name}.weight": n for name, n in n_outputs.items()}, n_inputs)
-    biases = [p.vector(f"{name}.bias", n) for name, n in n_outputs.items()]
-    return Affine(weights, np.concatenate(biases))
+    return Affine(weights, p.vectors({f"{name}.bias": n for name, n in n_outputs.items()}))
 
 
 def _layer(c: BertConfig, p: Parameters, prefix: str) -> BertLayer:

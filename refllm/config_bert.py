@@ -26,7 +26,7 @@ from refllm.weights import Weights
 __all__ = ["HIDDEN_ACT", "bert_config"]
 
 # No model comes near these; a number beyond is a damaged file, and would cost memory to believe.
-MOST_LAYERS = 4096
+MOST_LAYERS = 1024  # BERT-large has 24; an account of so many missing ones takes a moment
 MOST_HEADS = 65536
 MOST_WIDTH = 1 << 20
 MOST_CONTEXT = 1 << 20

@@ -19,9 +19,10 @@ from refllm.weights import Weights
 __all__ = ["llama_config"]
 
 # No model comes near these; a number beyond is a damaged file, and would cost memory to believe.
-MOST_LAYERS = 4096
+MOST_LAYERS = 1024  # Llama 3.1 405B has 126; an account of so many missing ones takes a moment
 MOST_HEADS = 65536
 MOST_WIDTH = 1 << 20
+MOST_HEAD_DIM = 4096  # 576 is the largest known; each pair of elements costs decimal arithmetic
 MOST_CONTEXT = 1 << 31
 # Beyond 2^20 positions `sin_cos` is not exact any more, so a longer context ends there.
 LONGEST_COMPUTED = 1 << 20
@@ -78,7 +79,7 @@ def _from_gguf(weights: Weights, ledger: Ledger) -> LlamaConfig:
     n_embd = keys.integer("llama.embedding_length", most=MOST_WIDTH)
     n_heads = keys.integer("llama.attention.head_count", most=MOST_HEADS)
     head_dim = keys.integer(
-        "llama.attention.key_length", most=MOST_WIDTH, default=n_embd // n_heads or 1
+        "llama.attention.key_length", most=MOST_HEAD_DIM, default=n_embd // n_heads or 1
     )
     if keys.get("llama.attention.value_length", head_dim) != head_dim:
         keys.refuse("llama.attention.value_length", f"values as wide as keys, {head_dim}")
@@ -88,7 +89,7 @@ def _from_gguf(weights: Weights, ledger: Ledger) -> LlamaConfig:
             f"attention that sees fewer than the context's {n_ctx} tokens; only full attention "
             "is computed",
         )
-    rope_dim = keys.integer("llama.rope.dimension_count", most=MOST_WIDTH, default=head_dim)
+    rope_dim = keys.integer("llama.rope.dimension_count", most=MOST_HEAD_DIM, default=head_dim)
     rope = _rope_of_gguf(keys, weights, n_ctx, rope_dim // 2)
     config = LlamaConfig(
         n_vocab=Parameters(weights.path, weights.tensors).n_rows("token_embd.weight"),
@@ -176,7 +177,7 @@ def _from_config_json(weights: Weights, ledger: Ledger) -> LlamaConfig:
         keys.get(key)  # read by the tokenizer
     n_embd = keys.integer("hidden_size", most=MOST_WIDTH)
     n_heads = keys.integer("num_attention_heads", most=MOST_HEADS)
-    head_dim = keys.integer("head_dim", most=MOST_WIDTH, default=n_embd // n_heads or 1)
+    head_dim = keys.integer("head_dim", most=MOST_HEAD_DIM, default=n_embd // n_heads or 1)
     n_ctx = keys.integer("max_position_embeddings", most=MOST_CONTEXT, default=2048)
     window = keys.integer("sliding_window", most=MOST_CONTEXT, default=n_ctx)
     if window < n_ctx and keys.get("use_sliding_window", True):

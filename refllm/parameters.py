@@ -78,6 +78,10 @@ class Parameters:
         """A vector that not every model has."""
         return self.vector(name, length) if name in self.tensors else None
 
+    def vectors(self, lengths: Mapping[str, int]) -> Floats:
+        """Vectors end to end."""
+        return np.concatenate([self.vector(name, length) for name, length in lengths.items()])
+
     def vectors_or_none(self, lengths: Mapping[str, int]) -> Floats | None:
         """Vectors that not every model has, end to end; zeros for one that is missing.
 
@@ -121,13 +125,30 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Survey(Parameters):
-    """Parameters that record what a network asks for, and pack no matrix.
+    """Parameters that record what a network asks for, and hold no numbers.
 
     A network built of them computes nothing; it is built to learn which tensors it needs. A tensor
-    that is not there is recorded in `missing`, and zeros take its place.
+    that is not there is recorded in `missing`. What takes its place is one zero that is repeated,
+    since hyperparameters can ask for tensors that no memory holds.
     """
 
     missing: list[str] = field(default_factory=list)
+
+    def vector(self, name: str, length: int) -> Floats:
+        """Record that a vector is asked for."""
+        self._get(name, (length,))
+        return np.broadcast_to(np.float32(0), (length,))
+
+    def vectors(self, lengths: Mapping[str, int]) -> Floats:
+        """Record that vectors are asked for."""
+        for name, length in lengths.items():
+            self._get(name, (length,))
+        return np.broadcast_to(np.float32(0), (sum(lengths.values()),))
+
+    def vectors_or_none(self, lengths: Mapping[str, int]) -> Floats | None:
+        """Record that the vectors that the model has are asked for."""
+        present = {name: length for name, length in lengths.items() if name in self.tensors}
+        return self.vectors(present) if present else None
 
     def _packed(self, *tensors: Tensor) -> Matrix:
         return Panels(tensors[0].name, tensors[0].format, 0, 0, np.empty((0, 0), np.uint8))
@@ -138,5 +159,5 @@ class Survey(Parameters):
             return Parameters._get(self, name, shape)
         self.asked.add(name)
         self.missing.append(name)
-        zeros = np.zeros((math.prod(shape[:-1]), 4 * shape[-1]), np.uint8)
+        zeros = np.broadcast_to(np.uint8(0), (math.prod(shape[:-1]), 4 * shape[-1]))
         return Tensor(name, FORMATS["F32"], shape, zeros)

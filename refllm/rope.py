@@ -59,7 +59,8 @@ class Llama3Scaling:
                 else:
                     smooth = (context / wave_length - low) / (high - low)
                     found.append(1 / ((1 - smooth) / factor + smooth))
-            return tuple(float(np.float32(value)) for value in found)
+            with np.errstate(over="ignore"):  # an infinite one is the file's, and is refused
+                return tuple(float(np.float32(value)) for value in found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,12 @@ def sentence_config(
     folder = weights.path
     max_seq_length, do_lower_case = _limits(folder, ledger)
     prompts, default_prompt_name, truncate_dim = _prompts(folder, ledger)
-    pooling, steps = _modules(folder, n_embd, ledger)
+    try:
+        pooling, steps = _modules(folder, n_embd, ledger)
+    except OSError as error:  # a folder of modules.json that the system has no name for, or locks
+        raise LlmRuntimeError(
+            f"{error.filename!s:.300}: cannot be read: {error.strerror}; {MODULES_FILE} names it"
+        ) from error
     return SentenceConfig(
         head=SentenceHead(pooling=pooling, steps=steps, truncate_dim=truncate_dim),
         prompts=prompts,

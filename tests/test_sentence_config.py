@@ -256,6 +256,12 @@ def test_an_impossible_value_is_named(
     assert error.match(message)
 
 
+def test_a_folder_that_the_system_cannot_name_is_named(folder: Path) -> None:
+    change(folder / "modules.json", lambda module: module.update(path="a" * 600))
+    with pytest.raises(LlmRuntimeError, match=r"aaa.*cannot be read: .*modules.json names it"):
+        read(folder)
+
+
 def test_an_unknown_pooling_mode_is_refused_by_its_name(folder: Path) -> None:
     change(folder / "1_Pooling/config.json", lambda c: c.update(pooling_mode=["cls", "median"]))
     with pytest.raises(ModelNotSupported, match=r"pooling_mode = \['cls', 'median'\]"):
