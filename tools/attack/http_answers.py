@@ -32,7 +32,8 @@ SECRETS = tuple(
 
 OF_THE_MOMENT = re.compile(
     rb'"(?:chatcmpl-|cmpl-)[0-9a-f]+"|"created": ?\d+|"cached_tokens": ?\d+'
-    rb"|refllm_\S+ \S+|# (?:HELP|TYPE) [^\n]*"
+    rb"|^(?:refllm_|# HELP |# TYPE ).*\n",
+    re.MULTILINE,
 )
 """What the same request does not get twice."""
 
@@ -72,7 +73,9 @@ def conversation(port: int, pieces: Sequence[bytes], methods: Sequence[str] | No
                 try:
                     part = connection.recv(CHUNK)
                 except TimeoutError:
-                    raise FaultError(f"no end of an answer that begins {received[:500]!r}") from None
+                    raise FaultError(
+                        f"no end of an answer that begins {received[:500]!r}"
+                    ) from None
                 if not part:
                     break
                 received += part
@@ -189,15 +192,19 @@ def check(answers: Sequence[Answer]) -> bytes:
             _check_json(answer.body)
         if answer.status >= 400:
             refusal = answer
-        body = OF_THE_MOMENT.sub(b"", answer.body)
-        kept.append(b"%d %s\n%s\n" % (answer.status, _header(answer, "content-type"), body))
+        kept.append(b"%d " % answer.status + _lasting(answer))
     if refusal is not None:
         raise InvalidInput(f"{refusal.status}: {refusal.body[:200]!r}")
     return b"".join(kept)
 
 
-def _header(answer: Answer, name: str) -> bytes:
-    return answer.headers.get(name, "").encode("latin-1")
+def _lasting(answer: Answer) -> bytes:
+    """What of an answer does not change; the choices of a stream may come in any order."""
+    kind = answer.headers.get("content-type", "")
+    body = OF_THE_MOMENT.sub(b"", answer.body)
+    if kind.startswith("text/event-stream"):
+        body = b"\n\n".join(sorted(body.split(b"\n\n")))
+    return kind.encode("latin-1") + b"\n" + body
 
 
 def _check_json(body: bytes) -> None:

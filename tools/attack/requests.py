@@ -9,7 +9,7 @@ from typing import Any
 
 from tools.attack.mutate import ODD_INTEGERS, ODD_TEXTS
 
-__all__ = ["BODIES", "GETS", "SCHEMA_BODIES", "raw_request"]
+__all__ = ["BODIES", "GETS", "SCHEMA_BODIES", "post", "raw_request"]
 
 OPTIONS = {
     "maxTokens": 2,
@@ -105,6 +105,12 @@ HEADERS: Mapping[str, Sequence[str]] = {
 }
 
 
+def post(path: str, body: bytes, *, method: str = "POST", more: str = "") -> bytes:
+    """A request after which the server closes the connection; `more` are lines of headers."""
+    head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{more}"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
 def raw_request(random: Random, *, paths: Sequence[str] = (), is_last: bool = True) -> bytes:
     """A request as bytes: mostly one that is right but for a thing or two.
 
@@ -137,7 +143,7 @@ def raw_request(random: Random, *, paths: Sequence[str] = (), is_last: bool = Tr
         headers.append(("connection", "close"))
     end = "\n" if random.random() < 0.03 else "\r\n"
     lines = [f"{method} {path} {version}", *(f"{name}: {value}" for name, value in headers)]
-    return (end.join(lines) + end + end).encode("latin-1") + body
+    return (end.join(lines) + end + end).encode() + body
 
 
 def _length(random: Random, n_bytes: int) -> str:

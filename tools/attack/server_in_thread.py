@@ -1,15 +1,19 @@
-"""refllm's server in a thread of this process, so that its time and memory are the process's own."""
+"""refllm's server in a thread of this process, whose time and memory are thus the process's own."""
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import threading
 import time
+from collections.abc import Collection
+from pathlib import Path
 
-from tools.attack.http_answers import FaultError
+from tools.attack.http_answers import FaultError, conversation
+from tools.attack.requests import BODIES, post
 
-__all__ = ["check_log", "serving_port"]
+__all__ = ["catch_errors", "check_log", "helpers", "prepare", "serving_port"]
 
 LIMITS = {
     "max_body_bytes": 1 << 18,
@@ -46,7 +50,7 @@ def serving_port() -> int:
     from refllm.spin.server.limits import Limits
     from refllm.spin.server.run import bound_socket
 
-    logging.getLogger().addHandler(_errors())
+    catch_errors()
     limits = Limits(**LIMITS)  # type: ignore[arg-type]
     engine = LocalEngine(roots=[ROOT], threads=1, stand_ins=True)
     for model in ("tiny-chat", "tiny-embed"):
@@ -65,6 +69,26 @@ def serving_port() -> int:
         time.sleep(0.01)
     port: int = bound.getsockname()[1]
     return port
+
+
+def prepare(_folder: Path) -> None:
+    """Have every route answer once."""
+    port = serving_port()
+    for path, value, _ in BODIES:
+        conversation(port, [post(path, json.dumps(value).encode())], ["GET"])
+    check_log()
+
+
+def helpers() -> Collection[int]:
+    """The processes that render chat templates for the server."""
+    from refllm.chat_renderer import default_renderer
+
+    return [child.process_id for child in default_renderer.children]
+
+
+def catch_errors() -> None:
+    """Keep what is logged as an error from now on, for `check_log`."""
+    logging.getLogger().addHandler(_errors())
 
 
 @functools.cache

@@ -114,9 +114,13 @@ def _engine(api_type: str) -> RemoteEngine:
     )
 
 
+def _prepare(_folder: Path) -> None:
+    for api_type, _ in RESULTS:
+        _engine(api_type)
+
+
 def _build(random: Random, _folder: Path) -> Input:
     asked = random.choice([*RESULTS])
-    _engine(asked[0])  # its start is no input's time
     is_refusal = random.random() < 0.15
     value = random.choice(REFUSALS) if is_refusal else RESULTS[asked]
     body = damaged_json_text(random, value) if random.random() < 0.8 else _json(value)
@@ -161,7 +165,9 @@ def _in_chunks(random: Random, body: bytes) -> bytes:
         size = random.choice(ODD_SIZES) if random.random() < 0.05 else f"{n_bytes:x}"
         written += size.encode() + b"\r\n" + body[:n_bytes] + b"\r\n"
         body = body[n_bytes:]
-    return written + random.choice((b"0\r\n\r\n", b"0\r\n\r\n", b"0\r\na: b\r\n\r\n", b"0\r\n", b""))
+    return written + random.choice(
+        (b"0\r\n\r\n", b"0\r\n\r\n", b"0\r\na: b\r\n\r\n", b"0\r\n", b"")
+    )
 
 
 def _infer(engine: RemoteEngine) -> bytes:
@@ -190,4 +196,5 @@ TARGET = Target(
     weight=6,
     build=_build,
     read=_read,
+    prepare=_prepare,
 )

@@ -45,19 +45,24 @@ def _host(cache: Path) -> Host:
 def _programs() -> list[bytes]:
     from wasmtime import wat2wasm
 
-    return [wat2wasm(text) for text in PROGRAMS]
+    return [bytes(wat2wasm(text)) for text in PROGRAMS]
+
+
+def _prepare(folder: Path) -> None:
+    path = folder / "app.wasm"
+    path.write_bytes(_programs()[0])
+    _read(Input(path, 0))
 
 
 def _build(random: Random, folder: Path) -> Input:
     from wasmtime import WasmtimeError, wat2wasm
 
-    _host(folder.parent / "cache")  # its start is no input's time
     if random.random() < DAMAGED:
         wasm = damaged_bytes(random, random.choice(_programs()))
     else:
         text = random_component(random)
         try:
-            wasm = wat2wasm(text)
+            wasm = bytes(wat2wasm(text))
         except WasmtimeError:  # numbers that no memory has
             wasm = text.encode()
     path = folder / "app.wasm"
@@ -87,4 +92,5 @@ TARGET = Target(
     weight=1,
     build=_build,
     read=_read,
+    prepare=_prepare,
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["TARGET"]
 
 MOST_BYTES = 5000  # of a right answer, so that an input takes milliseconds
-FINDINGS = 0.05  # of the answers are looked at for known mistakes, too, which takes longer
+FINDINGS = 0.02  # of the answers are looked at for known mistakes, too, which takes longer
 HELLO: Mapping[str, Any] = {
     "version": 1,
     "implementation": {"name": "mine", "version": "1", "language": "C", "details": {"a": "b"}},
@@ -51,8 +51,14 @@ def _case(random: Random, groups: Sequence[str] = ()) -> Case:
     return random.choice(cases[random.choice([*(groups or cases)])])
 
 
+def _prepare(_folder: Path) -> None:
+    from refllm.conform.symptoms import findings_of
+
+    _cases()
+    findings_of([])
+
+
 def _build(random: Random, _folder: Path) -> Input:
-    _cases()  # reading them is no input's time
     read, value = random.choice(_KINDS)(random)
     return Input((read, value, random.random() < FINDINGS), len(repr(value)))
 
@@ -133,8 +139,10 @@ def _read_answer(case: Case, protocol: Any, status: int, media_type: str, body: 
 
     target = http.HttpTarget("http://127.0.0.1:9", protocol=protocol, draws_as_refllm=True)
     response = Response(status, media_type, body)
-    with mock.patch.object(http, "exchange", lambda *_, **__: response):
-        target.start() if status not in http.REFUSED else None
+    with mock.patch.object(
+        http, "exchange", side_effect=[Response(200, media_type, b""), response]
+    ):
+        target.start()
         return target.run(case)
 
 
@@ -163,4 +171,6 @@ TARGET = Target(
     weight=8,
     build=_build,
     read=_read,
+    prepare=_prepare,
+    max_seconds=10.0,  # a text is written anew by each known mistake
 )

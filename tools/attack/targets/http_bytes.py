@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
+from refllm.api import InvalidInput
 from tools.attack.http_answers import answers_in, check, conversation, expected_methods
 from tools.attack.mutate import damaged_bytes
 from tools.attack.requests import raw_request
-from tools.attack.server_in_thread import check_log, serving_port
+from tools.attack.server_in_thread import check_log, helpers, prepare, serving_port
 from tools.attack.target import Input, Target
 
 __all__ = ["TARGET"]
@@ -17,7 +19,6 @@ MOST_CERTAIN = 15_000  # bytes: h11 refuses a longer head, or not, as it arrives
 
 
 def _build(random: Random, _folder: Path) -> Input:
-    serving_port()  # its start is no input's time
     n_requests = random.choice((1, 1, 1, 1, 2, 3))
     raw = b"".join(
         raw_request(random, is_last=number == n_requests - 1) for number in range(n_requests)
@@ -37,9 +38,12 @@ def _read(given: Input) -> bytes:
     received = conversation(serving_port(), given.value, methods)
     check_log()
     is_certain = len(given.value) == 1 and len(raw) < MOST_CERTAIN
-    # What is not whole may be answered or not, as the end of the connection is seen before or after.
-    result = check(answers_in(received, methods if is_certain else None))
-    return result if is_certain else b""
+    if is_certain:
+        return check(answers_in(received, methods))
+    # Of what comes in pieces, what follows a refusal may take the refusal's answer with it.
+    with suppress(InvalidInput):
+        check(answers_in(received))
+    return b""
 
 
 TARGET = Target(
@@ -48,4 +52,6 @@ TARGET = Target(
     weight=4,
     build=_build,
     read=_read,
+    prepare=prepare,
+    helpers=helpers,
 )

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 from tools.attack.http_answers import answers_in, check, conversation
 from tools.attack.mutate import ODD_TEXTS, damaged_json_text
-from tools.attack.requests import BODIES, GETS, SCHEMA_BODIES
-from tools.attack.server_in_thread import check_log, serving_port
+from tools.attack.requests import BODIES, GETS, SCHEMA_BODIES, post
+from tools.attack.server_in_thread import check_log, helpers, prepare, serving_port
 from tools.attack.target import Input, Target
 
 __all__ = ["TARGET"]
@@ -19,7 +19,6 @@ WEIGHTS = [weight for _, _, weight in BODIES]
 
 
 def _build(random: Random, _folder: Path) -> Input:
-    serving_port()  # its start is no input's time
     method, body = "POST", b""
     if random.random() < SCHEMAS:
         path, value = random.choice(SCHEMA_BODIES)
@@ -32,8 +31,7 @@ def _build(random: Random, _folder: Path) -> Input:
         [(path, value, _)] = random.choices(BODIES, WEIGHTS)
         body = damaged_json_text(random, value)
     more = "authorization: bearer x\r\n" if random.random() < 0.1 else "user-agent: a\r\n"
-    head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{more}"
-    raw = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    raw = post(path, body, method=method, more=more)
     return Input(raw, len(raw))
 
 
@@ -49,4 +47,6 @@ TARGET = Target(
     weight=6,
     build=_build,
     read=_read,
+    prepare=prepare,
+    helpers=helpers,
 )

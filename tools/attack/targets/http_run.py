@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-import logging
 import queue
 import tempfile
 import threading
 from pathlib import Path
 from random import Random
 
-from tools.attack.http_answers import FaultError, answers_in, check, conversation
+from tools.attack.http_answers import answers_in, check, conversation
 from tools.attack.mutate import damaged_bytes
 from tools.attack.requests import raw_request
-from tools.attack.server_in_thread import check_log
+from tools.attack.server_in_thread import catch_errors, check_log
 from tools.attack.target import Input, Target
 from tools.attack.wat import HANDLER
 
@@ -52,9 +51,7 @@ def _listen(listening: queue.Queue[int | BaseException]) -> None:
             limits = Limits(memory_bytes=2**24, seconds=2.0)
             with (
                 Host(limits) as host,
-                Port(
-                    application, host, engines, ("127.0.0.1", 0), max_body_bytes=1 << 18
-                ) as port,
+                Port(application, host, engines, ("127.0.0.1", 0), max_body_bytes=1 << 18) as port,
             ):
                 listening.put(int(port.url.rpartition(":")[2]))
                 threading.Event().wait()
@@ -62,8 +59,12 @@ def _listen(listening: queue.Queue[int | BaseException]) -> None:
         listening.put(error)
 
 
+def _prepare(_folder: Path) -> None:
+    catch_errors()
+    conversation(_port(), [b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"], None)
+
+
 def _build(random: Random, _folder: Path) -> Input:
-    _port()  # its start is no input's time
     n_requests = random.choice((1, 1, 1, 1, 2, 3))
     raw = b"".join(
         raw_request(random, paths=PATHS, is_last=number == n_requests - 1)
@@ -86,4 +87,5 @@ TARGET = Target(
     weight=4,
     build=_build,
     read=_read,
+    prepare=_prepare,
 )

@@ -50,14 +50,29 @@ RANGES = (
     *((0x2000, 0x2070), (0x4E00, 0x9FFF), (0xD800, 0xE000), (0xFE00, 0xFE10)),
     *((0xFFF0, 0x10000), (0x1F300, 0x1FA00), (0xE0000, 0xE0080), (0x10FF00, 0x110000)),
 )
-SPECIAL = ("<s>", "</s>", "<unk>", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "<0x0A>", "▁", "##a", "[INST]")
+SPECIAL = (
+    "<s>",
+    "</s>",
+    "<unk>",
+    "[CLS]",
+    "[SEP]",
+    "[PAD]",
+    "[MASK]",
+    "<0x0A>",
+    "▁",
+    "##a",
+    "[INST]",
+)
 LONGEST = 400  # characters that are repeated no more often than this text is long
 # A text to the end of the model's context takes a second, so few inputs ask for it.
 MANY_TOKENS = 0.0005
 
 
+def _prepare(_folder: Path) -> None:
+    _engine()
+
+
 def _build(random: Random, folder: Path) -> Input:
-    _engine()  # its start is no input's time
     kind = random.choice(_KINDS)
     name, value = kind(random, folder)
     return Input((name, value), len(repr(value)) + 1000)
@@ -202,4 +217,5 @@ TARGET = Target(
     weight=8,
     build=_build,
     read=_read,
+    prepare=_prepare,
 )

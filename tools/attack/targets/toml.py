@@ -93,6 +93,14 @@ type = "spin"
 """
 
 
+def _prepare(folder: Path) -> None:
+    path = folder / "spin.toml"
+    path.write_text(toml_text(OLDER))
+    _manifest(path)
+    path.write_text(toml_text(CONFIGS[0]))
+    _runtime_config(path)
+
+
 def _build(random: Random, folder: Path) -> Input:
     (folder / "data" / "deep").mkdir(parents=True)
     for name in ("one.txt", "data/two.txt", "data/deep/three.txt"):
@@ -103,11 +111,29 @@ def _build(random: Random, folder: Path) -> Input:
         damaged = damaged_json(random, random.choice(documents))
         text = toml_text(damaged if isinstance(damaged, Mapping) else {"component": damaged})
         data = text.encode("utf-8", "surrogatepass")
-    else:
+    elif random.random() < 0.9:
         data = damaged_bytes(random, WRITTEN if is_manifest else WRITTEN_CONFIG)
+    else:
+        data = _deep(random).encode()
     path = folder / ("spin.toml" if is_manifest else "runtime-config.toml")
     path.write_bytes(data)
     return Input(path, len(data))
+
+
+def _deep(random: Random) -> str:
+    """Tables or lists in each other, by each of TOML's spellings."""
+    n = random.choice((10, 100, 300, 1000, 3000))
+    key = random.choice(("component", "trigger", "llm_compute", "component.hello.files"))
+    return random.choice(
+        (
+            f"{key} = {'[' * n}{']' * n}\n",
+            f"{key} = {'[' * n}\n",
+            f"{key} = {'{a=' * n}1{'}' * n}\n",
+            f"{key}{'.a' * n} = 1\n",
+            f"[{key}{'.a' * n}]\nb = 1\n",
+            f"[[{key}{'.a' * n}]]\nb = 1\n",
+        )
+    )
 
 
 def _manifest(path: Path) -> bytes:
@@ -141,4 +167,5 @@ TARGET = Target(
     weight=6,
     build=_build,
     read=_read,
+    prepare=_prepare,
 )
