@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tools.attack.judge import OUTCOMES, Verdict
 from tools.attack.page import RESULTS, write_page

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 __all__ = [
+    "ODD_FLOATS",
     "ODD_INTEGERS",
     "ODD_TEXTS",
     "damaged_bytes",
@@ -72,6 +73,8 @@ def damaged_json(random: Random, value: Any, *, n_most: int = 3) -> Any:  # noqa
     result = [copy.deepcopy(value)]  # a list, so that the whole value has a place, too
     for _ in range(random.randint(1, n_most)):
         places = [*_places(result)]
+        if not places:  # the whole was removed
+            break
         holder, key = random.choice(places)
         random.choice(_DAMAGES)(random, holder, key)
     return result[0] if result else None
@@ -110,7 +113,7 @@ def _nudge(random: Random, holder: Any, key: Any) -> None:  # noqa: ANN401
         holder[key] = odd_value(random)
 
 
-def _remove(random: Random, holder: Any, key: Any) -> None:  # noqa: ANN401, ARG001
+def _remove(random: Random, holder: Any, key: Any) -> None:  # noqa: ANN401
     del holder[key]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -28,6 +28,15 @@ class Input:
     n_bytes: int
 
 
+def _nothing(folder: Path) -> None:
+    """Prepare nothing."""
+
+
+def _none() -> Collection[int]:
+    """No process."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """One kind of input.
@@ -42,6 +51,11 @@ class Target:
             where the results are. Raises one of the interface's errors for an input that refllm
             refuses, and `NotFinite` for a result with an infinity or a NaN.
         max_seconds: How long one reading may take.
+        spare_bytes: How much memory one reading may take beside twice the input's size.
+        prepare: Called once in a process before its first input, so that what is compiled or
+            imported only once is not counted as the first input's; the folder is empty.
+        helpers: The ids of the processes that refllm keeps for this target; their time and memory
+            count, too.
     """
 
     name: str
@@ -50,3 +64,6 @@ class Target:
     build: Callable[[Random, Path], Input]
     read: Callable[[Input], bytes]
     max_seconds: float = 2.0
+    spare_bytes: int = 200_000_000
+    prepare: Callable[[Path], None] = _nothing
+    helpers: Callable[[], Collection[int]] = _none

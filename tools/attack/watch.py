@@ -12,35 +12,45 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tools.attack.judge import Verdict, verdict_of
+from tools.attack.target import Target
 from tools.attack.targets import TARGETS
 
 __all__ = ["verdicts"]
 
 SILENCE = 30.0  # seconds: far beyond any target's bound, because the machine may be busy
+START_SECONDS = 900.0  # a target's kernels are compiled where no process of this machine has yet
 MOST_BYTES = 6 * 2**30
 POLL_SECONDS = 0.2
 LONGEST_PRINT = 500  # characters
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+IN_MEMORY = Path("/dev/shm")  # noqa: S108 - files of an input lie there for a moment
 
 
-def verdicts(name: str, seed: int, numbers: Sequence[int]) -> Iterator[Verdict]:
+def verdicts(
+    name: str,
+    seed: int,
+    numbers: Sequence[int],
+    *,
+    targets: Mapping[str, Target] = TARGETS,
+    silence: float = SILENCE,
+) -> Iterator[Verdict]:
     """Judge the inputs of one target with these numbers, in their order."""
     context = multiprocessing.get_context("spawn")
     n_done = 0
     while n_done < len(numbers):
         here, there = context.Pipe(duplex=False)
         rest = numbers[n_done:]
-        child = context.Process(target=_child, args=(name, seed, rest, there), daemon=True)
+        child = context.Process(target=_child, args=(targets[name], seed, rest, there), daemon=True)
         child.start()
         there.close()
         try:
-            for verdict in _told(child, here):
+            for verdict in _told(child, here, silence):
                 yield verdict
                 n_done += 1
             child.join()
@@ -49,7 +59,7 @@ def verdicts(name: str, seed: int, numbers: Sequence[int]) -> Iterator[Verdict]:
                 yield Verdict(numbers[n_done], "the process ended", 0.0, 0, what)
                 n_done += 1
         except _StoppedError as stopped:
-            yield Verdict(numbers[n_done], str(stopped), SILENCE, 0, str(stopped))
+            yield Verdict(numbers[n_done], str(stopped), silence, 0, str(stopped))
             n_done += 1
         finally:
             child.kill()
@@ -60,17 +70,19 @@ class _StoppedError(Exception):
     """The watch ended the child."""
 
 
-def _told(child: BaseProcess, connection: Connection) -> Iterator[Verdict]:
+def _told(child: BaseProcess, connection: Connection, silence: float) -> Iterator[Verdict]:
     """What the child tells, until it ends."""
-    heard = time.monotonic() + SILENCE  # it imports refllm first
+    until = time.monotonic() + START_SECONDS
     while True:
         if connection.poll(POLL_SECONDS):
             try:
-                yield connection.recv()
+                told = connection.recv()
             except EOFError:
                 return
-            heard = time.monotonic()
-        elif time.monotonic() - heard > SILENCE:
+            until = time.monotonic() + silence
+            if told is not None:
+                yield told
+        elif time.monotonic() > until:
             raise _StoppedError("no end")
         elif _resident(child) > MOST_BYTES:
             raise _StoppedError("memory without end")
@@ -83,16 +95,18 @@ def _resident(child: BaseProcess) -> int:
         return 0
 
 
-def _child(name: str, seed: int, numbers: Sequence[int], connection: Connection) -> None:
-    target = TARGETS[name]
+def _child(target: Target, seed: int, numbers: Sequence[int], connection: Connection) -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # else warnings go to standard error
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as printed:
-        os.dup2(printed.fileno(), 2)  # what native code prints, too
+    place = str(IN_MEMORY) if os.access(IN_MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=place) as folder, tempfile.TemporaryFile() as printed:
         work = Path(folder, "input")
         work.mkdir()
+        target.prepare(work)
+        connection.send(None)  # ready
+        os.dup2(printed.fileno(), 2)  # what native code prints, too
         for number in numbers:
             verdict = verdict_of(target, seed, number, work)
-            if n_printed := printed.tell() or os.fstat(printed.fileno()).st_size:
+            if n_printed := os.fstat(printed.fileno()).st_size:
                 text = os.pread(printed.fileno(), LONGEST_PRINT, 0).decode("utf-8", "replace")
                 os.ftruncate(printed.fileno(), 0)
                 os.lseek(printed.fileno(), 0, os.SEEK_SET)

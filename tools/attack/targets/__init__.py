@@ -8,15 +8,40 @@ from tools.attack.target import Target
 from tools.attack.targets import (
     answers,
     components,
+    config,
     conform,
+    gguf,
     http_bytes,
     http_json,
     http_run,
+    safetensors,
+    sentence,
+    sentencepiece,
+    templates,
     texts,
+    tokenizer_json,
     toml,
 )
 
 __all__ = ["TARGETS"]
 
-MODULES = (toml, texts, http_bytes, http_json, http_run, components, answers, conform)
-TARGETS: Mapping[str, Target] = {module.TARGET.name: module.TARGET for module in MODULES}
+TARGETS: Mapping[str, Target] = {
+    module.TARGET.name: module.TARGET
+    for module in (
+        gguf,
+        safetensors,
+        config,
+        tokenizer_json,
+        sentencepiece,
+        sentence,
+        templates,
+        toml,
+        texts,
+        http_bytes,
+        http_json,
+        http_run,
+        components,
+        answers,
+        conform,
+    )
+}
