@@ -23,6 +23,7 @@ __all__ = ["Answer", "FaultError", "answers_in", "check", "conversation", "expec
 SECONDS = 20.0  # until an answer counts as missing; the watch gives up later
 NOT_OFFERED = (501, 505)  # of a method, of a version: right answers all the same
 CHUNK = 1 << 16
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 SECRETS = tuple(
     folder.encode()
     for folder in {str(Path(refllm.__file__).resolve().parent.parent), sys.prefix, sys.base_prefix}
@@ -103,7 +104,7 @@ def answers_in(received: bytes, methods: Sequence[str] | None = None) -> list[An
             answer, received = _first(received, method)
             answers.append(answer)
         return answers
-    if not received:
+    if received in (b"", CONTINUE):  # the request was not whole
         return []
     try:
         answer, rest = _first(received, "GET")
