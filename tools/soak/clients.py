@@ -19,7 +19,7 @@ from tools.soak.server import SECONDS, Answer, Server, asked
 __all__ = ["SHARES", "Client", "Notes"]
 
 OVERLOAD = 503
-PAUSE = 0.2  # seconds, of a client that is told that the server is busy
+PAUSE = 0.5  # seconds, of a client that is told that the server is busy, or that left
 SLOWNESS = 1.0  # seconds between two bytes
 BAD: Sequence[tuple[str, bytes, int]] = (
     ("/infer", b"{", 400),
@@ -88,7 +88,7 @@ class Client:
                 self._notes.complain(self._kind, f"{type(error).__name__}: {error}")
             else:
                 self._notes.count(self._kind, outcome)
-                if outcome == str(OVERLOAD):
+                if outcome == str(OVERLOAD) or self._kind == "vanishing":
                     time.sleep(PAUSE)
 
     def good(self) -> str:
