@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -92,7 +92,7 @@ class RecordingEngine:
 
     def generate_embeddings(self, model: str, texts: Sequence[str]) -> EmbeddingsResult:
         """The engine's vectors for `texts`. Errors: the engine's, and those told to be."""
-        kept = tuple(texts)
+        kept = tuple(texts) if isinstance(texts, Iterable) else ()  # which the engine refuses
         return self._recorded(
             lambda: self._engine.generate_embeddings(model, texts),
             lambda result, error: Call(

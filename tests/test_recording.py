@@ -9,6 +9,7 @@ import pytest
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.engine import LocalEngine
 from refllm.recording import Call, RecordingEngine
+from refllm.spin.remote import RemoteEngine
 from tests.model_files import tiny_bert_gguf, tiny_llama_gguf
 
 SHORT = InferencingParams(max_tokens=5)
@@ -69,11 +70,11 @@ def test_an_error_of_the_engine_is_kept_and_raised(recording: RecordingEngine) -
     )
 
 
-def test_a_single_text_in_place_of_a_list_is_refused_as_the_engine_does(
-    recording: RecordingEngine,
-) -> None:
-    with pytest.raises(InvalidInput, match="put a single one in a list"):
-        recording.generate_embeddings("embedder", "the cat")
+def test_what_is_no_list_of_texts_is_refused_as_the_engine_does() -> None:
+    recording = RecordingEngine(RemoteEngine("http://127.0.0.1:9"))
+    for texts in ("the cat", 3):
+        with pytest.raises(InvalidInput, match="put a single one in a list"):
+            recording.generate_embeddings("embedder", texts)  # type: ignore[arg-type]
 
 
 def test_calls_are_kept_in_order(recording: RecordingEngine) -> None:

@@ -142,6 +142,7 @@ def test_the_path_of_the_url_does_not_count() -> None:
         (lambda e: e.infer(None, "p"), "model must be text"),
         (lambda e: e.infer("m", "\ud800"), "lone surrogate"),
         (lambda e: e.generate_embeddings("m", "text"), "put a single one in a list"),
+        (lambda e: e.generate_embeddings("m", 3), "must be a list of texts"),
         (lambda e: e.generate_embeddings("m", ["a", 3]), "each of texts must be text, got int"),
     ],
 )

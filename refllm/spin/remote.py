@@ -13,7 +13,7 @@ import json
 import ssl
 import threading
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -104,8 +104,9 @@ class RemoteEngine:
     def generate_embeddings(self, model: str, texts: Sequence[str]) -> EmbeddingsResult:
         """The server's vectors for `texts`. Errors: as `infer`."""
         _check_text("model", model)
-        if isinstance(texts, str):
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
             raise InvalidInput("texts must be a list of texts; put a single one in a list")
+        texts = list(texts)
         for text in texts:
             _check_text("each of texts", text)
         api = API_TYPES[self.api_type]

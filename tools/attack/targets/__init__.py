@@ -6,13 +6,21 @@ from collections.abc import Mapping
 
 from tools.attack.target import Target
 from tools.attack.targets import (
+    answers,
+    components,
     config,
+    conform,
     gguf,
+    http_bytes,
+    http_json,
+    http_run,
     safetensors,
     sentence,
     sentencepiece,
     templates,
+    texts,
     tokenizer_json,
+    toml,
 )
 
 __all__ = ["TARGETS"]
@@ -27,5 +35,13 @@ TARGETS: Mapping[str, Target] = {
         sentencepiece,
         sentence,
         templates,
+        toml,
+        texts,
+        http_bytes,
+        http_json,
+        http_run,
+        components,
+        answers,
+        conform,
     )
 }
