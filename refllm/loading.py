@@ -29,6 +29,7 @@ from refllm.kernels.jit import use_threads
 from refllm.kernels.panels import Consumed
 from refllm.llama import KVCache, Llama, LlamaConfig, Segment
 from refllm.models import absent_path, default_roots, find_model
+from refllm.native_messages import hold_native_messages
 from refllm.parameters import Parameters, Survey
 from refllm.pooling import SentenceHead
 from refllm.sentence_config import SentenceConfig, lower_cases, sentence_config
@@ -126,7 +127,8 @@ class LlamaModel:
         at_least = self.tokenizer.minimum_tokens(prompt)
         if at_least > n_ctx:
             raise _too_long(f"at least {at_least}", n_ctx)
-        token_ids = self.tokenizer.encode(prompt)
+        with hold_native_messages():
+            token_ids = self.tokenizer.encode(prompt)
         if len(token_ids) == self.tokenizer.text_limit:
             n_tokens = len(self.tokenizer.encode(prompt, max_tokens=NO_LIMIT))
             if n_tokens > len(token_ids):
@@ -223,7 +225,8 @@ class BertModel:
         if limit is not None:
             # One token more than fits shows that a text is cut.
             whole = [self.tokenizer.beginning(text, limit + 1) for text in whole]
-        token_ids = [encode(text, max_tokens=max_tokens) for text in whole]
+        with hold_native_messages():
+            token_ids = [encode(text, max_tokens=max_tokens) for text in whole]
         is_cut = tuple(
             limit is not None
             and len(ids) == limit

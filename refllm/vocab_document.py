@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from refllm.api import LlmRuntimeError
+from refllm.api import LlmRuntimeError, ModelNotSupported
 from refllm.charsmap import LONGEST_STRING, check_charsmap
 from refllm.json_values import MAX_TOKENIZER_VALUES
 from refllm.vocab_folder import MOST_TOKEN_BYTES, parse_json
@@ -103,6 +103,11 @@ def _check_vocabulary(document: Mapping[str, Any], path: Path) -> tuple[int, int
     if not isinstance(model, dict):
         raise LlmRuntimeError(f"{path}: model must be an object, is {model!r:.80}")
     _check_merges(model, path)
+    if model.get("dropout"):
+        raise ModelNotSupported(
+            f"{path}: model.dropout = {model['dropout']!r:.80} leaves merges out at random, "
+            "so that a text has other tokens each time; set it to null"
+        )
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
         return len(vocabulary), _largest_id(vocabulary, f"{path}: model.vocab")
@@ -207,6 +212,8 @@ def _check_stage(steps: Sequence[Mapping[str, Any]], where: str) -> None:
             f"{where}: pattern.Regex has {n_characters} characters, and may have {MOST_PATTERN}"
         )
     for step in steps:
+        if step.get("type") == "FixedLength" and step.get("length") == 0:
+            raise LlmRuntimeError(f"{where} has FixedLength with length 0; the least is 1")
         _check_table(step, where)
 
 

@@ -103,6 +103,14 @@ class JsonTokenizer(Tokenizer):
             rendered = json.loads(self._library.to_str())
             self._n_added = int(self._library.num_special_tokens_to_add(is_pair=False))
         self._tokens = {token_id: token for token, token_id in vocabulary.items()}
+        if len(self._tokens) < len(vocabulary):
+            # Which of them an id decodes to would depend on the order of a hash table.
+            shared = next(i for token, i in vocabulary.items() if self._tokens[i] != token)
+            one, other, *_ = sorted(token for token, i in vocabulary.items() if i == shared)
+            raise LlmRuntimeError(
+                f"{path}: the tokens {one!r:.80} and {other!r:.80} have the same id, {shared}; an "
+                "added token gets the number of tokens as its id, also where a token has it"
+            )
         self._tokens |= {token_id: str(one.content) for token_id, one in found_in_text.items()}
         self._special = {
             token_id: str(one.content) for token_id, one in found_in_text.items() if one.special

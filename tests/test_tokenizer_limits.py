@@ -18,9 +18,10 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer as LibraryTokenizer
+from tokenizers.models import WordLevel
 
 from refllm import vocab_document, vocab_files, vocab_folder, vocab_json, vocab_spm
-from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.charsmap import check_charsmap
 from refllm.tokenizer import tokenizer_from_file, tokenizer_from_folder, tokenizer_from_gguf
 from refllm.vocab_document import check_pipeline, growth_of
@@ -119,6 +120,7 @@ BAD_DOCUMENTS: list[tuple[str, object, str]] = [
     ("normalizer", {"type": "Sequence", "normalizers": [None]}, "has null at index 0"),
     ("normalizer", NESTED, "not JSON for a tokenizer: deeper than 32 levels"),
     ("decoder", MANY, "decoder has 1002 steps, and may have 1000"),
+    ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "has FixedLength with length 0"),
     (
         "pre_tokenizer",
         {"type": "Split", "pattern": {"Regex": "a" * 2**17}, "behavior": "Isolated"},
@@ -131,6 +133,36 @@ BAD_DOCUMENTS: list[tuple[str, object, str]] = [
     ),
     ("normalizer", precompiled(b"\0\0\0\0"), "precompiled_charsmap is damaged"),
 ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_library")
+def test_a_tokenizer_that_cuts_a_text_at_random_is_refused() -> None:
+    # tokenizers 0.23.3 draws at each encoding: findings/tokenizers-stored-dropout-is-drawn.sh
+    document = json.loads(llama_like_json().to_str())
+    document["model"]["dropout"] = 0.1
+    with pytest.raises(ModelNotSupported, match=r"model\.dropout = 0\.1 .* set it to null"):
+        JsonTokenizer(json.dumps(document), PATH)
+
+
+@pytest.mark.parametrize("dropout", [None, 0.0])
+def test_a_dropout_of_nothing_is_no_dropout(dropout: float | None) -> None:
+    document = json.loads(llama_like_json().to_str())
+    document["model"]["dropout"] = dropout
+    assert JsonTokenizer(json.dumps(document), PATH).encode("abc")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "added"),
+    [({"[UNK]": 0, "cat": 1, "dog": 1}, []), ({"[UNK]": 0, "cat": 1, "dog": 3}, ["cow"])],
+)
+def test_two_tokens_with_one_id_are_refused(vocabulary: dict[str, int], added: list[str]) -> None:
+    # tokenizers 0.23.3 gives "cow" the id 3: findings/tokenizers-added-token-takes-taken-id.sh
+    library = LibraryTokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    library.add_tokens(added)
+    document = json.loads(library.to_str())
+    document["model"]["vocab"] = vocabulary
+    with pytest.raises(LlmRuntimeError, match=r"the tokens 'c.*' and 'dog' have the same id"):
+        JsonTokenizer(json.dumps(document), PATH)
 
 
 @pytest.mark.usefixtures("no_library")

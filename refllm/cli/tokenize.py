@@ -44,13 +44,15 @@ def tokenize(
     with a vocabulary and no weights is enough. All tokens of a text are printed, also those that
     are cut off before the model sees it.
     """
+    from refllm.native_messages import hold_native_messages
     from refllm.tokenizer import NO_LIMIT
 
     refuse_swapped(model, text, "tokenize")
     warn_of_a_file(text, f"refllm tokenize {shlex.quote(model)} - < {shlex.quote(text)}")
     content = text_of(text, "TEXT")
     tokenizer = _tokenizer(model_of(model))
-    token_ids = tokenizer.encode(content, add_special=not no_special, max_tokens=NO_LIMIT)
+    with hold_native_messages():
+        token_ids = tokenizer.encode(content, add_special=not no_special, max_tokens=NO_LIMIT)
     limit = tokenizer.text_limit
     if limit is not None and len(token_ids) > limit:
         typer.echo(
