@@ -42,8 +42,6 @@ Doubles = NDArray[np.float64]
 
 # So many numbers on either side of the one that differs: enough to see a pattern in a plot.
 NEIGHBORS = 32
-# More than any case has; NumPy 1 refuses arrays of more than 32.
-MOST_DIMENSIONS = 8
 # No id and no count is as large, and what is larger fits into no array.
 WHOLE_LIMIT = 2**63
 
@@ -115,9 +113,8 @@ def array(result: Any, name: str) -> Doubles:  # noqa: ANN401
     value = table(result, name)
     shape = tuple(wholes(value, "shape"))
     flat = numbers(field(value, "values"), f"{name}.values")
-    if min(shape, default=0) < 0 or math.prod(shape) != flat.size or len(shape) > MOST_DIMENSIONS:
-        shown = f"{list(shape)!r:.80}"
-        raise MalformedAnswer(f"{name} has {flat.size} values, which are no array of {shown}")
+    if min(shape, default=0) < 0 or math.prod(shape) != flat.size:
+        raise MalformedAnswer(f"{name} has {flat.size} values, which are no array of {list(shape)}")
     return flat.reshape(shape)
 
 
