@@ -205,14 +205,7 @@ def test_the_place_in_an_array_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "output",
-    [
-        array(1.0, 2.0),
-        array(1.0, shape=[1, 1]),
-        array(1.0, shape=[1] * 100),
-        array(1.0, shape=[2]),
-        {"shape": [1]},
-    ],
+    "output", [array(1.0, 2.0), array(1.0, shape=[1, 1]), array(1.0, shape=[2]), {"shape": [1]}]
 )
 def test_an_array_of_another_shape_is_malformed(output: dict[str, Any]) -> None:
     with pytest.raises(MalformedAnswer):

@@ -12,8 +12,8 @@ __all__ = ["HANDLER", "PROGRAMS", "random_component"]
 
 TYPES = """
   (import "wasi:http/types@0.2.0" (instance $types
-    (type $timeout (variant (case "connection-timeout")))
-    (export "error-code" (type $error (eq $timeout)))
+    (type $cases (variant (case "connection-timeout" u8) (case "loop-detected" u8)))
+    (export "error-code" (type $error (eq $cases)))
     (export "fields" (type $fields (sub resource)))
     (export "incoming-request" (type $request (sub resource)))
     (export "outgoing-response" (type $response (sub resource)))
@@ -41,10 +41,10 @@ HOST_FUNCTIONS = """
 IMPORTED = """
     (import "" "fields" (func $fields (result i32)))
     (import "" "response" (func $response (param i32) (result i32)))
-    (import "" "set" (func $set (param i32 i32 i32)))
+    (import "" "set" (func $set (param i32 i32 i32 i32)))
     (import "" "drop" (func $drop (param i32)))"""
 RESPOND = """
-      (call $set (local.get $out) (i32.const 0) (call $response (call $fields)))
+      (call $set (local.get $out) (i32.const 0) (call $response (call $fields)) (i32.const 0))
       (call $drop (local.get $request))"""
 
 
@@ -184,8 +184,8 @@ BODIES = (
     "(drop (table.grow (ref.null func) (i32.const {odd})))",
     "(call_indirect (i32.const {odd}))",
     "(call $drop (i32.const {odd}))",
-    "(call $set (i32.const {odd}) (i32.const 0) (i32.const {odd}))",
-    "(call $set (local.get $out) (i32.const {odd}) (i32.const 0))",
+    "(call $set (i32.const {odd}) (i32.const 0) (i32.const {odd}) (i32.const 0))",
+    "(call $set (local.get $out) (i32.const {odd}) (i32.const 0) (i32.const {odd}))",
     "(drop (call $response (i32.const {odd})))",
     "(call $again)",
     "(memory.fill (i32.const 0) (i32.const 1) (i32.const {odd}))",
@@ -260,7 +260,7 @@ CHANGES = (
     ('(export "handle" (func $handle))', '(export "handles" (func $handle))'),
     ("response-outparam", "request-outparam"),
     ("outgoing-response", "incoming-response"),
-    ('(case "connection-timeout")', '(case "connection-timeout" u8) (case "b" string)'),
+    ('(case "loop-detected" u8)', '(case "loop-detected" string)'),
 )
 PROGRAMS: Sequence[str] = (
     HANDLER,

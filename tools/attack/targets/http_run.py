@@ -1,4 +1,4 @@
-"""Raw bytes on the port of `refllm run`, in front of the smallest component that responds."""
+"""Raw bytes on the port of `refllm run`, in front of what gives a request's body back."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ def _listen(listening: queue.Queue[int | BaseException]) -> None:
     from refllm.spin.wasm.guest import Limits
     from refllm.spin.wasm.host import Host
     from refllm.spin.wasm.port import Port
+    from refllm.spin.wasm.wasi_http import Request, Response
+
+    class Echo(Host):
+        def respond(self, _program: object, request: Request, *_: object) -> Response:
+            return Response(200, (("content-type", b"text/plain"),), request.body)
 
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +55,7 @@ def _listen(listening: queue.Queue[int | BaseException]) -> None:
             engines = {id_: LocalEngine(allowed_models=[]) for id_ in application.components}
             limits = Limits(memory_bytes=2**24, seconds=2.0)
             with (
-                Host(limits) as host,
+                Echo(limits) as host,
                 Port(application, host, engines, ("127.0.0.1", 0), max_body_bytes=1 << 18) as port,
             ):
                 listening.put(int(port.url.rpartition(":")[2]))
