@@ -506,7 +506,8 @@ def _check_token_ids(bert: BertModel, texts: Sequence[Sequence[int]]) -> None:
 
 
 def _check_texts(texts: Sequence[object]) -> None:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    is_list = isinstance(texts, Sequence) and not isinstance(texts, str)
+    if not is_list or not all(isinstance(text, str) for text in texts):
         raise InvalidInput("texts must be a list of texts; put a single one in a list")
 
 

@@ -189,7 +189,7 @@ def _download(url: str, path: Path, size: int, progress: Progress) -> None:
                 file.write(chunk)
                 done += len(chunk)
                 progress(min(done, size), size)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise LlmRuntimeError(_download_problem(path.name, error)) from error
     if done < size:
         raise LlmRuntimeError(

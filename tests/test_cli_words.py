@@ -97,7 +97,7 @@ def test_another_program_s_word_behind_models_gets_the_command_that_does_it(word
     assert ADVICE_ON_MODELS[word] in refusal("models", word)
 
 
-@pytest.mark.parametrize("advice", {*ADVICE.values(), *ADVICE_ON_MODELS.values()})
+@pytest.mark.parametrize("advice", sorted({*ADVICE.values(), *ADVICE_ON_MODELS.values()}))
 def test_advice_names_commands_that_there_are(advice: str) -> None:
     named = [tuple(words.split()) for words in COMMAND_IN_ADVICE.findall(advice)]
     assert named

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,12 @@ def test_an_unusable_parameter_is_named(
 def test_a_prompt_that_is_not_text_is_refused(prompt: str, tiny_engine: LocalEngine) -> None:
     with pytest.raises(InvalidInput):
         tiny_engine.infer("tiny", prompt)
+
+
+@pytest.mark.parametrize("texts", ["a", 3, None, [3], {"a"}])
+def test_what_is_no_list_of_texts_is_refused(texts: Any, tiny_engine: LocalEngine) -> None:
+    with pytest.raises(InvalidInput, match="texts must be a list of texts; put a single one in"):
+        tiny_engine.generate_embeddings("tiny-bert", texts)
 
 
 def test_a_model_that_is_not_allowed_is_refused_in_the_contracts_words(tiny_models: Path) -> None:

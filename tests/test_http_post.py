@@ -160,8 +160,9 @@ def test_an_answer_to_half_a_request_is_read() -> None:
         b"HTTP/3 200 secret\r\n\r\n",
         b"HTTP/1.1 200 Said\r\n" + b"x-secret: y\r\n" * 200 + b"\r\n",
         b"HTTP/1.1 200 Said\r\nx: " + b"secret" * 20_000,
+        CHUNKED + b"-5\r\nsecret",
     ],
-    ids=["SSH", "no status", "HTTP/3", "too many headers", "too long a header"],
+    ids=["SSH", "no status", "HTTP/3", "too many headers", "too long a header", "less than none"],
 )
 def test_what_is_not_http_is_not_repeated(sent: bytes) -> None:
     with serve(sends(sent)) as server:

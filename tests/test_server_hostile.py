@@ -216,7 +216,7 @@ BODIES: Mapping[str, bytes] = {
     "null bytes": b'{"mod\\u0000el": "\\u0000", "prompt": "\\u0000"}',
     "a byte order mark": b"\xef\xbb\xbf{}",
     "UTF-16": '{"model": "absent"}'.encode("utf-16"),
-    "gzip": gzip.compress(b'{"model": "absent", "prompt": "Hi"}'),
+    "gzip": gzip.compress(b'{"model": "absent", "prompt": "Hi"}', mtime=0),
     "a form": b"model=absent&prompt=Hi",
     "many keys": b"{%s}" % b",".join(b'"%06d":0' % i for i in range(N_KEYS)),
     "many keys that are half surrogate pairs": b"{%s}"

@@ -71,8 +71,9 @@ def post(
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 _send(connection, deadline, _head(target.path, {**necessary, **headers}) + body)
             return _receive(connection, deadline, limits.answer_bytes, url)
-    # UnicodeError: no name for the DNS can be made of this host.
-    except (OSError, UnicodeError, http.client.HTTPException) as error:
+    # ValueError: http.client reads a chunk of a negative size; or, as UnicodeError, no name for the
+    # DNS can be made of this host.
+    except (OSError, ValueError, http.client.HTTPException) as error:
         problem, mend = _explained(error, limits)
     # Outside the handler, because such an error's own text quotes the server, which may quote us.
     raise LlmRuntimeError(f"POST {url}: {problem}", mend)

@@ -73,13 +73,17 @@ class _StoppedError(Exception):
 def _told(child: BaseProcess, connection: Connection, silence: float) -> Iterator[Verdict]:
     """What the child tells, until it ends."""
     until = time.monotonic() + START_SECONDS
+    is_ready = False
     while True:
         if connection.poll(POLL_SECONDS):
             try:
                 told = connection.recv()
             except EOFError:
+                if not is_ready:  # nor would another child be
+                    raise RuntimeError("the target cannot be prepared; see above") from None
                 return
             until = time.monotonic() + silence
+            is_ready = True
             if told is not None:
                 yield told
         elif time.monotonic() > until:
