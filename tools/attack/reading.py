@@ -10,6 +10,7 @@ import numpy as np
 
 from refllm.describe import describe, verify
 from refllm.loading import NUMERICS, LlamaModel, account, load_path
+from refllm.native_messages import hold_native_messages
 from refllm.tokenizer_base import Tokenizer
 from tools.attack.target import NotFinite
 
@@ -86,7 +87,8 @@ def read_tokenizer(tokenizer: Tokenizer) -> bytes:
     """Encode four texts and decode them again."""
     found = []
     for text in TEXTS:
-        ids = tokenizer.encode(text)
-        plain = tokenizer.encode(text, add_special=False, parse_special=False, max_tokens=10**6)
+        with hold_native_messages():  # as its callers in refllm do
+            ids = tokenizer.encode(text)
+            plain = tokenizer.encode(text, add_special=False, parse_special=False, max_tokens=10**6)
         found.append((ids, plain, tokenizer.decode(ids), tokenizer.minimum_tokens(text)))
     return repr(found).encode("utf-8", "backslashreplace")

@@ -193,7 +193,7 @@ def _read(given: Input) -> bytes:
 TARGET = Target(
     name="answers",
     what="answers of a server that refllm asks",
-    weight=6,
+    weight=100,
     build=_build,
     read=_read,
     prepare=_prepare,

@@ -91,7 +91,7 @@ def _read(given: Input) -> bytes:
 TARGET = Target(
     name="components",
     what="WebAssembly components",
-    weight=1,
+    weight=10,
     build=_build,
     read=_read,
     prepare=_prepare,

@@ -168,7 +168,7 @@ def _read(given: Input) -> bytes:
 TARGET = Target(
     name="conform",
     what="answers of a backend that refllm conform asks",
-    weight=8,
+    weight=60,
     build=_build,
     read=_read,
     prepare=_prepare,

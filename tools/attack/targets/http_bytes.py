@@ -49,7 +49,7 @@ def _read(given: Input) -> bytes:
 TARGET = Target(
     name="http-bytes",
     what="HTTP requests, as bytes, to refllm serve",
-    weight=4,
+    weight=30,
     build=_build,
     read=_read,
     prepare=prepare,

@@ -48,7 +48,7 @@ def _read(given: Input) -> bytes:
 TARGET = Target(
     name="http-json",
     what="JSON for each route of refllm serve",
-    weight=6,
+    weight=30,
     build=_build,
     read=_read,
     prepare=prepare,

@@ -89,7 +89,7 @@ def _read(given: Input) -> bytes:
 TARGET = Target(
     name="http-run",
     what="HTTP requests, as bytes, to refllm run",
-    weight=4,
+    weight=30,
     build=_build,
     read=_read,
     prepare=_prepare,

@@ -214,7 +214,7 @@ def _read(given: Input) -> bytes:
 TARGET = Target(
     name="texts",
     what="files of texts, prompts, parameters",
-    weight=8,
+    weight=60,
     build=_build,
     read=_read,
     prepare=_prepare,

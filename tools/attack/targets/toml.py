@@ -164,7 +164,7 @@ def _read(given: Input) -> bytes:
 TARGET = Target(
     name="toml",
     what="spin.toml and runtime configurations",
-    weight=6,
+    weight=100,
     build=_build,
     read=_read,
     prepare=_prepare,
