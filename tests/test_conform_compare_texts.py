@@ -169,7 +169,7 @@ def test_no_texts_have_no_vectors() -> None:
     assert compare(case, embeddings(count=0)) is None
 
 
-@pytest.mark.parametrize("vectors", [None, [1.0], [["a"]], "vectors"])
+@pytest.mark.parametrize("vectors", [None, [1.0, 2.0], [["a"], ["b"]], "vectors"])
 def test_vectors_that_are_no_lists_of_numbers_are_malformed(vectors: Any) -> None:
     with pytest.raises(MalformedAnswer):
         compare(VECTORS, {"embeddings": vectors, "usage": {"prompt_token_count": 9}})

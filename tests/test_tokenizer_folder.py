@@ -184,7 +184,7 @@ def test_an_added_token_that_is_not_unicode_is_an_error(tmp_path: Path) -> None:
         (llama_case({"added_tokens_decoder": {"x": {}}}), "has the id 'x', which is not a number"),
         (
             llama_case({"added_tokens_decoder": {"9" * 5000: {}}}),
-            "which is not a number of at most 10 digits",
+            "which is not a number",
         ),
         (llama_case({"added_tokens_decoder": {"9": 1}}), "added_tokens_decoder.9 must be a token"),
         (llama_case({"eos_token": 7}), "eos_token must be a token, is 7"),
