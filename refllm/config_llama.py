@@ -83,7 +83,8 @@ def _from_gguf(weights: Weights, ledger: Ledger) -> LlamaConfig:
     )
     if keys.get("llama.attention.value_length", head_dim) != head_dim:
         keys.refuse("llama.attention.value_length", f"values as wide as keys, {head_dim}")
-    if (keys.get("llama.attention.sliding_window", 0) or n_ctx) < n_ctx:
+    window = keys.integer("llama.attention.sliding_window", most=MOST_CONTEXT, default=0, least=0)
+    if 0 < window < n_ctx:
         keys.refuse(
             "llama.attention.sliding_window",
             f"attention that sees fewer than the context's {n_ctx} tokens; only full attention "

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refllm.accounting.ledger import Ledger
-from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.config import bert_config, llama_config
 from refllm.llama import LlamaConfig
 from refllm.weights import open_weights
@@ -46,6 +46,14 @@ def test_an_impossible_value_of_a_gguf_is_named(key: str, value: object, tmp_pat
         value = float("nan")
     with pytest.raises(LlmRuntimeError, match=rf"tiny\.gguf: {key} must be"):
         from_gguf(tmp_path, key, value)
+
+
+@pytest.mark.parametrize(("value", "error"), [("all", LlmRuntimeError), ([64, 8], LlmError)])
+def test_a_window_that_is_no_number_is_named(
+    value: object, error: type[LlmError], tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=r"llama\.attention\.sliding_window"):
+        from_gguf(tmp_path, "llama.attention.sliding_window", value)
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "intermediate_size", "num_attention_heads"])

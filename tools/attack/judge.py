@@ -72,6 +72,10 @@ def verdict_of(target: Target, seed: int, number: int, folder: Path) -> Verdict:
         for process in (os.getpid(), *target.helpers())
     )
     if outcome in OUTCOMES:
+        if seconds > target.max_seconds:  # the first reading may compile a kernel
+            started = _seconds(target)
+            _read(target, given)
+            seconds = _seconds(target) - started
         if seconds > target.max_seconds:
             outcome, note = "too slow", f"{outcome} after {seconds:.1f} s"
         elif n_bytes > 2 * given.n_bytes + target.spare_bytes:
