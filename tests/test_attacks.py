@@ -77,7 +77,7 @@ OF_TEMPLATES: Sequence[tuple[str, type[LlmError], Sequence[str]]] = (
     ("templates/break-outside-a-loop.jinja", LlmRuntimeError, ("cannot be used", "break")),
     ("templates/unknown-codec.jinja", InvalidInput, ("no such codec",)),
     ("templates/wrong-shape.jinja", InvalidInput, ("makes nothing of the messages",)),
-    ("templates/leaves-the-sandbox.jinja", LlmRuntimeError, ("cannot be used", "__class__")),
+    ("templates/reaches-for-classes.jinja", LlmRuntimeError, ("cannot be used", "__class__")),
 )
 OF_NUMBERS = "gguf/number-that-is-none.gguf"
 
