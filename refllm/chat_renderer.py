@@ -35,6 +35,7 @@ CHILD = "refllm.chat_renderer_child"
 START_SECONDS = 60.0  # for an interpreter and Jinja on a busy machine
 KILL_SECONDS = 5.0  # for the system to end a process
 MOST_CHILDREN = 4  # that render at the same time; further threads wait
+IDLE_SECONDS = 5.0  # that more than one child waits for a chat
 LENGTH = struct.Struct(">I")
 BYTES_OF_A_CHARACTER = 6  # at most, in a JSON string: \u0000
 OLDEST_JINJA = (3, 1, 6)  # transformers 5.24 refuses older ones, whose sandbox templates can leave
@@ -69,8 +70,9 @@ class Gone(Exception):
 class Renderer:
     """Renders chat templates in child processes; safe to use from several threads.
 
-    Children start when they are needed and stay until `close`, or the end of this process. After a
-    fork, the new process starts its own. `children` are those that run.
+    Children start when they are needed. One stays until `close`, or the end of this process; more
+    that have nothing to do end after a few seconds. After a fork, the new process starts its own.
+    `children` are those that run.
 
     Example:
         >>> with Renderer(Limits(seconds=5)) as renderer:
@@ -84,6 +86,7 @@ class Renderer:
         self._slots = threading.BoundedSemaphore(MOST_CHILDREN)
         self.children: set[Child] = set()
         self._idle: list[Child] = []
+        self._retiring: threading.Timer | None = None
         self._is_closed = False
         _renderers.add(self)
 
@@ -141,6 +144,8 @@ class Renderer:
         """End all children; what is being rendered ends with an error."""
         with self._lock:
             self._is_closed = True
+            if self._retiring is not None:
+                self._retiring.cancel()
             busy = self.children.difference(self._idle)
             idle, self._idle = self._idle, []
         for child in idle:
@@ -176,7 +181,19 @@ class Renderer:
             is_kept = is_usable and not self._is_closed
             if is_kept:
                 self._idle.append(child)
+                if len(self._idle) > 1 and self._retiring is None:
+                    self._retiring = threading.Timer(IDLE_SECONDS, self._retire)
+                    self._retiring.daemon = True
+                    self._retiring.start()
         if not is_kept:
+            self._end(child)
+
+    def _retire(self) -> None:
+        """End the children that have nothing to do, but for one."""
+        with self._lock:
+            self._retiring = None
+            unused, self._idle = self._idle[:-1], self._idle[-1:]
+        for child in unused:
             self._end(child)
 
     def _end(self, child: Child) -> None:
@@ -197,6 +214,7 @@ class Renderer:
         self._slots = threading.BoundedSemaphore(MOST_CHILDREN)
         self.children = set()
         self._idle = []
+        self._retiring = None
 
     def _request(self, template: str, variables: Mapping[str, object]) -> bytes:
         try:

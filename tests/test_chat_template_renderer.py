@@ -7,11 +7,13 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from refllm import chat_renderer
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.chat_renderer import Limits, Renderer
 from tests.conftest import HUNG_SECONDS
@@ -93,6 +95,20 @@ def test_a_child_stays_for_the_next_chat() -> None:
         renderer.render("b", {})
         assert child_ids(renderer) == first
         assert len(first) == 1
+
+
+def test_of_children_without_a_chat_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_renderer, "IDLE_SECONDS", 0.01)
+    with Renderer() as renderer:
+        children = [renderer._new_child() for _ in range(3)]
+        for child in children:
+            renderer._give_back(child, is_usable=True)
+        until = time.monotonic() + SECONDS
+        while len(renderer.children) > 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert renderer.children == {children[-1]}
+        assert renderer.render("{{ word }}", {"word": "hello"}) == "hello"
+        assert renderer.children == {children[-1]}
 
 
 def test_a_child_that_has_ended_is_replaced() -> None:

@@ -276,8 +276,8 @@ def _change_vocabulary(random: Random, document: Json) -> None:
 def _change_model(random: Random, document: Json) -> None:
     model = document["model"]
     kind = random.randrange(6)
-    if kind == 0 and "merges" in model:
-        merges = model["merges"]
+    merges = model.get("merges")
+    if kind == 0 and isinstance(merges, list):
         tokens = ("h", "e", "▁", "the", "no", "", "a b")
         merge = [random.choice(tokens), random.choice(tokens)]
         new = random.choice((" ".join(merge), merge, [*merge, "x"], damaged_text(random, "h e")))
