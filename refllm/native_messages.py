@@ -2,8 +2,8 @@
 
 A library in Rust or C++ reports a damaged file twice: as an exception, of which refllm makes an
 error that names the file, and before that as text on file descriptor 2, past `sys.stderr`. Here
-that descriptor leads to a file in memory for the time of the call. If the call fails, the
-library's text goes to the logger "refllm" at level DEBUG; everything else, such as the lines of
+that descriptor leads to a file in memory for the time of the call. The library's text, its
+warnings too, goes to the logger "refllm" at level DEBUG; everything else, such as the lines of
 other threads, goes on to standard error when the last call that runs has ended.
 
 What is held back when native code ends the process is lost; so this is for the short time in which
@@ -111,7 +111,7 @@ class _Held:
         size = os.fstat(self._file).st_size
         text = os.pread(self._file, size, 0) if size else b""
         native = ""
-        if text and messages:
+        if text:
             native, text = _split(text, messages)
         with contextlib.suppress(OSError):  # as of Python's own lines when nothing reads them
             while text:
