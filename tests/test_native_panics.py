@@ -92,6 +92,22 @@ def test_a_panics_message_of_several_lines_is_logged_whole(
     assert message in log.text
 
 
+@pytest.mark.parametrize("most_kept", [5, 2**20])
+def test_while_a_call_always_runs_what_others_write_goes_on(
+    most_kept: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_messages, "LONGEST_HOLD", 0.0)
+    monkeypatch.setattr(native_messages, "MOST_KEPT", most_kept)
+    with hold_native_messages():
+        for line in ("one\n", "two\n"):
+            with hold_native_messages():
+                write(line)
+                assert capfd.readouterr().err == ""
+            assert capfd.readouterr().err == line
+        write("three\n")
+    assert capfd.readouterr().err == "three\n"
+
+
 def test_in_a_call_that_succeeds_only_native_messages_are_held_back(
     capfd: pytest.CaptureFixture[str], log: pytest.LogCaptureFixture
 ) -> None:
