@@ -96,6 +96,10 @@ REQUESTS: Mapping[str, tuple[bytes, list[list[int]]]] = {
     "CONNECT": (path(b"localhost:1", b"CONNECT"), [[ABSENT], [METHOD]]),
     "TRACE": (path(b"/healthz", b"TRACE"), [[METHOD]]),
     "OPTIONS *": (path(b"*", b"OPTIONS"), [[ABSENT]]),
+    "HEAD with a chunk that is none": (
+        b"HEAD /docs/x HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        [[WRONG], [ABSENT]],
+    ),
     # The path
     "an absolute URL": (path(b"http://localhost/healthz"), [[OK], [ABSENT]]),
     "an absolute URL of elsewhere": (path(b"http://[::1/healthz"), [[ABSENT]]),

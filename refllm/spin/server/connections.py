@@ -76,10 +76,15 @@ class _Connection(H11Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+        if self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD":
+            # uvicorn sends a body, which an answer to HEAD does not have, and h11 refuses.
+            headers = [(b"content-length", b"0"), (b"connection", b"close")]
+            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            for event in (head, h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        elif self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
-        else:
-            self.transport.close()
+        self.transport.close()
 
     def _is_client_due(self) -> bool:
         """Whether the client has to send what no application waits for."""
