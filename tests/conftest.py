@@ -18,6 +18,8 @@ from refllm.pull import pull
 if TYPE_CHECKING:
     from refllm.engine import LocalEngine
 
+os.environ.pop("PYTEST_ADDOPTS", None)  # of this run, not of those that tests start
+
 PROJECT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("REFLLM_TEST_DATA") or PROJECT.parent / "shared" / "data")
 PUBLIC_FILES = (
