@@ -45,6 +45,11 @@ def test_a_field_s_texts_are_read_from_each_kind_of_file(name: str, content: str
         ("docs.csv", "id,text\n1,a\n", "docs.csv is a table, .* --field NAME", "'id', 'text'"),
         ("docs.TSV", "id\ttext\n", "docs.TSV is a table", "'id', 'text'"),
         ("docs.csv", "", "docs.csv is a table", "has nothing"),
+        ("docs.csv", "id\rtext\n1,a\n", "docs.csv is a table", r"the first line has 'id\\rtext'"),
+        pytest.param(
+            *("docs.csv", "a" * 200_000, "docs.csv is a table", "the first line has 'aaa"),
+            id="a field beyond the csv module's limit",
+        ),
         ("docs", '{"text": "a"}\n{"text": "b"}\nbroken\n', "has JSON lines; --field", "'text'"),
         ("docs", '[\n{"text": "a"}\n]\n', "is one JSON array; --field", "'text'"),
         ("docs", '["a", "b"]', "is one JSON array", r"jq -r '\.\[\]'"),

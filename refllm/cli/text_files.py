@@ -47,7 +47,10 @@ def texts_of(content: str, field: str | None, name: str) -> list[str]:
     if field is None:
         lines = _lines(content)
         if separator is not None:
-            columns = ", ".join(map(repr, next(csv.reader(lines[:1], delimiter=separator), [])))
+            try:
+                columns = ", ".join(map(repr, next(csv.reader(lines[:1], delimiter=separator), [])))
+            except csv.Error:  # a carriage return in the line, or a field beyond the limit
+                columns = repr(lines[0])
             raise InvalidInput(
                 f"{name} is a table, and --file reads a text from each line; --field NAME embeds "
                 "the texts of one column",
