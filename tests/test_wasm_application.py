@@ -359,7 +359,11 @@ def test_only_so_many_entries_of_folders_are_looked_at(files: list[object], here
 
 def test_only_the_folders_that_a_pattern_can_mean_are_looked_at(here: Path) -> None:
     for files in (["*.toml"], ["public/images/*"], ["public/*"]):
-        folder_of(here / "spin.toml", files, [], most_entries=3)
+        within, all_of_it = (
+            paths_in(folder_of(here / "spin.toml", files, [], most_entries=most))
+            for most in (3, 100)
+        )
+        assert within == all_of_it
 
 
 def test_folders_that_lead_in_a_circle_are_walked_once(here: Path) -> None:
