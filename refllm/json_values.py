@@ -1,13 +1,19 @@
-"""A limit for JSON texts, checked before a parser makes objects of them."""
+"""What every JSON file must keep: a limit, checked before parsing, and no key twice."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from refllm.api import LlmRuntimeError
 
-__all__ = ["MAX_TOKENIZER_VALUES", "MAX_VALUES", "check_json_values"]
+__all__ = [
+    "MAX_TOKENIZER_VALUES",
+    "MAX_VALUES",
+    "check_json_values",
+    "object_without_duplicates",
+]
 
 # Llasa's tokenizer_config.json has 460,000: 65,536 and more added tokens of seven values each.
 MAX_VALUES: Final = 2**19
@@ -29,3 +35,16 @@ def check_json_values(text: bytes | str, *, path: Path, most: int = MAX_VALUES) 
         raise LlmRuntimeError(
             f"{path}: has up to {n_values} JSON values, and no such file needs more than {most}"
         )
+
+
+def object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict, as `object_pairs_hook` of `json.loads`.
+
+    Raises:
+        ValueError: For a key that appears twice; readers disagree which of the two counts.
+    """
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r:.80} appears twice")
+    return result

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -44,7 +43,7 @@ from refllm.accounting.tokenizer_keys import (
     TOKENIZER_CONFIG,
 )
 from refllm.api import LlmRuntimeError
-from refllm.json_values import MAX_VALUES, check_json_values
+from refllm.json_values import MAX_VALUES, check_json_values, object_without_duplicates
 
 __all__ = [
     "MOST_TOKEN_BYTES",
@@ -285,7 +284,7 @@ def parse_json(text: str, path: Path, *, most: int = MAX_VALUES) -> dict[str, An
     """
     check_json_values(text, path=path, most=most)
     try:
-        content = json.loads(text, object_pairs_hook=_without_duplicates)
+        content = json.loads(text, object_pairs_hook=object_without_duplicates)
         level = [content] if isinstance(content, dict | list) else []
         for _ in range(MOST_DEPTH):
             parts = chain.from_iterable(v.values() if type(v) is dict else v for v in level)
@@ -299,15 +298,6 @@ def parse_json(text: str, path: Path, *, most: int = MAX_VALUES) -> dict[str, An
     if not isinstance(content, dict):
         raise LlmRuntimeError(f"{path}: not a JSON object")
     return content
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs as a dict; readers disagree which of two equal keys counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {twice!r:.80} appears twice")
-    return found
 
 
 def _optional(path: Path) -> dict[str, Any]:

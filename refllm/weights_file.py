@@ -9,7 +9,6 @@ import json
 import math
 import mmap
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.api import LlmRuntimeError
-from refllm.json_values import check_json_values
+from refllm.json_values import check_json_values, object_without_duplicates
 from refllm.quant import Format
 
 __all__ = [
@@ -101,21 +100,12 @@ def parse_json_object(text: bytes, *, path: Path) -> dict[str, Any]:
     """
     check_json_values(text, path=path)
     try:
-        value = json.loads(text, object_pairs_hook=_object_without_duplicates)
+        value = json.loads(text, object_pairs_hook=object_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise LlmRuntimeError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise LlmRuntimeError(f"{path}: must be a JSON object, and is a {type(value).__name__}")
     return value
-
-
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a dict; readers disagree which of two equal keys counts, so none may."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {twice!r:.80} appears twice")
-    return result
 
 
 def row_layout(shape: tuple[int, ...], stored_as: Format, *, where: str) -> tuple[int, int]:

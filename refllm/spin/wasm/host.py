@@ -264,7 +264,7 @@ class Host:
                 with guest.turn:
                     return _used(guest, lambda: use(guest, _exported(program, store, export)))
             except _TooFewShares:
-                pass
+                pass  # the program is asked again, with a share for each memory that it has
             finally:
                 running.reset(token)
         return self._run(program, export, services, output, use)
