@@ -24,7 +24,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InvalidInput
+from refllm.errors import InvalidInput
 from refllm.kernels.attention import (
     attention_over_texts,
     attention_scale,

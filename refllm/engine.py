@@ -13,38 +13,25 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.accounting.ledger import Ledger
-from refllm.api import (
+from refllm.errors import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
+from refllm.files.accounting.ledger import Ledger
+from refllm.generate import Chunk, Generation, Wishes, generate_text, steps_of
+from refllm.interface import (
     EmbeddingsResult,
     EmbeddingsUsage,
     InferencingParams,
     InferencingResult,
     InferencingUsage,
-    InvalidInput,
-    LlmError,
-    LlmRuntimeError,
-    ModelNotSupported,
 )
-from refllm.embedded import ROOT, STAND_INS, wants_stand_ins
-from refllm.generate import Chunk, Generation, Wishes, generate_text, steps_of
-from refllm.grammar import matcher_of
+from refllm.jit.compile import use_threads
 from refllm.kernels.elementwise import gelu, gelu_tanh
-from refllm.kernels.jit import use_threads
-from refllm.loaded_models import LoadedModels
-from refllm.loading import (
-    NUMERICS,
-    BertModel,
-    LlamaModel,
-    Progress,
-    TokenizedTexts,
-    load_path,
-)
-from refllm.models import (
+from refllm.models.bundled import ROOT, STAND_INS, wants_stand_ins
+from refllm.models.find import (
     MODEL_NOT_FOUND,
     check_name,
     default_roots,
@@ -53,10 +40,19 @@ from refllm.models import (
     find_model,
     has_model,
 )
+from refllm.models.load import (
+    NUMERICS,
+    BertModel,
+    LlamaModel,
+    Progress,
+    TokenizedTexts,
+    load_path,
+)
+from refllm.models.loaded import LoadedModels
+from refllm.models.prompt_cache import DEFAULT_BYTES, PromptCache
 from refllm.pooling import MEAN_NORMALIZED
-from refllm.prompt_cache import DEFAULT_BYTES, PromptCache
 from refllm.sampling import PROFILES, uniform
-from refllm.spin.manifest import manifest_path, read_manifest
+from refllm.tokenizer.grammar import matcher_of
 
 __all__ = ["LocalEngine", "OpenEmbeddings", "default_engine"]
 
@@ -116,16 +112,16 @@ class LocalEngine:
         prompt_cache_bytes: int = DEFAULT_BYTES,
         max_models_bytes: int | None = None,
     ) -> None:
-        """An engine that looks for models in `roots` (default: `refllm.models.default_roots()`).
+        """An engine that finds models in `roots` (default: `refllm.models.find.default_roots()`).
 
-        `allowed_models` is a component's `ai_models`; None allows every name. `threads` None
-        means as many CPUs as this process may use and finds free. `numerics` is "exact", or "int8"
-        to multiply quantized weights as llama.cpp does. With `stand_ins` an embedded model answers
-        for one of `refllm.embedded.STAND_INS` that is not there, and a warning is logged; None
+        `allowed_models` is a component's `ai_models`; None allows every name. `threads` None means
+        as many CPUs as this process may use and finds free. `numerics` is "exact", or "int8" to
+        multiply quantized weights as llama.cpp does. With `stand_ins` an embedded model answers for
+        one of `refllm.models.bundled.STAND_INS` that is not there, and a warning is logged; None
         means as the environment's REFLLM_STAND_INS says, which is not to. A `strict` engine refuses
-        a model whose JSON files have a key that no table of `refllm.accounting` lists, instead of
-        logging a warning. `progress` is told how far the loading of a model has come.
-        At most `prompt_cache_bytes` of keys and values of recent prompts are kept; 0 switches that
+        a model whose JSON files have a key that no table of `refllm.files.accounting` lists,
+        instead of logging a warning. `progress` is told how far the loading of a model has come. At
+        most `prompt_cache_bytes` of keys and values of recent prompts are kept; 0 switches that
         off, and no bit of any result depends on it. Models whose weights take more than
         `max_models_bytes` together are unloaded, the least recently used first; a model in use
         stays until its requests end, and one that is larger alone is loaded nevertheless. Errors:
@@ -152,26 +148,6 @@ class LocalEngine:
         self.prompt_cache = PromptCache(prompt_cache_bytes)
         self._models = LoadedModels(max_models_bytes)
         self._lock = threading.RLock()
-
-    @classmethod
-    def for_component(
-        cls,
-        app: Path,
-        component_id: str,
-        **options: Any,  # noqa: ANN401 (those of __init__)
-    ) -> Self:
-        """The engine that a component of the Spin application `app` gets, spin.toml or its folder.
-
-        It allows the component's `ai_models`, and looks in the application's `.spin/ai-models`
-        before the default roots. `options` are those of the constructor but `roots` and
-        `allowed_models`. Errors: `InvalidInput` naming the components that there are, if this one
-        is not among them; `LlmRuntimeError` as `read_manifest`.
-        """
-        manifest = read_manifest(manifest_path(app))
-        component = manifest.component(component_id)
-        own_root = manifest.path.parent / ".spin" / "ai-models"
-        roots = dict.fromkeys((own_root, *default_roots()))  # the same one once, when app is here
-        return cls(roots=tuple(roots), allowed_models=component.ai_models, **options)
 
     def restricted_to(self, allowed_models: Collection[str]) -> Self:
         """This engine for whoever may use only these models: another component of an application.

@@ -2,7 +2,13 @@
 
 Prompt tokens go through the network, the last token's logits through the sampler, the drawn token
 through the network, and so on. Whoever wants text, a trace or a stream iterates; stopping early
-costs nothing that was not asked for. Several at a time: `refllm.batching`.
+costs nothing that was not asked for. Several at a time: `step_together`.
+
+Continuous batching: requests come and go at any step. Each sequence gets the bits that it gets
+alone, because no row of a matrix product or of attention depends on another row (`refllm.llama`);
+one pass over the weights serves all sequences.
+Source: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative
+Models" (iteration-level scheduling).
 
 T tokens that are read together, D model width, V vocabulary.
 """
@@ -15,18 +21,32 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InferencingParams
-from refllm.grammar import Grammar, Matcher
+from refllm.errors import LlmError
+from refllm.interface import InferencingParams
 from refllm.llama import Llama, Segment
-from refllm.prompt_cache import PromptCache
+from refllm.models.prompt_cache import PromptCache
 from refllm.sampling import Adjustments, Step, sample, uniform
-from refllm.tokenizer import Tokenizer
+from refllm.tokenizer.base import Tokenizer
+from refllm.tokenizer.grammar import Grammar, Matcher
 
-__all__ = ["Chunk", "Generation", "Wishes", "generate", "generate_text", "steps_of"]
+__all__ = [
+    "MAX_BATCH_TOKENS",
+    "Chunk",
+    "Generation",
+    "Wishes",
+    "generate",
+    "generate_text",
+    "step_together",
+    "steps_of",
+]
 
 # A long prompt goes through in pieces, so that its intermediate values stay small. No bit depends
 # on where it is cut.
 PROMPT_PIECE = 512
+
+# Tokens of one step, prompts included: a larger limit raises the latency of running requests and
+# does not raise throughput.
+MAX_BATCH_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,3 +255,67 @@ def generate_text(
     rest = stream.finish()
     if rest:
         yield Chunk(rest, None)
+
+
+def step_together(
+    network: Llama, generations: Sequence[Generation]
+) -> Iterator[tuple[Generation, Step | LlmError]]:
+    """One step of each generation that has its turn: its next token, or why there is none.
+
+    A generation whose prompt is not read to its end yet gives nothing. Those in front have their
+    turn first; whoever calls again and again moves a generation that had it behind the others.
+    """
+    chosen = _having_their_turn(generations)
+    if not chosen:
+        return
+    try:
+        rows = _logits(network, chosen)
+    except LlmError as error:
+        if len(chosen) == 1:
+            yield chosen[0], error
+            return
+        # Values that are not finite are somebody's; alone, each gets its own answer.
+        for generation in chosen:
+            yield from step_together(network, [generation])
+        return
+    for generation, logits in rows:
+        try:
+            yield generation, generation.draw(logits)
+        except LlmError as error:
+            yield generation, error
+
+
+def _having_their_turn(generations: Sequence[Generation]) -> list[Generation]:
+    """As many from the front as are read together; at least one."""
+    chosen: list[Generation] = []
+    n_tokens = 0
+    for generation in generations:
+        generation.reuse_prompt()
+        n_tokens += len(generation.segment.token_ids)
+        if chosen and n_tokens > MAX_BATCH_TOKENS:
+            break
+        chosen.append(generation)
+    return chosen
+
+
+def _logits(
+    network: Llama, generations: Sequence[Generation]
+) -> list[tuple[Generation, NDArray[np.float32]]]:
+    """The logits [V] after the last token of each generation that has no token left to read.
+
+    Errors: those of `Llama.forward`; the caches are then as before.
+    """
+    lengths = [generation.cache.length for generation in generations]
+    hidden = network.hidden([generation.segment for generation in generations])  # [T, D]
+    ends = np.cumsum([g.cache.length - n for g, n in zip(generations, lengths, strict=True)])
+    are_read = [generation.is_read for generation in generations]
+    readers = [generation for generation in generations if generation.is_read]
+    if not readers:
+        return []
+    try:
+        logits = network.logits(hidden[ends[are_read] - 1])  # [those that are read, V]
+    except LlmError:
+        for generation, length in zip(generations, lengths, strict=True):
+            generation.cache.truncate(length)
+        raise
+    return list(zip(readers, logits, strict=True))

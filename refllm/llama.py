@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.errors import InvalidInput, LlmRuntimeError
 from refllm.kernels.attention import attention_scale, attention_weights, key_value_buffers
-from refllm.kernels.cached_attention import Caches, attention, caches_of, remember
 from refllm.kernels.elementwise import apply_rope, rms_norm, rope_table, swiglu
+from refllm.kernels.kv_attention import Caches, attention, caches_of, remember
 from refllm.kernels.linear import Matrix, embedding, linear
 from refllm.parameters import Parameters
 from refllm.rope import YarnScaling, rope_frequencies

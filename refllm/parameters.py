@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import LlmRuntimeError
+from refllm.errors import LlmRuntimeError
 from refllm.kernels.linear import Matrix
-from refllm.kernels.panels import Consumed, Panels, pack
+from refllm.kernels.packed.panels import Consumed, Panels, pack
 from refllm.quant import FORMATS, Tensor
 
 __all__ = ["Parameters", "Survey"]
@@ -60,7 +60,7 @@ class Parameters:
     def _packed(self, *tensors: Tensor) -> Matrix:
         if self.numerics == "int8":
             # Whoever computes exactly shall not wait for the other kernels.
-            from refllm.kernels.int8 import INT8_FORMATS, pack_int8
+            from refllm.kernels.int8.product import INT8_FORMATS, pack_int8
 
             if tensors[0].format.name in INT8_FORMATS:
                 return pack_int8(*tensors, consumed=self.consumed)

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InvalidInput
+from refllm.errors import InvalidInput
 from refllm.kernels.elementwise import gelu, l2_normalize, mean_rows
 from refllm.kernels.linear import Matrix, linear
 from refllm.kernels.pooling import (

@@ -45,9 +45,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError, as_f32
-from refllm.kernels.powers import exp_of_each, shares_of_each
-from refllm.kernels.selection import ids_of_largest
+from refllm.errors import InvalidInput, LlmRuntimeError
+from refllm.interface import InferencingParams, as_f32
+from refllm.kernels.math64 import exp_of_each, shares_of_each
+from refllm.kernels.topk import ids_of_largest
 
 __all__ = [
     "PROFILES",

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import LlmRuntimeError
+from refllm.errors import LlmRuntimeError
 
 __all__ = ["Tap", "not_finite"]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from refllm.conform.case import GROUPS
-from refllm.embedded import ROOT as EMBEDDED
+from refllm.models.bundled import ROOT as EMBEDDED
 
 __all__ = ["GOLDEN", "SUITE_VERSION", "manifest", "unlike"]
 

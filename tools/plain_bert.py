@@ -133,7 +133,7 @@ def bert_of_gguf(path: Path) -> PlainBert:
     """The BERT in a GGUF file, read by the gguf package."""
     reader = gguf.GGUFReader(path)
 
-    def value(key: str) -> Any:  # noqa: ANN401 (a number or a list of texts)
+    def value(key: str) -> Any:
         return reader.fields[key].contents()
 
     pieces, types = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")

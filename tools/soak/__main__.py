@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
-from refllm.embedded import ROOT
+from refllm.models.bundled import ROOT
 from tools.soak import __doc__ as about
 from tools.soak.clients import SHARES, Client, Notes
 from tools.soak.questions import Question, make_models, questions

@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from refllm.chat_renderer import Limits, default_renderer
-from refllm.chat_template import CHATML, LLAMA_2, chat_prompt
+from refllm.checkpoints.chat_renderer import Limits, default_renderer
+from refllm.checkpoints.chat_template import CHATML, LLAMA_2, chat_prompt
 from tools.attack.mutate import ODD_TEXTS, damaged_text, odd_value
 from tools.attack.target import Input, Target
 
