@@ -15,7 +15,7 @@ from refllm.bert import ACTIVATIONS, Bert
 from refllm.checkpoints.config_bert import HIDDEN_ACT, bert_config
 from refllm.checkpoints.names import canonical_name
 from refllm.checkpoints.open import open_weights
-from refllm.export.completeness import refuse_incomplete
+from refllm.export.completeness import check_complete
 from refllm.jit.compile import use_threads
 from refllm.kernels.attention import (
     attention_over_texts,
@@ -407,7 +407,7 @@ def test_a_folder_with_a_tokenizer_json_is_a_model(kind: str, tmp_path: Path) ->
 def test_what_a_folder_lacks_is_called_as_its_family_calls_it(
     kind: str, ours: str, theirs: str, tmp_path: Path
 ) -> None:
-    refuse_incomplete(open_weights(tiny_encoder_folder(tmp_path / "whole", kind)))
+    check_complete(open_weights(tiny_encoder_folder(tmp_path / "whole", kind)))
     lacking = open_weights(tiny_encoder_folder(tmp_path / "part", kind, tensors={ours: None}))
     with pytest.raises(LlmRuntimeError, match=f"lacks {theirs}, which"):
-        refuse_incomplete(lacking)
+        check_complete(lacking)

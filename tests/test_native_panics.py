@@ -97,8 +97,8 @@ def test_a_panics_message_of_several_lines_is_logged_whole(
 def test_while_a_call_always_runs_what_others_write_goes_on(
     most_kept: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_messages, "LONGEST_HOLD", 0.0)
-    monkeypatch.setattr(native_messages, "MOST_KEPT", most_kept)
+    monkeypatch.setattr(native_messages, "MAX_HOLD_SECONDS", 0.0)
+    monkeypatch.setattr(native_messages, "MAX_KEPT", most_kept)
     with hold_native_messages():
         for line in ("one\n", "two\n"):
             with hold_native_messages():

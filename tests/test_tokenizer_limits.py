@@ -212,8 +212,8 @@ def test_a_text_that_two_readers_might_read_differently_is_refused(
 def test_a_file_larger_than_any_tokenizer_is_not_read_whole(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vocab_folder, "MOST_BYTES", 1000)
-    monkeypatch.setattr(vocab_spm, "MOST_MODEL_BYTES", 1000)
+    monkeypatch.setattr(vocab_folder, "MAX_BYTES", 1000)
+    monkeypatch.setattr(vocab_spm, "MAX_MODEL_BYTES", 1000)
     (tmp_path / name).write_bytes(b"a" * 1001)
     with pytest.raises(LlmRuntimeError, match=rf"{name}: has more than 1000 bytes"):
         tokenizer_from_folder(tmp_path)
@@ -348,7 +348,7 @@ def test_a_text_that_becomes_too_long_is_refused_and_another_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer = JsonTokenizer(one_that_doubles(6), PATH)
-    monkeypatch.setattr(vocab_json, "MOST_NORMALIZED", 2000)
+    monkeypatch.setattr(vocab_json, "MAX_NORMALIZED", 2000)
     assert tokenizer.encode("b" * 3000, add_special=False) == [261] * 3000
     with pytest.raises(InvalidInput, match="makes more than 48000 bytes of the text, which has"):
         tokenizer.encode("a" * 3000)

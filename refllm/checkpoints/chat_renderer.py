@@ -33,11 +33,11 @@ __all__ = ["Limits", "Renderer", "default_renderer"]
 CHILD = "refllm.checkpoints.chat_renderer_child"
 START_SECONDS = 60.0  # for an interpreter and Jinja on a busy machine
 KILL_SECONDS = 5.0  # for the system to end a process
-MOST_CHILDREN = 4  # that render at the same time; further threads wait
+MAX_CHILDREN = 4  # that render at the same time; further threads wait
 IDLE_SECONDS = 5.0  # that more than one child waits for a chat
 LENGTH = struct.Struct(">I")
 BYTES_OF_A_CHARACTER = 6  # at most, in a JSON string: \u0000
-OLDEST_JINJA = (3, 1, 6)  # transformers 5.24 refuses older ones, whose sandbox templates can leave
+MIN_JINJA = (3, 1, 6)  # transformers 5.24 refuses older ones, whose sandbox templates can leave
 
 # What a child inherits of the environment. A template should find no secret there.
 INHERITED = (
@@ -82,7 +82,7 @@ class Renderer:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(MOST_CHILDREN)
+        self._slots = threading.BoundedSemaphore(MAX_CHILDREN)
         self.children: set[Child] = set()
         self._idle: list[Child] = []
         self._retiring: threading.Timer | None = None
@@ -210,7 +210,7 @@ class Renderer:
         for child in self.children:
             child.forget()
         self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(MOST_CHILDREN)
+        self._slots = threading.BoundedSemaphore(MAX_CHILDREN)
         self.children = set()
         self._idle = []
         self._retiring = None
@@ -286,8 +286,8 @@ class Child:
             said = self.ask(encoded(asdict(self._limits)), START_SECONDS)
         except Gone:
             raise _cannot_start("it ended before it was ready") from None
-        if tuple(map(int, re.findall("[0-9]+", said["jinja2"]))) < OLDEST_JINJA:
-            needed = ".".join(map(str, OLDEST_JINJA))
+        if tuple(map(int, re.findall("[0-9]+", said["jinja2"]))) < MIN_JINJA:
+            needed = ".".join(map(str, MIN_JINJA))
             raise LlmRuntimeError(
                 f"chat templates need jinja2 {needed} or newer, and {said['jinja2']} is installed",
                 f"pip install --upgrade 'jinja2>={needed}'",

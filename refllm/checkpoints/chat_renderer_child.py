@@ -47,8 +47,8 @@ TOO_LONG = "too long"
 NO_MEMORY = "no memory"
 
 FILENAME = "<template>"  # what Jinja calls a template that comes from a string
-MOST_WORDS = 2000  # characters of an error message
-MOST_TEMPLATES = 16  # that are kept compiled
+MAX_WORDS = 2000  # characters of an error message
+MAX_TEMPLATES = 16  # that are kept compiled
 GRACE_SECONDS = 5.0  # the parent ends a late process; without a parent it ends itself
 LENGTH = struct.Struct(">I")
 
@@ -139,7 +139,7 @@ def strftime_now(form: str) -> str:
     return datetime.now().strftime(form)  # local time, as in transformers
 
 
-@functools.lru_cache(MOST_TEMPLATES)
+@functools.lru_cache(MAX_TEMPLATES)
 def _compiled(source: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
@@ -175,7 +175,7 @@ def _answer(request: Mapping[str, Any], most: int) -> dict[str, str]:
     try:
         text = _rendered(template, request["variables"], most)
     except Refusal as refusal:
-        return {"outcome": REFUSED, "text": str(refusal)[:MOST_WORDS]}
+        return {"outcome": REFUSED, "text": str(refusal)[:MAX_WORDS]}
     except TextIsTooLongError:
         return {"outcome": TOO_LONG, "text": ""}
     except MemoryError:
@@ -192,7 +192,7 @@ def _words(error: Exception) -> str:
     if isinstance(error, jinja2.TemplateSyntaxError):
         said, line = error.message or "", error.lineno
     elif isinstance(error, SyntaxError):  # its line is that of the Python code
-        return error.msg[:MOST_WORDS]
+        return error.msg[:MAX_WORDS]
     else:
         is_jinja = isinstance(error, jinja2.TemplateError | RecursionError)
         said = str(error) if is_jinja else f"{type(error).__name__}: {error}"
@@ -202,7 +202,7 @@ def _words(error: Exception) -> str:
             if traceback.tb_frame.f_code.co_filename == FILENAME:
                 line = traceback.tb_lineno
             traceback = traceback.tb_next
-    return said[:MOST_WORDS] + (f" (line {line})" if line else "")
+    return said[:MAX_WORDS] + (f" (line {line})" if line else "")
 
 
 def _read(stream: BinaryIO) -> dict[str, Any] | None:

@@ -26,11 +26,11 @@ from refllm.files.accounting.ledger import Ledger
 __all__ = ["HIDDEN_ACT", "bert_config"]
 
 # No model comes near these; a number beyond is a damaged file, and would cost memory to believe.
-MOST_LAYERS = 1024  # BERT-large has 24; an account of so many missing ones takes a moment
-MOST_HEADS = 65536
-MOST_WIDTH = 1 << 20
-MOST_CONTEXT = 1 << 20
-MOST_TOKENS = 1 << 31
+MAX_LAYERS = 1024  # BERT-large has 24; an account of so many missing ones takes a moment
+MAX_HEADS = 65536
+MAX_WIDTH = 1 << 20
+MAX_CONTEXT = 1 << 20
+MAX_TOKENS = 1 << 31
 
 HIDDEN_ACT: Mapping[str, str] = {
     "gelu": "gelu",
@@ -95,13 +95,13 @@ def _from_gguf(weights: Weights, ledger: Ledger | None) -> BertConfig:
     n_token_types = _n_token_types(weights)
     if n_token_types:
         count = "tokenizer.ggml.token_type_count"
-        n_token_types = keys.integer(count, most=MOST_WIDTH, default=n_token_types)
+        n_token_types = keys.integer(count, most=MAX_WIDTH, default=n_token_types)
     config = BertConfig(
-        n_ctx=keys.integer("bert.context_length", most=MOST_CONTEXT),
-        n_embd=keys.integer("bert.embedding_length", most=MOST_WIDTH),
-        n_layers=keys.integer("bert.block_count", most=MOST_LAYERS),
-        n_heads=keys.integer("bert.attention.head_count", most=MOST_HEADS),
-        n_ff=keys.integer("bert.feed_forward_length", most=MOST_WIDTH),
+        n_ctx=keys.integer("bert.context_length", most=MAX_CONTEXT),
+        n_embd=keys.integer("bert.embedding_length", most=MAX_WIDTH),
+        n_layers=keys.integer("bert.block_count", most=MAX_LAYERS),
+        n_heads=keys.integer("bert.attention.head_count", most=MAX_HEADS),
+        n_ff=keys.integer("bert.feed_forward_length", most=MAX_WIDTH),
         layer_norm_eps=keys.number("bert.attention.layer_norm_epsilon"),
         n_token_types=n_token_types,
     )
@@ -111,7 +111,7 @@ def _from_gguf(weights: Weights, ledger: Ledger | None) -> BertConfig:
         ("bert.attention.key_length", head_dim, "heads of another width than embedding / heads"),
         ("bert.attention.value_length", head_dim, "heads of another width than embedding / heads"),
     ):
-        if key in keys and keys.integer(key, most=MOST_WIDTH) != computed:
+        if key in keys and keys.integer(key, most=MAX_WIDTH) != computed:
             keys.refuse(key, f"{what}; only {computed} is computed")
     keys.account(BERT_GGUF_KEYS, unknown="refuse", among="bert.*")
     keys.account(ANY_GGUF, unknown="refuse", apart_from=("bert.*", "tokenizer.*"))
@@ -134,12 +134,12 @@ def _from_hf(weights: Weights, ledger: Ledger | None) -> BertConfig:
         field: _the_name(keys, *names)
         for field, names in (DISTILBERT_KEYS if family == "distilbert" else KEYS).items()
     }
-    n_positions = keys.integer("max_position_embeddings", most=MOST_CONTEXT)
+    n_positions = keys.integer("max_position_embeddings", most=MAX_CONTEXT)
     padding_id = None
     if family == "roberta":
         if keys.values.get("pad_token_id", 1) is None:
             raise keys.error("pad_token_id", "must be a number, because positions begin behind it")
-        padding_id = keys.integer("pad_token_id", most=MOST_CONTEXT, default=1, least=0)
+        padding_id = keys.integer("pad_token_id", most=MAX_CONTEXT, default=1, least=0)
     elif family == "mpnet":
         padding_id = MPNET_PADDING_ID
     first_position = 0 if padding_id is None else padding_id + 1
@@ -152,7 +152,7 @@ def _from_hf(weights: Weights, ledger: Ledger | None) -> BertConfig:
     n_token_types = 0
     if family in ("bert", "roberta"):
         n_rows = _n_token_types(weights) or 1
-        n_token_types = keys.integer("type_vocab_size", most=MOST_WIDTH, default=n_rows, least=0)
+        n_token_types = keys.integer("type_vocab_size", most=MAX_WIDTH, default=n_rows, least=0)
     eps = 1e-12
     if family != "distilbert":
         eps = keys.number("layer_norm_eps", default=eps)
@@ -162,10 +162,10 @@ def _from_hf(weights: Weights, ledger: Ledger | None) -> BertConfig:
         hidden_act = "gelu"
     config = BertConfig(
         n_ctx=n_positions - first_position,
-        n_embd=keys.integer(names["n_embd"], most=MOST_WIDTH),
-        n_layers=keys.integer(names["n_layers"], most=MOST_LAYERS),
-        n_heads=keys.integer(names["n_heads"], most=MOST_HEADS),
-        n_ff=keys.integer(names["n_ff"], most=MOST_WIDTH),
+        n_embd=keys.integer(names["n_embd"], most=MAX_WIDTH),
+        n_layers=keys.integer(names["n_layers"], most=MAX_LAYERS),
+        n_heads=keys.integer(names["n_heads"], most=MAX_HEADS),
+        n_ff=keys.integer(names["n_ff"], most=MAX_WIDTH),
         layer_norm_eps=eps,
         activation=HIDDEN_ACT[hidden_act],
         n_token_types=n_token_types,

@@ -19,13 +19,13 @@ from refllm.rope import Llama3Scaling, YarnScaling
 __all__ = ["llama_config"]
 
 # No model comes near these; a number beyond is a damaged file, and would cost memory to believe.
-MOST_LAYERS = 1024  # Llama 3.1 405B has 126; an account of so many missing ones takes a moment
-MOST_HEADS = 65536
-MOST_WIDTH = 1 << 20
-MOST_HEAD_DIM = 4096  # 576 is the largest known; each pair of elements costs decimal arithmetic
-MOST_CONTEXT = 1 << 31
+MAX_LAYERS = 1024  # Llama 3.1 405B has 126; an account of so many missing ones takes a moment
+MAX_HEADS = 65536
+MAX_WIDTH = 1 << 20
+MAX_HEAD_DIM = 4096  # 576 is the largest known; each pair of elements costs decimal arithmetic
+MAX_CONTEXT = 1 << 31
 # Beyond 2^20 positions `sin_cos` is not exact any more, so a longer context ends there.
-LONGEST_COMPUTED = 1 << 20
+MAX_COMPUTED_CONTEXT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,32 +75,32 @@ def llama_config(weights: Weights, *, ledger: Ledger | None = None) -> LlamaConf
 
 def _from_gguf(weights: Weights, ledger: Ledger) -> LlamaConfig:
     keys = Keys(weights.path, weights.hparams, ledger=ledger, by="llama")
-    n_ctx = keys.integer("llama.context_length", most=MOST_CONTEXT)
-    n_embd = keys.integer("llama.embedding_length", most=MOST_WIDTH)
-    n_heads = keys.integer("llama.attention.head_count", most=MOST_HEADS)
+    n_ctx = keys.integer("llama.context_length", most=MAX_CONTEXT)
+    n_embd = keys.integer("llama.embedding_length", most=MAX_WIDTH)
+    n_heads = keys.integer("llama.attention.head_count", most=MAX_HEADS)
     head_dim = keys.integer(
-        "llama.attention.key_length", most=MOST_HEAD_DIM, default=n_embd // n_heads or 1
+        "llama.attention.key_length", most=MAX_HEAD_DIM, default=n_embd // n_heads or 1
     )
     if keys.get("llama.attention.value_length", head_dim) != head_dim:
         keys.refuse("llama.attention.value_length", f"values as wide as keys, {head_dim}")
-    window = keys.integer("llama.attention.sliding_window", most=MOST_CONTEXT, default=0, least=0)
+    window = keys.integer("llama.attention.sliding_window", most=MAX_CONTEXT, default=0, least=0)
     if 0 < window < n_ctx:
         keys.refuse(
             "llama.attention.sliding_window",
             f"attention that sees fewer than the context's {n_ctx} tokens; only full attention "
             "is computed",
         )
-    rope_dim = keys.integer("llama.rope.dimension_count", most=MOST_HEAD_DIM, default=head_dim)
+    rope_dim = keys.integer("llama.rope.dimension_count", most=MAX_HEAD_DIM, default=head_dim)
     rope = _rope_of_gguf(keys, weights, n_ctx, rope_dim // 2)
     config = LlamaConfig(
         n_vocab=Parameters(weights.path, weights.tensors).n_rows("token_embd.weight"),
-        n_ctx=min(n_ctx, LONGEST_COMPUTED),
+        n_ctx=min(n_ctx, MAX_COMPUTED_CONTEXT),
         n_embd=n_embd,
-        n_layers=keys.integer("llama.block_count", most=MOST_LAYERS),
+        n_layers=keys.integer("llama.block_count", most=MAX_LAYERS),
         n_heads=n_heads,
-        n_kv_heads=keys.integer("llama.attention.head_count_kv", most=MOST_HEADS, default=n_heads),
+        n_kv_heads=keys.integer("llama.attention.head_count_kv", most=MAX_HEADS, default=n_heads),
         head_dim=head_dim,
-        n_ff=keys.integer("llama.feed_forward_length", most=MOST_WIDTH),
+        n_ff=keys.integer("llama.feed_forward_length", most=MAX_WIDTH),
         rms_norm_eps=keys.number("llama.attention.layer_norm_rms_epsilon"),
         rope_dim=rope_dim,
         rope_theta=rope.theta,
@@ -128,7 +128,7 @@ def _rope_of_gguf(keys: Keys, weights: Weights, n_ctx: int, n_pairs: int) -> Rop
     factor = keys.number("llama.rope.scaling.factor", default=old, zero=True) or 1.0
     attention_factor = keys.number("llama.rope.scaling.attn_factor", default=1.0)
     original_context = keys.integer(
-        "llama.rope.scaling.original_context_length", most=MOST_CONTEXT, default=n_ctx
+        "llama.rope.scaling.original_context_length", most=MAX_CONTEXT, default=n_ctx
     )
     beta_fast = keys.number("llama.rope.scaling.yarn_beta_fast", default=32.0)
     beta_slow = keys.number("llama.rope.scaling.yarn_beta_slow", default=1.0)
@@ -176,11 +176,11 @@ def _from_config_json(weights: Weights, ledger: Ledger) -> LlamaConfig:
         keys.get(key)  # read when the tensors were named
     for key in ("bos_token_id", "eos_token_id", "tokenizer_class"):
         keys.get(key)  # read by the tokenizer
-    n_embd = keys.integer("hidden_size", most=MOST_WIDTH)
-    n_heads = keys.integer("num_attention_heads", most=MOST_HEADS)
-    head_dim = keys.integer("head_dim", most=MOST_HEAD_DIM, default=n_embd // n_heads or 1)
-    n_ctx = keys.integer("max_position_embeddings", most=MOST_CONTEXT, default=2048)
-    window = keys.integer("sliding_window", most=MOST_CONTEXT, default=n_ctx)
+    n_embd = keys.integer("hidden_size", most=MAX_WIDTH)
+    n_heads = keys.integer("num_attention_heads", most=MAX_HEADS)
+    head_dim = keys.integer("head_dim", most=MAX_HEAD_DIM, default=n_embd // n_heads or 1)
+    n_ctx = keys.integer("max_position_embeddings", most=MAX_CONTEXT, default=2048)
+    window = keys.integer("sliding_window", most=MAX_CONTEXT, default=n_ctx)
     if window < n_ctx and keys.get("use_sliding_window", True):
         keys.refuse(
             "sliding_window",
@@ -197,13 +197,13 @@ def _from_config_json(weights: Weights, ledger: Ledger) -> LlamaConfig:
     rope = _rope_of_config_json(keys, n_ctx, head_dim)
     config = LlamaConfig(
         n_vocab=Parameters(weights.path, weights.tensors).n_rows("token_embd.weight"),
-        n_ctx=min(n_ctx, LONGEST_COMPUTED),
+        n_ctx=min(n_ctx, MAX_COMPUTED_CONTEXT),
         n_embd=n_embd,
-        n_layers=keys.integer("num_hidden_layers", most=MOST_LAYERS),
+        n_layers=keys.integer("num_hidden_layers", most=MAX_LAYERS),
         n_heads=n_heads,
-        n_kv_heads=keys.integer("num_key_value_heads", most=MOST_HEADS, default=n_heads),
+        n_kv_heads=keys.integer("num_key_value_heads", most=MAX_HEADS, default=n_heads),
         head_dim=head_dim,
-        n_ff=keys.integer("intermediate_size", most=MOST_WIDTH),
+        n_ff=keys.integer("intermediate_size", most=MAX_WIDTH),
         rms_norm_eps=keys.number("rms_norm_eps", default=1e-6),
         rope_dim=head_dim,
         rope_theta=rope.theta,
@@ -258,8 +258,8 @@ def _rope_of_config_json(keys: Keys, n_ctx: int, head_dim: int) -> Rope:
     table.get("type")
     trained = keys.integer(
         "original_max_position_embeddings",
-        most=MOST_CONTEXT,
-        default=table.integer("original_max_position_embeddings", most=MOST_CONTEXT, default=n_ctx),
+        most=MAX_CONTEXT,
+        default=table.integer("original_max_position_embeddings", most=MAX_CONTEXT, default=n_ctx),
     )
     rope = Rope(theta=theta)
     match kind:

@@ -40,8 +40,8 @@ __all__ = ["GgufContents", "read_gguf", "read_packed_keys"]
 PREAMBLE: Final = struct.Struct("<4sIQQ")  # magic, version, tensor count, key count
 LENGTH: Final = struct.Struct("<Q")
 VERSIONS: Final = (2, 3)  # 3 differs from 2 only in allowing big-endian files
-SMALLEST_KEY: Final = 8 + 4 + 1  # an empty key, its type, one byte
-SMALLEST_TENSOR_INFO: Final = 8 + 4 + 8 + 4 + 8  # an empty name, one dimension, type, offset
+MIN_KEY_BYTES: Final = 8 + 4 + 1  # an empty key, its type, one byte
+MIN_TENSOR_INFO_BYTES: Final = 8 + 4 + 8 + 4 + 8  # an empty name, one dimension, type, offset
 
 # Limits, each above what the largest published files have, which is in brackets. A header within
 # them is read in less than a second, and its values take less than 200 MB.
@@ -189,7 +189,7 @@ class _Header:
         if version not in VERSIONS:
             raise LlmRuntimeError(f"{path}: GGUF version {version}; versions 2 and 3 can be read")
         announced = f"the header announces {n_keys} metadata keys and {n_tensors} tensors"
-        if n_keys * SMALLEST_KEY + n_tensors * SMALLEST_TENSOR_INFO > size - PREAMBLE.size:
+        if n_keys * MIN_KEY_BYTES + n_tensors * MIN_TENSOR_INFO_BYTES > size - PREAMBLE.size:
             raise LlmRuntimeError(f"{path}: {announced}, more than fit into {size} bytes")
         if n_keys > MAX_KEYS or n_tensors > MAX_TENSORS:
             raise LlmRuntimeError(

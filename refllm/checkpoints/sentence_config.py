@@ -98,8 +98,8 @@ SWITCHES: Mapping[str, PoolingMode] = {
 WIDTH_KEYS = ("embedding_dimension", "word_embedding_dimension")  # of 6.2.0, and of older versions
 # Names that `SentenceTransformer` has for every model; their prompt is empty unless a file has one.
 NAMES_OF_EVERY_MODEL = ("query", "document")
-MOST_WIDTH = 1 << 20
-MOST_TOKENS = 1 << 20
+MAX_WIDTH = 1 << 20
+MAX_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +195,7 @@ def _head_of_gguf(weights: Weights, ledger: Ledger) -> SentenceHead:
     keys = Keys(weights.path, weights.hparams, ledger=ledger, by="pooling")
     mode: PoolingMode = "mean"
     if key in keys:
-        number = keys.integer(key, most=MOST_WIDTH, least=0)
+        number = keys.integer(key, most=MAX_WIDTH, least=0)
         if number in GGUF_POOLING_TYPES:
             mode = GGUF_POOLING_TYPES[number]
         else:
@@ -218,7 +218,7 @@ def _limits(folder: Path, ledger: Ledger) -> tuple[int | None, bool]:
             limit = None
             if "max_seq_length" in keys:
                 # A caller may ask for it; it cuts no text by itself, so the ledger's table has it.
-                limit = Keys(path, values).integer("max_seq_length", most=MOST_TOKENS)
+                limit = Keys(path, values).integer("max_seq_length", most=MAX_TOKENS)
             lower = keys.flag("do_lower_case", default=False)
             keys.account(TRANSFORMER_CONFIG, unknown="warn")
             return limit, lower
@@ -244,7 +244,7 @@ def _prompts(folder: Path, ledger: Ledger) -> tuple[dict[str, str], str | None, 
         raise keys.error("default_prompt_name", f"is {default!r:.80}, {_names(prompts)}")
     truncate_dim = None
     if "truncate_dim" in keys:
-        truncate_dim = keys.integer("truncate_dim", most=MOST_WIDTH)
+        truncate_dim = keys.integer("truncate_dim", most=MAX_WIDTH)
     keys.get("truncate_dim")
     keys.account(SENTENCE_TRANSFORMERS_CONFIG, unknown="warn")
     return prompts, default, truncate_dim
@@ -376,7 +376,7 @@ def _account_for(folder: Path, place: str, known: Known, ledger: Ledger) -> None
 def _pooling(folder: Path, place: str, width: int, ledger: Ledger) -> Pooling:
     keys = _config_keys(folder, place, "pooling", ledger)
     for key in WIDTH_KEYS:
-        if key in keys and keys.integer(key, most=MOST_WIDTH) != width:
+        if key in keys and keys.integer(key, most=MAX_WIDTH) != width:
             raise keys.error(
                 key, f"is {keys.get(key)}, and the encoder's vectors have {width} numbers"
             )
@@ -400,8 +400,8 @@ def _pooling(folder: Path, place: str, width: int, ledger: Ledger) -> Pooling:
 
 def _dense(folder: Path, place: str, width: int, ledger: Ledger) -> Dense:
     keys = _config_keys(folder, place, "dense", ledger)
-    n_inputs = keys.integer("in_features", most=MOST_WIDTH)
-    n_outputs = keys.integer("out_features", most=MOST_WIDTH)
+    n_inputs = keys.integer("in_features", most=MAX_WIDTH)
+    n_outputs = keys.integer("out_features", most=MAX_WIDTH)
     if n_inputs != width:
         raise keys.error("in_features", f"is {n_inputs}, and the vectors before have {width}")
     has_bias = keys.flag("bias", default=True)

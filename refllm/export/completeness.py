@@ -14,12 +14,12 @@ from refllm.errors import LlmRuntimeError
 from refllm.llama import Llama
 from refllm.parameters import Survey
 
-__all__ = ["refuse_incomplete"]
+__all__ = ["check_complete"]
 
-MOST_NAMED = 8
+MAX_NAMED = 8
 
 
-def refuse_incomplete(weights: Weights) -> None:
+def check_complete(weights: Weights) -> None:
     """Raise `LlmRuntimeError` naming the tensors that are missing, as the model's files call them.
 
     Errors: those of `refllm.checkpoints.config`, too, which knows how many layers there must be.
@@ -36,10 +36,10 @@ def refuse_incomplete(weights: Weights) -> None:
         return
     named = [
         name if weights.source == "gguf" else hugging_face_name(weights.family, name)
-        for name in missing[:MOST_NAMED]
+        for name in missing[:MAX_NAMED]
     ]
-    if len(missing) > MOST_NAMED:
-        named.append(f"{len(missing) - MOST_NAMED} more")
+    if len(missing) > MAX_NAMED:
+        named.append(f"{len(missing) - MAX_NAMED} more")
     raise LlmRuntimeError(
         f"{weights.path}: lacks {', '.join(named)}, which a {weights.architecture} needs; "
         "download the whole model again, or convert it again"

@@ -23,7 +23,7 @@ from refllm.checkpoints.names import CLASSES, FAMILIES
 from refllm.checkpoints.open import Weights, open_weights
 from refllm.checkpoints.sentence_config import SentenceConfig
 from refllm.errors import InvalidInput
-from refllm.export.completeness import refuse_incomplete
+from refllm.export.completeness import check_complete
 from refllm.files.accounting.ledger import Ledger
 from refllm.llama import LlamaConfig
 from refllm.models.find import absent_path
@@ -122,7 +122,7 @@ def describe(path: Path) -> Description:
     if not path.exists():
         raise InvalidInput(*absent_path(path))
     weights = open_weights(path)
-    refuse_incomplete(weights)
+    check_complete(weights)
     survey = Survey(weights.path, weights.tensors, others=weights.others)
     model = build_model(path, weights, survey, ledger=Ledger())
     return Description(

@@ -35,7 +35,7 @@ LOCK = "lock"
 SUFFIX = ".unfinished"
 # Characters of the target's name in the hidden folder's: at most 4 bytes each, and 29 for the rest,
 # they fit into the 255 bytes that file systems allow.
-LONGEST_PREFIX = 50
+MAX_PREFIX = 50
 # Another write of the same target can take a new folder for a leftover in the instant before it is
 # locked; losing that race this often means something else.
 ATTEMPTS = 10
@@ -262,7 +262,7 @@ def _rename_to_new(unfinished: Path, target: Path) -> None:
 
 
 def _prefix(target: Path) -> str:
-    return target.name[:LONGEST_PREFIX]
+    return target.name[:MAX_PREFIX]
 
 
 @contextmanager

@@ -18,11 +18,11 @@ import numpy as np
 
 from refllm.errors import LlmRuntimeError
 
-__all__ = ["LONGEST_STRING", "check_charsmap"]
+__all__ = ["MAX_STRING_BYTES", "check_charsmap"]
 
 SIZE_BYTES = 4
 UNIT_BYTES = 4
-LONGEST_STRING = 64  # bytes; Unicode's own longest compatibility mapping, of U+FDFA, has 33
+MAX_STRING_BYTES = 64  # bytes; Unicode's own longest compatibility mapping, of U+FDFA, has 33
 
 
 def check_charsmap(table: bytes, where: str) -> None:
@@ -46,9 +46,9 @@ def check_charsmap(table: bytes, where: str) -> None:
         longest = max(map(len, strings.decode("utf-8").encode().split(b"\0")))
     except UnicodeDecodeError as error:
         raise LlmRuntimeError(f"{where} is damaged: its strings are not UTF-8: {error}") from error
-    if longest > LONGEST_STRING:
+    if longest > MAX_STRING_BYTES:
         raise LlmRuntimeError(
-            f"{where} writes {longest} bytes for one character, and may write {LONGEST_STRING}"
+            f"{where} writes {longest} bytes for one character, and may write {MAX_STRING_BYTES}"
         )
     units = np.frombuffer(table, "<u4", size // UNIT_BYTES, SIZE_BYTES).astype(np.int64)
     nodes = np.flatnonzero(units < 2**31)

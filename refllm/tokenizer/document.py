@@ -14,23 +14,23 @@ from typing import Any
 
 from refllm.errors import LlmRuntimeError, ModelNotSupported
 from refllm.files.json_values import MAX_TOKENIZER_VALUES
-from refllm.tokenizer.charsmap import LONGEST_STRING, check_charsmap
-from refllm.tokenizer.folder import MOST_TOKEN_BYTES, parse_json
+from refllm.tokenizer.charsmap import MAX_STRING_BYTES, check_charsmap
+from refllm.tokenizer.folder import MAX_TOKEN_BYTES, parse_json
 
 __all__ = ["check_pipeline", "check_vocabulary", "growth_of", "read_document", "steps_of"]
 
-MOST_ID = 2**32 - 1
-MOST_SCORE = 2.0**128  # a score is a float32
-MOST_HOLES = 4  # times as many ids as tokens: padded vocabularies have holes
-MOST_ADDED_BYTES = 2**24  # of all added tokens; 200,000 tokens of a codec's sounds have 4 MB
-MOST_STEPS = 1000  # of one stage; a file that replaces runs of spaces of each length has about 100
-MOST_PATTERN = 2**13  # characters of all expressions of a stage; published files have some hundred
-MOST_PIECE = 256  # characters of a unigram, the time for a text is the square of it; XLM-R has 48
-MOST_WORD = 256  # characters of a word for WordPiece, whose time is the cube of it; BERT has 100
-MOST_SPECIAL = 1000  # tokens that a post-processor puts around a text; a translator has 4
-MOST_GROWTH = 2**14  # of `growth_of`; one that names runs of spaces of each length has 1000
+MAX_ID = 2**32 - 1
+MAX_SCORE = 2.0**128  # a score is a float32
+MAX_HOLES = 4  # times as many ids as tokens: padded vocabularies have holes
+MAX_ADDED_BYTES = 2**24  # of all added tokens; 200,000 tokens of a codec's sounds have 4 MB
+MAX_STEPS = 1000  # of one stage; a file that replaces runs of spaces of each length has about 100
+MAX_PATTERN = 2**13  # characters of all expressions of a stage; published files have some hundred
+MAX_PIECE = 256  # characters of a unigram, the time for a text is the square of it; XLM-R has 48
+MAX_WORD = 256  # characters of a word for WordPiece, whose time is the cube of it; BERT has 100
+MAX_SPECIAL = 1000  # tokens that a post-processor puts around a text; a translator has 4
+MAX_GROWTH = 2**14  # of `growth_of`; one that names runs of spaces of each length has 1000
 WRITING = ("ByteLevel", "Metaspace")  # steps that write up to 4 bytes for one
-MOST_WRITING = 3  # a published file has 2
+MAX_WRITING = 3  # a published file has 2
 FORM_GROWTH = 11  # of U+FDFA in form KC: 3 bytes become 33
 
 STAGES: Mapping[str, str] = {
@@ -78,10 +78,10 @@ def check_vocabulary(tokens: Mapping[str, object], path: Path) -> None:
 def _largest_id(tokens: Mapping[str, object], where: str) -> int:
     largest = 0
     for token, token_id in tokens.items():
-        if type(token_id) is not int or not 0 <= token_id <= MOST_ID:
+        if type(token_id) is not int or not 0 <= token_id <= MAX_ID:
             raise LlmRuntimeError(
                 f"{where} gives {token!r:.80} the id {token_id!r:.80}; an id is a whole number "
-                f"from 0 to {MOST_ID}"
+                f"from 0 to {MAX_ID}"
             )
         largest = max(largest, token_id)
     return largest
@@ -90,7 +90,7 @@ def _largest_id(tokens: Mapping[str, object], where: str) -> int:
 def _check_holes(n_tokens: int, largest: int, path: Path) -> None:
     if n_tokens == 0:
         raise LlmRuntimeError(f"{path}: the vocabulary is empty")
-    if largest >= MOST_HOLES * n_tokens:
+    if largest >= MAX_HOLES * n_tokens:
         raise LlmRuntimeError(
             f"{path}: there are {n_tokens} tokens, but one has the id {largest}; ids count the "
             "tokens, with few holes between them"
@@ -115,12 +115,12 @@ def _check_vocabulary(document: Mapping[str, Any], path: Path) -> tuple[int, int
         raise LlmRuntimeError(f"{path}: model.vocab must have the tokens, is {vocabulary!r:.80}")
     for index, piece in enumerate(vocabulary):
         match piece:
-            case [str() as token, int() | float() as score] if abs(score) < MOST_SCORE:
-                if len(token) <= MOST_PIECE:
+            case [str() as token, int() | float() as score] if abs(score) < MAX_SCORE:
+                if len(token) <= MAX_PIECE:
                     continue
         raise LlmRuntimeError(
             f"{path}: model.vocab has {piece!r:.80} at index {index}, and must have a token of "
-            f"at most {MOST_PIECE} characters and its score"
+            f"at most {MAX_PIECE} characters and its score"
         )
     unknown = model.get("unk_id")
     if unknown is not None and (
@@ -163,24 +163,24 @@ def _check_added(document: Mapping[str, Any], path: Path) -> tuple[int, int]:
     for index, token in enumerate(added):
         match token:
             case {"id": int() as token_id, "content": str() as content} if (
-                type(token_id) is int and 0 <= token_id <= MOST_ID
+                type(token_id) is int and 0 <= token_id <= MAX_ID
             ):
                 n_token_bytes = len(content.encode("utf-8", "surrogatepass"))
             case _:
                 raise LlmRuntimeError(
                     f"{path}: added_tokens has {token!r:.80} at index {index}, and must have an "
-                    f"object with a content and an id, a whole number from 0 to {MOST_ID}"
+                    f"object with a content and an id, a whole number from 0 to {MAX_ID}"
                 )
-        if n_token_bytes > MOST_TOKEN_BYTES:
+        if n_token_bytes > MAX_TOKEN_BYTES:
             raise LlmRuntimeError(
                 f"{path}: added_tokens has a token of {n_token_bytes} bytes, {content!r:.80}; "
-                f"it may have {MOST_TOKEN_BYTES}"
+                f"it may have {MAX_TOKEN_BYTES}"
             )
         largest = max(largest, token_id)
         n_bytes += n_token_bytes
-    if n_bytes > MOST_ADDED_BYTES:
+    if n_bytes > MAX_ADDED_BYTES:
         raise LlmRuntimeError(
-            f"{path}: added_tokens have {n_bytes} bytes, and may have {MOST_ADDED_BYTES}"
+            f"{path}: added_tokens have {n_bytes} bytes, and may have {MAX_ADDED_BYTES}"
         )
     return len(added), largest
 
@@ -203,13 +203,13 @@ def _checked_steps(stage: object, plural: str, where: str) -> Iterator[dict[str,
 
 
 def _check_stage(steps: Sequence[Mapping[str, Any]], where: str) -> None:
-    if len(steps) > MOST_STEPS:
-        raise LlmRuntimeError(f"{where} has {len(steps)} steps, and may have {MOST_STEPS}")
+    if len(steps) > MAX_STEPS:
+        raise LlmRuntimeError(f"{where} has {len(steps)} steps, and may have {MAX_STEPS}")
     patterns = [step["pattern"] for step in steps if isinstance(step.get("pattern"), dict)]
     n_characters = sum(len(str(pattern.get("Regex", ""))) for pattern in patterns)
-    if n_characters > MOST_PATTERN:
+    if n_characters > MAX_PATTERN:
         raise LlmRuntimeError(
-            f"{where}: pattern.Regex has {n_characters} characters, and may have {MOST_PATTERN}"
+            f"{where}: pattern.Regex has {n_characters} characters, and may have {MAX_PATTERN}"
         )
     for step in steps:
         if step.get("type") == "FixedLength" and step.get("length") == 0:
@@ -250,22 +250,22 @@ def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: 
         LlmRuntimeError: naming the file and the key.
     """
     growth = growth_of(document.get("normalizer"))
-    if growth > MOST_GROWTH:
+    if growth > MAX_GROWTH:
         raise LlmRuntimeError(
             f"{path}: normalizer may make a text {growth:.3g} times as long, and may make it "
-            f"{MOST_GROWTH} times as long"
+            f"{MAX_GROWTH} times as long"
         )
     words = steps_of(document.get("pre_tokenizer"), STAGES["pre_tokenizer"])
     writing = [step for step in words if step["type"] in WRITING]
-    if len(writing) > MOST_WRITING:
+    if len(writing) > MAX_WRITING:
         raise LlmRuntimeError(
             f"{path}: pre_tokenizer has {len(writing)} steps that write characters, and may have "
-            f"{MOST_WRITING}"
+            f"{MAX_WRITING}"
         )
     most = document["model"].get("max_input_chars_per_word") or 0
-    if most > MOST_WORD:
+    if most > MAX_WORD:
         raise LlmRuntimeError(
-            f"{path}: model.max_input_chars_per_word is {most}, and may be {MOST_WORD}"
+            f"{path}: model.max_input_chars_per_word is {most}, and may be {MAX_WORD}"
         )
     n_special = 0
     for step in steps_of(document.get("post_processor"), STAGES["post_processor"]):
@@ -291,10 +291,10 @@ def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: 
                 raise LlmRuntimeError(
                     f"{path}: post_processor has the id {token_id}, which no token has"
                 )
-    if n_special > MOST_SPECIAL:
+    if n_special > MAX_SPECIAL:
         raise LlmRuntimeError(
             f"{path}: post_processor puts {n_special} tokens around a text, and may put "
-            f"{MOST_SPECIAL}"
+            f"{MAX_SPECIAL}"
         )
 
 
@@ -321,7 +321,7 @@ def growth_of(normalizer: Mapping[str, Any] | None) -> float:
             case {"type": "ByteLevel"}:
                 growth *= 2
             case {"type": "Precompiled"}:
-                growth *= LONGEST_STRING
+                growth *= MAX_STRING_BYTES
             case _:
                 is_form = True
                 growth *= 1 if in_form else FORM_GROWTH

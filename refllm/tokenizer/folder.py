@@ -46,7 +46,7 @@ from refllm.files.accounting.tokenizer_keys import (
 from refllm.files.json_values import MAX_VALUES, check_json_values, object_without_duplicates
 
 __all__ = [
-    "MOST_TOKEN_BYTES",
+    "MAX_TOKEN_BYTES",
     "Added",
     "FolderFiles",
     "Named",
@@ -56,11 +56,11 @@ __all__ = [
     "read_json",
 ]
 
-MOST_BYTES = 2**26  # about twice what the largest tokenizer.json has, with 262,144 tokens
-MOST_DEPTH = 32  # such files have 8 levels; the tokenizers library takes 128
+MAX_BYTES = 2**26  # about twice what the largest tokenizer.json has, with 262,144 tokens
+MAX_DEPTH = 32  # such files have 8 levels; the tokenizers library takes 128
 # Of a token that is looked for in a text. Those that files add have names of some 30 bytes; the
 # tokenizers library builds an automaton with up to a kilobyte for each of their bytes.
-MOST_TOKEN_BYTES = 1000
+MAX_TOKEN_BYTES = 1000
 ID = re.compile("[0-9]{1,10}")
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -235,11 +235,11 @@ def read_folder_files(
 
 
 def read_file(path: Path, *, most: int | None = None) -> bytes:
-    """Return the content of a file of a tokenizer, of at most `MOST_BYTES` or `most` bytes.
+    """Return the content of a file of a tokenizer, of at most `MAX_BYTES` or `most` bytes.
 
     Errors: `LlmRuntimeError` naming it.
     """
-    most = MOST_BYTES if most is None else most
+    most = MAX_BYTES if most is None else most
     try:
         if path.exists() and not path.is_file():  # a pipe might never end
             raise LlmRuntimeError(f"{path}: cannot be read: it is no file")
@@ -286,7 +286,7 @@ def parse_json(text: str, path: Path, *, most: int = MAX_VALUES) -> dict[str, An
     try:
         content = json.loads(text, object_pairs_hook=object_without_duplicates)
         level = [content] if isinstance(content, dict | list) else []
-        for _ in range(MOST_DEPTH):
+        for _ in range(MAX_DEPTH):
             parts = chain.from_iterable(v.values() if type(v) is dict else v for v in level)
             level = [inside for inside in parts if type(inside) in (dict, list)]
     except RecursionError:
@@ -294,7 +294,7 @@ def parse_json(text: str, path: Path, *, most: int = MAX_VALUES) -> dict[str, An
     except ValueError as error:
         raise LlmRuntimeError(f"{path}: not JSON: {error}") from error
     if level:
-        raise LlmRuntimeError(f"{path}: not JSON for a tokenizer: deeper than {MOST_DEPTH} levels")
+        raise LlmRuntimeError(f"{path}: not JSON for a tokenizer: deeper than {MAX_DEPTH} levels")
     if not isinstance(content, dict):
         raise LlmRuntimeError(f"{path}: not a JSON object")
     return content
@@ -351,8 +351,8 @@ def _token(keys: Keys, key: str, value: object) -> AddedToken:
         raise keys.error(key, f"must be a token, is {value!r:.80}")
     if LONE_SURROGATE.search(content):
         raise keys.error(key, f"has the token {content!r:.80}, which is not Unicode text")
-    if len(content.encode()) > MOST_TOKEN_BYTES:
-        raise keys.error(key, f"has a token of more than {MOST_TOKEN_BYTES} bytes, {content!r:.80}")
+    if len(content.encode()) > MAX_TOKEN_BYTES:
+        raise keys.error(key, f"has a token of more than {MAX_TOKEN_BYTES} bytes, {content!r:.80}")
     if not isinstance(value, Mapping):
         return AddedToken(content, special=True)
     flags = {flag: value[flag] for flag in FLAGS if value.get(flag) is not None}
@@ -394,9 +394,9 @@ def _added_json(
             raise LlmRuntimeError(f"{path}: {content!r:.80} must be an id, is {token_id!r:.80}")
         if LONE_SURROGATE.search(content):
             raise LlmRuntimeError(f"{path}: the token {content!r:.80} is not Unicode text")
-        if len(content.encode()) > MOST_TOKEN_BYTES:
+        if len(content.encode()) > MAX_TOKEN_BYTES:
             raise LlmRuntimeError(
-                f"{path}: has a token of more than {MOST_TOKEN_BYTES} bytes, {content!r:.80}"
+                f"{path}: has a token of more than {MAX_TOKEN_BYTES} bytes, {content!r:.80}"
             )
         if token_id in own_added:
             ledger.dismiss(path.name, content, "tokenizer.json has the token with this id")

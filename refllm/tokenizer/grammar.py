@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JSON_OBJECT",
-    "MOST_BYTES",
-    "MOST_DEPTH",
+    "MAX_BYTES",
+    "MAX_DEPTH",
     "Grammar",
     "Matcher",
     "has_library",
@@ -62,13 +62,13 @@ LIBRARY = "llguidance"
 TRIAL = "refllm.tokenizer.grammar_trial"
 
 # Of a schema. OpenAI's own limits are 120,000 characters and 10 levels.
-MOST_BYTES = 2**17
-MOST_DEPTH = 64
-MOST_COMPILED = 8  # grammars that are kept for a tokenizer
-MOST_TRIED = 256  # grammars that are known to compile
-MOST_TRIALS = 2  # at the same time; further threads wait
+MAX_BYTES = 2**17
+MAX_DEPTH = 64
+MAX_COMPILED = 8  # grammars that are kept for a tokenizer
+MAX_TRIED = 256  # grammars that are known to compile
+MAX_TRIALS = 2  # at the same time; further threads wait
 TRIAL_SECONDS = 60.0  # wall time, for a busy machine; the limit of CPU time is the trial's own
-MOST_WORDS = 300  # characters of the library's message
+MAX_WORDS = 300  # characters of the library's message
 
 OPTIONS = "x-guidance"  # a key of llguidance's own in a schema
 WHITESPACE = r" |\n{1,2}[ \t]{0,20}"
@@ -144,14 +144,14 @@ def json_grammar(schema: Mapping[str, object]) -> Grammar:
         text = json.dumps({**schema, OPTIONS: options}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"the schema must be what JSON can hold: {error}") from error
-    if len(text) > MOST_BYTES:
-        raise InvalidInput(f"the schema has {len(text)} bytes, and may have {MOST_BYTES}")
+    if len(text) > MAX_BYTES:
+        raise InvalidInput(f"the schema has {len(text)} bytes, and may have {MAX_BYTES}")
     return Grammar(f'%llguidance {{"no_forcing": true}}\nstart: %json {text}')
 
 
 def _check_depth(schema: Mapping[str, object]) -> None:
     level: list[Any] = [schema]  # objects and lists
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         level = [
             inside
             for value in level
@@ -160,7 +160,7 @@ def _check_depth(schema: Mapping[str, object]) -> None:
         ]
         if not level:
             return
-    raise InvalidInput(f"the schema is nested deeper than {MOST_DEPTH} levels")
+    raise InvalidInput(f"the schema is nested deeper than {MAX_DEPTH} levels")
 
 
 def matcher_of(tokenizer: Tokenizer, grammar: Grammar) -> Matcher:
@@ -210,7 +210,7 @@ class _Vocabulary:
         ):
             tokens = TokenizerWrapper(_Tokens(tokenizer, eos_ids[0]))
             self._tokens = LLTokenizer(tokens, eos_token=eos_ids)
-        self._compiled = functools.lru_cache(MOST_COMPILED)(self._compile)
+        self._compiled = functools.lru_cache(MAX_COMPILED)(self._compile)
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """Return a matcher of its own, at the beginning."""
@@ -251,7 +251,7 @@ _lock = threading.Lock()
 _vocabularies: weakref.WeakKeyDictionary[Tokenizer, _Vocabulary] = weakref.WeakKeyDictionary()
 
 
-@functools.lru_cache(MOST_TRIED)
+@functools.lru_cache(MAX_TRIED)
 def try_grammar(grammar: Grammar) -> None:
     """Compile a grammar in a process of its own, with limits of time and memory.
 
@@ -280,7 +280,7 @@ def try_grammar(grammar: Grammar) -> None:
         raise InvalidInput(_words(ended.stdout.decode()))
 
 
-_trials = threading.BoundedSemaphore(MOST_TRIALS)
+_trials = threading.BoundedSemaphore(MAX_TRIALS)
 
 
 def _too_complex() -> InvalidInput:
@@ -302,4 +302,4 @@ def _words(message: str) -> str:
     """Return llguidance's own words of an error, without the place in the grammar's text."""
     said = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", message)
     said = said.split("\n   1 | %llguidance")[0].removesuffix("<non-verbose/>")
-    return " ".join(said.split())[:MOST_WORDS]
+    return " ".join(said.split())[:MAX_WORDS]

@@ -44,10 +44,10 @@ from refllm.tokenizer.vocabulary import SpecialIds, ends_of_generation
 __all__ = ["JsonTokenizer", "account_for_document"]
 
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
-MOST_NORMALIZED = 2**22  # bytes; the library takes up to 100 bytes, and a microsecond, for each
-MOST_GROWN = 16  # times as many bytes as a text may be normalized to at any length
+MAX_NORMALIZED = 2**22  # bytes; the library takes up to 100 bytes, and a microsecond, for each
+MAX_GROWN = 16  # times as many bytes as a text may be normalized to at any length
 STRETCH = 1024  # characters that are normalized at once to measure how long a text becomes
-MOST_DECODED = 2**20  # bytes of a token
+MAX_DECODED = 2**20  # bytes of a token
 # Each changes a character by itself, or together with combining marks behind it.
 LOCAL_NORMALIZERS = ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents")
 SPACES = " \n"
@@ -263,9 +263,9 @@ class JsonTokenizer(Tokenizer):
     def _check_growth(self, text: str) -> None:
         """Refuse a text that the normalizer makes so long that the library runs out of memory."""
         n_bytes = len(text.encode())
-        if n_bytes * self._growth <= MOST_NORMALIZED or self._library.normalizer is None:
+        if n_bytes * self._growth <= MAX_NORMALIZED or self._library.normalizer is None:
             return
-        most = max(MOST_NORMALIZED, MOST_GROWN * n_bytes)
+        most = max(MAX_NORMALIZED, MAX_GROWN * n_bytes)
         n_normalized = 0
         for start in range(0, len(text), STRETCH):
             with library_errors(self.path, "tokenizers cannot normalize"), self._messages():
@@ -317,9 +317,9 @@ class JsonTokenizer(Tokenizer):
                 )
             case {"type": "Sequence", "decoders": [*steps]} if _is_llama_like(steps):
                 longest = max(len(token.encode()) for token in self._tokens.values())
-                if longest * growth_of({"normalizers": steps}) > MOST_DECODED:
+                if longest * growth_of({"normalizers": steps}) > MAX_DECODED:
                     raise LlmRuntimeError(
-                        f"{self.path}: decoder may write more than {MOST_DECODED} bytes for a token"
+                        f"{self.path}: decoder may write more than {MAX_DECODED} bytes for a token"
                     )
                 return lambda token: _fallback(steps, token), lambda token: _strip(steps, token)
         raise LlmRuntimeError(

@@ -31,9 +31,9 @@ from contextlib import contextmanager
 __all__ = ["hold_native_messages"]
 
 STANDARD_ERROR = 2
-LONGEST_HOLD = 0.5  # seconds: of calls in several threads, one may always be running
-MOST_KEPT = 2**20  # bytes that have gone on to standard error
-MOST_LOGGED = 4000  # characters
+MAX_HOLD_SECONDS = 0.5  # seconds: of calls in several threads, one may always be running
+MAX_KEPT = 2**20  # bytes that have gone on to standard error
+MAX_LOGGED = 4000  # characters
 # What the standard library of Rust writes of a panic, and the log of sentencepiece and protobuf.
 # A message of several lines is known from the exception.
 PANIC = (
@@ -91,13 +91,13 @@ class _Held:
             self._blocks -= 1
             if self._blocks == 0:
                 native = self._restore()
-            elif time.monotonic() - self._since > LONGEST_HOLD and self._real >= 0:
+            elif time.monotonic() - self._since > MAX_HOLD_SECONDS and self._real >= 0:
                 native = self._pass_on()
-                if self._n_passed_on > MOST_KEPT:  # a new file, so that this one gives its memory
+                if self._n_passed_on > MAX_KEPT:  # a new file, so that this one gives its memory
                     native += self._restore()
                     self._redirect()
         if native:
-            logger.debug("native code wrote on standard error: %.*s", MOST_LOGGED, native)
+            logger.debug("native code wrote on standard error: %.*s", MAX_LOGGED, native)
 
     def _redirect(self) -> None:
         try:

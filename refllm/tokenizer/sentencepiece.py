@@ -60,8 +60,8 @@ NO_TEXT = "\U0010ffffunknown"  # beside a noncharacter
 BETWEEN = "\0"
 N_BYTES = 256
 BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
-MOST_MODEL_BYTES = 2**24  # of a file; the largest that is published has 5 MB, and 256,000 pieces
-MOST_PIECE_BYTES = 1000  # in one piece; those that are published have up to about 100
+MAX_MODEL_BYTES = 2**24  # of a file; the largest that is published has 5 MB, and 256,000 pieces
+MAX_PIECE_BYTES = 1000  # in one piece; those that are published have up to about 100
 
 
 class SentencePieceTokenizer(VocabularyTokenizer):
@@ -316,7 +316,7 @@ def llama_model(vocabulary: Vocabulary, scores: Iterable[float]) -> Model:
 
 def read_model(path: Path) -> Model:
     """Return the `ModelProto` in a file. Errors: as `model_from_bytes`."""
-    return model_from_bytes(read_file(path, most=MOST_MODEL_BYTES), path)
+    return model_from_bytes(read_file(path, most=MAX_MODEL_BYTES), path)
 
 
 def model_from_bytes(data: bytes, path: Path) -> Model:
@@ -337,10 +337,10 @@ def model_from_bytes(data: bytes, path: Path) -> Model:
         if not isinstance(token, str):  # protobuf gives bytes where they are not UTF-8
             raise LlmRuntimeError(f"{path}: token {token_id}, {token!r:.80}, is not UTF-8")
         n_bytes = len(token.encode())
-        if not 1 <= n_bytes <= MOST_PIECE_BYTES:
+        if not 1 <= n_bytes <= MAX_PIECE_BYTES:
             raise LlmRuntimeError(
                 f"{path}: token {token_id}, {token!r:.80}, has {n_bytes} bytes, and must have 1 to "
-                f"{MOST_PIECE_BYTES}"
+                f"{MAX_PIECE_BYTES}"
             )
         if seen.setdefault(token, token_id) != token_id:
             both = f"{seen[token]} and {token_id}"

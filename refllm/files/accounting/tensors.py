@@ -71,7 +71,7 @@ OTHER_KINDS: Mapping[str, str] = {
 }
 """Patterns of names that say what kind of model a file holds instead."""
 
-MOST_NAMED = 5
+MAX_NAMED = 5
 
 
 def account_for_tensors(
@@ -110,8 +110,8 @@ def account_for_tensors(
         return
     kinds = {name: _matching(OTHER_KINDS, name) for name in unlisted}
     kind = next((kind for kind in kinds.values() if kind is not None), None)
-    named = ", ".join(f"{name!s:.80} ({left_over[name]})" for name in unlisted[:MOST_NAMED])
-    more = f" and {len(unlisted) - MOST_NAMED} more" if len(unlisted) > MOST_NAMED else ""
+    named = ", ".join(f"{name!s:.80} ({left_over[name]})" for name in unlisted[:MAX_NAMED])
+    more = f" and {len(unlisted) - MAX_NAMED} more" if len(unlisted) > MAX_NAMED else ""
     what = f"this is {kind}" if kind else "without it another model would be computed"
     plural = "tensor" if len(unlisted) == 1 else "tensors"
     error = ModelNotSupported(
