@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from refllm import oracle
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.bert import ACTIVATIONS, Bert
-from refllm.checkpoints.config_bert import HIDDEN_ACT, bert_config
+from refllm.checkpoints.config import HIDDEN_ACT, bert_config
 from refllm.checkpoints.names import canonical_name
 from refllm.checkpoints.open import open_weights
 from refllm.export.completeness import check_complete

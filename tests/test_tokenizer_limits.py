@@ -20,9 +20,9 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers.models import WordLevel
 
+import refllm.tokenizer
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.tokenizer import document as vocab_document
-from refllm.tokenizer import folder as vocab_folder
 from refllm.tokenizer import hf_json as vocab_json
 from refllm.tokenizer import older_files as vocab_files
 from refllm.tokenizer import sentencepiece as vocab_spm
@@ -122,7 +122,7 @@ BAD_DOCUMENTS: list[tuple[str, object, str]] = [
     ("normalizer", {"type": "Sequence", "normalizers": 1}, "normalizer.normalizers must be an"),
     ("normalizer", {"type": "Sequence", "normalizers": [0]}, "normalizers must be an object"),
     ("normalizer", {"type": "Sequence", "normalizers": [None]}, "has null at index 0"),
-    ("normalizer", NESTED, "not JSON for a tokenizer: deeper than 32 levels"),
+    ("normalizer", NESTED, "JSON nested deeper than 32 levels"),
     ("decoder", MANY, "decoder has 1002 steps, and may have 1000"),
     ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "has FixedLength with length 0"),
     (
@@ -191,8 +191,8 @@ def test_a_tokenizer_json_that_no_library_should_read_is_refused_first(
     [
         ('{"model": 1, "model": {"vocab": {"a": 0}}}', "the key 'model' appears twice"),
         ('{"model": {"vocab": {"a": 0, "a": 10000000}}}', "the key 'a' appears twice"),
-        ('{"model": {"vocab": {"a": ' + "9" * 5000 + "}}}", "not JSON"),
-        ("[" * 100_000, "not JSON for a tokenizer: deeper than 32 levels"),
+        ('{"model": {"vocab": {"a": ' + "9" * 5000 + "}}}", "not valid JSON"),
+        ("[" * 100_000, "JSON nested deeper than 32 levels"),
         ('{"a": [' + "0," * 100 + "0]}", "has up to 103 JSON values"),
     ],
 )
@@ -212,10 +212,11 @@ def test_a_text_that_two_readers_might_read_differently_is_refused(
 def test_a_file_larger_than_any_tokenizer_is_not_read_whole(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vocab_folder, "MAX_BYTES", 1000)
+    for module in (refllm.tokenizer, vocab_files):
+        monkeypatch.setattr(module, "MAX_TOKENIZER_BYTES", 1000)
     monkeypatch.setattr(vocab_spm, "MAX_MODEL_BYTES", 1000)
     (tmp_path / name).write_bytes(b"a" * 1001)
-    with pytest.raises(LlmRuntimeError, match=rf"{name}: has more than 1000 bytes"):
+    with pytest.raises(LlmRuntimeError, match=rf"{name}: has 1001 bytes, and no such file needs"):
         tokenizer_from_folder(tmp_path)
 
 

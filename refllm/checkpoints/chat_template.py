@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from refllm.checkpoints.chat_renderer import Renderer, default_renderer
-from refllm.checkpoints.mapped_file import map_file, read_json_object
 from refllm.checkpoints.open import Weights
 from refllm.errors import InvalidInput, LlmRuntimeError
-from refllm.files.accounting.chat_templates import (
+from refllm.files.accounting.keys import Keys
+from refllm.files.accounting.ledger import Ledger
+from refllm.files.accounting.tokenizer_keys import (
     CHAT_TEMPLATE_JSON,
     GGUF_CHAT_TEMPLATES,
     UNUSED_TEMPLATE,
 )
-from refllm.files.accounting.keys import Keys
-from refllm.files.accounting.ledger import Ledger
+from refllm.files.reading import read_json_object, read_text
 
 __all__ = [
     "CHATML",
@@ -234,13 +234,7 @@ def _seen(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> str:
-    data = map_file(file)
-    if data.size > MAX_BYTES:
-        raise LlmRuntimeError(f"{file}: has {data.size} bytes, a template has at most {MAX_BYTES}")
-    try:
-        text = data.tobytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LlmRuntimeError(f"{file}: not UTF-8 text: {error}") from error
+    text = read_text(file, max_bytes=MAX_BYTES)
     return text.replace("\r\n", "\n").replace("\r", "\n")  # as a file opened as text is read
 
 

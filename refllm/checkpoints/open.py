@@ -28,10 +28,13 @@ from typing import Any, Literal
 
 from refllm.checkpoints import rope_layout
 from refllm.checkpoints.gguf import GgufContents, read_gguf
-from refllm.checkpoints.mapped_file import SPLIT_PART, read_json_object, release
+from refllm.checkpoints.hyperparameters import MAX_HEADS, MAX_WIDTH
+from refllm.checkpoints.mapped_file import SPLIT_PART, release
 from refllm.checkpoints.names import CLASSES, FAMILIES, canonical_name
 from refllm.checkpoints.safetensors import INDEX, SINGLE, StoredTensor, read_safetensors
 from refllm.errors import LlmRuntimeError, ModelNotSupported
+from refllm.files.accounting.keys import Keys
+from refllm.files.reading import read_json_object
 from refllm.quant import Tensor
 
 __all__ = [
@@ -43,9 +46,6 @@ __all__ = [
 
 ADAPTER = "adapter_config.json"  # transformers loads the adapter beside a model with it
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")
-
-MAX_HEADS = 2**16
-MAX_WIDTH = 2**20
 
 ARCHITECTURES = ("llama", "bert")
 
@@ -313,9 +313,10 @@ def _all_interleaved(
     tensors: Mapping[str, Tensor], path: Path, config: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """The tensors with every query and key in GGUF's order of rows."""
-    n_heads = _positive(path, config, "num_attention_heads", most=MAX_HEADS)
-    n_kv_heads = _positive(path, config, "num_key_value_heads", most=MAX_HEADS, default=n_heads)
-    head_dim = _head_dim(path, config, n_heads)
+    keys = Keys(path, config)
+    n_heads = keys.integer("num_attention_heads", maximum=MAX_HEADS)
+    n_kv_heads = keys.integer("num_key_value_heads", maximum=MAX_HEADS, default=n_heads)
+    head_dim = _head_dim(keys, n_heads)
     result = dict(tensors)
     for name, tensor in tensors.items():
         match = re.fullmatch(r"blk\.[0-9]+\.attn_([qk])\.(weight|bias)", name)
@@ -334,31 +335,15 @@ def _all_interleaved(
     return result
 
 
-def _head_dim(path: Path, config: Mapping[str, Any], n_heads: int) -> int:
-    """E: `head_dim` where config.json has it, else the model's width shared by the heads."""
-    if config.get("head_dim") is None:
-        width = _positive(path, config, "hidden_size", most=MAX_WIDTH)
-        if width % n_heads != 0:
-            raise LlmRuntimeError(
-                f"{path}: hidden_size {width} is not a multiple of num_attention_heads {n_heads}"
-            )
-        key, head_dim = "hidden_size / num_attention_heads", width // n_heads
+def _head_dim(keys: Keys, n_heads: int) -> int:
+    """Return E: `head_dim` if config.json has it, else the model's width divided by the heads."""
+    if "head_dim" in keys:
+        key, head_dim = "head_dim", keys.integer("head_dim", maximum=MAX_WIDTH)
     else:
-        key, head_dim = "head_dim", _positive(path, config, "head_dim", most=MAX_WIDTH)
+        key, width = "hidden_size", keys.integer("hidden_size", maximum=MAX_WIDTH)
+        if width % n_heads != 0:
+            raise keys.error(key, f"{width} is not a multiple of num_attention_heads {n_heads}")
+        key, head_dim = "hidden_size / num_attention_heads", width // n_heads
     if head_dim % 2 != 0:
-        raise LlmRuntimeError(f"{path}: {key} is {head_dim}, and must be even: RoPE turns pairs")
+        raise keys.error(key, f"is {head_dim}, and must be even: RoPE turns pairs")
     return head_dim
-
-
-def _positive(
-    path: Path, config: Mapping[str, Any], key: str, *, most: int, default: int | None = None
-) -> int:
-    """The whole number that config.json has under `key`; null counts as absent."""
-    value = config.get(key)
-    if value is None and default is not None:
-        return default
-    if value is None:
-        raise LlmRuntimeError(f"{path}: {key} is missing")
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise LlmRuntimeError(f"{path}: {key} must be from 1 to {most}, is {value!r:.80}")
-    return value

@@ -25,16 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from refllm.checkpoints.mapped_file import (
+from refllm.checkpoints.mapped_file import SPLIT_PART, map_file, row_layout
+from refllm.errors import LlmRuntimeError, ModelNotSupported
+from refllm.files.reading import (
     MAX_JSON_BYTES,
-    SPLIT_PART,
-    map_file,
+    check_json_values,
     parse_json_object,
     read_json_object,
-    row_layout,
 )
-from refllm.errors import LlmRuntimeError, ModelNotSupported
-from refllm.files.json_values import check_json_values
 from refllm.quant import FORMATS, Tensor
 
 __all__ = ["INDEX", "SINGLE", "StoredTensor", "read_safetensors"]
@@ -162,7 +160,7 @@ def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         )
     text = data[8:data_start].tobytes()
     # Before the package makes objects of them.
-    check_json_values(text, path=path, most=MAX_HEADER_VALUES)
+    check_json_values(text, path=path, max_values=MAX_HEADER_VALUES)
     _check_header(path)
     header = parse_json_object(text, path=path)
     metadata = header.pop(METADATA, None) or {}

@@ -14,14 +14,13 @@ Source: sentence-transformers 6.2.0; llama.cpp's `enum llama_pooling_type`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refllm.checkpoints.mapped_file import map_file, read_json_object
+from refllm.checkpoints.hyperparameters import MAX_WIDTH
 from refllm.checkpoints.open import Weights
 from refllm.checkpoints.safetensors import SINGLE, read_safetensors
 from refllm.errors import LlmRuntimeError, ModelNotSupported
@@ -36,7 +35,7 @@ from refllm.files.accounting.sentence_keys import (
     SENTENCE_TRANSFORMERS_CONFIG,
     TRANSFORMER_CONFIG,
 )
-from refllm.files.json_values import check_json_values
+from refllm.files.reading import MAX_JSON_BYTES, parse_json, read_file, read_json_object
 from refllm.parameters import Parameters
 from refllm.pooling import (
     ACTIVATIONS,
@@ -98,7 +97,6 @@ SWITCHES: Mapping[str, PoolingMode] = {
 WIDTH_KEYS = ("embedding_dimension", "word_embedding_dimension")  # of 6.2.0, and of older versions
 # Names that `SentenceTransformer` has for every model; their prompt is empty unless a file has one.
 NAMES_OF_EVERY_MODEL = ("query", "document")
-MAX_WIDTH = 1 << 20
 MAX_TOKENS = 1 << 20
 
 
@@ -195,7 +193,7 @@ def _head_of_gguf(weights: Weights, ledger: Ledger) -> SentenceHead:
     keys = Keys(weights.path, weights.hparams, ledger=ledger, by="pooling")
     mode: PoolingMode = "mean"
     if key in keys:
-        number = keys.integer(key, most=MAX_WIDTH, least=0)
+        number = keys.integer(key, maximum=MAX_WIDTH, minimum=0)
         if number in GGUF_POOLING_TYPES:
             mode = GGUF_POOLING_TYPES[number]
         else:
@@ -218,7 +216,7 @@ def _limits(folder: Path, ledger: Ledger) -> tuple[int | None, bool]:
             limit = None
             if "max_seq_length" in keys:
                 # A caller may ask for it; it cuts no text by itself, so the ledger's table has it.
-                limit = Keys(path, values).integer("max_seq_length", most=MAX_TOKENS)
+                limit = Keys(path, values).integer("max_seq_length", maximum=MAX_TOKENS)
             lower = keys.flag("do_lower_case", default=False)
             keys.account(TRANSFORMER_CONFIG, unknown="warn")
             return limit, lower
@@ -244,7 +242,7 @@ def _prompts(folder: Path, ledger: Ledger) -> tuple[dict[str, str], str | None, 
         raise keys.error("default_prompt_name", f"is {default!r:.80}, {_names(prompts)}")
     truncate_dim = None
     if "truncate_dim" in keys:
-        truncate_dim = keys.integer("truncate_dim", most=MAX_WIDTH)
+        truncate_dim = keys.integer("truncate_dim", maximum=MAX_WIDTH)
     keys.get("truncate_dim")
     keys.account(SENTENCE_TRANSFORMERS_CONFIG, unknown="warn")
     return prompts, default, truncate_dim
@@ -336,12 +334,7 @@ def _kind(keys: Keys, *, is_first: bool, is_pooled: bool) -> str | None:
 
 
 def _read_modules(path: Path) -> list[dict[str, Any]]:
-    text = map_file(path).tobytes()
-    check_json_values(text, path=path)
-    try:
-        modules = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LlmRuntimeError(f"{path}: not valid JSON: {error}") from error
+    modules = parse_json(read_file(path, max_bytes=MAX_JSON_BYTES), path=path)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise LlmRuntimeError(f"{path}: must be a JSON list of objects")
     return modules
@@ -376,7 +369,7 @@ def _account_for(folder: Path, place: str, known: Known, ledger: Ledger) -> None
 def _pooling(folder: Path, place: str, width: int, ledger: Ledger) -> Pooling:
     keys = _config_keys(folder, place, "pooling", ledger)
     for key in WIDTH_KEYS:
-        if key in keys and keys.integer(key, most=MAX_WIDTH) != width:
+        if key in keys and keys.integer(key, maximum=MAX_WIDTH) != width:
             raise keys.error(
                 key, f"is {keys.get(key)}, and the encoder's vectors have {width} numbers"
             )
@@ -400,8 +393,8 @@ def _pooling(folder: Path, place: str, width: int, ledger: Ledger) -> Pooling:
 
 def _dense(folder: Path, place: str, width: int, ledger: Ledger) -> Dense:
     keys = _config_keys(folder, place, "dense", ledger)
-    n_inputs = keys.integer("in_features", most=MAX_WIDTH)
-    n_outputs = keys.integer("out_features", most=MAX_WIDTH)
+    n_inputs = keys.integer("in_features", maximum=MAX_WIDTH)
+    n_outputs = keys.integer("out_features", maximum=MAX_WIDTH)
     if n_inputs != width:
         raise keys.error("in_features", f"is {n_inputs}, and the vectors before have {width}")
     has_bias = keys.flag("bias", default=True)

@@ -6,8 +6,7 @@ Without one of them no program computes anything, so nothing is written.
 from __future__ import annotations
 
 from refllm.bert import Bert
-from refllm.checkpoints.config_bert import bert_config
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.names import hugging_face_name
 from refllm.checkpoints.open import Weights
 from refllm.errors import LlmRuntimeError

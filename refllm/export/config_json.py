@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from refllm.bert import BertConfig
+from refllm.checkpoints.hyperparameters import HYPERPARAMETERS
 from refllm.checkpoints.open import Weights
 from refllm.errors import ModelNotSupported
 from refllm.export.model import Description
@@ -123,15 +124,8 @@ def _llama(model: Description, c: LlamaConfig) -> dict[str, object]:
     return {
         "model_type": "llama",
         "vocab_size": c.n_vocab,
-        "max_position_embeddings": c.n_ctx,
-        "hidden_size": c.n_embd,
-        "intermediate_size": c.n_ff,
-        "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads,
-        "num_key_value_heads": c.n_kv_heads,
-        "head_dim": c.head_dim,
+        **_numbers("llama", c),
         "hidden_act": "silu",
-        "rms_norm_eps": c.rms_norm_eps,
         "rope_theta": c.rope_theta,
         "attention_bias": has_biases(weights),
         "mlp_bias": has_mlp_biases(weights),
@@ -208,40 +202,28 @@ def _llama3(weights: Weights, config: LlamaConfig, factors: tuple[float, ...]) -
 
 
 def _encoder(model: Description, c: BertConfig) -> dict[str, object]:
-    """The keys of the model's own family, see `refllm.checkpoints.config_bert`."""
-    activation = ACTIVATION_NAMES[c.activation]
-    n_positions = c.n_ctx if c.padding_id is None else c.padding_id + 1 + c.n_ctx
-    every = {
+    """Return the keys of the model's own family, see `refllm.checkpoints.config`."""
+    family = model.weights.family
+    keys: dict[str, object] = {
         "model_type": model.model_type,
         "vocab_size": model.n_vocab,
-        "max_position_embeddings": n_positions,
-    }
-    if model.weights.family == "distilbert":
-        return {
-            **every,
-            "dim": c.n_embd,
-            "hidden_dim": c.n_ff,
-            "n_layers": c.n_layers,
-            "n_heads": c.n_heads,
-            "activation": activation,
-            "sinusoidal_pos_embds": False,
-        }
-    said: dict[str, object] = {
-        **every,
-        "hidden_size": c.n_embd,
-        "intermediate_size": c.n_ff,
-        "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads,
-        "hidden_act": activation,
-        "layer_norm_eps": c.layer_norm_eps,
+        **_numbers(family, c),
+        "activation" if family == "distilbert" else "hidden_act": ACTIVATION_NAMES[c.activation],
     }
     if c.padding_id is not None:
-        said["pad_token_id"] = c.padding_id
-    if model.weights.family == "mpnet":
-        return {**said, "relative_attention_num_buckets": 32}
+        keys["max_position_embeddings"] = c.padding_id + 1 + c.n_ctx
+        keys["pad_token_id"] = c.padding_id
+    if family == "distilbert":
+        return {**keys, "sinusoidal_pos_embds": False}
+    if family == "mpnet":
+        return {**keys, "relative_attention_num_buckets": 32}
     # A BERT without token types is written with a table of zeros, see `refllm.export.huggingface`.
     return {
-        **said,
+        **keys,
         "type_vocab_size": c.n_token_types or N_ZERO_TYPES,
         "position_embedding_type": "absolute",
     }
+
+
+def _numbers(family: str, config: LlamaConfig | BertConfig) -> dict[str, object]:
+    return {row.json[0]: getattr(config, row.field) for row in HYPERPARAMETERS[family]}

@@ -26,6 +26,7 @@ from gguf import GGML_QUANT_VERSION, LlamaFileType
 
 from refllm.bert import BertConfig
 from refllm.checkpoints.gguf_writer import DEFAULT_ALIGNMENT, keys_of_file, packed, write_gguf_file
+from refllm.checkpoints.hyperparameters import HYPERPARAMETERS
 from refllm.errors import ModelNotSupported
 from refllm.export.gguf_vocabulary import missing_keys, vocabulary_keys
 from refllm.export.model import Description
@@ -156,11 +157,16 @@ def _keys(model: Description, name: str) -> dict[str, bytes]:
     if weights.source == "gguf":
         added = {key: packed(key, value) for key, value in missing_keys(weights).items()}
         return keys_of_file(weights.path) | added
+    hyperparameters: dict[str, object] = {
+        row.gguf: getattr(config, row.field) for row in HYPERPARAMETERS[weights.architecture]
+    }
+    n_token_types = None
     if isinstance(config, BertConfig):
-        hyperparameters, n_token_types = _bert(model, config), config.n_token_types
+        hyperparameters |= _bert(model, config)
+        n_token_types = config.n_token_types
     else:
-        hyperparameters, n_token_types = _llama(config), None
-    said = {
+        hyperparameters |= _llama(config)
+    metadata = {
         "general.architecture": weights.architecture,
         "general.type": "model",
         "general.name": name,
@@ -168,20 +174,12 @@ def _keys(model: Description, name: str) -> dict[str, bytes]:
         f"{weights.architecture}.vocab_size": model.n_vocab,
         **vocabulary_keys(model.words, n_vocab=model.n_vocab, n_token_types=n_token_types),
     }
-    return {key: packed(key, value) for key, value in said.items()}
+    return {key: packed(key, value) for key, value in metadata.items()}
 
 
 def _llama(c: LlamaConfig) -> dict[str, object]:
     said: dict[str, object] = {
-        "context_length": c.n_ctx,
-        "embedding_length": c.n_embd,
-        "block_count": c.n_layers,
-        "feed_forward_length": c.n_ff,
-        "attention.head_count": c.n_heads,
-        "attention.head_count_kv": c.n_kv_heads,
-        "attention.key_length": c.head_dim,
         "attention.value_length": c.head_dim,
-        "attention.layer_norm_rms_epsilon": c.rms_norm_eps,
         "rope.dimension_count": c.rope_dim,
         "rope.freq_base": c.rope_theta,
     }
@@ -226,12 +224,6 @@ def _bert(model: Description, c: BertConfig) -> dict[str, object]:
                 "--format hf, or a server that runs sentence-transformers"
             )
     return {
-        "context_length": c.n_ctx,
-        "embedding_length": c.n_embd,
-        "block_count": c.n_layers,
-        "feed_forward_length": c.n_ff,
-        "attention.head_count": c.n_heads,
-        "attention.layer_norm_epsilon": c.layer_norm_eps,
         "attention.causal": False,
         "pooling_type": gguf_pooling_type(model, model.sentence),
     }

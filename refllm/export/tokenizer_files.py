@@ -32,8 +32,8 @@ from refllm.export.sentencepiece import (
     tokenizer_model,
 )
 from refllm.export.unigram import unigram_json
+from refllm.files.reading import MAX_TOKENIZER_BYTES, read_json_object
 from refllm.tokenizer.base import Tokenizer
-from refllm.tokenizer.folder import read_json
 from refllm.tokenizer.gguf_keys import GgufKeys
 from refllm.tokenizer.hf_json import JsonTokenizer
 from refllm.tokenizer.pretokenizers import PRE_TOKENIZERS
@@ -103,7 +103,8 @@ def tokenizer_files(
     generation = words.path / "generation_config.json"
     if words.weights.source == "hf" and generation.is_file():
         ends = {"bos_token_id": words.ends.bos_id, "eos_token_id": sorted(words.ends.eos_ids)}
-        kept = {key: value for key, value in read_json(generation).items() if key not in ends}
+        own = read_json_object(generation)
+        kept = {key: value for key, value in own.items() if key not in ends}
         found = {key: value for key, value in ends.items() if value not in (None, [])}
         files["generation_config.json"] = json_bytes({**found, **kept})
     return files
@@ -168,7 +169,7 @@ def _own_limit(words: TokenizerDescription) -> int | None:
     path = words.path / "tokenizer_config.json"
     if words.weights.source == "gguf" or not path.is_file():
         return None
-    limit = read_json(path).get("model_max_length")
+    limit = read_json_object(path, max_bytes=MAX_TOKENIZER_BYTES).get("model_max_length")
     return int(limit) if isinstance(limit, int | float) and limit >= 1 else None
 
 

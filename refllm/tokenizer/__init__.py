@@ -33,10 +33,11 @@ from refllm.files.accounting.tokenizer_keys import (
     GGUF_LLAMA_TOKENIZER,
     GGUF_TOKENIZER,
 )
+from refllm.files.reading import MAX_TOKENIZER_BYTES, read_text
 from refllm.tokenizer.base import NO_LIMIT, TextStream, Tokenizer
 from refllm.tokenizer.bpe import bpe_from_gguf
 from refllm.tokenizer.document import read_document
-from refllm.tokenizer.folder import FolderFiles, read_file, read_folder_files
+from refllm.tokenizer.folder import FolderFiles, read_folder_files
 from refllm.tokenizer.gguf_keys import GgufKeys, read_truncation
 from refllm.tokenizer.hf_json import JsonTokenizer, account_for_document
 from refllm.tokenizer.older_files import document_from_vocabulary
@@ -130,7 +131,7 @@ def tokenizer_from_file(path: Path) -> Tokenizer:
         LlmRuntimeError: naming the file.
     """
     if path.suffix == ".json":
-        return JsonTokenizer(_text(path), path)
+        return JsonTokenizer(read_text(path, max_bytes=MAX_TOKENIZER_BYTES), path)
     return _load_model(path)
 
 
@@ -161,7 +162,7 @@ def tokenizer_from_folder(folder: Path, ledger: Ledger | None = None) -> Tokeniz
         )
     tokenizer: Tokenizer
     if path.name == "tokenizer.json":
-        source = _text(path)
+        source = read_text(path, max_bytes=MAX_TOKENIZER_BYTES)
         document = read_document(source, path)
         own = {token["id"]: token["content"] for token in document.get("added_tokens") or []}
         files = read_folder_files(folder, ledger, own_added=own)
@@ -180,13 +181,6 @@ def tokenizer_from_folder(folder: Path, ledger: Ledger | None = None) -> Tokeniz
             tokenizer = _json_tokenizer(json.dumps(made), path, files)
     files.account()
     return tokenizer
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_file(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LlmRuntimeError(f"{path}: not UTF-8 text: {error}") from error
 
 
 def _json_tokenizer(

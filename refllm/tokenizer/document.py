@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from refllm.errors import LlmRuntimeError, ModelNotSupported
-from refllm.files.json_values import MAX_TOKENIZER_VALUES
+from refllm.files.reading import MAX_TOKENIZER_VALUES, parse_json_object
 from refllm.tokenizer.charsmap import MAX_STRING_BYTES, check_charsmap
-from refllm.tokenizer.folder import MAX_TOKEN_BYTES, parse_json
+from refllm.tokenizer.folder import MAX_TOKEN_BYTES
 
 __all__ = ["check_pipeline", "check_vocabulary", "growth_of", "read_document", "steps_of"]
 
@@ -52,7 +52,7 @@ def read_document(source: str, path: Path) -> dict[str, Any]:
     Raises:
         LlmRuntimeError: naming the file and the key.
     """
-    document = parse_json(source, path, most=MAX_TOKENIZER_VALUES)
+    document = parse_json_object(source, path=path, max_values=MAX_TOKENIZER_VALUES)
     n_tokens, largest = _check_vocabulary(document, path)
     n_added, largest_added = _check_added(document, path)
     _check_holes(n_tokens + n_added, max(largest, largest_added), path)

@@ -22,11 +22,9 @@ added after the last one, as by transformers.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,27 +41,21 @@ from refllm.files.accounting.tokenizer_keys import (
     SPECIAL_TOKENS_MAP,
     TOKENIZER_CONFIG,
 )
-from refllm.files.json_values import MAX_VALUES, check_json_values, object_without_duplicates
+from refllm.files.reading import MAX_TOKENIZER_BYTES, read_json_object
 
 __all__ = [
     "MAX_TOKEN_BYTES",
     "Added",
     "FolderFiles",
     "Named",
-    "parse_json",
-    "read_file",
     "read_folder_files",
-    "read_json",
 ]
 
-MAX_BYTES = 2**26  # about twice what the largest tokenizer.json has, with 262,144 tokens
-MAX_DEPTH = 32  # such files have 8 levels; the tokenizers library takes 128
 # Of a token that is looked for in a text. Those that files add have names of some 30 bytes; the
 # tokenizers library builds an automaton with up to a kilobyte for each of their bytes.
 MAX_TOKEN_BYTES = 1000
 ID = re.compile("[0-9]{1,10}")
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 NEEDED = frozenset(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "cls", "mask"))
@@ -234,74 +226,8 @@ def read_folder_files(
     )
 
 
-def read_file(path: Path, *, most: int | None = None) -> bytes:
-    """Return the content of a file of a tokenizer, of at most `MAX_BYTES` or `most` bytes.
-
-    Errors: `LlmRuntimeError` naming it.
-    """
-    most = MAX_BYTES if most is None else most
-    try:
-        if path.exists() and not path.is_file():  # a pipe might never end
-            raise LlmRuntimeError(f"{path}: cannot be read: it is no file")
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise LlmRuntimeError(f"{path}: cannot be read: {error.strerror}") from error
-    if not data:
-        raise LlmRuntimeError(f"{path}: the file is empty")
-    if len(data) > most:
-        raise LlmRuntimeError(f"{path}: has more than {most} bytes, and no tokenizer needs as many")
-    if data.startswith(LFS_POINTER):
-        raise LlmRuntimeError(
-            f"{path}: a Git LFS pointer, not the file itself; `git lfs pull` fetches it"
-        )
-    return data
-
-
-def read_json(path: Path, *, most: int = MAX_VALUES) -> dict[str, Any]:
-    """Return the JSON object in a file, of `most` values at most.
-
-    Errors: `LlmRuntimeError` naming it.
-    """
-    try:
-        text = read_file(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LlmRuntimeError(f"{path}: not JSON: not UTF-8 text: {error}") from error
-    return parse_json(text, path, most=most)
-
-
-def parse_json(text: str, path: Path, *, most: int = MAX_VALUES) -> dict[str, Any]:
-    """Return the JSON object that a text is, which another reader cannot take for another one.
-
-    Args:
-        text: The file's content.
-        path: The file, for error messages.
-        most: How many values it may have.
-
-    Raises:
-        LlmRuntimeError: where it is no JSON object, has a key twice in one object, or is larger or
-            nested deeper than what a tokenizer needs.
-    """
-    check_json_values(text, path=path, most=most)
-    try:
-        content = json.loads(text, object_pairs_hook=object_without_duplicates)
-        level = [content] if isinstance(content, dict | list) else []
-        for _ in range(MAX_DEPTH):
-            parts = chain.from_iterable(v.values() if type(v) is dict else v for v in level)
-            level = [inside for inside in parts if type(inside) in (dict, list)]
-    except RecursionError:
-        level = [{}]
-    except ValueError as error:
-        raise LlmRuntimeError(f"{path}: not JSON: {error}") from error
-    if level:
-        raise LlmRuntimeError(f"{path}: not JSON for a tokenizer: deeper than {MAX_DEPTH} levels")
-    if not isinstance(content, dict):
-        raise LlmRuntimeError(f"{path}: not a JSON object")
-    return content
-
-
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json_object(path, max_bytes=MAX_TOKENIZER_BYTES) if path.is_file() else {}
 
 
 def _keys(path: Path, ledger: Ledger) -> Keys:

@@ -26,11 +26,16 @@ from tokenizers import (
 )
 
 from refllm.errors import LlmRuntimeError, ModelNotSupported
-from refllm.files.json_values import MAX_TOKENIZER_VALUES
+from refllm.files.reading import (
+    MAX_TOKENIZER_BYTES,
+    MAX_TOKENIZER_VALUES,
+    read_json_object,
+    read_text,
+)
 from refllm.tokenizer.base import library_errors
 from refllm.tokenizer.charsmap import check_charsmap
 from refllm.tokenizer.document import check_vocabulary
-from refllm.tokenizer.folder import FolderFiles, read_file, read_json
+from refllm.tokenizer.folder import FolderFiles
 from refllm.tokenizer.native_messages import hold_native_messages
 from refllm.tokenizer.sentencepiece import read_model
 from refllm.tokenizer.vocabulary import TokenType
@@ -83,10 +88,7 @@ def _check_class(path: Path, files: FolderFiles, *classes: str) -> str:
 
 
 def _lines(path: Path, errors: str = "strict") -> list[str]:
-    try:
-        text = read_file(path).decode("utf-8", errors)
-    except UnicodeDecodeError as error:
-        raise LlmRuntimeError(f"{path}: not UTF-8 text: {error}") from error
+    text = read_text(path, max_bytes=MAX_TOKENIZER_BYTES, errors=errors)
     text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
     if text.count("\n") >= MAX_TOKENIZER_VALUES:
         raise LlmRuntimeError(
@@ -138,7 +140,9 @@ def _wordpiece(path: Path, files: FolderFiles) -> Tokenizer:
 
 def _byte_level(path: Path, files: FolderFiles) -> Tokenizer:
     name = _check_class(path, files, "RobertaTokenizer", "GPT2Tokenizer")
-    vocabulary = read_json(path, most=MAX_TOKENIZER_VALUES)
+    vocabulary = read_json_object(
+        path, max_bytes=MAX_TOKENIZER_BYTES, max_values=MAX_TOKENIZER_VALUES
+    )
     check_vocabulary(vocabulary, path)
     merges_path = path.with_name("merges.txt")
     if not merges_path.is_file():

@@ -28,9 +28,9 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm.errors import LlmRuntimeError
+from refllm.files.reading import read_file
 from refllm.tokenizer.base import library_errors
 from refllm.tokenizer.charsmap import check_charsmap
-from refllm.tokenizer.folder import read_file
 from refllm.tokenizer.gguf_keys import (
     GgufKeys,
     read_special_ids,
@@ -316,7 +316,7 @@ def llama_model(vocabulary: Vocabulary, scores: Iterable[float]) -> Model:
 
 def read_model(path: Path) -> Model:
     """Return the `ModelProto` in a file. Errors: as `model_from_bytes`."""
-    return model_from_bytes(read_file(path, most=MAX_MODEL_BYTES), path)
+    return model_from_bytes(read_file(path, max_bytes=MAX_MODEL_BYTES), path)
 
 
 def model_from_bytes(data: bytes, path: Path) -> Model:

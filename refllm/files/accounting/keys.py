@@ -80,17 +80,19 @@ class Keys:
         value = self.values.get(key)
         return default if value is None else value
 
-    def integer(self, key: str, *, most: int, default: int | None = None, least: int = 1) -> int:
-        """Return the whole number under `key`, from `least` to `most`.
+    def integer(
+        self, key: str, *, maximum: int, default: int | None = None, minimum: int = 1
+    ) -> int:
+        """Return the whole number under `key`, from `minimum` to `maximum`.
 
         An array that repeats one number, as llama.cpp writes for some models one for each layer,
         counts as that number. Raises `LlmRuntimeError`; `ModelNotSupported` where the array's
         numbers differ.
         """
         value = self._one_for_all_layers(key, self._required(key, default))
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             raise self.error(
-                key, f"must be a whole number from {least} to {most}, is {value!r:.80}"
+                key, f"must be a whole number from {minimum} to {maximum}, is {value!r:.80}"
             )
         return value
 
