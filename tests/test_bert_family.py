@@ -15,7 +15,7 @@ from refllm.bert import ACTIVATIONS, Bert
 from refllm.checkpoints.config import HIDDEN_ACT, bert_config
 from refllm.checkpoints.names import canonical_name
 from refllm.checkpoints.open import open_weights
-from refllm.export.completeness import check_complete
+from refllm.export.model import check_complete
 from refllm.jit.compile import use_threads
 from refllm.kernels.attention import (
     attention_over_texts,

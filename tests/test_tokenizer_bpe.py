@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from refllm.tokenizer import tokenizer_from_gguf
-from refllm.tokenizer.bpe import BYTE_OF, byte_level_bytes
-from refllm.tokenizer.pretokenizers import PRE_TOKENIZERS
+from refllm.tokenizer.bpe import BYTE_OF, PRE_TOKENIZERS, byte_level_bytes
 from tests.vocabularies import (
     CONTROL,
     NORMAL,

@@ -27,8 +27,7 @@ from refllm.tokenizer import hf_json as vocab_json
 from refllm.tokenizer import older_files as vocab_files
 from refllm.tokenizer import sentencepiece as vocab_spm
 from refllm.tokenizer import tokenizer_from_file, tokenizer_from_folder, tokenizer_from_gguf
-from refllm.tokenizer.charsmap import check_charsmap
-from refllm.tokenizer.document import check_pipeline, growth_of
+from refllm.tokenizer.document import check_charsmap, check_pipeline, growth_of
 from refllm.tokenizer.hf_json import JsonTokenizer
 from tests.model_files import write_tokenizer_model
 from tests.vocabularies import NORMAL, bert_like_json, llama_like_json, spm_toy, wire

@@ -4,7 +4,7 @@
     tokenizer.model                          kind llama
     tokenizer.json, byte-level BPE           kind gpt2    by the rule that cuts words
     tokenizer.json, WordPiece                kind bert    "play" → "▁play", "##ing" → "ing"
-    tokenizer.json, unigram                  kind t5      refllm.export.unigram
+    tokenizer.json, unigram                  kind t5      refllm.export.sentencepiece
 
 llama.cpp has tokens of its own for what a file does not name, finds some by their spelling, and
 ends a generation at "</s>" even where the source does not. What it would compute otherwise, and no
@@ -33,14 +33,14 @@ from refllm.export.sentencepiece import (
     pieces_of_json,
     pieces_of_model,
     pieces_of_tokenizer,
-    steps_of,
     tokens_by_id,
+    unigram_steps,
 )
 from refllm.export.tokenizer_files import special_tokens_of
-from refllm.export.unigram import unigram_steps
+from refllm.tokenizer.bpe import PRE_TOKENIZERS
+from refllm.tokenizer.document import pipeline_steps
 from refllm.tokenizer.gguf_keys import DIRECTION, MAX_LENGTH, GgufKeys
 from refllm.tokenizer.hf_json import JsonTokenizer
-from refllm.tokenizer.pretokenizers import PRE_TOKENIZERS
 from refllm.tokenizer.vocabulary import (
     END_OF_GENERATION,
     SpecialIds,
@@ -149,7 +149,7 @@ def _by_kind(
         case {"type": "WordPiece"}:
             return _wordpiece(document, path, words.ends, n_vocab)
         case {"type": "BPE", "byte_fallback": True}:
-            cuts = steps_of(document["pre_tokenizer"])
+            cuts = pipeline_steps(document["pre_tokenizer"])
             if any(cut.get("prepend_scheme") in ("always", "first") for cut in cuts):
                 _warn(words, SPACES)
             return _pieces(_with_scores(pieces_of_json(document, path)), words, n_vocab)
@@ -292,7 +292,7 @@ def _byte_level(
 def _rule(document: Mapping[str, Any], path: Path) -> str:
     """The name of the rule in `PRE_TOKENIZERS` that cuts words as tokenizer.json does."""
     expressions: list[str] = []
-    for step in steps_of(document["pre_tokenizer"]):
+    for step in pipeline_steps(document["pre_tokenizer"]):
         match step:
             case {"type": "Split", "pattern": {"Regex": x}, "behavior": "Isolated"}:
                 expressions.append(x)
@@ -305,7 +305,7 @@ def _rule(document: Mapping[str, Any], path: Path) -> str:
             case _:
                 raise ModelNotSupported(f"{path}: pre_tokenizer has a step that GGUF has not")
     ignores_merges = bool(document["model"].get("ignore_merges"))
-    normalizers = steps_of(document["normalizer"])
+    normalizers = pipeline_steps(document["normalizer"])
     nfc = [step["type"] for step in normalizers] == ["NFC"]
     for name, rule in PRE_TOKENIZERS.items():
         same_words = rule.expressions == tuple(expressions)

@@ -17,15 +17,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from refllm.bert import BertConfig
+from refllm.bert import Bert, BertConfig
 from refllm.checkpoints.chat_template import chat_template_of, chat_templates_of
-from refllm.checkpoints.names import CLASSES, FAMILIES
+from refllm.checkpoints.config import bert_config, llama_config
+from refllm.checkpoints.names import CLASSES, FAMILIES, hugging_face_name
 from refllm.checkpoints.open import Weights, open_weights
 from refllm.checkpoints.sentence_config import SentenceConfig
-from refllm.errors import InvalidInput
-from refllm.export.completeness import check_complete
+from refllm.errors import InvalidInput, LlmRuntimeError
 from refllm.files.accounting.ledger import Ledger
-from refllm.llama import LlamaConfig
+from refllm.llama import Llama, LlamaConfig
 from refllm.models.find import absent_path
 from refllm.models.load import BertModel, build_model
 from refllm.parameters import Survey
@@ -36,12 +36,14 @@ from refllm.tokenizer.vocabulary import SpecialIds
 __all__ = [
     "Description",
     "TokenizerDescription",
+    "check_complete",
     "describe",
     "describe_tokenizer",
     "special_ids_of",
 ]
 
 PROBE = "a"
+MAX_NAMED = 8  # tensors in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +162,32 @@ def special_ids_of(tokenizer: Tokenizer) -> SpecialIds:
     start = next(i for i in range(n_added + 1) if whole[i : i + len(inside)] == inside)
     suffix = whole[start + len(inside) :]
     return SpecialIds(tokenizer.bos_id, tokenizer.eos_ids, tuple(whole[:start]), tuple(suffix))
+
+
+def check_complete(weights: Weights) -> None:
+    """Raise unless the files have every tensor that the network asks for when it is loaded.
+
+    Raises:
+        LlmRuntimeError: naming the missing tensors as the model's files call them, and as
+            `refllm.checkpoints.config`.
+    """
+    survey = Survey(weights.path, weights.tensors, others=weights.others)
+    # The hyperparameters count the embedding's rows, so whether it is there comes first.
+    missing = [name for name in ("token_embd.weight",) if name not in weights.tensors]
+    if not missing and weights.architecture == "llama":
+        Llama(llama_config(weights), survey)
+    elif not missing:
+        Bert(bert_config(weights), survey)
+    missing += survey.missing
+    if not missing:
+        return
+    named = [
+        name if weights.source == "gguf" else hugging_face_name(weights.family, name)
+        for name in missing[:MAX_NAMED]
+    ]
+    if len(missing) > MAX_NAMED:
+        named.append(f"{len(missing) - MAX_NAMED} more")
+    raise LlmRuntimeError(
+        f"{weights.path}: lacks {', '.join(named)}, which a {weights.architecture} needs; "
+        "download the whole model again, or convert it again"
+    )

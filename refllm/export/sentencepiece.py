@@ -10,23 +10,36 @@ that makes the token, and back:
 
     ▁th  -3      ▁ + th, ▁t + h          "▁ th", "▁t h", …
 
+A unigram vocabulary, as XLM-RoBERTa has it, is in a GGUF file of the kind t5 or a tokenizer.json.
+Both cut a text into the tokens with the largest sum of scores. A GGUF file stands for
+SentencePiece's steps before that: the map of characters, spaces that are merged, "▁" for a space
+and before a text. In a tokenizer.json they are spelled out, in more than one way:
+
+    Precompiled, WhitespaceSplit, Metaspace         XLM-RoBERTa
+    Precompiled, Strip, Replace " {2,}", Metaspace  what transformers makes of a SentencePiece model
+    Precompiled, Replace " {2,}", Metaspace         what older versions made; a last space stays
+    Precompiled, Replace …, Prepend "▁", Replace    what is written here
+
 Source of the merges: `SentencePieceExtractor` in transformers' convert_slow_tokenizer.py; of the
 pipeline: the tokenizer.json of Llama 2.
 """
 
 from __future__ import annotations
 
+import sys
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 
 from refllm.errors import ModelNotSupported
 from refllm.files.accounting.ledger import Ledger
 from refllm.tokenizer.base import Tokenizer
+from refllm.tokenizer.document import pipeline_steps
 from refllm.tokenizer.folder import read_folder_files
 from refllm.tokenizer.gguf_keys import GgufKeys, read_vocabulary
 from refllm.tokenizer.options import prepend_scheme
@@ -41,6 +54,7 @@ from refllm.tokenizer.vocabulary import SPECIAL_TYPES, SpecialIds, TokenType, Vo
 
 __all__ = [
     "Pieces",
+    "UnigramSteps",
     "added_token",
     "merges_of",
     "pair_of",
@@ -48,16 +62,22 @@ __all__ = [
     "pieces_of_json",
     "pieces_of_model",
     "pieces_of_tokenizer",
-    "steps_of",
     "template",
     "tokenizer_json",
     "tokenizer_model",
     "tokens_by_id",
+    "unigram_json",
+    "unigram_steps",
 ]
 
 SPACE = "▁"
 UNKNOWN = "<unk>"
 NO_PIECE = -1
+MERGES_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+CUTS_SPACES = {"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""}
+PREPENDS = {"type": "Prepend", "prepend": SPACE}
+MERGING = [CUTS_SPACES, MERGES_SPACES]
+REPLACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 MERGEABLE = frozenset({TokenType.NORMAL, TokenType.USER_DEFINED})
 
@@ -199,7 +219,7 @@ def pair_of(merge: str | Sequence[str]) -> tuple[str, str]:
 def _adds_space(document: Mapping[str, Any], path: Path) -> bool:
     """Whether "▁" is put before a text, by a normalizer or by Metaspace."""
     before = [document.get("normalizer"), document.get("pre_tokenizer")]
-    steps = [step for stage in before for step in steps_of(stage)]
+    steps = [step for stage in before for step in pipeline_steps(stage)]
     replaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     match steps:
         case [{"type": "Prepend", "prepend": "▁"}, last] if last == replaces:
@@ -209,13 +229,6 @@ def _adds_space(document: Mapping[str, Any], path: Path) -> bool:
         case [{"type": "Metaspace", "replacement": "▁", "split": False, "prepend_scheme": where}]:
             return bool(where != "never")
     raise ModelNotSupported(f"{path}: its normalizer or pre_tokenizer is not one of Llama's")
-
-
-def steps_of(stage: Mapping[str, Any] | None) -> list[Any]:
-    """The steps of a normalizer or a pre_tokenizer, one after the other."""
-    if stage is None:
-        return []
-    return list(stage.get("normalizers", stage.get("pretokenizers", [stage])))
 
 
 # --- To ------------------------------------------------------------------------------------------
@@ -386,3 +399,133 @@ def tokenizer_model(pieces: Pieces, ends: SpecialIds) -> bytes:
         trainer.unk_piece = pieces.unknown
         trainer.unk_id = tokens.index(pieces.unknown)
     return bytes(model.SerializeToString())
+
+
+# --- Unigram --------------------------------------------------------------------------------------
+
+
+def unigram_json(keys: GgufKeys, ends: SpecialIds) -> dict[str, Any]:
+    """Return the content of a tokenizer.json for a GGUF vocabulary of the kind t5.
+
+    Raises:
+        LlmRuntimeError: For a damaged key, naming it.
+    """
+    vocabulary = read_vocabulary(keys)
+    tokens, types = vocabulary.tokens, vocabulary.types
+    scores = read_scores(keys, len(tokens))
+    unknown = keys.token_id("unknown_token_id", len(tokens), default=2)
+    normal = [score for score, kind in zip(scores, types, strict=True) if kind == TokenType.NORMAL]
+    charsmap = keys.octets("precompiled_charsmap")
+    adds_space = keys.flag("add_space_prefix", default=False)
+    normalizer = [
+        *(
+            [{"type": "Precompiled", "precompiled_charsmap": b64encode(charsmap).decode()}]
+            if charsmap
+            else []
+        ),
+        *(
+            [CUTS_SPACES, MERGES_SPACES]
+            if keys.flag("remove_extra_whitespaces", default=False)
+            else []
+        ),
+        *([PREPENDS] if adds_space else []),
+        REPLACES,
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            added_token(i, token, is_special=kind in SPECIAL_TYPES)
+            for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind in SPECIAL_TYPES or kind == TokenType.USER_DEFINED
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": normalizer},
+        "pre_tokenizer": None,
+        "post_processor": template(tokens, ends),
+        "decoder": {
+            "type": "Metaspace",
+            "replacement": SPACE,
+            "prepend_scheme": "always" if adds_space else "never",
+            "split": True,
+        },
+        "model": {
+            "type": "Unigram",
+            "unk_id": unknown,
+            # An unknown character costs 10 more than the worst token, so none may be worse.
+            "vocab": [
+                [token, score if kind == TokenType.NORMAL else min(normal, default=0.0)]
+                for token, score, kind in zip(tokens, scores, types, strict=True)
+            ],
+            "byte_fallback": False,
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnigramSteps:
+    """What happens to a text before it is cut.
+
+    Attributes:
+        charsmap: SentencePiece's map of characters; empty where there is none.
+        adds_space: Whether "▁" begins a text.
+        merges_spaces: Whether several spaces are one, and those around a text none.
+        keeps_last_space: Whether one at the end of a text stays, which no key can say.
+    """
+
+    charsmap: bytes
+    adds_space: bool
+    merges_spaces: bool
+    keeps_last_space: bool = False
+
+
+def unigram_steps(document: Mapping[str, Any], path: Path) -> UnigramSteps:
+    """Return the steps of a tokenizer.json.
+
+    Raises:
+        ModelNotSupported: For steps that are not those of SentencePiece.
+    """
+    steps = [*pipeline_steps(document["normalizer"]), *pipeline_steps(document["pre_tokenizer"])]
+    charsmap = b""
+    if steps and steps[0]["type"] == "Precompiled":
+        charsmap = b64decode(steps[0]["precompiled_charsmap"])
+        steps = steps[1:]
+    if steps[-1:] == [REPLACES]:
+        before = steps[:-1]
+        adds_space = before[-1:] == [PREPENDS]
+        before = before[:-1] if adds_space else before
+        if before in ([], MERGING):
+            return UnigramSteps(
+                charsmap=charsmap, adds_space=adds_space, merges_spaces=bool(before)
+            )
+    match steps:
+        case [*before, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme}] if (
+            scheme in ("always", "first") and _maps_white_space(charsmap)
+        ):
+            merges = {**MERGES_SPACES, "content": SPACE}
+            match before:
+                case [{"type": "WhitespaceSplit"}] if scheme == "always":
+                    return UnigramSteps(charsmap=charsmap, adds_space=True, merges_spaces=True)
+                case [*strips, last] if last in (merges, MERGES_SPACES) and (
+                    not strips or (len(strips) == 1 and strips[0]["type"] == "Strip")
+                ):
+                    return UnigramSteps(
+                        charsmap=charsmap,
+                        adds_space=True,
+                        merges_spaces=True,
+                        keeps_last_space=not strips or not strips[0]["strip_right"],
+                    )
+    raise ModelNotSupported(
+        f"{path}: its normalizer and pre_tokenizer are not the steps of a SentencePiece unigram "
+        "model, which is all that a GGUF file of the kind t5 can say; use --format hf"
+    )
+
+
+def _maps_white_space(charsmap: bytes) -> bool:
+    """Whether every white space becomes spaces: others would be cut at, and not in llama.cpp."""
+    if not charsmap:
+        return False
+    library = normalizers.Precompiled(charsmap)
+    white = (chr(c) for c in range(sys.maxunicode) if chr(c).isspace())
+    # SentencePiece's own maps leave U+0085 as it is, an old line feed that texts do not have.
+    return all(not library.normalize_str(f"a{c}a").strip("a \x85") for c in white)

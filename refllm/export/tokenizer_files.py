@@ -1,7 +1,7 @@
 """A model's tokenizer as the files that Hugging Face's and Spin's tokenizers load.
 
     GGUF, kind llama   tokenizer.json and tokenizer.model     refllm.export.sentencepiece
-    GGUF, kind t5      tokenizer.json, unigram                refllm.export.unigram
+    GGUF, kind t5      tokenizer.json, unigram                refllm.export.sentencepiece
     GGUF, kind gpt2    tokenizer.json, byte-level BPE
     GGUF, kind bert    tokenizer.json, WordPiece
     tokenizer.model    tokenizer.json and tokenizer.model     refllm.export.sentencepiece
@@ -30,13 +30,13 @@ from refllm.export.sentencepiece import (
     template,
     tokenizer_json,
     tokenizer_model,
+    unigram_json,
 )
-from refllm.export.unigram import unigram_json
 from refllm.files.reading import MAX_TOKENIZER_BYTES, read_json_object
 from refllm.tokenizer.base import Tokenizer
+from refllm.tokenizer.bpe import PRE_TOKENIZERS
 from refllm.tokenizer.gguf_keys import GgufKeys
 from refllm.tokenizer.hf_json import JsonTokenizer
-from refllm.tokenizer.pretokenizers import PRE_TOKENIZERS
 from refllm.tokenizer.sentencepiece import model_from_bytes, vocabulary_of_model
 from refllm.tokenizer.vocabulary import (
     SPECIAL_TYPES,

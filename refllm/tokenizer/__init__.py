@@ -118,7 +118,7 @@ def tokenizer_from_gguf(
     read, table = GGUF_KINDS[kind]
     tokenizer = read(keys)
     read_truncation(keys, tokenizer)
-    keys.account(GGUF_TOKENIZER, table)
+    keys.account(GGUF_TOKENIZER, table, unknown="refuse")
     return tokenizer
 
 

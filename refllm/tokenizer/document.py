@@ -12,12 +12,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from refllm.errors import LlmRuntimeError, ModelNotSupported
 from refllm.files.reading import MAX_TOKENIZER_VALUES, parse_json_object
-from refllm.tokenizer.charsmap import MAX_STRING_BYTES, check_charsmap
 from refllm.tokenizer.folder import MAX_TOKEN_BYTES
 
-__all__ = ["check_pipeline", "check_vocabulary", "growth_of", "read_document", "steps_of"]
+__all__ = [
+    "check_charsmap",
+    "check_pipeline",
+    "check_vocabulary",
+    "growth_of",
+    "pipeline_steps",
+    "read_document",
+]
 
 MAX_ID = 2**32 - 1
 MAX_SCORE = 2.0**128  # a score is a float32
@@ -31,6 +39,8 @@ MAX_SPECIAL = 1000  # tokens that a post-processor puts around a text; a transla
 MAX_GROWTH = 2**14  # of `growth_of`; one that names runs of spaces of each length has 1000
 WRITING = ("ByteLevel", "Metaspace")  # steps that write up to 4 bytes for one
 MAX_WRITING = 3  # a published file has 2
+CHARSMAP_UNIT_BYTES = 4
+MAX_STRING_BYTES = 64  # of a charsmap; Unicode's longest compatibility mapping (U+FDFA) has 33
 FORM_GROWTH = 11  # of U+FDFA in form KC: 3 bytes become 33
 
 STAGES: Mapping[str, str] = {
@@ -214,28 +224,25 @@ def _check_stage(steps: Sequence[Mapping[str, Any]], where: str) -> None:
     for step in steps:
         if step.get("type") == "FixedLength" and step.get("length") == 0:
             raise LlmRuntimeError(f"{where} has FixedLength with length 0; the least is 1")
-        _check_table(step, where)
+        table = step.get("precompiled_charsmap")
+        if isinstance(table, str) and table:
+            try:
+                data = binascii.a2b_base64(table, strict_mode=True)
+            except ValueError as error:
+                raise LlmRuntimeError(
+                    f"{where}: precompiled_charsmap is not base64: {error}"
+                ) from error
+            check_charsmap(data, f"{where}: precompiled_charsmap")
 
 
-def _check_table(step: Mapping[str, Any], where: str) -> None:
-    table = step.get("precompiled_charsmap")
-    if isinstance(table, str) and table:
-        try:
-            data = binascii.a2b_base64(table, strict_mode=True)
-        except ValueError as error:
-            raise LlmRuntimeError(
-                f"{where}: precompiled_charsmap is not base64: {error}"
-            ) from error
-        check_charsmap(data, f"{where}: precompiled_charsmap")
-
-
-def steps_of(stage: Mapping[str, Any] | None, plural: str) -> list[dict[str, Any]]:
-    """Return the steps of a stage, those of a Sequence in its place."""
-    if stage is None:
+def pipeline_steps(stage: object) -> list[dict[str, Any]]:
+    """Return the steps of a stage of a tokenizer.json, those of a Sequence in its place."""
+    if not isinstance(stage, dict):
         return []
-    if not isinstance(stage.get(plural), list):
-        return [dict(stage)]
-    return [step for part in stage[plural] for step in steps_of(part, plural)]
+    inner = next((stage[key] for key in STAGES.values() if isinstance(stage.get(key), list)), None)
+    if inner is None:
+        return [stage]
+    return [step for part in inner for step in pipeline_steps(part)]
 
 
 def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: Path) -> None:
@@ -255,7 +262,7 @@ def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: 
             f"{path}: normalizer may make a text {growth:.3g} times as long, and may make it "
             f"{MAX_GROWTH} times as long"
         )
-    words = steps_of(document.get("pre_tokenizer"), STAGES["pre_tokenizer"])
+    words = pipeline_steps(document.get("pre_tokenizer"))
     writing = [step for step in words if step["type"] in WRITING]
     if len(writing) > MAX_WRITING:
         raise LlmRuntimeError(
@@ -268,7 +275,7 @@ def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: 
             f"{path}: model.max_input_chars_per_word is {most}, and may be {MAX_WORD}"
         )
     n_special = 0
-    for step in steps_of(document.get("post_processor"), STAGES["post_processor"]):
+    for step in pipeline_steps(document.get("post_processor")):
         ids = [step[end][1] for end in ("sep", "cls") if end in step]
         if step["type"] == "TemplateProcessing":
             tokens = step["special_tokens"]
@@ -308,7 +315,7 @@ def growth_of(normalizer: Mapping[str, Any] | None) -> float:
     """
     growth = 1.0
     in_form = False  # what is in a form of Unicode does not grow by another one
-    for step in steps_of(normalizer, STAGES["normalizer"]):
+    for step in pipeline_steps(normalizer):
         content = len(str(step.get("content", "")).encode())
         is_form = False
         match step:
@@ -327,3 +334,55 @@ def growth_of(normalizer: Mapping[str, Any] | None) -> float:
                 growth *= 1 if in_form else FORM_GROWTH
         in_form = is_form
     return growth
+
+
+def check_charsmap(table: bytes, where: str) -> None:
+    """Refuse SentencePiece's table of characters in which the lookup of some text leaves the table.
+
+    The table (`precompiled_charsmap`) says what a text is normalized to. It is a tree over the
+    bytes of UTF-8, the double array of Darts-clone, and the strings that its leaves name:
+
+        4 bytes          size of the tree in bytes, little endian
+        units, 4 bytes   a node: label (bits 0 … 7), has a leaf (8), offset (10 … 30; * 256 if
+                         bit 9)
+                         a leaf: bit 31, and where its string begins (bits 0 … 30)
+        strings          UTF-8, a NUL byte after each
+
+    From the node at index i the byte b leads to the index i ^ offset ^ b, and b = 0 to the leaf.
+    The libraries follow that without a check against the end of the array.
+
+    Args:
+        table: The table, not empty.
+        where: The file and the key, with which the error begins.
+
+    Raises:
+        LlmRuntimeError: naming what is damaged.
+    """
+    size = int.from_bytes(table[:CHARSMAP_UNIT_BYTES], "little")
+    strings = table[CHARSMAP_UNIT_BYTES + size :]
+    if size < CHARSMAP_UNIT_BYTES or size % CHARSMAP_UNIT_BYTES or not strings:
+        raise LlmRuntimeError(
+            f"{where} is damaged: it has {len(table)} bytes, and says that {size} of them are a "
+            "tree, with strings after it"
+        )
+    try:
+        longest = max(map(len, strings.decode("utf-8").encode().split(b"\0")))
+    except UnicodeDecodeError as error:
+        raise LlmRuntimeError(f"{where} is damaged: its strings are not UTF-8: {error}") from error
+    if longest > MAX_STRING_BYTES:
+        raise LlmRuntimeError(
+            f"{where} writes {longest} bytes for one character, and may write {MAX_STRING_BYTES}"
+        )
+    n_units = size // CHARSMAP_UNIT_BYTES
+    units = np.frombuffer(table, "<u4", n_units, CHARSMAP_UNIT_BYTES).astype(np.int64)
+    nodes = np.flatnonzero(units < 2**31)
+    of_nodes = units[nodes]
+    below = nodes ^ (of_nodes >> 10 << ((of_nodes & 0x200) >> 6))
+    if below.size == 0 or int((below | 0xFF).max()) >= units.size:
+        raise LlmRuntimeError(f"{where} is damaged: a node of its tree leads out of it")
+    begins = units[below[of_nodes & 0x100 != 0]] & (2**31 - 1)
+    is_outside = begins.size > 0 and int(begins.max()) >= len(strings)
+    if is_outside or not strings.endswith(b"\0"):
+        raise LlmRuntimeError(f"{where} is damaged: a string lies beyond its end")
+    if bool((np.frombuffer(strings, np.uint8)[begins] & 0xC0 == 0x80).any()):
+        raise LlmRuntimeError(f"{where} is damaged: a string begins inside of a character")

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, UnionType
-from typing import Any, Literal
+from typing import Any
 
 from refllm.errors import LlmRuntimeError
-from refllm.files.accounting.keys import Keys, Known
+from refllm.files.accounting.keys import Keys
 from refllm.files.accounting.ledger import Ledger
 from refllm.tokenizer.base import Tokenizer
 from refllm.tokenizer.vocabulary import (
@@ -59,10 +59,13 @@ MAX_TOKENS = 2**19  # the largest vocabularies have 262,144
 NO_TOKEN = 0xFFFFFFFF  # how a GGUF file says "there is no such token" in a 32-bit id
 
 
-class GgufKeys:
-    """Typed access to the metadata of the file at `path`; keys are given without `prefix`.
+class GgufKeys(Keys):
+    """The tokenizer's keys in the metadata of a GGUF file; `prefix` may be left out of a key.
 
-    Each key that is read is recorded in the ledger when `account` is called.
+    Args:
+        metadata: Every key of the file.
+        path: The file, for error messages.
+        ledger: Where `account` records each `tokenizer.*` key, but for those of chat templates.
     """
 
     prefix = "tokenizer.ggml."
@@ -70,72 +73,37 @@ class GgufKeys:
     def __init__(
         self, metadata: Mapping[str, Any], path: Path, *, ledger: Ledger | None = None
     ) -> None:
-        self.path = path
-        others = {
+        own = {
             key: value
             for key, value in metadata.items()
             if key.startswith("tokenizer.") and not key.startswith("tokenizer.chat_template")
         }
-        self._keys = Keys(path, others, ledger=ledger, by="tokenizer")
+        super().__init__(path, own, ledger=ledger, by="tokenizer")
 
-    def error(self, key: str, problem: str) -> LlmRuntimeError:
-        """The error that says what is wrong with `key`."""
-        return LlmRuntimeError(f"{self.path}: {self.prefix}{key} {problem}")
+    def get(self, key: str, default: object = None) -> Any:
+        """Return the value as the file has it, or `default` where it is absent."""
+        return super().get(self._whole(key), default)
 
-    def get(self, key: str) -> object:
-        """The value as the file has it, or None."""
-        return self._keys.get(self.prefix + key)
+    def error(self, key: str, what: str) -> LlmRuntimeError:
+        """Return the error that names the file and the key."""
+        return super().error(self._whole(key), what)
 
-    def truncation(self) -> tuple[int | None, Literal["left", "right"]]:
-        """How many tokens a text may have, None for any number, and the side that it loses them."""
-        limit, side = self._keys.get(MAX_LENGTH), self._keys.get(DIRECTION)
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
-            raise LlmRuntimeError(f"{self.path}: {MAX_LENGTH} must be a number, got {limit!r:.80}")
-        if side not in (None, "left", "right"):
-            raise LlmRuntimeError(
-                f"{self.path}: {DIRECTION} must be left or right, got {side!r:.80}"
-            )
-        return limit, "left" if side == "left" else "right"
-
-    def account(self, *known: Known) -> None:
-        """Record what becomes of each `tokenizer.*` key, but for those of the chat template.
-
-        Raises:
-            ModelNotSupported: for a key that no table lists, naming it.
-        """
-        self._keys.account(*known, unknown="refuse")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """A string; an error if it is neither there nor has a default."""
-        value = default if self.get(key) is None else self.get(key)
-        if value is None:
-            raise self.error(key, "is missing")
-        if not isinstance(value, str):
-            raise self.error(key, f"must be a string, got {value!r:.80}")
-        return value
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        """A boolean."""
-        value = self.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.error(key, f"must be true or false, got {value!r:.80}")
-        return value
+    def _whole(self, key: str) -> str:
+        return key if key.startswith("tokenizer.") else self.prefix + key
 
     def strings(self, key: str) -> list[str]:
-        """An array of strings that must be there; it may be empty."""
+        """Return an array of strings, which must be there and may be empty."""
         return [str(value) for value in self._array(key, str)]
 
     def numbers(self, key: str, count: int) -> list[float]:
-        """An array of numbers that must be there, one for each of `count` tokens."""
+        """Return an array of numbers, which must be there, one for each of `count` tokens."""
         values = self._array(key, int | float)
         if len(values) != count:
             raise self.error(key, f"has {len(values)} entries for {count} tokens")
         return list(values)
 
     def octets(self, key: str) -> bytes:
-        """An array of whole numbers of 8 bits, with a sign or not; empty where it is missing."""
+        """Return an array of numbers of 8 bits, with a sign or not; empty where it is absent."""
         if self.get(key) is None:
             return b""
         values = self._array(key, int)
@@ -144,11 +112,9 @@ class GgufKeys:
         return bytes(value & 0xFF for value in values)
 
     def _array(self, key: str, item_type: type | UnionType) -> Sequence[Any]:
-        values = self.get(key)
-        if values is None:
-            raise self.error(key, "is missing")
+        values = self._required(key, None)
         if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-            raise self.error(key, f"must be an array, got {values!r:.80}")
+            raise self.error(key, f"must be an array, is {values!r:.80}")
         for index, value in enumerate(values):
             if not isinstance(value, item_type):
                 raise self.error(key, f"has {value!r:.80} at index {index}, of a wrong type")
@@ -157,7 +123,7 @@ class GgufKeys:
     def token_id(
         self, key: str, n_vocab: int, *, default: int | None = None, strict: bool = True
     ) -> int | None:
-        """The id of a token, or None where the file names none.
+        """Return the id of a token, or None where the file names none.
 
         An id outside the vocabulary is an error, or, as in llama.cpp, none where not `strict`.
         """
@@ -165,7 +131,7 @@ class GgufKeys:
         if value is None:
             return default if default is not None and default < n_vocab else None
         if not isinstance(value, int) or isinstance(value, bool):
-            raise self.error(key, f"must be a token id, got {value!r:.80}")
+            raise self.error(key, f"must be a token id, is {value!r:.80}")
         if value in (NO_TOKEN, -1):
             return None
         if not 0 <= value < n_vocab:
@@ -278,12 +244,15 @@ def read_truncation(keys: GgufKeys, tokenizer: Tokenizer) -> None:
     Raises:
         LlmRuntimeError: for a key of a wrong type, or a length that no text fits.
     """
-    limit, tokenizer.cut_side = keys.truncation()
+    limit, side = keys.get(MAX_LENGTH), keys.get(DIRECTION, "right")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+        raise keys.error(MAX_LENGTH, f"must be a number, is {limit!r:.80}")
+    if side not in ("left", "right"):
+        raise keys.error(DIRECTION, f"must be left or right, is {side!r:.80}")
+    tokenizer.cut_side = side
     n_added = len(tokenizer.encode(""))
     if limit is not None and limit < n_added:
-        raise LlmRuntimeError(
-            f"{keys.path}: {MAX_LENGTH} is {limit}, the special tokens alone are {n_added}"
-        )
+        raise keys.error(MAX_LENGTH, f"is {limit}, the special tokens alone are {n_added}")
     if limit is not None:
         tokenizer.text_limit = limit
         tokenizer.longest_token = 0  # a text of any length is cut

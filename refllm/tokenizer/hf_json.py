@@ -36,7 +36,7 @@ from refllm.tokenizer.base import (
     room_for_text,
 )
 from refllm.tokenizer.bpe import BYTE_OF, byte_level_bytes
-from refllm.tokenizer.document import check_pipeline, growth_of, read_document, steps_of
+from refllm.tokenizer.document import check_pipeline, growth_of, pipeline_steps, read_document
 from refllm.tokenizer.folder import Added
 from refllm.tokenizer.native_messages import hold_native_messages
 from refllm.tokenizer.vocabulary import SpecialIds, ends_of_generation
@@ -167,7 +167,7 @@ class JsonTokenizer(Tokenizer):
     def lowercase_first(self) -> None:
         """Lower-case every text before the file's own normalizer, unless that begins so anyway."""
         document = json.loads(self._source)
-        own = steps_of(document.get("normalizer"), "normalizers")
+        own = pipeline_steps(document.get("normalizer"))
         if any(step.get("type") == "Lowercase" for step in own):
             return
         steps = [{"type": "Lowercase"}, *own]
@@ -449,12 +449,8 @@ def _longest_token(document: Mapping[str, Any], tokens: Iterable[str]) -> int:
     keeps_all = (
         document.get("truncation") is None
         and document["model"].get("type") == "BPE"
-        and all(
-            _normalizer_keeps(step) for step in steps_of(document.get("normalizer"), "normalizers")
-        )
-        and all(
-            _words_keep(step) for step in steps_of(document.get("pre_tokenizer"), "pretokenizers")
-        )
+        and all(_normalizer_keeps(step) for step in pipeline_steps(document.get("normalizer")))
+        and all(_words_keep(step) for step in pipeline_steps(document.get("pre_tokenizer")))
         and not any(token["lstrip"] or token["rstrip"] for token in document["added_tokens"])
         and _has_every_byte(document, known)
     )
@@ -466,8 +462,8 @@ def _separators(document: Mapping[str, Any]) -> str:
 
     That is known of BERT's pipeline and its relatives.
     """
-    normalizers = steps_of(document.get("normalizer"), "normalizers")
-    words = steps_of(document.get("pre_tokenizer"), "pretokenizers")
+    normalizers = pipeline_steps(document.get("normalizer"))
+    words = pipeline_steps(document.get("pre_tokenizer"))
     knows_all = (
         document["model"].get("type") == "WordPiece"
         and all(step["type"] in LOCAL_NORMALIZERS for step in normalizers)
@@ -494,5 +490,5 @@ def _words_keep(step: Mapping[str, Any]) -> bool:
 def _has_every_byte(document: Mapping[str, Any], known: set[str]) -> bool:
     if document["model"].get("byte_fallback"):
         return all(f"<0x{byte:02X}>" in known for byte in range(256))
-    words = steps_of(document.get("pre_tokenizer"), "pretokenizers")
+    words = pipeline_steps(document.get("pre_tokenizer"))
     return any(step["type"] == "ByteLevel" for step in words) and known >= BYTE_OF.keys()

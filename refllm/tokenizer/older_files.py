@@ -33,8 +33,7 @@ from refllm.files.reading import (
     read_text,
 )
 from refllm.tokenizer.base import library_errors
-from refllm.tokenizer.charsmap import check_charsmap
-from refllm.tokenizer.document import check_vocabulary
+from refllm.tokenizer.document import check_charsmap, check_vocabulary
 from refllm.tokenizer.folder import FolderFiles
 from refllm.tokenizer.native_messages import hold_native_messages
 from refllm.tokenizer.sentencepiece import read_model

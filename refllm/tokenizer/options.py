@@ -26,6 +26,7 @@ from __future__ import annotations
 from typing import Any
 
 from refllm.files.accounting.keys import Keys
+from refllm.tokenizer.document import pipeline_steps
 
 __all__ = ["prepend_scheme", "with_options"]
 
@@ -85,22 +86,13 @@ def prepend_scheme(config: Keys) -> str | None:
     return "always" if legacy else "first"
 
 
-def _steps(stage: object, plural: str) -> list[dict[str, Any]]:
-    if not isinstance(stage, dict):
-        return []
-    inner = stage.get(plural)
-    if not isinstance(inner, list):
-        return [stage]
-    return [step for part in inner for step in _steps(part, plural)]
-
-
 def _bert(document: dict[str, Any], config: Keys) -> dict[str, Any]:
     if not any(option in config.values for option, _, _ in BERT_OPTIONS):
         return {}
     stated = next(
         (
             step
-            for step in _steps(document.get("normalizer"), "normalizers")
+            for step in pipeline_steps(document.get("normalizer"))
             if step.get("type") == "BertNormalizer"
         ),
         {},
@@ -162,7 +154,7 @@ def _llama(document: dict[str, Any], scheme: str | None, *, strips: bool = False
         scheme: As `prepend_scheme`.
         strips: Whether a space before the first word is no text even where none is put there.
     """
-    steps = _steps(document.get("pre_tokenizer"), "pretokenizers")
+    steps = pipeline_steps(document.get("pre_tokenizer"))
     if any(step.get("type") == "ByteLevel" for step in steps):
         return {}  # transformers takes such a file (Llama 3's) as it is
     if scheme is None:

@@ -30,7 +30,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from refllm.errors import LlmRuntimeError
 from refllm.files.reading import read_file
 from refllm.tokenizer.base import library_errors
-from refllm.tokenizer.charsmap import check_charsmap
+from refllm.tokenizer.document import check_charsmap
 from refllm.tokenizer.gguf_keys import (
     GgufKeys,
     read_special_ids,

@@ -18,7 +18,6 @@ from refllm.files.accounting.ledger import Ledger
 
 __all__ = ["Keys", "Known", "MustBe"]
 
-ABSENT = object()
 MAX_KEYS = 2**12  # of one object; each is compared with all patterns (a config.json has some 60)
 
 
@@ -222,12 +221,9 @@ class Keys:
         self._ledger.refuse(self._where, name, ModelNotSupported(problem))
 
     def _required(self, key: str, default: object) -> object:
-        self._read.add(key)
-        value = self.values.get(key, ABSENT)
-        if value is ABSENT or (value is None and default is not None):
-            if default is None:
-                raise self.error(key, "is missing")
-            return default
+        value = self.get(key, default)
+        if value is None and key not in self.values:
+            raise self.error(key, "is missing")
         return value
 
     def _one_for_all_layers(self, key: str, value: object) -> object:
