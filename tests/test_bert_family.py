@@ -352,7 +352,7 @@ def test_another_encoder_is_refused_by_name(model_type: str, tmp_path: Path) -> 
     folder = tiny_encoder_folder(tmp_path, "roberta", config={"model_type": model_type})
     with pytest.raises(
         ModelNotSupported,
-        match=f"model_type is '{model_type}'; supported are llama, bert, .* and mpnet",
+        match=f"model_type is '{model_type}'; supported are llama, bert, .*, mpnet",
     ):
         open_weights(folder)
 

@@ -20,10 +20,9 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from refllm.errors import InvalidInput, LlmError, LlmRuntimeError, how_to_install
@@ -92,12 +91,7 @@ class Renderer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def render(self, template: str, variables: Mapping[str, object]) -> str:
@@ -283,13 +277,13 @@ class Child:
     def begin(self) -> None:
         """Agree on the limits. Raises `LlmRuntimeError` where the child does not start."""
         try:
-            said = self.ask(encoded(asdict(self._limits)), START_SECONDS)
+            version = self.ask(encoded(asdict(self._limits)), START_SECONDS)["jinja2"]
         except Gone:
             raise _cannot_start("it ended before it was ready") from None
-        if tuple(map(int, re.findall("[0-9]+", said["jinja2"]))) < MIN_JINJA:
+        if tuple(map(int, re.findall("[0-9]+", version))) < MIN_JINJA:
             needed = ".".join(map(str, MIN_JINJA))
             raise LlmRuntimeError(
-                f"chat templates need jinja2 {needed} or newer, and {said['jinja2']} is installed",
+                f"chat templates need jinja2 {needed} or newer, and {version} is installed",
                 f"pip install --upgrade 'jinja2>={needed}'",
             )
 
@@ -379,19 +373,14 @@ def _cannot_start(reason: object) -> LlmError:
 _renderers: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 
-@atexit.register
-def _close_all() -> None:
+def _for_all(method: Callable[[Renderer], None]) -> None:
     for renderer in list(_renderers):
-        renderer.close()
+        method(renderer)
 
 
-def _forget_all() -> None:
-    for renderer in list(_renderers):
-        renderer.forget()
-
-
+atexit.register(_for_all, Renderer.close)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+    os.register_at_fork(after_in_child=lambda: _for_all(Renderer.forget))
 
 default_renderer = Renderer()
 """The renderer of `refllm.checkpoints.chat_template.chat_prompt`, with the default limits."""

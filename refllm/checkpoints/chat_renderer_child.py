@@ -190,19 +190,19 @@ def _answer(request: Mapping[str, Any], most: int) -> dict[str, str]:
 def _words(error: Exception) -> str:
     """The message of an error and the template's line where it occurred."""
     if isinstance(error, jinja2.TemplateSyntaxError):
-        said, line = error.message or "", error.lineno
+        message, line = error.message or "", error.lineno
     elif isinstance(error, SyntaxError):  # its line is that of the Python code
         return error.msg[:MAX_WORDS]
     else:
         is_jinja = isinstance(error, jinja2.TemplateError | RecursionError)
-        said = str(error) if is_jinja else f"{type(error).__name__}: {error}"
+        message = str(error) if is_jinja else f"{type(error).__name__}: {error}"
         line = 0
         traceback = error.__traceback__
         while traceback is not None:
             if traceback.tb_frame.f_code.co_filename == FILENAME:
                 line = traceback.tb_lineno
             traceback = traceback.tb_next
-    return said[:MAX_WORDS] + (f" (line {line})" if line else "")
+    return message[:MAX_WORDS] + (f" (line {line})" if line else "")
 
 
 def _read(stream: BinaryIO) -> dict[str, Any] | None:

@@ -186,7 +186,7 @@ def chat_prompt(
 
     Args:
         template: The Jinja template.
-        messages: What was said so far; each message has a `role` and usually a `content`.
+        messages: The chat so far; each message has a `role` and usually a `content`.
         special_tokens: The texts of special tokens by name, such as `bos_token` and `eos_token`.
         renderer: What renders, by default with the default limits.
 
@@ -238,14 +238,14 @@ def _read(file: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")  # as a file opened as text is read
 
 
-def _named(file: Path, said: object) -> dict[str, str]:
+def _named(file: Path, value: object) -> dict[str, str]:
     """The templates of a JSON file: one, a list of named ones, or an object of them."""
-    match said:
+    match value:
         case None:
             return {}
         case list():
             pairs: dict[object, object] = {}
-            for entry in said:
+            for entry in value:
                 if not isinstance(entry, Mapping) or not {"name", "template"} <= entry.keys():
                     raise LlmRuntimeError(
                         f"{file}: chat_template must be a list of objects with name and template, "
@@ -253,12 +253,12 @@ def _named(file: Path, said: object) -> dict[str, str]:
                     )
                 pairs[entry["name"] if isinstance(entry["name"], str) else None] = entry["template"]
         case dict():
-            pairs = dict(said)
+            pairs = dict(value)
         case _:
-            pairs = {DEFAULT: said}
+            pairs = {DEFAULT: value}
     if not pairs or None in pairs:
-        raise LlmRuntimeError(f"{file}: chat_template has no template with a name: {said!r:.80}")
-    return {str(name): _text(file, "chat_template", value) for name, value in pairs.items()}
+        raise LlmRuntimeError(f"{file}: chat_template has no template with a name: {value!r:.80}")
+    return {str(name): _text(file, "chat_template", template) for name, template in pairs.items()}
 
 
 def _text(file: Path, key: str, value: object) -> str:

@@ -9,19 +9,13 @@ The canonical names are GGUF's, as llama.cpp writes them. Tensors stay in the fi
 into a memory map, except the query and key rows of a folder, which `rope_layout.interleaved`
 reorders.
 
-    mapped_file.py   opening a file, checking a shape
-    gguf.py          GGUF
-    safetensors.py   safetensors, single or sharded
-    names.py         the names of tensors
-    rope_layout.py   the two orders of query and key rows
-
-Letters: H heads, E head width (head_dim), N rows, K columns.
+Letters: H heads, E head width (head_dim).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -52,20 +46,25 @@ ARCHITECTURES = ("llama", "bert")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model's tensors and what its files say about them.
+    """A model's tensors and the metadata of its files.
 
-    `tensors` are under GGUF's names, bytes and types checked, llama's query and key rows in the
-    interleaved layout; which names a network needs, it must check itself. `hparams` are the GGUF
-    metadata or the content of config.json, untouched, and `source` says which of the two.
-    `others` are tensors that no network can ask for, by the file's own names: the name is not one
-    of the architecture's, or the shape or type is none that is computed with; the value says what
-    the tensor is ("I64 [1, 512]"). `stored_names` are the file's names where they differ. `family`
-    is a key of `HUGGING_FACE_NAMES`: a folder's architecture "bert" is of the family "bert",
-    "roberta", "distilbert" or "mpnet", and that of a GGUF file is its architecture.
+    Attributes:
+        path: The GGUF file or the folder.
+        architecture: "llama" or "bert".
+        hparams: The GGUF metadata or the content of config.json, untouched.
+        source: Which of the two `hparams` is.
+        tensors: Under GGUF's names, bytes and types checked, a llama's query and key rows in the
+            interleaved order. A network checks which names are there.
+        others: Tensors that no network can ask for, because the name is none of the
+            architecture's, or the shape or type cannot be computed with: the file's own name to
+            type and shape ("I64 [1, 512]").
+        stored_names: The file's names where they differ from GGUF's.
+        family: A key of `refllm.checkpoints.names.HUGGING_FACE_NAMES`; a folder's architecture
+            "bert" may be of the family "roberta", "distilbert" or "mpnet".
     """
 
     path: Path
-    architecture: str  # "llama" or "bert"
+    architecture: str
     hparams: Mapping[str, Any]
     source: Literal["gguf", "hf"]
     tensors: Mapping[str, Tensor]
@@ -78,14 +77,23 @@ class Weights:
             object.__setattr__(self, "family", self.architecture)
 
     def stored_name(self, name: str) -> str:
-        """Return what the file calls the tensor `name`."""
+        """Return the file's name of the tensor `name`."""
         return self.stored_names.get(name, name)
 
 
 def open_weights(path: Path) -> Weights:
-    """The weights at `path`: a GGUF file, or a folder with safetensors files or one GGUF file.
+    """Return the weights of a GGUF file, or of a folder with safetensors files or one GGUF file.
 
-    Errors: as `open_gguf` and `open_safetensors`; `LlmRuntimeError` for a path that is neither.
+    Raises:
+        LlmRuntimeError: as `open_gguf` and `open_safetensors`, and for a path that is neither.
+        ModelNotSupported: as `open_gguf` and `open_safetensors`, and for an adapter or a model of
+            sentence-transformers whose encoder is in a folder of its own.
+
+    Example:
+        >>> from refllm.models.find import find_model
+        >>> weights = open_weights(find_model("tiny-chat", roots=()))
+        >>> weights.tensors["token_embd.weight"].shape  # [V, D]
+        (2048, 192)
     """
     try:
         return _open_file_or_folder(path)
@@ -122,12 +130,14 @@ def _open_file_or_folder(path: Path) -> Weights:
 
 
 def open_gguf(path: Path) -> Weights:
-    """The weights in the GGUF file at `path`, or in all parts of a split one.
+    """Return the weights of a GGUF file, or of all parts of a split one.
 
     A model that `llama-gguf-split` wrote has the parts NAME-00001-of-0000N.gguf; each of their
     names opens it. The first part has the metadata.
-    Errors: `LlmRuntimeError` for a damaged file, or a part that is missing; `ModelNotSupported`
-    when `general.architecture` is neither "llama" nor "bert".
+
+    Raises:
+        LlmRuntimeError: for a damaged file or a missing part.
+        ModelNotSupported: if `general.architecture` is neither "llama" nor "bert".
     """
     contents = read_gguf(path)
     if contents.metadata.get("split.count", 1) not in (0, 1):
@@ -147,7 +157,7 @@ def open_gguf(path: Path) -> Weights:
 
 
 def _joined(path: Path, part: GgufContents) -> tuple[Path, GgufContents]:
-    """The first part's path, and what all parts of the split model that `part` belongs to hold."""
+    """Return the first part's path, and the contents of all parts of the model of `part`."""
     match = SPLIT_PART.fullmatch(path.name)
     count = part.metadata["split.count"]
     if match is None or int(match[3]) != count:
@@ -186,16 +196,23 @@ def _joined(path: Path, part: GgufContents) -> tuple[Path, GgufContents]:
 
 
 def open_safetensors(folder: Path) -> Weights:
-    """The weights in `folder`: config.json, and model.safetensors or an index and its shards.
+    """Return the weights of a folder: config.json, and model.safetensors or an index and shards.
 
-    Of a BERT, config.json may be absent; `hparams` is empty then. A stored tensor whose name is
-    none of the architecture's is among the `others`.
-    Errors: `LlmRuntimeError` for a missing or damaged file or an impossible value in config.json;
-    `ModelNotSupported` when `model_type` is none of `FAMILIES`, or the weights are quantized.
+    A BERT may lack config.json; `hparams` is empty then.
+
+    Raises:
+        LlmRuntimeError: for a missing or damaged file, or an impossible value in config.json.
+        ModelNotSupported: if `model_type` is none of `FAMILIES`, or the weights are quantized.
     """
     config_path = folder / "config.json"
     config = read_json_object(config_path) if config_path.exists() else {}
-    _refuse_quantized(config_path, config)
+    for key in ("quantization_config", "compression_config"):  # clearer than a tensor's dtype
+        if value := config.get(key):
+            method = value.get("quant_method", value) if isinstance(value, Mapping) else value
+            raise ModelNotSupported(
+                f"{config_path}: {key} says that the weights are quantized by {method!r:.80}, "
+                "which is not supported; take the unquantized model, or a GGUF file"
+            )
     stored = read_safetensors(folder)
     family = _hf_family(config_path, config, stored)
     architecture = "llama" if family == "llama" else "bert"
@@ -222,21 +239,6 @@ def open_safetensors(folder: Path) -> Weights:
     )
 
 
-def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
-    """Name how the weights are quantized, which says more than the dtype of a tensor."""
-    for key in ("quantization_config", "compression_config"):
-        said = config.get(key)
-        if said:
-            method = said.get("quant_method", said) if isinstance(said, Mapping) else said
-            raise ModelNotSupported(
-                f"{path}: {key} says that the weights are quantized by {method!r:.80}, which is "
-                "not supported; take the unquantized model, or a GGUF file"
-            )
-
-
-# Naming
-
-
 def _canonically_named(family: str, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     named: dict[str, StoredTensor] = {}
     for stored_name, tensor in stored.items():
@@ -252,14 +254,14 @@ def _canonically_named(family: str, stored: Mapping[str, StoredTensor]) -> dict[
 
 
 def _hf_family(path: Path, config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> str:
-    """What kind of model the folder holds: by `model_type`, `architectures`, or the tensors."""
+    """Return the family of a folder's model, by `model_type`, `architectures`, or the tensors."""
     model_type = config.get("model_type")
     if model_type is not None:
         if not isinstance(model_type, str):
             raise LlmRuntimeError(f"{path}: model_type must be a string, is {model_type!r:.80}")
         if model_type not in FAMILIES:
             raise ModelNotSupported(
-                f"{path}: model_type is {model_type!r:.80}; supported are {_listed(FAMILIES)}"
+                f"{path}: model_type is {model_type!r:.80}; supported are {', '.join(FAMILIES)}"
             )
         return FAMILIES[model_type]
     classes = config.get("architectures")
@@ -269,9 +271,9 @@ def _hf_family(path: Path, config: Mapping[str, Any], stored: Mapping[str, Store
         kind = re.fullmatch(f"({'|'.join(CLASSES)})(Model|For[A-Za-z]+)", " ".join(classes))
         if kind is None:
             raise ModelNotSupported(
-                f"{path}: architectures is {classes!r:.80}; supported are {_listed(FAMILIES)}"
+                f"{path}: architectures is {classes!r:.80}; supported are {', '.join(FAMILIES)}"
             )
-        return CLASSES[kind[1]]
+        return FAMILIES[CLASSES[kind[1]]]
     if any(canonical_name("bert", name) == "token_embd.weight" for name in stored):
         return "bert"
     if not config:
@@ -279,21 +281,17 @@ def _hf_family(path: Path, config: Mapping[str, Any], stored: Mapping[str, Store
     raise ModelNotSupported(f"{path}: has neither model_type nor architectures")
 
 
-def _listed(names: Iterable[str]) -> str:
-    """The names as a list in a sentence: "a, b and c"."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}"
-
-
 def _with_tied_embedding(
     named: dict[str, StoredTensor], config_path: Path, config: Mapping[str, Any]
 ) -> dict[str, StoredTensor]:
-    """`named`, with the output as the embedding when config.json ties them and only it is stored.
+    """Return `named`; if config.json ties the two and only the output is stored, it is both.
 
-    The reverse needs nothing: without an output the network uses the embedding, and an output that
-    is stored is used, tied or not, as by transformers 5.24 and llama.cpp.
-    Errors: `LlmRuntimeError` for an lm_head that is missing and not tied, in whose place
-    transformers would take random numbers.
+    The reverse needs no change: without an output the network uses the embedding. A stored output
+    is used, tied or not, as by transformers 5.24 and llama.cpp.
+
+    Raises:
+        LlmRuntimeError: for an lm_head that is missing and not tied; transformers would use random
+            numbers.
     """
     tied = config.get("tie_word_embeddings") or False
     if not isinstance(tied, bool):
@@ -312,7 +310,7 @@ def _with_tied_embedding(
 def _all_interleaved(
     tensors: Mapping[str, Tensor], path: Path, config: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """The tensors with every query and key in GGUF's order of rows."""
+    """Return the tensors with every query and key in GGUF's order of rows."""
     keys = Keys(path, config)
     n_heads = keys.integer("num_attention_heads", maximum=MAX_HEADS)
     n_kv_heads = keys.integer("num_key_value_heads", maximum=MAX_HEADS, default=n_heads)

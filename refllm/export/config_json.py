@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from refllm.bert import BertConfig
 from refllm.checkpoints.hyperparameters import HYPERPARAMETERS
+from refllm.checkpoints.names import CLASSES
 from refllm.checkpoints.open import Weights
 from refllm.errors import ModelNotSupported
 from refllm.export.model import Description
@@ -26,16 +27,6 @@ __all__ = [
 ]
 
 DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# By model_type: the class that computes logits of a llama, and vectors of the others.
-CLASSES: Mapping[str, str] = {
-    "llama": "LlamaForCausalLM",
-    "bert": "BertModel",
-    "roberta": "RobertaModel",
-    "xlm-roberta": "XLMRobertaModel",
-    "camembert": "CamembertModel",
-    "distilbert": "DistilBertModel",
-    "mpnet": "MPNetModel",
-}
 # transformers' oldest name for each of `refllm.bert.ACTIVATIONS`.
 ACTIVATION_NAMES: Mapping[str, str] = {
     "gelu": "gelu",
@@ -61,12 +52,13 @@ def config_json(model: Description, *, type_name: str) -> dict[str, object]:
             Llama 3's: config.json has no word for it.
     """
     if isinstance(model.config, LlamaConfig):
-        said = _llama(model, model.config)
+        keys, suffix = _llama(model, model.config), "ForCausalLM"  # the class that computes logits
     else:
-        said = _encoder(model, model.config)
+        keys, suffix = _encoder(model, model.config), "Model"
+    start = next(start for start, kind in CLASSES.items() if kind == model.model_type)
     return {
-        **said,
-        "architectures": [CLASSES[model.model_type]],
+        **keys,
+        "architectures": [start + suffix],
         "torch_dtype": DTYPES[type_name],
     }
 
@@ -116,7 +108,7 @@ def _llama(model: Description, c: LlamaConfig) -> dict[str, object]:
             "config.json cannot say of a llama; only --format gguf can"
         )
     eos_ids = sorted(ends.eos_ids)
-    said = {
+    optional = {
         "bos_token_id": ends.bos_id,
         "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else eos_ids or None,
         "rope_scaling": _rope_scaling(weights, c),
@@ -130,7 +122,7 @@ def _llama(model: Description, c: LlamaConfig) -> dict[str, object]:
         "attention_bias": has_biases(weights),
         "mlp_bias": has_mlp_biases(weights),
         "tie_word_embeddings": "output.weight" not in weights.tensors,
-        **{key: value for key, value in said.items() if value is not None},
+        **{key: value for key, value in optional.items() if value is not None},
     }
 
 
@@ -167,15 +159,15 @@ def _rope_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | 
 
 def _named_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | None:
     """A folder's own parameters, all in one table and under their names of today."""
-    said = weights.hparams
-    table = dict(said.get("rope_scaling") or said.get("rope_parameters") or {})
+    hparams = weights.hparams
+    table = dict(hparams.get("rope_scaling") or hparams.get("rope_parameters") or {})
     table.pop("rope_theta", None)
     old_name = table.pop("type", "default")
     kind = table.setdefault("rope_type", old_name)
     if kind == "default":
         return None
     # It has a place beside the table, too, which comes first, and is the context by default.
-    trained = said.get("original_max_position_embeddings")
+    trained = hparams.get("original_max_position_embeddings")
     if trained is not None:
         table["original_max_position_embeddings"] = trained
     elif kind in ("llama3", "yarn"):

@@ -69,11 +69,11 @@ def write_gguf(model: Description, path: Path, *, name: str, type_name: str | No
         write_gguf_file(path, _keys(model, name), same, alignment=alignment)
         return
     tensors = [(tensor, stored_type(tensor, type_name)) for tensor in _tensors(model).values()]
-    said: dict[str, object] = {
+    types: dict[str, object] = {
         "general.file_type": FILE_TYPES[_most_common_type(tensors)],
         "general.quantization_version": GGML_QUANT_VERSION,
     }
-    changed = {key: packed(key, value) for key, value in said.items()}
+    changed = {key: packed(key, value) for key, value in types.items()}
     write_gguf_file(
         path,
         _keys(model, name) | changed,
@@ -178,24 +178,24 @@ def _keys(model: Description, name: str) -> dict[str, bytes]:
 
 
 def _llama(c: LlamaConfig) -> dict[str, object]:
-    said: dict[str, object] = {
+    keys: dict[str, object] = {
         "attention.value_length": c.head_dim,
         "rope.dimension_count": c.rope_dim,
         "rope.freq_base": c.rope_theta,
     }
     if c.rope_linear_scale != 1.0:
-        said |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_linear_scale}
+        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_linear_scale}
     magnitude = c.rope_attention_factor
     if c.rope_yarn is not None and _is_llama_cpp_s(c.rope_yarn):
-        said |= {
+        keys |= {
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": c.rope_yarn.factor,
             "rope.scaling.original_context_length": c.rope_yarn.original_context,
         }
         magnitude /= c.rope_yarn.attention_factor()
     if magnitude != 1.0:
-        said["rope.scaling.attn_factor"] = magnitude
-    return said
+        keys["rope.scaling.attn_factor"] = magnitude
+    return keys
 
 
 def _is_llama_cpp_s(yarn: YarnScaling) -> bool:

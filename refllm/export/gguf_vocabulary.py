@@ -107,13 +107,13 @@ def vocabulary_keys(
     if n_token_types is not None:
         # llama.cpp's converter counts one row where there is no table at all.
         keys["token_type_count"] = max(n_token_types, 1)
-    said: dict[str, object] = {PREFIX + key: value for key, value in keys.items()}
+    metadata: dict[str, object] = {PREFIX + key: value for key, value in keys.items()}
     if tokenizer.text_limit is not None:
-        said |= {MAX_LENGTH: tokenizer.text_limit, DIRECTION: tokenizer.cut_side}
+        metadata |= {MAX_LENGTH: tokenizer.text_limit, DIRECTION: tokenizer.cut_side}
     for name, template in words.templates.items():
-        said["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = template
+        metadata["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = template
     others = [name for name in words.templates if name != "default"]
-    return {**said, "tokenizer.chat_templates": others} if others else said
+    return {**metadata, "tokenizer.chat_templates": others} if others else metadata
 
 
 def missing_keys(weights: Weights) -> dict[str, object]:
@@ -127,9 +127,9 @@ def missing_keys(weights: Weights) -> dict[str, object]:
         return {}
     keys = GgufKeys(weights.hparams, weights.path)
     table = weights.tensors.get("token_types.weight")
-    said: dict[str, object] = {}
+    expected: dict[str, object] = {}
     if keys.get("token_type_count") is None:
-        said["token_type_count"] = 1 if table is None else table.shape[0]
+        expected["token_type_count"] = 1 if table is None else table.shape[0]
     if keys.text("model") == "bert":
         words = describe_tokenizer(weights)
         spelled = words.ids()
@@ -137,8 +137,8 @@ def missing_keys(weights: Weights) -> dict[str, object]:
         for _, key, spelling in NAMES:
             if keys.get(f"{key}_token_id") is None and spelling in spelled:
                 named.setdefault(key, spelled[spelling])
-        said |= {f"{name}_token_id": token_id for name, token_id in named.items()}
-    return {PREFIX + key: value for key, value in said.items() if keys.get(key) != value}
+        expected |= _id_keys(named)
+    return {PREFIX + key: value for key, value in expected.items() if keys.get(key) != value}
 
 
 def _by_kind(
@@ -203,7 +203,7 @@ def _named_ends(
             f"{words.path}: puts more than one token before or behind a text, which a GGUF file "
             "has no key for; only --format hf keeps it"
         )
-    ids = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
+    ids = vocabulary.ids
     named_eos = ids.get(words.tokenizer.special_tokens.get("eos_token", ""))
     first = [*ends.suffix, *([named_eos] if named_eos in ends.eos_ids else [])][:1]
     spelled = ends_of_generation(ids)
@@ -233,12 +233,15 @@ def _named_ends(
         **dict(zip(ENDS, order, strict=False)),
     }
     return {
-        **{
-            f"{name}_token_id": token_id for name, token_id in named.items() if token_id is not None
-        },
+        **_id_keys(named),
         "add_bos_token": bool(ends.prefix),
         "add_eos_token": bool(ends.suffix),
     }
+
+
+def _id_keys(named: Mapping[str, int | None]) -> dict[str, object]:
+    """Return the keys that name the ids of special tokens, without `PREFIX`."""
+    return {f"{name}_token_id": i for name, i in named.items() if i is not None}
 
 
 # BPE
@@ -336,7 +339,7 @@ def _unigram(
     types = list(vocabulary.types)
     types[unknown] = TokenType.UNKNOWN
     vocabulary = _for_rows(replace(vocabulary, types=types), n_vocab)
-    ids = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
+    ids = vocabulary.ids
     special = special_tokens_of(words)
     named = {key: ids.get(special.get(name, "")) for name, key, _ in NAMES}
     named["unknown"] = unknown
@@ -347,7 +350,7 @@ def _unigram(
         "scores": [*map(float, scores), *[0.0] * n_vocab][:n_vocab],
         "token_type": [int(kind) for kind in vocabulary.types],
         **_named_ends(words, vocabulary, "t5"),
-        **{f"{key}_token_id": i for key, i in named.items() if i is not None},
+        **_id_keys(named),
         "add_space_prefix": steps.adds_space,
         "remove_extra_whitespaces": steps.merges_spaces,
         **({"precompiled_charsmap": steps.charsmap} if steps.charsmap else {}),
@@ -370,13 +373,13 @@ def _wordpiece(
     normalizer = document["normalizer"]
     _check_steps_of_bert(document, path, ends)
     vocabulary = _for_rows(_vocabulary(document, path), n_vocab)
-    ids = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
+    ids = vocabulary.ids
     named = {key: ids.get(spelling) for _, key, spelling in NAMES}
     named["unknown"] = ids.get(document["model"]["unk_token"])
     # llama.cpp reads [CLS] under the name of BOS, and without it takes 101, BERT's own.
     named["bos"] = named["cls"] = ends.prefix[0]
     named["seperator"] = ends.suffix[0]
-    # Where nothing is said, accents go when capitals do: in BERT, and where the key is missing.
+    # Without a value, accents go when capitals do: in BERT, and where the key is missing.
     strips = normalizer["strip_accents"]
     return {
         "model": "bert",
@@ -385,9 +388,7 @@ def _wordpiece(
             for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
         ],
         "token_type": [int(kind) for kind in vocabulary.types],
-        **{
-            f"{name}_token_id": token_id for name, token_id in named.items() if token_id is not None
-        },
+        **_id_keys(named),
         "normalizer.lowercase": normalizer["lowercase"],
         **({} if strips is None else {"normalizer.strip_accents": strips}),
     }

@@ -102,15 +102,13 @@ class Description:
     def model_type(self) -> str:
         """The model's kind in transformers, a key of `refllm.checkpoints.names.FAMILIES`."""
         weights = self.weights
-        said: Mapping[str, Any] = weights.hparams if weights.source == "hf" else {}
-        if said.get("model_type") in FAMILIES:
-            return str(said["model_type"])
-        classes = said.get("architectures") or [""]
-        for name, family in CLASSES.items():
-            # XLMRobertaModel is no Roberta, which its name holds, too.
-            if family == weights.family and classes[0].startswith(name):
-                return {"XLMRoberta": "xlm-roberta", "Camembert": "camembert"}.get(name, family)
-        return weights.family
+        hparams: Mapping[str, Any] = weights.hparams if weights.source == "hf" else {}
+        if hparams.get("model_type") in FAMILIES:
+            return str(hparams["model_type"])
+        [name, *_] = hparams.get("architectures") or [""]
+        return next(
+            (kind for start, kind in CLASSES.items() if name.startswith(start)), weights.family
+        )
 
 
 def describe(path: Path) -> Description:

@@ -63,6 +63,7 @@ __all__ = [
     "pieces_of_model",
     "pieces_of_tokenizer",
     "template",
+    "tokenizer_document",
     "tokenizer_json",
     "tokenizer_model",
     "tokens_by_id",
@@ -220,11 +221,10 @@ def _adds_space(document: Mapping[str, Any], path: Path) -> bool:
     """Whether "▁" is put before a text, by a normalizer or by Metaspace."""
     before = [document.get("normalizer"), document.get("pre_tokenizer")]
     steps = [step for stage in before for step in pipeline_steps(stage)]
-    replaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     match steps:
-        case [{"type": "Prepend", "prepend": "▁"}, last] if last == replaces:
+        case [{"type": "Prepend", "prepend": "▁"}, last] if last == REPLACES:
             return True
-        case [only] if only == replaces:
+        case [only] if only == REPLACES:
             return False
         case [{"type": "Metaspace", "replacement": "▁", "split": False, "prepend_scheme": where}]:
             return bool(where != "never")
@@ -269,35 +269,31 @@ def tokenizer_json(pieces: Pieces, ends: SpecialIds) -> dict[str, Any]:
     """
     _check_letters(pieces)
     tokens, types = pieces.vocabulary.tokens, pieces.vocabulary.types
-    prepend = [{"type": "Prepend", "prepend": SPACE}] if pieces.adds_space else []
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend = [PREPENDS] if pieces.adds_space else []
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if pieces.adds_space else []
     # The one puts "▁" before a space, too, the other does not.
-    normalizer: object = {"type": "Sequence", "normalizers": [*prepend, replace]}
+    normalizer: object = {"type": "Sequence", "normalizers": [*prepend, REPLACES]}
     pre_tokenizer: object = None
     if pieces.scheme is not None:
-        normalizer, pre_tokenizer = (
-            None,
-            {
-                "type": "Metaspace",
-                "replacement": SPACE,
-                "prepend_scheme": pieces.scheme,
-                "split": False,
-            },
-        )
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
+        normalizer = None
+        pre_tokenizer = {
+            "type": "Metaspace",
+            "replacement": SPACE,
+            "prepend_scheme": pieces.scheme,
+            "split": False,
+        }
+    return tokenizer_document(
+        [
             _added_token(pieces, token_id)
             for token_id, kind in enumerate(types)
-            if kind in SPECIAL_TYPES or _is_found_first(pieces, token_id)
+            if kind in SPECIAL_TYPES
+            # It is looked for in the text itself, which has no "▁" yet.
+            or (kind == TokenType.USER_DEFINED and SPACE not in tokens[token_id])
         ],
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": template(tokens, ends),
-        "decoder": {
+        normalizer=normalizer,
+        pre_tokenizer=pre_tokenizer,
+        post_processor=template(tokens, ends),
+        decoder={
             "type": "Sequence",
             "decoders": [
                 {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
@@ -306,7 +302,7 @@ def tokenizer_json(pieces: Pieces, ends: SpecialIds) -> dict[str, Any]:
                 *strip,
             ],
         },
-        "model": {
+        model={
             "type": "BPE",
             "dropout": None,
             "unk_token": pieces.unknown,
@@ -314,17 +310,25 @@ def tokenizer_json(pieces: Pieces, ends: SpecialIds) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": True,
             "byte_fallback": TokenType.BYTE in types,
-            "vocab": {token: token_id for token_id, token in enumerate(tokens)},
+            "vocab": pieces.vocabulary.ids,
             # A token with a space in it never comes about: spaces are "▁" by then.
             "merges": [f"{a} {b}" for a, b in merges_of(pieces) if " " not in a + b],
         },
-    }
+    )
 
 
-def _is_found_first(pieces: Pieces, token_id: int) -> bool:
-    """Whether a token is looked for in the text itself, where there is no "▁" yet."""
-    is_defined = pieces.vocabulary.types[token_id] == TokenType.USER_DEFINED
-    return is_defined and SPACE not in pieces.vocabulary.tokens[token_id]
+def tokenizer_document(
+    added_tokens: Sequence[Mapping[str, object]], *, model: Mapping[str, object], **steps: object
+) -> dict[str, Any]:
+    """Return the content of a tokenizer.json that neither cuts nor pads a text.
+
+    Args:
+        added_tokens: The tokens that are found in a text before anything else.
+        model: The vocabulary, and how words are cut into tokens.
+        steps: normalizer, pre_tokenizer, post_processor and decoder.
+    """
+    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added_tokens}
+    return {**whole, **steps, "model": model}
 
 
 def _added_token(pieces: Pieces, token_id: int) -> dict[str, Any]:
@@ -417,39 +421,29 @@ def unigram_json(keys: GgufKeys, ends: SpecialIds) -> dict[str, Any]:
     normal = [score for score, kind in zip(scores, types, strict=True) if kind == TokenType.NORMAL]
     charsmap = keys.octets("precompiled_charsmap")
     adds_space = keys.flag("add_space_prefix", default=False)
-    normalizer = [
-        *(
-            [{"type": "Precompiled", "precompiled_charsmap": b64encode(charsmap).decode()}]
-            if charsmap
-            else []
-        ),
-        *(
-            [CUTS_SPACES, MERGES_SPACES]
-            if keys.flag("remove_extra_whitespaces", default=False)
-            else []
-        ),
-        *([PREPENDS] if adds_space else []),
-        REPLACES,
-    ]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
+    steps: list[Mapping[str, object]] = []
+    if charsmap:
+        table = b64encode(charsmap).decode()
+        steps.append({"type": "Precompiled", "precompiled_charsmap": table})
+    if keys.flag("remove_extra_whitespaces", default=False):
+        steps += MERGING
+    steps += [PREPENDS, REPLACES] if adds_space else [REPLACES]
+    return tokenizer_document(
+        [
             added_token(i, token, is_special=kind in SPECIAL_TYPES)
             for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
             if kind in SPECIAL_TYPES or kind == TokenType.USER_DEFINED
         ],
-        "normalizer": {"type": "Sequence", "normalizers": normalizer},
-        "pre_tokenizer": None,
-        "post_processor": template(tokens, ends),
-        "decoder": {
+        normalizer={"type": "Sequence", "normalizers": steps},
+        pre_tokenizer=None,
+        post_processor=template(tokens, ends),
+        decoder={
             "type": "Metaspace",
             "replacement": SPACE,
             "prepend_scheme": "always" if adds_space else "never",
             "split": True,
         },
-        "model": {
+        model={
             "type": "Unigram",
             "unk_id": unknown,
             # An unknown character costs 10 more than the worst token, so none may be worse.
@@ -459,7 +453,7 @@ def unigram_json(keys: GgufKeys, ends: SpecialIds) -> dict[str, Any]:
             ],
             "byte_fallback": False,
         },
-    }
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from refllm.export.sentencepiece import (
     pieces_of_gguf,
     pieces_of_tokenizer,
     template,
+    tokenizer_document,
     tokenizer_json,
     tokenizer_model,
     unigram_json,
@@ -80,7 +81,7 @@ def tokenizer_files(
     special = special_tokens_of(words)
     others = {name: token for name, token in special.items() if name not in NAMES}
     special = {name: token for name, token in special.items() if name in NAMES}
-    said: dict[str, object] = {
+    config: dict[str, object] = {
         **special,
         **({"extra_special_tokens": others} if others else {}),
         # The class that builds no pipeline of its own.
@@ -90,14 +91,14 @@ def tokenizer_files(
         "model_input_names": ["input_ids", *types, "attention_mask"],
     }
     if words.weights.architecture == "llama":
-        said["add_bos_token"] = bool(words.ends.prefix)
-        said["add_eos_token"] = bool(words.ends.suffix)
+        config["add_bos_token"] = bool(words.ends.prefix)
+        config["add_eos_token"] = bool(words.ends.suffix)
     if words.templates:
         named = [{"name": name, "template": text} for name, text in words.templates.items()]
-        said["chat_template"] = named if len(named) > 1 else named[0]["template"]
+        config["chat_template"] = named if len(named) > 1 else named[0]["template"]
     files = {
         **vocabulary_files(words),
-        "tokenizer_config.json": json_bytes(said),
+        "tokenizer_config.json": json_bytes(config),
         "special_tokens_map.json": json_bytes(special),
     }
     generation = words.path / "generation_config.json"
@@ -266,16 +267,12 @@ def _document(
 ) -> dict[str, Any]:
     """A tokenizer.json of these steps, in which special and user-defined tokens are found first."""
     found_first = vocabulary.ids_of({*SPECIAL_TYPES, TokenType.USER_DEFINED})
-    ids = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
+    return tokenizer_document(
+        [
             added_token(token_id, token, is_special=vocabulary.is_special(token_id))
             for token, token_id in found_first.items()
         ],
         **steps,
-        "post_processor": template(vocabulary.tokens, ends),
-        "model": {**model, "vocab": ids},
-    }
+        post_processor=template(vocabulary.tokens, ends),
+        model={**model, "vocab": vocabulary.ids},
+    )

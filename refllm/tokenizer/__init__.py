@@ -237,7 +237,7 @@ def _load_model(path: Path, files: FolderFiles | None = None) -> SentencePieceTo
         alone.special_tokens = _special_tokens(None, own, alone, unknown)
         return alone
     vocabulary, added = _with_added(own_vocabulary, files)
-    tokens = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
+    tokens = vocabulary.ids
     files = files.with_known(tokens, path)
     files.check_ids(len(tokens))
     special = _ends(

@@ -208,7 +208,7 @@ def read_special_ids(
     return SpecialIds(
         bos_id,
         ends_of_generation(
-            {token: token_id for token_id, token in enumerate(vocabulary.tokens)},
+            vocabulary.ids,
             named=[token_id for token_id in ends if token_id is not None],
             roles=_roles(keys, n_vocab),
         ),

@@ -300,6 +300,6 @@ def _library_errors(kind: type[LlmError], failed: str) -> Iterator[None]:
 
 def _words(message: str) -> str:
     """Return llguidance's own words of an error, without the place in the grammar's text."""
-    said = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", message)
-    said = said.split("\n   1 | %llguidance")[0].removesuffix("<non-verbose/>")
-    return " ".join(said.split())[:MAX_WORDS]
+    words = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", message)
+    words = words.split("\n   1 | %llguidance")[0].removesuffix("<non-verbose/>")
+    return " ".join(words.split())[:MAX_WORDS]

@@ -117,8 +117,13 @@ class Vocabulary:
     tokens: Sequence[str]
     types: Sequence[int]
 
+    @property
+    def ids(self) -> dict[str, int]:
+        """Return token to id."""
+        return {token: token_id for token_id, token in enumerate(self.tokens)}
+
     def ids_of(self, types: Collection[int]) -> dict[str, int]:
-        """Token to id, for the tokens of these types."""
+        """Return token to id for the tokens of these types."""
         return {
             token: token_id
             for token_id, (token, token_type) in enumerate(

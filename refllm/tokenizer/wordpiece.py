@@ -48,7 +48,7 @@ class WordPieceTokenizer(VocabularyTokenizer):
             self.separators = SPACES
         self._library = Tokenizer(
             models.WordPiece(
-                vocab={token: token_id for token_id, token in enumerate(vocabulary.tokens)},
+                vocab=vocabulary.ids,
                 unk_token=unknown,
                 max_input_chars_per_word=MAX_CHARACTERS_PER_WORD,
                 continuing_subword_prefix=CONTINUES,
