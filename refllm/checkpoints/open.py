@@ -90,10 +90,10 @@ def open_weights(path: Path) -> Weights:
             sentence-transformers whose encoder is in a folder of its own.
 
     Example:
-        >>> from refllm.models.find import find_model
-        >>> weights = open_weights(find_model("tiny-chat", roots=()))
+        >>> from refllm.models.find import default_roots, find_model
+        >>> weights = open_weights(find_model("tiny-chat", default_roots()))
         >>> weights.tensors["token_embd.weight"].shape  # [V, D]
-        (2048, 192)
+        (1536, 256)
     """
     try:
         return _open_file_or_folder(path)

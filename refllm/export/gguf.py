@@ -25,7 +25,8 @@ import numpy as np
 from gguf import GGML_QUANT_VERSION, LlamaFileType
 
 from refllm.bert import BertConfig
-from refllm.checkpoints.gguf_writer import DEFAULT_ALIGNMENT, keys_of_file, packed, write_gguf_file
+from refllm.checkpoints.gguf import DEFAULT_ALIGNMENT
+from refllm.checkpoints.gguf_writer import keys_of_file, packed, write_gguf_file
 from refllm.checkpoints.hyperparameters import HYPERPARAMETERS
 from refllm.errors import ModelNotSupported
 from refllm.export.gguf_vocabulary import missing_keys, vocabulary_keys

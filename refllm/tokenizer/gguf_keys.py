@@ -142,7 +142,7 @@ class GgufKeys(Keys):
 
 
 def read_vocabulary(keys: GgufKeys) -> Vocabulary:
-    """The tokens and their types; a token without a type is a normal one.
+    """Return the tokens and their types; a token without a type is a normal one.
 
     As in llama.cpp an empty token is called `[EMPTY_<id>]`, two equal tokens are an error, and the
     spelling of a few tokens overrules their type: see `types_by_spelling`.
@@ -158,18 +158,13 @@ def read_vocabulary(keys: GgufKeys) -> Vocabulary:
         if first_ids.setdefault(token, token_id) != token_id:
             both = f"{first_ids[token]} and {token_id}"
             raise keys.error("tokens", f"has the token {token!r:.80} twice, at {both}")
-    types = types_by_spelling(first_ids, _read_types(keys, len(tokens)), _roles(keys, len(tokens)))
+    types: list[int] = [TokenType.NORMAL] * len(tokens)
+    if keys.get("token_type") is not None:
+        known = frozenset(TokenType)
+        numbers = keys.numbers("token_type", len(tokens))
+        types = [int(number) if number in known else TokenType.NORMAL for number in numbers]
+    types = types_by_spelling(first_ids, types, _roles(keys, len(tokens)))
     return Vocabulary(keys.path, tokens, types)
-
-
-def _read_types(keys: GgufKeys, n_vocab: int) -> list[int]:
-    if keys.get("token_type") is None:
-        return [TokenType.NORMAL] * n_vocab
-    known = frozenset(TokenType)
-    return [
-        int(token_type) if token_type in known else TokenType.NORMAL
-        for token_type in keys.numbers("token_type", n_vocab)
-    ]
 
 
 def _roles(keys: GgufKeys, n_vocab: int) -> dict[str, int | None]:
@@ -194,10 +189,10 @@ def read_special_ids(
     default_add_bos: bool,
     default_add_eos: bool = False,
 ) -> SpecialIds:
-    """BOS, every token that ends a generation, and which of them are added to a text.
+    """Return BOS, every token that ends a generation, and which of them are added to a text.
 
-    The ends are the tokens that the keys eos, eot and eom name, and those with a well-known
-    spelling, of whatever type: see `ends_of_generation`.
+    The ends are the tokens of the keys eos, eot and eom, and tokens of any type with a well-known
+    spelling: see `ends_of_generation`.
     """
     n_vocab = len(vocabulary.tokens)
     bos_id = keys.token_id("bos_token_id", n_vocab, default=default_bos)
@@ -225,7 +220,7 @@ def read_special_tokens(
     Args:
         keys: The metadata.
         vocabulary: The tokens.
-        defaults: Ids by the same names, for those that the file names none for.
+        defaults: The ids of tokens that the file does not name, by the same names.
     """
     n_vocab = len(vocabulary.tokens)
     special = {}
@@ -239,7 +234,7 @@ def read_special_tokens(
 
 
 def read_truncation(keys: GgufKeys, tokenizer: Tokenizer) -> None:
-    """Let the tokenizer cut texts where the file's keys say, if they do.
+    """Set the tokenizer's limit of a text, and the side that it loses, from the file's keys.
 
     Raises:
         LlmRuntimeError: for a key of a wrong type, or a length that no text fits.

@@ -50,6 +50,11 @@ STRETCH = 1024  # characters that are normalized at once to measure how long a t
 MAX_DECODED = 2**20  # bytes of a token
 # Each changes a character by itself, or together with combining marks behind it.
 LOCAL_NORMALIZERS = ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents")
+# The steps that a decoder like Llama 2's may have behind its replacements.
+AFTER_REPLACES: tuple[list[str], ...] = (
+    *([], ["Fuse"], ["Fuse", "Strip"], ["ByteFallback", "Fuse"]),
+    ["ByteFallback", "Fuse", "Strip"],
+)
 SPACES = " \n"
 WORD = "a"  # a token that stands before another one, to see what the other writes inside a text
 PROBE = "Once upon a time, é 12\n"  # a library that panics for this panics for other texts, too
@@ -58,8 +63,8 @@ PROBE = "Once upon a time, é 12\n"  # a library that panics for this panics for
 class JsonTokenizer(Tokenizer):
     """The tokenizers library over the text of a `tokenizer.json`.
 
-    Unless told otherwise by `declare`, BOS is the special token that the post-processor puts first,
-    and a generation ends at special tokens with a well-known spelling.
+    Before `declare`, BOS is the special token that the post-processor puts first, and a generation
+    ends at special tokens with a well-known spelling.
     """
 
     def __init__(
@@ -141,9 +146,7 @@ class JsonTokenizer(Tokenizer):
         self._spelled_ends: frozenset[int] = frozenset()
         if rendered["model"].get("type") != "WordPiece":
             # A BERT ends no text; its [PAD] is no end of a file.
-            self._spelled_ends = ends_of_generation(
-                {token: token_id for token_id, token in self._tokens.items()}
-            )
+            self._spelled_ends = ends_of_generation(self.tokens())
         self.eos_ids = self._spelled_ends
 
     def declare(self, special: SpecialIds, special_tokens: Mapping[str, str]) -> None:
@@ -179,7 +182,7 @@ class JsonTokenizer(Tokenizer):
         self._fails = self._fails_for(PROBE)
 
     def find(self, token: str) -> int | None:
-        """The id of the token that is spelled so."""
+        """Return the id of the token with this spelling, or None."""
         token_id = self._library.token_to_id(token)
         return None if token_id is None else int(token_id)
 
@@ -224,7 +227,7 @@ class JsonTokenizer(Tokenizer):
         parse_special: bool = True,
         max_tokens: int | None = None,
     ) -> list[int]:
-        """The ids of `text`; see `Tokenizer.encode`."""
+        """Return the ids of `text`; see `Tokenizer.encode`."""
         check_text(text)
         self._check_growth(text)
         library = self._library if parse_special else self._library_for_plain_text
@@ -257,7 +260,7 @@ class JsonTokenizer(Tokenizer):
         return False
 
     def _messages(self) -> AbstractContextManager[None]:
-        """Hold back messages where there may be any: that takes longer than to cut a short text."""
+        """Hold back messages of a library that fails; that takes longer than a short text does."""
         return hold_native_messages() if self._fails else nullcontext()
 
     def _check_growth(self, text: str) -> None:
@@ -278,23 +281,21 @@ class JsonTokenizer(Tokenizer):
                 )
 
     def piece(self, token_id: int) -> str:
-        """The token as the file spells it; "" for an id that the file leaves out."""
+        """Return the token as the file spells it; "" for an id that the file leaves out."""
         self.check_id(token_id)
         return self._tokens.get(token_id, "")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What the file's decoder writes for the token after another one."""
+        """Return the bytes that the file's decoder writes for the token after another one."""
         if self._is_silent(token_id):
             return b""
-        writes_inside, _ = self._writers
-        return writes_inside(self._tokens[token_id])
+        return self._writers[0](self._tokens[token_id])
 
     def opening_bytes(self, token_id: int) -> bytes:
-        """What the file's decoder writes for the token as the first one."""
+        """Return the bytes that the file's decoder writes for the token as the first one."""
         if self._is_silent(token_id):
             return b""
-        _, writes_opening = self._writers
-        return writes_opening(self._tokens[token_id])
+        return self._writers[1](self._tokens[token_id])
 
     def _is_silent(self, token_id: int) -> bool:
         is_known = token_id in self._tokens
@@ -302,7 +303,7 @@ class JsonTokenizer(Tokenizer):
 
     @cached_property
     def _writers(self) -> tuple[Callable[[str], bytes], Callable[[str], bytes]]:
-        """What the decoder writes for a token: inside a text, and opening it."""
+        """Two functions from a token to its bytes: inside a text, and as its first token."""
         decoder = _plainest(self._decoder)
         match decoder:
             case None:
@@ -321,7 +322,11 @@ class JsonTokenizer(Tokenizer):
                     raise LlmRuntimeError(
                         f"{self.path}: decoder may write more than {MAX_DECODED} bytes for a token"
                     )
-                return lambda token: _fallback(steps, token), lambda token: _strip(steps, token)
+                space = b" " if any(step["type"] == "Strip" for step in steps) else b""
+                return (
+                    lambda token: _bytes_inside(steps, token),
+                    lambda token: _bytes_inside(steps, token).removeprefix(space),
+                )
         raise LlmRuntimeError(
             f"{self.path}: decoding token by token is not known for {json.dumps(decoder):.200}"
         )
@@ -405,90 +410,84 @@ def _unknown_keys(stated: object, rendered: object, prefix: str) -> list[tuple[s
 
 
 def _is_llama_like(steps: list[Any]) -> bool:
-    """Replace …, then at most one each of ByteFallback, Fuse, and after Fuse Strip of one space."""
+    """Return whether a decoder is Replace …, then [ByteFallback], [Fuse, [Strip of one space]]."""
     kinds = [step.get("type") for step in steps]
-    replaces = [step for step in steps if step.get("type") == "Replace"]
+    n_replaces = kinds.count("Replace")
+    rest = kinds[n_replaces:]
     strips = [step for step in steps if step.get("type") == "Strip"]
-    rest = kinds[len(replaces) :]
-    ends: tuple[list[str], ...] = (
-        ["ByteFallback", "Fuse", "Strip"],
-        ["ByteFallback", "Fuse"],
-        ["Fuse"],
-        [],
-    )
     return (
-        all("String" in step["pattern"] for step in replaces)
-        and "Replace" not in rest
-        and rest in (*ends, ["Fuse", "Strip"])
+        kinds[:n_replaces] == ["Replace"] * n_replaces
+        and all("String" in step["pattern"] for step in steps[:n_replaces])
+        and rest
+        in (
+            [],
+            ["Fuse"],
+            ["Fuse", "Strip"],
+            ["ByteFallback", "Fuse"],
+            ["ByteFallback", "Fuse", "Strip"],
+        )
         and all((step["content"], step["start"], step["stop"]) == (" ", 1, 0) for step in strips)
     )
 
 
-def _fallback(steps: list[Any], token: str) -> bytes:
-    """A token inside a text: its replacements, or its byte."""
-    kinds = [step["type"] for step in steps]
+def _bytes_inside(steps: list[Any], token: str) -> bytes:
+    """Return the bytes of a token inside a text: its replacements, or its byte."""
     for step in steps:
         if step["type"] == "Replace":
             token = token.replace(step["pattern"]["String"], step["content"])
-    byte = BYTE_TOKEN.fullmatch(token) if "ByteFallback" in kinds else None
+    falls_back = any(step["type"] == "ByteFallback" for step in steps)
+    byte = BYTE_TOKEN.fullmatch(token) if falls_back else None
     return bytes.fromhex(byte[1]) if byte else token.encode()
 
 
-def _strip(steps: list[Any], token: str) -> bytes:
-    """A token that opens a text: without the space that Strip takes from the whole."""
-    inside = _fallback(steps, token)
-    return inside.removeprefix(b" ") if any(step["type"] == "Strip" for step in steps) else inside
-
-
 def _longest_token(document: Mapping[str, Any], tokens: Iterable[str]) -> int:
-    """How many characters of text a token can stand for: the longest token's, or 0 for no bound.
+    """Return how many characters of text a token can stand for: the longest token's, or 0.
 
-    There is a bound where every step of the pipeline keeps every character of the text.
+    There is a bound if every step of the pipeline keeps every character of the text.
     """
     known = set(tokens)
+    words = pipeline_steps(document.get("pre_tokenizer"))
+    if document["model"].get("byte_fallback"):
+        has_every_byte = all(f"<0x{byte:02X}>" in known for byte in range(256))
+    else:
+        is_byte_level = any(step["type"] == "ByteLevel" for step in words)
+        has_every_byte = is_byte_level and known >= BYTE_OF.keys()
     keeps_all = (
         document.get("truncation") is None
         and document["model"].get("type") == "BPE"
-        and all(_normalizer_keeps(step) for step in pipeline_steps(document.get("normalizer")))
-        and all(_words_keep(step) for step in pipeline_steps(document.get("pre_tokenizer")))
+        and all(
+            step["type"] == "Prepend"
+            or (
+                step["type"] == "Replace"
+                and "String" in step["pattern"]
+                and len(step["content"]) >= len(step["pattern"]["String"])
+            )
+            for step in pipeline_steps(document.get("normalizer"))
+        )
+        and all(
+            step["type"] in ("ByteLevel", "Digits", "Metaspace")
+            or (step["type"] in ("Split", "Punctuation") and step["behavior"] != "Removed")
+            for step in words
+        )
         and not any(token["lstrip"] or token["rstrip"] for token in document["added_tokens"])
-        and _has_every_byte(document, known)
+        and has_every_byte
     )
     return max(map(len, known)) if keeps_all else 0
 
 
 def _separators(document: Mapping[str, Any]) -> str:
-    """The spaces, where no token and nothing that a normalizer changes goes on behind one; or "".
+    """Return the spaces, if no token and no change by a normalizer crosses one; else "".
 
     That is known of BERT's pipeline and its relatives.
     """
-    normalizers = pipeline_steps(document.get("normalizer"))
     words = pipeline_steps(document.get("pre_tokenizer"))
     knows_all = (
         document["model"].get("type") == "WordPiece"
-        and all(step["type"] in LOCAL_NORMALIZERS for step in normalizers)
+        and all(
+            step["type"] in LOCAL_NORMALIZERS for step in pipeline_steps(document.get("normalizer"))
+        )
         and bool(words)
         and words[0]["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
         and not any(s in token["content"] for token in document["added_tokens"] for s in SPACES)
     )
     return SPACES if knows_all else ""
-
-
-def _normalizer_keeps(step: Mapping[str, Any]) -> bool:
-    if step["type"] == "Replace":
-        pattern = step["pattern"].get("String")
-        return pattern is not None and len(step["content"]) >= len(pattern)
-    return bool(step["type"] == "Prepend")
-
-
-def _words_keep(step: Mapping[str, Any]) -> bool:
-    if step["type"] in ("Split", "Punctuation"):
-        return bool(step["behavior"] != "Removed")
-    return step["type"] in ("ByteLevel", "Digits", "Metaspace")
-
-
-def _has_every_byte(document: Mapping[str, Any], known: set[str]) -> bool:
-    if document["model"].get("byte_fallback"):
-        return all(f"<0x{byte:02X}>" in known for byte in range(256))
-    words = pipeline_steps(document.get("pre_tokenizer"))
-    return any(step["type"] == "ByteLevel" for step in words) and known >= BYTE_OF.keys()
