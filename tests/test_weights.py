@@ -295,7 +295,9 @@ def test_a_missing_hyperparameter_is_named(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("value", [0, -1, 2**60, 4.0, "4", True, [4]])
 def test_an_impossible_hyperparameter_is_named(tmp_path: Path, key: str, value: object) -> None:
     tiny_llama_folder(tmp_path, config={key: value})
-    with pytest.raises(LlmRuntimeError, match=rf"config\.json: {key} must be from 1 to"):
+    with pytest.raises(
+        LlmRuntimeError, match=rf"config\.json: {key} must be a whole number from 1 to"
+    ):
         open_safetensors(tmp_path)
 
 

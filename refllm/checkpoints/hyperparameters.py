@@ -55,8 +55,8 @@ LLAMA = (
         "n_ctx", "context_length", ("max_position_embeddings",), MAX_CONTEXT, default=2048
     ),
     Hyperparameter("n_embd", "embedding_length", ("hidden_size",), MAX_WIDTH),
-    Hyperparameter("n_layers", "block_count", ("num_hidden_layers",), MAX_LAYERS),
     Hyperparameter("n_ff", "feed_forward_length", ("intermediate_size",), MAX_WIDTH),
+    Hyperparameter("n_layers", "block_count", ("num_hidden_layers",), MAX_LAYERS),
     Hyperparameter("n_heads", "attention.head_count", ("num_attention_heads",), MAX_HEADS),
     Hyperparameter(
         "n_kv_heads",

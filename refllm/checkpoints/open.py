@@ -311,7 +311,7 @@ def _all_interleaved(
     tensors: Mapping[str, Tensor], path: Path, config: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     """Return the tensors with every query and key in GGUF's order of rows."""
-    keys = Keys(path, config)
+    keys = Keys(path, config, where="config.json")
     n_heads = keys.integer("num_attention_heads", maximum=MAX_HEADS)
     n_kv_heads = keys.integer("num_key_value_heads", maximum=MAX_HEADS, default=n_heads)
     head_dim = _head_dim(keys, n_heads)

@@ -116,8 +116,7 @@ def _llama(model: Description, c: LlamaConfig) -> dict[str, object]:
     return {
         "model_type": "llama",
         "vocab_size": c.n_vocab,
-        **_numbers("llama", c),
-        "hidden_act": "silu",
+        **_numbers("llama", c, hidden_act="silu"),
         "rope_theta": c.rope_theta,
         "attention_bias": has_biases(weights),
         "mlp_bias": has_mlp_biases(weights),
@@ -196,11 +195,11 @@ def _llama3(weights: Weights, config: LlamaConfig, factors: tuple[float, ...]) -
 def _encoder(model: Description, c: BertConfig) -> dict[str, object]:
     """Return the keys of the model's own family, see `refllm.checkpoints.config`."""
     family = model.weights.family
+    activation = "activation" if family == "distilbert" else "hidden_act"
     keys: dict[str, object] = {
         "model_type": model.model_type,
         "vocab_size": model.n_vocab,
-        **_numbers(family, c),
-        "activation" if family == "distilbert" else "hidden_act": ACTIVATION_NAMES[c.activation],
+        **_numbers(family, c, **{activation: ACTIVATION_NAMES[c.activation]}),
     }
     if c.padding_id is not None:
         keys["max_position_embeddings"] = c.padding_id + 1 + c.n_ctx
@@ -217,5 +216,12 @@ def _encoder(model: Description, c: BertConfig) -> dict[str, object]:
     }
 
 
-def _numbers(family: str, config: LlamaConfig | BertConfig) -> dict[str, object]:
-    return {row.json[0]: getattr(config, row.field) for row in HYPERPARAMETERS[family]}
+def _numbers(family: str, config: LlamaConfig | BertConfig, **activation: str) -> dict[str, object]:
+    """Return the keys of `HYPERPARAMETERS`, the activation between whole numbers and others."""
+    rows = HYPERPARAMETERS[family]
+    numbers = [(row, getattr(config, row.field)) for row in rows]
+    return {
+        **{row.json[0]: number for row, number in numbers if row.maximum is not None},
+        **activation,
+        **{row.json[0]: number for row, number in numbers if row.maximum is None},
+    }

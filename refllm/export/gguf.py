@@ -158,20 +158,25 @@ def _keys(model: Description, name: str) -> dict[str, bytes]:
     if weights.source == "gguf":
         added = {key: packed(key, value) for key, value in missing_keys(weights).items()}
         return keys_of_file(weights.path) | added
-    hyperparameters: dict[str, object] = {
-        row.gguf: getattr(config, row.field) for row in HYPERPARAMETERS[weights.architecture]
-    }
-    n_token_types = None
+    # In the order of llama.cpp's converter.
+    numbers: dict[str, object] = dict.fromkeys(
+        ("context_length", "embedding_length", "block_count")
+    )
+    for row in HYPERPARAMETERS[weights.architecture]:
+        numbers[row.gguf] = getattr(config, row.field)
+        if row.field == "head_dim":
+            numbers["attention.value_length"] = numbers[row.gguf]
     if isinstance(config, BertConfig):
-        hyperparameters |= _bert(model, config)
+        numbers |= _bert(model, config)
         n_token_types = config.n_token_types
     else:
-        hyperparameters |= _llama(config)
+        numbers |= _llama(config)
+        n_token_types = None
     metadata = {
         "general.architecture": weights.architecture,
         "general.type": "model",
         "general.name": name,
-        **{f"{weights.architecture}.{key}": value for key, value in hyperparameters.items()},
+        **{f"{weights.architecture}.{key}": value for key, value in numbers.items()},
         f"{weights.architecture}.vocab_size": model.n_vocab,
         **vocabulary_keys(model.words, n_vocab=model.n_vocab, n_token_types=n_token_types),
     }
@@ -180,7 +185,6 @@ def _keys(model: Description, name: str) -> dict[str, bytes]:
 
 def _llama(c: LlamaConfig) -> dict[str, object]:
     keys: dict[str, object] = {
-        "attention.value_length": c.head_dim,
         "rope.dimension_count": c.rope_dim,
         "rope.freq_base": c.rope_theta,
     }

@@ -20,7 +20,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from tokenizers import AddedToken
@@ -69,26 +68,22 @@ __all__ = [
     "tokenizer_from_gguf",
 ]
 
-GGUF_KINDS: Mapping[str, tuple[Callable[[GgufKeys], Tokenizer], Known]] = MappingProxyType(
-    {
-        "llama": (sentencepiece_from_gguf, GGUF_LLAMA_TOKENIZER),
-        "gpt2": (bpe_from_gguf, GGUF_LLAMA_TOKENIZER),
-        "bert": (wordpiece_from_gguf, GGUF_BERT_TOKENIZER),
-        "t5": (unigram_from_gguf, GGUF_LLAMA_TOKENIZER),
-    }
-)
+GGUF_KINDS: Mapping[str, tuple[Callable[[GgufKeys], Tokenizer], Known]] = {
+    "llama": (sentencepiece_from_gguf, GGUF_LLAMA_TOKENIZER),
+    "gpt2": (bpe_from_gguf, GGUF_LLAMA_TOKENIZER),
+    "bert": (wordpiece_from_gguf, GGUF_BERT_TOKENIZER),
+    "t5": (unigram_from_gguf, GGUF_LLAMA_TOKENIZER),
+}
 # The other kinds of llama.cpp (src/llama-vocab.cpp in llama-cpp-python 0.3.36).
-OTHER_KINDS: Mapping[str, str] = MappingProxyType(
-    {
-        "rwkv": "the vocabulary of an RWKV model",
-        "plamo2": "the vocabulary of a PLaMo 2 model",
-        "gemma4": "the vocabulary of a Gemma 4 model",
-        "hybriddna": "a vocabulary of DNA",
-        "whitespace": "a vocabulary of whole words",
-        "none": "a file without a vocabulary",
-        "no_vocab": "a file without a vocabulary",
-    }
-)
+OTHER_KINDS: Mapping[str, str] = {
+    "rwkv": "the vocabulary of an RWKV model",
+    "plamo2": "the vocabulary of a PLaMo 2 model",
+    "gemma4": "the vocabulary of a Gemma 4 model",
+    "hybriddna": "a vocabulary of DNA",
+    "whitespace": "a vocabulary of whole words",
+    "none": "a file without a vocabulary",
+    "no_vocab": "a file without a vocabulary",
+}
 # Vocabularies of a folder without tokenizer.json and tokenizer.model, the first one first.
 VOCABULARY_FILES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 

@@ -2,34 +2,29 @@ r"""Byte-level BPE from a GGUF vocabulary of the kind `gpt2`, through the tokeni
 
 A token is spelled in 256 printable characters that stand for the 256 bytes ("Ġ" for a space, "Ċ"
 for a line feed): the table of GPT-2's `bytes_to_unicode`. `tokenizer.ggml.merges` lists pairs of
-tokens, the earliest merged first; `tokenizer.ggml.pre` names how text is cut into words before.
-
-A GGUF file names the rule in `tokenizer.ggml.pre`. A rule is a list of regular expressions: each
-in turn cuts every word that the ones before it left into its matches and what lies between them.
+tokens, the earliest merged first. `tokenizer.ggml.pre` names the rule that cuts a text into words
+before that: a list of regular expressions, each of which cuts every word of the ones before it into
+its matches and the parts between them.
 
     "gpt-2":  "I'll see 12."  ->  "I" "'ll" " see" " 12" "."
 
-The names, the rules, and which vocabularies take a whole word that is a token without merging
-(`ignore_merges`) or put BOS before a text unless the file says otherwise (`add_bos`) are
-llama.cpp's (src/llama-vocab.cpp); an expression is written as in the `tokenizer.json` of the model
-that the rule is named after where llama.cpp quotes it. llama.cpp itself computes some of them
-only about so: in gpt-4o's family an accent of its own (U+0301) is not part of a word, and U+3000 is
-in no range of characters. The rule of kimi-k2 is the one that llama.cpp computes, which is plainer
-than the model's.
+The names, the rules and their flags are llama.cpp's (src/llama-vocab.cpp). Where llama.cpp quotes
+the `tokenizer.json` of the model that a rule is named after, the expression is the one of that
+file. llama.cpp computes some of them with differences: in gpt-4o's family a separate accent
+(U+0301) is not part of a word, and U+3000 is in no range of characters. The rule of kimi-k2 is the
+one that llama.cpp computes, which is simpler than the model's. Syntax is Oniguruma's, as in the
+tokenizers library.
 
-llama.cpp never normalizes a text for such a vocabulary. The models of some names were trained on
-texts in form C (`nfc`), and give another result for the letters e and U+0301 than for é only where
-a tokenizer leaves that step out; so it is done here, as their tokenizer.json does. The sources are
-the tokenizer classes of transformers 5.24: Qwen2Tokenizer (qwen2), Qwen3_5Tokenizer (qwen35),
-CohereTokenizer (command-r), GPTNeoXTokenizer (mpt, olmo). Syntax is Oniguruma's, which the
-tokenizers library uses.
+llama.cpp never normalizes a text for such a vocabulary. Some models were trained on texts in form C
+(`nfc`), as their tokenizer.json normalizes them, and refllm does so, too. Sources: the classes of
+transformers 5.24, Qwen2Tokenizer (qwen2), Qwen3_5Tokenizer (qwen35), CohereTokenizer (command-r),
+GPTNeoXTokenizer (mpt, olmo).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -60,26 +55,17 @@ __all__ = [
 ]
 
 
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's `bytes_to_unicode`, inverted.
-
-    A byte that is printable in Latin-1 stands for itself; the others, in order, are U+0100 and on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {
-        **{chr(byte): byte for byte in printable},
-        **{chr(0x100 + index): byte for index, byte in enumerate(others)},
-    }
-
-
-BYTE_OF = _byte_of_character()
+# GPT-2's `bytes_to_unicode`, inverted. A byte that is printable in Latin-1 stands for itself; the
+# other ones, in order, are U+0100 and on.
+PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+BYTE_OF = {chr(byte): byte for byte in PRINTABLE}
+BYTE_OF |= {chr(0x100 + i): byte for i, byte in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
 # The bytes that UTF-8 text can hold: never C0, C1 (overlong) nor F5 … FF (beyond U+10FFFF).
 UTF8_BYTES = frozenset(range(0xF5)) - {0xC0, 0xC1}
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """The bytes that a token spells; a token with any other character is plain text."""
+    """Return the bytes that a token spells; a token with any other character is plain text."""
     try:
         return bytes([BYTE_OF[character] for character in token])
     except KeyError:
@@ -112,12 +98,12 @@ class BytePairTokenizer(VocabularyTokenizer):
         self._library.pre_tokenizer = pre_tokenizers.Sequence([*words, to_bytes])
 
     def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
-        """The library's ids of the merged words."""
+        """Return the library's ids of the merged words."""
         with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
             return list(encoding_of(self._library, text).ids)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that the token spells; see `Tokenizer.token_bytes`."""
+        """Return the bytes that the token spells; see `Tokenizer.token_bytes`."""
         if self.vocabulary.is_special(token_id):
             return b""
         token = self.vocabulary.tokens[token_id]
@@ -126,9 +112,13 @@ class BytePairTokenizer(VocabularyTokenizer):
 
 
 def bpe_from_gguf(keys: GgufKeys) -> BytePairTokenizer:
-    """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `gpt2`.
+    """Return the tokenizer of a GGUF file whose `tokenizer.ggml.model` is `gpt2`.
 
-    A file that names no `tokenizer.ggml.pre` means `default`, as in llama.cpp.
+    A file without `tokenizer.ggml.pre` means `default`, as in llama.cpp.
+
+    Raises:
+        LlmRuntimeError: for a damaged key, naming it.
+        ModelNotSupported: for an unknown rule for words.
     """
     name = keys.text("pre", default="default")
     if name not in PRE_TOKENIZERS:
@@ -140,7 +130,10 @@ def bpe_from_gguf(keys: GgufKeys) -> BytePairTokenizer:
         )
     pre_tokenizer = PRE_TOKENIZERS[name]
     vocabulary = read_vocabulary(keys)
-    _check_bytes(keys, vocabulary)
+    spelled = vocabulary.ids_of(frozenset(TokenType) - SPECIAL_TYPES)
+    missing = [b for letter, b in BYTE_OF.items() if b in UTF8_BYTES and letter not in spelled]
+    if missing:  # the library drops such a byte silently, so a text would lose letters
+        raise keys.error("tokens", f"has no token for the byte 0x{min(missing):02X}")
     special = read_special_ids(
         keys,
         vocabulary,
@@ -148,27 +141,6 @@ def bpe_from_gguf(keys: GgufKeys) -> BytePairTokenizer:
         default_eos=None,
         default_add_bos=pre_tokenizer.add_bos,
     )
-    merges = _read_merges(keys)
-    with (
-        library_errors(keys.path, f"{keys.prefix}merges do not fit {keys.prefix}tokens"),
-        hold_native_messages(),
-    ):
-        tokenizer = BytePairTokenizer(vocabulary, special, merges, pre_tokenizer)
-    tokenizer.special_tokens = read_special_tokens(keys, vocabulary, {})
-    return tokenizer
-
-
-def _check_bytes(keys: GgufKeys, vocabulary: Vocabulary) -> None:
-    """The library drops a byte without a token silently, so a text would lose letters."""
-    spelled = vocabulary.ids_of(frozenset(TokenType) - SPECIAL_TYPES)
-    missing = [
-        b for character, b in BYTE_OF.items() if b in UTF8_BYTES and character not in spelled
-    ]
-    if missing:
-        raise keys.error("tokens", f"has no token for the byte 0x{min(missing):02X}")
-
-
-def _read_merges(keys: GgufKeys) -> list[tuple[str, str]]:
     merges = []
     for index, merge in enumerate(keys.strings("merges")):
         # The first token has at least one character, and that may be a space.
@@ -176,7 +148,13 @@ def _read_merges(keys: GgufKeys) -> list[tuple[str, str]]:
         if not space or not right:
             raise keys.error("merges", f"has {merge!r:.80} at index {index}, not two tokens")
         merges.append((merge[0] + left, right))
-    return merges
+    with (
+        library_errors(keys.path, f"{keys.prefix}merges do not fit {keys.prefix}tokens"),
+        hold_native_messages(),
+    ):
+        tokenizer = BytePairTokenizer(vocabulary, special, merges, pre_tokenizer)
+    tokenizer.special_tokens = read_special_tokens(keys, vocabulary, {})
+    return tokenizer
 
 
 # --- Rules for words ------------------------------------------------------------------------------
@@ -355,6 +333,6 @@ _BY_RULE: Mapping[PreTokenizer, tuple[str, ...]] = {
     PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))")): ("superbpe",),
 }
 
-PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
-    {name: rule for rule, names in _BY_RULE.items() for name in names}
-)
+PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
+    name: rule for rule, names in _BY_RULE.items() for name in names
+}

@@ -181,17 +181,12 @@ def _check_added(document: Mapping[str, Any], path: Path) -> tuple[int, int]:
                     f"{path}: added_tokens has {token!r:.80} at index {index}, and must have an "
                     f"object with a content and an id, a whole number from 0 to {MAX_ID}"
                 )
-        if n_token_bytes > MAX_TOKEN_BYTES:
-            raise LlmRuntimeError(
-                f"{path}: added_tokens has a token of {n_token_bytes} bytes, {content!r:.80}; "
-                f"it may have {MAX_TOKEN_BYTES}"
-            )
+        _check_limit(
+            f"{path}: added_tokens: {content!r:.80}", n_token_bytes, "bytes", MAX_TOKEN_BYTES
+        )
         largest = max(largest, token_id)
         n_bytes += n_token_bytes
-    if n_bytes > MAX_ADDED_BYTES:
-        raise LlmRuntimeError(
-            f"{path}: added_tokens have {n_bytes} bytes, and may have {MAX_ADDED_BYTES}"
-        )
+    _check_limit(f"{path}: added_tokens", n_bytes, "bytes", MAX_ADDED_BYTES)
     return len(added), largest
 
 
@@ -213,14 +208,10 @@ def _checked_steps(stage: object, plural: str, where: str) -> Iterator[dict[str,
 
 
 def _check_stage(steps: Sequence[Mapping[str, Any]], where: str) -> None:
-    if len(steps) > MAX_STEPS:
-        raise LlmRuntimeError(f"{where} has {len(steps)} steps, and may have {MAX_STEPS}")
+    _check_limit(where, len(steps), "steps", MAX_STEPS)
     patterns = [step["pattern"] for step in steps if isinstance(step.get("pattern"), dict)]
     n_characters = sum(len(str(pattern.get("Regex", ""))) for pattern in patterns)
-    if n_characters > MAX_PATTERN:
-        raise LlmRuntimeError(
-            f"{where}: pattern.Regex has {n_characters} characters, and may have {MAX_PATTERN}"
-        )
+    _check_limit(f"{where}: pattern.Regex", n_characters, "characters", MAX_PATTERN)
     for step in steps:
         if step.get("type") == "FixedLength" and step.get("length") == 0:
             raise LlmRuntimeError(f"{where} has FixedLength with length 0; the least is 1")
@@ -263,16 +254,12 @@ def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: 
             f"{MAX_GROWTH} times as long"
         )
     words = pipeline_steps(document.get("pre_tokenizer"))
-    writing = [step for step in words if step["type"] in WRITING]
-    if len(writing) > MAX_WRITING:
+    n_writing = sum(step["type"] in WRITING for step in words)
+    _check_limit(f"{path}: pre_tokenizer", n_writing, "steps that write characters", MAX_WRITING)
+    n_characters = document["model"].get("max_input_chars_per_word") or 0
+    if n_characters > MAX_WORD:
         raise LlmRuntimeError(
-            f"{path}: pre_tokenizer has {len(writing)} steps that write characters, and may have "
-            f"{MAX_WRITING}"
-        )
-    most = document["model"].get("max_input_chars_per_word") or 0
-    if most > MAX_WORD:
-        raise LlmRuntimeError(
-            f"{path}: model.max_input_chars_per_word is {most}, and may be {MAX_WORD}"
+            f"{path}: model.max_input_chars_per_word is {n_characters}, and may be {MAX_WORD}"
         )
     n_special = 0
     for step in pipeline_steps(document.get("post_processor")):
@@ -298,11 +285,12 @@ def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: 
                 raise LlmRuntimeError(
                     f"{path}: post_processor has the id {token_id}, which no token has"
                 )
-    if n_special > MAX_SPECIAL:
-        raise LlmRuntimeError(
-            f"{path}: post_processor puts {n_special} tokens around a text, and may put "
-            f"{MAX_SPECIAL}"
-        )
+    _check_limit(f"{path}: post_processor", n_special, "tokens around a text", MAX_SPECIAL)
+
+
+def _check_limit(where: str, number: int, what: str, maximum: int) -> None:
+    if number > maximum:
+        raise LlmRuntimeError(f"{where} has {number} {what}, and may have {maximum}")
 
 
 def growth_of(normalizer: Mapping[str, Any] | None) -> float:

@@ -62,16 +62,14 @@ NEEDED = frozenset(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "cls
 EXTRA = ("additional_special_tokens", "extra_special_tokens")
 # The class of a folder that names none, by config.json's model_type, where transformers 5.24 takes
 # one with options of its own (models/auto/tokenization_auto.py).
-CLASS_OF_MODEL_TYPE: Mapping[str, str] = MappingProxyType(
-    {
-        "bert": "BertTokenizer",
-        "distilbert": "BertTokenizer",
-        "electra": "BertTokenizer",
-        "mpnet": "MPNetTokenizer",
-        "roberta": "RobertaTokenizer",
-        "xlm-roberta": "XLMRobertaTokenizer",
-    }
-)
+CLASS_OF_MODEL_TYPE: Mapping[str, str] = {
+    "bert": "BertTokenizer",
+    "distilbert": "BertTokenizer",
+    "electra": "BertTokenizer",
+    "mpnet": "MPNetTokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, UnionType
+from types import UnionType
 from typing import Any
 
 from refllm.errors import LlmRuntimeError
@@ -36,19 +36,17 @@ __all__ = [
 
 # Names of special tokens in transformers, and the GGUF key that names the same token's id
 # ("seperator" is the key's own spelling).
-SPECIAL_TOKENS: Mapping[str, str] = MappingProxyType(
-    {
-        "bos_token": "bos",
-        "eos_token": "eos",
-        "eot_token": "eot",
-        "eom_token": "eom",
-        "unk_token": "unknown",
-        "sep_token": "seperator",
-        "pad_token": "padding",
-        "cls_token": "cls",
-        "mask_token": "mask",
-    }
-)
+SPECIAL_TOKENS: Mapping[str, str] = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "eot_token": "eot",
+    "eom_token": "eom",
+    "unk_token": "unknown",
+    "sep_token": "seperator",
+    "pad_token": "padding",
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
 
 # The truncation of the tokenizer.json that the vocabulary was made of. These two keys are refllm's:
 # neither the specification nor llama.cpp has one for it, and llama.cpp cuts no text.

@@ -84,9 +84,11 @@ class Keys:
     ) -> int:
         """Return the whole number under `key`, from `minimum` to `maximum`.
 
-        An array that repeats one number, as llama.cpp writes for some models one for each layer,
-        counts as that number. Raises `LlmRuntimeError`; `ModelNotSupported` where the array's
-        numbers differ.
+        In GGUF metadata an array of equal numbers, one for each layer, counts as that number.
+
+        Raises:
+            LlmRuntimeError: for a missing or impossible number.
+            ModelNotSupported: for an array of different numbers.
         """
         value = self._one_for_all_layers(key, self._required(key, default))
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
@@ -227,7 +229,7 @@ class Keys:
         return value
 
     def _one_for_all_layers(self, key: str, value: object) -> object:
-        if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        if self._where != "metadata" or not isinstance(value, list) or not value:
             return value
         if any(item != value[0] for item in value):
             raise ModelNotSupported(
