@@ -115,7 +115,7 @@ BAD_DOCUMENTS: list[tuple[str, object, str]] = [
     ("added_tokens", added({"id": [1], "content": "z"}), "at index 0, and must have an object"),
     ("added_tokens", added({"id": 1}), "at index 0, and must have an object"),
     ("added_tokens", added({"id": 10**7, "content": "z"}), "but one has the id 10000000"),
-    ("added_tokens", added({"id": 0, "content": "z" * 1001}), "has a token of 1001 bytes"),
+    ("added_tokens", added({"id": 0, "content": "z" * 1001}), "has 1001 bytes, and may have 1000"),
     ("normalizer", [], "normalizer must be an object, is []"),
     ("normalizer", {"type": []}, "normalizer.type must be a string, is []"),
     ("normalizer", {"type": "Sequence", "normalizers": 1}, "normalizer.normalizers must be an"),
@@ -398,7 +398,7 @@ OTHER = {"SpecialToken": {"id": "x", "type_id": 0}}
     [
         (template([TEXT, TEXT], [1]), "must have the text once, and has it 2 times"),
         (template([BOS], [1]), "must have the text once, and has it 0 times"),
-        (template([BOS, TEXT], [1] * 1001), "puts 1001 tokens around a text"),
+        (template([BOS, TEXT], [1] * 1001), "has 1001 tokens around a text"),
         (
             template([{"SpecialToken": {"id": "x", "type_id": 0}}, TEXT], [1]),
             "single has 'x', which",

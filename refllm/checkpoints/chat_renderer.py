@@ -1,10 +1,9 @@
-"""Chat templates are rendered in processes that can be ended.
+"""Render chat templates in child processes, which can be ended.
 
-A template is a program that comes with a model, and a model comes from anywhere. One operation of
-it, such as 9 ** 9 ** 9, may hold Python's interpreter lock for hours, and no thread can interrupt
-it. So templates run in child processes (`refllm.checkpoints.chat_renderer_child`), with a limit of
-time, of memory and of what they write. A child stays for the next chat; a chat with a warm child
-costs less than a millisecond more than one without.
+A template is a program that comes with a model, and a model comes from anywhere. One operation,
+such as 9 ** 9 ** 9, may hold Python's interpreter lock for hours, and no thread can interrupt it.
+So templates run in `refllm.checkpoints.chat_renderer_child`, with limits of time, memory and
+output. A child stays for the next chat, which it renders in less than a millisecond more.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ LENGTH = struct.Struct(">I")
 BYTES_OF_A_CHARACTER = 6  # at most, in a JSON string: \u0000
 MIN_JINJA = (3, 1, 6)  # transformers 5.24 refuses older ones, whose sandbox templates can leave
 
-# What a child inherits of the environment. A template should find no secret there.
+# The environment of a child: no secret that a template could read.
 INHERITED = (
     *("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),  # to start an interpreter
     *("TZ", "TZDIR"),  # for strftime_now
@@ -102,10 +101,10 @@ class Renderer:
             variables: Names and values, of the types that JSON has.
 
         Raises:
-            InvalidInput: The template refuses the variables or cannot be rendered with them, or
-                they are no JSON, or too long.
-            LlmRuntimeError: The template cannot be used at all or reaches a limit; or Jinja is not
-                installed.
+            InvalidInput: if the template refuses the variables or fails with them, or they are no
+                JSON or too long.
+            LlmRuntimeError: if the template cannot be used at all or reaches a limit, or Jinja is
+                not installed.
         """
         request = self._request(template, variables)
         with self._slots:
@@ -134,7 +133,7 @@ class Renderer:
                 return self._text(answer)
 
     def close(self) -> None:
-        """End all children; what is being rendered ends with an error."""
+        """End all children; a rendering in progress ends with an error."""
         with self._lock:
             self._is_closed = True
             if self._retiring is not None:
@@ -196,10 +195,10 @@ class Renderer:
             self.children.discard(child)
 
     def forget(self) -> None:
-        """Have no children, in a process that was forked off.
+        """Drop the children in a forked process: they are the parent's.
 
-        They are the parent's, and a lock may be held by a thread that was not forked. The copies
-        of the pipes are closed, so that a child sees the parent's end.
+        A lock may be held by a thread that was not forked, so locks are made anew. The copies of
+        the pipes are closed, so that a child sees the end of the parent.
         """
         for child in self.children:
             child.forget()
@@ -275,7 +274,7 @@ class Child:
         self._answers: IO[bytes] = self._process.stdout
 
     def begin(self) -> None:
-        """Agree on the limits. Raises `LlmRuntimeError` where the child does not start."""
+        """Send the limits; raise `LlmRuntimeError` if the child does not start."""
         try:
             version = self.ask(encoded(asdict(self._limits)), START_SECONDS)["jinja2"]
         except Gone:
@@ -298,8 +297,8 @@ class Child:
         return self._process.poll() is None
 
     def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
-        """Return the answer to a request. Raises `Gone` after at most so many seconds."""
-        watch = threading.Timer(seconds, self._be_late)
+        """Return the answer to a request; raise `Gone` after at most so many seconds."""
+        watch = threading.Timer(seconds, self._end_late)
         watch.daemon = True
         try:
             watch.start()
@@ -339,7 +338,7 @@ class Child:
             with contextlib.suppress(OSError):
                 pipe.close()
 
-    def _be_late(self) -> None:
+    def _end_late(self) -> None:
         self.is_late = True
         self._process.kill()
 

@@ -1,4 +1,4 @@
-"""What a model's files name between the encoder and a text's vector, and before a text.
+"""The steps of an embedding model before and after its encoder, as its files name them.
 
     modules.json                          the modules in their order, each with its folder
     1_Pooling/config.json                 how tokens become one vector
@@ -6,8 +6,8 @@
     sentence_bert_config.json             the limit of a text, and whether it is lower-cased
     config_sentence_transformers.json     prompts
 
-A GGUF file has one key for all of this, `bert.pooling_type`. Where nothing is named, the vector is
-the mean of the tokens with the length 1.
+A GGUF file has one key for all of this, `bert.pooling_type`. By default the vector is the mean of
+the tokens, normalized to length 1.
 
 Source: sentence-transformers 6.2.0; llama.cpp's `enum llama_pooling_type`.
 """
@@ -24,7 +24,7 @@ from refllm.checkpoints.hyperparameters import MAX_WIDTH
 from refllm.checkpoints.open import Weights
 from refllm.checkpoints.safetensors import SINGLE, read_safetensors
 from refllm.errors import LlmRuntimeError, ModelNotSupported
-from refllm.files.accounting.keys import Keys, Known
+from refllm.files.accounting.keys import Keys
 from refllm.files.accounting.ledger import Ledger
 from refllm.files.accounting.sentence_keys import (
     DENSE_CONFIG,
@@ -47,7 +47,6 @@ from refllm.pooling import (
     PoolingMode,
     SentenceHead,
 )
-from refllm.quant import Tensor
 
 __all__ = [
     "GGUF_POOLING_TYPES",
@@ -79,7 +78,7 @@ NOT_COMPUTED = {
     "embedding model",
 }
 
-# Where sentence-transformers has its modules: today's places, and those of older versions.
+# The Python modules of sentence-transformers' classes, those of older versions included.
 MODULE_TYPE = re.compile(
     r"sentence_transformers\.(?:models|base\.modules|sentence_transformer\.modules)"
     r"(?:\.[A-Za-z_]+)?\.(Transformer|Pooling|Dense|Normalize|Dropout)"
@@ -95,21 +94,21 @@ SWITCHES: Mapping[str, PoolingMode] = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 WIDTH_KEYS = ("embedding_dimension", "word_embedding_dimension")  # of 6.2.0, and of older versions
-# Names that `SentenceTransformer` has for every model; their prompt is empty unless a file has one.
+# Prompts that `SentenceTransformer` has for every model, empty unless a file has them.
 NAMES_OF_EVERY_MODEL = ("query", "document")
 MAX_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceConfig:
-    """What happens to a text before the encoder, and to its tokens after it.
+    """The steps before the encoder, and after it.
 
     Attributes:
-        head: From the tokens' vectors to the text's.
+        head: From the tokens' vectors to the text's vector.
         prompts: Name to the text that is put before a text; "query" and "document" are always
             there, empty unless the model has them.
-        default_prompt_name: The prompt that is used where the caller names none, or None.
-        max_seq_length: The limit that sentence-transformers would use, or None.
+        default_prompt_name: The prompt of a caller that names none, or None.
+        max_seq_length: The limit of sentence-transformers in tokens, or None.
         do_lower_case: Whether a text is lower-cased before the tokenizer's own normalizer.
     """
 
@@ -123,14 +122,14 @@ class SentenceConfig:
 
     @property
     def default_prompt(self) -> str:
-        """The text that is put before each text where the caller asks for nothing else."""
+        """The text that is put before each text of a caller that names no prompt."""
         return "" if self.default_prompt_name is None else self.prompts[self.default_prompt_name]
 
 
 def sentence_config(
     weights: Weights, *, n_embd: int, ledger: Ledger | None = None
 ) -> SentenceConfig:
-    """Return what the files of an embedding model name beside the encoder.
+    """Return the steps of an embedding model beside its encoder.
 
     Args:
         weights: The model; of a GGUF file only its metadata are read, of a folder the files above.
@@ -138,8 +137,8 @@ def sentence_config(
         ledger: Where each key, and each tensor of a dense layer, is recorded.
 
     Raises:
-        ModelNotSupported: Naming file, key and value of what is not computed.
-        LlmRuntimeError: Naming a file that is missing or damaged, or keys that contradict.
+        ModelNotSupported: naming file, key and value of a step that is not computed.
+        LlmRuntimeError: naming a file that is missing or damaged, or keys that contradict.
     """
     ledger = Ledger() if ledger is None else ledger
     if weights.source == "gguf":
@@ -239,17 +238,14 @@ def _prompts(folder: Path, ledger: Ledger) -> tuple[dict[str, str], str | None, 
     default = keys.text("default_prompt_name") if "default_prompt_name" in keys else None
     keys.get("default_prompt_name")
     if default is not None and default not in prompts:
-        raise keys.error("default_prompt_name", f"is {default!r:.80}, {_names(prompts)}")
+        known = ", ".join(sorted(prompts))
+        raise keys.error("default_prompt_name", f"is {default!r:.80}, and the prompts are {known}")
     truncate_dim = None
     if "truncate_dim" in keys:
         truncate_dim = keys.integer("truncate_dim", maximum=MAX_WIDTH)
     keys.get("truncate_dim")
     keys.account(SENTENCE_TRANSFORMERS_CONFIG, unknown="warn")
     return prompts, default, truncate_dim
-
-
-def _names(prompts: Mapping[str, str]) -> str:
-    return f"and the prompts are {', '.join(sorted(prompts))}"
 
 
 # modules.json
@@ -292,11 +288,11 @@ def _modules(
                 dense = _dense(folder, place, width, ledger)
                 steps.append(dense)
                 width = dense.n_outputs
-            case "Normalize":
-                _account_for(folder, place, NORMALIZE_CONFIG, ledger)
-                steps.append(Normalize())
-            case "Dropout":
-                _account_for(folder, place, DROPOUT_CONFIG, ledger)
+            case "Normalize" | "Dropout":
+                if place and (folder / place / "config.json").is_file():  # often there is no file
+                    known = NORMALIZE_CONFIG if kind == "Normalize" else DROPOUT_CONFIG
+                    _config_keys(folder, place, "pooling", ledger).account(known, unknown="warn")
+                steps += [Normalize()] if kind == "Normalize" else []
         keys.account(MODULES, unknown="warn")
     if pooling is None and not is_whole:  # refused already, by a ledger that collects
         return MEAN_NORMALIZED.pooling, MEAN_NORMALIZED.steps
@@ -360,12 +356,6 @@ def _config_keys(folder: Path, place: str, by: str, ledger: Ledger) -> Keys:
     return Keys(path, read_json_object(path), ledger=ledger, where=f"{place}/config.json", by=by)
 
 
-def _account_for(folder: Path, place: str, known: Known, ledger: Ledger) -> None:
-    """Account for the keys of a module that needs none, and often has no file."""
-    if place and (folder / place / "config.json").is_file():
-        _config_keys(folder, place, "pooling", ledger).account(known, unknown="warn")
-
-
 def _pooling(folder: Path, place: str, width: int, ledger: Ledger) -> Pooling:
     keys = _config_keys(folder, place, "pooling", ledger)
     for key in WIDTH_KEYS:
@@ -398,10 +388,25 @@ def _dense(folder: Path, place: str, width: int, ledger: Ledger) -> Dense:
     if n_inputs != width:
         raise keys.error("in_features", f"is {n_inputs}, and the vectors before have {width}")
     has_bias = keys.flag("bias", default=True)
-    activation = _activation(keys)
+    written = keys.text("activation_function", "torch.nn.modules.activation.Tanh")
+    match = ACTIVATION_TYPE.fullmatch(written)
+    activation = "Identity" if match is None else match[1]
+    if match is None or activation not in ACTIVATIONS:
+        keys.refuse("activation_function", f"refllm computes torch.nn's {', '.join(ACTIVATIONS)}")
+        activation = "Identity"
     keys.account(DENSE_CONFIG, unknown="warn")
-    tensors = _dense_tensors(folder / place)
-    parameters = Parameters(folder / place / SINGLE, tensors)
+    file, pickle = folder / place / SINGLE, folder / place / PICKLE
+    if not file.is_file():
+        write = f"`SentenceTransformer(folder).save_pretrained(new_folder)` writes {SINGLE}"
+        if pickle.is_file():
+            raise ModelNotSupported(f"{pickle}: a pickle, which can run code, is not read; {write}")
+        raise LlmRuntimeError(
+            f"{file}: no such file; fetch it from where the model is, or if only {PICKLE} is "
+            f"there, {write}"
+        )
+    stored = read_safetensors(file.parent)
+    tensors = {name: tensor.named(name) for name, tensor in stored.items()}
+    parameters = Parameters(file, tensors)
     dense = Dense(
         weight=parameters.matrix("linear.weight", n_outputs, n_inputs),
         bias=parameters.vector("linear.bias", n_outputs) if has_bias else None,
@@ -414,31 +419,9 @@ def _dense(folder: Path, place: str, width: int, ledger: Ledger) -> Dense:
         if name in used:
             ledger.use(where, name, "dense")
         else:
-            problem = f"{folder / place / SINGLE}: the tensor {name!r:.80} is one that no layer of "
-            problem += f"{place}/config.json has; fetch both files again"
+            problem = (
+                f"{file}: the tensor {name!r:.80} is one that no layer of "
+                f"{place}/config.json has; fetch both files again"
+            )
             ledger.refuse(where, name, ModelNotSupported(problem))
     return dense
-
-
-def _activation(keys: Keys) -> str:
-    """Return the name of the activation in `ACTIVATIONS`."""
-    written = keys.text("activation_function", "torch.nn.modules.activation.Tanh")
-    match = ACTIVATION_TYPE.fullmatch(written)
-    if match is None or match[1] not in ACTIVATIONS:
-        keys.refuse("activation_function", f"refllm computes torch.nn's {', '.join(ACTIVATIONS)}")
-        return "Identity"
-    return match[1]
-
-
-def _dense_tensors(folder: Path) -> dict[str, Tensor]:
-    if not (folder / SINGLE).is_file() and (folder / PICKLE).is_file():
-        raise ModelNotSupported(
-            f"{folder / PICKLE}: a pickle, which can run code, is not read; "
-            f"`SentenceTransformer(folder).save_pretrained(new_folder)` writes {SINGLE}"
-        )
-    if not (folder / SINGLE).is_file():
-        raise LlmRuntimeError(
-            f"{folder / SINGLE}: no such file; fetch it from where the model is, or where only "
-            f"{PICKLE} is, `SentenceTransformer(folder).save_pretrained(new_folder)` writes it"
-        )
-    return {name: tensor.named(name) for name, tensor in read_safetensors(folder).items()}

@@ -1,7 +1,7 @@
 """config.json from a model's hyperparameters, whichever file they come from.
 
-Nothing of the source's config.json is copied: a key that refllm did not read is irrelevant to what
-the model computes, and may say something of the source's files that is not so of the export.
+No key of the source's config.json is copied: one that refllm did not read changes no result, and
+may describe the source's files wrongly for the export.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def config_json(model: Description, *, type_name: str) -> dict[str, object]:
     """Return the content of config.json for weights in a type of `DTYPES`.
 
     Raises:
-        ModelNotSupported: Where RoPE turns a part of a head, or at frequencies that are not
-            Llama 3's: config.json has no word for it.
+        ModelNotSupported: if RoPE rotates a part of a head, or by divisors that are not Llama 3's:
+            config.json has no key for it.
     """
     if isinstance(model.config, LlamaConfig):
         keys, suffix = _llama(model, model.config), "ForCausalLM"  # the class that computes logits
@@ -126,7 +126,7 @@ def _llama(model: Description, c: LlamaConfig) -> dict[str, object]:
 
 
 def _rope_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | None:
-    """rope_scaling as a folder has it, under either name, or as a GGUF file's numbers mean it."""
+    """Return rope_scaling as a folder has it, under either name, or from a GGUF file's numbers."""
     if weights.source == "hf":
         return _named_scaling(weights, config)
     stretches = (
@@ -157,7 +157,7 @@ def _rope_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | 
 
 
 def _named_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | None:
-    """A folder's own parameters, all in one table and under their names of today."""
+    """Return a folder's own parameters, all in one table and under their current names."""
     hparams = weights.hparams
     table = dict(hparams.get("rope_scaling") or hparams.get("rope_parameters") or {})
     table.pop("rope_theta", None)
@@ -175,7 +175,7 @@ def _named_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] |
 
 
 def _llama3(weights: Weights, config: LlamaConfig, factors: tuple[float, ...]) -> dict[str, object]:
-    """The parameters that give exactly these divisors; the longest waves are divided by factor."""
+    """Return the parameters of exactly these divisors; the longest waves are divided by factor."""
     for factor in (max(factors), *LLAMA3_FACTORS):
         scaling = Llama3Scaling(factor, LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_CONTEXT)
         if scaling.factors(base=config.rope_theta, rope_dim=config.rope_dim) == factors:

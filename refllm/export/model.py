@@ -1,12 +1,12 @@
-"""What an export is made of: one description of the model, as refllm understood its files.
+"""The description of a model that an export is written from.
 
     GGUF file  ─┐                    ┌─>  a folder for transformers, or for Spin
                 ├─>  Description  ───┤
     folder     ─┘                    └─>  a GGUF file
 
-Whatever would be refused when the model is loaded is refused here, before anything is written, so
-each key and tensor of the source was read, or is irrelevant by a table. A target is written from
-the description: no file and no key of the source is copied because it is there.
+A model that cannot be loaded is refused here, before any file is written, so each key and tensor of
+the source was read, or is irrelevant by a table. A target is written from the description: no file
+or key of the source is copied without that.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ MAX_NAMED = 8  # tensors in one message
 
 @dataclass(frozen=True, slots=True)
 class TokenizerDescription:
-    """A model's tokenizer, with what the files beside it change, and its chat templates.
+    """A model's tokenizer with the changes of the files beside it, and its chat templates.
 
     Attributes:
         weights: The model's files.
         tokenizer: The tokenizer.
-        ends: BOS, the ends of a generation, and what is put around a text.
+        ends: BOS, the ends of a generation, and the special tokens around a text.
         templates: The chat templates by name; a chat uses "default", which is the first one.
     """
 
@@ -80,7 +80,7 @@ class Description:
         weights: The model's files, with its tensors under GGUF's names.
         config: The hyperparameters.
         words: The tokenizer and the chat templates.
-        sentence: What makes a vector of a text; None for a llama.
+        sentence: The steps from a text to its vector; None for a llama.
     """
 
     weights: Weights
@@ -115,9 +115,9 @@ def describe(path: Path) -> Description:
     """Return the description of the model at `path`.
 
     Raises:
-        InvalidInput: For a path where there is nothing.
-        ModelNotSupported: For what refllm does not compute.
-        LlmRuntimeError: For damaged files, and naming the tensors that are missing.
+        InvalidInput: for a path that does not exist.
+        ModelNotSupported: for a model that refllm does not compute.
+        LlmRuntimeError: for damaged files, and naming missing tensors.
     """
     if not path.exists():
         raise InvalidInput(*absent_path(path))
@@ -153,7 +153,7 @@ def describe_tokenizer(weights: Weights) -> TokenizerDescription:
 
 
 def special_ids_of(tokenizer: Tokenizer) -> SpecialIds:
-    """Return BOS, EOS, and what the tokenizer puts around a text, found out with one."""
+    """Return BOS, EOS, and the special tokens around a text, found by encoding one."""
     inside = tokenizer.encode(PROBE, add_special=False)
     whole = tokenizer.encode(PROBE)
     n_added = len(whole) - len(inside)

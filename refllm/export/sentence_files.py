@@ -1,7 +1,7 @@
 """Pooling, dense layers and prompts in an export: as files of a folder, or as GGUF's one key.
 
-A folder says all of it; a GGUF file has `pooling_type` and nothing else, and Spin's engine always
-takes the mean and normalizes it. What a target cannot say is refused, never left out silently.
+A GGUF file has the key `pooling_type` alone, and Spin's engine always normalizes the mean. A step
+that a target cannot describe is refused, never left out silently.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PLACE = "sentence_transformers.models."  # where every version finds its modules
 def gguf_pooling_type(model: Description, sentence: SentenceConfig) -> int:
     """Return the number for `pooling_type`.
 
-    Programs that read GGUF files leave normalization to their caller and do it by default, so only
-    a vector that is normalized last is what the file stands for.
+    Programs that read GGUF files normalize by default and let their caller choose, so the file
+    stands for a vector that is normalized last.
 
     Raises:
-        ModelNotSupported: Naming what a GGUF file has no key for.
+        ModelNotSupported: naming a step that a GGUF file has no key for.
     """
     modes = sentence.head.pooling.modes
     numbers = {mode: number for number, mode in GGUF_POOLING_TYPES.items()}
@@ -61,8 +61,8 @@ def refuse_head_that_spin_cannot(model: Description, sentence: SentenceConfig) -
 def sentence_files(model: Description, sentence: SentenceConfig) -> dict[str, bytes]:
     """Return file name to content.
 
-    A folder's own files are kept, of a module its config.json and its tensors: each of their keys
-    and tensors was read, or is irrelevant. For a GGUF file they are made.
+    A folder's own files are kept, each module's config.json and tensors included: each of their
+    keys and tensors was read, or is irrelevant. For a GGUF file they are made.
     """
     if model.weights.source == "hf":
         places = [*SENTENCE_FILES]
@@ -81,7 +81,7 @@ def sentence_files(model: Description, sentence: SentenceConfig) -> dict[str, by
         {"idx": i, "name": str(i), "path": place, "type": PLACE + module}
         for i, (module, place) in enumerate(zip(modules, places, strict=True))
     ]
-    # Older versions refuse switches that are newer than they are, so others stand only if on.
+    # Older versions refuse newer switches, so those are written only if they are on.
     switches = {
         key: mode in modes
         for key, mode in SWITCHES.items()
@@ -100,7 +100,8 @@ def sentence_files(model: Description, sentence: SentenceConfig) -> dict[str, by
 
 def _beyond_pooling(model: Description, sentence: SentenceConfig) -> list[str]:
     """Return what there is beside pooling and a normalization that comes last."""
-    head = sentence.head
+    head, encode = sentence.head, model.words.tokenizer.encode
+    keeps_case = encode("A", parse_special=False) != encode("a", parse_special=False)
     found = {
         "a Dense layer": any(isinstance(step, Dense) for step in head.steps),
         "vectors that are not normalized": not any(
@@ -108,12 +109,6 @@ def _beyond_pooling(model: Description, sentence: SentenceConfig) -> list[str]:
         ),
         f"vectors cut to {head.truncate_dim} numbers (truncate_dim)": head.truncate_dim is not None,
         f"a default prompt, {sentence.default_prompt!r:.80}": sentence.default_prompt != "",
-        "lower-casing before the tokenizer (do_lower_case)": sentence.do_lower_case
-        and _keeps_case(model),
+        "lower-casing before the tokenizer (do_lower_case)": sentence.do_lower_case and keeps_case,
     }
     return [what for what, is_there in found.items() if is_there]
-
-
-def _keeps_case(model: Description) -> bool:
-    tokenizer = model.words.tokenizer
-    return tokenizer.encode("A", parse_special=False) != tokenizer.encode("a", parse_special=False)
