@@ -6,10 +6,10 @@
     tokenizer.json, WordPiece                kind bert    "play" → "▁play", "##ing" → "ing"
     tokenizer.json, unigram                  kind t5      refllm.export.sentencepiece
 
-llama.cpp has tokens of its own for what a file does not name, finds some by their spelling, and
-ends a generation at "</s>" even where the source does not. What it would compute otherwise, and no
-key can change, is refused; a warning is logged where the difference is small: a space at an edge of
-a text, or "</s>".
+llama.cpp has default ids for special tokens that a file does not name, finds some by their
+spelling, and ends a generation at "</s>" even if the source does not. A tokenizer that it would
+compute otherwise, and that no key can describe, is refused; a warning is logged for a small
+difference: a space at an edge of a text, or "</s>".
 
 Source of the keys: ggml's docs/gguf.md, llama.cpp's convert_hf_to_gguf.py, and `llama_vocab::impl`
 in llama.cpp's src/llama-vocab.cpp, as in llama-cpp-python 0.3.36.
@@ -65,26 +65,28 @@ NAMES = (
     ("mask_token", "mask", "[MASK]"),
 )
 SPACES = "it begins each stretch of text with a space, even before a space or a special token"
-# The token that llama.cpp takes for EOS where a file names none, by the kind of vocabulary.
+# llama.cpp's default id of EOS, by the kind of vocabulary.
 DEFAULT_EOS = {"llama": 2, "gpt2": 11, "t5": 1}
 
 
 def vocabulary_keys(
     words: TokenizerDescription, *, n_vocab: int, n_token_types: int | None = None
 ) -> dict[str, object]:
-    """Return key to value.
+    """Return the metadata of a model's tokenizer and chat templates.
 
     Args:
         words: The tokenizer and the chat templates.
-        n_vocab: How many embeddings the model has. llama.cpp wants one for each token: the list of
-            tokens is filled up with unused ones, and loses added ones that have no embedding.
-        n_token_types: How many rows an encoder's table of token types has; None for a llama.
+        n_vocab: V, the number of the model's embeddings. llama.cpp needs one token for each: the
+            list of tokens is filled up with unused ones, and added ones without embedding go.
+        n_token_types: The number of rows of an encoder's table of token types; None for a llama.
 
     Raises:
-        LlmRuntimeError: For a damaged file, naming it.
-        ModelNotSupported: For what the keys cannot describe.
+        LlmRuntimeError: for a damaged file, naming it.
+        ModelNotSupported: for a tokenizer that the keys cannot describe.
     """
-    words = replace(words, ends=_with_embeddings(words.ends, n_vocab))
+    bos_id = words.ends.bos_id if (words.ends.bos_id or 0) < n_vocab else None
+    eos_ids = frozenset(token_id for token_id in words.ends.eos_ids if token_id < n_vocab)
+    words = replace(words, ends=replace(words.ends, bos_id=bos_id, eos_ids=eos_ids))
     tokenizer = words.tokenizer
     if isinstance(tokenizer, JsonTokenizer):
         keys = _by_kind(tokenizer.document(), tokenizer.path, words, n_vocab)
@@ -119,9 +121,9 @@ def vocabulary_keys(
 def missing_keys(weights: Weights) -> dict[str, object]:
     """Return the keys that a GGUF file lacks, and that llama.cpp needs to compute the same.
 
-    llama.cpp loads no encoder that does not count its token types. It reads [CLS] under the name
-    of BOS, and has numbers of its own for tokens that a WordPiece vocabulary does not name: 101,
-    102, 100, 0 and 103, whichever tokens these are.
+    llama.cpp loads no encoder without the count of its token types. It reads [CLS] under the name
+    of BOS, and has the default ids 101, 102, 100, 0 and 103 for special tokens that a WordPiece
+    vocabulary does not name.
     """
     if weights.architecture == "llama":
         return {}
@@ -166,7 +168,7 @@ def _by_kind(
 def _refuse_flags(added: Iterable[Mapping[str, Any]], words: TokenizerDescription) -> None:
     """Refuse added tokens that take spaces with them, or are none inside a word.
 
-    An encoder's mask may: no text to embed has one.
+    An encoder's mask may have these flags, because no text to embed has a mask.
     """
     masks = {"<mask>", special_tokens_of(words).get("mask_token")}
     is_encoder = words.weights.architecture != "llama"
@@ -183,19 +185,13 @@ def _warn(words: TokenizerDescription, what: str) -> None:
     logger.warning("%s: llama.cpp reads a GGUF file in another way: %s", words.path, what)
 
 
-def _with_embeddings(ends: SpecialIds, n_vocab: int) -> SpecialIds:
-    """The special ids without those of tokens that the model has no embedding of."""
-    bos_id = ends.bos_id if ends.bos_id is not None and ends.bos_id < n_vocab else None
-    eos_ids = frozenset(token_id for token_id in ends.eos_ids if token_id < n_vocab)
-    return replace(ends, bos_id=bos_id, eos_ids=eos_ids)
-
-
 def _named_ends(
     words: TokenizerDescription, vocabulary: Vocabulary, kind: str
 ) -> dict[str, object]:
-    """BOS and EOS, whether they are put around a text, and further ends of a generation.
+    """Return keys for BOS and EOS, whether they are added to a text, and further ends.
 
-    llama.cpp finds some ends by their spelling, as refllm does; the others need a key each.
+    llama.cpp finds some ends of a generation by their spelling, as refllm does; each other one
+    needs a key.
     """
     ends, is_llama = words.ends, words.weights.architecture == "llama"
     if len(ends.prefix) > 1 or len(ends.suffix) > 1:
@@ -244,13 +240,35 @@ def _id_keys(named: Mapping[str, int | None]) -> dict[str, object]:
     return {f"{name}_token_id": i for name, i in named.items() if i is not None}
 
 
-# BPE
+def _tokens(
+    kind: str,
+    vocabulary: Vocabulary,
+    words: TokenizerDescription,
+    *,
+    pre: str = "default",
+    scores: Iterable[float] | None = None,
+    **more: object,
+) -> dict[str, object]:
+    """Return the keys of the tokens, of their types and scores, and of the ends of a text."""
+    n_vocab = len(vocabulary.tokens)
+    return {
+        "model": kind,
+        "pre": pre,
+        "tokens": list(vocabulary.tokens),
+        **({} if scores is None else {"scores": [*map(float, scores), *[0.0] * n_vocab][:n_vocab]}),
+        "token_type": [int(token_type) for token_type in vocabulary.types],
+        **more,
+        **_named_ends(words, vocabulary, kind),
+    }
+
+
+# --- BPE -----------------------------------------------------------------------------------------
 
 
 def _with_scores(pieces: Pieces) -> Pieces:
-    """The pieces with the scores of a tokenizer.model beside them that merges in the same order.
+    """Return the pieces with the scores of the tokenizer.model beside them, if it merges alike.
 
-    One that does not would give other ids than tokenizer.json, which is what a folder is read by.
+    Other scores would give other ids than tokenizer.json, by which a folder is read.
     """
     path = pieces.vocabulary.path.with_name("tokenizer.model")
     if not path.is_file():
@@ -264,16 +282,10 @@ def _with_scores(pieces: Pieces) -> Pieces:
 
 def _pieces(pieces: Pieces, words: TokenizerDescription, n_vocab: int) -> dict[str, object]:
     vocabulary = _for_rows(pieces.vocabulary, n_vocab)
-    scores = [*map(float, pieces.scores), *[0.0] * n_vocab][:n_vocab]
     unknown = vocabulary.ids_of({TokenType.UNKNOWN})
     return {
-        "model": "llama",
-        "pre": "default",
-        "tokens": list(vocabulary.tokens),
-        "scores": scores,
-        "token_type": [int(kind) for kind in vocabulary.types],
-        **_named_ends(words, vocabulary, "llama"),
-        **({"unknown_token_id": min(unknown.values())} if unknown else {}),
+        **_tokens("llama", vocabulary, words, scores=pieces.scores),
+        **_id_keys({"unknown": min(unknown.values(), default=None)}),
         "add_space_prefix": pieces.adds_space,
     }
 
@@ -282,18 +294,12 @@ def _byte_level(
     document: Mapping[str, Any], path: Path, words: TokenizerDescription, n_vocab: int
 ) -> dict[str, object]:
     vocabulary = _for_rows(_vocabulary(document, path), n_vocab)
-    return {
-        "model": "gpt2",
-        "pre": _rule(document, path),
-        "tokens": list(vocabulary.tokens),
-        "token_type": [int(kind) for kind in vocabulary.types],
-        "merges": [" ".join(pair_of(merge)) for merge in document["model"]["merges"]],
-        **_named_ends(words, vocabulary, "gpt2"),
-    }
+    merges = [" ".join(pair_of(merge)) for merge in document["model"]["merges"]]
+    return _tokens("gpt2", vocabulary, words, pre=_rule(document, path), merges=merges)
 
 
 def _rule(document: Mapping[str, Any], path: Path) -> str:
-    """The name of the rule in `PRE_TOKENIZERS` that cuts words as tokenizer.json does."""
+    """Return the name of the rule in `PRE_TOKENIZERS` that cuts words as tokenizer.json does."""
     expressions: list[str] = []
     for step in pipeline_steps(document["pre_tokenizer"]):
         match step:
@@ -321,9 +327,6 @@ def _rule(document: Mapping[str, Any], path: Path) -> str:
     )
 
 
-# Unigram
-
-
 def _unigram(
     document: Mapping[str, Any], path: Path, words: TokenizerDescription, n_vocab: int
 ) -> dict[str, object]:
@@ -344,12 +347,7 @@ def _unigram(
     named = {key: ids.get(special.get(name, "")) for name, key, _ in NAMES}
     named["unknown"] = unknown
     return {
-        "model": "t5",
-        "pre": "default",
-        "tokens": list(vocabulary.tokens),
-        "scores": [*map(float, scores), *[0.0] * n_vocab][:n_vocab],
-        "token_type": [int(kind) for kind in vocabulary.types],
-        **_named_ends(words, vocabulary, "t5"),
+        **_tokens("t5", vocabulary, words, scores=scores),
         **_id_keys(named),
         "add_space_prefix": steps.adds_space,
         "remove_extra_whitespaces": steps.merges_spaces,
@@ -357,11 +355,8 @@ def _unigram(
     }
 
 
-# WordPiece
-
-
 def gguf_spelling(token: str) -> str:
-    """A token as a GGUF file of the kind `bert` spells it; undoes `bert_spelling`."""
+    """Return a token as a GGUF file of the kind `bert` spells it; undoes `bert_spelling`."""
     if token.startswith("[") and token.endswith("]"):
         return token
     return token.removeprefix(CONTINUES) if token.startswith(CONTINUES) else WORD_START + token
@@ -371,12 +366,22 @@ def _wordpiece(
     document: Mapping[str, Any], path: Path, ends: SpecialIds, n_vocab: int
 ) -> dict[str, object]:
     normalizer = document["normalizer"]
-    _check_steps_of_bert(document, path, ends)
+    kinds = [(document[stage] or {}).get("type") for stage in ("normalizer", "pre_tokenizer")]
+    is_bert = (
+        kinds == ["BertNormalizer", "BertPreTokenizer"]
+        # llama.cpp does both, without a key for them.
+        and normalizer["clean_text"] is True
+        and normalizer["handle_chinese_chars"] is True
+        and document["model"]["continuing_subword_prefix"] == CONTINUES
+        and (len(ends.prefix), len(ends.suffix)) == (1, 1)
+    )
+    if not is_bert:
+        raise ModelNotSupported(f"{path}: its steps are not those of BERT, which GGUF stands for")
     vocabulary = _for_rows(_vocabulary(document, path), n_vocab)
     ids = vocabulary.ids
     named = {key: ids.get(spelling) for _, key, spelling in NAMES}
     named["unknown"] = ids.get(document["model"]["unk_token"])
-    # llama.cpp reads [CLS] under the name of BOS, and without it takes 101, BERT's own.
+    # llama.cpp reads [CLS] under the name of BOS, with the default 101, BERT's own.
     named["bos"] = named["cls"] = ends.prefix[0]
     named["seperator"] = ends.suffix[0]
     # Without a value, accents go when capitals do: in BERT, and where the key is missing.
@@ -394,24 +399,11 @@ def _wordpiece(
     }
 
 
-def _check_steps_of_bert(document: Mapping[str, Any], path: Path, ends: SpecialIds) -> None:
-    """Refuse what the keys have no word for: anything but BERT's own steps."""
-    kinds = [(document[stage] or {}).get("type") for stage in ("normalizer", "pre_tokenizer")]
-    is_bert = kinds == ["BertNormalizer", "BertPreTokenizer"]
-    if is_bert:
-        # llama.cpp does both, whatever a file says.
-        is_bert = document["normalizer"]["clean_text"] is True
-        is_bert = is_bert and document["normalizer"]["handle_chinese_chars"] is True
-    prefix = document["model"]["continuing_subword_prefix"]
-    if not is_bert or prefix != CONTINUES or (len(ends.prefix), len(ends.suffix)) != (1, 1):
-        raise ModelNotSupported(f"{path}: its steps are not those of BERT, which GGUF stands for")
-
-
-# Vocabularies
+# --- Vocabularies --------------------------------------------------------------------------------
 
 
 def _vocabulary(document: Mapping[str, Any], path: Path) -> Vocabulary:
-    """All tokens of a tokenizer.json; those that are added are found in a text first."""
+    """Return all tokens of a tokenizer.json; added ones are found in a text first."""
     is_special = {added["content"]: added["special"] for added in document["added_tokens"]}
     kinds = {True: TokenType.CONTROL, False: TokenType.USER_DEFINED, None: TokenType.NORMAL}
     tokens = tokens_by_id(document)
@@ -419,10 +411,10 @@ def _vocabulary(document: Mapping[str, Any], path: Path) -> Vocabulary:
 
 
 def _for_rows(vocabulary: Vocabulary, n_vocab: int) -> Vocabulary:
-    """The vocabulary with a token for each embedding, as llama.cpp wants it.
+    """Return the vocabulary with a token for each embedding, as llama.cpp needs it.
 
-    Unused tokens fill it up. Added tokens that have no embedding go: a text that names one is an
-    error of the source, and for llama.cpp it is text. What merges or scores make cannot go.
+    Unused tokens fill it up. Added tokens without an embedding go: a text that names one is an
+    error of the source, and text for llama.cpp. Tokens that texts are cut into cannot go.
     """
     names = [f"[PAD{i}]" for i in range(len(vocabulary.tokens), n_vocab)]
     kept = replace(

@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary, whatever file it is in: three to read it from, three to write it to.
+"""A SentencePiece vocabulary, read from three kinds of file and written to three.
 
     GGUF, tokenizer.ggml.model = llama  ─┐            ┌─>  the keys tokenizer.ggml.*
     tokenizer.model                      ├─> Pieces ──┼─>  tokenizer.model
@@ -85,7 +85,7 @@ MERGEABLE = frozenset({TokenType.NORMAL, TokenType.USER_DEFINED})
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Tokens with a score each, and how they are found in a text.
+    """Tokens with a score each, and the rules by which they are found in a text.
 
     Attributes:
         vocabulary: The tokens and their types.
@@ -114,7 +114,11 @@ class Pieces:
 
 
 def pieces_of_gguf(keys: GgufKeys) -> Pieces:
-    """The pieces of a GGUF file of the kind `llama`. Errors: `LlmRuntimeError` naming the key."""
+    """Return the pieces of a GGUF file of the kind `llama`.
+
+    Raises:
+        LlmRuntimeError: naming a damaged key.
+    """
     vocabulary = read_vocabulary(keys)
     scores = read_scores(keys, len(vocabulary.tokens))
     adds_space = keys.flag("add_space_prefix", default=True)
@@ -123,10 +127,12 @@ def pieces_of_gguf(keys: GgufKeys) -> Pieces:
 
 
 def pieces_of_model(path: Path) -> Pieces:
-    """The pieces of a tokenizer.model.
+    """Return the pieces of a tokenizer.model.
 
-    Errors: `LlmRuntimeError` for one that is damaged, `ModelNotSupported` for one that is not BPE
-    or changes a text before it cuts it, which neither a GGUF file nor Llama's pipeline says.
+    Raises:
+        LlmRuntimeError: for a damaged one.
+        ModelNotSupported: for one that is not BPE or normalizes a text, which neither a GGUF file
+            nor Llama's pipeline can describe.
     """
     model = read_model(path)
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
@@ -142,10 +148,12 @@ def pieces_of_model(path: Path) -> Pieces:
 
 
 def pieces_of_tokenizer(tokenizer: Tokenizer) -> Pieces:
-    """The pieces of a tokenizer.model's tokenizer, and after them the tokens added beside it.
+    """Return the pieces of a tokenizer.model's tokenizer, and after them the added tokens.
 
-    Text after an added token gets no second space, which is what the scheme "always" says.
-    Errors: as `pieces_of_model`.
+    Text after an added token gets no second space, as by the scheme "always".
+
+    Raises:
+        LlmError: as `pieces_of_model`.
     """
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise TypeError(f"{type(tokenizer).__name__} has no pieces")
@@ -167,10 +175,11 @@ def pieces_of_tokenizer(tokenizer: Tokenizer) -> Pieces:
 
 
 def pieces_of_json(document: Mapping[str, Any], path: Path) -> Pieces:
-    """The pieces of a tokenizer.json with byte fallback; the score of a token is minus its rank.
+    """Return the pieces of a tokenizer.json with byte fallback; a token's score is minus its rank.
 
-    Errors: `ModelNotSupported` where SentencePiece could not do the same: other steps before the
-    merges than Llama's, or not every pair that makes a token, one token after the other.
+    Raises:
+        ModelNotSupported: if SentencePiece could not do the same: other steps before the merges
+            than Llama's, or not every pair that makes a token, one token after the other.
     """
     model = document["model"]
     tokens = tokens_by_id(document)
@@ -193,14 +202,14 @@ def pieces_of_json(document: Mapping[str, Any], path: Path) -> Pieces:
 
 
 def tokens_by_id(document: Mapping[str, Any]) -> list[str]:
-    """Every token, added ones included; an id without a token gets a name for one."""
+    """Return every token, added ones included, and a made-up name for an id without a token."""
     named = {token_id: token for token, token_id in document["model"]["vocab"].items()}
     named |= {added["id"]: added["content"] for added in document["added_tokens"]}
     return [named.get(token_id, f"[PAD{token_id}]") for token_id in range(max(named) + 1)]
 
 
 def _type_of(token: str, model: Mapping[str, Any], is_special: Mapping[str, bool]) -> TokenType:
-    """The type of a token of tokenizer.json; `is_special` has those that are added."""
+    """Return the type of a token of tokenizer.json; `is_special` has the added ones."""
     # A file may name none, since with every byte a token nothing is unknown; a GGUF must.
     if token == (model.get("unk_token") or UNKNOWN):
         return TokenType.UNKNOWN
@@ -212,13 +221,13 @@ def _type_of(token: str, model: Mapping[str, Any], is_special: Mapping[str, bool
 
 
 def pair_of(merge: str | Sequence[str]) -> tuple[str, str]:
-    """The two tokens of an entry of `merges`, which are one string in an older tokenizer.json."""
+    """Return the two tokens of an entry of `merges`, one string in an older tokenizer.json."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 
 
 def _adds_space(document: Mapping[str, Any], path: Path) -> bool:
-    """Whether "▁" is put before a text, by a normalizer or by Metaspace."""
+    """Return whether "▁" is put before a text, by a normalizer or by Metaspace."""
     before = [document.get("normalizer"), document.get("pre_tokenizer")]
     steps = [step for stage in before for step in pipeline_steps(stage)]
     match steps:
@@ -235,11 +244,11 @@ def _adds_space(document: Mapping[str, Any], path: Path) -> bool:
 
 
 def merges_of(pieces: Pieces) -> Iterator[tuple[str, str]]:
-    """Every pair of tokens that together are one, in the order in which they are merged.
+    """Yield every pair of tokens that together are one, in the order in which they are merged.
 
-    Of equal scores the smaller id goes first. Two places that would make the same token are merged
-    from the left by SentencePiece, and here by the shorter left half: only a text such as "aaaa",
-    whose pieces overlap with themselves, can tell.
+    Of equal scores the smaller id goes first. SentencePiece merges two places that would make the
+    same token from the left, and a tokenizer.json by the shorter left half: only a text such as
+    "aaaa", whose pieces overlap with themselves, differs.
     """
     ids = pieces.vocabulary.ids_of(pieces.mergeable)
     for token, _ in sorted(ids.items(), key=lambda item: (-pieces.scores[item[1]], item[1])):
@@ -247,27 +256,24 @@ def merges_of(pieces: Pieces) -> Iterator[tuple[str, str]]:
         yield from (pair for pair in halves if pair[0] in ids and pair[1] in ids)
 
 
-def _check_letters(pieces: Pieces) -> None:
-    """SentencePiece merges a letter that is no token itself, a tokenizer.json cannot."""
-    normal = pieces.vocabulary.ids_of({TokenType.NORMAL})
+def tokenizer_json(pieces: Pieces, ends: SpecialIds) -> dict[str, Any]:
+    """Return the content of a tokenizer.json: Llama 2's pipeline around the pieces.
+
+    A user-defined token is found before everything else, and the text behind it begins like any
+    text, as in llama.cpp; SentencePiece itself puts no "▁" there.
+
+    Raises:
+        ModelNotSupported: for a token with a letter that is no token: SentencePiece merges such a
+            letter, a tokenizer.json cannot.
+    """
     letters = set(pieces.vocabulary.ids_of(pieces.mergeable))
-    for token in normal:
+    for token in pieces.vocabulary.ids_of({TokenType.NORMAL}):
         missing = next((letter for letter in token if letter not in letters), None)
         if missing is not None:
             raise ModelNotSupported(
                 f"{pieces.vocabulary.path}: token {token!r:.80} has the character {missing!r}, "
                 "which is no token itself; a tokenizer.json has no way to merge it"
             )
-
-
-def tokenizer_json(pieces: Pieces, ends: SpecialIds) -> dict[str, Any]:
-    """The content of a tokenizer.json: Llama 2's pipeline around the pieces.
-
-    A user-defined token is found before everything else, and the text behind it begins like any
-    text, as in llama.cpp; SentencePiece itself puts no "▁" there.
-    Errors: `ModelNotSupported` for a token of letters that are no tokens.
-    """
-    _check_letters(pieces)
     tokens, types = pieces.vocabulary.tokens, pieces.vocabulary.types
     prepend = [PREPENDS] if pieces.adds_space else []
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if pieces.adds_space else []
@@ -347,7 +353,7 @@ def _added_token(pieces: Pieces, token_id: int) -> dict[str, Any]:
 
 
 def added_token(token_id: int, token: str, *, is_special: bool) -> dict[str, Any]:
-    """An entry of `added_tokens`: a token that is found in a text before anything else."""
+    """Return an entry of `added_tokens`: a token that is found in a text before anything else."""
     return {
         "id": token_id,
         "content": token,
@@ -360,10 +366,10 @@ def added_token(token_id: int, token: str, *, is_special: bool) -> dict[str, Any
 
 
 def template(tokens: Sequence[str], ends: SpecialIds) -> dict[str, Any] | None:
-    """The post-processor that puts `ends.prefix` and `ends.suffix` around a text, or two; or none.
+    """Return the post-processor that puts `ends.prefix` and `ends.suffix` around texts, or None.
 
-    A second text has its own prefix in a model of the kind of Llama, whose prefix is BOS, and none
-    in BERT, which has a suffix after each.
+    A second text has its own prefix in a model like Llama, whose prefix is BOS, and none in BERT,
+    which has a suffix after each.
     """
     if not ends.prefix and not ends.suffix:
         return None
@@ -387,7 +393,7 @@ def template(tokens: Sequence[str], ends: SpecialIds) -> dict[str, Any] | None:
 
 
 def tokenizer_model(pieces: Pieces, ends: SpecialIds) -> bytes:
-    """The content of a tokenizer.model: Llama's settings around the pieces."""
+    """Return the content of a tokenizer.model: Llama's settings around the pieces."""
     tokens = pieces.vocabulary.tokens
     model = llama_model(pieces.vocabulary, pieces.scores)
     model.normalizer_spec.add_dummy_prefix = pieces.adds_space
@@ -412,7 +418,7 @@ def unigram_json(keys: GgufKeys, ends: SpecialIds) -> dict[str, Any]:
     """Return the content of a tokenizer.json for a GGUF vocabulary of the kind t5.
 
     Raises:
-        LlmRuntimeError: For a damaged key, naming it.
+        LlmRuntimeError: for a damaged key, naming it.
     """
     vocabulary = read_vocabulary(keys)
     tokens, types = vocabulary.tokens, vocabulary.types
@@ -458,13 +464,13 @@ def unigram_json(keys: GgufKeys, ends: SpecialIds) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnigramSteps:
-    """What happens to a text before it is cut.
+    """The steps before a text is cut.
 
     Attributes:
         charsmap: SentencePiece's map of characters; empty where there is none.
         adds_space: Whether "▁" begins a text.
         merges_spaces: Whether several spaces are one, and those around a text none.
-        keeps_last_space: Whether one at the end of a text stays, which no key can say.
+        keeps_last_space: Whether one at the end of a text stays, for which there is no key.
     """
 
     charsmap: bytes
@@ -477,7 +483,7 @@ def unigram_steps(document: Mapping[str, Any], path: Path) -> UnigramSteps:
     """Return the steps of a tokenizer.json.
 
     Raises:
-        ModelNotSupported: For steps that are not those of SentencePiece.
+        ModelNotSupported: for steps that are not those of SentencePiece.
     """
     steps = [*pipeline_steps(document["normalizer"]), *pipeline_steps(document["pre_tokenizer"])]
     charsmap = b""
@@ -516,7 +522,7 @@ def unigram_steps(document: Mapping[str, Any], path: Path) -> UnigramSteps:
 
 
 def _maps_white_space(charsmap: bytes) -> bool:
-    """Whether every white space becomes spaces: others would be cut at, and not in llama.cpp."""
+    """Return whether every white space becomes spaces: a text is cut at any, by llama.cpp not."""
     if not charsmap:
         return False
     library = normalizers.Precompiled(charsmap)

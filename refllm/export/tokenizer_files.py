@@ -7,10 +7,10 @@
     tokenizer.model    tokenizer.json and tokenizer.model     refllm.export.sentencepiece
     a folder's others  tokenizer.json: the source's, with what the files beside it change
 
-tokenizer.json says all, so that Spin, which reads nothing else, has the same ids as transformers.
-tokenizer_config.json is written for it: special tokens by name, the class that takes a
-tokenizer.json as it is, the chat templates. Of what may lie beside it in a source,
-generation_config.json is kept with the ends of a generation that were found, and the rest
+tokenizer.json is complete, so that Spin, which reads no other file, has the same ids as
+transformers. tokenizer_config.json is written beside it: special tokens by name, the class that
+reads a tokenizer.json as it is, the chat templates. Of a source's other files,
+generation_config.json is kept with the ends of a generation that were found; the rest
 (added_tokens.json, special_tokens_map.json, vocab.txt, …) is in tokenizer.json.
 """
 
@@ -50,8 +50,7 @@ from refllm.tokenizer.wordpiece import CONTINUES, MAX_CHARACTERS_PER_WORD
 
 __all__ = ["json_bytes", "special_tokens_of", "tokenizer_files", "vocabulary_files"]
 
-# The names that transformers has for special tokens of any model, and how a token of that name is
-# spelled where no file names one.
+# transformers' names of special tokens of any model, and the usual spellings of each.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "bos_token": (),
     "eos_token": (),
@@ -70,14 +69,20 @@ def tokenizer_files(
 
     Args:
         words: The tokenizer and the chat templates.
-        n_ctx: The length that tokenizer_config.json names, unless the source's has a shorter one.
-        has_token_types: Whether the model is given an array of token types in transformers.
+        n_ctx: The length for tokenizer_config.json, unless the source's has a shorter one.
+        has_token_types: Whether the model takes an array of token types in transformers.
 
     Raises:
-        LlmRuntimeError: For a damaged file, naming it.
-        ModelNotSupported: As `refllm.export.sentencepiece`.
+        LlmRuntimeError: for a damaged file, naming it.
+        ModelNotSupported: as `refllm.export.sentencepiece`.
     """
     types = ["token_type_ids"] if has_token_types else []
+    source = words.path / "tokenizer_config.json"
+    limit: object = None  # refllm itself does not use it
+    if words.weights.source == "hf" and source.is_file():
+        limit = read_json_object(source, max_bytes=MAX_TOKENIZER_BYTES).get("model_max_length")
+    if isinstance(limit, int | float) and limit >= 1:
+        n_ctx = min(n_ctx, int(limit))
     special = special_tokens_of(words)
     others = {name: token for name, token in special.items() if name not in NAMES}
     special = {name: token for name, token in special.items() if name in NAMES}
@@ -86,7 +91,7 @@ def tokenizer_files(
         **({"extra_special_tokens": others} if others else {}),
         # The class that builds no pipeline of its own.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": min(n_ctx, _own_limit(words) or n_ctx),
+        "model_max_length": n_ctx,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", *types, "attention_mask"],
     }
@@ -112,11 +117,11 @@ def tokenizer_files(
 
 
 def vocabulary_files(words: TokenizerDescription) -> dict[str, bytes]:
-    """Return tokenizer.json, and tokenizer.model where it can say the same, as name to content.
+    """Return tokenizer.json, and a tokenizer.model of the same vocabulary, as name to content.
 
     Raises:
-        LlmRuntimeError: For a damaged file, naming it.
-        ModelNotSupported: As `refllm.export.sentencepiece`.
+        LlmRuntimeError: for a damaged file, naming it.
+        ModelNotSupported: as `refllm.export.sentencepiece`.
     """
     tokenizer, weights = words.tokenizer, words.weights
     if weights.source == "hf":
@@ -143,7 +148,7 @@ def vocabulary_files(words: TokenizerDescription) -> dict[str, bytes]:
 
 
 def special_tokens_of(words: TokenizerDescription) -> dict[str, str]:
-    """Return bos_token, eos_token, … to the token's spelling, for those that there are."""
+    """Return the spelling of each special token that the model has: bos_token, eos_token, …"""
     ids = words.ids()
     named = dict(words.tokenizer.special_tokens)
     is_encoder = words.weights.architecture != "llama"
@@ -165,17 +170,8 @@ def json_bytes(content: Mapping[str, object] | Sequence[object]) -> bytes:
     return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def _own_limit(words: TokenizerDescription) -> int | None:
-    """The length that a folder's tokenizer_config.json names; refllm itself does not use it."""
-    path = words.path / "tokenizer_config.json"
-    if words.weights.source == "gguf" or not path.is_file():
-        return None
-    limit = read_json_object(path, max_bytes=MAX_TOKENIZER_BYTES).get("model_max_length")
-    return int(limit) if isinstance(limit, int | float) and limit >= 1 else None
-
-
 def _begins_with(words: TokenizerDescription, data: bytes) -> bool:
-    """Whether the first tokens are those of a tokenizer.model; one that is damaged has none."""
+    """Return whether the first tokens are those of a tokenizer.model; a damaged one has none."""
     path = words.path / "tokenizer.model"
     try:
         tokens = vocabulary_of_model(model_from_bytes(data, path), path).tokens
@@ -196,7 +192,7 @@ def _both(pieces: Pieces, words: TokenizerDescription) -> dict[str, bytes]:
 
 
 def _with_truncation(document: Mapping[str, object], tokenizer: Tokenizer) -> bytes:
-    """A tokenizer.json that cuts texts where the tokenizer does."""
+    """Return a tokenizer.json that cuts texts where the tokenizer does."""
     if tokenizer.text_limit is None:
         return json_bytes(document)
     truncation = {
@@ -265,7 +261,7 @@ def _wordpiece(keys: GgufKeys, vocabulary: Vocabulary, ends: SpecialIds) -> dict
 def _document(
     vocabulary: Vocabulary, ends: SpecialIds, *, model: Mapping[str, Any], **steps: object
 ) -> dict[str, Any]:
-    """A tokenizer.json of these steps, in which special and user-defined tokens are found first."""
+    """Return a tokenizer.json of these steps; it finds special and user-defined tokens first."""
     found_first = vocabulary.ids_of({*SPECIAL_TYPES, TokenType.USER_DEFINED})
     return tokenizer_document(
         [
