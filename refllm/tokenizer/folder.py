@@ -1,4 +1,4 @@
-"""What the files beside a vocabulary say of it: special tokens, added tokens, options.
+"""The files beside a vocabulary: special tokens, added tokens, options.
 
     tokenizer_config.json      the class whose options apply, special tokens by name, added tokens
     special_tokens_map.json    special tokens by name
@@ -13,11 +13,11 @@ Where files disagree, what `AutoTokenizer` of transformers 5.24.0 does decides:
   added_tokens.json are added, but for ids that tokenizer.json itself has as added tokens.
 - A token that a file names as special is one, whatever the vocabulary has it as.
 
-Where transformers adds a token that the files name as special and the vocabulary lacks, with an id
-that no file has, one that texts need (bos, eos, unk, sep, cls, mask) is an error here. Any other
-named one is left out: a pad, since nothing is padded, and a placeholder such as CodeLlama's
-`fill_token`. Those of `additional_special_tokens` and `extra_special_tokens` have no names, and are
-added after the last one, as by transformers.
+transformers adds a token that the files name as special and the vocabulary lacks, with an id that
+no file has. Here such a token is an error if texts need it (bos, eos, unk, sep, cls, mask), and is
+left out otherwise: a pad, since nothing is padded, and a placeholder such as CodeLlama's
+`fill_token`. The tokens of `additional_special_tokens` and `extra_special_tokens` have no names,
+and are added after the last one, as by transformers.
 """
 
 from __future__ import annotations
@@ -102,17 +102,17 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class FolderFiles:
-    """What the files of one folder say; empty for a folder without them.
+    """The contents of one folder's files; empty for a folder without them.
 
     Attributes:
-        tokenizer_class: The name of transformers' class, without "Fast"; None where nothing says.
-        config: tokenizer_config.json, whose options the reader of a vocabulary takes.
+        tokenizer_class: transformers' class, without "Fast"; None if no file names one.
+        config: tokenizer_config.json, with options for the reader of a vocabulary.
         special_map: special_tokens_map.json.
         special: Special tokens by name ("eos_token").
-        added: Added tokens in the order of their ids; those without an id come last.
-        bos_ids: The id that generation_config.json or config.json names as BOS.
-        eos_ids: The ids that one of them names as ends of a generation.
-        id_sources: File and key that `bos_ids` and `eos_ids` are from, for error messages.
+        added: Added tokens in the order of their ids; tokens without an id come last.
+        bos_ids: The id of BOS in generation_config.json or config.json.
+        eos_ids: The ids of the ends of a generation in one of them.
+        id_sources: File and key of `bos_ids` and `eos_ids`, for error messages.
     """
 
     tokenizer_class: str | None
@@ -125,14 +125,14 @@ class FolderFiles:
     id_sources: Mapping[str, str] = field(default_factory=dict)
 
     def with_known(self, known: Iterable[str], vocabulary: Path) -> FolderFiles:
-        """Return the same without the special tokens that `known` lacks, which are dismissed.
+        """Return the same without the special tokens that a vocabulary lacks; dismiss these.
 
         Args:
-            known: Every token.
-            vocabulary: The file that they are from.
+            known: Every token of the vocabulary.
+            vocabulary: Its file.
 
         Raises:
-            LlmRuntimeError: for one that texts need, naming file and key.
+            LlmRuntimeError: for a missing one that texts need, naming file and key.
         """
         tokens = frozenset(known)
         missing = {n: one for n, one in self.special.items() if one.content not in tokens}
@@ -148,10 +148,7 @@ class FolderFiles:
         return replace(self, special=special)
 
     def account(self) -> None:
-        """Record each key of tokenizer_config.json and special_tokens_map.json.
-
-        All their readers have read by then.
-        """
+        """Record each key of tokenizer_config.json and special_tokens_map.json, after all reads."""
         self.config.account(TOKENIZER_CONFIG, unknown="warn")
         if self.config.get("added_tokens_decoder") is None:
             self.special_map.account(SPECIAL_TOKENS_MAP, unknown="warn")
@@ -170,7 +167,7 @@ class FolderFiles:
 def read_folder_files(
     folder: Path, ledger: Ledger, *, own_added: Mapping[int, str] = MappingProxyType({})
 ) -> FolderFiles:
-    """Return what the files beside a vocabulary say.
+    """Return the contents of the files beside a vocabulary.
 
     Args:
         folder: The model's folder.
@@ -204,7 +201,7 @@ def read_folder_files(
     known = {str(one.token.content) for one in added}
     own = frozenset(own_added.values())
     for name, (one, flags) in named.items():
-        # A named token is special; it has the flags of the added token that is spelled so, if any.
+        # A named token is special; an added token of the same spelling gives its flags.
         if one.content not in known and (one.content not in own or flags is not None):
             token = AddedToken(one.content, special=True) if flags is None else flags
             added.append(Added(None, token, one.path, name, must_exist=True))
@@ -268,15 +265,21 @@ def _extras(keys: Keys) -> list[Added]:
     return [_special(one) for one in found]
 
 
+def _check_content(content: str, where: str) -> None:
+    if LONE_SURROGATE.search(content):
+        raise LlmRuntimeError(f"{where} has the token {content!r:.80}, which is not Unicode text")
+    if len(content.encode()) > MAX_TOKEN_BYTES:
+        raise LlmRuntimeError(
+            f"{where} has a token of more than {MAX_TOKEN_BYTES} bytes, {content!r:.80}"
+        )
+
+
 def _token(keys: Keys, key: str, value: object) -> AddedToken:
     """Return a token that a file gives as its spelling, or as an object with flags."""
     content = value.get("content") if isinstance(value, Mapping) else value
     if not isinstance(content, str):
         raise keys.error(key, f"must be a token, is {value!r:.80}")
-    if LONE_SURROGATE.search(content):
-        raise keys.error(key, f"has the token {content!r:.80}, which is not Unicode text")
-    if len(content.encode()) > MAX_TOKEN_BYTES:
-        raise keys.error(key, f"has a token of more than {MAX_TOKEN_BYTES} bytes, {content!r:.80}")
+    _check_content(content, f"{keys.path}: {key}")
     if not isinstance(value, Mapping):
         return AddedToken(content, special=True)
     flags = {flag: value[flag] for flag in FLAGS if value.get(flag) is not None}
@@ -316,12 +319,7 @@ def _added_json(
     for content, token_id in _optional(path).items():
         if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
             raise LlmRuntimeError(f"{path}: {content!r:.80} must be an id, is {token_id!r:.80}")
-        if LONE_SURROGATE.search(content):
-            raise LlmRuntimeError(f"{path}: the token {content!r:.80} is not Unicode text")
-        if len(content.encode()) > MAX_TOKEN_BYTES:
-            raise LlmRuntimeError(
-                f"{path}: has a token of more than {MAX_TOKEN_BYTES} bytes, {content!r:.80}"
-            )
+        _check_content(content, f"{path}:")
         if token_id in own_added:
             ledger.dismiss(path.name, content, "tokenizer.json has the token with this id")
             continue
@@ -356,11 +354,7 @@ def _ids_of_ends(folder: Path, ledger: Ledger) -> dict[str, tuple[tuple[int, ...
 
 
 def _tokenizer_class(config: Keys, folder: Path) -> str | None:
-    """Return the class that transformers 5.24 takes the options of.
-
-    The file's own where it names one; "TokenizersBackend" and "PreTrainedTokenizerFast" take a
-    tokenizer.json as it is.
-    """
+    """Return transformers' class whose options apply: the file's own, or that of the model type."""
     model = _keys(folder / "config.json", Ledger())
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
     if name is None:

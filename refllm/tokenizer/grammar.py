@@ -1,4 +1,4 @@
-"""Answers that are bound to a grammar: which tokens may come next, by the library llguidance.
+"""Answers bound to a grammar: the tokens that may come next, by the library llguidance.
 
 A token may come next where the text so far with the token's bytes begins a text of the grammar, and
 an end token where the text so far is one. That is the mask of the next draw: it comes before every
@@ -10,9 +10,9 @@ Where a text is forced, llguidance by default allows the one token that a tokeni
 Here the model chooses among all that fit (`no_forcing`), so that the rule above is the whole rule,
 and holds for tokenizers that put a space before a text.
 
-A JSON text has no whitespace around it, and inside at each place at most what llama.cpp's grammars
-allow: one space, or one or two line feeds and an indent. So a model that is in doubt cannot write
-whitespace for ever, and a schema of finitely many values ends.
+A JSON text has no whitespace around it, and inside at each place at most as much as in llama.cpp's
+grammars: one space, or one or two line feeds and an indent. So a model cannot write whitespace for
+ever, and a schema of finitely many values ends.
 
 Sources: JSON Schema 2020-12; llguidance (docs/json_schema.md has what it reads); llama.cpp's
 common/json-schema-to-grammar.cpp.
@@ -77,13 +77,13 @@ JSON_OBJECT: Mapping[str, object] = {"type": "object"}
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer must be, as llguidance writes it; `json_grammar` makes one."""
+    """A grammar in llguidance's language; `json_grammar` makes one."""
 
     text: str
 
 
 class Matcher:
-    """What may come next in one text that is bound to a grammar; see `matcher_of`."""
+    """The tokens that may come next in one text bound to a grammar; see `matcher_of`."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
@@ -101,7 +101,11 @@ class Matcher:
         return bits.astype(np.bool_)
 
     def advance(self, token_id: int) -> None:
-        """Append a token that is allowed. Errors: `InvalidInput` as `allowed`."""
+        """Append a token that is allowed.
+
+        Raises:
+            InvalidInput: as `allowed`.
+        """
         with _library_errors(InvalidInput, "the grammar has no next token"):
             self._matcher.consume_token(token_id)
             self._check()
@@ -115,7 +119,7 @@ class Matcher:
 
 
 def has_library() -> bool:
-    """Whether llguidance is installed."""
+    """Return whether llguidance is installed."""
     return importlib.util.find_spec(LIBRARY) is not None
 
 
@@ -227,10 +231,9 @@ class _Vocabulary:
 
 
 class _Tokens:
-    """What `llguidance.TokenizerWrapper` asks of a tokenizer: each token's bytes.
+    """Each token's bytes, in the form of `llguidance.TokenizerWrapper`.
 
-    A token that writes nothing is special, and no part of a text; nor is an end token, whatever it
-    writes.
+    A token that writes nothing is special, and no part of a text; nor is any end token.
     """
 
     bos_token_id = None
@@ -289,7 +292,7 @@ def _too_complex() -> InvalidInput:
 
 @contextmanager
 def _library_errors(kind: type[LlmError], failed: str) -> Iterator[None]:
-    """Turn whatever llguidance raises into an error of that kind."""
+    """Turn every error of llguidance into one of that kind."""
     try:
         yield
     except (LlmError, KeyboardInterrupt, SystemExit):

@@ -1,4 +1,4 @@
-"""Vocabularies as older tools wrote them, as the tokenizer.json that transformers makes of each.
+"""Vocabularies of older tools, as the tokenizer.json that transformers makes of each.
 
     vocab.txt                    WordPiece     BertTokenizer, and MPNetTokenizer by its class
     vocab.json and merges.txt    bytes' BPE    RobertaTokenizer, and GPT2Tokenizer by its class
@@ -47,7 +47,7 @@ def document_from_vocabulary(path: Path, files: FolderFiles) -> dict[str, Any]:
 
     Args:
         path: vocab.txt, vocab.json or sentencepiece.bpe.model.
-        files: What the files beside it say.
+        files: The files beside it.
 
     Raises:
         LlmRuntimeError: for a file that is damaged.
@@ -76,11 +76,11 @@ def _id(vocabulary: dict[str, int], token: str, path: Path) -> int:
 
 
 def _check_class(path: Path, files: FolderFiles, *classes: str) -> str:
-    """Return the class that makes the pipeline: the first one where no file names any."""
+    """Return the class that makes the pipeline, by default the first one."""
     name = files.tokenizer_class or classes[0]
     if name not in classes:
         raise ModelNotSupported(
-            f"{path}: what tokenizer_class {name!r:.80} does with the file is not computed; let "
+            f"{path}: the pipeline of tokenizer_class {name!r:.80} is not computed; let "
             "transformers' save_pretrained write a tokenizer.json"
         )
     return name
@@ -102,16 +102,15 @@ def _wordpiece(path: Path, files: FolderFiles) -> Tokenizer:
         files,
         *("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer"),
     ).startswith("MPNet")
-    # Lines as Python reads a text file: a token may hold U+2028, and no line feed.
+    # Lines as Python reads a text file: a token may contain U+2028, and no line feed.
     lines = _lines(path)
     vocabulary = {token: token_id for token_id, token in enumerate(lines)}
     if len(vocabulary) < len(lines):
         [(twice, _)] = Counter(lines).most_common(1)
         raise LlmRuntimeError(f"{path}: has the token {twice!r:.80} twice")
-    cls = _spelling(files, "cls_token", "<s>" if mpnet else "[CLS]")
-    sep = _spelling(files, "sep_token", "</s>" if mpnet else "[SEP]")
-    pad = _spelling(files, "pad_token", "<pad>" if mpnet else "[PAD]")
-    mask = _spelling(files, "mask_token", "<mask>" if mpnet else "[MASK]")
+    usual = ("<s>", "</s>", "<pad>", "<mask>") if mpnet else ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+    names = ("cls_token", "sep_token", "pad_token", "mask_token")
+    cls, sep, pad, mask = map(_spelling, [files] * len(names), names, usual)
     unknown = _spelling(files, "unk_token", "[UNK]")
     _id(vocabulary, unknown, path)
     library = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
@@ -196,12 +195,8 @@ def _unigram(path: Path, files: FolderFiles) -> Tokenizer:
         library.normalizer = normalizers.Precompiled(charsmap)
     adds_space = files.config.flag("add_prefix_space", default=True)
     scheme = "always" if adds_space else "never"
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme),
-        ]
-    )
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
+    library.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
     library.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
     if any(piece.type == TokenType.USER_DEFINED for piece in model.pieces[3:]):
         raise ModelNotSupported(f"{path}: user-defined pieces are not computed")

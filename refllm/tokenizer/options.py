@@ -1,7 +1,8 @@
 """Options of tokenizer_config.json that change what a tokenizer.json does.
 
-transformers 5.24 builds the pipeline of some classes anew, and takes of tokenizer.json the
-vocabulary, the merges and the post-processor only. What tokenizer_config.json then says counts:
+transformers 5.24 builds the pipeline of some classes anew, and takes only the vocabulary, the
+merges and the post-processor from tokenizer.json. Then these options of tokenizer_config.json
+count:
 
     class                                option                                  where
     BertTokenizer and its like, MPNet    do_lower_case, strip_accents,           normalizer
@@ -12,13 +13,11 @@ vocabulary, the merges and the post-processor only. What tokenizer_config.json t
     CodeLlamaTokenizer, XLMRoberta-      add_prefix_space                        normalizer,
     Tokenizer, CamembertTokenizer                                                pre_tokenizer
 
-Only options that the file has count here. For one that it has not, transformers takes the class's
-default even where tokenizer.json says otherwise (a cased BERT without `do_lower_case` becomes
-lower-cased); here tokenizer.json decides, as in Spin, which reads nothing else.
-
-PreTrainedTokenizerFast takes a tokenizer.json as it is. transformers builds the pipelines of yet
-other classes anew (AlbertTokenizer, DebertaV2Tokenizer …), which is not computed: there, too,
-tokenizer.json decides.
+For an option that the file lacks, transformers takes the class's default even against
+tokenizer.json (a cased BERT without `do_lower_case` becomes lower-cased); here tokenizer.json
+decides, as in Spin, which reads no other file. It also decides for PreTrainedTokenizerFast, as in
+transformers, and for further classes whose pipelines transformers builds anew (AlbertTokenizer,
+DebertaV2Tokenizer …).
 """
 
 from __future__ import annotations

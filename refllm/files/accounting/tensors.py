@@ -130,19 +130,18 @@ def account_for_tensors(
     ledger: Ledger,
     irrelevant: Mapping[str, str] = IRRELEVANT_TENSORS,
 ) -> None:
-    """Record what becomes of each tensor of a file.
+    """Record the verdict on each tensor of a file.
 
     Args:
         path: The file or folder, for the error.
         architecture: "llama" or "bert".
         used: The names of the tensors that the network asked for.
-        left_over: The name of each other tensor, and what it is: "F32 [64]".
+        left_over: The name of each other tensor, and its type and shape: "F32 [64]".
         ledger: Where each tensor is recorded.
         irrelevant: Patterns of names, and why no result depends on such a tensor.
 
     Raises:
-        ModelNotSupported: naming the first five tensors that no table lists, and how many they
-            are.
+        ModelNotSupported: naming the first five tensors that no table lists, and their number.
     """
     for name in used:
         ledger.use("tensors", name, architecture)
