@@ -15,7 +15,7 @@ __all__ = [
     "MAX_HEADS",
     "MAX_HEAD_DIM",
     "MAX_WIDTH",
-    "Hyperparameter",
+    "Row",
 ]
 
 # Upper limits of plausible models. A larger number means a damaged file, and allocating for it
@@ -29,7 +29,7 @@ MAX_ENCODER_CONTEXT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Hyperparameter:
+class Row:
     """One number of a `LlamaConfig` or `BertConfig`.
 
     Attributes:
@@ -51,37 +51,31 @@ class Hyperparameter:
 
 
 LLAMA = (
-    Hyperparameter(
-        "n_ctx", "context_length", ("max_position_embeddings",), MAX_CONTEXT, default=2048
-    ),
-    Hyperparameter("n_embd", "embedding_length", ("hidden_size",), MAX_WIDTH),
-    Hyperparameter("n_ff", "feed_forward_length", ("intermediate_size",), MAX_WIDTH),
-    Hyperparameter("n_layers", "block_count", ("num_hidden_layers",), MAX_LAYERS),
-    Hyperparameter("n_heads", "attention.head_count", ("num_attention_heads",), MAX_HEADS),
-    Hyperparameter(
+    Row("n_ctx", "context_length", ("max_position_embeddings",), MAX_CONTEXT, default=2048),
+    Row("n_embd", "embedding_length", ("hidden_size",), MAX_WIDTH),
+    Row("n_ff", "feed_forward_length", ("intermediate_size",), MAX_WIDTH),
+    Row("n_layers", "block_count", ("num_hidden_layers",), MAX_LAYERS),
+    Row("n_heads", "attention.head_count", ("num_attention_heads",), MAX_HEADS),
+    Row(
         "n_kv_heads",
         "attention.head_count_kv",
         ("num_key_value_heads",),
         MAX_HEADS,
         derived=lambda read: read["n_heads"],
     ),
-    Hyperparameter(
+    Row(
         "head_dim",
         "attention.key_length",
         ("head_dim",),
         MAX_HEAD_DIM,
         derived=lambda read: read["n_embd"] // read["n_heads"] or 1,
     ),
-    Hyperparameter(
-        "rms_norm_eps", "attention.layer_norm_rms_epsilon", ("rms_norm_eps",), None, default=1e-6
-    ),
+    Row("rms_norm_eps", "attention.layer_norm_rms_epsilon", ("rms_norm_eps",), None, default=1e-6),
 )
 BERT = (
-    Hyperparameter("n_ctx", "context_length", ("max_position_embeddings",), MAX_ENCODER_CONTEXT),
+    Row("n_ctx", "context_length", ("max_position_embeddings",), MAX_ENCODER_CONTEXT),
     *(row for row in LLAMA if row.field in ("n_embd", "n_layers", "n_ff", "n_heads")),
-    Hyperparameter(
-        "layer_norm_eps", "attention.layer_norm_epsilon", ("layer_norm_eps",), None, default=1e-12
-    ),
+    Row("layer_norm_eps", "attention.layer_norm_epsilon", ("layer_norm_eps",), None, default=1e-12),
 )
 DISTILBERT_KEYS = {
     "n_ctx": ("max_position_embeddings",),
@@ -91,7 +85,7 @@ DISTILBERT_KEYS = {
     "n_heads": ("n_heads", "num_attention_heads"),
 }
 
-HYPERPARAMETERS: Mapping[str, tuple[Hyperparameter, ...]] = {
+HYPERPARAMETERS: Mapping[str, tuple[Row, ...]] = {
     "llama": LLAMA,
     "bert": BERT,
     "roberta": BERT,

@@ -13,7 +13,7 @@ from refllm.checkpoints.hyperparameters import HYPERPARAMETERS
 from refllm.checkpoints.names import CLASSES
 from refllm.checkpoints.open import Weights
 from refllm.errors import ModelNotSupported
-from refllm.export.model import Description
+from refllm.export.model import NOT_IN_SPIN, Description, refuse_any
 from refllm.llama import LlamaConfig
 from refllm.rope import Llama3Scaling
 
@@ -92,12 +92,7 @@ def refuse_what_spin_cannot(model: Description) -> None:
             f"an encoder of the kind {model.model_type}": weights.family != "bert",
             f"the activation {config.activation}": config.activation != "gelu",
         }
-    for what, is_there in ignored.items():
-        if is_there:
-            raise ModelNotSupported(
-                f"{weights.path}: has {what}, which Spin's engine does not know; export it for "
-                "another program with --format hf or gguf"
-            )
+    refuse_any(model, ignored, NOT_IN_SPIN)
 
 
 def _llama(model: Description, c: LlamaConfig) -> dict[str, object]:

@@ -27,9 +27,8 @@ from refllm.bert import BertConfig
 from refllm.checkpoints.gguf import DEFAULT_ALIGNMENT
 from refllm.checkpoints.gguf_writer import keys_of_file, packed, write_gguf_file
 from refllm.checkpoints.hyperparameters import HYPERPARAMETERS
-from refllm.errors import ModelNotSupported
 from refllm.export.gguf_vocabulary import missing_keys, vocabulary_keys
-from refllm.export.model import Description
+from refllm.export.model import Description, refuse_any
 from refllm.export.sentence_files import gguf_pooling_type
 from refllm.llama import LlamaConfig
 from refllm.quant import FORMATS, Tensor
@@ -222,12 +221,12 @@ def _bert(model: Description, c: BertConfig) -> dict[str, object]:
         "a relative attention bias, as MPNet has it": c.relative_attention,
         f"the activation {c.activation}": c.activation != "gelu",
     }
-    for what, is_there in beyond.items():
-        if is_there:
-            raise ModelNotSupported(
-                f"{model.path}: has {what}, which llama.cpp does not compute in a BERT; use "
-                "--format hf, or a server that runs sentence-transformers"
-            )
+    refuse_any(
+        model,
+        beyond,
+        "which llama.cpp does not compute in a BERT; use --format hf, or a server that runs "
+        "sentence-transformers",
+    )
     return {
         "attention.causal": False,
         "pooling_type": gguf_pooling_type(model, model.sentence),

@@ -23,7 +23,7 @@ from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.names import CLASSES, FAMILIES, hugging_face_name
 from refllm.checkpoints.open import Weights, open_weights
 from refllm.checkpoints.sentence_config import SentenceConfig
-from refllm.errors import InvalidInput, LlmRuntimeError
+from refllm.errors import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.files.accounting.ledger import Ledger
 from refllm.llama import Llama, LlamaConfig
 from refllm.models.find import absent_path
@@ -34,16 +34,22 @@ from refllm.tokenizer.base import Tokenizer
 from refllm.tokenizer.vocabulary import SpecialIds
 
 __all__ = [
+    "NOT_IN_SPIN",
     "Description",
     "TokenizerDescription",
     "check_complete",
     "describe",
     "describe_tokenizer",
+    "refuse_any",
     "special_ids_of",
 ]
 
 PROBE = "a"
 MAX_NAMED = 8  # tensors in one message
+
+NOT_IN_SPIN = (
+    "which Spin's engine does not know; export it for another program with --format hf or gguf"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,13 @@ def describe(path: Path) -> Description:
         describe_tokenizer(weights),
         model.sentence if isinstance(model, BertModel) else None,
     )
+
+
+def refuse_any(model: Description, problems: Mapping[str, bool], why: str) -> None:
+    """Raise `ModelNotSupported` for the first problem that the model has: "PATH: has WHAT, WHY"."""
+    for what, is_there in problems.items():
+        if is_there:
+            raise ModelNotSupported(f"{model.path}: has {what}, {why}")
 
 
 def describe_tokenizer(weights: Weights) -> TokenizerDescription:
