@@ -180,7 +180,8 @@ def test_without_a_file_to_hold_it_the_text_is_written(
     def no_more() -> int:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(native_messages, "_new_file", no_more)
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr("refllm.tokenizer.native_messages.tempfile.TemporaryFile", no_more)
     panic(f"{HEAD}overflow\n", "overflow")
     assert capfd.readouterr().err == f"{HEAD}overflow\n"
 

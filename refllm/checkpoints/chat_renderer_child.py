@@ -1,7 +1,6 @@
 """The process that renders chat templates: `python -m refllm.checkpoints.chat_renderer_child`.
 
-A template is a program that comes with a model, so it runs where it can be ended: in a process of
-its own, which `refllm.checkpoints.chat_renderer` starts. Both sides write frames to a pipe:
+`refllm.checkpoints.chat_renderer` starts it, and can end it. Both sides write frames to a pipe:
 
     4 bytes    N, big-endian
     N bytes    a JSON object in UTF-8, where halves of surrogate pairs are characters, too
@@ -40,7 +39,7 @@ from jinja2.utils import Namespace
 __all__ = ["main"]
 
 TEXT = "text"
-REFUSED = "refused"  # by the template's own words
+REFUSED = "refused"  # with the template's own message
 UNUSABLE = "unusable"  # a template that no messages suit
 FAILED = "failed"  # with these messages
 TOO_LONG = "too long"
@@ -113,7 +112,7 @@ def _check_public(name: object) -> None:
 
 
 def raise_exception(message: object) -> NoReturn:
-    """End the rendering with the template's own words."""
+    """End the rendering with the template's own message."""
     raise Refusal(str(message))
 
 
@@ -135,7 +134,7 @@ def tojson(
 
 
 def strftime_now(form: str) -> str:
-    """Return the time as `form` asks for it."""
+    """Return the current time in the format `form`."""
     return datetime.now().strftime(form)  # local time, as in transformers
 
 
@@ -170,7 +169,7 @@ def _answer(request: Mapping[str, Any], most: int) -> dict[str, str]:
         template = _compiled(request["template"])
     except MemoryError:
         return {"outcome": NO_MEMORY, "text": ""}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other end wants to know
+    except Exception as error:  # noqa: BLE001 - each error is an answer
         return {"outcome": UNUSABLE, "text": _words(error)}
     try:
         text = _rendered(template, request["variables"], most)
@@ -180,7 +179,7 @@ def _answer(request: Mapping[str, Any], most: int) -> dict[str, str]:
         return {"outcome": TOO_LONG, "text": ""}
     except MemoryError:
         return {"outcome": NO_MEMORY, "text": ""}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other end wants to know
+    except Exception as error:  # noqa: BLE001 - each error is an answer
         # Exactly TemplateRuntimeError: an unknown filter or test where only some messages lead.
         is_unusable = isinstance(error, SecurityError) or type(error) is TemplateRuntimeError
         return {"outcome": UNUSABLE if is_unusable else FAILED, "text": _words(error)}
@@ -188,7 +187,7 @@ def _answer(request: Mapping[str, Any], most: int) -> dict[str, str]:
 
 
 def _words(error: Exception) -> str:
-    """The message of an error and the template's line where it occurred."""
+    """Return an error's message, and the line of the template where it occurred."""
     if isinstance(error, jinja2.TemplateSyntaxError):
         message, line = error.message or "", error.lineno
     elif isinstance(error, SyntaxError):  # its line is that of the Python code
@@ -206,7 +205,7 @@ def _words(error: Exception) -> str:
 
 
 def _read(stream: BinaryIO) -> dict[str, Any] | None:
-    """The next frame; None at the end of the stream."""
+    """Return the next frame, or None at the end of the stream."""
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
@@ -251,7 +250,7 @@ def main() -> None:
     _write(answers, {"jinja2": jinja2.__version__})
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - os.devnull is no path of a folder
         while (request := _read(requests)) is not None:
-            # A thread that needs no interpreter lock: one operation on huge numbers holds the lock.
+            # By a thread without the interpreter lock, which one operation on huge numbers holds.
             faulthandler.dump_traceback_later(
                 limits["seconds"] + GRACE_SECONDS, exit=True, file=nowhere
             )

@@ -1,8 +1,8 @@
-"""A `tokenizer.json` as an object, checked before the tokenizers library reads it.
+"""Check a `tokenizer.json` before the tokenizers library reads it.
 
-The library takes memory by what the file says: a table as long as the largest id, an automaton for
-the added tokens, a text as long as the normalizer makes it. A process that runs out of memory
-cannot answer, so the numbers are compared here with what the file itself has.
+The library allocates memory by the file's numbers: a table as long as the largest id, an automaton
+for the added tokens, a text as long as the normalizer makes it. A process that runs out of memory
+cannot answer, so these numbers are limited here.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ STAGES: Mapping[str, str] = {
 
 
 def read_document(source: str, path: Path) -> dict[str, Any]:
-    """Return a tokenizer.json whose numbers no library has to be afraid of.
+    """Return the content of a tokenizer.json whose numbers are within the limits.
 
     Args:
         source: Its text.
@@ -143,10 +143,10 @@ def _check_vocabulary(document: Mapping[str, Any], path: Path) -> tuple[int, int
 
 
 def _check_merges(model: Mapping[str, Any], path: Path) -> None:
-    """Refuse merges that the library cuts a prefix from where there is none.
+    """Refuse merges whose second token lacks the prefix that the library cuts off.
 
-    It takes as many bytes from the second token of each pair as the prefix has characters, and ends
-    the process where that is no place between two characters.
+    The library cuts as many bytes as the prefix has characters, and ends the process if that is no
+    boundary of a character.
     """
     prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
     if not isinstance(prefix, str) or not prefix or not isinstance(merges, list):
@@ -237,7 +237,7 @@ def pipeline_steps(stage: object) -> list[dict[str, Any]]:
 
 
 def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: Path) -> None:
-    """Refuse a pipeline that makes out of a text what no text should become.
+    """Refuse a pipeline that makes a text too long, or adds tokens that do not exist.
 
     Args:
         document: The file as the library renders it, with every key.
@@ -294,9 +294,7 @@ def _check_limit(where: str, number: int, what: str, maximum: int) -> None:
 
 
 def growth_of(normalizer: Mapping[str, Any] | None) -> float:
-    """Return how many bytes the normalizer writes at most for each byte of a text.
-
-    It is a bound, and mostly far above what a text gives.
+    """Return an upper bound of the bytes that a normalizer writes for each byte of a text.
 
     Args:
         normalizer: As the library renders it.

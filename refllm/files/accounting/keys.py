@@ -26,8 +26,8 @@ class MustBe:
     """A key that may only have these values, because no other is computed.
 
     Attributes:
-        values: The values that ask for what is computed. A JSON null always is one.
-        otherwise: What another value asks for, and what the user can do about it.
+        values: The values that are computed. A JSON null always is one.
+        otherwise: The meaning of any other value, and what the user can do.
     """
 
     values: tuple[object, ...]
@@ -150,15 +150,14 @@ class Keys:
         among: str = "*",
         apart_from: Sequence[str] = (),
     ) -> None:
-        """Record what becomes of every key whose name matches `among` and not `apart_from`.
+        """Record the verdict on every key whose name matches `among` and not `apart_from`.
 
-        A key that was read is used. Of the others, the tables decide: an entry of the key's own
-        name, else the first pattern that matches it. A key that no table lists is refused, or
-        recorded as unknown.
+        A key that was read is used. For each other one the tables decide: the entry of its own
+        name, else the first pattern that matches it.
 
         Args:
             known: Tables of keys that are irrelevant or must have one value.
-            unknown: What becomes of a key that no table lists.
+            unknown: The verdict on a key that no table lists.
             among: A pattern; other keys are left to another reader of the same file.
             apart_from: Patterns of keys that are left to another reader.
 
