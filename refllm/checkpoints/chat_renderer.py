@@ -31,8 +31,8 @@ __all__ = ["Limits", "Renderer", "default_renderer"]
 CHILD = "refllm.checkpoints.chat_renderer_child"
 START_SECONDS = 60.0  # for an interpreter and Jinja on a busy machine
 KILL_SECONDS = 5.0  # for the system to end a process
-MAX_CHILDREN = 4  # that render at the same time; further threads wait
-IDLE_SECONDS = 5.0  # that more than one child waits for a chat
+MAX_CHILDREN = 4  # that render at the same time; further threads block
+IDLE_SECONDS = 5.0  # of more than one child without a chat
 LENGTH = struct.Struct(">I")
 BYTES_OF_A_CHARACTER = 6  # at most, in a JSON string: \u0000
 MIN_JINJA = (3, 1, 6)  # transformers 5.24 refuses older ones, whose sandbox templates can leave
@@ -67,9 +67,8 @@ class Gone(Exception):
 class Renderer:
     """Renders chat templates in child processes; safe to use from several threads.
 
-    Children start when they are needed. One stays until `close`, or the end of this process; more
-    that have nothing to do end after a few seconds. After a fork, the new process starts its own.
-    `children` are those that run.
+    Children start on demand. One stays until `close`, or the end of this process; further idle ones
+    end after a few seconds. After a fork, the new process starts its own. `children` are running.
 
     Example:
         >>> with Renderer(Limits(seconds=5)) as renderer:

@@ -7,11 +7,11 @@ A safetensors file:
     {"model.norm.weight": {"dtype": "F32", "shape": [64], "data_offsets": [0, 256]}, ...,
      "__metadata__": {"format": "pt"}}
 
-A model is `model.safetensors`, or shards and a `model.safetensors.index.json` that says which
-tensor is in which file: {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}.
+A model is `model.safetensors`, or shards and a `model.safetensors.index.json` with the file of
+each tensor: {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}.
 
 Source: https://huggingface.co/docs/safetensors. The `safetensors` package checks each header; it
-hands out tensors only as copies and not as bfloat16, so the bytes are mapped here.
+returns tensors only as copies and not as bfloat16, so the bytes are mapped here.
 """
 
 from __future__ import annotations

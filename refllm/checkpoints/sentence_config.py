@@ -78,7 +78,7 @@ NOT_COMPUTED = {
     "embedding model",
 }
 
-# The Python modules of sentence-transformers' classes, those of older versions included.
+# The Python modules of sentence-transformers' classes, in all versions.
 MODULE_TYPE = re.compile(
     r"sentence_transformers\.(?:models|base\.modules|sentence_transformer\.modules)"
     r"(?:\.[A-Za-z_]+)?\.(Transformer|Pooling|Dense|Normalize|Dropout)"

@@ -212,7 +212,7 @@ def _encoder(model: Description, c: BertConfig) -> dict[str, object]:
 
 
 def _numbers(family: str, config: LlamaConfig | BertConfig, **activation: str) -> dict[str, object]:
-    """Return the keys of `HYPERPARAMETERS`, the activation between whole numbers and others."""
+    """Return the keys of `HYPERPARAMETERS`, the activation between integers and floats."""
     rows = HYPERPARAMETERS[family]
     numbers = [(row, getattr(config, row.field)) for row in rows]
     return {

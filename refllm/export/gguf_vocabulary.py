@@ -203,7 +203,7 @@ def _named_ends(
     named_eos = ids.get(words.tokenizer.special_tokens.get("eos_token", ""))
     first = [*ends.suffix, *([named_eos] if named_eos in ends.eos_ids else [])][:1]
     spelled = ends_of_generation(ids)
-    # Beside EOS, those that must be named, and those that are spelled as the end of a turn.
+    # Beside EOS: ends that need a key, and ends with the spelling of the end of a turn.
     turns = {ids[token] for token in END_OF_GENERATION if token in ids}
     rest = [token_id for token_id in sorted(ends.eos_ids - {*first}) if token_id not in spelled]
     rest += sorted((ends.eos_ids & turns) - {*first, *rest})

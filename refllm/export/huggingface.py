@@ -168,7 +168,7 @@ def _zeros(name: str, *shape: int) -> dict[str, Tensor]:
 
 
 def _write_metadata(folder: Path, model: Description, config: dict[str, object]) -> None:
-    """Write config.json, the files of the tokenizer, and those of the steps to a text's vector."""
+    """Write config.json, the files of the tokenizer, and the ones of a text's vector."""
     has_token_types = model.weights.family == "bert"
     words = tokenizer_files(model.words, n_ctx=model.config.n_ctx, has_token_types=has_token_types)
     files = {"config.json": json_bytes(config), **words}

@@ -11,7 +11,7 @@ that makes the token, and back:
     ▁th  -3      ▁ + th, ▁t + h          "▁ th", "▁t h", …
 
 A unigram vocabulary, as XLM-RoBERTa has it, is in a GGUF file of the kind t5 or a tokenizer.json.
-Both cut a text into the tokens with the largest sum of scores. A GGUF file stands for
+Both cut a text into the tokens with the largest sum of scores. A GGUF file means
 SentencePiece's steps before that: the map of characters, spaces that are merged, "▁" for a space
 and before a text. In a tokenizer.json they are spelled out, in more than one way:
 
@@ -469,7 +469,7 @@ class UnigramSteps:
     Attributes:
         charsmap: SentencePiece's map of characters; empty where there is none.
         adds_space: Whether "▁" begins a text.
-        merges_spaces: Whether several spaces are one, and those around a text none.
+        merges_spaces: Whether several spaces are one, and spaces around a text none.
         keeps_last_space: Whether one at the end of a text stays, for which there is no key.
     """
 

@@ -5,7 +5,7 @@
     GGUF, kind gpt2    tokenizer.json, byte-level BPE
     GGUF, kind bert    tokenizer.json, WordPiece
     tokenizer.model    tokenizer.json and tokenizer.model     refllm.export.sentencepiece
-    a folder's others  tokenizer.json: the source's, with what the files beside it change
+    any other folder   tokenizer.json: the source's, with the changes of the files beside it
 
 tokenizer.json is complete, so that Spin, which reads no other file, has the same ids as
 transformers. tokenizer_config.json is written beside it: special tokens by name, the class that

@@ -217,7 +217,7 @@ _DEEPSEEK_CODER = (
     r"[\u4E00-\u9FA5\u0800-\u4E00\uAC00-\uD7FF]+",
     r"\p{N}",
 )
-# DeepSeek LLM counts these as letters: those with a case, as of Unicode 11 or so.
+# DeepSeek LLM counts these as letters: the ones with a case, as of Unicode 11 or so.
 _CASED = (
     r"A-Za-z\u00B5\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u01BA\u01BC-\u01BF\u01C4-\u0293\u0295-\u02AF"
     r"\u0370-\u0373\u0376\u0377\u037B-\u037D\u037F\u0386\u0388-\u038A\u038C\u038E-\u03A1"

@@ -325,7 +325,7 @@ def growth_of(normalizer: Mapping[str, Any] | None) -> float:
 def check_charsmap(table: bytes, where: str) -> None:
     """Refuse SentencePiece's table of characters in which the lookup of some text leaves the table.
 
-    The table (`precompiled_charsmap`) says what a text is normalized to. It is a tree over the
+    The table (`precompiled_charsmap`) defines how a text is normalized. It is a tree over the
     bytes of UTF-8, the double array of Darts-clone, and the strings that its leaves name:
 
         4 bytes          size of the tree in bytes, little endian

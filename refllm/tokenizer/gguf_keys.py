@@ -54,7 +54,7 @@ MAX_LENGTH = "tokenizer.huggingface.truncation.max_length"
 DIRECTION = "tokenizer.huggingface.truncation.direction"
 
 MAX_TOKENS = 2**19  # the largest vocabularies have 262,144
-NO_TOKEN = 0xFFFFFFFF  # how a GGUF file says "there is no such token" in a 32-bit id
+NO_TOKEN = 0xFFFFFFFF  # the 32-bit id that means "no such token" in a GGUF file
 
 
 class GgufKeys(Keys):
@@ -259,5 +259,5 @@ def _added(
     if token_id is not None:
         return (token_id,)
     if keys.get(flag) is None and keys.get(id_key) is not None:
-        return ()  # the file says that there is no such token, and only a default asks for it
+        return ()  # the file names no such token, and only the default adds it
     raise keys.error(id_key, f"names no token, but {keys.prefix}{flag} is true")

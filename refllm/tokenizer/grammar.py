@@ -66,7 +66,7 @@ MAX_BYTES = 2**17
 MAX_DEPTH = 64
 MAX_COMPILED = 8  # grammars that are kept for a tokenizer
 MAX_TRIED = 256  # grammars that are known to compile
-MAX_TRIALS = 2  # at the same time; further threads wait
+MAX_TRIALS = 2  # at the same time; further threads block
 TRIAL_SECONDS = 60.0  # wall time, for a busy machine; the limit of CPU time is the trial's own
 MAX_WORDS = 300  # characters of the library's message
 

@@ -1,7 +1,7 @@
 """Any `tokenizer.json`, through the tokenizers library that defines the format.
 
 The file's own pipeline encodes: normalizer, words, model, BOS and EOS by its post-processor. Its
-truncation holds unless a call says `max_tokens`. Padding is switched off: a text's ids never depend
+truncation holds unless a call has `max_tokens`. Padding is switched off: a text's ids never depend
 on other texts.
 
 Decoding asks the file's decoder what each token writes, so that text can come out token by token.
@@ -56,7 +56,7 @@ AFTER_REPLACES: tuple[list[str], ...] = (
     ["ByteFallback", "Fuse", "Strip"],
 )
 SPACES = " \n"
-WORD = "a"  # a token that stands before another one, to see what the other writes inside a text
+WORD = "a"  # a token before another one, which is then decoded as inside a text
 PROBE = "Once upon a time, é 12\n"  # a library that panics for this panics for other texts, too
 
 
@@ -361,7 +361,7 @@ def account_for_document(
 ) -> None:
     """Record each key of a tokenizer.json; the library drops one that it does not know silently.
 
-    The library's own rendering of the file has every key that it knows.
+    The library's own rendering of the file has all keys of the library.
 
     Args:
         document: The file.

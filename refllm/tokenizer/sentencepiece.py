@@ -61,7 +61,7 @@ BETWEEN = "\0"
 N_BYTES = 256
 BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 MAX_MODEL_BYTES = 2**24  # of a file; the largest that is published has 5 MB, and 256,000 pieces
-MAX_PIECE_BYTES = 1000  # in one piece; those that are published have up to about 100
+MAX_PIECE_BYTES = 1000  # in one piece; published ones have up to about 100
 
 
 class SentencePieceTokenizer(VocabularyTokenizer):
@@ -178,10 +178,10 @@ def _processor(model: Model, path: Path) -> sentencepiece.SentencePieceProcessor
 
 
 class AddedTokens:
-    """Tokens that are found in a text before it is cut into pieces, as the tokenizers library does.
+    """Tokens that are found in a text before it is cut into pieces, as by the tokenizers library.
 
-    The library looks for the leftmost and longest one that is not normalized, then for those that
-    are, in what is left. A token with `lstrip` or `rstrip` takes the spaces on that side with it;
+    The library finds the leftmost and longest one that is not normalized, then normalized ones in
+    the rest. A token with `lstrip` or `rstrip` takes the spaces on that side with it;
     one with `single_word` is none inside of a word.
     """
 
@@ -191,7 +191,7 @@ class AddedTokens:
         self._libraries = {}
         self._contents: dict[int, str] = {}
         for parse_special in (False, True):
-            # One word is what lies between two tokens; what it is called does not matter.
+            # The text between two tokens is one word, of any name.
             library = LibraryTokenizer(models.WordLevel({BETWEEN: 0}, unk_token=BETWEEN))
             library.add_tokens(list(tokens.values()))
             library.encode_special_tokens = not parse_special

@@ -46,8 +46,8 @@ class Keys:
         values: Key to value.
         ledger: Where each key is recorded.
         where: The ledger's name of the file: "metadata", "config.json".
-        by: What reads the keys: "llama", "tokenizer", "pooling".
-        prefix: What stands before each key in errors and in the ledger: "rope_scaling.".
+        by: The reader of the keys: "llama", "tokenizer", "pooling".
+        prefix: The prefix of each key in errors and in the ledger: "rope_scaling.".
     """
 
     def __init__(
