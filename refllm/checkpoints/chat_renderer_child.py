@@ -125,11 +125,7 @@ def tojson(
 ) -> str:
     """Jinja's own filter escapes HTML and sorts keys; this one does neither."""
     return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
@@ -229,11 +225,7 @@ def _limit_resources(memory_bytes: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    limits = {
-        resource.RLIMIT_AS: memory_bytes,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
-    }
+    limits = {resource.RLIMIT_AS: memory_bytes, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
     for limit, most in limits.items():
         with contextlib.suppress(OSError, ValueError):  # macOS has no RLIMIT_AS that can be set
             resource.setrlimit(limit, (most, most))

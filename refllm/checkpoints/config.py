@@ -22,12 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from refllm.bert import BertConfig
-from refllm.checkpoints.hyperparameters import (
-    HYPERPARAMETERS,
-    MAX_CONTEXT,
-    MAX_HEAD_DIM,
-    MAX_WIDTH,
-)
+from refllm.checkpoints.hyperparameters import HYPERPARAMETERS, MAX_CONTEXT, MAX_HEAD_DIM, MAX_WIDTH
 from refllm.checkpoints.open import Weights
 from refllm.errors import LlmRuntimeError
 from refllm.files.accounting.gguf_keys import ANY_GGUF, BERT_GGUF, LLAMA_GGUF

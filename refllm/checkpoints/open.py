@@ -31,12 +31,7 @@ from refllm.files.accounting.keys import Keys
 from refllm.files.reading import read_json_object
 from refllm.quant import Tensor
 
-__all__ = [
-    "Weights",
-    "open_gguf",
-    "open_safetensors",
-    "open_weights",
-]
+__all__ = ["Weights", "open_gguf", "open_safetensors", "open_weights"]
 
 ADAPTER = "adapter_config.json"  # transformers loads the adapter beside a model with it
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")

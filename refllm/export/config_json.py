@@ -56,11 +56,7 @@ def config_json(model: Description, *, type_name: str) -> dict[str, object]:
     else:
         keys, suffix = _encoder(model, model.config), "Model"
     start = next(start for start, kind in CLASSES.items() if kind == model.model_type)
-    return {
-        **keys,
-        "architectures": [start + suffix],
-        "torch_dtype": DTYPES[type_name],
-    }
+    return {**keys, "architectures": [start + suffix], "torch_dtype": DTYPES[type_name]}
 
 
 def has_biases(weights: Weights) -> bool:

@@ -85,12 +85,7 @@ def write_gguf(model: Description, path: Path, *, name: str, type_name: str | No
         "general.quantization_version": GGML_QUANT_VERSION,
     }
     changed = {key: packed(key, value) for key, value in types.items()}
-    write_gguf_file(
-        path,
-        _keys(model, name) | changed,
-        tensors,
-        alignment=alignment,
-    )
+    write_gguf_file(path, _keys(model, name) | changed, tensors, alignment=alignment)
 
 
 def is_for_llama_cpp(model: Description) -> bool:
@@ -183,10 +178,7 @@ def _keys(model: Description, name: str) -> dict[str, bytes]:
 
 
 def _llama(c: LlamaConfig) -> dict[str, object]:
-    keys: dict[str, object] = {
-        "rope.dimension_count": c.rope_dim,
-        "rope.freq_base": c.rope_theta,
-    }
+    keys: dict[str, object] = {"rope.dimension_count": c.rope_dim, "rope.freq_base": c.rope_theta}
     if c.rope_linear_scale != 1.0:
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_linear_scale}
     magnitude = c.rope_attention_factor
@@ -227,7 +219,4 @@ def _bert(model: Description, c: BertConfig) -> dict[str, object]:
         "which llama.cpp does not compute in a BERT; use --format hf, or a server that runs "
         "sentence-transformers",
     )
-    return {
-        "attention.causal": False,
-        "pooling_type": gguf_pooling_type(model, model.sentence),
-    }
+    return {"attention.causal": False, "pooling_type": gguf_pooling_type(model, model.sentence)}

@@ -120,11 +120,7 @@ def _parts(model: Description) -> list[Part]:
             tensors = _zero_biases(config, lengths) | tensors
         heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
     return [
-        Part(
-            hugging_face_name(weights.family, name),
-            tensor,
-            heads.get(name.split(".")[-2]),
-        )
+        Part(hugging_face_name(weights.family, name), tensor, heads.get(name.split(".")[-2]))
         for name, tensor in tensors.items()
         if name not in IN_CONFIG
     ]

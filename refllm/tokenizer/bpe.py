@@ -135,11 +135,7 @@ def bpe_from_gguf(keys: GgufKeys) -> BytePairTokenizer:
     if missing:  # the library drops such a byte silently, so a text would lose letters
         raise keys.error("tokens", f"has no token for the byte 0x{min(missing):02X}")
     special = read_special_ids(
-        keys,
-        vocabulary,
-        default_bos=None,
-        default_eos=None,
-        default_add_bos=pre_tokenizer.add_bos,
+        keys, vocabulary, default_bos=None, default_eos=None, default_add_bos=pre_tokenizer.add_bos
     )
     merges = []
     for index, merge in enumerate(keys.strings("merges")):
@@ -262,10 +258,7 @@ _JAIS2 = (
     rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_MARKS}|\s*[\r\n]+"
     rf"|{_HALVINGS}|\s{{1,2}}(?!\S)|\s"
 )
-_MINICPM5 = (
-    r"\p{N}{1,3}",
-    rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}+|{_MARKS}|\s*[\r\n]+|{_SPACES}",
-)
+_MINICPM5 = (r"\p{N}{1,3}", rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}+|{_MARKS}|\s*[\r\n]+|{_SPACES}")
 _BAILING = rf"'(?i:[sdmt]|ll|ve|re)|{_WORDS}|\p{{N}}|{_MARKS}|\s*[\r\n]|{_SPACES}"
 _SEED = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|{_SPACES}"
 _UFAKZEKA = rf"{_WORDS}|\p{{N}}|{_MARKS}|\s*[\r\n]+|{_SPACES}"
@@ -284,9 +277,7 @@ _CHAMELEON = (
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 _BY_RULE: Mapping[PreTokenizer, tuple[str, ...]] = {
-    PreTokenizer(
-        (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
-    ): ("default",),
+    PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")): ("default",),
     PreTokenizer((_GPT2,)): (
         *("gpt-2", "phi-2", "jais", "mellum", "modern-bert", "roberta-bpe"),
         *("jina-v1-en", "jina-es", "jina-de"),

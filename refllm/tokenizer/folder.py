@@ -43,13 +43,7 @@ from refllm.files.accounting.tokenizer_keys import (
 )
 from refllm.files.reading import MAX_TOKENIZER_BYTES, read_json_object
 
-__all__ = [
-    "MAX_TOKEN_BYTES",
-    "Added",
-    "FolderFiles",
-    "Named",
-    "read_folder_files",
-]
+__all__ = ["MAX_TOKEN_BYTES", "Added", "FolderFiles", "Named", "read_folder_files"]
 
 # Of a token that is looked for in a text. Those that files add have names of some 30 bytes; the
 # tokenizers library builds an automaton with up to a kilobyte for each of their bytes.

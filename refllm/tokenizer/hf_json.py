@@ -28,13 +28,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from refllm.errors import InvalidInput, LlmError, LlmRuntimeError
 from refllm.files.accounting.ledger import Ledger
 from refllm.files.accounting.tokenizer_keys import TOKENIZER_JSON
-from refllm.tokenizer.base import (
-    Tokenizer,
-    check_text,
-    encoding_of,
-    library_errors,
-    room_for_text,
-)
+from refllm.tokenizer.base import Tokenizer, check_text, encoding_of, library_errors, room_for_text
 from refllm.tokenizer.bpe import BYTE_OF, byte_level_bytes
 from refllm.tokenizer.document import check_pipeline, growth_of, pipeline_steps, read_document
 from refllm.tokenizer.folder import Added

@@ -98,9 +98,7 @@ def _lines(path: Path, errors: str = "strict") -> list[str]:
 
 def _wordpiece(path: Path, files: FolderFiles) -> Tokenizer:
     mpnet = _check_class(
-        path,
-        files,
-        *("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer"),
+        path, files, *("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer")
     ).startswith("MPNet")
     # Lines as Python reads a text file: a token may contain U+2028, and no line feed.
     lines = _lines(path)

@@ -165,12 +165,7 @@ def _llama(document: dict[str, Any], scheme: str | None, *, strips: bool = False
     ]
     if strips or scheme != "never":
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    metaspace = {
-        "type": "Metaspace",
-        "replacement": "▁",
-        "prepend_scheme": scheme,
-        "split": False,
-    }
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
     return {
         "normalizer": None,
         "pre_tokenizer": metaspace,

@@ -77,10 +77,7 @@ def _encoder(prefix: str, *, pooler: bool) -> dict[str, str]:
     return names | {prefix + name: reason for name, reason in names.items()}
 
 
-OF_EVERY_FAMILY = {
-    "classifier.*": CLASSIFIES,
-    "qa_outputs.*": CLASSIFIES,
-}
+OF_EVERY_FAMILY = {"classifier.*": CLASSIFIES, "qa_outputs.*": CLASSIFIES}
 
 BERT_TENSORS: Mapping[str, Mapping[str, str]] = {
     "bert": {
@@ -89,11 +86,7 @@ BERT_TENSORS: Mapping[str, Mapping[str, str]] = {
         "cls.seq_relationship.*": "the head that predicts whether one sentence follows another",
         **OF_EVERY_FAMILY,
     },
-    "roberta": {
-        **_encoder("roberta.", pooler=True),
-        "lm_head.*": PREDICTS,
-        **OF_EVERY_FAMILY,
-    },
+    "roberta": {**_encoder("roberta.", pooler=True), "lm_head.*": PREDICTS, **OF_EVERY_FAMILY},
     "distilbert": {
         **_encoder("distilbert.", pooler=False),
         "vocab_transform.*": PREDICTS,
@@ -102,11 +95,7 @@ BERT_TENSORS: Mapping[str, Mapping[str, str]] = {
         "pre_classifier.*": CLASSIFIES,
         **OF_EVERY_FAMILY,
     },
-    "mpnet": {
-        **_encoder("mpnet.", pooler=True),
-        "lm_head.*": PREDICTS,
-        **OF_EVERY_FAMILY,
-    },
+    "mpnet": {**_encoder("mpnet.", pooler=True), "lm_head.*": PREDICTS, **OF_EVERY_FAMILY},
     "gguf": dict.fromkeys(
         ("cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias", "cls.norm.weight"),
         CLASSIFIES,

@@ -81,9 +81,7 @@ GGUF_BERT_TOKENIZER: Known = {
 NO_PADDING = "a text's ids never depend on other texts, so nothing is padded"
 PLACEHOLDER = "names a token that the vocabulary lacks, so the network has no row for it"
 
-SPECIAL_TOKENS_MAP: Known = {
-    "extra_special_tokens": "no tokens besides the added ones",
-}
+SPECIAL_TOKENS_MAP: Known = {"extra_special_tokens": "no tokens besides the added ones"}
 
 NO_IDS = "changes no ids"
 OTHER_CLASS = (
