@@ -31,10 +31,10 @@ from tools.golden_logits import path_of
 Array: TypeAlias = NDArray[Any]
 Case: TypeAlias = Mapping[str, Any]
 Plain: TypeAlias = tuple[LlamaModel, dict[str, Array]]
+PlainBert: TypeAlias = tuple[BertModel, dict[str, Array]]
 
 EXACT = [case for case in CASES.values() if case["input"]["numerics"] == "exact"]
 WITH_TEXTS = [case for case in OF_TINY_EMBED if case["input"]["texts"]]
-TINY_CHAT = ROOT / "llama" / "tiny-chat.gguf"
 TINY_EMBED = ROOT / "bert" / "tiny-embed.gguf"
 ROUNDING = 1e-10
 """Of float64, in the sums of these networks: what two orders of adding can be apart."""
@@ -46,18 +46,23 @@ def tensors_of(path: Path) -> dict[str, Array]:
     return {name: tensor.array().astype(np.float64) for name, tensor in tensors.items()}
 
 
+def llama_at(path: Path) -> Plain:
+    model = load_path(path)
+    assert isinstance(model, LlamaModel)
+    return model, tensors_of(path)
+
+
+def bert_at(path: Path) -> PlainBert:
+    model = load_path(path)
+    assert isinstance(model, BertModel)
+    return model, tensors_of(path)
+
+
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Plain]:
     folder = tmp_path_factory.mktemp("suite-models")
 
-    @cache
-    def open_once(name: str) -> Plain:
-        path = path_of(name, folder)
-        model = load_path(path)
-        assert isinstance(model, LlamaModel)
-        return model, tensors_of(path)
-
-    return open_once
+    return cache(lambda name: llama_at(path_of(name, folder)))
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +85,7 @@ def test_the_plain_llama_is_within_the_bounds_of_the_golden_logits(
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_random_plain_llama_is_the_oracle_in_float64(tied: bool, tmp_path: Path) -> None:
-    path = tiny_llama_gguf(tmp_path / "tiny.gguf", tied=tied)
-    model, tensors = load_path(path), tensors_of(path)
+    model, tensors = llama_at(tiny_llama_gguf(tmp_path / "tiny.gguf", tied=tied))
     token_ids = [1, *range(10, 40)]
     exact = oracle.llama(model.config, tensors, token_ids)
     got = llama.forward(model.config, tensors, token_ids)
@@ -89,8 +93,7 @@ def test_a_random_plain_llama_is_the_oracle_in_float64(tied: bool, tmp_path: Pat
 
 
 def test_stories260k_as_a_plain_llama_is_the_oracle_in_float64(data_dir: Path) -> None:
-    path = data_dir / "stories260K" / "stories260K.gguf"
-    model, tensors = load_path(path), tensors_of(path)
+    model, tensors = llama_at(data_dir / "stories260K" / "stories260K.gguf")
     token_ids = model.tokenizer.encode("Once upon a time, there was a little girl named Lily.")
     exact = oracle.llama(model.config, tensors, token_ids)
     got = llama.forward(model.config, tensors, token_ids)
@@ -149,15 +152,13 @@ def test_a_llama_with_a_tensor_that_would_be_left_out_is_refused(
 
 
 @pytest.fixture(scope="module")
-def tiny_embed() -> tuple[BertModel, dict[str, Array]]:
-    model = load_path(TINY_EMBED)
-    assert isinstance(model, BertModel)
-    return model, tensors_of(TINY_EMBED)
+def tiny_embed() -> PlainBert:
+    return bert_at(TINY_EMBED)
 
 
 @pytest.mark.parametrize("case", WITH_TEXTS, ids=lambda case: case["id"])
 def test_the_plain_bert_is_within_the_bounds_of_the_golden_embeddings(
-    case: Case, tiny_embed: tuple[BertModel, dict[str, Array]]
+    case: Case, tiny_embed: PlainBert
 ) -> None:
     model, tensors = tiny_embed
     asked = case["input"]
@@ -172,8 +173,7 @@ def test_minilm_as_a_plain_bert_is_within_the_bounds_of_sentence_transformers(
     minilm_dir: Path,
 ) -> None:
     document = json.loads((PROJECT / "golden/embeddings/all-minilm-l6-v2.json").read_text())
-    model, tensors = load_path(minilm_dir), tensors_of(minilm_dir)
-    assert isinstance(model, BertModel)
+    model, tensors = bert_at(minilm_dir)
     answers = [answer for text in document["texts"] for answer in text["embeddings"]]
     for answer in answers[:8]:
         got = bert.forward(model.config, tensors, answer["token_ids"])
@@ -182,8 +182,7 @@ def test_minilm_as_a_plain_bert_is_within_the_bounds_of_sentence_transformers(
 
 
 def test_a_random_plain_bert_is_the_oracle_in_float64(tmp_path: Path) -> None:
-    path = tiny_bert_folder(tmp_path / "tiny")
-    model, tensors = load_path(path), tensors_of(path)
+    model, tensors = bert_at(tiny_bert_folder(tmp_path / "tiny"))
     token_ids = [2, 7, 5, 9, 3]
     exact = oracle.bert(model.config, tensors, token_ids)
     got = bert.forward(model.config, tensors, token_ids)
@@ -202,7 +201,7 @@ def test_a_random_plain_bert_is_the_oracle_in_float64(tmp_path: Path) -> None:
 def test_a_descendant_of_bert_is_refused(
     change: Mapping[str, Any],
     message: str,
-    tiny_embed: tuple[BertModel, dict[str, Array]],
+    tiny_embed: PlainBert,
 ) -> None:
     model, tensors = tiny_embed
     with pytest.raises(ValueError, match=f"the model has {message}.*use refllm.bert"):

@@ -68,13 +68,15 @@ def forward(config: LlamaConfig, tensors: Tensors, token_ids: Sequence[int]) -> 
         x = x + feed_forward(layer, h)  # [T, D]
     x = rms_norm(x, w["output_norm.weight"], config.rms_norm_eps)  # [T, D]
     output = w.get("output.weight", w["token_embd.weight"])  # [V, D]
-    return x @ output.T  # [T, V]
+    logits: Array = x @ output.T  # [T, V]
+    return logits
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     """Return x / √(mean(x²) + ε) · weight, row by row, [T, D]."""
     mean_square = (x * x).mean(axis=-1, keepdims=True)  # [T, 1]
-    return x / np.sqrt(mean_square + eps) * weight  # [T, D]
+    result: Array = x / np.sqrt(mean_square + eps) * weight  # [T, D]
+    return result
 
 
 def self_attention(config: LlamaConfig, layer: Tensors, h: Array) -> Array:
@@ -143,7 +145,8 @@ def feed_forward(layer: Tensors, h: Array) -> Array:
 def silu(x: Array) -> Array:
     """Return x / (1 + e^−x), the same shape."""
     with np.errstate(over="ignore"):  # e^−x is infinite for a very negative x, and x / ∞ is −0
-        return x / (1 + np.exp(-x))
+        result: Array = x / (1 + np.exp(-x))
+    return result
 
 
 def generate(
