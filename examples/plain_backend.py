@@ -48,7 +48,8 @@ class Backend:
         model, tensors = opened(case["model"])
         if group == "logits":
             return {"logits": as_array(llama.forward(model.config, tensors, case["token_ids"]))}
-        texts = model.tokenize(case["texts"], max_tokens=case.get("max_tokens")).token_ids
+        limit = case.get("max_tokens")  # None is the model's own
+        texts = [model.tokenizer.encode(text, max_tokens=limit) for text in case["texts"]]
         return {
             "embeddings": [bert.forward(model.config, tensors, text).tolist() for text in texts],
             "usage": {"prompt_token_count": sum(map(len, texts))},

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from refllm.cli import app
 from tests.conftest import PROJECT
-from tests.test_docs import COMMAND, matches, run
+from tests.test_docs import COMMAND, matches
 
 FOLDER = PROJECT / "docs" / "learn"
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted(FOLDER.glob("*.md"))}
@@ -104,7 +108,7 @@ def exercises() -> list[tuple[str, str, str, str]]:
     """The file, its content, the command and what it prints, of each exercise with an answer."""
     found = BLOCK.findall(PAGES["exercises"])
     answers = []
-    for (kind, content), (kind_below, below) in zip(found, found[1:], strict=False):
+    for (kind, content), (kind_below, below) in itertools.pairwise(found):
         name = FILE.match(content)
         if kind == "python" and name is not None:
             assert kind_below == "console"
@@ -121,15 +125,29 @@ def test_an_exercise_has_the_answer_that_the_page_shows(
 ) -> None:
     (tmp_path / name).write_text(content, "utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(PROJECT), "COLUMNS": "80"}
-    # The exit code 1 of `refllm conform` is the answer: something is not as expected.
-    printed = run(f"{command}; test $? -eq 1", tmp_path, environment)
-    assert matches(shown, printed), printed
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(PROJECT), "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (0 if "all as expected" in shown else 1), done.stderr
+    assert matches(shown, done.stdout), done.stdout
 
 
 def test_the_page_has_seven_exercises_with_answers() -> None:
-    assert len(exercises()) >= 7
-    assert "refllm conform examples.plain_backend:Backend" in PAGES["exercises"]
+    assert len(exercises()) == PAGES["exercises"].count("\n## ") - 1 >= 7
+
+
+def test_the_backend_of_the_exercises_passes_before_it_is_broken() -> None:
+    assert "\nrefllm conform examples.plain_backend:Backend\n" in PAGES["exercises"]
+    result = CliRunner().invoke(app, ["conform", "examples.plain_backend:Backend"])
+    assert result.exit_code == 0, result.output
+    passed = re.findall(r"^(\w+) +(\d+) +- ", result.stdout, re.MULTILINE)
+    assert {group for group, _ in passed} == {"ops", "logits", "embeddings", "total"}
 
 
 # --- The pages -----------------------------------------------------------------------------------
@@ -146,4 +164,3 @@ def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     links = [link for link in re.findall(r"\]\((\S+?)\)", PAGES[page]) if "://" not in link]
     missing = [link for link in links if not (FOLDER / link.partition("#")[0]).exists()]
     assert missing == []
-
