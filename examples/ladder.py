@@ -13,7 +13,7 @@ N outputs, the rows of w; D columns; W = 16 lanes; P = ⌈N/W⌉ panels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -45,8 +45,8 @@ BLOCK = 32  # values of a Q8_0 block
 
 # No `fastmath`: the compiler must keep the order of the additions, and may not fuse a product
 # with a sum. error_model="numpy" makes x/0 an IEEE value instead of an exception.
-jit: Callable[[F], F] = numba.njit(error_model="numpy")
-parallel_jit: Callable[[F], F] = numba.njit(error_model="numpy", parallel=True)
+jit: Callable[[F], F] = cast("Any", numba.njit(error_model="numpy"))
+parallel_jit: Callable[[F], F] = cast("Any", numba.njit(error_model="numpy", parallel=True))
 
 
 # --- 1: a loop -----------------------------------------------------------------------------------
@@ -70,8 +70,9 @@ def loop(x: Floats, w: Floats) -> Floats:
 def columns(x: Floats, w: Floats) -> Floats:
     """Return y [N] from x [D] and w [N, D]: the two loops of rung 1 change places.
 
-    All N sums take their next step together. Outputs do not depend on each other, so each of them
-    is still added from left to right; NumPy computes a whole column of w per instruction of Python.
+    All N sums take their next step together. Outputs do not depend on each
+    other, so each of them is still added from left to right; NumPy computes
+    a whole column of w per instruction of Python.
     """
     y = np.zeros(len(w), np.float32)
     for d in range(len(x)):
@@ -86,8 +87,9 @@ def columns(x: Floats, w: Floats) -> Floats:
 def compiled(x: Floats, w: Floats) -> Floats:
     """Return y [N] from x [D] and w [N, D]: rung 1, compiled.
 
-    On x86 a step is one `mulss` and one `addss`: SIMD registers of which one lane is used. The
-    compiler may not split a sum over the lanes, because that would be another order.
+    On x86 a step is one `mulss` and one `addss`: SIMD registers of which one
+    lane is used. The compiler may not split a sum over the lanes, because
+    that would be another order.
     """
     y = np.zeros(w.shape[0], np.float32)
     for n in range(w.shape[0]):
@@ -100,19 +102,24 @@ def compiled(x: Floats, w: Floats) -> Floats:
 
 
 def side_by_side(rows: Array) -> Array:
-    """Return rows [N, K] as panels of W rows, [P, K, W]; the last one is filled up with zeros."""
+    """Return rows [N, K] as panels of W rows, [P, K, W].
+
+    The last panel is filled up with zeros.
+    """
     n_panels = -(-len(rows) // W)
     padded = np.zeros((n_panels * W, rows.shape[1]), rows.dtype)
     padded[: len(rows)] = rows
-    return np.ascontiguousarray(padded.reshape(n_panels, W, -1).swapaxes(1, 2))
+    turned = padded.reshape(n_panels, W, -1).swapaxes(1, 2)  # [P, K, W]
+    return np.ascontiguousarray(turned)
 
 
 @jit
 def add_panel(x: Floats, panel: Floats, y: Floats) -> None:
     """Add to y [W] the products of x [D] with a panel [D, W].
 
-    The inner loop is one `mulps` and one `addps` for several lanes. It ends at y.size and not at
-    W, because LLVM unrolls a loop of 16 steps before it looks for SIMD, and then finds none.
+    The inner loop is one `mulps` and one `addps` for several lanes. It ends
+    at y.size and not at W, because LLVM unrolls a loop of 16 steps before it
+    looks for SIMD, and then finds none.
     """
     for d in range(x.size):
         for lane in range(y.size):
@@ -120,10 +127,11 @@ def add_panel(x: Floats, panel: Floats, y: Floats) -> None:
 
 
 def panels(x: Floats, w: Floats) -> Floats:
-    """Return y [N] from x [D] and w [N, D]: rung 2, compiled, for 16 rows that lie side by side.
+    """Return y [N] from x [D] and w [N, D]: rung 2 for 16 rows side by side.
 
-    A lane holds an *output*, and adds its own sum from left to right. A step of 16 sums reads 16
-    neighbors in memory, where rung 2 jumps from row to row.
+    A lane holds an *output*, and adds its own sum from left to right. A step
+    of 16 sums reads 16 neighbors in memory, where rung 2 jumps from row to
+    row.
     """
     packed = side_by_side(w)  # [P, D, W]; a program does this once, when it opens the model
     y = np.zeros((len(packed), W), np.float32)
@@ -137,7 +145,10 @@ def panels(x: Floats, w: Floats) -> Floats:
 
 @jit
 def add_q8_0_panel(x: Floats, scales: Floats, quants: Array, y: Floats) -> None:
-    """Add to y [W] the products of x [D] with scales [D/32, W] times quants int8 [D, W]."""
+    """Add to y [W] the products of x [D] with scale · quant.
+
+    scales [D/32, W] and quants int8 [D, W] are a panel of Q8_0 blocks.
+    """
     for d in range(x.size):
         for lane in range(y.size):
             weight = scales[d // BLOCK, lane] * np.float32(quants[d, lane])
@@ -145,19 +156,20 @@ def add_q8_0_panel(x: Floats, scales: Floats, quants: Array, y: Floats) -> None:
 
 
 def q8_0_panels(stored: Bytes) -> tuple[Floats, Array]:
-    """Return the scales [P, D/32, W] and quants [P, D, W] of Q8_0 rows, uint8 [N, D/32 · 34]."""
+    """Return scales [P, D/32, W] and quants [P, D, W] of uint8 [N, D/32 · 34]."""
     blocks = stored.reshape(len(stored), -1, 2 + BLOCK)  # [N, D/32, 34]
-    halves = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]  # [N, D/32]
-    quants = np.ascontiguousarray(blocks[..., 2:]).view(np.int8)  # [N, D/32, 32]
+    halves = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0]
     scales = halves.astype(np.float32)  # exact: every float16 is a float32
+    quants = np.ascontiguousarray(blocks[..., 2:]).view(np.int8)  # [N, D/32, 32]
     return side_by_side(scales), side_by_side(quants.reshape(len(stored), -1))
 
 
 def q8_0(x: Floats, stored: Bytes) -> Floats:
     """Return y [N] from x [D] and N rows of Q8_0 blocks: the load decodes.
 
-    Memory delivers 34 bytes for 32 weights instead of 128. A weight is scale · quant, rounded once,
-    as when the whole matrix is decoded first; it is used and never stored.
+    Memory delivers 34 bytes for 32 weights instead of 128. A weight is scale
+    · quant, rounded once, as when the whole matrix is decoded first; it is
+    used and never stored.
     """
     scales, quants = q8_0_panels(stored)
     y = np.zeros((len(quants), W), np.float32)
@@ -171,7 +183,7 @@ def q8_0(x: Floats, stored: Bytes) -> Floats:
 
 @parallel_jit
 def add_all_panels(x: Floats, scales: Floats, quants: Array, y: Floats) -> None:
-    """Add to y [P, W] the products of x [D] with each panel; threads share the panels."""
+    """Add to y [P, W] the products of x [D] with each of the P panels."""
     for p in prange(y.shape[0]):
         add_q8_0_panel(x, scales[p], quants[p], y[p])
 
@@ -179,8 +191,9 @@ def add_all_panels(x: Floats, scales: Floats, quants: Array, y: Floats) -> None:
 def threads(x: Floats, stored: Bytes) -> Floats:
     """Return y [N] from x [D] and N rows of Q8_0 blocks: rung 5 on all cores.
 
-    A thread adds whole sums, and writes only to the outputs of its own panels. So neither the
-    number of threads nor their speed can change a bit.
+    A thread adds whole sums, and writes only to the outputs of its own
+    panels. So neither the number of threads nor their speed can change a
+    bit.
     """
     scales, quants = q8_0_panels(stored)
     y = np.zeros((len(quants), W), np.float32)
@@ -194,21 +207,24 @@ def threads(x: Floats, stored: Bytes) -> Floats:
 def refllm_does(x: Floats, stored: Bytes) -> Floats:
     """Return y [N] from x [D] and N rows of Q8_0 blocks: rung 6 as refllm has it.
 
-    `pack` makes the panels, still in the file's encoding. `linear` chooses the kernel for the
-    format and the number of rows of x. In a kernel the 16 sums stay in SIMD registers.
+    `pack` makes the panels, still in the file's encoding. `linear` chooses
+    the kernel for the format and the number of rows of x. In a kernel the 16
+    sums stay in SIMD registers.
     """
     tensor = Tensor("w", FORMATS["Q8_0"], (len(stored), x.size), stored)
-    return linear(x[None], pack(tensor))[0]
+    y: Floats = linear(x[None], pack(tensor))[0]
+    return y
 
 
 # --- Not a rung ----------------------------------------------------------------------------------
 
 
 def another_order(x: Floats, w: Floats) -> Floats:
-    """Return y [N] from x [D] and w [N, D], D a multiple of W: as precise, with other bits.
+    """Return y [N] from x [D] and w [N, D]: as precise, with other bits.
 
-    Each *sum* is split over 16 lanes, and the lanes are added at the end. Many fast programs do
-    this. The result then depends on the number of lanes, and so on the machine.
+    Each *sum* is split over 16 lanes, and the lanes are added at the end.
+    Many fast programs do this. The result then depends on the number of
+    lanes, and so on the machine.
     """
     products = (x * w).reshape(len(w), -1, W)  # [N, D/W, W]
     lanes = np.zeros((len(w), W), np.float32)

@@ -3,7 +3,7 @@
     refllm conform examples.plain_backend:Backend
 
 The exercises of docs/learn put a wrong formula in the place of a right one, in `refllm.plain.llama`
-or `refllm.plain.bert`, and ask again. Functions are looked up in those modules at each call, so a
+or `refllm.plain.bert`, and test again. Functions are looked up in those modules at each call, so a
 formula that is replaced there is wrong in a single operation and in the whole network.
 """
 
@@ -26,14 +26,14 @@ __all__ = ["Backend"]
 Array = NDArray[np.float64]
 Case = Mapping[str, Any]
 
-MODELS = ("tiny-chat", "tiny-embed")  # those that come with refllm
+MODELS = ("tiny-chat", "tiny-embed")  # they come with refllm
 
 
 class Backend:
-    """What `refllm conform` asks: `run` returns the result of one case."""
+    """A target of `refllm conform`: `run` returns the result of one case."""
 
     def start(self) -> Mapping[str, Any]:
-        """Return the backend's name, and the groups of cases that it can be asked."""
+        """Return the backend's name, and the groups of cases that it answers."""
         return {
             "implementation": {"name": "refllm.plain", "language": "Python"},
             "groups": ["ops", "logits", "embeddings"],

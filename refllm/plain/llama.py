@@ -80,7 +80,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def self_attention(config: LlamaConfig, layer: Tensors, h: Array) -> Array:
-    """Return what each token takes from itself and those before it, [T, D]."""
+    """Return what each token takes from itself and the tokens before it, [T, D]."""
     n_tokens = len(h)
     q = (h @ layer["attn_q.weight"].T).reshape(n_tokens, config.n_heads, -1)  # [T, H, E]
     k = (h @ layer["attn_k.weight"].T).reshape(n_tokens, config.n_kv_heads, -1)  # [T, Hkv, E]
