@@ -27,6 +27,7 @@ from tests.model_files import tiny_bert_folder, tiny_llama_gguf
 from tests.test_golden_embeddings_suite import OF_TINY_EMBED, TOLERANCE, vectors_of
 from tests.test_golden_logits import CASES, error_in_bounds
 from tools.golden_logits import path_of
+from tools.plain_bert import bert_of_gguf
 
 Array: TypeAlias = NDArray[Any]
 Case: TypeAlias = Mapping[str, Any]
@@ -166,6 +167,17 @@ def test_the_plain_bert_is_within_the_bounds_of_the_golden_embeddings(
     got = np.array([bert.forward(model.config, tensors, ids) for ids in texts])  # [N, D]
     assert case["tolerance"]["absolute"] == TOLERANCE
     assert np.abs(got - vectors_of(case)).max() <= TOLERANCE
+
+
+def test_the_plain_bert_agrees_with_the_program_that_made_the_goldens(
+    tiny_embed: PlainBert,
+) -> None:
+    model, tensors = tiny_embed
+    peer = bert_of_gguf(TINY_EMBED)
+    texts = [peer.token_ids(text) for case in WITH_TEXTS[:6] for text in case["input"]["texts"]]
+    padded = peer.vectors(texts)  # [N, D]
+    alone = np.array([bert.forward(model.config, tensors, text) for text in texts])  # [N, D]
+    assert np.abs(alone - padded).max() < ROUNDING
 
 
 @pytest.mark.network
