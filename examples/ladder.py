@@ -21,7 +21,7 @@ from numba import prange
 from numpy.typing import NDArray
 
 from refllm.kernels.linear import linear
-from refllm.kernels.panels import pack
+from refllm.kernels.packed.panels import pack
 from refllm.quant import FORMATS, Tensor
 
 __all__ = [

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import refllm
-from refllm.conform.harness import Skip
+from refllm.checkpoints.open import open_weights
+from refllm.conform.targets.harness import Skip
 from refllm.plain import bert, llama
-from refllm.weights import open_weights
 
 __all__ = ["Backend"]
 
@@ -86,7 +86,7 @@ def operation(case: Case) -> Array:
     return formulas[case["op"]]()
 
 
-def from_case(value: Any) -> Any:  # noqa: ANN401 (a number, a text, or an array)
+def from_case(value: Any) -> Any:
     """Return a value of a case's input: an array as float64, and anything else as it is."""
     if not isinstance(value, Mapping):
         return value

@@ -172,3 +172,11 @@ def test_every_link_of_a_page_leads_somewhere(page: str) -> None:
     links = [link for link in re.findall(r"\]\((\S+?)\)", PAGES[page]) if "://" not in link]
     missing = [link for link in links if not (FOLDER / link.partition("#")[0]).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_names_is_there(page: str) -> None:
+    named = re.findall(r"`((?:refllm|examples|tests)/[\w/]+\.py|refllm/\w+(?:/\w+)*)`", PAGES[page])
+    below_kernels = re.findall(r"`((?:packed|simd)/\w+\.py|linear\.py)`", PAGES[page])
+    paths = [*named, *(f"refllm/kernels/{name}" for name in below_kernels)]
+    assert [path for path in paths if not (PROJECT / path).exists()] == []

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 import refllm
 from refllm import oracle
-from refllm.embedded import ROOT
-from refllm.loading import BertModel, LlamaModel, load_path
+from refllm.checkpoints.open import open_weights
+from refllm.models.bundled import ROOT
+from refllm.models.load import BertModel, LlamaModel, load_path
 from refllm.plain import bert, llama
-from refllm.weights import open_weights
 from tests.conftest import PROJECT
 from tests.model_files import tiny_bert_folder, tiny_llama_gguf
 from tests.test_golden_embeddings_suite import OF_TINY_EMBED, TOLERANCE, vectors_of

@@ -18,7 +18,7 @@ and for the mean of the tokens Reimers and Gurevych 2019, "Sentence-BERT", arXiv
 
 Example:
     >>> import refllm
-    >>> from refllm.weights import open_weights
+    >>> from refllm.checkpoints.open import open_weights
     >>> model = refllm.load("tiny-embed")
     >>> tensors = {name: t.array() for name, t in open_weights(model.path).tensors.items()}
     >>> text = model.tokenizer.encode("A cat sat on the mat.")

@@ -20,7 +20,7 @@ Sources: Touvron et al. 2023, "LLaMA", arXiv:2302.13971, which joins
 
 Example:
     >>> import refllm
-    >>> from refllm.weights import open_weights
+    >>> from refllm.checkpoints.open import open_weights
     >>> model = refllm.load("tiny-chat")
     >>> tensors = {name: t.array() for name, t in open_weights(model.path).tensors.items()}
     >>> prompt = model.tokenizer.encode("Once upon a time")
