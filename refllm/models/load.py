@@ -33,7 +33,7 @@ from refllm.llama import KVCache, Llama, LlamaConfig, Segment
 from refllm.models.find import absent_path, default_roots, find_model
 from refllm.parameters import Parameters, Survey
 from refllm.pooling import SentenceHead
-from refllm.tap import Tap
+from refllm.tap import Tap, ignore
 from refllm.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 from refllm.tokenizer.base import NO_LIMIT, Tokenizer
 from refllm.tokenizer.hf_json import JsonTokenizer
@@ -92,7 +92,7 @@ class LlamaModel:
         Errors: `InvalidInput`, `LlmRuntimeError`; the cache is then as before.
         """
         segment = Segment(token_ids, self.new_cache() if cache is None else cache)
-        return self.network.forward([segment], tap=tap)[0]
+        return self.network.forward([segment], tap=tap or ignore)[0]
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt that asks for a chat's next message, by the model's template or Llama 2's.
@@ -290,7 +290,7 @@ class BertModel:
     ) -> Floats:
         """`embed` for texts that are token ids already, and with another activation if asked."""
         groups = self.embed_groups(
-            texts, head=head, n_prompt=n_prompt, activation=activation, tap=tap
+            texts, head=head, n_prompt=n_prompt, activation=activation, tap=tap or ignore
         )
         return np.concatenate(list(groups))
 
@@ -311,7 +311,7 @@ class BertModel:
         yield np.empty((0, head.width(self.config.n_embd)), np.float32)
         for group in _groups(texts):
             yield self.network.embed(
-                group, head=head, n_prompt=n_prompt, activation=activation, tap=tap
+                group, head=head, n_prompt=n_prompt, activation=activation, tap=tap or ignore
             )
 
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
