@@ -191,7 +191,7 @@ def test_an_unknown_key_of_a_gguf_is_refused_by_name(key: str, tmp_path: Path) -
         ("bert.attention.value_length", 8, 16),
     ],
 )
-def test_heads_of_a_gguf_are_those_of_a_bert(
+def test_a_gguf_file_must_have_the_heads_of_a_bert(
     key: str, computed: int, other: int, tmp_path: Path
 ) -> None:
     assert ruled_in_gguf(tmp_path, key, computed)[key].verdict == "used"

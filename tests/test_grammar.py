@@ -305,7 +305,7 @@ def test_whitespace_at_one_place_is_short() -> None:
     assert not matcher.allowed()[space + line].any()
 
 
-def test_the_same_seed_writes_the_same_and_others_something_else() -> None:
+def test_the_same_seed_writes_the_same_text_and_other_seeds_other_texts() -> None:
     schema: dict[str, object] = {"type": "string", "minLength": 30, "maxLength": 30}
     texts = [text_of(answered(schema, seed=seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1]

@@ -107,7 +107,7 @@ def test_an_unknown_rule_for_words_is_not_supported_and_the_way_out_is_named() -
         (bert_toy, "tokens", ["\ud800", *BERT_TOKENS[1:]], "surrogates not allowed"),
     ],
 )
-def test_what_the_library_cannot_hold_is_said_with_the_files_name(
+def test_a_vocabulary_that_the_library_refuses_is_an_error_that_names_the_file(
     make: Callable[[], dict[str, object]], key: str, value: object, problem: str
 ) -> None:
     with pytest.raises(LlmRuntimeError, match=re.escape(problem)) as caught:
@@ -132,7 +132,7 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, name: str, data: b
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
-def test_a_git_lfs_pointer_is_told_from_the_file(tmp_path: Path, name: str) -> None:
+def test_a_git_lfs_pointer_is_recognized(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(LFS_POINTER)
     with pytest.raises(LlmRuntimeError, match="git lfs pull"):
         tokenizer_from_file(tmp_path / name)

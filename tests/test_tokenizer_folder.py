@@ -332,7 +332,7 @@ def test_a_class_that_makes_another_pipeline_of_a_vocabulary_is_refused(
         load(tmp_path, files)
 
 
-def test_bert_without_tokenizer_json_knows_its_special_tokens_and_decodes(tmp_path: Path) -> None:
+def test_bert_without_tokenizer_json_has_special_tokens_and_decodes(tmp_path: Path) -> None:
     tokenizer = load(tmp_path, {"vocab.txt": VOCAB_TXT, "config.json": BERT})
     ids = tokenizer.encode("The playing.")
     assert [tokenizer.piece(i) for i in ids] == ["[CLS]", "the", "play", "##ing", ".", "[SEP]"]

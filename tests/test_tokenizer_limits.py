@@ -219,7 +219,7 @@ def test_a_file_larger_than_any_tokenizer_is_not_read_whole(
         tokenizer_from_folder(tmp_path)
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_does_not_block(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").mkdir()
     with pytest.raises(LlmRuntimeError, match=r"tokenizer\.json: cannot be read: it is no file"):
         tokenizer_from_file(tmp_path / "tokenizer.json")

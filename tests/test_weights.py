@@ -362,7 +362,7 @@ def test_tied_by_config_json_the_output_is_the_embedding(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("tie", [None, False])
-def test_an_embedding_nobody_declares_tied_stays_missing(tmp_path: Path, tie: object) -> None:
+def test_an_embedding_that_is_not_declared_tied_stays_missing(tmp_path: Path, tie: object) -> None:
     folder = tied_folder(tmp_path, stored=OUTPUT, metadata={"format": "pt"}, tie=tie)
     assert set(open_safetensors(folder).tensors) == {"output.weight"}
 

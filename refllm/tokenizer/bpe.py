@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from refllm.errors import ModelNotSupported
-from refllm.tokenizer.base import encoding_of, library_errors
+from refllm.tokenizer.base import library_errors
 from refllm.tokenizer.gguf_keys import (
     GgufKeys,
     read_special_ids,
@@ -96,11 +96,6 @@ class BytePairTokenizer(VocabularyTokenizer):
         words = [pre_tokenizers.Split(Regex(x), "isolated") for x in pre_tokenizer.expressions]
         to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         self._library.pre_tokenizer = pre_tokenizers.Sequence([*words, to_bytes])
-
-    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
-        """Return the library's ids of the merged words."""
-        with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
-            return list(encoding_of(self._library, text).ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes that the token spells; see `Tokenizer.token_bytes`."""

@@ -8,14 +8,15 @@ tokenizer.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from types import MappingProxyType
 
-from refllm.tokenizer.base import Tokenizer, check_text, room_for_text
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from refllm.tokenizer.base import Tokenizer, check_text, encoding_of, library_errors, room_for_text
 
 __all__ = [
     "END_OF_GENERATION",
@@ -118,11 +119,13 @@ class Vocabulary:
 
 
 class VocabularyTokenizer(Tokenizer):
-    """A tokenizer over a `Vocabulary` that finds special tokens; subclasses encode plain text.
+    """A tokenizer over a `Vocabulary` that finds special tokens; a library encodes plain text.
 
     `indivisible` are tokens that plain text is split at, too: user-defined ones that the library
-    of the subclass does not know.
+    does not know.
     """
+
+    _library: LibraryTokenizer
 
     def __init__(
         self, vocabulary: Vocabulary, special: SpecialIds, indivisible: Mapping[str, int]
@@ -166,12 +169,13 @@ class VocabularyTokenizer(Tokenizer):
         """Return what is between the special tokens in the text, and their ids in place of them."""
         return split_at_tokens(text, self._in_text if parse_special else self._indivisible)
 
-    @abstractmethod
     def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
-        """Return the ids of a text that is not empty and has no special token in it.
+        """Return the library's ids of a text that is not empty and has no special token in it.
 
         `after` is the special token before it, None at the beginning.
         """
+        with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
+            return list(encoding_of(self._library, text).ids)
 
     def piece(self, token_id: int) -> str:
         """Return the token as the vocabulary spells it; see `Tokenizer.piece`."""

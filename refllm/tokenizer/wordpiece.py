@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from refllm.tokenizer.base import encoding_of, library_errors
+from refllm.tokenizer.base import library_errors
 from refllm.tokenizer.gguf_keys import GgufKeys, read_special_tokens, read_vocabulary
 from refllm.tokenizer.native_messages import hold_native_messages
 from refllm.tokenizer.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
@@ -60,11 +60,6 @@ class WordPieceTokenizer(VocabularyTokenizer):
             lowercase=lowercase,
         )
         self._library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-
-    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
-        """Return the library's ids of the words."""
-        with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
-            return list(encoding_of(self._library, text).ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return a space and the word, or a continuation; see `Tokenizer.token_bytes`."""
