@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from refllm.bert import BertConfig
-from refllm.checkpoints.hyperparameters import HYPERPARAMETERS, MAX_CONTEXT, MAX_HEAD_DIM, MAX_WIDTH
+from refllm.checkpoints.hyperparameters import (
+    HYPERPARAMETERS,
+    MAX_CONTEXT,
+    MAX_ENCODER_CONTEXT,
+    MAX_HEAD_DIM,
+    MAX_WIDTH,
+)
 from refllm.checkpoints.open import Weights
 from refllm.errors import LlmRuntimeError
 from refllm.files.accounting.gguf_keys import ANY_GGUF, BERT_GGUF, LLAMA_GGUF
@@ -350,11 +356,8 @@ def bert_config(weights: Weights, *, ledger: Ledger | None = None) -> BertConfig
         LlmRuntimeError: naming a key that is missing or has an impossible value.
         ModelNotSupported: naming a key that asks for what is not computed.
     """
-    config = (
-        _bert_from_gguf(weights, ledger)
-        if weights.source == "gguf"
-        else _bert_from_json(weights, ledger)
-    )
+    read = _bert_from_gguf if weights.source == "gguf" else _bert_from_json
+    config = read(weights, ledger)
     if config.n_embd % config.n_heads:
         raise LlmRuntimeError(
             f"{weights.path}: a width of {config.n_embd} cannot be shared by {config.n_heads} heads"
@@ -390,8 +393,7 @@ def _bert_from_json(weights: Weights, ledger: Ledger | None) -> BertConfig:
         return BertConfig(
             n_ctx=512, n_embd=384, n_layers=6, n_heads=12, n_ff=1536, layer_norm_eps=1e-12
         )
-    family = weights.family
-    path = weights.path / "config.json"
+    family, path = weights.family, weights.path / "config.json"
     keys = Keys(path, weights.hparams, ledger=ledger, where="config.json", by=family)
     # `refllm.checkpoints.open` chose the family by the first of these that the file has.
     keys.get("model_type" if "model_type" in keys else "architectures")
@@ -401,7 +403,7 @@ def _bert_from_json(weights: Weights, ledger: Ledger | None) -> BertConfig:
     if family == "roberta":
         if keys.values.get("pad_token_id", 1) is None:
             raise keys.error("pad_token_id", "must be a number, because positions begin behind it")
-        padding_id = keys.integer("pad_token_id", maximum=MAX_CONTEXT, default=1, minimum=0)
+        padding_id = keys.integer("pad_token_id", maximum=MAX_ENCODER_CONTEXT, default=1, minimum=0)
     elif family == "mpnet":
         padding_id = MPNET_PADDING_ID
     first_position = 0 if padding_id is None else padding_id + 1

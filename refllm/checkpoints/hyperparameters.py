@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-__all__ = ["HYPERPARAMETERS", "MAX_CONTEXT", "MAX_HEADS", "MAX_HEAD_DIM", "MAX_WIDTH", "Row"]
+__all__ = [
+    "HYPERPARAMETERS",
+    "MAX_CONTEXT",
+    "MAX_ENCODER_CONTEXT",
+    "MAX_HEADS",
+    "MAX_HEAD_DIM",
+    "MAX_WIDTH",
+    "Row",
+]
 
 # Upper limits of plausible models. A larger number means a damaged file, and allocating for it
 # could exhaust memory.

@@ -165,7 +165,7 @@ def lower_cases(folder: Path) -> bool:
     """Return whether a text is lower-cased before the tokenizer's own normalizer.
 
     Raises:
-        LlmRuntimeError: If the file is damaged.
+        LlmRuntimeError: if the file is damaged.
     """
     return _limits(folder, Ledger(collecting=True))[1]
 
@@ -174,14 +174,13 @@ def module_folders(folder: Path) -> tuple[str, ...]:
     """Return the folders that modules.json names, relative to it; () where there is no such file.
 
     Raises:
-        LlmRuntimeError: If the file is damaged or names a place outside the model's folder.
+        LlmRuntimeError: if the file is damaged or names a place outside the model's folder.
     """
     if not (folder / MODULES_FILE).is_file():
         return ()
-    modules = [
-        Keys(folder / MODULES_FILE, module) for module in _read_modules(folder / MODULES_FILE)
-    ]
-    return tuple(path for keys in modules if (path := _relative_path(keys)))
+    path = folder / MODULES_FILE
+    places = (_relative_path(Keys(path, module)) for module in _read_modules(path))
+    return tuple(place for place in places if place)
 
 
 # GGUF
@@ -193,12 +192,11 @@ def _head_of_gguf(weights: Weights, ledger: Ledger) -> SentenceHead:
     mode: PoolingMode = "mean"
     if key in keys:
         number = keys.integer(key, maximum=MAX_WIDTH, minimum=0)
-        if number in GGUF_POOLING_TYPES:
-            mode = GGUF_POOLING_TYPES[number]
-        else:
+        if number not in GGUF_POOLING_TYPES:
             why = NOT_COMPUTED.get(number, "a pooling that is not computed; use 1, 2 or 3")
             keys.refuse(key, why)
             return MEAN_NORMALIZED
+        mode = GGUF_POOLING_TYPES[number]
     keys.account(unknown="refuse", among=key)
     return SentenceHead(pooling=Pooling(modes=(mode,)))
 

@@ -150,8 +150,8 @@ def describe_tokenizer(weights: Weights) -> TokenizerDescription:
     """Return the description of a model's tokenizer.
 
     Raises:
-        LlmRuntimeError: For a damaged file.
-        ModelNotSupported: For a tokenizer that refllm does not compute.
+        LlmRuntimeError: for a damaged file.
+        ModelNotSupported: for a tokenizer that refllm does not compute.
     """
     tokenizer: Tokenizer
     if weights.source == "gguf":

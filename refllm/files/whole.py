@@ -63,7 +63,7 @@ def whole_file(
             checks a hash does not need it.
 
     Raises:
-        InvalidInput: Without `overwrite`, where `path` exists, before the block or after it.
+        InvalidInput: without `overwrite`, where `path` exists, before the block or after it.
         LlmRuntimeError: "PATH: cannot be written: …", for every `OSError`, those of the block
             included. A `BrokenPipeError` stays what it is.
 
@@ -91,8 +91,8 @@ def whole_folder(path: Path, *, parents: bool = False) -> Iterator[Path]:
         parents: Whether to make the folders above it where they are absent.
 
     Raises:
-        InvalidInput: Where `path` exists, before the block or after it.
-        LlmRuntimeError: As `whole_file`.
+        InvalidInput: if `path` exists, before the block or after it.
+        LlmRuntimeError: as `whole_file`.
     """
     with (
         _named_errors(path),
@@ -108,7 +108,7 @@ def require_whole_file(path: Path, *, parents: bool = False) -> None:
     No file is left behind or changed.
 
     Raises:
-        LlmRuntimeError: As `whole_file`.
+        LlmRuntimeError: as `whole_file`.
     """
     with _named_errors(path):
         if _is_written_in_place(path):

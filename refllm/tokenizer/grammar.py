@@ -92,7 +92,7 @@ class Matcher:
         """Return of each token whether it may come next, bool [V]; at least one may.
 
         Raises:
-            InvalidInput: Where no token of the vocabulary fits, or a limit is reached.
+            InvalidInput: if no token of the vocabulary fits, or a limit is reached.
         """
         with _library_errors(InvalidInput, "the grammar has no next token"):
             words = self._matcher.compute_bitmask()  # a bit of each token, the lowest first
@@ -133,7 +133,7 @@ def json_grammar(schema: Mapping[str, object]) -> Grammar:
         schema: A JSON schema, as an object.
 
     Raises:
-        InvalidInput: For a schema that is no JSON, too long or too deep, or has a key that is
+        InvalidInput: for a schema that is no JSON, too long or too deep, or has a key that is
             llguidance's own. What the library itself refuses is found by `matcher_of`.
 
     Example:
@@ -177,9 +177,9 @@ def matcher_of(tokenizer: Tokenizer, grammar: Grammar) -> Matcher:
         grammar: The answer's.
 
     Raises:
-        InvalidInput: For a grammar that llguidance refuses, with its reason.
-        ModelNotSupported: For a model without an end token.
-        LlmRuntimeError: Where llguidance is not installed.
+        InvalidInput: for a grammar that llguidance refuses, with its reason.
+        ModelNotSupported: for a model without an end token.
+        LlmRuntimeError: if llguidance is not installed.
 
     Example:
         >>> matcher = matcher_of(model.tokenizer, json_grammar({"type": "boolean"}))
@@ -262,7 +262,7 @@ def try_grammar(grammar: Grammar) -> None:
     cannot be ended. A grammar that was tried is not tried again.
 
     Raises:
-        InvalidInput: For a grammar that llguidance refuses, with its reason, or that reaches a
+        InvalidInput: for a grammar that llguidance refuses, with its reason, or that reaches a
             limit of `refllm.tokenizer.grammar_trial`.
     """
     with _trials:

@@ -97,10 +97,8 @@ class Keys:
             )
         return value
 
-    def number(
-        self, key: str, *, default: float | None = None, above: float = 0.0, zero: bool = False
-    ) -> float:
-        """Return the finite number under `key`, greater than `above`, or 0 where `zero`."""
+    def number(self, key: str, *, default: float | None = None, zero: bool = False) -> float:
+        """Return the finite number under `key`, greater than 0, or also 0 if `zero`."""
         value = self._one_for_all_layers(key, self._required(key, default))
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, f"must be a number, is {value!r:.80}")
@@ -108,8 +106,8 @@ class Keys:
             number = float(value)
         except OverflowError:  # a whole number beyond float64
             number = math.inf
-        if not math.isfinite(number) or not (number > above or (zero and number == 0)):
-            raise self.error(key, f"must be finite and greater than {above:g}, is {value!r:.80}")
+        if not math.isfinite(number) or not (number > 0 or (zero and number == 0)):
+            raise self.error(key, f"must be finite and greater than 0, is {value!r:.80}")
         return number
 
     def flag(self, key: str, *, default: bool) -> bool:
