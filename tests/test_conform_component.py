@@ -10,7 +10,7 @@ import pytest
 
 from refllm.api import InferencingParams
 from refllm.conform.case import Case, Group
-from refllm.conform.reply import Answer, Broken, NotApplicable, Reply, TargetError
+from refllm.conform.reply import Answer, HarnessError, NotApplicable, Reply, TargetError
 from refllm.conform.targets.component import ComponentTarget
 from refllm.conform.targets.itself import SuiteModels
 from refllm.engine import LocalEngine
@@ -170,7 +170,7 @@ def test_a_component_that_does_something_else_is_broken() -> None:
         reply = inferred(target)
     finally:
         target.stop()
-    assert isinstance(reply, Broken)
+    assert isinstance(reply, HarnessError)
     assert "KeyError: '/infer'" in reply.message  # the guest's own words
 
 

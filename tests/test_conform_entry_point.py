@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from refllm.conform.case import GROUPS, Case, Group
-from refllm.conform.reply import Answer, Broken, NotApplicable, Reply, Skipped, TargetError
+from refllm.conform.reply import Answer, HarnessError, NotApplicable, Reply, Skipped, TargetError
 from refllm.conform.targets.harness import answer
 from refllm.conform.targets.python import EntryPointTarget
 
@@ -122,7 +122,7 @@ def test_what_it_prints_does_not_come_between_the_report_s_lines(
 )
 def test_a_function_that_breaks_is_told(lines: str, said: str, target: Write) -> None:
     broken = reply(target(f"def it(group, asked):\n    {lines}"))
-    assert isinstance(broken, Broken)
+    assert isinstance(broken, HarnessError)
     assert re.search(said, broken.message)
 
 

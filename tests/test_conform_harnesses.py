@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from refllm.conform.case import GROUPS, Case, Group
-from refllm.conform.reply import Answer, Broken, Reply, Skipped
+from refllm.conform.reply import Answer, HarnessError, Reply, Skipped
 from refllm.conform.targets.command import CommandTarget
 from refllm.conform.targets.harness import Skip, serve
 from tests.conform_protocol import follows
@@ -183,6 +183,6 @@ def test_a_harness_that_serves_is_a_command(tmp_path: Path) -> None:
     try:
         assert target.start().name == "mine"
         broken = target.run(case("quant", {"why": "no GPU"}))
-        assert broken == Broken("OSError: no GPU (mine.py, line 4)")
+        assert broken == HarnessError("OSError: no GPU (mine.py, line 4)")
     finally:
         target.stop()

@@ -175,10 +175,10 @@ def test_other_groups_are_not_asked_over_http(group: Group, url: str) -> None:
     [
         ("http://127.0.0.1:1", "the connection is refused; start the server"),
         ("https://127.0.0.1:1", "the connection is refused; start the server"),
-        ("ftp://127.0.0.1", "is no server's URL: it must begin with http://"),
-        ("http://", "is no server's URL: it must begin with http:// or https:// and a host"),
+        ("ftp://127.0.0.1", "is no server's URL: it must be http://HOST"),
+        ("http://", "is no server's URL: it must be http://HOST or https://HOST"),
         ("http://me:secret@127.0.0.1", "the token is an option"),
-        ("http://127.0.0.1:99999", "is no server's URL: Port out of range"),
+        ("http://127.0.0.1:99999", "with a :PORT from 1 to 65535"),
     ],
 )
 def test_a_target_that_cannot_be_reached_says_what_to_do(url: str, said: str) -> None:
@@ -190,3 +190,10 @@ def test_a_target_that_cannot_be_reached_says_what_to_do(url: str, said: str) ->
 def test_a_target_that_is_refused_at_once_says_so(token: str | None, said: str, url: str) -> None:
     with pytest.raises(TargetError, match=f"{said}; give it with --token"):
         HttpTarget(url, protocol="spin", token=token).start()
+
+
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown() -> None:
+    target = HttpTarget("http://127.0.0.1:1", protocol="spin", token="secret\r\nx: y")
+    with pytest.raises(TargetError, match="check the token") as raised:
+        target.start()
+    assert "secret" not in str(raised.value)

@@ -9,7 +9,7 @@ import pytest
 
 from refllm.conform.case import Case, Group
 from refllm.conform.repeat import change, kind_of_repeat
-from refllm.conform.reply import Answer, Broken, Implementation, NotApplicable, Reply
+from refllm.conform.reply import Answer, HarnessError, Implementation, NotApplicable, Reply
 from refllm.conform.runner import run_cases
 from refllm.conform.verdict import Verdict
 
@@ -72,7 +72,7 @@ def test_answers_are_the_same_but_for_rounding_and_counts(
 
 
 def test_an_answer_that_does_not_come_again_has_changed() -> None:
-    found = change(case("a"), {"text": "a"}, Broken("it ended"))
+    found = change(case("a"), {"text": "a"}, HarnessError("it ended"))
     assert found is not None
     assert found.got == "no answer: it ended"
 

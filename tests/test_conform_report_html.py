@@ -13,7 +13,7 @@ import pytest
 
 from refllm.api import LlmRuntimeError
 from refllm.conform.report.html import html_of
-from refllm.conform.report.plot import MOST_POINTS, plot
+from refllm.conform.report.plot import MAX_POINTS, plot
 from refllm.conform.report.values import printable
 from refllm.conform.verdict import Difference
 from refllm.errors import how_to_install
@@ -264,7 +264,7 @@ def test_a_plot_stays_within_its_frame_whatever_the_numbers(
             assert 0.0 <= float(element.get(name, "0")) <= height
         coordinates = [float(each) for each in re.findall(r"[-\d.]+", element.get("d", ""))]
         assert all(0.0 <= each <= width for each in coordinates)
-    assert len(svg.findall("circle")) <= MOST_POINTS
+    assert len(svg.findall("circle")) <= MAX_POINTS
 
 
 def test_a_plot_says_where_the_largest_difference_is() -> None:
@@ -290,7 +290,7 @@ def test_a_long_row_is_drawn_around_its_largest_difference() -> None:
     got = [0.0] * 1000
     got[700] = 1.0
     svg = ET.fromstring(plot([0.0] * 1000, got))
-    assert len(svg.findall("circle")) == MOST_POINTS
+    assert len(svg.findall("circle")) == MAX_POINTS
     assert "1, is at number 700" in str(svg.findtext("title"))
 
 

@@ -10,7 +10,7 @@ import pytest
 from refllm.conform.case import Case, Group
 from refllm.conform.reply import (
     Answer,
-    Broken,
+    HarnessError,
     Implementation,
     NotApplicable,
     Reply,
@@ -21,8 +21,8 @@ from refllm.conform.verdict import Verdict
 
 DRAWN = {"max_tokens": 5, "temperature": 0.8, "top_k": 40}
 RIGHT = Answer({"ids": [1], "text": ""})
-LOST = Broken("it ended", is_lost=True)
-BROKEN = Broken("a bug")
+LOST = HarnessError("it ended", is_lost=True)
+BROKEN = HarnessError("a bug")
 
 
 class Scripted:
@@ -127,6 +127,6 @@ def test_a_harness_that_says_what_broke_is_asked_on() -> None:
 
 
 def test_wrong_answers_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refllm.conform.runner.MOST_WRONG_BYTES", 100)
+    monkeypatch.setattr("refllm.conform.runner.MAX_WRONG_BYTES", 100)
     long, wrong = replace(RIGHT, n_bytes=101), Answer({"ids": [2], "text": ""}, n_bytes=101)
     assert statuses(long, wrong, RIGHT) == [("passed", True), ("failed", True), ("error", False)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from refllm.conform.case import Case, Json
-from refllm.conform.reply import Answer, Broken, Implementation, Skipped, TargetError
+from refllm.conform.reply import Answer, HarnessError, Implementation, Skipped, TargetError
 from refllm.conform.targets.command import CommandTarget
 from tests.conform_protocol import follows
 from tests.conftest import HUNG_SECONDS
@@ -67,7 +67,7 @@ def harness(tmp_path: Path) -> Iterator[StartOf]:
 
 def broken_message(target: CommandTarget, asked: Case | None = None) -> str:
     reply = target.run(asked or case())
-    assert isinstance(reply, Broken)
+    assert isinstance(reply, HarnessError)
     return reply.message
 
 
@@ -105,7 +105,7 @@ def test_a_skip_and_an_error_are_what_the_harness_says(harness: StartOf) -> None
     )
     target.start()
     assert target.run(case()) == Skipped("too big")
-    assert target.run(case()) == Broken("!")
+    assert target.run(case()) == HarnessError("!")
 
 
 def test_every_message_to_a_harness_follows_the_schema(harness: StartOf, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def flood(descriptor, line):
 def test_a_line_that_is_longer_than_any_answer_is_told(
     harness: StartOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refllm.conform.targets.command.MOST_ANSWER_BYTES", 1000)
+    monkeypatch.setattr("refllm.conform.targets.command.MAX_ANSWER_BYTES", 1000)
     target = harness(STARTED + "os.write(1, b'x' * 1001); forever()")
     target.start()
     assert "printed a line of more than 1000 bytes" in broken_message(target)
@@ -267,7 +267,7 @@ def test_the_next_case_has_a_new_harness(harness: StartOf, tmp_path: Path) -> No
     target = harness(COUNTED + DIES_OF_BAD)
     target.start()
     replies = [target.run(case(name)) for name in ("good", "bad", "good", "good")]
-    assert [type(reply) for reply in replies] == [Answer, Broken, Answer, Answer]
+    assert [type(reply) for reply in replies] == [Answer, HarnessError, Answer, Answer]
     assert replies[1].is_lost  # type: ignore[union-attr]
     assert (tmp_path / "starts").read_text("utf-8") == "xx"
 

@@ -63,7 +63,7 @@ def test_a_refused_connection_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and it does not listen
         said = problem(f"http://127.0.0.1:{taken.getsockname()[1]}")
-    assert "the connection is refused\nstart the server, or check url's host and port" in said
+    assert "the connection is refused\nstart the server, or check the host and the port" in said
 
 
 def test_an_unknown_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,4 +254,4 @@ def test_a_server_without_tls_is_named_where_tls_is_asked_for() -> None:
         pool.submit(greet, listener)
         said = problem(f"https://127.0.0.1:{listener.getsockname()[1]}")
     assert "TLS fails" in said
-    assert "check whether url has to begin with http://" in said
+    assert "check whether the URL has to begin with http://" in said

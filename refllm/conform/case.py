@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
-__all__ = ["GROUPS", "Case", "Group", "Json", "is_drawn"]
+__all__ = ["GROUPS", "Case", "Group", "Json", "is_sampled"]
 
 Json: TypeAlias = Mapping[str, Any]
 Group: TypeAlias = Literal[
@@ -47,6 +47,6 @@ class Case:
     tolerance: Json = field(default_factory=dict)
 
 
-def is_drawn(params: Json) -> bool:
+def is_sampled(params: Json) -> bool:
     """Whether a text with these six parameters depends on random numbers."""
     return bool(params["max_tokens"] > 0 and params["temperature"] > 0 and params["top_k"] != 1)

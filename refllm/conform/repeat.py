@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from refllm.conform.case import Case, Group, Json, is_drawn
+from refllm.conform.case import Case, Group, Json, is_sampled
 from refllm.conform.reply import Answer, Reply
 from refllm.conform.verdict import Difference
 
@@ -29,7 +29,7 @@ KEPT: Mapping[Group, tuple[str, ...]] = {
     "api": ("text", "embeddings"),
 }
 # A text of fewer tokens stays the same by chance.
-FEWEST_TOKENS = 8
+MIN_TOKENS = 8
 # Another order of sums on a GPU moves numbers by less than this.
 ROUNDING = 1e-3
 
@@ -46,10 +46,10 @@ def kind_of_repeat(case: Case, result: Json) -> str | None:
     if "text" not in result or case.group == "tokenizer":
         return case.group
     params = case.input.get("params") or {}
-    if params.get("max_tokens", FEWEST_TOKENS) < FEWEST_TOKENS:
+    if params.get("max_tokens", MIN_TOKENS) < MIN_TOKENS:
         return None
     if case.group == "text":
-        return "drawn text" if is_drawn(params) else "greedy text"
+        return "drawn text" if is_sampled(params) else "greedy text"
     # An interface's request has no seed, so only a greedy text has to stay.
     return "api" if params.get("temperature", 1.0) <= 0 or params.get("top_k") == 1 else None
 

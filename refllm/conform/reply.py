@@ -13,9 +13,9 @@ from refllm.conform.case import Case, Group, Json
 
 __all__ = [
     "KINDS",
-    "MOST_ANSWER_BYTES",
+    "MAX_ANSWER_BYTES",
     "Answer",
-    "Broken",
+    "HarnessError",
     "Implementation",
     "NotApplicable",
     "Reply",
@@ -29,7 +29,7 @@ KINDS = ("invalid-input", "model-not-supported", "runtime-error")
 
 # The largest right answer of the suite, 64 · 1536 logits of 17 digits each, is 2.4 MB. Once it is
 # read, JSON takes up to twenty times its length in memory.
-MOST_ANSWER_BYTES = 16 * 1024 * 1024
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
 """How long an answer may be."""
 
 
@@ -59,7 +59,7 @@ class NotApplicable:
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class HarnessError:
     """No answer came, or one that is no answer to the question.
 
     `is_lost`: nothing came that could be read; the target ended, kept silent, or sent something
@@ -71,7 +71,7 @@ class Broken:
     because_of: str | None = None
 
 
-Reply: TypeAlias = Answer | Skipped | NotApplicable | Broken
+Reply: TypeAlias = Answer | Skipped | NotApplicable | HarnessError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ class Target(Protocol):
         """Return why no target of this kind can be asked the case, None where it can."""
 
     def run(self, case: Case) -> Reply:
-        """Ask one case. Never raises: what goes wrong is `Broken`."""
+        """Ask one case. Never raises: what goes wrong is `HarnessError`."""
 
     def stop(self) -> None:
         """Let it go; never raises."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
-from refllm.conform.case import Case, Group, is_drawn
+from refllm.conform.case import Case, Group, is_sampled
 from refllm.conform.compare import compare
 from refllm.conform.compare.numbers import MalformedAnswer
 from refllm.conform.faults.diagnosis import findings_of
@@ -15,7 +15,7 @@ from refllm.conform.profiles import Profile
 from refllm.conform.repeat import change, kind_of_repeat, times_to_repeat
 from refllm.conform.reply import (
     Answer,
-    Broken,
+    HarnessError,
     Implementation,
     NotApplicable,
     Reply,
@@ -28,10 +28,10 @@ __all__ = ["run_cases", "verdict_of"]
 
 # Cases of a group that were lost one after the other: a target that lost these loses the next too,
 # and each may take as long as a case is allowed to.
-MOST_LOST = 5
+MAX_LOST = 5
 # Of wrong answers, which are kept until the causes are known. Every answer of the suite together is
 # about 20 MB.
-MOST_WRONG_BYTES = 64 * 1024 * 1024
+MAX_WRONG_BYTES = 64 * 1024 * 1024
 
 
 def run_cases(
@@ -62,14 +62,14 @@ def run_cases(
         reply = (
             target.not_applicable(case)
             or _unasked(implementation, case, absent)
-            or (_too_much() if n_wrong_bytes > MOST_WRONG_BYTES else None)
-            or (_given_up(case, last_lost[case.group]) if lost[case.group] >= MOST_LOST else None)
+            or (_too_much() if n_wrong_bytes > MAX_WRONG_BYTES else None)
+            or (_given_up(case, last_lost[case.group]) if lost[case.group] >= MAX_LOST else None)
             or target.run(case)
         )
-        if isinstance(reply, Broken) and reply.is_lost:
+        if isinstance(reply, HarnessError) and reply.is_lost:
             lost[case.group] += 1
             last_lost[case.group] = reply.because_of or case.id
-        elif isinstance(reply, Answer | Broken):
+        elif isinstance(reply, Answer | HarnessError):
             del lost[case.group]
         verdict = verdict_of(case, reply)
         if isinstance(reply, Answer) and verdict.status != "error":
@@ -92,7 +92,7 @@ def verdict_of(case: Case, reply: Reply) -> Verdict:
         return Verdict(case=case, status="skipped", reason=reply.reason)
     if isinstance(reply, NotApplicable):
         return Verdict(case=case, status="not applicable", reason=reply.reason)
-    if isinstance(reply, Broken):
+    if isinstance(reply, HarnessError):
         return Verdict(case=case, status="error", reason=reply.message, because_of=reply.because_of)
     try:
         difference = compare(case, reply.result)
@@ -112,7 +112,7 @@ def _unasked(implementation: Implementation, case: Case, absent: Collection[str]
         return Skipped(
             f"the target is not said to have {missing[0]}; if it has, say --have {missing[0]}"
         )
-    is_seeded = case.group == "text" and is_drawn(case.input["params"])
+    is_seeded = case.group == "text" and is_sampled(case.input["params"])
     if is_seeded and not implementation.draws_as_refllm:
         return Skipped(
             "drawn texts are compared where the random numbers are refllm's; say so with "
@@ -121,17 +121,17 @@ def _unasked(implementation: Implementation, case: Case, absent: Collection[str]
     return None
 
 
-def _given_up(case: Case, because_of: str) -> Broken:
-    return Broken(
-        f"not asked: {MOST_LOST} cases of {case.group} in a row brought no answer; mend those",
+def _given_up(case: Case, because_of: str) -> HarnessError:
+    return HarnessError(
+        f"not asked: {MAX_LOST} cases of {case.group} in a row brought no answer; mend those",
         is_lost=True,
         because_of=because_of,
     )
 
 
-def _too_much() -> Broken:
-    return Broken(
-        f"not asked: the wrong answers before are longer than {MOST_WRONG_BYTES} bytes together, "
+def _too_much() -> HarnessError:
+    return HarnessError(
+        f"not asked: the wrong answers before are longer than {MAX_WRONG_BYTES} bytes together, "
         "and no more are kept; mend those",
         is_lost=True,
     )

@@ -15,12 +15,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["MOST_NESTED", "decoded", "from_wire", "is_nested_deeper", "to_wire"]
+__all__ = ["MAX_NESTING", "decoded", "from_wire", "is_nested_deeper", "to_wire"]
 
 HEXADECIMAL = re.compile(r"-?0x[01]\.?[0-9a-f]*p[+-][0-9]+")
 # Of lists and objects in one another, in any message: the suite's own are 6 deep, and what reads
 # them recursively takes some hundred.
-MOST_NESTED = 32
+MAX_NESTING = 32
 CONTAINERS = (list, dict)
 SPECIAL = frozenset({"nan", "inf", "-inf"})
 # Where a string is a text, whatever it looks like.

@@ -25,17 +25,17 @@ from refllm.conform.compare.numbers import (
     array,
     different_ids,
     distances,
+    integers,
     items,
     numbers,
     of_float32,
     refusal,
     text,
     ulp_of_float32,
-    wholes,
 )
 from refllm.conform.compare.sampling import compare_sampling
 from refllm.conform.verdict import Difference
-from refllm.conform.wire import MOST_NESTED, is_nested_deeper
+from refllm.conform.wire import MAX_NESTING, is_nested_deeper
 
 __all__ = ["MalformedAnswer", "compare"]
 
@@ -47,8 +47,8 @@ def compare(case: Case, result: Json) -> Difference | None:
     """
     if not isinstance(result, Mapping):
         raise MalformedAnswer(f"the result is {result!r:.80}, not an object")
-    if is_nested_deeper(result, MOST_NESTED):
-        raise MalformedAnswer(f"the result is nested more than {MOST_NESTED} deep")
+    if is_nested_deeper(result, MAX_NESTING):
+        raise MalformedAnswer(f"the result is nested more than {MAX_NESTING} deep")
     difference = _difference(case, result)
     return None if difference is None else replace(difference, answer=result)
 
@@ -78,7 +78,7 @@ def _compare_refusal(expected: Json, result: Json) -> Difference | None:
 
 
 def _compare_tokenizer(case: Case, result: Json) -> Difference | None:
-    expected, got = case.expected, wholes(result, "ids")
+    expected, got = case.expected, integers(result, "ids")
     decoded = text(result, "text")
     difference = different_ids("token", expected["ids"], got)
     if difference is None and decoded != expected["text"]:

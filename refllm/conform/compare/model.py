@@ -18,12 +18,12 @@ from refllm.conform.compare.numbers import (
     different_ids,
     distances,
     first_other,
+    integers,
     items,
     numbers,
     table,
     text,
     whole,
-    wholes,
 )
 from refllm.conform.verdict import Difference
 
@@ -90,7 +90,7 @@ def compare_text(case: Case, result: Json) -> Difference | None:
     got = text(result, "text")
     usage = table(result, "usage")
     counts = {name: whole(usage, name) for name in expected["usage"]}
-    drawn = wholes(result, "token_ids") if result.get("token_ids") is not None else None
+    drawn = integers(result, "token_ids") if result.get("token_ids") is not None else None
     if expected["certified"]:
         difference = _compare_whole(expected, got, drawn)
         exact = set(expected["usage"])

@@ -27,6 +27,7 @@ __all__ = [
     "distances",
     "field",
     "first_other",
+    "integers",
     "items",
     "numbers",
     "of_float32",
@@ -35,7 +36,6 @@ __all__ = [
     "text",
     "ulp_of_float32",
     "whole",
-    "wholes",
 ]
 
 Doubles = NDArray[np.float64]
@@ -45,7 +45,7 @@ NEIGHBORS = 32
 # No id and no count is as large, and what is larger fits into no array.
 WHOLE_LIMIT = 2**63
 # Of an array: tokens, heads and what lies in a head are three.
-MOST_AXES = 8
+MAX_AXES = 8
 
 
 class MalformedAnswer(Exception):
@@ -96,7 +96,7 @@ def whole(result: Any, name: str) -> int:
     return _as_whole(field(result, name), name)
 
 
-def wholes(result: Any, name: str) -> list[int]:
+def integers(result: Any, name: str) -> list[int]:
     """The list of whole numbers under `name`."""
     return [_as_whole(value, f"{name}[{i}]") for i, value in enumerate(items(result, name))]
 
@@ -114,9 +114,9 @@ def array(result: Any, name: str) -> Doubles:
     """The array {"shape", "values"} under `name`, float64 in that shape."""
     value = table(result, name)
     axes, values = items(value, "shape"), items(value, "values")
-    if len(axes) > MOST_AXES:
+    if len(axes) > MAX_AXES:
         raise MalformedAnswer(f"{name} has {len(axes)} axes; no array of the suite has as many")
-    shape = tuple(wholes(value, "shape"))
+    shape = tuple(integers(value, "shape"))
     if min(shape, default=0) < 0 or math.prod(shape) != len(values):
         raise MalformedAnswer(
             f"{name} has {len(values)} values, which are no array of {list(shape)}"

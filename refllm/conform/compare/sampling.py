@@ -19,11 +19,11 @@ from refllm.conform.compare.numbers import (
     around,
     distances,
     first_other,
+    integers,
     items,
     numbers,
     text,
     whole,
-    wholes,
 )
 from refllm.conform.verdict import Difference
 
@@ -71,7 +71,7 @@ def _places(given: Sequence[str], known: Sequence[str]) -> list[int] | None:
 
 
 def _compare_stage(expected: Json, got: Json) -> Difference | None:
-    name, ids = expected["stage"], wholes(got, "ids")
+    name, ids = expected["stage"], integers(got, "ids")
     for key in ONE:
         if key in got and len(items(got, key)) != len(ids):
             raise MalformedAnswer(f"stage {name} has {len(ids)} ids and not as many {key}")

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from refllm.conform.case import Group
 from refllm.conform.report import STATUSES, Report, counted
-from refllm.conform.report.plot import MOST_POINTS, plot
+from refllm.conform.report.plot import MAX_POINTS, plot
 from refllm.conform.report.values import (
     Comparison,
     clipped,
@@ -39,8 +39,8 @@ TEXT_LENGTH = 10_000
 
 OPENED = ("failed", "unexpected pass", "error")
 # Of one cause in one group; the others are folded.
-MOST_OPENED = 3
-MOST_LINKS = 10
+MAX_OPENED = 3
+MAX_LINKS = 10
 ALWAYS = ("passed", "failed")  # columns, even where all are 0; a telephone has no room for more
 
 
@@ -147,8 +147,8 @@ def _causes(report: Report) -> list[_Cause]:
                 cause=cause.cause,
                 n_cases=len(ids),
                 n_later=cause.n_later,
-                first=ids[:MOST_LINKS],
-                others=ids[MOST_LINKS:],
+                first=ids[:MAX_LINKS],
+                others=ids[MAX_LINKS:],
                 command=report.command_for(ids[0]),
             )
         )
@@ -165,10 +165,10 @@ def _section(report: Report, group: Group, markup: Callable[[str], Any]) -> _Sec
             first = verdict.findings[0].cause if verdict.findings else None
             same = alike.setdefault(first, [])
             same.append(_entry(verdict, numbers, markup))
-            if len(same) <= MOST_OPENED:
+            if len(same) <= MAX_OPENED:
                 opened.append(same[-1])
     for cause, entries in alike.items():
-        rest = entries[MOST_OPENED:]
+        rest = entries[MAX_OPENED:]
         if rest:
             of = f" of cause {numbers[cause]}" if cause in numbers else ""
             folded.append((f"{len(rest)} more{of}", rest))
@@ -209,7 +209,7 @@ def _entry(verdict: Verdict, numbers: Mapping[str, int], markup: Callable[[str],
 
 def _rows(expected: tuple[float, ...], got: tuple[float, ...]) -> list[_Row]:
     """The first numbers of a plot, for who reads them; what one side lacks is "nothing"."""
-    n = min(max(len(expected), len(got)), MOST_POINTS) if expected and got else 0
+    n = min(max(len(expected), len(got)), MAX_POINTS) if expected and got else 0
     pairs = [
         (shown(expected[i] if i < len(expected) else None), shown(got[i] if i < len(got) else None))
         for i in range(n)

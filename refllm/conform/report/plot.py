@@ -12,9 +12,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MOST_POINTS", "plot"]
+__all__ = ["MAX_POINTS", "plot"]
 
-MOST_POINTS = 160
+MAX_POINTS = 160
 
 # In units of the drawing, which a telephone shows at about one px each.
 WIDTH = 360
@@ -27,7 +27,7 @@ HEIGHT = 214
 def plot(expected: Sequence[float], got: Sequence[float]) -> str:
     """An `<svg>` element, or "" where there are not two rows of at least two numbers.
 
-    Of more than `MOST_POINTS` numbers, those around the largest difference are drawn. What is not
+    Of more than `MAX_POINTS` numbers, those around the largest difference are drawn. What is not
     finite cannot be placed: it is marked at the top of its panel.
     """
     if min(len(expected), len(got)) < 2:
@@ -35,7 +35,7 @@ def plot(expected: Sequence[float], got: Sequence[float]) -> str:
     shared = min(len(expected), len(got))
     differences = [_difference(expected[i], got[i]) for i in range(shared)]
     begin = _begin(differences)
-    end = min(begin + MOST_POINTS, max(len(expected), len(got)))
+    end = min(begin + MAX_POINTS, max(len(expected), len(got)))
     wanted, came = expected[begin:end], got[begin:end]
     off = differences[begin:end]
     place = _Places(first=begin, last=max(begin + 1, end - 1))
@@ -111,11 +111,11 @@ def _difference(expected: float, got: float) -> float:
 
 def _begin(differences: Sequence[float]) -> int:
     """The first number to draw: the largest difference is in the middle, where there is room."""
-    if len(differences) <= MOST_POINTS:
+    if len(differences) <= MAX_POINTS:
         return 0
     sizes = [abs(each) if math.isfinite(each) else math.inf for each in differences]
     worst = sizes.index(max(sizes))
-    return max(0, min(worst - MOST_POINTS // 2, len(differences) - MOST_POINTS))
+    return max(0, min(worst - MAX_POINTS // 2, len(differences) - MAX_POINTS))
 
 
 def _labels(scale: _Scale, top: int, title: str) -> Iterator[str]:

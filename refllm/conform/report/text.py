@@ -32,8 +32,8 @@ VALUE_LENGTH = 3 * (COLUMNS - LABEL_COLUMNS) - 2  # three lines, with a mark at 
 REASON_LENGTH = 600
 CAUSE_COLUMNS = 4
 # Of each cause: what its other cases show is the same.
-MOST_IDS = 3
-MOST_EXAMPLES = 10
+MAX_IDS = 3
+MAX_EXAMPLES = 10
 ALWAYS = ("passed", "failed")  # columns, even where all are 0
 
 HEADINGS: dict[Status, tuple[str, str]] = {
@@ -47,7 +47,7 @@ HEADINGS: dict[Status, tuple[str, str]] = {
 }
 
 
-def text_of(report: Report, *, most_examples: int = MOST_EXAMPLES) -> str:
+def text_of(report: Report, *, most_examples: int = MAX_EXAMPLES) -> str:
     """The report as lines of at most 80 columns, ending in a line feed.
 
     What is wrong comes first: every cause with some of its cases, and then of the first
@@ -120,7 +120,7 @@ def _some(cause: Cause) -> list[str]:
     """The ids of the first cases, as many as fit on a line, and how many more there are."""
     ids = [printable(verdict.case.id) for verdict in cause.verdicts]
     room = COLUMNS - CAUSE_COLUMNS
-    for n in range(min(len(ids), MOST_IDS), 0, -1):
+    for n in range(min(len(ids), MAX_IDS), 0, -1):
         more = f" and {len(ids) - n} more" if len(ids) > n else ""
         line = ", ".join(ids[:n]) + more
         if len(line) <= room or n == 1:

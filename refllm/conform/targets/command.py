@@ -2,9 +2,10 @@
 
     CommandTarget("node docs/harnesses/harness.js")
 
-What a harness does wrong never reaches the backend's account. It has ended, keeps silent, says what
-the protocol does not have: the case is `Broken`, the process is ended with all that it started, and
-the next case begins with a new one. One that does not start again is not tried any more.
+A fault of the harness is never counted as one of the backend. Where the process ends, is silent or
+prints what the protocol does not have, the reply is `HarnessError`: the process is ended with all
+that it started, and the next case begins with a new one. A command that does not start again is not
+tried any more.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import IO, Any
 
 from refllm.conform.case import Case
 from refllm.conform.reply import (
-    MOST_ANSWER_BYTES,
-    Broken,
+    MAX_ANSWER_BYTES,
+    HarnessError,
     Implementation,
     NotApplicable,
     Reply,
@@ -43,7 +44,7 @@ from refllm.conform.targets.protocol import (
 __all__ = ["CommandTarget"]
 
 LINES_SHOWN = 20  # of what a harness said on standard error
-LONGEST_LINE_SHOWN = 500
+MAX_LINE_SHOWN = 500
 PIECE = 1 << 16  # bytes of standard error read at a time
 SECONDS_FOR_LAST_WORDS = 1.0
 
@@ -84,7 +85,7 @@ class CommandTarget:
         return unaskable(case)
 
     def run(self, case: Case) -> Reply:
-        """The harness's reply to the case; `Broken` says what it did instead, and what to do."""
+        """Return the harness's reply; `HarnessError` has what it did instead, and what to do."""
         not_applicable = unaskable(case)
         if not_applicable is not None:
             return not_applicable
@@ -95,7 +96,7 @@ class CommandTarget:
                 self._does_not_start = str(error)
         running = self._running
         if running is None:
-            return Broken(
+            return HarnessError(
                 f"the harness did not start again after a failure: {self._does_not_start}",
                 is_lost=True,
             )
@@ -103,7 +104,7 @@ class CommandTarget:
             message, n_bytes = running.ask(run_message(case), self._run_seconds)
             return reply_of(message, case.id, n_bytes=n_bytes)
         except ProtocolError as error:
-            return Broken(self._give_up(running, error), is_lost=True)
+            return HarnessError(self._give_up(running, error), is_lost=True)
 
     def stop(self) -> None:
         """Tell the harness to end, and end it if it does not."""
@@ -173,8 +174,8 @@ class _Running:
             ) from None
         if line is None:
             raise ProtocolError(f"{self._ending()} instead of answering {message['cmd']}")
-        if len(line) > MOST_ANSWER_BYTES:
-            raise ProtocolError(f"printed a line of more than {MOST_ANSWER_BYTES} bytes")
+        if len(line) > MAX_ANSWER_BYTES:
+            raise ProtocolError(f"printed a line of more than {MAX_ANSWER_BYTES} bytes")
         return message_of(line), len(line)
 
     def end(self, seconds: float, *, last: Mapping[str, Any] | None = None) -> None:
@@ -248,7 +249,7 @@ def _write(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
 
 def _read(stream: IO[bytes], lines: queue.Queue[bytes | None], is_over: threading.Event) -> None:
     with stream:
-        for line in iter(lambda: stream.readline(MOST_ANSWER_BYTES + 1), b""):
+        for line in iter(lambda: stream.readline(MAX_ANSWER_BYTES + 1), b""):
             lines.put(line)
             if is_over.is_set():
                 return
@@ -260,5 +261,5 @@ def _keep(stream: IO[bytes], said: deque[str]) -> None:
     with stream:
         for piece in iter(lambda: stream.readline(PIECE), b""):
             if begins_a_line:
-                said.append(piece.decode("utf-8", "replace").rstrip()[:LONGEST_LINE_SHOWN])
+                said.append(piece.decode("utf-8", "replace").rstrip()[:MAX_LINE_SHOWN])
             begins_a_line = piece.endswith(b"\n")

@@ -30,9 +30,8 @@ from typing import TYPE_CHECKING, Any
 from refllm import __version__
 from refllm.conform.case import Case, Group
 from refllm.conform.reply import (
-    KINDS,
     Answer,
-    Broken,
+    HarnessError,
     Implementation,
     NotApplicable,
     Reply,
@@ -47,7 +46,8 @@ from refllm.engine import LocalEngine
 from refllm.errors import LlmRuntimeError, how_to_install
 from refllm.interface import U32_MAX, InferencingParams, as_f32
 from refllm.models.bundled import ROOT
-from refllm.spin.dialects import API_TYPES, as_json, parsed
+from refllm.spin.dialects import API_TYPES, as_json, parse_json
+from refllm.spin.http_client import parse_error_body
 
 if TYPE_CHECKING:
     from refllm.wasm.host import Host, Program
@@ -114,7 +114,7 @@ class ComponentTarget:
         return unaskable(case) or _of_another_type(case)
 
     def run(self, case: Case) -> Reply:
-        """What the component answers; one that traps or answers nothing is `Broken`."""
+        """What the component answers; one that traps or answers nothing is `HarnessError`."""
         not_applicable = self.not_applicable(case)
         if not_applicable is not None:
             return not_applicable
@@ -123,7 +123,7 @@ class ComponentTarget:
         except Skip as skip:
             return Skipped(str(skip))
         except Exception as error:  # noqa: BLE001 - whatever it is, the other end wants to know
-            return Broken(f"the component gave no answer: {error}", is_lost=True)
+            return HarnessError(f"the component gave no answer: {error}", is_lost=True)
 
     def stop(self) -> None:
         """End the host."""
@@ -176,7 +176,7 @@ class ComponentTarget:
         try:
             response = host.respond(program, request, Services(engine), output)
             if response.status < FIRST_ERROR:
-                return parsed(response.body), {}
+                return parse_json(response.body), {}
             return None, {"error": _refusal_in(response)}
         except (GuestFailed, ValueError) as error:
             raise ValueError(f"{error}\n{output.text()}".rstrip()) from error
@@ -195,8 +195,7 @@ def _of_another_type(case: Case) -> NotApplicable | None:
 
 def _refusal_in(response: Response) -> Mapping[str, str]:
     """The interface's error that the body says. Errors: `ValueError` if it says none."""
-    said = parsed(response.body) if response.body.startswith(b'"') else None
-    kind, _, message = said.partition(": ") if isinstance(said, str) else ("", "", "")
-    if kind not in KINDS:
+    error = parse_error_body(response.body)
+    if error.form != "string" or error.kind is None:
         raise ValueError(f"it responded {response.status} and {shown(response.body)}")
-    return {"kind": kind, "message": message}
+    return {"kind": error.kind, "message": error.message}

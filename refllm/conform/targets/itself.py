@@ -41,7 +41,7 @@ __all__ = ["Refllm", "SuiteModels", "engine_of", "generation_params"]
 Asked = Mapping[str, Any]
 Result = Mapping[str, Any]
 
-MOST_DIGITS = 1 << 20  # of blocks in a question; the suite's have a thousand
+MAX_DIGITS = 1 << 20  # of blocks in a question; the suite's have a thousand
 
 
 class SuiteModels:
@@ -198,8 +198,8 @@ def _quant(asked: Asked) -> Result:
     name, written = asked["format"], asked["bytes"]
     if name not in quant.FORMATS:
         raise Skip(f"refllm has no format {name}")
-    if len(written) > MOST_DIGITS:  # of which each may become 64 bytes of a list
-        raise ValueError(f"bytes has {len(written)} digits; this harness takes {MOST_DIGITS}")
+    if len(written) > MAX_DIGITS:  # of which each may become 64 bytes of a list
+        raise ValueError(f"bytes has {len(written)} digits; this harness takes {MAX_DIGITS}")
     stored = np.frombuffer(bytes.fromhex(written), np.uint8)
     return {"values": quant.FORMATS[name].decode(stored[None])[0].tolist()}
 

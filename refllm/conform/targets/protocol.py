@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 from refllm.conform.case import GROUPS, Case
 from refllm.conform.reply import (
     Answer,
-    Broken,
+    HarnessError,
     Implementation,
     NotApplicable,
     Reply,
     Skipped,
 )
-from refllm.conform.wire import MOST_NESTED, is_nested_deeper, to_wire
+from refllm.conform.wire import MAX_NESTING, is_nested_deeper, to_wire
 
 __all__ = [
     "VERSION",
@@ -34,9 +34,9 @@ __all__ = [
 ]
 
 VERSION = 1
-LONGEST_SHOWN = 120  # characters of what a harness printed, in a message of ours
-LONGEST_TEXT = 10_000  # characters of a reason or a name that a harness gives
-MOST_DETAILS = 100
+MAX_SHOWN = 120  # characters of what a harness printed, in a message of ours
+MAX_TEXT = 10_000  # characters of a reason or a name that a harness gives
+MAX_DETAILS = 100
 
 
 class ProtocolError(Exception):
@@ -141,7 +141,7 @@ def reply_of(message: Mapping[str, Any], case_id: str, *, n_bytes: int = 0) -> R
     if "skip" in message:
         return Skipped(_text(message, "skip"))
     if "error" in message:
-        return Broken(_text(message, "error"))
+        return HarnessError(_text(message, "error"))
     if not isinstance(message["result"], dict):
         raise ProtocolError(f"gave a result that is not an object: {shown(message['result'])}")
     return Answer(message["result"], n_bytes)
@@ -150,30 +150,30 @@ def reply_of(message: Mapping[str, Any], case_id: str, *, n_bytes: int = 0) -> R
 def shown(value: object) -> str:
     """What came, short and on one line."""
     if isinstance(value, bytes):
-        begin = value[: 4 * LONGEST_SHOWN]
+        begin = value[: 4 * MAX_SHOWN]
         text = repr(begin.decode("utf-8", "backslashreplace").rstrip("\r\n"))
     else:
         text = "nothing" if value is None else repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _text(message: Mapping[str, Any], key: str, *, default: str | None = None) -> str:
     text = message.get(key, default)
     if not isinstance(text, str) or (not text and default is None):
         raise ProtocolError(f"must give a text as {key}; it gave {shown(text)}")
-    return text[:LONGEST_TEXT]
+    return text[:MAX_TEXT]
 
 
 def _details(said: object) -> Mapping[str, str]:
     if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
         raise ProtocolError(f"has details {shown(said)}; they must be texts by name")
-    some = list(said.items())[:MOST_DETAILS]
-    return {str(name)[:LONGEST_SHOWN]: text[:LONGEST_TEXT] for name, text in some}
+    some = list(said.items())[:MAX_DETAILS]
+    return {str(name)[:MAX_SHOWN]: text[:MAX_TEXT] for name, text in some}
 
 
 def _check_nesting(message: Mapping[str, Any]) -> None:
-    if is_nested_deeper(message, MOST_NESTED):
-        raise ProtocolError(f"gave lists or objects more than {MOST_NESTED} deep in one another")
+    if is_nested_deeper(message, MAX_NESTING):
+        raise ProtocolError(f"gave lists or objects more than {MAX_NESTING} deep in one another")
 
 
 def _check_keys(what: str, message: Mapping[str, Any], known: Set[str]) -> None:
@@ -185,4 +185,4 @@ def _check_keys(what: str, message: Mapping[str, Any], known: Set[str]) -> None:
 
 
 def _listed(keys: Set[str]) -> str:
-    return ", ".join(sorted(keys))[:LONGEST_TEXT] or "none of them"
+    return ", ".join(sorted(keys))[:MAX_TEXT] or "none of them"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from refllm.conform.case import Case
-from refllm.conform.reply import Broken, Implementation, NotApplicable, Reply, TargetError
+from refllm.conform.reply import HarnessError, Implementation, NotApplicable, Reply, TargetError
 from refllm.conform.targets.harness import Skip, answer, hello, params_of
 from refllm.conform.targets.protocol import ProtocolError, implementation_of, reply_of, unaskable
 from refllm.conform.wire import to_wire
@@ -63,7 +63,7 @@ class EntryPointTarget:
         return unaskable(case)
 
     def run(self, case: Case) -> Reply:
-        """What the object says; an exception that is no error of the interface is `Broken`."""
+        """Return the object's reply; an exception that is not the interface's is `HarnessError`."""
         not_applicable = self.not_applicable(case)
         if not_applicable is not None:
             return not_applicable
@@ -72,7 +72,7 @@ class EntryPointTarget:
         try:
             return reply_of({"id": case.id, **said}, case.id)
         except ProtocolError as error:
-            return Broken(f"{self._entry_point} {error}")
+            return HarnessError(f"{self._entry_point} {error}")
 
     def stop(self) -> None:
         """Stop the object, if it can be."""
