@@ -47,7 +47,7 @@ CAUSES, the worst first
     other numbers
     logits/tiny-chat
 
-NEXT: mend the first cause, and ask its smallest case again
+NEXT: fix the first cause, and run its smallest case again
   refllm conform http://127.0.0.1:8080 --only api/unknown-model
 
 EXAMPLE OF 1, ERROR: api/unknown-model

@@ -73,8 +73,8 @@ def statuses(*replies: Reply) -> list[tuple[str, bool]]:
     ("asked", "absent", "reason"),
     [
         (case("a", "quant"), (), "scripted does not list quant among its groups"),
-        (case("a"), ["tiny-chat"], "if it has, say --have tiny-chat"),
-        (case("a", "text"), (), "say so with --draws-as-refllm"),
+        (case("a"), ["tiny-chat"], "if it has, add --have tiny-chat"),
+        (case("a", "text"), (), "if they are, set --draws-as-refllm"),
     ],
 )
 def test_what_cannot_be_answered_is_not_asked(

@@ -20,10 +20,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 from refllm import __version__
 from refllm.conform.case import GROUPS, Group
-from refllm.conform.consequence import rank
 from refllm.conform.reply import Implementation
 from refllm.conform.targets import is_url
-from refllm.conform.verdict import Consequence, Status, Verdict
+from refllm.conform.verdict import Consequence, Status, Verdict, rank
 from refllm.jit.threads import available_cpus
 
 __all__ = ["STATUSES", "Cause", "Report", "counted", "environment_here", "without_password"]

@@ -139,7 +139,7 @@ def _next_step(report: Report) -> list[str]:
             lines.append(f"{line} \\")
             line = "   "
         line += f" {word}"
-    text = "NEXT: mend the first cause, and ask its smallest case again"
+    text = "NEXT: fix the first cause, and run its smallest case again"
     return [text, *(piece for each in (*lines, line) for piece in _cut(each, COLUMNS))]
 
 
