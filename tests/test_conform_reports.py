@@ -85,7 +85,7 @@ text              -       -        -           -       -         1           1
 api               -       -        -           -       1         -           -
 total             1       2        1           1       1         1           1
 
-EXPECTED FAILURES (the profile knows)
+EXPECTED FAILURES (known to the profile)
   1 case     the prompt is part of the text https://example.org/echo
 
 SKIPPED (you can change that)
@@ -333,7 +333,7 @@ def test_of_cases_that_fail_for_one_cause_one_is_shown_some_named_and_the_rest_c
 
 def test_examples_beyond_the_first_are_left_out() -> None:
     run = report(*(verdict(f"text/{i}", "failed", causes=[str(i)]) for i in range(5)))
-    text = text_of(run, most_examples=2)
+    text = text_of(run, max_examples=2)
     assert text.count("proves") == 2
     assert text.count("WRONG TEXT in 1 case\n") == 5
 
