@@ -33,7 +33,7 @@ def case(name: str, group: Group = "text", **params: float) -> Case:
     ("asked", "result", "kind"),
     [
         (case("a"), {"text": " upon"}, "greedy text"),
-        (case("a", temperature=0.8), {"text": " upon"}, "drawn text"),
+        (case("a", temperature=0.8), {"text": " upon"}, "sampled text"),
         (case("a", temperature=0.8, top_k=1), {"text": " upon"}, "greedy text"),
         (case("a", max_tokens=1), {"text": " upon"}, None),
         (case("a"), {"text": ""}, None),

@@ -49,7 +49,7 @@ def kind_of_repeat(case: Case, result: Json) -> str | None:
     if params.get("max_tokens", MIN_TOKENS) < MIN_TOKENS:
         return None
     if case.group == "text":
-        return "drawn text" if is_sampled(params) else "greedy text"
+        return "sampled text" if is_sampled(params) else "greedy text"
     # A request of the interface has no seed, so only a greedy text must stay the same.
     return "api" if params.get("temperature", 1.0) <= 0 or params.get("top_k") == 1 else None
 

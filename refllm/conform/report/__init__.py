@@ -245,7 +245,7 @@ def environment_here() -> dict[str, str]:
     from refllm.jit.cpu import NAME
 
     system = platform.system()
-    if system == "Linux":  # the kernel's version may contain the name of who built it
+    if system == "Linux":  # the kernel's version may contain its builder's name
         system = ", ".join(filter(None, (system, " ".join(platform.libc_ver()).strip())))
     else:
         system = f"{system} {platform.release()}".strip()
