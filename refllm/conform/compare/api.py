@@ -1,8 +1,8 @@
 """The group `api`: an answer against what `golden/api/README.md` requires.
 
-An answer has the fields of the interface's result, or {"error": {"kind", "message"}}. One that arrived
-over HTTP has `protocol` and `status` besides; its error may lack `kind`, and has the `form` of its
-body. Over HTTP a field that is missing or of another type is the backend's own fault, so it is a
+An answer has the fields of the interface's result, or {"error": {"kind", "message"}}. An answer over
+HTTP has `protocol` and `status` besides; its error may lack `kind`, and has the `form` of its body.
+Over HTTP a field that is missing or of another type is the backend's own fault, so it is a
 difference; elsewhere it is the harness's, so it is `MalformedAnswer`.
 """
 
@@ -93,8 +93,8 @@ def _folded(name: str) -> str:
 
 # --- Answers -------------------------------------------------------------------------------------
 
-# By the field of the case that asks for it, in the order in which they are applied: what explains most
-# is first, and what looks into vectors is after their shape.
+# By the field of the case that asks for it, in the order in which they are applied: what explains
+# most is first, and what looks into vectors is after their shape.
 CHECKS: dict[str, Check] = {}
 
 
