@@ -117,7 +117,7 @@ def reply_to(case: Case, misbehave: Misbehave, *, protocol: Protocol = "spin") -
 
 @pytest.mark.parametrize("case", [text_case(), GREEDY], ids=["text", "api"])
 @pytest.mark.parametrize(
-    ("misbehave", "said"),
+    ("misbehave", "problem"),
     [
         (sends(200, "Hello"), "the answer is no JSON: Hello"),
         (sends(200, ""), "the answer is no JSON: nothing"),
@@ -132,13 +132,13 @@ def reply_to(case: Case, misbehave: Misbehave, *, protocol: Protocol = "spin") -
         (lambda request: None, "the connection ended before the answer did"),
     ],
 )
-def test_what_is_no_answer_is_a_breakdown(case: Case, misbehave: Misbehave, said: str) -> None:
+def test_what_is_no_answer_is_a_breakdown(case: Case, misbehave: Misbehave, problem: str) -> None:
     reply = reply_to(case, misbehave)
     assert isinstance(reply, HarnessError)
-    assert re.search(said, reply.message)
+    assert re.search(problem, reply.message)
 
 
-def test_an_answer_that_is_longer_than_any_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_over_the_limit_is_a_breakdown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refllm.conform.targets.http.MAX_ANSWER_BYTES", 1000)
     reply = reply_to(text_case(), sends(200, " " * 1001))
     assert isinstance(reply, HarnessError)
@@ -146,7 +146,7 @@ def test_an_answer_that_is_longer_than_any_is_told(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("case", "said", "missing"),
+    ("case", "answer", "missing"),
     [
         (text_case(), {"usage": {"promptTokenCount": 1, "generatedTokenCount": 1}}, "text"),
         (text_case(), {"text": 5}, "text"),
@@ -162,9 +162,9 @@ def test_an_answer_that_is_longer_than_any_is_told(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_an_answer_that_lacks_something_is_no_answer(
-    case: Case, said: object, missing: str
+    case: Case, answer: object, missing: str
 ) -> None:
-    reply = reply_to(case, sends(200, json.dumps(said)))
+    reply = reply_to(case, sends(200, json.dumps(answer)))
     assert isinstance(reply, HarnessError)
     assert reply.message.endswith(f"has no {missing}")
 
@@ -216,7 +216,7 @@ def test_a_refusal_without_its_status_is_one_too(body: str) -> None:
     assert (reply.result["error"]["message"], reply.result["status"]) == ("no", 200)
 
 
-def test_an_answer_that_says_it_has_no_error_is_none() -> None:
+def test_an_answer_whose_error_is_null_is_no_refusal() -> None:
     reply = reply_to(GREEDY, sends(200, '{"text": "Hi", "error": null}'))
     assert reply == Answer({"text": "Hi", "protocol": "spin", "status": 200})
 
@@ -306,7 +306,7 @@ def test_vectors_come_as_numbers_or_in_base64() -> None:
 
 
 @pytest.mark.parametrize("written", ["no base64!", "AAAA", 5, None, "AAAA" * 100_000])
-def test_vectors_that_are_none_are_left_out(written: object) -> None:
+def test_malformed_vectors_are_left_out(written: object) -> None:
     body = json.dumps({"data": [{"embedding": written}]})
     assert result_of(case_named("http-embedding-base64"), body) == {}
 

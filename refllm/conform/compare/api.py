@@ -1,9 +1,9 @@
 """The group `api`: an answer against what `golden/api/README.md` requires.
 
-An answer has the fields of the interface's result, or {"error": {"kind", "message"}}. An answer over
-HTTP has `protocol` and `status` besides; its error may lack `kind`, and has the `form` of its body.
+An answer has the fields of the interface's result, or {"error": {"kind", "message"}}. Over HTTP it
+has `protocol` and `status` besides; its error may lack `kind`, and has the `form` of its body.
 Over HTTP a field that is missing or of another type is the backend's own fault, so it is a
-difference; elsewhere it is the harness's, so it is `MalformedAnswer`.
+difference. Elsewhere it is the harness's, so it is `MalformedAnswer`.
 """
 
 from __future__ import annotations
