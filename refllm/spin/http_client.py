@@ -203,7 +203,8 @@ def _head(
     """Return the request line and the headers, up to the empty line."""
     path = urllib.parse.urlunsplit(("", "", target.path or "/", target.query, ""))
     length = {} if body is None else {"content-length": str(len(body))}
-    sent = {"host": target.netloc, **length, "connection": "close", **headers}
+    host = target.netloc.removesuffix(f":{PORTS[target.scheme]}")
+    sent = {"host": host, **length, "connection": "close", **headers}
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items())]
     # A line feed would begin another header.
     if not all(line.isprintable() and max(line) <= "\xff" for line in lines):
