@@ -112,11 +112,15 @@ class Response:
     retry_after: str | None = None
 
 
-def check_server_url(url: object) -> urllib.parse.SplitResult:
+def check_server_url(url: object, *, option: str) -> urllib.parse.SplitResult:
     """Return the parts of a server's URL; its path does not count, as in Spin.
 
+    Args:
+        url: Of http or https.
+        option: Where a token belongs, for the error about a password in the URL.
+
     Raises:
-        ValueError: Saying what a URL must or must not be. A password is never quoted.
+        ValueError: With what a URL must or must not be. The URL is not quoted.
     """
     if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url:
         raise ValueError("must be printable ASCII without spaces; write a host as xn--…")
@@ -127,7 +131,7 @@ def check_server_url(url: object) -> urllib.parse.SplitResult:
         is_host = False
     else:
         if "@" in parts.netloc:
-            raise ValueError("must not hold a name or password")
+            raise ValueError(f"must not hold a name or password; the token is {option}")
     if not is_host:
         raise ValueError(
             "must be http://HOST or https://HOST, with a :PORT from 1 to 65535 if need be"

@@ -70,10 +70,9 @@ class RemoteEngine:
             InvalidInput: Naming the option that is wrong.
         """
         try:
-            check_server_url(url)
+            check_server_url(url, option="auth_token")
         except ValueError as error:
-            more = "; the token is auth_token" if "password" in str(error) else ""
-            raise InvalidInput(f"url {error}{more}") from None
+            raise InvalidInput(f"url {error}") from None
         if not (isinstance(auth_token, str) and auth_token.isascii() and auth_token.isprintable()):
             raise InvalidInput(
                 "auth_token must be printable ASCII on one line; it is not shown here"

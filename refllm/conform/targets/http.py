@@ -106,10 +106,10 @@ class HttpTarget:
             TargetError: Where there is no server, or it wants another token.
         """
         try:
-            parts = check_server_url(self._url)
+            parts = check_server_url(self._url, option="--token")
         except ValueError as error:
-            more = "; the token is an option" if "password" in str(error) else ""
-            raise TargetError(f"{self._url!r} is no server's URL: it {error}{more}") from None
+            shown = self._url.rpartition("@")[2]  # without a password
+            raise TargetError(f"{shown!r} is no server's URL: it {error}") from None
         self._host, self._port = parts.hostname or "", parts.port or PORTS[parts.scheme]
         host = f"[{self._host}]" if ":" in self._host else self._host
         self._server = f"{parts.scheme}://{host}:{self._port}"
