@@ -24,6 +24,7 @@ from refllm.conform.compare.numbers import (
     MalformedAnswer,
     array,
     as_float32,
+    difference_at,
     different_ids,
     distances,
     integers,
@@ -32,7 +33,6 @@ from refllm.conform.compare.numbers import (
     sequence,
     text,
     ulp_of_float32,
-    window,
 )
 from refllm.conform.compare.sampling import compare_sampling
 from refllm.conform.verdict import Difference
@@ -99,13 +99,8 @@ def _compare_quant(case: Case, result: Json) -> Difference | None:
     if not wrong.any():
         return None
     first = int(np.argmax(wrong))
-    return Difference(
-        where=f"value {first}, the first of {int(wrong.sum())} of {wrong.size} that differ",
-        expected=float(expected[first]),
-        got=float(got[first]),
-        expected_values=window(expected, first),
-        got_values=window(got, first),
-    )
+    where = f"value {first}, the first of {int(wrong.sum())} of {wrong.size} that differ"
+    return difference_at(first, where, expected, got)
 
 
 def _compare_ops(case: Case, result: Json) -> Difference | None:
@@ -122,14 +117,8 @@ def _compare_ops(case: Case, result: Json) -> Difference | None:
         return None
     first = int(np.argmax(wrong))
     index = [int(i) for i in np.unravel_index(first, got.shape)]
-    return Difference(
-        where=f"output{index}, the first of {int(wrong.sum())} of {wrong.size} that differ",
-        expected=float(expected.flat[first]),
-        got=float(got.flat[first]),
-        tolerances=float(apart.flat[first]),
-        expected_values=window(expected, first),
-        got_values=window(got, first),
-    )
+    where = f"output{index}, the first of {int(wrong.sum())} of {wrong.size} that differ"
+    return difference_at(first, where, expected, got, tolerances=apart)
 
 
 COMPARISONS: Mapping[str, Callable[[Case, Json], Difference | None]] = {

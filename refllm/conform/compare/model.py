@@ -13,6 +13,7 @@ from refllm.conform.case import Case, Json
 from refllm.conform.compare.numbers import (
     MalformedAnswer,
     array,
+    difference_at,
     different_ids,
     distances,
     first_difference,
@@ -166,16 +167,9 @@ def compare_embeddings(case: Case, result: Json) -> Difference | None:
         apart = distances(found, right, float(case.tolerance["absolute"]))
         if (apart > 1.0).any():
             first = int(np.argmax(apart > 1.0))
-            n_wrong = int((apart > 1.0).sum())
-            return Difference(
-                where=f"component {first} of text {n}, the first of {n_wrong} of {len(right)} "
-                "that differ",
-                expected=float(right[first]),
-                got=float(found[first]),
-                tolerances=float(apart[first]),
-                expected_values=window(right, first),
-                got_values=window(found, first),
-            )
+            of_all = f"the first of {int((apart > 1.0).sum())} of {len(right)} that differ"
+            where = f"component {first} of text {n}, {of_all}"
+            return difference_at(first, where, right, found, tolerances=apart)
     wanted_count = expected["usage"]["prompt_token_count"]
     if count != wanted_count:
         return Difference(where="prompt token count", expected=wanted_count, got=count)

@@ -24,6 +24,7 @@ __all__ = [
     "MalformedAnswer",
     "array",
     "as_float32",
+    "difference_at",
     "different_ids",
     "distances",
     "field",
@@ -221,6 +222,33 @@ def distances(got: Doubles, expected: Doubles, allowed: Doubles | float) -> Doub
     with np.errstate(all="ignore"):
         apart = np.abs(got - expected) / allowed
     return np.where(same, 0.0, np.where(np.isfinite(apart), apart, np.inf))
+
+
+def difference_at(
+    index: int,
+    where: str,
+    expected: Doubles,
+    got: Doubles,
+    *,
+    tolerances: Doubles | None = None,
+) -> Difference:
+    """Return the difference of two arrays at an index, with the numbers around it for a plot.
+
+    Args:
+        index: Into the flattened arrays.
+        where: The name of the number.
+        expected: The right numbers.
+        got: The target's, in the same shape.
+        tolerances: The `distances` of all numbers, None where they had to be equal.
+    """
+    return Difference(
+        where=where,
+        expected=float(expected.flat[index]),
+        got=float(got.flat[index]),
+        tolerances=None if tolerances is None else float(tolerances.flat[index]),
+        expected_values=window(expected, index),
+        got_values=window(got, index),
+    )
 
 
 def window(values: Doubles, index: int) -> tuple[float, ...]:

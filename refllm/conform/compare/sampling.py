@@ -15,6 +15,7 @@ import numpy as np
 from refllm.conform.case import Case, Json
 from refllm.conform.compare.numbers import (
     MalformedAnswer,
+    difference_at,
     distances,
     first_difference,
     integer,
@@ -22,7 +23,6 @@ from refllm.conform.compare.numbers import (
     numbers,
     sequence,
     text,
-    window,
 )
 from refllm.conform.verdict import Difference
 
@@ -89,14 +89,9 @@ def _compare_stage(expected: Json, got: Json) -> Difference | None:
         apart = distances(found, wanted, allowed)
         if (apart > 1.0).any():
             first = int(np.argmax(apart > 1.0))
-            return Difference(
-                where=f"stage {name}, the {one} of token {ids[first]}",
-                expected=float(wanted[first]),
-                got=float(found[first]),
-                tolerances=float(apart[first]) if key == "probabilities" else None,
-                expected_values=window(wanted, first),
-                got_values=window(found, first),
-            )
+            where = f"stage {name}, the {one} of token {ids[first]}"
+            tolerances = apart if key == "probabilities" else None
+            return difference_at(first, where, wanted, found, tolerances=tolerances)
     return None
 
 
