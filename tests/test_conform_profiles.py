@@ -220,7 +220,7 @@ def test_a_pattern_that_matches_nothing_is_named_with_the_nearest_ids(mine: Path
         ("may_pass = true", "may_pass = 1", "may_pass must be true or false, got 1"),
         ("may_pass", "maypass", "a deviation has no maypass; it has cases, except, because"),
         ("about", "abuot", "a profile has no abuot; it has name, about, deviation"),
-        ('name = "mine"', "name = ", "mine.toml is no TOML: Invalid value"),
+        ('name = "mine"', "name = ", "mine.toml is not TOML: Invalid value"),
     ],
 )
 def test_a_malformed_profile_is_refused_with_the_reason(

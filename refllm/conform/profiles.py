@@ -102,7 +102,7 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise InvalidInput(f"{path} is no TOML: {error}") from error
+        raise InvalidInput(f"{path} is not TOML: {error}") from error
     try:
         return _profile(document)
     except ValueError as error:

@@ -109,7 +109,7 @@ class HttpTarget:
             parts = check_server_url(self._url, option="--token")
         except ValueError as error:
             shown = self._url.rpartition("@")[2]  # without a password
-            raise TargetError(f"{shown!r} is no server's URL: it {error}") from None
+            raise TargetError(f"{shown!r} is not a server's URL: it {error}") from None
         self._host, self._port = parts.hostname or "", parts.port or PORTS[parts.scheme]
         host = f"[{self._host}]" if ":" in self._host else self._host
         self._server = f"{parts.scheme}://{host}:{self._port}"
@@ -252,11 +252,11 @@ class HttpTarget:
         shown = as_one_line(response.body[: 4 * MAX_SHOWN].decode("utf-8", "replace"))
         status = response.status
         if status in BUSY:
-            return HarnessError(f"the server is busy, or not there: {status} {shown}")
+            return HarnessError(f"the server is busy or unavailable: {status} {shown}")
         if status in REFUSED and not may_refuse:
             return HarnessError(f"the server refuses the token: {status}; check --token")
         if 300 <= status < 400:
-            return HarnessError(f"the server is somewhere else: {status}; give its own URL")
+            return HarnessError(f"the server redirects: {status}; give the URL that it redirects to")
         if not 200 <= status < 300:
             return _refusal(response.body)
         if response.media_type == "text/event-stream" and isinstance(self._dialect, OpenAiDialect):
@@ -264,7 +264,7 @@ class HttpTarget:
         try:
             value = json.loads(response.body.decode())
         except (ValueError, RecursionError):
-            return HarnessError(f"the answer is no JSON: {shown}")
+            return HarnessError(f"the answer is not JSON: {shown}")
         if is_nested_deeper(value, MAX_NESTING):
             return HarnessError(f"the answer is nested more than {MAX_NESTING} deep: {shown}")
         if isinstance(value, str) or _is_refusal(value):
@@ -280,7 +280,7 @@ def _streamed(dialect: OpenAiDialect, response: Response, shown: str) -> Reply:
     try:
         events = [json.loads(event) for event in data if event != "[DONE]"]
     except (ValueError, RecursionError):
-        return HarnessError(f"an event of the stream is no JSON: {shown}")
+        return HarnessError(f"an event of the stream is not JSON: {shown}")
     if is_nested_deeper(events, MAX_NESTING):
         return HarnessError(f"the stream is nested more than {MAX_NESTING} deep: {shown}")
     for event in events:

@@ -99,7 +99,7 @@ class _RecordingEngine(engine.LocalEngine):
         seed: int | None = None,
         wishes: Wishes | None = None,
     ) -> tuple[loading.LlamaModel, Generation]:
-        """As `LocalEngine.open`."""
+        """Open a generation as `LocalEngine.open` does, and keep it."""
         llama, generation = super().open(model, prompt, params, seed=seed, wishes=wishes)
         self.opened = (len(generation.tokens), generation)
         return llama, generation
