@@ -175,7 +175,10 @@ def test_other_groups_are_not_asked_over_http(group: Group, url: str) -> None:
         ("https://127.0.0.1:1", "the connection is refused; start the server"),
         ("ftp://127.0.0.1", "is not a server's URL: it must be http://HOST"),
         ("http://", "is not a server's URL: it must be http://HOST or https://HOST"),
-        ("http://me:secret@127.0.0.1", "^'127.0.0.1' is not a server's URL: .*; the token is --token"),
+        (
+            "http://me:secret@127.0.0.1",
+            "^'127.0.0.1' is not a server's URL: .*; the token is --token",
+        ),
         ("http://127.0.0.1:99999", "with a :PORT from 1 to 65535"),
     ],
 )

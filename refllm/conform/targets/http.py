@@ -256,7 +256,9 @@ class HttpTarget:
         if status in REFUSED and not may_refuse:
             return HarnessError(f"the server refuses the token: {status}; check --token")
         if 300 <= status < 400:
-            return HarnessError(f"the server redirects: {status}; give the URL that it redirects to")
+            return HarnessError(
+                f"the server redirects: {status}; give the URL that it redirects to"
+            )
         if not 200 <= status < 300:
             return _refusal(response.body)
         if response.media_type == "text/event-stream" and isinstance(self._dialect, OpenAiDialect):
