@@ -17,7 +17,7 @@ from refllm.server import openai_requests
 from refllm.server.openai_keys import KeyRefused
 from refllm.server.openai_requests import ChatRequest, CompletionRequest
 from refllm.testing.server_process import running_server
-from refllm.tokenizer.grammar import MOST_DEPTH, json_grammar
+from refllm.tokenizer.grammar import MAX_DEPTH, json_grammar
 from tests.server import Answer, ask
 
 pytest.importorskip("llguidance", reason="the extra grammar is not installed")
@@ -279,10 +279,10 @@ def test_a_schema_that_is_too_deep_is_refused_before_the_answer_has_a_status(
     stream: bool, url: str
 ) -> None:
     schema: dict[str, object] = {}
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         schema = {"items": schema}
     refused = error(ask(url, CHATS, {**HELLO, **schema_of(schema), "stream": stream}))
-    assert f"nested deeper than {MOST_DEPTH} levels" in refused["message"]
+    assert f"nested deeper than {MAX_DEPTH} levels" in refused["message"]
     assert refused["param"] == SCHEMA
 
 

@@ -38,14 +38,13 @@ from pathlib import Path
 from typing import Literal
 
 from refllm.checkpoints.chat_template import chat_template_of, check_chat_template
-from refllm.checkpoints.config_bert import bert_config
-from refllm.checkpoints.config_llama import llama_config
-from refllm.checkpoints.mapped_file import LFS_POINTER
+from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import Weights, open_weights
 from refllm.checkpoints.safetensors import INDEX, SINGLE
 from refllm.checkpoints.sentence_config import sentence_config
 from refllm.errors import LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.files.accounting.ledger import Entry
+from refllm.files.reading import LFS_POINTER
 from refllm.jit.cpu import CPU, NAME
 from refllm.jit.disk_cache import SUFFIX, find_cache, kernel_sources
 from refllm.jit.threads import available_cpus

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import llama_config
 from refllm.checkpoints.open import Weights
 from refllm.checkpoints.rope_layout import interleaved
 from refllm.llama import Llama, Segment

@@ -18,16 +18,14 @@ from numpy.typing import NDArray
 
 from refllm.bert import Activation, Bert, BertConfig
 from refllm.checkpoints.chat_template import LLAMA_2, chat_prompt, chat_template_of
-from refllm.checkpoints.config_bert import bert_config
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.mapped_file import release
 from refllm.checkpoints.names import hugging_face_name
 from refllm.checkpoints.open import Weights, open_weights
 from refllm.checkpoints.sentence_config import SentenceConfig, lower_cases, sentence_config
 from refllm.errors import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.files.accounting.bert_tensors import BERT_TENSORS
 from refllm.files.accounting.ledger import Ledger
-from refllm.files.accounting.tensors import IRRELEVANT_TENSORS, account_for_tensors
+from refllm.files.accounting.tensors import BERT_TENSORS, IRRELEVANT_TENSORS, account_for_tensors
 from refllm.jit.compile import use_threads
 from refllm.kernels.elementwise import gelu
 from refllm.kernels.packed.panels import Consumed
