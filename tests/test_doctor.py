@@ -81,7 +81,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def test_where_all_is_well_nothing_is_broken_and_each_model_is_named(project: Path) -> None:
+def test_a_project_without_problems_has_only_ok_findings(project: Path) -> None:
     found = findings(project)
     assert {finding.level for finding in found} == {"ok"}
     models = [finding.what for finding in found if finding.check == "model"]
@@ -264,14 +264,14 @@ BROKEN: Sequence[tuple[str, str, Break, str, str]] = [
         "chat-template",
         "warning",
         lambda project: tiny_llama_gguf(llama(project)),
-        "brings no chat template",
+        "chat template: none; using Llama 2's chat format",
         "",
     ),
 ]
 
 
 @pytest.mark.parametrize(("check", "level", "break_", "what", "remedy"), BROKEN)
-def test_a_project_that_is_broken_is_told_how_and_what_mends_it(
+def test_each_problem_of_a_project_is_found_with_how_to_fix_it(
     check: str, level: str, break_: Break, what: str, remedy: str, project: Path
 ) -> None:
     break_(project)
@@ -304,7 +304,7 @@ def test_the_other_models_are_examined_where_refllm_fails_on_one(
             raise RuntimeError("harmless")
         return real(path)
 
-    monkeypatch.setattr("refllm.doctor.load_tokenizer", fails_on_the_llama)
+    monkeypatch.setattr("refllm.doctor.model.load_tokenizer", fails_on_the_llama)
     found = findings(project)
     [bug] = [finding for finding in found if finding.check == "bug"]
     assert bug.level == "broken"
@@ -313,17 +313,17 @@ def test_the_other_models_are_examined_where_refllm_fails_on_one(
     assert well.what.startswith("tiny-bert")
 
 
-def test_kernels_that_can_be_kept_nowhere_are_a_warning(
+def test_no_writable_cache_folder_is_a_warning(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "find_cache", lambda *_: (None, ()))
+    monkeypatch.setattr("refllm.doctor.machine.find_cache", lambda *_: (None, ()))
     [found] = [finding for finding in findings(project) if finding.check == "kernel-cache"]
     assert found.level == "warning"
     assert "REFLLM_CACHE_DIR" in str(found.remedy)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")
-def test_a_cache_that_others_can_write_to_is_a_warning_with_its_remedy(
+def test_a_cache_that_other_users_can_write_to_is_a_warning_with_its_remedy(
     project: Path, tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
@@ -412,7 +412,7 @@ class TestCommand:
         lines = result.stdout.splitlines()
         assert lines[0].startswith("ok       cpu: ")
         [place] = [i for i, line in enumerate(lines) if line.startswith("warning  chat-template")]
-        assert lines[place + 1].startswith("         mend: none is needed")
+        assert lines[place + 1].startswith("         fix: none is needed")
 
     def test_it_exits_with_1_if_something_is_broken(self, project: Path) -> None:
         truncate(llama(project))
