@@ -19,7 +19,7 @@ Fetch = Callable[[], bytes]
 
 
 def ignore(done: int, total: int) -> None:
-    """A `Progress` that nobody watches."""
+    """A `Progress` that does nothing."""
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_progress_begins_where_the_download_is_continued_and_ends_at_the_size(
     [bytes(len(WHEEL)), WHEEL + b"more", bytes([WHEEL[0] ^ 1]) + WHEEL[1:]],
     ids=["other bytes", "longer", "one bit"],
 )
-def test_a_wheel_with_other_bytes_is_deleted_and_said_to_be_wrong(
+def test_a_wheel_with_other_bytes_is_deleted_and_is_an_error(
     fetch: Fetch, site: Site, tmp_path: Path, wheel: bytes
 ) -> None:
     site.files["/wheel"] = wheel
@@ -109,7 +109,7 @@ def test_after_a_wrong_wheel_the_right_one_can_be_fetched(fetch: Fetch, site: Si
         (403, "PIP_FIND_LINKS=FOLDER"),
     ],
 )
-def test_a_refusal_of_the_index_says_what_to_do(
+def test_a_refusal_of_the_index_is_an_error_with_its_fix(
     fetch: Fetch, site: Site, status: int, said: str
 ) -> None:
     site.status = status
@@ -117,10 +117,10 @@ def test_a_refusal_of_the_index_says_what_to_do(
         fetch()
 
 
-def test_an_index_that_nobody_serves_is_said_to_be_unreachable(
+def test_an_index_that_does_not_answer_is_an_error_with_its_fix(
     fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Port 0 is nobody's.
+    # No server can listen on port 0.
     monkeypatch.setattr(package_index, "_wheel_url", lambda wheel, folder: "http://127.0.0.1:0/w")
     with pytest.raises(LlmRuntimeError, match=r"cannot be downloaded .*check the network"):
         fetch()
@@ -176,7 +176,7 @@ def test_a_wheel_in_a_local_folder_does_as_well(
 
 
 @pytest.mark.parametrize("version", [(23, 2), (24, 0)])
-def test_a_wheel_that_pip_does_not_find_is_said_with_what_to_check(
+def test_a_wheel_that_pip_does_not_find_is_an_error_with_its_fix(
     index: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int]
 ) -> None:
     index.files = {}
@@ -185,7 +185,7 @@ def test_a_wheel_that_pip_does_not_find_is_said_with_what_to_check(
         fetch_wheel(published().wheel, tmp_path, ignore)
 
 
-def test_certificates_and_proxy_are_those_that_pip_is_told(
+def test_certificates_and_proxy_are_those_of_pip(
     index: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     configuration = tmp_path / "pip.conf"
