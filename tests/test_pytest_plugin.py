@@ -222,9 +222,9 @@ def test_the_fixtures_are_listed_with_what_they_are(pytester: pytest.Pytester) -
     result = pytester.runpytest_inprocess("--fixtures", "-p", "no:cacheprovider")
     listed = result.stdout.str()
     for name, what in (
-        ("llm", "Records this test's calls"),
-        ("refllm_engine", "The engine that all tests share"),
-        ("refllm_server", "`refllm serve` on a free port"),
+        ("llm", "Yield an engine that records this test's calls"),
+        ("refllm_engine", "Yield the engine that all tests share"),
+        ("refllm_server", "Yield one `refllm serve` for all tests, on a free port"),
     ):
         _, _, below = listed.partition(f"\n{name} ")
         assert what in below.split("\n\n")[0]
