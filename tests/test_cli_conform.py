@@ -52,7 +52,7 @@ def test_a_backend_that_is_right_ends_with_0() -> None:
     assert "failed" in printed  # the heading of a column
 
 
-def test_a_backend_that_is_wrong_ends_with_1_and_is_told_what_differs(wrong: str) -> None:
+def test_a_wrong_backend_exits_with_1_and_the_report_has_the_differences(wrong: str) -> None:
     code, printed, _ = conform(wrong, *QUICK)
     assert code == 1
     assert "expected" in printed
@@ -76,7 +76,7 @@ def test_a_server_that_is_not_there_ends_with_2() -> None:
     ("target", "said"),
     [("127.0.0.1:8080", "begins with http://"), ("no-such-runner app.wasm", "'no-such-runner'")],
 )
-def test_a_target_that_looks_like_another_kind_is_told_apart(target: str, said: str) -> None:
+def test_the_kind_of_a_target_is_recognized(target: str, said: str) -> None:
     code, _, told = conform(target, *QUICK)
     assert code == 2
     assert said in told
@@ -104,7 +104,7 @@ def test_no_target_is_wrong_usage() -> None:
         (["--have", "tiny-chart"], "no model 'tiny-chart'; did you mean tiny-chat?"),
     ],
 )
-def test_an_option_that_names_nothing_is_wrong_use_and_is_told_the_nearest(
+def test_an_option_that_matches_nothing_is_wrong_usage_with_a_suggestion(
     arguments: list[str], named: str
 ) -> None:
     code, printed, said = conform("no-such-harness", *arguments)
@@ -119,7 +119,7 @@ def test_a_model_s_name_that_is_mapped_and_not_known_is_wrong_use() -> None:
     assert "'tiny-embd=mine'; did you mean tiny-embed?" in said
 
 
-def test_a_report_that_needs_a_missing_package_is_wrong_use_and_says_what_to_install(
+def test_a_report_that_needs_a_missing_package_is_wrong_usage_with_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
@@ -248,7 +248,7 @@ def test_a_profile_that_names_no_case_is_refused_with_the_nearest(tmp_path: Path
         (["--group", "ops", "--quick"], "text/*, api/top-k-zero, sampling/*, …"),
     ],
 )
-def test_what_a_profile_knows_of_cases_that_are_left_out_is_told(
+def test_patterns_of_a_profile_without_a_chosen_case_are_a_warning(
     options: list[str], named: str, tmp_path: Path
 ) -> None:
     cases = ["text/*", "api/top-k-zero", "sampling/*", "quant/*"]

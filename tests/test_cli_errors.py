@@ -85,7 +85,7 @@ def test_an_unknown_name_is_refused_as_the_contract_says(command: str, kind: str
 
 @pytest.mark.parametrize("command", ["infer", "embed", "tokenize"])
 @pytest.mark.parametrize("name", ["", "..", "a" * 5000, "\udcff", "x\ny"])
-def test_what_cannot_be_a_name_is_refused(command: str, name: str) -> None:
+def test_an_invalid_name_is_refused(command: str, name: str) -> None:
     # ".." exists, so it is a path: to a folder without a model.
     kind = "runtime-error" if name == ".." else "invalid-input"
     assert_refused(refllm(command, name, "text"), kind)
@@ -149,7 +149,7 @@ def test_an_option_s_impossible_value_is_refused_by_name(
         ("models", "no-such-command"),
     ],
 )
-def test_wrong_usage_exits_with_2_and_says_what_is_right(arguments: Sequence[str]) -> None:
+def test_wrong_usage_exits_with_2_and_the_right_usage(arguments: Sequence[str]) -> None:
     result = refllm(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Usage: " in result.stderr
@@ -203,7 +203,7 @@ def test_json_is_not_embedded_as_plain_text(
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("a cat", "no JSON"),
+        ("a cat", "not JSON"),
         ('"cat"', "a JSON string"),
         ('{"body": "cat"}', "no key 'text', but 'body'"),
         ("{}", "no key 'text', but no keys"),
