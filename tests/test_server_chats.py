@@ -65,7 +65,7 @@ def chat(url: str, model: str, **more: object) -> Answer:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_what_a_template_cannot_do_is_an_answer_that_names_the_template(
+def test_a_template_s_error_is_an_answer_that_names_the_template(
     name: str, stream: bool, url: str
 ) -> None:
     _, status, said = TEMPLATES[name]
@@ -108,4 +108,4 @@ def test_a_template_that_takes_too_long_is_one_request_s_error(
     with Renderer(Limits(seconds=0.2)) as renderer:
         monkeypatch.setattr("refllm.checkpoints.chat_template.default_renderer", renderer)
         with pytest.raises(LlmError, match=r"did not finish within 0\.2 seconds$"):
-            job.begin(engine, limits)
+            job.prepare(engine, limits)

@@ -88,7 +88,7 @@ class IncomingHandler(http.IncomingHandler):
 
 
 class Screen(io.StringIO):
-    """A terminal that somebody looks at."""
+    """A terminal."""
 
     def isatty(self) -> bool:
         return True

@@ -56,11 +56,11 @@ def error_of(text: str) -> RequestValidationError:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[1, 2, ]", "a comma stands before the end of an object or list"),
-        ('{"a": [1,\n]}', "a comma stands before the end of an object or list"),
-        ('{"a": "b", }', "a comma stands before the end of an object or list"),
-        ("{'a': 1}", "texts and keys stand in double quotes, at character 1"),
-        ("{\"a\": 'b'}", "texts and keys stand in double quotes, at character 6"),
+        ("[1, 2, ]", "remove the comma before the end of an object or list"),
+        ('{"a": [1,\n]}', "remove the comma before the end of an object or list"),
+        ('{"a": "b", }', "remove the comma before the end of an object or list"),
+        ("{'a': 1}", "write texts and keys in double quotes, at character 1"),
+        ("{\"a\": 'b'}", "write texts and keys in double quotes, at character 6"),
         ('{"a": ', "it ends too early, after '{\"a\": '"),
         ("a=b", "it begins with 'a=b'; send a JSON object"),
         ("  ", "it begins with '  '; send a JSON object"),
@@ -68,7 +68,7 @@ def error_of(text: str) -> RequestValidationError:
         ('{"a": 1} {', "Extra data, at character 9: '{'"),
     ],
 )
-def test_a_body_that_is_no_json_is_told_the_usual_mistake(text: str, said: str) -> None:
+def test_a_body_that_is_not_json_gets_the_usual_mistake(text: str, said: str) -> None:
     key, message = what_is_wrong(error_of(text), "/infer")
     assert key is None
     assert message.startswith(f"the body is not JSON: {said}")
