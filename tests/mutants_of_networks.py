@@ -163,8 +163,8 @@ def remembering_rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     return real_rms_norm(x, weight, eps)
 
 
-def feed_forward_without_residual(i: int, layer: LlamaLayer, h: Floats, tap: Tap | None) -> Floats:
-    return np.asarray(real_feed_forward(i, layer, h, tap) - last_input[0])
+def feed_forward_without_residual(layer: LlamaLayer, h: Floats, show: Tap) -> Floats:
+    return np.asarray(real_feed_forward(layer, h, show) - last_input[0])
 
 
 last_input: list[Floats] = []

@@ -15,7 +15,7 @@ from refllm.generate import MAX_BATCH_TOKENS, Generation, generate, step_togethe
 from refllm.llama import Llama, Segment
 from refllm.models.load import LlamaModel, load
 from refllm.sampling import Step
-from refllm.tap import Tap
+from refllm.tap import Tap, ignore
 from tests.model_files import tiny_llama_gguf
 
 Floats = NDArray[np.float32]
@@ -112,11 +112,11 @@ class LastLayerBreaks(Llama):
     def __init__(self, network: Llama) -> None:
         vars(self).update(vars(network))
 
-    def hidden(self, segments: Sequence[Segment], *, tap: Tap | None = None) -> Floats:
+    def hidden(self, segments: Sequence[Segment], *, tap: Tap = ignore) -> Floats:
         self.is_broken = any(7 in segment.token_ids for segment in segments)
         return super().hidden(segments, tap=tap)
 
-    def logits(self, hidden: Floats, *, tap: Tap | None = None) -> Floats:
+    def logits(self, hidden: Floats, *, tap: Tap = ignore) -> Floats:
         if self.is_broken:
             raise LlmRuntimeError("a logit is not finite")
         return super().logits(hidden, tap=tap)

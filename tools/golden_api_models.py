@@ -62,7 +62,7 @@ class GreedyAnswer:
 
 
 class Chat:
-    """tiny-chat: its context, its tokens, and an answer that nobody can get wrong by rounding."""
+    """tiny-chat: its context, its tokens, and an answer that no rounding changes."""
 
     def __init__(self, path: Path = CHAT) -> None:
         self._path = path

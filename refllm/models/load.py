@@ -34,7 +34,7 @@ from refllm.llama import KVCache, Llama, LlamaConfig, Segment
 from refllm.models.find import absent_path, default_roots, find_model
 from refllm.parameters import Parameters, Survey
 from refllm.pooling import SentenceHead
-from refllm.tap import Tap
+from refllm.tap import Tap, ignore
 from refllm.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 from refllm.tokenizer.base import NO_LIMIT, Tokenizer
 from refllm.tokenizer.hf_json import JsonTokenizer
@@ -99,7 +99,7 @@ class LlamaModel:
             LlmRuntimeError: If a value is not finite.
         """
         segment = Segment(token_ids, self.new_cache() if cache is None else cache)
-        return self.network.forward([segment], tap=tap)[0]
+        return self.network.forward([segment], tap=tap or ignore)[0]
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Return the prompt for a chat's next message, by the model's template or Llama 2's.
@@ -297,7 +297,7 @@ class BertModel:
     ) -> Floats:
         """Return one vector for each list of token ids, float32 [N, D]; see `embed_groups`."""
         groups = self.embed_groups(
-            texts, head=head, n_prompt=n_prompt, activation=activation, tap=tap
+            texts, head=head, n_prompt=n_prompt, activation=activation, tap=tap or ignore
         )
         return np.concatenate(list(groups))
 
@@ -327,7 +327,7 @@ class BertModel:
             if stop == len(texts) or n_tokens + len(texts[stop]) > GROUP_TOKENS:
                 group, start, n_tokens = texts[start:stop], stop, 0
                 yield self.network.embed(
-                    group, head=head, n_prompt=n_prompt, activation=activation, tap=tap
+                    group, head=head, n_prompt=n_prompt, activation=activation, tap=tap or ignore
                 )
 
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:

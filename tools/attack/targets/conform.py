@@ -172,5 +172,5 @@ TARGET = Target(
     build=_build,
     read=_read,
     prepare=_prepare,
-    max_seconds=10.0,  # a text is written anew by each known mistake
+    max_seconds=10.0,  # each known fault writes the text once more
 )
