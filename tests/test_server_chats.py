@@ -11,7 +11,7 @@ import pytest
 from refllm.api import InferencingParams, LlmError
 from refllm.checkpoints.chat_renderer import Limits, Renderer
 from refllm.engine import LocalEngine
-from refllm.server.jobs import TextJob
+from refllm.server.jobs import TextJob, TextRequest
 from refllm.server.limits import Limits as ServerLimits
 from refllm.testing.server_process import running_server
 from tests.model_files import tiny_llama_gguf
@@ -94,15 +94,9 @@ def test_a_template_that_takes_too_long_is_one_request_s_error(
     models = project / ".spin" / "ai-models"
     said: dict[str, Any] = {"tokenizer.chat_template": LONG}
     tiny_llama_gguf(models / "llama" / "loops.gguf", n_layers=1, metadata=said)
-    job = TextJob(
-        "loops",
-        MESSAGES,
-        InferencingParams(max_tokens=1),
-        seed=0,
-        is_streamed=False,
-        deliver=list,
-        deadline=0,
-    )
+    params = InferencingParams(max_tokens=1)
+    request = TextRequest(model="loops", prompt=MESSAGES, params=params, seed=0)
+    job = TextJob(request, deliver=list, deadline=0)
     engine, limits = LocalEngine(roots=[models]), ServerLimits()
     job.load(engine, limits)
     with Renderer(Limits(seconds=0.2)) as renderer:

@@ -17,7 +17,7 @@ from refllm.api import InferencingParams, LlmRuntimeError
 from refllm.engine import LocalEngine
 from refllm.generate import Chunk
 from refllm.server.app import routes
-from refllm.server.jobs import EmbeddingJob, Event, Finished, TextJob
+from refllm.server.jobs import EmbeddingJob, Event, Finished, TextJob, TextRequest
 from refllm.server.limits import Limits
 from refllm.server.metrics import Metrics
 from refllm.server.service import Service
@@ -143,7 +143,7 @@ def test_a_job_that_fails_while_it_is_loaded_is_not_lost() -> None:
 def test_a_client_that_cannot_be_reached_does_not_block_the_other_clients() -> None:
     class Gone(Told):
         def deliver(self, events: Sequence[Event]) -> None:
-            raise Fatal("nobody listens")
+            raise Fatal("disconnected")
 
     waiting = Told()
     with working(pause_seconds=0) as worker:
@@ -233,17 +233,12 @@ def test_tokens_of_an_answer_that_comes_too_late_are_counted() -> None:
             job[0].deadline = 0
 
     jobs: list[TextJob] = []
-    jobs.append(
-        TextJob(
-            "tiny-chat",
-            "Once upon a time",
-            InferencingParams(max_tokens=400),
-            seed=None,
-            is_streamed=True,
-            deliver=partial(deliver, jobs),
-            deadline=time.monotonic() + SECONDS,
-        )
+    params = InferencingParams(max_tokens=400)
+    request = TextRequest(
+        model="tiny-chat", prompt="Once upon a time", params=params, is_streamed=True
     )
+    deadline = time.monotonic() + SECONDS
+    jobs.append(TextJob(request, deliver=partial(deliver, jobs), deadline=deadline))
     with working(pause_seconds=0) as worker:
         worker.submit(jobs[0])
     error = late.events[-1]

@@ -37,6 +37,7 @@ __all__ = [
     "Started",
     "TextEvent",
     "TextJob",
+    "TextRequest",
     "TokenLogprobs",
 ]
 
@@ -163,10 +164,11 @@ class Job(ABC):
                     self.release()
 
 
-class TextJob(Job):
-    """A prompt to be continued.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """A prompt and how to continue it.
 
-    Args:
+    Attributes:
         model: The model's name.
         prompt: A text, token ids, or the messages of a chat.
         params: The interface's parameters.
@@ -177,42 +179,36 @@ class TextJob(Job):
             separates it from the prompt's last token.
         top_logprobs: A `TokenLogprobs` with so many alternatives comes before each token's text;
             None for none.
-        is_streamed: Each event is delivered at once, and not all of them at the end.
-        deliver: As `Job`.
-        deadline: As `Job`.
+        is_streamed: Each event is delivered at once. Otherwise all come at the end, which saves a
+            switch of threads for each token.
     """
 
-    def __init__(
-        self,
-        model: str,
-        prompt: Prompt,
-        params: InferencingParams,
-        *,
-        seed: int | None,
-        wishes: Wishes | None = None,
-        is_echoed: bool = False,
-        is_message: bool = False,
-        top_logprobs: int | None = None,
-        is_streamed: bool,
-        deliver: Deliver,
-        deadline: float,
-    ) -> None:
+    model: str
+    prompt: Prompt
+    params: InferencingParams
+    seed: int | None = None
+    wishes: Wishes = field(default_factory=Wishes)
+    is_echoed: bool = False
+    is_message: bool = False
+    top_logprobs: int | None = None
+    is_streamed: bool = False
+
+
+class TextJob(Job):
+    """A prompt to be continued."""
+
+    def __init__(self, request: TextRequest, *, deliver: Deliver, deadline: float) -> None:
         super().__init__(deliver=deliver, deadline=deadline)
         self.generation: Generation
         self.network: Llama
         self._llama: LlamaModel  # this reference keeps the model loaded
         self._answering: str
-        self._request = (model, prompt, params, seed)
-        self._wishes = Wishes() if wishes is None else wishes
-        self._is_echoed = is_echoed
-        self._is_message = is_message
-        self._top_logprobs = top_logprobs
-        self._is_streamed = is_streamed
+        self._request = request
         self._kept: list[Event] = []
 
     def has_room(self, engine: LocalEngine) -> bool:
         """As `LocalEngine.has_room`."""
-        return engine.has_room(self._request[0])
+        return engine.has_room(self._request.model)
 
     def release(self) -> None:
         """Drop the model and the generation, if there are any."""
@@ -221,8 +217,8 @@ class TextJob(Job):
 
     def load(self, engine: LocalEngine, limits: Limits) -> None:
         """Load the model, for a request that is within the limits."""
-        model, prompt, params, _ = self._request
-        limits.check_max_tokens(params.max_tokens)
+        model, prompt = self._request.model, self._request.prompt
+        limits.check_max_tokens(self._request.params.max_tokens)
         parts = [text for part in prompt if isinstance(part, Mapping) for text in part.values()]
         text = prompt if isinstance(prompt, str) else "".join(parts)
         limits.check_text(text, "the chat" if parts else "the prompt")
@@ -235,7 +231,7 @@ class TextJob(Job):
         llama: LlamaModel | None = vars(self).get("_llama")
         if llama is None:
             return
-        _, prompt, params, seed = self._request
+        request, prompt = self._request, self._request.prompt
         text_or_ids: str | list[int]
         if isinstance(prompt, str):
             text_or_ids = prompt
@@ -246,18 +242,20 @@ class TextJob(Job):
         if isinstance(text_or_ids, str):
             n_at_least = llama.tokenizer.minimum_tokens(text_or_ids)
             limits.check_prompt_tokens(min(n_at_least, llama.config.n_ctx), at_least=True)
-        _, self.generation = engine.open(llama, text_or_ids, params, seed=seed, wishes=self._wishes)
+        _, self.generation = engine.open(
+            llama, text_or_ids, request.params, seed=request.seed, wishes=request.wishes
+        )
         limits.check_prompt_tokens(len(self.generation.tokens))
         self.network = llama.network
-        self._end_tokens = llama.tokenizer.eos_ids | self._wishes.stop_token_ids
+        self._end_tokens = llama.tokenizer.eos_ids | request.wishes.stop_token_ids
         self._n_prompt = len(self.generation.tokens)
         self.counters.add_prompt_tokens(self._n_prompt)
         self._is_spin_local = engine.profile == "spin-local"
-        is_own_text = self._is_message and not self._is_spin_local
+        is_own_text = request.is_message and not self._is_spin_local
         previous = () if is_own_text else self.generation.tokens
         self._stream = llama.tokenizer.stream(previous=previous)
         self._add(Started(self._n_prompt, self._answering, llama.tokenizer))
-        if self._is_spin_local or self._is_echoed:
+        if self._is_spin_local or request.is_echoed:
             if not isinstance(text_or_ids, str):
                 text_or_ids = llama.tokenizer.decode(text_or_ids)
             self._add(Echo(text_or_ids))
@@ -268,9 +266,10 @@ class TextJob(Job):
         """Add the events of the next token."""
         if step.step == 0:
             self._add(PromptRead(self.generation.n_reused))
-        if self._top_logprobs is not None and self.generation.logits is not None:
-            self._add(_token_logprobs(self.generation.logits, step.token, self._top_logprobs))
-        is_stop = step.token in self._wishes.stop_token_ids
+        logits, n_top = self.generation.logits, self._request.top_logprobs
+        if n_top is not None and logits is not None:
+            self._add(_token_logprobs(logits, step.token, n_top))
+        is_stop = step.token in self._request.wishes.stop_token_ids
         self._add(Chunk("" if is_stop else self._stream.push(step.token), step))
         if self.generation.is_over:
             self._finish("stop" if step.token in self._end_tokens else "length")
@@ -285,7 +284,7 @@ class TextJob(Job):
 
     def _add(self, event: TextEvent) -> None:
         """Emit an event now, or keep it for the end."""
-        if self._is_streamed:
+        if self._request.is_streamed:
             self.emit(event)
         else:
             self._kept.append(event)

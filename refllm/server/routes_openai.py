@@ -25,7 +25,7 @@ from refllm.errors import InvalidInput, LlmError, LlmRuntimeError
 from refllm.models.bundled import STAND_INS
 from refllm.models.find import MODEL_NOT_FOUND, list_models
 from refllm.server.errors import UNAVAILABLE, openai_error, status_of
-from refllm.server.jobs import Finished, Prompt, Started
+from refllm.server.jobs import Finished, Prompt, Started, TextRequest
 from refllm.server.openai_answers import (
     Piece,
     PlacedToken,
@@ -41,7 +41,7 @@ from refllm.server.openai_requests import (
     EmbeddingsRequest,
     TextRequestBody,
 )
-from refllm.server.service import Service, TextRequest, cancel_on_disconnect
+from refllm.server.service import Service, cancel_on_disconnect
 from refllm.server.worker import Unavailable
 from refllm.tokenizer.base import Tokenizer
 from refllm.tokenizer.grammar import Grammar, try_grammar

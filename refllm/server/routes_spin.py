@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from refllm.errors import InvalidInput
 from refllm.generate import Chunk
 from refllm.interface import U32_MAX, InferencingParams
-from refllm.server.jobs import Echo, Finished
-from refllm.server.service import Service, TextRequest, cancel_on_disconnect
+from refllm.server.jobs import Echo, Finished, TextRequest
+from refllm.server.service import Service, cancel_on_disconnect
 
 __all__ = ["EmbedRequest", "InferRequest", "Options", "router_of"]
 

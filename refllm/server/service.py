@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
-import functools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,15 +18,21 @@ from fastapi import Request
 from numpy.typing import NDArray
 
 from refllm.errors import LlmError
-from refllm.generate import Wishes
-from refllm.interface import InferencingParams
 from refllm.server.errors import for_clients
-from refllm.server.jobs import EmbeddingJob, Event, Finished, Job, Prompt, TextEvent, TextJob
+from refllm.server.jobs import (
+    EmbeddingJob,
+    Event,
+    Finished,
+    Job,
+    TextEvent,
+    TextJob,
+    TextRequest,
+)
 from refllm.server.limits import Limits
 from refllm.server.metrics import Metrics
 from refllm.server.worker import Worker
 
-__all__ = ["ClientDisconnectedError", "Service", "TextRequest", "cancel_on_disconnect"]
+__all__ = ["ClientDisconnectedError", "Service", "cancel_on_disconnect"]
 
 Floats = NDArray[np.float32]
 T = TypeVar("T")
@@ -36,25 +40,6 @@ T = TypeVar("T")
 
 class ClientDisconnectedError(Exception):
     """The client closed its connection before it had an answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextRequest:
-    """A prompt and how to continue it; the attributes are those of `TextJob`.
-
-    Without `is_streamed` all events come at the end, which saves a switch of threads for each
-    token.
-    """
-
-    model: str
-    prompt: Prompt
-    params: InferencingParams
-    seed: int | None = None
-    wishes: Wishes | None = None
-    is_echoed: bool = False
-    is_message: bool = False
-    top_logprobs: int | None = None
-    is_streamed: bool = False
 
 
 class Service:
@@ -94,8 +79,7 @@ class Service:
 
     async def text(self, request: TextRequest) -> AsyncGenerator[TextEvent]:
         """Yield a `Started`, the text in parts, then a `Finished`."""
-        fields = {each.name: getattr(request, each.name) for each in dataclasses.fields(request)}
-        async for event in self._events(functools.partial(TextJob, **fields)):
+        async for event in self._events(partial(TextJob, request)):
             assert isinstance(event, TextEvent)
             yield event
 
@@ -107,7 +91,7 @@ class Service:
         max_tokens: int | None = None,
     ) -> tuple[Floats, Finished]:
         """Return the vectors of texts, or of their token ids, float32 [N, D]."""
-        events = self._events(functools.partial(EmbeddingJob, model, texts, max_tokens=max_tokens))
+        events = self._events(partial(EmbeddingJob, model, texts, max_tokens=max_tokens))
         vectors, finished = [event async for event in events]
         assert isinstance(vectors, np.ndarray)
         assert isinstance(finished, Finished)
