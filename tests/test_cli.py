@@ -121,11 +121,7 @@ class TestInfer:
         ],
     )
     def test_a_value_that_cannot_be_meant_is_a_warning_and_reaches_the_engine(
-        self,
-        requests: list[tuple[object, ...]],
-        options: str,
-        params: InferencingParams,
-        said: str,
+        self, requests: list[tuple[object, ...]], options: str, params: InferencingParams, said: str
     ) -> None:
         result = refllm("infer", "m", "p", *options.split())
         assert (result.exit_code, result.stdout) == (0, "yes\n")

@@ -16,12 +16,7 @@ from refllm.checkpoints.open import open_weights
 from refllm.cli import app
 from refllm.models.describe import Stored, describe, overview, verify
 from refllm.models.find import FoundModel
-from tests.model_files import (
-    spm_vocabulary,
-    tiny_bert_folder,
-    tiny_llama_folder,
-    tiny_llama_gguf,
-)
+from tests.model_files import spm_vocabulary, tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
 from tests.sentence_folders import CASES
 
 N_VOCAB = len(cast("list[str]", spm_vocabulary()["tokenizer.ggml.tokens"]))

@@ -19,11 +19,7 @@ from refllm.cli import app
 from refllm.doctor import Finding, examine
 from refllm.models.load import load_tokenizer
 from refllm.tokenizer.base import Tokenizer
-from tests.model_files import (
-    tiny_bert_folder,
-    tiny_llama_folder,
-    tiny_llama_gguf,
-)
+from tests.model_files import tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
 
 LFS_POINTER = (
     "version https://git-lfs.github.com/spec/v1\n"

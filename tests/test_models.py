@@ -323,11 +323,7 @@ def test_the_default_roots_are_this_folders_the_pulled_ones_and_the_package_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFLLM_HOME", str(tmp_path))
-    assert models.default_roots() == (
-        Path(".spin/ai-models"),
-        tmp_path / "ai-models",
-        ROOT,
-    )
+    assert models.default_roots() == (Path(".spin/ai-models"), tmp_path / "ai-models", ROOT)
 
 
 def test_pulled_models_are_in_the_home_directory_by_default(

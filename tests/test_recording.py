@@ -54,10 +54,7 @@ def test_texts_are_kept_as_they_were(recording: RecordingEngine) -> None:
     result = recording.generate_embeddings("embedder", texts)
     texts.clear()
     call = Call(
-        operation="generate_embeddings",
-        model="embedder",
-        texts=("the cat", "sat"),
-        result=result,
+        operation="generate_embeddings", model="embedder", texts=("the cat", "sat"), result=result
     )
     assert recording.calls == (call,)
 

@@ -59,10 +59,7 @@ def endless_server(folder: Path, *arguments: str) -> Iterator[RunningServer]:
 
 WITHOUT_END: Mapping[str, Mapping[str, object]] = {
     "/infer": spin_infer("tiny-chat", "endless"),
-    "/v1/chat/completions": {
-        "model": "tiny-chat",
-        "messages": [{"role": "user", "content": "Hi"}],
-    },
+    "/v1/chat/completions": {"model": "tiny-chat", "messages": [{"role": "user", "content": "Hi"}]},
     "/embed": {"model": "tiny-embed", "input": ["Hi"]},
 }
 

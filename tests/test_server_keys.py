@@ -437,11 +437,7 @@ def test_a_prompt_that_is_too_long_is_the_same_error_on_all_routes(
             "grammar is not supported here; JSON schemas are the only grammars",
         ),
         ({"frequency_penalty": 3}, "frequency_penalty", "must be a number from -2 to 2"),
-        (
-            {"messages": [{"role": "king"}]},
-            "messages[0].role",
-            '"user" or "assistant"; got "king"',
-        ),
+        ({"messages": [{"role": "king"}]}, "messages[0].role", '"user" or "assistant"; got "king"'),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "is missing; it must be text"),
         (
             {"messages": [{"role": "user", "content": [{"text": "a"}]}]},

@@ -49,9 +49,7 @@ def n_cached(url: str, prompt: str, **keys: object) -> tuple[int, int]:
     return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
 
 
-def test_a_prompt_that_is_known_is_counted_as_before_and_its_reused_tokens_beside(
-    url: str,
-) -> None:
+def test_a_prompt_that_is_known_is_counted_as_before_and_its_reused_tokens_beside(url: str) -> None:
     (n_first, _), (n_second, n_reused) = (n_cached(url, STORY) for _ in range(2))
     assert n_first == n_second
     assert n_reused == n_second - 1  # the last token is computed

@@ -252,12 +252,7 @@ def test_the_model_that_answered_is_named(client: Any) -> None:
     ],
 )
 def test_a_refused_request_raises_the_client_s_own_error(
-    change: dict[str, object],
-    error: Any,
-    said: str,
-    code: str,
-    stream: bool,
-    client: Any,
+    change: dict[str, object], error: Any, said: str, code: str, stream: bool, client: Any
 ) -> None:
     asked = {"model": "tiny-chat", "messages": [HELLO], "stream": stream, **change}
     with pytest.raises(error, match=said) as refusal:

@@ -21,12 +21,7 @@ from refllm.server.openai_keys import (
     WITHOUT_EFFECT,
     KeyRefused,
 )
-from refllm.server.openai_requests import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingsRequest,
-    Message,
-)
+from refllm.server.openai_requests import ChatRequest, CompletionRequest, EmbeddingsRequest, Message
 
 Body = ChatRequest | CompletionRequest | EmbeddingsRequest
 
@@ -189,16 +184,11 @@ def params_and_wishes(
         ({"top_k": 3}, InferencingParams(top_k=3)),
         ({"frequency_penalty": 0}, InferencingParams(repeat_penalty=1.0)),
         ({"presence_penalty": 0.5}, InferencingParams(repeat_penalty=1.0)),
-        (
-            {"frequency_penalty": 0.5, "repeat_penalty": 1.2},
-            InferencingParams(repeat_penalty=1.2),
-        ),
+        ({"frequency_penalty": 0.5, "repeat_penalty": 1.2}, InferencingParams(repeat_penalty=1.2)),
     ],
 )
 def test_a_key_becomes_a_parameter_of_the_interface(
-    body: dict[str, object],
-    params: InferencingParams,
-    route: type[ChatRequest | CompletionRequest],
+    body: dict[str, object], params: InferencingParams, route: type[ChatRequest | CompletionRequest]
 ) -> None:
     assert params_and_wishes(body, route)[0] == params
 

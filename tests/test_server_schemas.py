@@ -261,12 +261,7 @@ SCHEMA = "response_format.json_schema.schema"
 )
 @pytest.mark.parametrize(("path", "body"), [(CHATS, HELLO), (COMPLETIONS, STORY)])
 def test_an_impossible_schema_is_refused_by_key(
-    path: str,
-    body: dict[str, object],
-    asked: dict[str, object],
-    key: str,
-    said: str,
-    url: str,
+    path: str, body: dict[str, object], asked: dict[str, object], key: str, said: str, url: str
 ) -> None:
     refused = error(ask(url, path, {**body, **asked}))
     assert said in refused["message"]

@@ -101,8 +101,7 @@ def _version_command() -> None:
 
 @app.command("help", hidden=True)
 def _help_command(
-    ctx: typer.Context,
-    words: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None,
+    ctx: typer.Context, words: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None
 ) -> None:
     """Print the help of COMMAND, or of refllm."""
     app([*(words or []), "--help"], prog_name="refllm")

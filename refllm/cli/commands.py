@@ -107,7 +107,7 @@ OTHER_OPTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "run": {"--listen": "It is --host ADDRESS and --port N"},
     "pull": {
-        **dict.fromkeys(["-o", "--to", "--local-dir"], "REFLLM_HOME names the folder for models"),
+        **dict.fromkeys(["-o", "--to", "--local-dir"], "REFLLM_HOME names the folder for models")
     },
 }
 """The equivalents of other programs' options, by refllm's command."""

