@@ -113,7 +113,7 @@ class TestInfer:
         assert requests == [("m", "p", params, 0, "contract", None)]
 
     @pytest.mark.parametrize(
-        ("options", "params", "said"),
+        ("options", "params", "expected"),
         [
             ("--temperature -1", InferencingParams(temperature=-1), "-1 is below 0 and used as 0"),
             ("--top-p 3", InferencingParams(top_p=3), "3 is no probability (0 to 1)"),
@@ -121,11 +121,15 @@ class TestInfer:
         ],
     )
     def test_a_value_that_cannot_be_meant_is_a_warning_and_reaches_the_engine(
-        self, requests: list[tuple[object, ...]], options: str, params: InferencingParams, said: str
+        self,
+        requests: list[tuple[object, ...]],
+        options: str,
+        params: InferencingParams,
+        expected: str,
     ) -> None:
         result = refllm("infer", "m", "p", *options.split())
         assert (result.exit_code, result.stdout) == (0, "yes\n")
-        assert result.stderr.startswith(f"refllm: {options.split(maxsplit=1)[0]} {said}")
+        assert result.stderr.startswith(f"refllm: {options.split(maxsplit=1)[0]} {expected}")
         assert result.stderr.count("\n") == 1
         assert requests == [("m", "p", params, 0, "contract", None)]
 
@@ -406,12 +410,12 @@ class TestModels:
             ("tiny-embed", "yes"),
             ("tiny-chat", "yes"),
         ]
-        said = json.loads(answer("models", "list", "--json"))
-        assert [(model["name"], model["path"]) for model in said[:2]] == [
+        listed = json.loads(answer("models", "list", "--json"))
+        assert [(model["name"], model["path"]) for model in listed[:2]] == [
             ("here", str(here)),
             ("pulled", str(pulled)),
         ]
-        assert (said[0]["file_type"], said[0]["verified"]) == ("F32", None)
+        assert (listed[0]["file_type"], listed[0]["verified"]) == ("F32", None)
 
     def test_list_has_the_problem_of_a_damaged_model(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -137,8 +137,8 @@ def test_another_program_s_option_gets_the_one_that_does_it(
     command: str, option: str, advice: str
 ) -> None:
     words = next(words for words in LISTED if words[-1] == command)
-    said = refusal(*words, option, "value")
-    assert f"Error: No such option: {option}. {advice}." in said
+    errors = refusal(*words, option, "value")
+    assert f"Error: No such option: {option}. {advice}." in errors
     has = set(re.findall(r"--[a-z-]+", answer(*words, "--help")))
     assert set(re.findall(r"--[a-z-]+", advice)) <= has
 

@@ -381,7 +381,7 @@ def test_a_chat_template_of_a_folder_is_found_where_transformers_puts_it(
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "expected"),
     [
         ("{% if %}", "the model's chat template cannot be used: Expected an expression"),
         ("{% break %}", "the model's chat template cannot be used: 'break' outside loop"),
@@ -390,12 +390,12 @@ def test_a_chat_template_of_a_folder_is_found_where_transformers_puts_it(
     ],
 )
 def test_a_chat_template_that_no_chat_can_use_is_broken(
-    template: str, said: str | None, project: Path
+    template: str, expected: str | None, project: Path
 ) -> None:
     tiny_llama_gguf(llama(project), metadata={"tokenizer.chat_template": template})
     found = [finding for finding in findings(project) if finding.check == "chat-template"]
-    assert [finding.level for finding in found] == ([] if said is None else ["broken"])
-    assert said is None or said in found[0].what
+    assert [finding.level for finding in found] == ([] if expected is None else ["broken"])
+    assert expected is None or expected in found[0].what
 
 
 class TestCommand:
@@ -417,10 +417,10 @@ class TestCommand:
     def test_json_has_every_finding(self, project: Path) -> None:
         truncate(llama(project))
         result = CliRunner().invoke(app, ["doctor", str(project), "--json"])
-        said = json.loads(result.stdout)
+        report = json.loads(result.stdout)
         assert result.exit_code == 1
-        assert said["is_broken"] is True
-        assert {"check", "level", "what", "remedy"} == set(said["findings"][0])
+        assert report["is_broken"] is True
+        assert {"check", "level", "what", "remedy"} == set(report["findings"][0])
 
     def test_a_folder_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["doctor", str(tmp_path / "absent")])

@@ -48,16 +48,16 @@ def publish(site: Site, files: dict[str, bytes], *, repo: str = REPO) -> None:
     for name, data in files.items():
         site.files[f"/{repo}/resolve/{REVISION}/{name}"] = data
     siblings = [described(name, data) for name, data in files.items()]
-    said = {"id": repo, "sha": REVISION, "siblings": siblings}
-    site.files[f"/api/models/{repo}"] = json.dumps(said).encode()
+    info = {"id": repo, "sha": REVISION, "siblings": siblings}
+    site.files[f"/api/models/{repo}"] = json.dumps(info).encode()
 
 
 def described(name: str, data: bytes) -> dict[str, object]:
     blob = f"blob {len(data)}\0".encode() + data
     git_hash = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
     large = {"sha256": sha256(data), "size": len(data), "pointerSize": 130}
-    said: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": git_hash}
-    return {**said, "lfs": large} if len(data) >= LARGE else said
+    entry: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": git_hash}
+    return {**entry, "lfs": large} if len(data) >= LARGE else entry
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -162,7 +162,7 @@ def test_a_file_without_the_hub_s_hash_is_deleted(name: str, site: Site, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("files", "reference", "said"),
+    ("files", "reference", "expected"),
     [
         (GGUFS, REPO, r"choose one with owner/repo:file of small\.Q4_0\.gguf, small\.Q8_0\.gguf"),
         (GGUFS, f"{REPO}:other.gguf", r"has no other\.gguf; choose one"),
@@ -175,10 +175,10 @@ def test_a_file_without_the_hub_s_hash_is_deleted(name: str, site: Site, tmp_pat
     ],
 )
 def test_a_malformed_reference_is_invalid_input_with_the_right_form(
-    files: dict[str, bytes], reference: str, said: str, site: Site, tmp_path: Path
+    files: dict[str, bytes], reference: str, expected: str, site: Site, tmp_path: Path
 ) -> None:
     publish(site, files)
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(InvalidInput, match=expected):
         pull_repository(reference, root=tmp_path)
 
 

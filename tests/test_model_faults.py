@@ -189,7 +189,7 @@ FAULTS: Mapping[str, tuple[Make, str]] = {
 @pytest.mark.parametrize("name", FAULTS)
 class TestEachFault:
     def broken(self, name: str, root: Path) -> tuple[Path, str]:
-        """The model with the fault, in a root, and what is to be said of it."""
+        """The model with the fault, in a root, and the expected message."""
         make, named = FAULTS[name]
         (root / "llama").mkdir()
         make(root)

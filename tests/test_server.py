@@ -97,8 +97,8 @@ def test_the_request_is_understood_byte_for_byte_as_spin_s_source_sends_it(url: 
     )
     answer = raw(url, (head + body).encode())
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-    said = json.loads(answer.partition(b"\r\n\r\n")[2])
-    assert said["usage"]["generatedTokenCount"] == 3
+    answered = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert answered["usage"]["generatedTokenCount"] == 3
 
 
 def test_options_may_be_left_out(url: str, engine: LocalEngine) -> None:
@@ -134,7 +134,7 @@ def test_many_clients_at_once_get_the_same_answers_as_alone(url: str, engine: Lo
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "said"),
+    ("path", "body", "status", "expected"),
     [
         ("/infer", spin_infer("absent", "Hi"), 400, "invalid-input: no model directory found"),
         ("/embed", {"model": "absent", "input": ["a"]}, 404, "model-not-supported: unknown"),
@@ -190,12 +190,12 @@ def test_many_clients_at_once_get_the_same_answers_as_alone(url: str, engine: Lo
     ],
 )
 def test_an_error_has_a_status_and_a_json_string_that_spin_s_reader_shows(
-    path: str, body: object, status: int, said: str, url: str
+    path: str, body: object, status: int, expected: str, url: str
 ) -> None:
     answer = ask(url, path, body)
     assert answer.status == status
     assert isinstance(answer.json, str)
-    assert said in answer.json
+    assert expected in answer.json
     assert "Traceback" not in answer.json
 
 
@@ -265,7 +265,7 @@ def test_with_the_token_a_request_is_answered(scheme: str, guarded_url: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "said"),
+    ("path", "body", "status", "expected"),
     [
         ("/infer", spin_infer("tiny-chat", "x" * 6000), 413, "limit of 5000 bytes"),
         ("/infer", spin_infer("tiny-chat", "Hi", maxTokens=51), 400, "this server's limit is 50"),
@@ -275,11 +275,11 @@ def test_with_the_token_a_request_is_answered(scheme: str, guarded_url: str) -> 
     ],
 )
 def test_each_limit_has_its_own_error(
-    path: str, body: object, status: int, said: str, guarded_url: str
+    path: str, body: object, status: int, expected: str, guarded_url: str
 ) -> None:
     answer = ask(guarded_url, path, body, headers=WITH_TOKEN)
     assert answer.status == status
-    assert said in answer.json
+    assert expected in answer.json
 
 
 def test_a_body_without_a_length_is_cut_off_at_the_limit(guarded_url: str) -> None:
@@ -384,7 +384,7 @@ def test_after_the_grace_time_it_ends_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--host", "192.0.2.1"], "invalid-input: cannot listen on 192.0.2.1:0"),
         (["--token", "two words"], "invalid-input: the token must be of printable ASCII"),
@@ -392,10 +392,10 @@ def test_after_the_grace_time_it_ends_all_the_same() -> None:
         (["--app", "absent"], "absent"),
     ],
 )
-def test_wrong_arguments_are_refused_in_one_line(arguments: list[str], said: str) -> None:
+def test_wrong_arguments_are_refused_in_one_line(arguments: list[str], expected: str) -> None:
     with pytest.raises(LlmRuntimeError) as refusal, running_server(arguments):
         pass
-    assert said in str(refusal.value)
+    assert expected in str(refusal.value)
     assert "Traceback" not in str(refusal.value)
 
 

@@ -47,8 +47,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     templates: dict[str, object] = {name: template for name, (template, *_) in TEMPLATES.items()}
     templates |= {"number": 3, "good": GOOD}
     for name, template in templates.items():
-        said = {"tokenizer.chat_template": template}
-        tiny_llama_gguf(models / f"{name}.gguf", n_layers=1, metadata=said)
+        metadata = {"tokenizer.chat_template": template}
+        tiny_llama_gguf(models / f"{name}.gguf", n_layers=1, metadata=metadata)
     return folder
 
 
@@ -68,11 +68,11 @@ def chat(url: str, model: str, **more: object) -> Answer:
 def test_a_template_s_error_is_an_answer_that_names_the_template(
     name: str, stream: bool, url: str
 ) -> None:
-    _, status, said = TEMPLATES[name]
+    _, status, expected = TEMPLATES[name]
     answer = chat(url, name, stream=stream)
     assert answer.status == status
     error = answer.json["error"]
-    assert said in error["message"]
+    assert expected in error["message"]
     assert "chat template" in error["message"] or "chat_template" in error["message"]
     assert error["code"] == ("invalid-input" if status == 400 else "runtime-error")
     assert b"bug in refllm" not in answer.body
@@ -92,8 +92,8 @@ def test_a_template_that_takes_too_long_is_one_request_s_error(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = project / ".spin" / "ai-models"
-    said: dict[str, Any] = {"tokenizer.chat_template": LONG}
-    tiny_llama_gguf(models / "llama" / "loops.gguf", n_layers=1, metadata=said)
+    metadata: dict[str, Any] = {"tokenizer.chat_template": LONG}
+    tiny_llama_gguf(models / "llama" / "loops.gguf", n_layers=1, metadata=metadata)
     params = InferencingParams(max_tokens=1)
     request = TextRequest(model="loops", prompt=MESSAGES, params=params, seed=0)
     job = TextJob(request, deliver=list, deadline=0)

@@ -423,7 +423,7 @@ def test_a_prompt_that_is_too_long_is_the_same_error_on_all_routes(
 
 
 @pytest.mark.parametrize(
-    ("body", "key", "said"),
+    ("body", "key", "expected"),
     [
         ({"stop": 3}, "stop", "stop must be text, or a list of at most 4 texts; none empty; got 3"),
         ({"stop": [""]}, "stop", 'none empty; got [""]'),
@@ -448,10 +448,10 @@ def test_a_prompt_that_is_too_long_is_the_same_error_on_all_routes(
     ],
 )
 def test_an_error_names_the_key_and_what_it_must_be(
-    body: dict[str, object], key: str, said: str, url: str
+    body: dict[str, object], key: str, expected: str, url: str
 ) -> None:
     refused = error(ask(url, "/v1/chat/completions", {**HELLO, **body}))
-    assert said in refused["message"]
+    assert expected in refused["message"]
     assert refused["param"] == key
 
 

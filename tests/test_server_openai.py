@@ -227,7 +227,7 @@ def test_the_model_that_answered_is_named(client: Any) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("change", "error", "said", "code"),
+    ("change", "error", "expected", "code"),
     [
         ({"model": "absent"}, openai.NotFoundError, "no model dir", "model_not_found"),
         ({"model": "tiny-embed"}, openai.NotFoundError, "tiny-embed", "model-not-supported"),
@@ -252,10 +252,10 @@ def test_the_model_that_answered_is_named(client: Any) -> None:
     ],
 )
 def test_a_refused_request_raises_the_client_s_own_error(
-    change: dict[str, object], error: Any, said: str, code: str, stream: bool, client: Any
+    change: dict[str, object], error: Any, expected: str, code: str, stream: bool, client: Any
 ) -> None:
     asked = {"model": "tiny-chat", "messages": [HELLO], "stream": stream, **change}
-    with pytest.raises(error, match=said) as refusal:
+    with pytest.raises(error, match=expected) as refusal:
         client.chat.completions.create(**asked)
     assert refusal.value.body["code"] == code
     assert refusal.value.body["kind"] in ("invalid-input", "model-not-supported")

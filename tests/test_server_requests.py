@@ -249,7 +249,7 @@ def test_openai_s_penalties_have_openai_s_range(key: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("route", "body", "said"),
+    ("route", "body", "expected"),
     [
         (ChatRequest, {"top_logprobs": 2}, "^top_logprobs needs logprobs true"),
         (CompletionRequest, {"echo": True, "logprobs": 0}, "^echo with logprobs"),
@@ -266,9 +266,9 @@ def test_openai_s_penalties_have_openai_s_range(key: str, value: float) -> None:
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(
-    route: type[Body], body: dict[str, object], said: str
+    route: type[Body], body: dict[str, object], expected: str
 ) -> None:
-    with pytest.raises(KeyRefused, match=said):
+    with pytest.raises(KeyRefused, match=expected):
         checked(route, **body)
 
 

@@ -121,12 +121,12 @@ def test_every_waiting_client_gets_an_error_and_no_job_is_accepted(
         assert job.has_turn.wait(SECONDS)
         worker.submit(Scripted(waiting))
         job.may_go_on.set()
-        said = {going.error(), waiting.error()}
+        errors = {going.error(), waiting.error()}
         assert (worker.is_open, worker.is_restarting) == (False, True)
         assert (worker.n_running, worker.n_waiting) == (0, 0)
         with pytest.raises(Restarting):
             worker.submit(Scripted(Told()))
-    assert said == {"unexpected Fatal; this is a bug in refllm"}
+    assert errors == {"unexpected Fatal; this is a bug in refllm"}
     [record] = caplog.records
     assert record.getMessage() == (
         f"the worker failed; 2 requests get an error, new ones are accepted in {SECONDS} s"

@@ -202,7 +202,7 @@ SCHEMA = "response_format.json_schema.schema"
 
 
 @pytest.mark.parametrize(
-    ("asked", "key", "said"),
+    ("asked", "key", "expected"),
     [
         (
             {FORMAT: {"type": "xml"}},
@@ -261,10 +261,10 @@ SCHEMA = "response_format.json_schema.schema"
 )
 @pytest.mark.parametrize(("path", "body"), [(CHATS, HELLO), (COMPLETIONS, STORY)])
 def test_an_impossible_schema_is_refused_by_key(
-    path: str, body: dict[str, object], asked: dict[str, object], key: str, said: str, url: str
+    path: str, body: dict[str, object], asked: dict[str, object], key: str, expected: str, url: str
 ) -> None:
     refused = error(ask(url, path, {**body, **asked}))
-    assert said in refused["message"]
+    assert expected in refused["message"]
     assert refused["message"].startswith(key)
     assert refused["param"] == key
 

@@ -82,12 +82,12 @@ def test_a_queued_job_that_is_cancelled_leaves_its_place_to_another(worker: Work
 
 
 def test_a_socket_that_cannot_be_bound_is_closed() -> None:
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         with suppress(InvalidInput):
             bound_socket("192.0.2.1", 0)
         gc.collect()
-    assert said == []
+    assert warned == []
 
 
 def test_a_server_that_complains_at_length_is_ready_all_the_same(tmp_path: Path) -> None:

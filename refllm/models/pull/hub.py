@@ -59,15 +59,6 @@ class Remote:
     git_hash: str | None  # of a small one, as Git counts it: SHA-1 with a header
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """A repository at one commit."""
-
-    repo: str
-    commit: str
-    files: Sequence[Remote]
-
-
 def pull_repository(reference: str, *, name: str | None = None, root: Path | None = None) -> Path:
     """Return the path of a repository's model, fetched unless it is there already.
 
@@ -119,11 +110,11 @@ def _parsed(reference: str) -> tuple[str, str | None]:
 
 def _fetched(repo: str, file: str | None, partial: Path) -> Path:
     """Return the model's file, or a folder with its files, whole and checked."""
-    snapshot = _snapshot(repo)
-    chosen = _chosen(snapshot, file)
+    commit, remotes = _snapshot(repo)
+    chosen = _chosen(repo, remotes, file)
     downloads = partial / "hub"
     for remote in chosen:
-        download(repo, remote.name, revision=snapshot.commit, folder=downloads)
+        download(repo, remote.name, revision=commit, folder=downloads)
         if not _has_hash(downloads / remote.name, remote):
             (downloads / remote.name).unlink()
             raise LlmRuntimeError(
@@ -142,7 +133,8 @@ def _fetched(repo: str, file: str | None, partial: Path) -> Path:
     return folder
 
 
-def _snapshot(repo: str) -> Snapshot:
+def _snapshot(repo: str) -> tuple[str, list[Remote]]:
+    """Return the newest commit, and its files."""
     from huggingface_hub import HfApi  # a slow import
 
     endpoint = os.environ.get("HF_ENDPOINT")
@@ -158,23 +150,23 @@ def _snapshot(repo: str) -> Snapshot:
         )
         for sibling in info.siblings or ()
     ]
-    return Snapshot(repo=repo, commit=str(info.sha), files=files)
+    return str(info.sha), files
 
 
-def _chosen(snapshot: Snapshot, file: str | None) -> Sequence[Remote]:
+def _chosen(repo: str, remotes: Sequence[Remote], file: str | None) -> Sequence[Remote]:
     """Return the files to fetch."""
-    ggufs = [remote for remote in snapshot.files if remote.name.endswith(GGUF)]
+    ggufs = [remote for remote in remotes if remote.name.endswith(GGUF)]
     if file is not None:
         named = [remote for remote in ggufs if _model_of(remote.name) == _model_of(file)]
         if not named:
-            raise InvalidInput(f"{snapshot.repo} has no {file[:100]}; {_offered(ggufs)}")
+            raise InvalidInput(f"{repo} has no {file[:100]}; {_offered(ggufs)}")
         return named
-    names = {remote.name for remote in snapshot.files}
+    names = {remote.name for remote in remotes}
     if "config.json" in names and any(name.endswith(SAFETENSORS) for name in names):
         # "*" also matches a separator, so a pattern must have as many of them as the name.
         return [
             remote
-            for remote in snapshot.files
+            for remote in remotes
             if any(
                 remote.name.count("/") == pattern.count("/") and fnmatchcase(remote.name, pattern)
                 for pattern in NEEDED
@@ -182,7 +174,7 @@ def _chosen(snapshot: Snapshot, file: str | None) -> Sequence[Remote]:
         ]
     if len({_model_of(remote.name) for remote in ggufs}) != 1:
         raise InvalidInput(
-            f"{snapshot.repo} has neither safetensors with a config.json nor a single GGUF file; "
+            f"{repo} has neither safetensors with a config.json nor a single GGUF file; "
             f"{_offered(ggufs)}"
         )
     return ggufs
