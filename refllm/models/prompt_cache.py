@@ -22,10 +22,11 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,13 +44,13 @@ logger = logging.getLogger("refllm")
 BLOCK_TOKENS = 64
 TOKEN_ID_BYTES = np.dtype(np.int32).itemsize
 DEFAULT_BYTES = 256 * 2**20
+BY_KEY = attrgetter("key")
 
 
 class Children:
     """The blocks that follow a block, or begin sequences, sorted by `key`."""
 
     def __init__(self) -> None:
-        self.keys: list[bytes] = []
         self.blocks: list[Block] = []
 
     def longest(self, token_ids: Ids) -> tuple[Block, int] | None:
@@ -58,7 +59,8 @@ class Children:
         It is one of the two neighbors of `token_ids` in sorted order. None if neither has a token
         in common.
         """
-        place = bisect_left(self.keys, token_ids[:BLOCK_TOKENS].tobytes())
+        key = token_ids[:BLOCK_TOKENS].tobytes()
+        place = bisect_left(self.blocks, key, key=BY_KEY)
         beside = self.blocks[max(place - 1, 0) : place + 1]
         pairs = ((block, block.n_common(token_ids)) for block in beside)
         best = max(pairs, key=lambda pair: pair[1], default=None)
@@ -66,14 +68,11 @@ class Children:
 
     def add(self, block: Block) -> None:
         """Insert a block."""
-        place = bisect_left(self.keys, block.key)
-        self.keys.insert(place, block.key)
-        self.blocks.insert(place, block)
+        insort(self.blocks, block, key=BY_KEY)
 
     def remove(self, block: Block) -> None:
         """Remove a block."""
-        place = bisect_left(self.keys, block.key)
-        del self.keys[place], self.blocks[place]
+        del self.blocks[bisect_left(self.blocks, block.key, key=BY_KEY)]
 
 
 @dataclass(slots=True, eq=False)

@@ -58,15 +58,11 @@ FOR_CLIENTS: Mapping[str, str] = {
     r"--stand-ins, LocalEngine.*": "refllm serve --stand-ins",
 }
 
-# OpenAI's types of errors, by status.
+# OpenAI's types of errors, by status; every other status is an invalid_request_error.
 OPENAI_TYPES: Mapping[int, str] = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
-    404: "invalid_request_error",
-    405: "invalid_request_error",
     408: "timeout_error",
-    413: "invalid_request_error",
     500: "server_error",
     503: "server_error",
 }

@@ -337,7 +337,7 @@ def did_you_mean(key: str, known: Iterable[str]) -> str:
     return f"did you mean {by_letters[close[0]]}? " if close else ""
 
 
-def shown_key(key: str) -> str:
-    """Return a client's key as an error shows it: short, and of printable characters."""
+def shown_key(key: str, limit: int = MAX_SHOWN) -> str:
+    """Return a client's text as an error shows it: short, and of printable characters."""
     shown = key if key.isprintable() else ascii(key)[1:-1]
-    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
+    return shown if len(shown) <= limit else f"{shown[:limit]}..."

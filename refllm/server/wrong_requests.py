@@ -51,10 +51,9 @@ CLOSE = 0.8  # of difflib's ratio
 
 def wrong_path(path: str) -> str:
     """Return the message about a path that is no route."""
-    shown = path if len(path) <= MAX_SHOWN else f"{path[:MAX_SHOWN]}..."
     meant = _meant_path(path)
     instead = "" if meant is None else f"did you mean {METHODS[meant]} {meant}? "
-    return f"there is no route {shown_key(shown)} here; {instead}GET / lists the routes"
+    return f"there is no route {shown_key(path)} here; {instead}GET / lists the routes"
 
 
 def _meant_path(path: str) -> str | None:
@@ -153,11 +152,9 @@ def _other_route(body: object, path: str) -> str:
 
 def _as_json(value: Any) -> str:
     try:
-        shown = json.dumps(value, ensure_ascii=False, default=repr)
+        return shown_key(json.dumps(value, ensure_ascii=False, default=repr), MAX_SHOWN)
     except RecursionError:  # the parser's limit is higher than the writer's
         return "a value that is nested too deeply to be shown"
-    shown = shown if shown.isprintable() else ascii(shown)[1:-1]
-    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
 
 
 def _fields_inside(annotation: object) -> Mapping[str, FieldInfo]:
