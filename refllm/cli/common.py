@@ -22,6 +22,7 @@ from refllm.errors import InvalidInput, LlmError, LlmRuntimeError
 
 __all__ = [
     "FAILED",
+    "INTERRUPTED",
     "MEBIBYTE",
     "PROMPT_CACHE_MIB",
     "STANDARD_STREAM",

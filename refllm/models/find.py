@@ -40,6 +40,7 @@ from refllm.errors import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.models import bundled
 
 __all__ = [
+    "INFERENCING_ARCHITECTURE",
     "MODEL_NOT_FOUND",
     "PULLABLE",
     "FoundModel",

@@ -29,7 +29,6 @@ __all__ = [
     "error_response",
     "for_clients",
     "openai_error",
-    "protocol_of",
     "refusal",
     "status_of",
     "unavailable",

@@ -12,7 +12,6 @@ from refllm.tokenizer.base import Tokenizer
 __all__ = [
     "Piece",
     "PlacedToken",
-    "StopFinder",
     "chat_logprobs",
     "completion_logprobs",
     "pieces",

@@ -17,7 +17,7 @@ from refllm.server.openai_requests import ChatRequest, CompletionRequest, Embedd
 from refllm.server.pages import ROUTES
 from refllm.server.routes_spin import EmbedRequest, InferRequest
 
-__all__ = ["what_is_wrong", "wrong_method", "wrong_path"]
+__all__ = ["ELSEWHERE", "METHODS", "what_is_wrong", "wrong_method", "wrong_path"]
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "/infer": InferRequest,
