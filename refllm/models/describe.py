@@ -14,8 +14,7 @@ from typing import Literal
 import numpy as np
 
 from refllm.checkpoints.chat_template import chat_template_of
-from refllm.checkpoints.config_bert import bert_config
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.checkpoints.sentence_config import sentence_config
 from refllm.errors import LlmError, LlmRuntimeError
