@@ -62,7 +62,7 @@ def _remote_engine(path: Path, table: Mapping[str, Any]) -> RemoteEngine:
 
 
 def _local_engine(path: Path, document: Mapping[str, Any]) -> Engine:
-    # Imported here, not above: it brings numba, and whoever asks another machine needs none.
+    # Imported here, not above: it imports numba, which a remote engine does not need.
     from refllm.engine import LocalEngine
     from refllm.models.find import default_roots
 

@@ -18,10 +18,10 @@ __all__ = ["read_toml", "table_of", "toml_document"]
 
 # The longest manifests of Spin's examples have some hundred lines; a certificate in a variable has
 # a few kilobytes.
-MOST_BYTES = 512 * 1024
+MAX_BYTES = 512 * 1024
 
 # `component.NAME.dependencies."PACKAGE/INTERFACE"` has four parts, the longest key of a manifest.
-MOST_KEY_PARTS = 16
+MAX_KEY_PARTS = 16
 
 ERROR_CHARACTERS = 400  # of what the parser says, which repeats keys whole
 
@@ -55,9 +55,9 @@ def toml_document(path: Path) -> dict[str, Any]:
     Errors: `OSError`; `ValueError` if it is not UTF-8, not TOML, or beyond a limit of this module.
     """
     with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ValueError(f"it is longer than {MOST_BYTES} bytes")
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it is longer than {MAX_BYTES} bytes")
     text = data.decode()
     _check_keys(text)
     try:
@@ -83,5 +83,5 @@ def _check_keys(text: str) -> None:
     """Raise `ValueError` if a key has too many parts, which dots outside of strings separate."""
     without_strings = STRING_OR_COMMENT.sub('""', text).translate(BLANKS)
     for piece in NOT_IN_KEYS.split(without_strings):
-        if piece.count(".") >= MOST_KEY_PARTS:
-            raise ValueError(f"a key has more than {MOST_KEY_PARTS} parts: {piece!r:.80}")
+        if piece.count(".") >= MAX_KEY_PARTS:
+            raise ValueError(f"a key has more than {MAX_KEY_PARTS} parts: {piece!r:.80}")

@@ -76,7 +76,7 @@ def test_stories260k_tells_the_published_story(stories: Path) -> None:
     assert process.stdout.endswith(b"\n")
 
 
-# Heeds Ctrl-C although whoever runs the tests may not: a job in the background has it ignored.
+# Restores Ctrl-C: a background job, such as a test runner's, starts with SIGINT ignored.
 HEEDING = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "runpy.run_module('refllm', run_name='__main__', alter_sys=True)"

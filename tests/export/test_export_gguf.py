@@ -1,4 +1,4 @@
-"""GGUF files: what is kept, and what is encoded anew."""
+"""GGUF files: what is kept, and what is encoded again."""
 
 from __future__ import annotations
 

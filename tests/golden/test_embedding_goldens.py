@@ -1,7 +1,7 @@
 """The published embeddings of all-MiniLM-L6-v2: the file itself, then refllm against it.
 
-sentence-transformers made the file (tools/make_embedding_goldens.py), so every number expected
-here is somebody else's.
+sentence-transformers made the file (tools/make_embedding_goldens.py), so no
+number expected here was computed by refllm.
 
 Letters: N texts, D vector length.
 """

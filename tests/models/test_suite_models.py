@@ -1,4 +1,4 @@
-"""The models that the golden suite asks for: made once, kept, and made anew where they must be."""
+"""The models that the golden suite asks for: made once, cached, and made again if damaged."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ def test_every_logit_after_a_known_beginning_has_the_bits_of_one_computed_anew(
     read: list[list[int]] = []
     for seed, prompt in enumerate(prompts(choose, 25)):
         reusing = Generation(network, prompt, PARAMS, seed=seed, prompt_cache=prompt_cache)
-        anew = Generation(network, prompt, PARAMS, seed=seed)
-        assert answered(network, reusing) == answered(network, anew)
+        fresh = Generation(network, prompt, PARAMS, seed=seed)
+        assert answered(network, reusing) == answered(network, fresh)
         assert prompt_cache.n_bytes <= prompt_cache.budget_bytes
         if budget_blocks == AMPLE:
             known = max((n_common(prompt, each) for each in read), default=0)

@@ -73,7 +73,7 @@ def error(answer: Answer) -> Any:
     "asked",
     [
         schema_of(MOOD),
-        schema_of(MOOD, strict=True, description="How somebody feels."),
+        schema_of(MOOD, strict=True, description="How the speaker feels."),
         schema_of(MOOD, strict=False),
         {"json_schema": MOOD},
         {"json_schema": json.dumps(MOOD)},

@@ -16,7 +16,7 @@ from refllm.spin.shim.install import spin_sdk_backed_by
 from refllm.spin.shim.sdk import Handler
 
 GET = Request("GET", "/", {}, None)
-WHO: ContextVar[str] = ContextVar("WHO", default="nobody")
+WHO: ContextVar[str] = ContextVar("WHO", default="no caller")
 
 Answer = Callable[[Request], Awaitable[Response]]
 

@@ -1,4 +1,4 @@
-"""A client that sends a byte now and then, for as long as anybody listens."""
+"""A client that sends a byte now and then, until the server closes the connection."""
 
 from __future__ import annotations
 

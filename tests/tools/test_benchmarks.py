@@ -13,7 +13,7 @@ from benchmarks.results import REFLLM, read
 from benchmarks.reuse import WITHOUT
 from benchmarks.sharing import QUICK_SITUATIONS
 from refllm.models.load import NUMERICS
-from tests.support.benchmark_runs import NOBODY, quick_entry
+from tests.support.benchmark_runs import NO_PYTHON, quick_entry
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_benchmark_of_llamas_runs_and_says_which_peer_was_missing(
     for figure in entry.figures:
         assert figure.peers == ()
         assert len(figure.samples[REFLLM]) == 1
-    assert str(NOBODY) in entry.skipped["llama.cpp"]
+    assert str(NO_PYTHON) in entry.skipped["llama.cpp"]
 
 
 def test_types_that_only_llama_cpp_can_make_are_skipped_without_it(
@@ -44,7 +44,7 @@ def test_types_that_only_llama_cpp_can_make_are_skipped_without_it(
 ) -> None:
     entry = quick_entry(work, tmp_path / "results.json", "prefill", "--type", "Q4_K_M")
     assert entry.figures == []
-    assert str(NOBODY) in entry.skipped["tiny Q4_K_M"]
+    assert str(NO_PYTHON) in entry.skipped["tiny Q4_K_M"]
 
 
 def test_the_embedding_benchmark_runs_on_each_of_its_jobs(

@@ -26,7 +26,7 @@ def handle(handler: ModuleType | str | Path, request: Request) -> Response:
     """The response of `handler`, a module or the path of its file, to `request`.
 
     As with Spin, the handler sees lower-case header names and a body that is never None, and the
-    response has a content-length. A file is read anew each time, as Spin starts an instance for
+    response has a content-length. A file is read again each time, as Spin starts an instance for
     each request, and can import the modules beside it; a module keeps what it remembers. Inside a
     running event loop a handler that is a coroutine runs in another thread, and is waited for.
 

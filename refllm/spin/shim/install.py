@@ -20,7 +20,7 @@ __all__ = ["forget", "is_in_place", "spin_sdk_backed_by"]
 def spin_sdk_backed_by(engine: Engine) -> Iterator[None]:
     """`import spin_sdk` means the stand-in, answered by `engine`, as long as this lasts.
 
-    A handler imported meanwhile is forgotten at the end, so that the next import reads it anew; so
+    A handler imported meanwhile is forgotten at the end, so that the next import reads it again; so
     is whatever else holds a part of the stand-in. A real SDK, or a stand-in around this one, is set
     aside together with the modules that hold a part of it, and put back.
     """

@@ -1,4 +1,4 @@
-"""The modules of the Spin Python SDK that handlers use, made anew for each engine.
+"""The modules of the Spin Python SDK that handlers use, one set for each engine.
 
     spin_sdk.llm                     infer, infer_with_options, generate_embeddings
     spin_sdk.http                    Request, Response, IncomingHandler (3), Handler (4 and 5)
