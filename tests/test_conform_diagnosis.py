@@ -8,9 +8,7 @@ import pytest
 
 from refllm.conform.case import Case, Group
 from refllm.conform.consequence import consequence_of
-from refllm.conform.faults.causes import SYMPTOMS, symptom_named
 from refllm.conform.faults.diagnosis import findings_of
-from refllm.conform.faults.second_faults import WITHOUT
 from refllm.conform.reply import Answer, Broken
 from refllm.conform.runner import verdict_of
 from refllm.conform.verdict import Consequence, Verdict
@@ -108,12 +106,6 @@ def test_vectors_that_are_too_long_are_compared_once_more_when_they_are_scaled()
     [found] = told(verdict_of(case, Answer(long)))
     assert found[0] == "wrong numbers: The vectors are not scaled to "
     assert found[1].startswith("wrong counts: The ")
-
-
-def test_each_fault_that_can_be_taken_out_is_a_known_one() -> None:
-    names = {symptom.name for symptom in SYMPTOMS}
-    assert set(WITHOUT) <= names
-    assert all(symptom_named(name).cause for name in WITHOUT)
 
 
 # --- Errors --------------------------------------------------------------------------------------

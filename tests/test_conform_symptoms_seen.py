@@ -7,7 +7,7 @@ import pytest
 
 from refllm.conform.case import Case, Group
 from refllm.conform.faults.causes import likely_cause
-from refllm.conform.faults.of_tokenizer import tiny_chat_tokenizer
+from refllm.conform.faults.float64_models import tiny_chat_tokenizer
 from refllm.conform.reply import Answer
 from refllm.conform.runner import verdict_of
 
