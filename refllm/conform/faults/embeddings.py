@@ -22,7 +22,8 @@ __all__ = ["EMBEDDINGS", "vectors"]
 
 EMBEDDINGS = Faults("embeddings")
 
-MAX_KEPT = 64
+# Vectors are small: enough for every fault in all cases that a run asks it about.
+MAX_KEPT = 1024
 EPSILONS = (1e-5, 1e-6, 1e-12)
 
 

@@ -41,8 +41,9 @@ class Network:
     """How a llama does each of its steps; None means as the model's file says.
 
     `kv_head` gives the key/value head of a query head h, of Hkv, shared by H/Hkv each. `positions`
-    changes the positions 0 … T − 1. `mask` gives [T, S] instead of the causal mask. `renamed` are
-    tensors that are taken for another.
+    changes the positions 0 … T − 1. `mask` gives [T, S] instead of the causal mask; with one that
+    `looks_ahead` a token's logits depend on later tokens. `renamed` are tensors that are taken for
+    another.
     """
 
     eps: float | None = None
@@ -56,6 +57,7 @@ class Network:
     scale: Callable[[int], float] = head_scale
     kv_head: Callable[[int, int, int], int] = neighboring_heads
     mask: Callable[[int, int], Mask] | None = None
+    looks_ahead: bool = False
     activation: Callable[[Doubles], Doubles] = silu
     embedding_scale: Callable[[int], float] = lambda width: 1.0
     adds_attention: bool = True
