@@ -142,9 +142,7 @@ def test_a_fault_of_the_llama_is_recognized_in_its_logits(cases: tuple[Case, ...
     assert "not scaled" in causes[case.id]
 
 
-def test_the_same_fault_is_recognized_in_quantized_activations(
-    cases: tuple[Case, ...],
-) -> None:
+def test_the_same_fault_is_recognized_in_quantized_activations(cases: tuple[Case, ...]) -> None:
     [case] = [case for case in cases if case.id == "logits/tiny-chat-int8-story"]
     token_ids = tuple(case.input["token_ids"])
     shift = network_logits("GQA heads by modulo", token_ids) - network_logits(None, token_ids)

@@ -46,7 +46,7 @@ def _accepts(case: Case, got: Json) -> bool:
 
 
 @API.seen("prompt echoed in text")
-def prompt_echoed(case: Case, got: Json) -> bool:
+def _prompt_echoed(case: Case, got: Json) -> bool:
     """The text begins with the prompt; one that only HTTP carries is in what is expected."""
     prompt = case.input.get("prompt") or case.expected.get("text_does_not_begin_with", "")
     expected = case.expected.get("text", "")
@@ -55,8 +55,7 @@ def prompt_echoed(case: Case, got: Json) -> bool:
 
 
 @API.seen("prompt count with generated")
-def prompt_count_with_generated(case: Case, got: Json) -> bool:
-    """The prompt's count is off by the generated tokens."""
+def _prompt_count_with_generated(case: Case, got: Json) -> bool:
     generated = _usage(got, "generated_token_count")
     return bool(generated) and _off(case, got, "prompt_token_count") == generated
 
@@ -70,15 +69,13 @@ API.seen("BOS counted twice")(
 
 
 @API.seen("end token not counted")
-def end_token_not_counted(case: Case, got: Json) -> bool:
-    """The text is right and the count of generated tokens one too small."""
+def _end_token_not_counted(case: Case, got: Json) -> bool:
     is_same_text = "text" in case.expected and got.get("text") == case.expected["text"]
     return is_same_text and _off(case, got, "generated_token_count") == -1
 
 
 @API.seen("max_tokens ignored")
-def max_tokens_ignored(case: Case, got: Json) -> bool:
-    """The count of generated tokens is above max_tokens."""
+def _max_tokens_ignored(case: Case, got: Json) -> bool:
     generated = _usage(got, "generated_token_count")
     is_infer = case.input["operation"] == "infer" and "error" not in case.expected
     is_more = generated is not None and generated > _params(case).get("max_tokens", 100)
@@ -86,8 +83,7 @@ def max_tokens_ignored(case: Case, got: Json) -> bool:
 
 
 @API.seen("parameters not checked")
-def parameters_not_checked(case: Case, got: Json) -> bool:
-    """A parameter that is no finite float32 has an answer."""
+def _parameters_not_checked(case: Case, got: Json) -> bool:
     floats = [value for value in _params(case).values() if isinstance(value, float)]
     return _accepts(case, got) and not all(math.isfinite(as_f32(value)) for value in floats)
 
@@ -112,8 +108,7 @@ API.seen("empty text refused")(
 
 
 @API.seen("embeddings not normalized")
-def embeddings_not_normalized(case: Case, got: Json) -> bool:
-    """A vector's length is not 1."""
+def _embeddings_not_normalized(case: Case, got: Json) -> bool:
     if "error" in case.expected:
         return False
     lengths = [np.linalg.norm(np.array(vector, float)) for vector in got.get("embeddings", ())]
@@ -121,7 +116,7 @@ def embeddings_not_normalized(case: Case, got: Json) -> bool:
 
 
 @API.seen("text cut elsewhere")
-def text_cut_elsewhere(case: Case, got: Json) -> bool:
+def _text_cut_elsewhere(case: Case, got: Json) -> bool:
     """The count of a long text is another."""
     found = _usage(got, "prompt_token_count")
     is_other = found is not None and found != _usage(case.expected, "prompt_token_count")
@@ -133,7 +128,7 @@ def text_cut_elsewhere(case: Case, got: Json) -> bool:
     "A prompt that is longer than the context is cut or overwritten in silence: answer "
     "invalid-input with both lengths.",
 )
-def long_prompt_accepted(case: Case, got: Json) -> bool:
+def _long_prompt_accepted(case: Case, got: Json) -> bool:
     """A refusal that names lengths is expected, and there is an answer."""
     says = case.expected.get("error", {}).get("says", ())
     is_about_length = any(str(part).isdigit() for part in says)
@@ -152,7 +147,7 @@ API.seen(
     "out of the mean.",
     is_vague=True,
 )
-def batch_mates_matter(case: Case, got: Json) -> bool:
+def _batch_mates_matter(case: Case, got: Json) -> bool:
     """The vectors of a batch are not those of its texts alone."""
     is_batch = len(case.input.get("texts") or ()) > 1
     is_about_vectors = "first_components" in case.expected or "same_vectors" in case.expected
@@ -175,8 +170,7 @@ def _with_kind(case: Case, got: Json) -> Json:
     is_vague=True,
     repair=_with_kind,
 )
-def error_of_another_kind(case: Case, got: Json) -> bool:
-    """Both have an error with a kind, and the kinds differ."""
+def _error_of_another_kind(case: Case, got: Json) -> bool:
     expected = case.expected.get("error", {}).get("kind")
     found = got.get("error", {}).get("kind")
     return expected is not None and found is not None and found != expected
@@ -189,8 +183,7 @@ def error_of_another_kind(case: Case, got: Json) -> bool:
     is_vague=True,
     repair=_with_kind,
 )
-def status_of_another_kind(case: Case, got: Json) -> bool:
-    """The status is not one that the case allows."""
+def _status_of_another_kind(case: Case, got: Json) -> bool:
     allowed = case.expected.get("error", {}).get("status", {}).get(got.get("protocol"))
     return "error" in got and bool(allowed) and got.get("status") not in allowed
 
@@ -201,8 +194,8 @@ def status_of_another_kind(case: Case, got: Json) -> bool:
     "lengths.",
     is_vague=True,
 )
-def error_without_its_subject(case: Case, got: Json) -> bool:
+def _error_without_its_subject(case: Case, got: Json) -> bool:
     """The kind and the status are right, and the message must name something."""
     must_name = bool(case.expected.get("error", {}).get("says")) and "error" in got
-    is_other = error_of_another_kind(case, got) or status_of_another_kind(case, got)
+    is_other = _error_of_another_kind(case, got) or _status_of_another_kind(case, got)
     return must_name and not is_other

@@ -30,16 +30,7 @@ from refllm.errors import LlmError
 
 __all__ = ["FAULTS", "fault_named", "likely_cause"]
 
-FAULTS: tuple[Fault, ...] = (
-    *TOKENIZER,
-    *QUANT,
-    *OPS,
-    *SAMPLING,
-    *LOGITS,
-    *TEXT,
-    *EMBEDDINGS,
-    *API,
-)
+FAULTS: tuple[Fault, ...] = (*TOKENIZER, *QUANT, *OPS, *SAMPLING, *LOGITS, *TEXT, *EMBEDDINGS, *API)
 
 # A slow fault is asked about few cases, and holds for the others of its group.
 COMPUTED = frozenset(fault.cause for fault in FAULTS if fault.is_slow)

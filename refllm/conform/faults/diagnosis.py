@@ -106,7 +106,12 @@ def _change(case: Case) -> Finding:
 def _faults(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, Finding]]:
     """Yield the faults of each case whose answer differs, one below the other."""
     # What differs only when it is asked again has a right first answer.
-    left = [_first_answer(verdict) for verdict in verdicts]
+    left = [
+        replace(verdict, status="passed", difference=None)
+        if verdict.change is not None and verdict.difference is verdict.change
+        else verdict
+        for verdict in verdicts
+    ]
     open_ids = {verdict.case.id for verdict in left if verdict.difference is not None}
     for _ in range(MAX_FAULTS):
         causes = dict(likely_cause(left))
@@ -123,12 +128,6 @@ def _faults(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, Finding]]:
         open_ids = {case_id for case_id, each in without.items() if each.difference is not None}
         if not open_ids:
             return
-
-
-def _first_answer(verdict: Verdict) -> Verdict:
-    if verdict.change is None or verdict.difference is not verdict.change:
-        return verdict
-    return replace(verdict, status="passed", difference=None)
 
 
 def _finding(verdict: Verdict, cause: str | None) -> Finding:

@@ -189,11 +189,7 @@ _encoder(
     "Position embeddings begin with number 2, as RoBERTa's do: the first token has position 0.",
     Encoder(first_position=2),
 )
-_encoder(
-    "positions missing",
-    "Position embeddings are not added.",
-    Encoder(has_positions=False),
-)
+_encoder("positions missing", "Position embeddings are not added.", Encoder(has_positions=False))
 _encoder(
     "token types missing",
     "Token type embeddings are not added: those of type 0 belong to every token.",
@@ -218,7 +214,7 @@ def _vectors_are_right(case: Case, got: Json) -> bool:
 
 
 @EMBEDDINGS.seen("vectors of another length", EMBEDDINGS.named("embeddings not normalized").cause)
-def vectors_of_another_length(case: Case, got: Json) -> bool:
+def _vectors_of_another_length(case: Case, got: Json) -> bool:
     """The vectors are right once each is divided by its length."""
     found = _found(got)
     if found.ndim != 2 or _vectors_are_right(case, got):
@@ -232,7 +228,7 @@ def vectors_of_another_length(case: Case, got: Json) -> bool:
     "The prompt tokens of embeddings are counted with their padding, or of the longest text alone: "
     "add up the tokens of each text.",
 )
-def count_of_padding(case: Case, got: Json) -> bool:
+def _count_of_padding(case: Case, got: Json) -> bool:
     """The count is the padded length of one text, or of all."""
     if case.input["model"] != "tiny-embed" or not case.input["texts"]:
         return False
@@ -246,8 +242,7 @@ def count_of_padding(case: Case, got: Json) -> bool:
     "count without special tokens",
     "The prompt tokens of embeddings are counted without [CLS] and [SEP]: they belong to it.",
 )
-def count_without_special_tokens(case: Case, got: Json) -> bool:
-    """The count lacks two tokens of each text."""
+def _count_without_special_tokens(case: Case, got: Json) -> bool:
     n_specials = 2 * len(case.input["texts"])
     found, expected = (int(a["usage"]["prompt_token_count"]) for a in (got, case.expected))
     return _vectors_are_right(case, got) and found - expected == -n_specials != 0
@@ -258,7 +253,7 @@ def count_without_special_tokens(case: Case, got: Json) -> bool:
     "A long text is cut at another length: cut it at the limit that the request or the tokenizer's "
     "file says, special tokens included.",
 )
-def text_cut_elsewhere(case: Case, got: Json) -> bool:
+def _text_cut_elsewhere(case: Case, got: Json) -> bool:
     """The one text's vector is that of fewer or more of its tokens."""
     if case.input["model"] != "tiny-embed" or len(case.input["texts"]) != 1:
         return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,24 +19,38 @@ from refllm.conform.compare.numbers import Doubles
 from refllm.interface import as_f32
 from refllm.sampling import softmax
 
-__all__ = ["CONTRACT", "LLAMA_CPP", "Rule", "answer", "keep_until_p"]
+__all__ = ["CONTRACT", "LLAMA_CPP", "Rule", "answer", "draw", "keep_until_p"]
 
 CONTRACT = ("penalty", "temperature", "softmax", "top_k", "top_p")
 LLAMA_CPP = ("penalty", "top_k", "softmax", "top_p", "temperature", "softmax")
 
 
-def keep_until_p(probabilities: Doubles, p: float) -> int:
-    """Return how many candidates top-p keeps: while the sum of those before is below p."""
+def keep_until_p(
+    probabilities: Doubles, p: float, *, side: Literal["left", "right"] = "left"
+) -> int:
+    """Return how many candidates top-p keeps: while the sum of those before is below p.
+
+    With the side "right", while it is not above p.
+    """
     if p <= 0.0 or p >= 1.0:
         return len(probabilities)
     before = np.add.accumulate(probabilities)[:-1]
-    return 1 + int(np.searchsorted(before, p, side="left"))
+    return 1 + int(np.searchsorted(before, p, side=side))
 
 
-def draw(probabilities: Doubles, u: float) -> int:
-    """Return the place of the first candidate whose cumulative sum exceeds u times the total."""
+def draw(
+    probabilities: Doubles,
+    u: float,
+    *,
+    scales: bool = True,
+    side: Literal["left", "right"] = "right",
+) -> int:
+    """Return the place of the first candidate whose cumulative sum exceeds u times the total.
+
+    With the side "left", of the first whose sum reaches it.
+    """
     sums = np.add.accumulate(probabilities)
-    return int(np.searchsorted(sums, u * sums[-1], side="right"))
+    return int(np.searchsorted(sums, u * sums[-1] if scales else u, side=side))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,13 +63,13 @@ MAX_KEPT = 64
 class Writer:
     """How a text is written: tokenizer, network and sampler, each right or with a fault.
 
-    `tokenizer` are other values of `tokenizer.ggml.` keys; `network` makes the network from the
+    `tokenizer` are other values of `tokenizer.ggml.` keys; `network` can depend on the
     number of the prompt's tokens. `prompt_of` is what becomes of the prompt before it is read, and
     `params` are parameters that take the place of the request's.
     """
 
     tokenizer: Mapping[str, bool] = field(default_factory=dict)
-    network: Callable[[int], Network] | None = None
+    network: Network | Callable[[int], Network] | None = None
     rule: Rule = field(default_factory=Rule)
     penalizes_prompt: bool = True
     prompt_of: Callable[[str], str] = str
@@ -79,11 +79,16 @@ class Writer:
         """Return the prompt's tokens."""
         return _encoded(self.prompt_of(case.input["prompt"]), **self.tokenizer)
 
+    def network_for(self, prompt: Ids) -> Network:
+        """Return the network after this prompt."""
+        found = self.network or Network()
+        return found if isinstance(found, Network) else found(len(prompt))
+
     def read(self, prompt: Ids, drawn: Ids) -> Doubles:
         """Return the logits that each of the drawn tokens was drawn from, [drawn, V]."""
         if self.network is None:
             return _read_rightly(prompt, drawn)
-        return _read(self.network(len(prompt)), prompt, drawn)
+        return _read(self.network_for(prompt), prompt, drawn)
 
     def stages(
         self, case: Case, prompt: Ids, before: Ids, row: Doubles
@@ -210,7 +215,7 @@ def _read(network: Network, prompt: Ids, drawn: Ids) -> Doubles:
 
 def _draws_again(writer: Writer, case: Case, prompt: Ids, drawn: Ids) -> bool:
     """Return whether the writer draws all of these tokens."""
-    is_causal = writer.network is not None and not writer.network(len(prompt)).looks_ahead
+    is_causal = writer.network is not None and not writer.network_for(prompt).looks_ahead
     # A fault that did not write the text is refuted by the first tokens, which are quickly read.
     for n_read in (FIRST_DRAWN, len(drawn)) if is_causal else (len(drawn),):
         rows = writer.read(prompt, drawn[:n_read])

@@ -64,16 +64,6 @@ def _not_itself(n_tokens: int, n_seen: int) -> Mask:
     return mask
 
 
-def _not_the_one_before(n_tokens: int, n_seen: int) -> Mask:
-    return causal(n_tokens, n_seen) & ~np.eye(n_tokens, k=-1, dtype=bool)
-
-
-def _not_the_first(n_tokens: int, n_seen: int) -> Mask:
-    mask = causal(n_tokens, n_seen)
-    mask[1:, 0] = False
-    return mask
-
-
 _network(
     "RoPE layout swapped",
     "RoPE turns the pairs (i, i + R/2) of a head where the file's rows are in the order for (2i, "
@@ -101,9 +91,7 @@ _network(
     Network(rotates="q"),
 )
 _network(
-    "RoPE on keys only",
-    "RoPE turns the keys only: turn the queries as well.",
-    Network(rotates="k"),
+    "RoPE on keys only", "RoPE turns the keys only: turn the queries as well.", Network(rotates="k")
 )
 _network(
     "RoPE missing",
@@ -150,9 +138,7 @@ _network(
     op="rms_norm",
 )
 _network(
-    "last norm missing",
-    "The norm before the output matrix is missing.",
-    Network(last_norm=False),
+    "last norm missing", "The norm before the output matrix is missing.", Network(last_norm=False)
 )
 _network(
     "scores not scaled",
@@ -201,12 +187,12 @@ _network(
 _network(
     "token before not seen",
     "A token does not attend to the one before it: the key/value cache is off by one.",
-    Network(mask=_not_the_one_before),
+    Network(mask=lambda t, s: causal(t, s) & ~np.eye(t, k=-1, dtype=bool)),
 )
 _network(
     "first token not seen",
     "Tokens do not attend to the first one: the key/value cache begins one too late.",
-    Network(mask=_not_the_first),
+    Network(mask=lambda t, s: causal(t, s) & ((np.arange(s) > 0) | np.eye(t, 1, dtype=bool))),
 )
 _network(
     "GELU for SiLU",

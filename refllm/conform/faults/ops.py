@@ -209,7 +209,7 @@ _operation(
     "The exponential overflows, or something is divided by 0: subtract the largest number before "
     "exp, and keep a length from being 0.",
 )
-def overflow(case: Case, got: Json) -> bool:
+def _overflow(case: Case, got: Json) -> bool:
     """Finite numbers are expected, and some are not."""
     is_finite = np.isfinite(array(case.expected, "output")).all()
     return bool(is_finite and not np.isfinite(array(got, "output")).all())
@@ -221,7 +221,7 @@ def overflow(case: Case, got: Json) -> bool:
     "square.",
     is_vague=True,
 )
-def variance_by_difference(case: Case, got: Json) -> bool:
+def _variance_by_difference(case: Case, got: Json) -> bool:
     """The deviations are small beside the mean."""
     if case.input["op"] != "layer_norm":
         return False
@@ -236,8 +236,7 @@ def variance_by_difference(case: Case, got: Json) -> bool:
     "float32.",
     is_vague=True,
 )
-def few_bits(case: Case, got: Json) -> bool:
-    """All numbers are nearly right."""
+def _few_bits(case: Case, got: Json) -> bool:
     expected, found = array(case.expected, "output"), array(got, "output")
     size = np.maximum(np.abs(expected), float(case.tolerance.get("scale", 0.0)))
     return bool((np.abs(found - expected) <= FEW_BITS * size).all())

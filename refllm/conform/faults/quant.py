@@ -76,8 +76,7 @@ def wrong_decoder(name: str, cause: str, formats: Iterable[str]) -> Callable[[De
     "half of the values and the upper one to the second half.",
     HALVES,
 )
-def nibbles_interleaved(format_name: str, blocks: Bytes) -> Floats:
-    """Decode blocks whose nibbles are taken for neighbors."""
+def _nibbles_interleaved(format_name: str, blocks: Bytes) -> Floats:
     pairs = _right(format_name, blocks).reshape(len(blocks), -1, 2, HALVES[format_name])
     return pairs.swapaxes(2, 3).reshape(len(blocks), -1)
 
@@ -88,8 +87,7 @@ def nibbles_interleaved(format_name: str, blocks: Bytes) -> Floats:
     "first.",
     HALVES,
 )
-def nibbles_swapped(format_name: str, blocks: Bytes) -> Floats:
-    """Decode blocks whose upper nibbles are taken for the first half."""
+def _nibbles_swapped(format_name: str, blocks: Bytes) -> Floats:
     pairs = _right(format_name, blocks).reshape(len(blocks), -1, 2, HALVES[format_name])
     return pairs[:, :, ::-1].reshape(len(blocks), -1)
 
@@ -105,15 +103,13 @@ def _float16(blocks: Bytes, first: int) -> Floats:
     "scale.",
     OFFSETS,
 )
-def offset_not_subtracted(format_name: str, blocks: Bytes) -> Floats:
-    """Decode blocks without the offset."""
+def _offset_not_subtracted(format_name: str, blocks: Bytes) -> Floats:
     scale = _float16(blocks, SCALES[format_name])
     return _right(format_name, blocks) + scale * np.float32(OFFSETS[format_name])
 
 
 @wrong_decoder("unsigned", "the values are read as unsigned bytes. They are signed.", ("Q8_0",))
-def unsigned(_format_name: str, blocks: Bytes) -> Floats:
-    """Decode Q8_0 as unsigned bytes."""
+def _unsigned(_format_name: str, blocks: Bytes) -> Floats:
     return _float16(blocks, 0) * blocks[:, 2:].astype(np.float32)
 
 
@@ -143,8 +139,7 @@ wrong_decoder(
 @wrong_decoder(
     "scale as bfloat16", "the block's scale is read as bfloat16. It is a float16.", ("Q8_0",)
 )
-def scale_as_bfloat16(_format_name: str, blocks: Bytes) -> Floats:
-    """Decode Q8_0 with a scale in bfloat16."""
+def _scale_as_bfloat16(_format_name: str, blocks: Bytes) -> Floats:
     wide = np.zeros((len(blocks), 4), np.uint8)
     wide[:, 2:] = blocks[:, :2]
     return wide.view("<f4") * blocks[:, 2:].view(np.int8)
@@ -215,8 +210,7 @@ def wrong_scales(name: str, cause: str) -> Callable[[Unpack], Unpack]:
     "the scales of sub-blocks 4 to 7 lack their upper two bits, which lie in bits 6 and 7 of the "
     "first eight of the twelve bytes.",
 )
-def without_upper_bits(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """Leave the upper two bits out."""
+def _without_upper_bits(packed: Bytes) -> tuple[Bytes, Bytes]:
     low, middle, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     return np.hstack([low & 63, high & 15]), np.hstack([middle & 63, high >> 4])
 
@@ -226,7 +220,7 @@ def without_upper_bits(packed: Bytes) -> tuple[Bytes, Bytes]:
     "the upper two bits of the scales of sub-blocks 4 to 7 stay in bits 6 and 7. Shift them to "
     "bits 4 and 5.",
 )
-def upper_bits_in_place(packed: Bytes) -> tuple[Bytes, Bytes]:
+def _upper_bits_in_place(packed: Bytes) -> tuple[Bytes, Bytes]:
     """Leave the upper two bits where they were in their byte."""
     low, middle, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = np.hstack([low & 63, (high & 15) | (low & 0xC0)])
@@ -239,8 +233,7 @@ def upper_bits_in_place(packed: Bytes) -> tuple[Bytes, Bytes]:
     "the scales of sub-blocks 0 to 3 are read with all 8 bits of their bytes. The upper two belong "
     "to other sub-blocks.",
 )
-def unmasked(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """Read the first eight bytes whole."""
+def _unmasked(packed: Bytes) -> tuple[Bytes, Bytes]:
     scales, minimums = _unpacked(packed)
     return np.hstack([packed[:, :4], scales[:, 4:]]), np.hstack([packed[:, 4:8], minimums[:, 4:]])
 
@@ -249,7 +242,7 @@ def unmasked(packed: Bytes) -> tuple[Bytes, Bytes]:
     "6-bit scales in a row",
     "the twelve bytes of scales are read as 6-bit numbers in a row. Their order is another one.",
 )
-def in_a_row(packed: Bytes) -> tuple[Bytes, Bytes]:
+def _in_a_row(packed: Bytes) -> tuple[Bytes, Bytes]:
     """Read sixteen 6-bit numbers in a row."""
     bits = np.unpackbits(packed, axis=1, bitorder="little").reshape(len(packed), 16, 6)
     values = np.packbits(bits, axis=2, bitorder="little")[..., 0]
@@ -267,8 +260,7 @@ wrong_scales(
     "order of the format's formula, without fused multiply-add.",
     is_vague=True,
 )
-def decoded_with_other_roundings(case: Case, got: Json) -> bool:
-    """Every value is right up to a few roundings."""
+def _decoded_with_other_roundings(case: Case, got: Json) -> bool:
     found = np.array([float(value) for value in got["values"]])
     expected = np.array(case.expected["values"], np.float64)
     if found.shape != expected.shape or not np.isfinite(expected).all():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
 from refllm.conform.case import Case, Json
 from refllm.conform.compare.numbers import Doubles
 from refllm.conform.faults.catalog import Faults
-from refllm.conform.faults.faulty_sampler import LLAMA_CPP, Rule, answer, keep_until_p
+from refllm.conform.faults.faulty_sampler import LLAMA_CPP, Rule, answer, draw, keep_until_p
 from refllm.interface import as_f32
 
 __all__ = ["SAMPLING"]
@@ -31,37 +32,16 @@ def _rule(name: str, cause: str, rule: Rule) -> None:
     )
 
 
-def _per_occurrence(logit: float, penalty: float, count: int) -> float:
-    for _ in range(count):
-        logit = logit / penalty if logit >= 0 else logit * penalty
-    return logit
-
-
 def _without_crossing(probabilities: Doubles, p: float) -> int:
     if p <= 0.0 or p >= 1.0:
         return len(probabilities)
     return max(1, int(np.searchsorted(np.add.accumulate(probabilities), p, side="right")))
 
 
-def _while_not_above(probabilities: Doubles, p: float) -> int:
-    if p <= 0.0 or p >= 1.0:
-        return len(probabilities)
-    before = np.add.accumulate(probabilities)[:-1]
-    return 1 + int(np.searchsorted(before, p, side="right"))
-
-
-def _unscaled_draw(probabilities: Doubles, u: float) -> int:
-    return int(np.searchsorted(np.add.accumulate(probabilities), u, side="right"))
-
-
-def _draw_from_the_end(probabilities: Doubles, u: float) -> int:
-    sums = np.add.accumulate(probabilities)
-    return int(np.searchsorted(sums, (1.0 - u) * sums[-1], side="right"))
-
-
-def _draw_at_the_border(probabilities: Doubles, u: float) -> int:
-    sums = np.add.accumulate(probabilities)
-    return int(np.searchsorted(sums, u * sums[-1], side="left"))
+def _per_occurrence(logit: float, penalty: float, count: int) -> float:
+    for _ in range(count):
+        logit = logit / penalty if logit >= 0 else logit * penalty
+    return logit
 
 
 _rule(
@@ -101,7 +81,7 @@ _rule(
     "top-p one too many",
     "Top-p keeps one more token where the sum meets p exactly: a token stays only while the sum "
     "of those before it is less than p.",
-    Rule(keep_p=_while_not_above),
+    Rule(keep_p=partial(keep_until_p, side="right")),
 )
 _rule(
     "top-p 0 keeps one",
@@ -123,11 +103,7 @@ _rule(
     "Top-k keeps one token too few.",
     Rule(keep_k=lambda k, n: max(1, min(k - 1, n)) if k > 0 else n),
 )
-_rule(
-    "top-k ignored",
-    "Top-k is not applied.",
-    Rule(keep_k=lambda _k, n: n),
-)
+_rule("top-k ignored", "Top-k is not applied.", Rule(keep_k=lambda _k, n: n))
 _rule(
     "top-p ignored",
     "Top-p is not applied.",
@@ -169,11 +145,7 @@ _rule(
     "multiply by it, once for each distinct token.",
     Rule(penalize=lambda logit, penalty, count: logit - penalty * count),
 )
-_rule(
-    "penalty ignored",
-    "The repeat penalty is not applied.",
-    Rule(window=lambda _tokens, _n: ()),
-)
+_rule("penalty ignored", "The repeat penalty is not applied.", Rule(window=lambda _tokens, _n: ()))
 _rule(
     "penalty on all tokens",
     "The repeat penalty looks at all previous tokens: look only at the last "
@@ -247,17 +219,17 @@ _rule(
     "draw not scaled",
     "The draw takes u itself for the border, though the kept probabilities sum to less than 1: "
     "multiply u by their sum.",
-    Rule(draw=_unscaled_draw),
+    Rule(draw=partial(draw, scales=False)),
 )
 _rule(
     "draw from the end",
     "The draw counts from the least likely token up: begin with the most likely one.",
-    Rule(draw=_draw_from_the_end),
+    Rule(draw=lambda probabilities, u: draw(probabilities, 1.0 - u)),
 )
 _rule(
     "draw takes the border",
     "The draw stops at a sum that equals u times the total: the sum must exceed it.",
-    Rule(draw=_draw_at_the_border),
+    Rule(draw=partial(draw, side="left")),
 )
 _rule(
     "always greedy",
@@ -266,15 +238,12 @@ _rule(
 )
 
 
-def _is_nan(value: object) -> bool:
-    return value == "nan" or (isinstance(value, float) and math.isnan(value))
-
-
 @SAMPLING.seen("softmax overflows", "The softmax overflows: subtract the largest logit before exp.")
-def softmax_overflows(_case: Case, got: Json) -> bool:
+def _softmax_overflows(_case: Case, got: Json) -> bool:
     """A stage has probabilities that are no numbers."""
     stages = got.get("stages", ())
-    return any(_is_nan(value) for stage in stages for value in stage.get("probabilities", ()))
+    values = [value for stage in stages for value in stage.get("probabilities", ())]
+    return any(v == "nan" or (isinstance(v, float) and math.isnan(v)) for v in values)
 
 
 def _accepts(case: Case, got: Json, key: str, value: str) -> bool:
@@ -285,8 +254,7 @@ def _accepts(case: Case, got: Json, key: str, value: str) -> bool:
     "parameters not checked",
     "A parameter that is NaN or infinite is accepted: answer invalid-input and name it.",
 )
-def parameters_not_checked(case: Case, got: Json) -> bool:
-    """A parameter that is no finite float32 has an answer."""
+def _parameters_not_checked(case: Case, got: Json) -> bool:
     floats = [value for value in case.input["params"].values() if isinstance(value, float)]
     is_finite = all(math.isfinite(as_f32(value)) for value in floats)
     return _accepts(case, got, "kind", "invalid-input") and not is_finite
@@ -296,8 +264,7 @@ def parameters_not_checked(case: Case, got: Json) -> bool:
     "penalty not checked",
     "A repeat_penalty of 0 or less is accepted: answer invalid-input and name it.",
 )
-def penalty_not_checked(case: Case, got: Json) -> bool:
-    """The repeat penalty must be refused and has an answer."""
+def _penalty_not_checked(case: Case, got: Json) -> bool:
     return _accepts(case, got, "names", "repeat_penalty")
 
 
@@ -305,15 +272,13 @@ def penalty_not_checked(case: Case, got: Json) -> bool:
     "logits not checked",
     "A logit that is not finite is accepted: answer runtime-error and name its token.",
 )
-def logits_not_checked(case: Case, got: Json) -> bool:
-    """A logit that is not finite has an answer."""
+def _logits_not_checked(case: Case, got: Json) -> bool:
     is_finite = all(map(math.isfinite, case.input["logits"]))
     return _accepts(case, got, "kind", "runtime-error") and not is_finite
 
 
 @SAMPLING.seen("top-k 0 refused", "A top_k of 0 is refused: it switches top-k off.")
-def top_k_0_refused(case: Case, got: Json) -> bool:
-    """A top_k of 0 that is valid is refused."""
+def _top_k_0_refused(case: Case, got: Json) -> bool:
     is_off = case.input["params"]["top_k"] == 0 and case.input["profile"] != "spin-local"
     return is_off and "error" in got and "error" not in case.expected
 

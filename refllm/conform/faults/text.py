@@ -48,10 +48,7 @@ def with_text(got: Json, text: str) -> Json:
 
 def _with_count(name: str) -> Callable[[Case, Json], Json]:
     """Return the repair of the count of that name."""
-    return lambda case, got: {
-        **got,
-        "usage": {**got["usage"], name: case.expected["usage"][name]},
-    }
+    return lambda case, got: {**got, "usage": {**got["usage"], name: case.expected["usage"][name]}}
 
 
 def _text(name: str, cause: str, sees: Callable[[str, str], bool], **options: Any) -> None:
@@ -100,7 +97,7 @@ def without_prompt(case: Case, got: Json) -> Json:
     "The text begins with the prompt: return only what was generated.",
     repair=without_prompt,
 )
-def prompt_echoed(case: Case, got: Json) -> bool:
+def _prompt_echoed(case: Case, got: Json) -> bool:
     """The text begins with the prompt, white space aside, and should not."""
     prompt, text, expected = case.input["prompt"], got["text"], case.expected["text"]
     is_echo = bool(prompt.strip()) and text.lstrip().startswith(prompt.lstrip())
@@ -124,8 +121,7 @@ TEXT.seen(
     "The prompt's count has the generated tokens in it: count the prompt alone.",
     repair=_with_count("prompt_token_count"),
 )
-def prompt_count_with_generated(case: Case, got: Json) -> bool:
-    """The prompt's count is off by the generated tokens."""
+def _prompt_count_with_generated(case: Case, got: Json) -> bool:
     n_generated = case.expected["usage"]["generated_token_count"]
     return _off(case, got) == (n_generated, 0) != (0, 0)
 
@@ -141,7 +137,7 @@ TEXT.seen(
     "special tokens kept in text",
     repair=lambda _case, got: with_text(got, without_special_tokens(str(got["text"]))),
 )
-def special_tokens_kept(case: Case, got: Json) -> bool:
+def _special_tokens_kept(case: Case, got: Json) -> bool:
     """The text is right once what spells a special token is left out."""
     text, expected = got["text"], case.expected["text"]
     plain = without_special_tokens(text)
@@ -149,7 +145,7 @@ def special_tokens_kept(case: Case, got: Json) -> bool:
 
 
 @TEXT.seen("bytes not joined")
-def bytes_not_joined(case: Case, got: Json) -> bool:
+def _bytes_not_joined(case: Case, got: Json) -> bool:
     """A replacement character takes the place of one that is not ASCII."""
     text, expected = got["text"], case.expected["text"]
     place = text.find(REPLACEMENT)
@@ -178,14 +174,13 @@ _text(
 
 
 @TEXT.seen("context overrun", "The text goes on where the context is full: stop there.")
-def context_overrun(case: Case, got: Json) -> bool:
-    """The expected text fills the context, and this one is longer."""
+def _context_overrun(case: Case, got: Json) -> bool:
     text, expected = got["text"], case.expected["text"]
     return _fills_the_context(case) and text != expected and text.startswith(expected)
 
 
 @TEXT.seen("end token ignored", "The text goes on after the end token: stop there.")
-def end_token_ignored(case: Case, got: Json) -> bool:
+def _end_token_ignored(case: Case, got: Json) -> bool:
     """The expected text ends by itself, and this one goes on."""
     if _fills_the_context(case) or not _ends_by_itself(case):
         return False
@@ -198,8 +193,7 @@ def end_token_ignored(case: Case, got: Json) -> bool:
 
 
 @TEXT.seen("one token too many", "One token more than max_tokens is generated.")
-def one_token_too_many(case: Case, got: Json) -> bool:
-    """The text is one token longer than expected."""
+def _one_token_too_many(case: Case, got: Json) -> bool:
     is_longer = got["text"].startswith(case.expected["text"]) and _off(case, got)[1] == 1
     return is_longer and not _ends_by_itself(case)
 
@@ -209,9 +203,8 @@ def one_token_too_many(case: Case, got: Json) -> bool:
     "More tokens are generated than max_tokens allows: take it from the request, and not a "
     "default.",
 )
-def max_tokens_ignored(case: Case, got: Json) -> bool:
-    """The count is above max_tokens by more than one."""
-    return _counts(got["usage"])[1] > _max_tokens(case) and not one_token_too_many(case, got)
+def _max_tokens_ignored(case: Case, got: Json) -> bool:
+    return _counts(got["usage"])[1] > _max_tokens(case) and not _one_token_too_many(case, got)
 
 
 @TEXT.seen(
@@ -219,15 +212,13 @@ def max_tokens_ignored(case: Case, got: Json) -> bool:
     "The text ends before max_tokens and before the end token: take max_tokens from the request, "
     "not a default, and stop at nothing else.",
 )
-def text_ends_too_early(case: Case, got: Json) -> bool:
-    """The text is the beginning of the expected one, and several tokens shorter."""
+def _text_ends_too_early(case: Case, got: Json) -> bool:
     text, expected = got["text"], case.expected["text"]
     return 0 < len(text) < len(expected) and expected.startswith(text) and _off(case, got)[1] < -1
 
 
 @TEXT.seen("one token too few", "One token less than max_tokens is generated.")
-def one_token_too_few(case: Case, got: Json) -> bool:
-    """The text is one token shorter than expected."""
+def _one_token_too_few(case: Case, got: Json) -> bool:
     is_shorter = case.expected["text"].startswith(got["text"]) and _off(case, got)[1] == -1
     return is_shorter and not _ends_by_itself(case)
 
@@ -299,13 +290,9 @@ def _unmasked_prompt(n_prompt: int) -> Network:
     return Network(mask=mask)
 
 
-def _whatever_the_prompt(network: Network) -> Callable[[int], Network]:
-    return lambda _n_prompt: network
-
-
 for _fault in LOGITS:
     if _fault.name != "causal mask missing":
-        _written(_fault.name, _fault.cause, Writer(network=_whatever_the_prompt(_fault.wrong)))
+        _written(_fault.name, _fault.cause, Writer(network=_fault.wrong))
 _written(
     "causal mask missing",
     LOGITS.named("causal mask missing").cause,

@@ -72,7 +72,7 @@ _ids(
     "The space that the tokenizer puts before a text's first word is missing "
     "(tokenizer.ggml.add_space_prefix, add_dummy_prefix).",
 )
-def space_before_the_first_word_missing(case: Case, got: Json) -> bool:
+def _space_before_the_first_word_missing(case: Case, got: Json) -> bool:
     """tiny-chat's tokenizer gives the target's ids where its file has another value."""
     if case.input["model"] != "tiny-chat":
         return False
@@ -84,8 +84,7 @@ def space_before_the_first_word_missing(case: Case, got: Json) -> bool:
     "special tokens in text not read",
     "Special tokens that are spelled in a text are read as characters: read them as tokens.",
 )
-def special_tokens_in_text_not_read(case: Case, got: Json) -> bool:
-    """The ids are those of the characters."""
+def _special_tokens_in_text_not_read(case: Case, got: Json) -> bool:
     if case.input["model"] != "tiny-chat" or not SPECIAL.search(case.input["text"]):
         return False
     wrong = tiny_chat_tokenizer().encode(case.input["text"], parse_special=False)
@@ -108,7 +107,7 @@ def _same_words(left: str, right: str) -> bool:
     "special tokens kept in text",
     "Special tokens are shown in the text: they stand for no text, so leave them out.",
 )
-def special_tokens_kept_in_text(case: Case, got: Json) -> bool:
+def _special_tokens_kept_in_text(case: Case, got: Json) -> bool:
     """The words are right once what spells a special token is left out."""
     expected, found = case.expected["text"], got["text"]
     plain = without_special_tokens(found)
@@ -120,7 +119,7 @@ def special_tokens_kept_in_text(case: Case, got: Json) -> bool:
     "Each token becomes text by itself, so characters whose bytes are several tokens are broken: "
     "join the bytes first, and then read them as UTF-8.",
 )
-def bytes_not_joined(case: Case, got: Json) -> bool:
+def _bytes_not_joined(case: Case, got: Json) -> bool:
     """The text has replacement characters, or spells bytes."""
     expected, found = case.expected["text"], got["text"]
     is_cut = found.count(REPLACEMENT) > expected.count(REPLACEMENT)
