@@ -19,6 +19,7 @@ from refllm.conform.reply import Answer
 from refllm.conform.runner import verdict_of
 from refllm.conform.suite import load_suite
 from refllm.conform.verdict import Verdict
+from tests.conform_cases import case_of, text_case
 
 # Faults that do not change tiny-chat: its own base and epsilon, and an output that it shares.
 WITHOUT_EFFECT = {"RoPE base 10000", "RMSNorm epsilon 1e-05", "embeddings for output"}
@@ -171,12 +172,9 @@ def sampling_case(name: str, **changed: Any) -> Case:
         "u": 0.5,
         **changed,
     }
-    case = Case(
-        id=f"sampling/{name}", group="sampling", proves="", clause="", input=asked, expected={}
-    )
     result = answer(asked, Rule())
     assert result is not None
-    return replace(case, expected=result)
+    return case_of("sampling", asked, result, name=name)
 
 
 def test_a_fault_with_which_a_passed_case_would_have_failed_is_no_cause() -> None:
@@ -215,28 +213,6 @@ def test_a_refusal_of_anything_ends_no_run(group: Group, cases: tuple[Case, ...]
     refusal = {"error": {"kind": "runtime-error", "message": "broken"}}
     verdicts = [failed(case, refusal) for case in answered]
     assert set(likely_cause(verdicts)) <= {case.id for case in answered}
-
-
-def text_case(name: str, **expected: Any) -> Case:
-    return Case(
-        id=f"text/{name}",
-        group="text",
-        proves="",
-        clause="",
-        input={
-            "model": "stories260K",
-            "prompt": "Once",
-            "params": {"max_tokens": 9, "temperature": 0.0, "top_k": 40},
-            "seed": "0",
-        },
-        expected={
-            "text": " upon a time",
-            "token_ids": [5, 6, 7],
-            "usage": {"prompt_token_count": 2, "generated_token_count": 3},
-            "certified": True,
-            **expected,
-        },
-    )
 
 
 def test_a_text_inherits_what_the_logits_showed(cases: tuple[Case, ...]) -> None:

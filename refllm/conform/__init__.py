@@ -3,5 +3,5 @@
 `golden/` holds the questions and answers; here is what asks them (`runner`) of a backend, which is
 reached as a `Target`: over HTTP (`http`), as a command that speaks JSON lines (`command`), as a
 Python object (`entry_point`) or as a component (`component`). `compare` finds the first thing that
-differs, `symptoms` says what it looks like, and the `report_…` files tell people and machines.
+differs, `faults` has the known causes, and the `report_…` files tell people and machines.
 """

@@ -41,7 +41,7 @@ class Difference:
     `where` names it ("stage top_p", "token 3", "component 17 of text 2"); `expected` and `got`
     are that thing; `tolerances` is how far apart they are in units of what is allowed, None where
     they had to be equal. `expected_values` and `got_values` are for a plot: the numbers around.
-    `answer` is the whole answer that it was found in, which `symptoms` looks at.
+    `answer` is the whole answer that it was found in, which `faults` needs.
     """
 
     where: str
