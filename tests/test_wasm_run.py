@@ -21,6 +21,7 @@ from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 from tests.guests.models import model_roots
 from tests.slow_client import HEAD_WITHOUT_END, answer_to_drops
+from tools.attack.wat import HANDLER
 
 # Heeds Ctrl-C although whoever runs the tests may not: a job in the background has it ignored.
 HEEDING = (
@@ -122,6 +123,17 @@ def test_clients_that_are_slow_or_too_many_are_told_so(tmp_path: Path) -> None:
             pytest.raises(urllib.error.HTTPError, match="503"),
         ):
             urllib.request.urlopen(url, timeout=HUNG_SECONDS)
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "app.wasm"
+    path.write_bytes(wat2wasm(HANDLER))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = refllm("run", path, "--port", str(port))
+    assert (process.returncode, process.stdout) == (1, "")
+    *_, last = process.stderr.splitlines()
+    assert last.startswith(f"refllm: invalid-input: cannot listen on 127.0.0.1:{port}: ")
 
 
 def test_an_application_that_is_not_there_is_one_line(tmp_path: Path) -> None:

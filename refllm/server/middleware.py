@@ -11,20 +11,18 @@ import hmac
 import ipaddress
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import ClassVar
 from urllib.parse import urlsplit
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from refllm.errors import InvalidInput
+from refllm.server.connections import Arrival, ConnectionLimits, Refusal, connection_class
 from refllm.server.errors import UNAVAILABLE, refusal, unavailable
 from refllm.server.limits import Limits
 from refllm.server.worker import Closed
 
 __all__ = [
-    "Arrival",
     "BodyGuard",
     "ConnectionGuard",
     "Counting",
@@ -32,25 +30,13 @@ __all__ = [
     "HostGuard",
     "TokenGuard",
     "answering_head",
+    "connection_with",
     "is_local",
-    "late",
-    "one_too_many",
 ]
 
 SCHEME = b"bearer "
 NO_CONNECTION_LEFT = "the server has as many connections as it takes; come again in a second"
 UNAUTHORIZED = "send the header authorization: bearer TOKEN, with the token of this server"
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """What a connection knows of a request: until when, by the loop's clock, it must be there, and
-    whether the connection is none too many. It is in the scope's `state`, by `key`.
-    """
-
-    deadline: float
-    has_room: bool
-    key: ClassVar[str] = "refllm_arrival"
 
 
 class ConnectionGuard:
@@ -218,6 +204,32 @@ class BodyGuard:
         # In the scope itself, not in a copy: `Counting` finds there what the router puts in.
         scope["headers"] = _as_json(scope["headers"])
         await self._app(scope, _replayed(body, receive), send)
+
+
+def connection_with(limits: Limits) -> type[asyncio.Protocol]:
+    """Return the class of this server's connections.
+
+    Args:
+        limits: How many there may be, and how slow.
+    """
+
+    def refuse(status: int, _reason: str) -> Refusal:
+        if status not in (408, 503):
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            return Refusal(400, headers, b"Invalid HTTP request received.")
+        response = late("/", limits.arrival_seconds) if status == 408 else one_too_many("/")
+        own = (b"connection", b"content-length")
+        headers = [header for header in response.raw_headers if header[0] not in own]
+        return Refusal(status, headers, bytes(response.body))
+
+    return connection_class(
+        ConnectionLimits(
+            connections=limits.max_connections,
+            arrival_seconds=limits.arrival_seconds,
+            answer_seconds=limits.request_seconds,
+        ),
+        refuse,
+    )
 
 
 def late(path: str, seconds: float) -> Response:

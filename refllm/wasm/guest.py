@@ -21,7 +21,16 @@ from wasmtime.component import ResourceAny, ResourceHost, Variant
 
 from refllm.wasm.wit import Resource, resource_id
 
-__all__ = ["TICK_SECONDS", "Allowance", "Guest", "GuestFailed", "Limits", "Output", "Turn"]
+__all__ = [
+    "STOPPED",
+    "TICK_SECONDS",
+    "Allowance",
+    "Guest",
+    "GuestFailed",
+    "Limits",
+    "Output",
+    "Turn",
+]
 
 TICK_SECONDS = 0.02
 """How often the host looks whether a guest's time is up."""

@@ -121,7 +121,7 @@ class Host:
         self._stopped = threading.Event()
         self._closed = threading.Event()
         self._changed = threading.Condition()
-        self._n_guests = 0
+        self._ends: list[threading.Event] = []  # one for each guest: it is to end
         self._clock = threading.Thread(target=self._tick, name="refllm-wasm-clock", daemon=True)
 
     def __enter__(self) -> Self:
@@ -129,16 +129,31 @@ class Host:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """End every guest, and wait until they have; a model's answer is waited for."""
+        self.close()
+
+    def close(self, seconds: float | None = None) -> bool:
+        """End every guest, and wait until they have ended; a model's answer is waited for.
+
+        Args:
+            seconds: How long to wait at most.
+
+        Returns:
+            Whether every guest has ended.
+        """
         self.stop()
         with self._changed:
-            self._changed.wait_for(lambda: self._n_guests == 0)
+            if not self._changed.wait_for(lambda: not self._ends, seconds):
+                return False
         self._closed.set()
         self._clock.join()
+        return True
 
     def stop(self) -> None:
         """End every guest, at its next instruction or call; none starts any more."""
         self._stopped.set()
+        with self._changed:
+            for end in self._ends:
+                end.set()
 
     def load(self, path: Path) -> Program:
         """The component in the file at `path`, compiled now or earlier.
@@ -215,21 +230,37 @@ class Host:
         return program
 
     def respond(
-        self, program: Program, request: Request, services: Services, output: Output | None = None
+        self,
+        program: Program,
+        request: Request,
+        services: Services,
+        output: Output | None = None,
+        *,
+        outparam: ResponseOutparam | None = None,
+        end: threading.Event | None = None,
     ) -> Response:
-        """What a new instance of `program` responds to `request`; `output` gets what it prints.
+        """Return the response of a new instance of `program` to `request`.
 
-        Errors: `GuestFailed` if it does not respond: it trapped, used up a limit, called what the
-        host does not offer, or returned without a response.
+        Args:
+            program: From `load_handler`.
+            request: What the instance gets.
+            services: What the instance may use.
+            output: Gets what the instance prints.
+            outparam: Where the response can be seen before it is whole.
+            end: Ends the instance, once it is set, at its next call of the host.
+
+        Raises:
+            GuestFailed: It trapped, used up a limit, called what the host does not offer, or
+                returned without a response.
         """
-        outparam = ResponseOutparam()
+        given = outparam or ResponseOutparam()
 
         def handle(guest: Guest, function: HostedFunction) -> Response:
-            function(guest.own(IncomingRequest(guest, request)), guest.own(outparam))
-            return outparam.response()
+            function(guest.own(IncomingRequest(guest, request)), guest.own(given))
+            return given.response()
 
         export = (self._handler(program) or HANDLER, "handle")
-        return self._run(program, export, services, output, handle)
+        return self._run(program, export, services, output, handle, end or threading.Event())
 
     def call(
         self,
@@ -244,7 +275,12 @@ class Host:
         Errors: `GuestFailed` if it does not return.
         """
         return self._run(
-            program, (function,), services, output, lambda _guest, exported: exported(*arguments)
+            program,
+            (function,),
+            services,
+            output,
+            lambda _guest, exported: exported(*arguments),
+            threading.Event(),
         )
 
     def _handler(self, program: Program) -> str | None:
@@ -259,9 +295,10 @@ class Host:
         services: Services,
         output: Output | None,
         use: Callable[[Guest, HostedFunction], T],
+        end: threading.Event,
     ) -> T:
         """What `use` makes of a new guest and of the function that it exports."""
-        with self._new_guest(program, output or Output()) as (store, guest):
+        with self._new_guest(program, output or Output(), end) as (store, guest):
             token = running.set(Running(guest, _interfaces(guest, services)))
             try:
                 with guest.turn:
@@ -270,33 +307,35 @@ class Host:
                 pass  # the program is asked again, with a share for each memory that it has
             finally:
                 running.reset(token)
-        return self._run(program, export, services, output, use)
+        return self._run(program, export, services, output, use, end)
 
     @contextmanager
-    def _new_guest(self, program: Program, output: Output) -> Iterator[tuple[Store, Guest]]:
+    def _new_guest(
+        self, program: Program, output: Output, end: threading.Event
+    ) -> Iterator[tuple[Store, Guest]]:
         """A store with limits and what the host keeps for the guest in it; both end with this."""
         store = Store(self._engine)
         n_bytes = self._limits.memory_bytes
         program.shares.limit(store, n_bytes)
         turn = Turn(
             self._turns,
-            self._stopped,
+            end,
             seconds=self._limits.seconds,
             set_deadline=store.set_epoch_deadline,
         )
         guest = Guest(turn=turn, allowance=Allowance(n_bytes), output=output)
-        self._count_guests(1)
+        with self._changed:
+            self._ends.append(end)
+            if self._stopped.is_set():
+                end.set()
         try:
             yield store, guest
         finally:
             guest.drop_all()
             store.close()
-            self._count_guests(-1)
-
-    def _count_guests(self, change: int) -> None:
-        with self._changed:
-            self._n_guests += change
-            self._changed.notify_all()
+            with self._changed:
+                self._ends.remove(end)
+                self._changed.notify_all()
 
     def _tick(self) -> None:
         beyond_every_deadline = math.ceil(self._limits.seconds / TICK_SECONDS) + 1

@@ -16,14 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refllm.engine import LocalEngine
 from refllm.errors import InvalidInput, LlmRuntimeError
+from refllm.spin.component import engine_for
 from refllm.spin.manifest import component_tables, manifest_path, read_manifest, triggers_of
 from refllm.spin.toml import read_toml, table_of
 from refllm.wasm.http.files import folder_of
 from refllm.wasm.http.routes import Route
 from refllm.wasm.wasi.filesystem import Folder
 
-__all__ = ["Application", "ApplicationComponent", "open_application"]
+__all__ = ["Application", "ApplicationComponent", "engines_of", "open_application"]
 
 EVERYTHING = "/..."
 VALUE_CHARACTERS = 1024 * 1024  # of a variable; a prompt or a certificate has some thousand
@@ -79,6 +81,29 @@ def open_application(app: Path, environment: Mapping[str, str]) -> Application:
         for id_ in dict.fromkeys(route.component for route in routes)
     }
     return Application(components, routes, path)
+
+
+def engines_of(application: Application, **options: Any) -> dict[str, LocalEngine]:
+    """Return an engine for each component, by the component's id.
+
+    Each allows the component's `ai_models`, and all share the loaded models, as in Spin. Models in
+    the application's folder come first; a component without a spin.toml may use every model.
+
+    Args:
+        application: From `open_application`.
+        options: Those of `LocalEngine`.
+
+    Raises:
+        InvalidInput: Names a wrong option.
+    """
+    if application.manifest is None:
+        return dict.fromkeys(application.components, LocalEngine(**options))
+    first = next(iter(application.components))
+    engine = engine_for(application.manifest, first, **options)
+    return {
+        id_: engine.restricted_to(component.ai_models or ())
+        for id_, component in application.components.items()
+    }
 
 
 def _routes(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from wasmtime.component import Variant
@@ -23,6 +24,7 @@ __all__ = [
     "OF_THE_CONNECTION",
     "HttpTypes",
     "IncomingRequest",
+    "OutgoingResponse",
     "Request",
     "Response",
     "ResponseOutparam",
@@ -182,20 +184,22 @@ class OutgoingBody(Resource):
 
     wit = "outgoing-body"
 
-    def __init__(self, guest: Guest, data: bytearray) -> None:
-        self._guest = guest
-        self._data = data
+    def __init__(self, response: OutgoingResponse) -> None:
+        self._response = response
         self._is_streamed = False
 
     def write(self) -> OutputStream | None:
         if self._is_streamed:
             return None
         self._is_streamed = True
-        return OutputStream(self._guest, self._append)
+        return OutputStream(self._response.guest, self._append)
 
     def _append(self, contents: bytes) -> None:
-        self._guest.allowance.spend(len(contents))
-        self._data += contents
+        response = self._response
+        response.guest.allowance.spend(len(contents))
+        response.data += contents
+        if response.on_change is not None:
+            response.on_change()
 
 
 @dataclass
@@ -209,6 +213,7 @@ class OutgoingResponse(Resource):
     status: int = 200
     data: bytearray = field(default_factory=bytearray)
     has_body: bool = False
+    on_change: Callable[[], object] | None = None
 
     def status_code(self) -> int:
         return self.status
@@ -226,19 +231,33 @@ class OutgoingResponse(Resource):
         if self.has_body:
             return None
         self.has_body = True
-        return OutgoingBody(self.guest, self.data)
+        return OutgoingBody(self)
 
 
 class ResponseOutparam(Resource):
-    """Where the guest puts its response, or the error for which there is none."""
+    """Where the guest puts its response, or the error for which there is none.
+
+    Args:
+        on_change: Is called, in the guest's thread, when the response is given and when it grows.
+
+    Attributes:
+        begun: The response, as soon as it is given; the guest may still write to its body.
+    """
 
     wit = "response-outparam"
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], object] | None = None) -> None:
+        self._on_change = on_change
         self._given: OutgoingResponse | Variant | None = None
+        self.begun: OutgoingResponse | None = None
 
     def give(self, given: OutgoingResponse | Variant) -> None:
         self._given = given
+        if isinstance(given, OutgoingResponse):
+            self.begun = given
+            given.on_change = self._on_change
+            if self._on_change is not None:
+                self._on_change()
 
     def response(self) -> Response:
         """The response, when the guest is done. Errors: `GuestFailed` where it gave none."""
