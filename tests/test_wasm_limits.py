@@ -19,7 +19,7 @@ from refllm.wasm.host import OFFERED, Host, Services
 from refllm.wasm.http.application import open_application
 from refllm.wasm.http.asgi import SpinApp, connection_with
 from refllm.wasm.memory import PART_OF_TABLES
-from refllm.wasm.spin_llm import inferencing_params
+from refllm.wasm.spin import inferencing_params
 from refllm.wasm.wasi.http import Request
 from refllm.wasm.wasi.io import OutputStream, Pollable
 from refllm.wasm.wit import record

@@ -32,8 +32,8 @@ from refllm.wasm.host import Host, Program, Services
 from refllm.wasm.http.application import Application
 from refllm.wasm.http.routes import Match, best_match
 from refllm.wasm.wasi.http import (
+    CONNECTION_HEADERS,
     METHODS,
-    OF_THE_CONNECTION,
     Request,
     Response,
     ResponseOutparam,
@@ -424,7 +424,7 @@ def _request(scope: Scope, match: Match, target: str, body: bytes) -> Request:
             *(
                 header
                 for header in headers
-                if header[0] not in OF_THE_CONNECTION and not header[0].startswith("spin-")
+                if header[0] not in CONNECTION_HEADERS and not header[0].startswith("spin-")
             ),
             *match.headers(full_url=f"http://{authority}{target}", client=client),
         ),
