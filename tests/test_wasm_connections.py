@@ -211,6 +211,9 @@ def test_a_head_that_ends_early_is_refused_in_text(request_: bytes, url: str) ->
         (b"transfer-encoding: chunked", b"0x3\r\nabc\r\n0\r\n\r\n", 400),
         (b"transfer-encoding: chunked", b"g\r\n", 400),
         (b"transfer-encoding: chunked", b"\r\n", 400),
+        (b"transfer-encoding: chunked", b"x\r\nabc\r\n0\r\n\r\n", 400),
+        (b"transfer-encoding: chunked", b"2\r\nabc\r\n0\r\n\r\n", 400),
+        (b"transfer-encoding: chunked", b"f" * 21 + b"\r\n", 400),
         (b"transfer-encoding: chunked", b"fffff\r\n" + bytes(0xFFFFF), 413),
         (b"transfer-encoding: chunked", b"3\r\nabcd\r\n0\r\n\r\n", 400),
         (b"transfer-encoding: chunked", b"0\r\n" + b"x: y\r\n" * 100_000, 400),
@@ -240,6 +243,21 @@ def test_a_body_that_ends_early_is_refused_in_text(head: bytes, body: bytes, url
     assert_refused(raw(url, POST + head + b"\r\n\r\n" + body, is_end=True), 400)
 
 
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"content-length: 1000001", b"longer than the limit of 1000000 bytes"),
+        (b"content-length: " + b"9" * 23, b"bad Content-Length"),
+        (b"content-length: -1", b"bad Content-Length"),
+        (b"content-length: 1\r\ncontent-length: 2", b"conflicting Content-Length"),
+        (b"content-length: 3\r\ntransfer-encoding: chunked", b"both"),
+        (b"transfer-encoding: gzip", b"Only Transfer-Encoding: chunked is supported"),
+    ],
+)
+def test_a_refusal_has_its_reason(head: bytes, reason: bytes, url: str) -> None:
+    assert reason in raw(url, POST + head + b"\r\n\r\nabc")
+
+
 def assert_refused(answer: bytes, status: int) -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ".encode())
@@ -259,6 +277,8 @@ def assert_refused(answer: bytes, status: int) -> None:
         CLOSING + b"x: \xff\t\r\n\r\n",
         CLOSING + b"content-type: multipart/form-data; boundary=x\r\ncontent-length: 3\r\n\r\nabc",
         CLOSING + b"content-length: 3\r\ncontent-length: 3\r\n\r\nabc",
+        CLOSING + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        CLOSING + b"transfer-encoding: chunked\r\n\r\n3;a=b\r\nabc\r\n0\r\nTrailer: x\r\n\r\n",
         CLOSING + b"content-length: 3, 3\r\n\r\nabc",  # RFC 9110, 8.6
     ],
 )

@@ -184,14 +184,14 @@ def test_a_guest_that_is_to_end_calls_the_host_no_more(host: Host, tmp_path: Pat
     end = threading.Event()
     assert host.respond(program, Request("GET", "/"), Services(NoEngine()), end=end).status == 200
     end.set()
-    with pytest.raises(GuestFailed, match="was told to end"):
+    with pytest.raises(GuestFailed, match="is shutting down"):
         host.respond(program, Request("GET", "/"), Services(NoEngine()), end=end)
 
 
 def test_a_host_that_has_stopped_starts_no_guest(tmp_path: Path) -> None:
     with Host() as host:
         host.stop()
-        with pytest.raises(GuestFailed, match="refllm was told to end"):
+        with pytest.raises(GuestFailed, match="the server is shutting down"):
             result(host, tmp_path, '(func (export "run"))')
 
 

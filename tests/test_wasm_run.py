@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -103,6 +104,32 @@ def test_a_component_may_use_no_model_but_its_ai_models(tmp_path: Path) -> None:
 def test_a_signal_ends_it_cleanly(number: signal.Signals, code: int, tmp_path: Path) -> None:
     with running(application(tmp_path, "")) as (process, _):
         process.send_signal(number)
+        _, log = process.communicate(timeout=HUNG_SECONDS)
+    assert process.returncode == code
+    assert "Traceback" not in log
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(
+    ("number", "code", "options"),
+    [(signal.SIGTERM, 0, ["--grace", "0"]), (signal.SIGINT, 130, ["--grace", "3600"])],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_request_that_outlasts_its_grace_is_answered_and_ended(
+    number: signal.Signals, code: int, options: list[str]
+) -> None:
+    app = component("probe")
+    with running(app, "--max-seconds", "3600", *options) as (process, (serving, _)):
+        url = serving.removeprefix("Serving ")
+        address = url.removeprefix("http://")
+        with closing(http.client.HTTPConnection(address, timeout=HUNG_SECONDS)) as client:
+            client.request("GET", "/sleep?3600")
+            # What is sent on a later connection is answered after the first request has begun.
+            with urllib.request.urlopen(f"{url}/.well-known/spin/health", timeout=HUNG_SECONDS):
+                process.send_signal(number)
+            response = client.getresponse()
+            assert response.status == 500
+            assert b" failed: the server is shutting down" in response.read()
         _, log = process.communicate(timeout=HUNG_SECONDS)
     assert process.returncode == code
     assert "Traceback" not in log

@@ -37,7 +37,7 @@ TICK_SECONDS = 0.02
 
 RESOURCE_BYTES = 512  # about what an object with a small dictionary takes
 KEPT_OUTPUT_BYTES = 64 * 1024
-STOPPED = "refllm was told to end"
+STOPPED = "the server is shutting down"
 
 
 class GuestFailed(Exception):

@@ -1,9 +1,9 @@
 """A Spin application as `spin.toml` describes it: its components, and the routes that lead to them.
 
 Of a component, these keys are read: `source`, `ai_models`, `files`, `exclude_files`, `environment`
-and `variables`. A variable of the application has the value of SPIN_VARIABLE_<NAME> in the environment,
-or its default. A file that is not a manifest is an application of one component, which answers
-every path and may use every model.
+and `variables`. A variable of the application has the value of SPIN_VARIABLE_<NAME> in the
+environment, or its default. A file that is not a manifest is an application of one component, which
+answers every path and may use every model.
 
 Source: https://spinframework.dev/manifest-reference.
 """
