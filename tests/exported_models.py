@@ -35,7 +35,7 @@ from refllm.checkpoints.open import open_weights
 from refllm.export import Layout, export
 from refllm.models.bundled import ROOT
 from refllm.models.load import BertModel, LlamaModel, load_path
-from refllm.tokenizer.pretokenizers import PRE_TOKENIZERS
+from refllm.tokenizer.bpe import PRE_TOKENIZERS
 from tests import llama_variants, sentence_folders
 from tests.model_files import (
     spm_vocabulary,

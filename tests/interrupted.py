@@ -50,8 +50,8 @@ def paused_at(
     there.close()
     try:
         assert here.poll(HUNG_SECONDS)
-        said = here.recv()
-        assert said == point, said
+        reached = here.recv()
+        assert reached == point, reached
         yield
     finally:
         process.kill()

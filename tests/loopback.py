@@ -54,7 +54,7 @@ def packed(files: dict[str, bytes]) -> bytes:
 
 WHEEL_FILES = {
     **{f"tiny_wheel/model/{name}": data for name, data in FILES.items()},
-    "tiny_wheel/__init__.py": b"raise SystemExit('nobody runs this')",
+    "tiny_wheel/__init__.py": b"raise SystemExit('this never runs')",
     "tiny_wheel-1.0.dist-info/METADATA": METADATA.encode(),
     "tiny_wheel-1.0.dist-info/WHEEL": WHEEL_TAG.encode(),
     "tiny_wheel-1.0.dist-info/RECORD": b"",

@@ -64,7 +64,7 @@ def eventually(is_so: Callable[[], bool]) -> bool:
 def is_idle(url: str) -> bool:
     """Whether the server at `url` computes for no request, and none waits."""
     counted = ask(url, "/metrics").body
-    return b"refllm_going 0.0" in counted and b"refllm_waiting 0.0" in counted
+    return b"refllm_requests_running 0.0" in counted and b"refllm_waiting 0.0" in counted
 
 
 def spin_infer(model: str, prompt: str, **options: float) -> Mapping[str, object]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from refllm.spin.dialects import API_TYPES, WrongShapeError, parsed
+from refllm.spin.dialects import API_TYPES, WrongShapeError, parse_json
 from tests.llm_server import CHAT, EMBEDDINGS, INFERENCE, VECTORS
 
 ABSENT = object()
@@ -158,4 +158,4 @@ def test_vectors_that_are_missing_too_few_or_ragged_are_named(
 )
 def test_what_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(WrongShapeError, match="it is not JSON"):
-        parsed(body)
+        parse_json(body)

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from refllm import oracle
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.bert import ACTIVATIONS, Bert
-from refllm.checkpoints.config_bert import HIDDEN_ACT, bert_config
+from refllm.checkpoints.config import HIDDEN_ACT, bert_config
 from refllm.checkpoints.names import canonical_name
 from refllm.checkpoints.open import open_weights
-from refllm.export.completeness import refuse_incomplete
+from refllm.export.model import check_complete
 from refllm.jit.compile import use_threads
 from refllm.kernels.attention import (
     attention_over_texts,
@@ -352,7 +352,7 @@ def test_another_encoder_is_refused_by_name(model_type: str, tmp_path: Path) -> 
     folder = tiny_encoder_folder(tmp_path, "roberta", config={"model_type": model_type})
     with pytest.raises(
         ModelNotSupported,
-        match=f"model_type is '{model_type}'; supported are llama, bert, .* and mpnet",
+        match=f"model_type is '{model_type}'; supported are llama, bert, .*, mpnet",
     ):
         open_weights(folder)
 
@@ -407,7 +407,7 @@ def test_a_folder_with_a_tokenizer_json_is_a_model(kind: str, tmp_path: Path) ->
 def test_what_a_folder_lacks_is_called_as_its_family_calls_it(
     kind: str, ours: str, theirs: str, tmp_path: Path
 ) -> None:
-    refuse_incomplete(open_weights(tiny_encoder_folder(tmp_path / "whole", kind)))
+    check_complete(open_weights(tiny_encoder_folder(tmp_path / "whole", kind)))
     lacking = open_weights(tiny_encoder_folder(tmp_path / "part", kind, tensors={ours: None}))
     with pytest.raises(LlmRuntimeError, match=f"lacks {theirs}, which"):
-        refuse_incomplete(lacking)
+        check_complete(lacking)

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
-from refllm.checkpoints.config_bert import bert_config
+from refllm.checkpoints.config import bert_config
 from refllm.checkpoints.names import FAMILIES, canonical_name
 from refllm.checkpoints.open import open_weights
-from refllm.files.accounting.bert_keys import BERT_GGUF_KEYS, BERT_JSON_KEYS
-from refllm.files.accounting.bert_tensors import BERT_TENSORS
+from refllm.files.accounting.gguf_keys import BERT_GGUF
+from refllm.files.accounting.json_keys import BERT_CONFIGS
 from refllm.files.accounting.keys import Known, MustBe
 from refllm.files.accounting.ledger import Entry, Ledger
+from refllm.files.accounting.tensors import BERT_TENSORS
 from tests.model_files import tiny_bert_gguf
 from tests.peer_values import peer_values
 from tests.tiny_encoders import ENCODERS, tiny_encoder_folder
@@ -61,7 +62,7 @@ def a_key(pattern: str) -> str:
 MUST_BE = [
     (kind, a_key(pattern), rule)
     for kind, encoder in ENCODERS.items()
-    for pattern, rule in BERT_JSON_KEYS[FAMILIES[encoder.model_type]].items()
+    for pattern, rule in BERT_CONFIGS[FAMILIES[encoder.model_type]].items()
     if isinstance(rule, MustBe)
     # Quantized weights are refused before the keys are read: tests/test_accounting.py.
     and pattern not in ("quantization_config", "compression_config")
@@ -69,7 +70,7 @@ MUST_BE = [
 IRRELEVANT = [
     (kind, a_key(pattern), rule)
     for kind, encoder in ENCODERS.items()
-    for pattern, rule in BERT_JSON_KEYS[FAMILIES[encoder.model_type]].items()
+    for pattern, rule in BERT_CONFIGS[FAMILIES[encoder.model_type]].items()
     if isinstance(rule, str) and pattern != "pad_token_id"
 ]
 
@@ -158,7 +159,7 @@ def of_gguf(table: Known) -> list[tuple[str, str | MustBe]]:
     return [(a_key(pattern), rule) for pattern, rule in table.items()]
 
 
-@pytest.mark.parametrize(("key", "rule"), of_gguf(BERT_GGUF_KEYS))
+@pytest.mark.parametrize(("key", "rule"), of_gguf(BERT_GGUF))
 def test_a_key_of_a_gguf_has_its_value_or_is_irrelevant(
     key: str, rule: str | MustBe, tmp_path: Path
 ) -> None:
@@ -190,7 +191,7 @@ def test_an_unknown_key_of_a_gguf_is_refused_by_name(key: str, tmp_path: Path) -
         ("bert.attention.value_length", 8, 16),
     ],
 )
-def test_heads_of_a_gguf_are_those_of_a_bert(
+def test_a_gguf_file_must_have_the_heads_of_a_bert(
     key: str, computed: int, other: int, tmp_path: Path
 ) -> None:
     assert ruled_in_gguf(tmp_path, key, computed)[key].verdict == "used"
@@ -229,5 +230,5 @@ def test_each_tensor_that_transformers_saves_is_used_or_irrelevant(kind: str) ->
 
 def test_every_family_has_its_tables() -> None:
     families = {*FAMILIES.values()} - {"llama"}
-    assert BERT_JSON_KEYS.keys() == families
+    assert BERT_CONFIGS.keys() == families
     assert BERT_TENSORS.keys() == families | {"gguf"}

@@ -238,6 +238,6 @@ def test_a_template_finds_nothing_of_the_parent_s_environment(
 
 
 def test_an_old_jinja_whose_sandbox_can_be_left_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refllm.checkpoints.chat_renderer.OLDEST_JINJA", (99, 0, 1))
+    monkeypatch.setattr("refllm.checkpoints.chat_renderer.MIN_JINJA", (99, 0, 1))
     with Renderer() as renderer, pytest.raises(LlmRuntimeError, match=r"jinja2 99\.0\.1 or newer"):
         renderer.render("a", {})

@@ -113,9 +113,9 @@ class TestInfer:
         assert requests == [("m", "p", params, 0, "contract", None)]
 
     @pytest.mark.parametrize(
-        ("options", "params", "said"),
+        ("options", "params", "expected"),
         [
-            ("--temperature -1", InferencingParams(temperature=-1), "-1 is below 0 and taken as 0"),
+            ("--temperature -1", InferencingParams(temperature=-1), "-1 is below 0 and used as 0"),
             ("--top-p 3", InferencingParams(top_p=3), "3 is no probability (0 to 1)"),
             ("--top-p -0.5", InferencingParams(top_p=-0.5), "-0.5 is no probability (0 to 1)"),
         ],
@@ -125,11 +125,11 @@ class TestInfer:
         requests: list[tuple[object, ...]],
         options: str,
         params: InferencingParams,
-        said: str,
+        expected: str,
     ) -> None:
         result = refllm("infer", "m", "p", *options.split())
         assert (result.exit_code, result.stdout) == (0, "yes\n")
-        assert result.stderr.startswith(f"refllm: {options.split(maxsplit=1)[0]} {said}")
+        assert result.stderr.startswith(f"refllm: {options.split(maxsplit=1)[0]} {expected}")
         assert result.stderr.count("\n") == 1
         assert requests == [("m", "p", params, 0, "contract", None)]
 
@@ -410,14 +410,14 @@ class TestModels:
             ("tiny-embed", "yes"),
             ("tiny-chat", "yes"),
         ]
-        said = json.loads(answer("models", "list", "--json"))
-        assert [(model["name"], model["path"]) for model in said[:2]] == [
+        listed = json.loads(answer("models", "list", "--json"))
+        assert [(model["name"], model["path"]) for model in listed[:2]] == [
             ("here", str(here)),
             ("pulled", str(pulled)),
         ]
-        assert (said[0]["file_type"], said[0]["verified"]) == ("F32", None)
+        assert (listed[0]["file_type"], listed[0]["verified"]) == ("F32", None)
 
-    def test_list_says_of_a_damaged_model_what_is_wrong(
+    def test_list_has_the_problem_of_a_damaged_model(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("REFLLM_HOME", str(tmp_path / "home"))
@@ -443,7 +443,9 @@ class TestModelArgument:
     def test_a_separator_or_the_suffix_makes_a_path(self, path: str) -> None:
         assert model_of(path) == Path(path)
 
-    def test_what_exists_is_a_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_argument_that_exists_is_a_path(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         Path("folder").mkdir()
         Path("file").touch()

@@ -52,7 +52,7 @@ def test_a_backend_that_is_right_ends_with_0() -> None:
     assert "failed" in printed  # the heading of a column
 
 
-def test_a_backend_that_is_wrong_ends_with_1_and_is_told_what_differs(wrong: str) -> None:
+def test_a_wrong_backend_exits_with_1_and_the_report_has_the_differences(wrong: str) -> None:
     code, printed, _ = conform(wrong, *QUICK)
     assert code == 1
     assert "expected" in printed
@@ -60,26 +60,26 @@ def test_a_backend_that_is_wrong_ends_with_1_and_is_told_what_differs(wrong: str
 
 
 def test_a_command_that_does_not_start_ends_with_2_and_its_name() -> None:
-    code, printed, said = conform("no-such-harness --at all", *QUICK)
+    code, printed, errors = conform("no-such-harness --at all", *QUICK)
     assert (code, printed) == (2, "")
-    assert said.startswith("refllm: ")
-    assert "no-such-harness" in said
+    assert errors.startswith("refllm: ")
+    assert "no-such-harness" in errors
 
 
 def test_a_server_that_is_not_there_ends_with_2() -> None:
-    code, _, said = conform("http://127.0.0.1:9", *QUICK)
+    code, _, errors = conform("http://127.0.0.1:9", *QUICK)
     assert code == 2
-    assert "127.0.0.1:9" in said
+    assert "127.0.0.1:9" in errors
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "errors"),
     [("127.0.0.1:8080", "begins with http://"), ("no-such-runner app.wasm", "'no-such-runner'")],
 )
-def test_a_target_that_looks_like_another_kind_is_told_apart(target: str, said: str) -> None:
+def test_the_kind_of_a_target_is_recognized(target: str, errors: str) -> None:
     code, _, told = conform(target, *QUICK)
     assert code == 2
-    assert said in told
+    assert errors in told
 
 
 def test_a_run_in_which_all_is_skipped_ends_with_2() -> None:
@@ -104,29 +104,29 @@ def test_no_target_is_wrong_usage() -> None:
         (["--have", "tiny-chart"], "no model 'tiny-chart'; did you mean tiny-chat?"),
     ],
 )
-def test_an_option_that_names_nothing_is_wrong_use_and_is_told_the_nearest(
+def test_an_option_that_matches_nothing_is_wrong_usage_with_a_suggestion(
     arguments: list[str], named: str
 ) -> None:
-    code, printed, said = conform("no-such-harness", *arguments)
+    code, printed, errors = conform("no-such-harness", *arguments)
     assert (code, printed) == (2, "")
-    assert said.startswith("Usage: ")
-    assert named in said
+    assert errors.startswith("Usage: ")
+    assert named in errors
 
 
 def test_a_model_s_name_that_is_mapped_and_not_known_is_wrong_use() -> None:
-    code, _, said = conform("http://127.0.0.1:9", "--model-map", "tiny-embd=mine")
+    code, _, errors = conform("http://127.0.0.1:9", "--model-map", "tiny-embd=mine")
     assert code == 2
-    assert "'tiny-embd=mine'; did you mean tiny-embed?" in said
+    assert "'tiny-embd=mine'; did you mean tiny-embed?" in errors
 
 
-def test_a_report_that_needs_a_missing_package_is_wrong_use_and_says_what_to_install(
+def test_a_report_that_needs_a_missing_package_is_wrong_usage_with_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    code, printed, said = conform("no-such-harness", "--html", tmp_path / "report.html")
+    code, printed, errors = conform("no-such-harness", "--html", tmp_path / "report.html")
     assert (code, printed) == (2, "")
-    assert "needs the package jinja2" in said
-    assert how_to_install("server") in said
+    assert "needs the package jinja2" in errors
+    assert how_to_install("server") in errors
 
 
 def test_a_component_that_needs_a_missing_package_says_what_to_install(
@@ -136,9 +136,9 @@ def test_a_component_that_needs_a_missing_package_says_what_to_install(
     for name in ("guest", "host"):  # which would be imported already
         monkeypatch.delitem(sys.modules, f"refllm.wasm.{name}", raising=False)
     (tmp_path / "app.wasm").write_bytes(b"")
-    code, printed, said = conform(tmp_path / "app.wasm")
+    code, printed, errors = conform(tmp_path / "app.wasm")
     assert (code, printed) == (2, "")
-    assert said == f"refllm: a component needs the package wasmtime; {how_to_install('wasm')}\n"
+    assert errors == f"refllm: a component needs the package wasmtime; {how_to_install('wasm')}\n"
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_a_component_that_needs_a_missing_package_says_what_to_install(
 def test_an_option_for_servers_is_refused_where_there_is_none(
     target: str, option: list[str]
 ) -> None:
-    code, printed, said = conform(target, *QUICK, *option)
+    code, printed, errors = conform(target, *QUICK, *option)
     assert (code, printed) == (2, "")
-    assert f"Error: Invalid value: {option[0]} is for servers, " in said
-    assert target in said
-    assert "http://" in said
-    assert "secret" not in said
+    assert f"Error: Invalid value: {option[0]} is for servers, " in errors
+    assert target in errors
+    assert "http://" in errors
+    assert "secret" not in errors
 
 
 @pytest.mark.parametrize("kind", ["junit", "html", "json", "badge"])
@@ -181,10 +181,10 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(
     kind: str, path: str, reason: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    code, printed, said = conform("no-such-harness", *QUICK, f"--{kind}", tmp_path / path)
+    code, printed, errors = conform("no-such-harness", *QUICK, f"--{kind}", tmp_path / path)
     assert (code, printed) == (2, "")
-    assert f"Error: Invalid value: --{kind} {tmp_path / path}: cannot be written: " in said
-    assert reason in said
+    assert f"Error: Invalid value: --{kind} {tmp_path / path}: cannot be written: " in errors
+    assert reason in errors
     assert (tmp_path / "file").read_text() == "mine"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
@@ -196,16 +196,16 @@ def test_a_report_that_may_not_be_written_over_is_refused_before_the_run(
     monkeypatch.setattr("os.access", lambda _path, mode: mode != os.W_OK)
     path = tmp_path / "report.json"
     path.write_text("mine")
-    code, _, said = conform("no-such-harness", *QUICK, "--json", path)
+    code, _, errors = conform("no-such-harness", *QUICK, "--json", path)
     assert code == 2
-    assert "Permission denied; name a file in a folder that you may write to" in said
+    assert "Permission denied; name a file in a folder that you may write to" in errors
     assert path.read_text() == "mine"
 
 
 def test_a_report_at_a_folder_is_wrong_usage(tmp_path: Path) -> None:
-    code, _, said = conform("no-such-harness", *QUICK, "--json", tmp_path)
+    code, _, errors = conform("no-such-harness", *QUICK, "--json", tmp_path)
     assert code == 2
-    assert "'--json'" in said
+    assert "'--json'" in errors
 
 
 def test_a_run_that_does_not_begin_leaves_the_places_of_the_reports_as_they_are(
@@ -232,9 +232,9 @@ def profile_of(path: Path, *cases: str, besides: Sequence[str] = ()) -> Path:
 
 def test_a_profile_that_names_no_case_is_refused_with_the_nearest(tmp_path: Path) -> None:
     path = profile_of(tmp_path / "mine.toml", "api/top-k-zeros", "quant/*", besides=["txt/*"])
-    code, printed, said = conform("no-such-harness", *QUICK, "--profile", path)
+    code, printed, errors = conform("no-such-harness", *QUICK, "--profile", path)
     assert (code, printed) == (2, "")
-    first, *lines = said.partition("Error: Invalid value: ")[2].splitlines()
+    first, *lines = errors.partition("Error: Invalid value: ")[2].splitlines()
     assert first == "the profile mine names cases that the suite does not have"
     assert [line.partition(":")[0] for line in lines] == ["'api/top-k-zeros'", "'txt/*'"]
     assert lines[0].startswith("'api/top-k-zeros': the nearest ids are api/top-k-zero, ")
@@ -248,14 +248,14 @@ def test_a_profile_that_names_no_case_is_refused_with_the_nearest(tmp_path: Path
         (["--group", "ops", "--quick"], "text/*, api/top-k-zero, sampling/*, …"),
     ],
 )
-def test_what_a_profile_knows_of_cases_that_are_left_out_is_told(
+def test_patterns_of_a_profile_without_a_chosen_case_are_a_warning(
     options: list[str], named: str, tmp_path: Path
 ) -> None:
     cases = ["text/*", "api/top-k-zero", "sampling/*", "quant/*"]
     path = profile_of(tmp_path / "mine.toml", *cases)
-    code, _, said = conform("no-such-harness", *options, "--profile", path)
+    code, _, errors = conform("no-such-harness", *options, "--profile", path)
     assert code == 2
-    assert said.splitlines()[0] == (
+    assert errors.splitlines()[0] == (
         "refllm: --group, --only or --quick leave out all cases that the profile mine has as "
         f"{named}"
     )
@@ -263,9 +263,9 @@ def test_what_a_profile_knows_of_cases_that_are_left_out_is_told(
 
 @pytest.mark.parametrize("profile", profile_names())
 def test_a_profile_of_the_suite_goes_without_a_warning(profile: str) -> None:
-    code, _, said = conform("no-such-harness", "--profile", profile)
+    code, _, errors = conform("no-such-harness", "--profile", profile)
     assert code == 2
-    assert said.splitlines()[0].startswith("refllm: cannot start 'no-such-harness'")
+    assert errors.splitlines()[0].startswith("refllm: cannot start 'no-such-harness'")
 
 
 def test_the_reports_are_written_even_when_something_failed(wrong: str, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ def refllm(*arguments: str | Path, stdin: bytes | str = "") -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
 
 
-def assert_refused(result: Result, kind: str, *said: str) -> None:
-    """The model said no in one line, and there is nothing on standard output.
+def assert_refused(result: Result, kind: str, *expected: str) -> None:
+    """The request failed with one line, and there is nothing on standard output.
 
     Below it may stand lines of advice.
     """
@@ -35,7 +35,7 @@ def assert_refused(result: Result, kind: str, *said: str) -> None:
     assert first.startswith(f"refllm: {kind}: ")
     assert all(line.startswith(ADVICE) for line in advice)
     assert result.stderr.endswith("\n")
-    for words in said:
+    for words in expected:
         assert words in result.stderr
 
 
@@ -60,7 +60,7 @@ def _home_without_models(
 
 @pytest.mark.parametrize("command", ["infer", "embed", "tokenize"])
 @pytest.mark.parametrize(
-    ("model", "kind", "said"),
+    ("model", "kind", "expected"),
     [
         ("absent.gguf", "invalid-input", "absent.gguf"),
         ("absent/folder", "invalid-input", "absent"),
@@ -70,9 +70,9 @@ def _home_without_models(
     ],
 )
 def test_a_path_without_a_usable_model_is_named(
-    models: Path, command: str, model: str, kind: str, said: str
+    models: Path, command: str, model: str, kind: str, expected: str
 ) -> None:
-    assert_refused(refllm(command, models / model, "text"), kind, said)
+    assert_refused(refllm(command, models / model, "text"), kind, expected)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_an_unknown_name_is_refused_as_the_contract_says(command: str, kind: str
 
 @pytest.mark.parametrize("command", ["infer", "embed", "tokenize"])
 @pytest.mark.parametrize("name", ["", "..", "a" * 5000, "\udcff", "x\ny"])
-def test_what_cannot_be_a_name_is_refused(command: str, name: str) -> None:
+def test_an_invalid_name_is_refused(command: str, name: str) -> None:
     # ".." exists, so it is a path: to a folder without a model.
     kind = "runtime-error" if name == ".." else "invalid-input"
     assert_refused(refllm(command, name, "text"), kind)
@@ -101,8 +101,11 @@ def test_a_path_too_long_for_the_file_system_is_refused() -> None:
 def test_a_model_of_the_other_kind_is_not_supported(models: Path, command: str, model: str) -> None:
     other = {"infer": "refllm embed", "embed": "refllm infer"}[command]
     path = models / model
-    said = (f"{other} {path}", "generates text" if command == "embed" else "is an embedding model")
-    assert_refused(refllm(command, path, "text"), "model-not-supported", *said)
+    expected = (
+        f"{other} {path}",
+        "generates text" if command == "embed" else "is an embedding model",
+    )
+    assert_refused(refllm(command, path, "text"), "model-not-supported", *expected)
 
 
 @pytest.mark.parametrize(("command", "model"), [("infer", "tiny-embed"), ("embed", "tiny-chat")])
@@ -113,7 +116,7 @@ def test_a_name_of_the_other_kind_comes_with_its_command(command: str, model: st
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "expected"),
     [
         ("--temperature", "nan", "temperature"),
         ("--temperature", "inf", "temperature"),
@@ -129,10 +132,10 @@ def test_a_name_of_the_other_kind_comes_with_its_command(command: str, model: st
     ],
 )
 def test_an_option_s_impossible_value_is_refused_by_name(
-    models: Path, option: str, value: str, said: str
+    models: Path, option: str, value: str, expected: str
 ) -> None:
     result = refllm("infer", models / "tiny.gguf", "text", option, value)
-    assert_refused(result, "invalid-input", said)
+    assert_refused(result, "invalid-input", expected)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,7 @@ def test_an_option_s_impossible_value_is_refused_by_name(
         ("models", "no-such-command"),
     ],
 )
-def test_wrong_usage_exits_with_2_and_says_what_is_right(arguments: Sequence[str]) -> None:
+def test_wrong_usage_exits_with_2_and_the_right_usage(arguments: Sequence[str]) -> None:
     result = refllm(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Usage: " in result.stderr
@@ -182,7 +185,7 @@ def test_a_file_that_is_not_there_or_not_utf_8_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         ('{"id": 1, "text": "cat"}\n{"id": 2}\n', ("JSON lines", "--field", "'id', 'text'")),
         ('\ufeff{"text": "cat"}\n\n', ("JSON lines", "--field", "'text'")),
@@ -191,19 +194,19 @@ def test_a_file_that_is_not_there_or_not_utf_8_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_json_is_not_embedded_as_plain_text(
-    tmp_path: Path, content: str, said: tuple[str, ...]
+    tmp_path: Path, content: str, expected: tuple[str, ...]
 ) -> None:
     file = tmp_path / "docs.jsonl"
     file.write_text(content, "utf-8")
-    assert_refused(refllm("embed", "tiny-embed", "--file", file), "invalid-input", *said)
+    assert_refused(refllm("embed", "tiny-embed", "--file", file), "invalid-input", *expected)
     result = refllm("embed", "tiny-embed", "--file", "-", stdin=content.encode())
-    assert_refused(result, "invalid-input", "standard input", *said)
+    assert_refused(result, "invalid-input", "standard input", *expected)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "expected"),
     [
-        ("a cat", "no JSON"),
+        ("a cat", "not JSON"),
         ('"cat"', "a JSON string"),
         ('{"body": "cat"}', "no key 'text', but 'body'"),
         ("{}", "no key 'text', but no keys"),
@@ -212,10 +215,10 @@ def test_json_is_not_embedded_as_plain_text(
         ("[" * 100_000, "nested too deep"),
     ],
 )
-def test_a_line_without_the_field_is_named(line: str, said: str) -> None:
+def test_a_line_without_the_field_is_named(line: str, expected: str) -> None:
     lines = f'{{"text": "dog"}}\n{line}\n'.encode()
     result = refllm("embed", "tiny-embed", "--file", "-", "--field", "text", stdin=lines)
-    assert_refused(result, "invalid-input", "standard input, line 2", said)
+    assert_refused(result, "invalid-input", "standard input, line 2", expected)
 
 
 def test_a_file_that_cannot_be_written_is_named(models: Path, tmp_path: Path) -> None:

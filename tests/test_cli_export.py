@@ -57,7 +57,7 @@ def test_quantizing_prints_types_and_sizes_before_and_after(llama: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (("export", "tiny.gguf", "--to", ".", "--format", "gguf"), "tiny.gguf exists already"),
         (("export", "tiny.gguf", "--to", ".", "--format", "zip"), "spin, hf, gguf"),
@@ -67,10 +67,10 @@ def test_quantizing_prints_types_and_sizes_before_and_after(llama: Path, tmp_pat
     ],
 )
 def test_a_refusal_is_one_line(
-    llama: Path, arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+    llama: Path, arguments: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(llama.parent)
     done = refllm("models", *arguments)
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith("refllm: invalid-input: ")
-    assert said in done.stderr
+    assert expected in done.stderr

@@ -73,16 +73,16 @@ def test_a_file_that_is_no_plain_text_is_refused_with_the_way_to_read_it(
         ("docs.csv", 'id,text\n1,"a', "docs.csv, line 2: unexpected end of data"),
         ("docs.json", '[{"text": "a"}, {"body": "b"}]', "item 2: has no key 'text', but 'body'"),
         ("docs.json", '[{"text": 1}]', "item 1: 'text' is not a text but a JSON number"),
-        ("docs.txt", "a cat\n", "line 1: no JSON: .*\nwith --field a file has JSON lines"),
-        ("docs.json", '{\n"text": "a"\n}', "line 1: no JSON"),
+        ("docs.txt", "a cat\n", "line 1: not JSON: .*\nwith --field a file has JSON lines"),
+        ("docs.json", '{\n"text": "a"\n}', "line 1: not JSON"),
     ],
 )
-def test_what_has_no_text_under_the_field_is_named(name: str, content: str, problem: str) -> None:
+def test_a_line_without_a_text_in_the_field_is_named(name: str, content: str, problem: str) -> None:
     with pytest.raises(InvalidInput, match=problem):
         texts_of(content, "text", name)
 
 
-def test_empty_lines_are_texts_and_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_lines_are_texts_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert texts_of("\ufeffa cat\r\n\r\na dog\n \n", None, "docs.txt") == [
         "a cat",
         "",

@@ -122,7 +122,7 @@ def test_a_misspelled_command_gets_the_one_that_is_meant(
 
 def test_a_word_like_no_command_gets_all_of_them() -> None:
     listed = ", ".join(words[0] for words in LISTED if len(words) == 1)
-    assert f"No such command 'xyzzy'. There are {listed}, models." in refusal("xyzzy")
+    assert f"No such command 'xyzzy'. The commands are {listed}, models." in refusal("xyzzy")
 
 
 @pytest.mark.parametrize(
@@ -137,15 +137,15 @@ def test_another_program_s_option_gets_the_one_that_does_it(
     command: str, option: str, advice: str
 ) -> None:
     words = next(words for words in LISTED if words[-1] == command)
-    said = refusal(*words, option, "value")
-    assert f"Error: No such option: {option}. {advice}." in said
+    errors = refusal(*words, option, "value")
+    assert f"Error: No such option: {option}. {advice}." in errors
     has = set(re.findall(r"--[a-z-]+", answer(*words, "--help")))
     assert set(re.findall(r"--[a-z-]+", advice)) <= has
 
 
 @pytest.mark.parametrize("words", [("infer", "m"), ("tokenize", "m")])
 def test_a_text_without_quotes_gets_them(words: tuple[str, ...]) -> None:
-    assert "A text with spaces stands in quotes." in refusal(*words, "Once", "upon", "a", "time")
+    assert "Quote a text with spaces." in refusal(*words, "Once", "upon", "a", "time")
 
 
 @pytest.mark.parametrize("model", ["tiny-chat", "some.gguf"])

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
-from refllm.checkpoints.config_bert import bert_config
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.files.accounting.ledger import Ledger
 from refllm.llama import LlamaConfig

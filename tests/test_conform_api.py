@@ -38,7 +38,7 @@ def refused(kind: str | None, message: str, **more: object) -> dict[str, Any]:
 # --- Texts and counts ----------------------------------------------------------------------------
 
 
-def test_a_text_that_leaves_the_expected_one_is_told_with_the_place() -> None:
+def test_the_first_character_that_differs_is_named() -> None:
     text = case_named("greedy-text").expected["text"]
     other = f"{text[:3]}#{text[4:]}"
     assert where("greedy-text", changed("greedy-text", text=other)) == "the text, from character 3"
@@ -83,7 +83,7 @@ def vectors(case_id: str) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.array(answer(case_named(case_id))["embeddings"])
 
 
-def test_a_vector_of_another_length_is_told_in_units_of_what_is_allowed() -> None:
+def test_a_vector_of_another_length_differs_in_units_of_the_tolerance() -> None:
     longer = (vectors("embedding-of-one-text") * 1.01).tolist()
     case = case_named("embedding-of-one-text")
     found = compare_api(case, changed("embedding-of-one-text", embeddings=longer))
@@ -119,7 +119,7 @@ def test_a_vector_that_its_neighbour_changed_is_found_by_its_first_components() 
         ([["nan"] * 384], "the length of vector 0"),
     ],
 )
-def test_vectors_of_another_shape_are_told(embeddings: list[Any], found: str) -> None:
+def test_vectors_of_another_shape_differ(embeddings: list[Any], found: str) -> None:
     result = changed("embedding-of-one-text", embeddings=embeddings)
     assert where("embedding-of-one-text", result) == found
 

@@ -57,12 +57,12 @@ def refused(kind: str, message: str) -> dict[str, Any]:
     return {"error": {"kind": kind, "message": message}}
 
 
-def test_a_refusal_where_an_answer_is_due_is_a_difference() -> None:
+def test_a_refusal_in_place_of_an_answer_is_a_difference() -> None:
     found = difference(TOKENS, refused("runtime-error", "no memory"))
     assert (found.expected, found.got) == ("an answer", "runtime-error: no memory")
 
 
-def test_an_answer_where_a_refusal_is_due_is_a_difference() -> None:
+def test_an_answer_in_place_of_a_refusal_is_a_difference() -> None:
     assert difference(REFUSAL, {"token": 1}).expected == "an error of the kind invalid-input"
 
 
@@ -182,7 +182,7 @@ def test_a_number_may_be_off_by_so_many_ulps(n: int, is_right: bool) -> None:
     assert (found is None) == is_right
 
 
-def test_how_far_it_is_off_is_said_in_tolerances() -> None:
+def test_the_distance_is_in_units_of_the_tolerance() -> None:
     found = difference(op_case(1.5, ulps=4), {"output": array(next_float32(1.5, 8))})
     assert found.tolerances == 2.0
 

@@ -10,7 +10,7 @@ import pytest
 
 from refllm.api import InferencingParams
 from refllm.conform.case import Case, Group
-from refllm.conform.reply import Answer, Broken, NotApplicable, Reply, TargetError
+from refllm.conform.reply import Answer, HarnessError, NotApplicable, Reply, TargetError
 from refllm.conform.targets.component import ComponentTarget
 from refllm.conform.targets.itself import SuiteModels
 from refllm.engine import LocalEngine
@@ -52,7 +52,7 @@ def inferred(target: ComponentTarget, **asked: object) -> Reply:
 
 
 @pytest.mark.network
-def test_it_says_which_groups_it_can_be_asked() -> None:
+def test_a_component_names_its_groups() -> None:
     target = ComponentTarget(component("remote"))
     try:
         implementation = target.start()
@@ -104,7 +104,7 @@ def test_a_case_without_parameters_has_the_interface_s(target: ComponentTarget) 
         ({"setup": {"enabled": False}}, "runtime-error", "Local LLM operations are not supported"),
     ],
 )
-def test_an_error_of_the_interface_comes_through(
+def test_an_error_of_the_interface_passes_through_the_component(
     asked: dict[str, object], kind: str, says: str, target: ComponentTarget
 ) -> None:
     reply = inferred(target, **asked)
@@ -114,7 +114,7 @@ def test_an_error_of_the_interface_comes_through(
 
 
 @pytest.mark.network
-def test_files_of_a_case_lie_where_models_are_looked_for(target: ComponentTarget) -> None:
+def test_files_of_a_case_are_found_as_models(target: ComponentTarget) -> None:
     asked = {"operation": "infer", "model": "damaged", "prompt": PROMPT}
     reply = target.run(case("api", setup={"files": {"llama/damaged.gguf": "47475546"}}, **asked))
     assert isinstance(reply, Answer)
@@ -170,25 +170,25 @@ def test_a_component_that_does_something_else_is_broken() -> None:
         reply = inferred(target)
     finally:
         target.stop()
-    assert isinstance(reply, Broken)
+    assert isinstance(reply, HarnessError)
     assert "KeyError: '/infer'" in reply.message  # the guest's own words
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "problem"),
     [
         (None, "there is no component at"),
         (b"print('hello')", "is not WebAssembly"),
         (b"\0asm\1\0\0\0", "is a core module, not a component"),
     ],
 )
-def test_a_file_that_is_no_component_is_told(
-    content: bytes | None, said: str, tmp_path: Path
+def test_a_file_that_is_no_component_is_refused(
+    content: bytes | None, problem: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "app.wasm"
     if content is not None:
         path.write_bytes(content)
     target = ComponentTarget(path)
-    with pytest.raises(TargetError, match=said):
+    with pytest.raises(TargetError, match=problem):
         target.start()
     target.stop()

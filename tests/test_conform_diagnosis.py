@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from refllm.conform.case import Case, Group
-from refllm.conform.consequence import consequence_of
 from refllm.conform.faults.causes import SYMPTOMS, symptom_named
 from refllm.conform.faults.diagnosis import findings_of
 from refllm.conform.faults.second_faults import WITHOUT
-from refllm.conform.reply import Answer, Broken
+from refllm.conform.reply import Answer, HarnessError
 from refllm.conform.runner import verdict_of
-from refllm.conform.verdict import Consequence, Verdict
+from refllm.conform.verdict import Consequence, Verdict, consequence_of
 
 USAGE = {"prompt_token_count": 2, "generated_token_count": 3}
 REFUSAL = {"kind": "invalid-input", "says": ["top_p"], "status": {"spin": [400]}}
@@ -120,7 +119,7 @@ def test_each_fault_that_can_be_taken_out_is_a_known_one() -> None:
 
 
 def lost(name: str, message: str, because_of: str | None = None) -> Verdict:
-    return verdict_of(text_case(name), Broken(message, because_of=because_of))
+    return verdict_of(text_case(name), HarnessError(message, because_of=because_of))
 
 
 def test_messages_that_differ_in_numbers_names_and_paths_are_one_cause() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from refllm.conform.case import GROUPS, Case, Group
-from refllm.conform.reply import Answer, Broken, NotApplicable, Reply, Skipped, TargetError
+from refllm.conform.reply import Answer, HarnessError, NotApplicable, Reply, Skipped, TargetError
 from refllm.conform.targets.harness import answer
 from refllm.conform.targets.python import EntryPointTarget
 
@@ -62,7 +62,7 @@ class it:
 """
 
 
-def test_a_class_is_made_and_started_and_says_who_it_is(target: Write) -> None:
+def test_an_object_of_a_class_is_created_and_started(target: Write) -> None:
     implementation = target(HARNESS).start()
     assert (implementation.name, implementation.version) == ("mine", "2")
     assert implementation.groups == {"quant"}
@@ -87,9 +87,9 @@ def test_the_object_is_stopped(target: Write, tmp_path: Path) -> None:
 
 
 def test_a_function_is_asked_every_group(target: Write) -> None:
-    function = target("def it(group, asked): return {'said': [group, asked['n']]}")
+    function = target("def it(group, asked): return {'asked': [group, asked['n']]}")
     assert function.start().groups == set(GROUPS)
-    assert function.run(case("logits", n=1)) == Answer({"said": ["logits", 1]})
+    assert function.run(case("logits", n=1)) == Answer({"asked": ["logits", 1]})
 
 
 def test_an_object_inside_another_can_be_named(target: Write) -> None:
@@ -99,11 +99,11 @@ def test_an_object_inside_another_can_be_named(target: Write) -> None:
 
 def test_arrays_become_lists() -> None:
     result = {"values": np.array([0.5, 1], np.float32), "n": np.int64(3), "shape": (2, np.int64(1))}
-    said = answer(lambda _group, _asked: result, "quant", {})
-    assert said == {"result": {"values": [0.5, 1.0], "n": 3, "shape": [2, 1]}}
+    outcome = answer(lambda _group, _asked: result, "quant", {})
+    assert outcome == {"result": {"values": [0.5, 1.0], "n": 3, "shape": [2, 1]}}
 
 
-def test_what_it_prints_does_not_come_between_the_report_s_lines(
+def test_output_of_a_harness_goes_to_standard_error(
     target: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reply(target("print('loading')\ndef it(group, asked):\n    print('thinking')\n    return {}"))
@@ -111,7 +111,7 @@ def test_what_it_prints_does_not_come_between_the_report_s_lines(
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "problem"),
     [
         ("raise ValueError('no')", r"ValueError: no \(module_\d+\.py, line 2\)"),
         ("raise SystemExit(3)", r"SystemExit: 3 \("),
@@ -120,14 +120,14 @@ def test_what_it_prints_does_not_come_between_the_report_s_lines(
         ("it.value = it.__dict__\n    return it.__dict__", "RecursionError: "),
     ],
 )
-def test_a_function_that_breaks_is_told(lines: str, said: str, target: Write) -> None:
+def test_an_exception_of_a_function_is_named(lines: str, problem: str, target: Write) -> None:
     broken = reply(target(f"def it(group, asked):\n    {lines}"))
-    assert isinstance(broken, Broken)
-    assert re.search(said, broken.message)
+    assert isinstance(broken, HarnessError)
+    assert re.search(problem, broken.message)
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "problem"),
     [
         ("import no_such_library", "No module named 'no_such_library'; install what is missing"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
@@ -141,10 +141,12 @@ def test_a_function_that_breaks_is_told(lines: str, said: str, target: Write) ->
         ),
     ],
 )
-def test_an_entry_point_that_cannot_be_used_is_told(lines: str, said: str, target: Write) -> None:
+def test_an_entry_point_that_cannot_be_used_is_refused(
+    lines: str, problem: str, target: Write
+) -> None:
     with pytest.raises(TargetError) as caught:
         target(lines).start()
-    assert said in str(caught.value)
+    assert problem in str(caught.value)
 
 
 def test_a_module_that_is_not_there_is_named() -> None:
@@ -178,8 +180,8 @@ SDK = """
 from types import SimpleNamespace as Record
 class InferencingParams(Record): pass
 def infer_with_options(model, prompt, options):
-    said = f"{model} {prompt} {vars(options) if options else options}"
-    return Record(text=said, usage=Record(prompt_token_count=1, generated_token_count=2))
+    text = f"{model} {prompt} {vars(options) if options else options}"
+    return Record(text=text, usage=Record(prompt_token_count=1, generated_token_count=2))
 def generate_embeddings(model, texts):
     vectors = [[float(len(text))] for text in texts]
     return Record(embeddings=vectors, usage=Record(prompt_token_count=3))
@@ -193,12 +195,12 @@ def test_an_sdk_answers_three_groups(target: Write) -> None:
 
 def test_an_sdk_is_asked_for_a_text_with_its_own_parameters(target: Write) -> None:
     usage = {"prompt_token_count": 1, "generated_token_count": 2}
-    said = {"text": "m p {'temperature': 0.0}", "usage": usage}
-    assert reply(target(SDK, ""), case("text", **GREEDY)) == Answer(said)
+    result = {"text": "m p {'temperature': 0.0}", "usage": usage}
+    assert reply(target(SDK, ""), case("text", **GREEDY)) == Answer(result)
 
 
 @pytest.mark.parametrize(
-    ("asked", "key", "said"),
+    ("asked", "key", "expected"),
     [
         ({"operation": "infer", "model": "m", "prompt": "p"}, "text", "m p None"),
         (
@@ -214,11 +216,11 @@ def test_an_sdk_is_asked_for_a_text_with_its_own_parameters(target: Write) -> No
     ],
 )
 def test_an_sdk_is_asked_as_an_application_does(
-    asked: dict[str, Any], key: str, said: object, target: Write
+    asked: dict[str, Any], key: str, expected: object, target: Write
 ) -> None:
     answered = reply(target(SDK, ""), case("api", **asked))
     assert isinstance(answered, Answer)
-    assert answered.result[key] == said
+    assert answered.result[key] == expected
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from refllm.conform.case import GROUPS, Case, Group
-from refllm.conform.reply import Answer, Broken, Reply, Skipped
+from refllm.conform.reply import Answer, HarnessError, Reply, Skipped
 from refllm.conform.targets.command import CommandTarget
 from refllm.conform.targets.harness import Skip, serve
 from tests.conform_protocol import follows
@@ -135,32 +135,32 @@ def served(harness: object, *messages: Mapping[str, Any]) -> list[Any]:
 
 def test_serve_answers_each_line_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     harness = Chatty()
-    said = served(
+    replies = served(
         harness,
         {"cmd": "start", "version": 1},
         *({"cmd": "run", "id": str(n), "group": "quant", "input": {"n": n}} for n in (2, 1, 0)),
         {"cmd": "stop"},
         {"cmd": "run", "id": "late", "group": "quant", "input": {"n": 2}},
     )
-    assert said[:3] == [
+    assert replies[:3] == [
         {"version": 1, "implementation": {"name": "chatty"}, "groups": ["quant"]},
         {"id": "2", "result": {"values": [0.5, "inf"]}},
         {"id": "1", "skip": "one is too few"},
     ]
-    assert said[3]["error"].startswith("ZeroDivisionError: division by zero (")
-    assert len(said) == 4
-    assert all(follows("from_harness", message) for message in said)
+    assert replies[3]["error"].startswith("ZeroDivisionError: division by zero (")
+    assert len(replies) == 4
+    assert all(follows("from_harness", message) for message in replies)
     assert harness.is_stopped
     assert capsys.readouterr() == ("", "loading\nthinking\nthinking\nthinking\n")
 
 
-def test_a_harness_that_does_not_say_who_it_is_is_asked_every_group() -> None:
+def test_a_harness_without_a_description_is_asked_every_group() -> None:
     class Silent:
         def run(self, _group: str, _asked: Mapping[str, Any]) -> Mapping[str, Any]:
             return {}
 
-    [said] = served(Silent(), {"cmd": "start", "version": 1})
-    assert said == {"version": 1, "implementation": {"name": "Silent"}, "groups": list(GROUPS)}
+    [reply] = served(Silent(), {"cmd": "start", "version": 1})
+    assert reply == {"version": 1, "implementation": {"name": "Silent"}, "groups": list(GROUPS)}
 
 
 def test_serve_ends_with_its_input() -> None:
@@ -183,6 +183,6 @@ def test_a_harness_that_serves_is_a_command(tmp_path: Path) -> None:
     try:
         assert target.start().name == "mine"
         broken = target.run(case("quant", {"why": "no GPU"}))
-        assert broken == Broken("OSError: no GPU (mine.py, line 4)")
+        assert broken == HarnessError("OSError: no GPU (mine.py, line 4)")
     finally:
         target.stop()

@@ -76,7 +76,7 @@ def test_a_refusal_of_a_text_has_the_interface_s_kind(target: HttpTarget) -> Non
     assert refusal_of(target.run(replace(case, input=asked)))["kind"] == "model-not-supported"
 
 
-def test_a_target_says_what_it_can_be_asked(target: HttpTarget, url: str) -> None:
+def test_a_target_names_its_groups(target: HttpTarget, url: str) -> None:
     implementation = target.start()
     assert implementation.groups == {"text", "embeddings", "api"}
     assert (implementation.name, implementation.details["url"]) == ("the server", url)
@@ -95,7 +95,7 @@ def test_a_proxy_of_the_environment_is_not_used(
 
 
 @pytest.mark.parametrize(
-    ("protocol", "case", "said"),
+    ("protocol", "case", "problem"),
     [
         ("spin", text_case(temperature=0.8, seed="7"), "only texts of seed 0 are asked"),
         ("spin", text_case(top_p=float("nan")), "JSON has no NaN and no infinity"),
@@ -106,14 +106,14 @@ def test_a_proxy_of_the_environment_is_not_used(
         ("openai", case_named("top-k-zero"), "OpenAI's protocol has no top_k"),
     ],
 )
-def test_what_cannot_be_said_is_not_applicable_with_the_reason(
-    protocol: Protocol, case: Case, said: str, url: str
+def test_what_a_protocol_cannot_carry_is_not_applicable_with_the_reason(
+    protocol: Protocol, case: Case, problem: str, url: str
 ) -> None:
     target = HttpTarget(url, protocol=protocol, token=TOKEN)
     target.start()
     reply = target.run(case)
     assert isinstance(reply, NotApplicable)
-    assert said in reply.reason
+    assert problem in reply.reason
     assert target.not_applicable(case) == reply
 
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_said_is_not_applicable_with_the_reason(
         text_case(repeat_penalty=3.0, repeat_penalty_last_n_token_count=0),
     ],
 )
-def test_a_text_that_is_not_drawn_needs_no_seed(case: Case, url: str) -> None:
+def test_a_greedy_text_needs_no_seed(case: Case, url: str) -> None:
     target = HttpTarget(url, protocol="spin", token=TOKEN)
     target.start()
     reply = target.run(case)
@@ -134,9 +134,7 @@ def test_a_text_that_is_not_drawn_needs_no_seed(case: Case, url: str) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["spin", "openai"])
-def test_where_nothing_is_written_no_parameter_stands_in_the_way(
-    protocol: Protocol, url: str
-) -> None:
+def test_an_empty_text_can_be_asked_with_any_parameters(protocol: Protocol, url: str) -> None:
     target = HttpTarget(url, protocol=protocol, token=TOKEN)
     target.start()
     reply = target.run(text_case(max_tokens=0, temperature=0.8, repeat_penalty=1.1))
@@ -144,7 +142,7 @@ def test_where_nothing_is_written_no_parameter_stands_in_the_way(
     assert reply.result["text"] == ""
 
 
-def test_a_server_that_draws_as_refllm_is_asked_for_drawn_texts(url: str) -> None:
+def test_a_server_that_draws_as_refllm_is_asked_for_sampled_texts(url: str) -> None:
     target = HttpTarget(url, protocol="spin", token=TOKEN, draws_as_refllm=True)
     assert target.start().draws_as_refllm
     assert isinstance(target.run(text_case(temperature=0.8)), Answer)
@@ -171,22 +169,34 @@ def test_other_groups_are_not_asked_over_http(group: Group, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "problem"),
     [
         ("http://127.0.0.1:1", "the connection is refused; start the server"),
         ("https://127.0.0.1:1", "the connection is refused; start the server"),
-        ("ftp://127.0.0.1", "is no server's URL: it must begin with http://"),
-        ("http://", "is no server's URL: it must begin with http:// or https:// and a host"),
-        ("http://me:secret@127.0.0.1", "the token is an option"),
-        ("http://127.0.0.1:99999", "is no server's URL: Port out of range"),
+        ("ftp://127.0.0.1", "is not a server's URL: it must be http://HOST"),
+        ("http://", "is not a server's URL: it must be http://HOST or https://HOST"),
+        (
+            "http://me:secret@127.0.0.1",
+            "^'127.0.0.1' is not a server's URL: .*; the token is --token",
+        ),
+        ("http://127.0.0.1:99999", "with a :PORT from 1 to 65535"),
     ],
 )
-def test_a_target_that_cannot_be_reached_says_what_to_do(url: str, said: str) -> None:
-    with pytest.raises(TargetError, match=said):
+def test_a_target_that_cannot_be_reached_says_what_to_do(url: str, problem: str) -> None:
+    with pytest.raises(TargetError, match=problem):
         HttpTarget(url, protocol="spin").start()
 
 
-@pytest.mark.parametrize(("token", "said"), [(None, "wants a token"), ("no", "another token")])
-def test_a_target_that_is_refused_at_once_says_so(token: str | None, said: str, url: str) -> None:
-    with pytest.raises(TargetError, match=f"{said}; give it with --token"):
+@pytest.mark.parametrize(("token", "problem"), [(None, "wants a token"), ("no", "another token")])
+def test_a_target_that_is_refused_at_once_says_so(
+    token: str | None, problem: str, url: str
+) -> None:
+    with pytest.raises(TargetError, match=f"{problem}; give it with --token"):
         HttpTarget(url, protocol="spin", token=token).start()
+
+
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown() -> None:
+    target = HttpTarget("http://127.0.0.1:1", protocol="spin", token="secret\r\nx: y")
+    with pytest.raises(TargetError, match="check the token") as raised:
+        target.start()
+    assert "secret" not in str(raised.value)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from refllm.conform.case import Case
-from refllm.conform.reply import Answer, Broken, Reply
+from refllm.conform.reply import Answer, HarnessError, Reply
 from refllm.conform.targets.http import HttpTarget, Protocol
 from tests.golden_api import GREEDY, case_named, embeddings_case, text_case
 from tests.listening import listening
@@ -117,36 +117,36 @@ def reply_to(case: Case, misbehave: Misbehave, *, protocol: Protocol = "spin") -
 
 @pytest.mark.parametrize("case", [text_case(), GREEDY], ids=["text", "api"])
 @pytest.mark.parametrize(
-    ("misbehave", "said"),
+    ("misbehave", "problem"),
     [
-        (sends(200, "Hello"), "the answer is no JSON: Hello"),
-        (sends(200, ""), "the answer is no JSON: nothing"),
+        (sends(200, "Hello"), "the answer is not JSON: Hello"),
+        (sends(200, ""), "the answer is not JSON: nothing"),
         (sends(200, "[" * 200 + "]" * 200), "the answer is nested more than 32 deep"),
-        (sends(200, "[" * 10_000), "the answer is no JSON"),
+        (sends(200, "[" * 10_000), "the answer is not JSON"),
         (sends(200, "{}", length=9), "the connection ended before the answer did"),
-        (sends(503, '"busy"'), 'busy, or not there: 503 "busy"'),
+        (sends(503, '"busy"'), 'busy or unavailable: 503 "busy"'),
         (sends(401, '"no"'), "refuses the token: 401"),
-        (sends(307, "{}"), "is somewhere else: 307"),
-        *((slow, r"no whole answer came within 0\.5 s") for slow in SLOW),
+        (sends(307, "{}"), "the server redirects: 307"),
+        *((slow, r"came in time \(0\.5 s.*; allow more with --seconds") for slow in SLOW),
         (lambda request: request.wfile.write(b"SSH-2.0\r\n"), r"the answer is not HTTP/1\.1"),
         (lambda request: None, "the connection ended before the answer did"),
     ],
 )
-def test_what_is_no_answer_is_a_breakdown(case: Case, misbehave: Misbehave, said: str) -> None:
+def test_what_is_no_answer_is_a_breakdown(case: Case, misbehave: Misbehave, problem: str) -> None:
     reply = reply_to(case, misbehave)
-    assert isinstance(reply, Broken)
-    assert re.search(said, reply.message)
+    assert isinstance(reply, HarnessError)
+    assert re.search(problem, reply.message)
 
 
-def test_an_answer_that_is_longer_than_any_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refllm.conform.targets.http_exchange.MOST_ANSWER_BYTES", 1000)
+def test_an_answer_over_the_limit_is_a_breakdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refllm.conform.targets.http.MAX_ANSWER_BYTES", 1000)
     reply = reply_to(text_case(), sends(200, " " * 1001))
-    assert isinstance(reply, Broken)
-    assert "the answer is longer than 1000 bytes" in reply.message
+    assert isinstance(reply, HarnessError)
+    assert "query result exceeds limit of 1000 bytes" in reply.message
 
 
 @pytest.mark.parametrize(
-    ("case", "said", "missing"),
+    ("case", "answer", "missing"),
     [
         (text_case(), {"usage": {"promptTokenCount": 1, "generatedTokenCount": 1}}, "text"),
         (text_case(), {"text": 5}, "text"),
@@ -162,10 +162,10 @@ def test_an_answer_that_is_longer_than_any_is_told(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_an_answer_that_lacks_something_is_no_answer(
-    case: Case, said: object, missing: str
+    case: Case, answer: object, missing: str
 ) -> None:
-    reply = reply_to(case, sends(200, json.dumps(said)))
-    assert isinstance(reply, Broken)
+    reply = reply_to(case, sends(200, json.dumps(answer)))
+    assert isinstance(reply, HarnessError)
     assert reply.message.endswith(f"has no {missing}")
 
 
@@ -216,7 +216,7 @@ def test_a_refusal_without_its_status_is_one_too(body: str) -> None:
     assert (reply.result["error"]["message"], reply.result["status"]) == ("no", 200)
 
 
-def test_an_answer_that_says_it_has_no_error_is_none() -> None:
+def test_an_answer_whose_error_is_null_is_no_refusal() -> None:
     reply = reply_to(GREEDY, sends(200, '{"text": "Hi", "error": null}'))
     assert reply == Answer({"text": "Hi", "protocol": "spin", "status": 200})
 
@@ -290,7 +290,7 @@ def test_an_error_inside_a_stream_is_a_refusal() -> None:
 
 def test_an_event_that_is_no_json_is_a_breakdown() -> None:
     bad = sends(200, "data: {\n\n", media_type="text/event-stream")
-    assert isinstance(reply_to(GREEDY, bad, protocol="openai"), Broken)
+    assert isinstance(reply_to(GREEDY, bad, protocol="openai"), HarnessError)
 
 
 def test_vectors_come_as_numbers_or_in_base64() -> None:
@@ -306,7 +306,7 @@ def test_vectors_come_as_numbers_or_in_base64() -> None:
 
 
 @pytest.mark.parametrize("written", ["no base64!", "AAAA", 5, None, "AAAA" * 100_000])
-def test_vectors_that_are_none_are_left_out(written: object) -> None:
+def test_malformed_vectors_are_left_out(written: object) -> None:
     body = json.dumps({"data": [{"embedding": written}]})
     assert result_of(case_named("http-embedding-base64"), body) == {}
 

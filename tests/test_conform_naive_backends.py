@@ -44,7 +44,7 @@ def headings(report: str) -> list[str]:
     """The causes by what they do and what they say, as far as a first screen shows them."""
     screen = "\n".join(report.splitlines()[:SCREEN])
     found = re.findall(r"^ ?\d+  ([A-Z ]+) in \d+ cases?(?:, .*)?\n    (.*)", screen, re.MULTILINE)
-    return [f"{consequence}: {said}" for consequence, said in found]
+    return [f"{consequence}: {cause}" for consequence, cause in found]
 
 
 # --- A server of 30 lines in JavaScript ----------------------------------------------------------
@@ -63,7 +63,7 @@ def node_server(script: str) -> Iterator[str]:
             process.kill()
 
 
-def test_a_server_of_random_texts_is_told_so_before_all_else() -> None:
+def test_answers_that_change_are_the_first_cause() -> None:
     with node_server("random.js") as url:
         code, report = conform(
             url, "--protocol", "openai", "--group", "text", "--group", "embeddings"
@@ -84,7 +84,7 @@ def test_an_echo_hides_neither_ignored_options_nor_wrong_counts() -> None:
     assert "The prompt's count is too small" in report
 
 
-def test_a_server_that_ends_is_told_by_which_request() -> None:
+def test_the_request_that_ended_a_server_is_named() -> None:
     with node_server("random.js") as url:
         code, report = conform(url, "--protocol", "openai", "--only", "api/http-*")
     assert code == 1
@@ -145,7 +145,7 @@ def echo_and_draw(engine: LocalEngine, _path: str, asked: Mapping[str, Any]) -> 
     return {"choices": [{"text": asked["prompt"] + result.text}], "usage": usage}
 
 
-def test_a_server_that_echoes_and_draws_is_told_both_and_that_its_answers_change() -> None:
+def test_an_echo_sampling_and_changing_answers_are_all_named() -> None:
     with python_server(echo_and_draw) as url:
         code, report = conform(url, "--protocol", "openai", "--only", "text/greedy-*")
     assert code == 1
@@ -179,7 +179,7 @@ def latin_1(engine: LocalEngine, path: str, asked: Mapping[str, Any]) -> Mapping
     return {"text": result.text, "usage": usage}
 
 
-def test_an_exception_that_repeats_is_one_cause_and_the_worst_comes_first() -> None:
+def test_a_repeated_exception_is_one_cause_and_the_worst_is_first() -> None:
     only = ("text/emoji", "text/cjk", "text/accents", "text/nothing", "text/end-token")
     asked = [argument for case in (*only, "embeddings/one-*") for argument in ("--only", case)]
     with python_server(latin_1) as url:
@@ -195,8 +195,8 @@ def test_an_exception_that_repeats_is_one_cause_and_the_worst_comes_first() -> N
 
 def test_a_second_fault_is_named_where_the_first_is_taken_away(tmp_path: Path) -> None:
     def echo(engine: LocalEngine, path: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        said = latin_1(engine, path, asked)
-        return {**said, "text": asked["prompt"] + said["text"]}
+        result = latin_1(engine, path, asked)
+        return {**result, "text": asked["prompt"] + result["text"]}
 
     path = tmp_path / "report.json"
     with python_server(echo) as url:
@@ -213,7 +213,7 @@ def test_a_second_fault_is_named_where_the_first_is_taken_away(tmp_path: Path) -
 # --- A harness in Perl ---------------------------------------------------------------------------
 
 
-def test_a_harness_that_ends_again_and_again_is_one_cause_before_wrong_numbers() -> None:
+def test_a_harness_that_ends_repeatedly_is_one_cause_before_wrong_numbers() -> None:
     harness = f"{program('perl')} {BACKENDS / 'unsigned.pl'}"
     code, report = conform(harness, "--group", "quant", "--group", "sampling")
     assert code == 1

@@ -1,4 +1,4 @@
-"""refllm as a target: a case of each group whose answer can be checked by hand, and who answers."""
+"""refllm as a target: a case of each group whose answer can be checked by hand, and its name."""
 
 from __future__ import annotations
 
@@ -140,29 +140,29 @@ def test_an_operation_is_computed(
         ("llama.cpp", ["penalty", "top_k", "softmax", "top_p", "temperature", "softmax"], [0, 1]),
     ],
 )
-def test_the_stages_of_a_draw_are_told(
+def test_the_stages_of_a_sample_are_in_the_result(
     profile: str, stages: list[str], kept: list[int], own: Refllm
 ) -> None:
     params = {"repeat_penalty": 2.0, "temperature": 0.5, "top_p": 0.8, "top_k": 40}
     asked = {"logits": [3.0, 4.0, 1.0], "params": params, "previous_tokens": [1], "u": 0.0}
-    said = own.run("sampling", {**asked, "profile": profile})
-    assert [stage["stage"] for stage in said["stages"]] == stages
-    assert said["stages"][0] == {"stage": "penalty", "ids": [0, 1, 2], "logits": [3.0, 2.0, 1.0]}
-    assert said["stages"][-1]["ids"] == kept
-    [scaled] = [stage for stage in said["stages"] if stage["stage"] == "temperature"]
+    result = own.run("sampling", {**asked, "profile": profile})
+    assert [stage["stage"] for stage in result["stages"]] == stages
+    assert result["stages"][0] == {"stage": "penalty", "ids": [0, 1, 2], "logits": [3.0, 2.0, 1.0]}
+    assert result["stages"][-1]["ids"] == kept
+    [scaled] = [stage for stage in result["stages"] if stage["stage"] == "temperature"]
     assert scaled["logits"] == [6.0, 4.0, 2.0][: len(scaled["ids"])]
-    assert said["token"] == 0
+    assert result["token"] == 0
 
 
 # --- Models --------------------------------------------------------------------------------------
 
 
 def test_a_text_becomes_ids_and_a_text_again(own: Refllm) -> None:
-    said = own.run("tokenizer", {"model": "tiny-chat", "text": "Grüße, 你好 🙂"})
+    result = own.run("tokenizer", {"model": "tiny-chat", "text": "Grüße, 你好 🙂"})
     tokenizer = load_path(TINY_CHAT).tokenizer
-    assert said["text"] == "Grüße, 你好 🙂"
-    assert said["ids"][0] == tokenizer.bos_id
-    assert tokenizer.decode(said["ids"]) == said["text"]
+    assert result["text"] == "Grüße, 你好 🙂"
+    assert result["ids"][0] == tokenizer.bos_id
+    assert tokenizer.decode(result["ids"]) == result["text"]
 
 
 def test_logits_are_the_model_s_in_either_numerics(own: Refllm) -> None:
@@ -176,13 +176,13 @@ def test_logits_are_the_model_s_in_either_numerics(own: Refllm) -> None:
         assert got["values"] == expected.ravel().tolist()
 
 
-def test_the_tokens_of_a_text_are_those_that_it_says(own: Refllm) -> None:
-    said = own.run("text", TEXT)
+def test_the_tokens_of_a_text_decode_to_it(own: Refllm) -> None:
+    result = own.run("text", TEXT)
     tokenizer = load_path(TINY_CHAT).tokenizer
     prompt = tokenizer.encode(PROMPT)
-    assert said["usage"] == {"prompt_token_count": len(prompt), "generated_token_count": 5}
-    assert len(said["token_ids"]) == 5
-    assert said["text"] == tokenizer.decode_continuation(prompt, said["token_ids"])
+    assert result["usage"] == {"prompt_token_count": len(prompt), "generated_token_count": 5}
+    assert len(result["token_ids"]) == 5
+    assert result["text"] == tokenizer.decode_continuation(prompt, result["token_ids"])
 
 
 def test_a_seed_decides_a_text(own: Refllm) -> None:
@@ -225,7 +225,7 @@ def test_the_interface_s_errors_are_results(asked: Mapping[str, Any], says: str)
     assert says in reply.result["error"]["message"]
 
 
-def test_the_seed_of_a_text_is_gone_when_the_api_is_asked(own: Refllm) -> None:
+def test_the_api_group_does_not_keep_the_seed_of_a_text(own: Refllm) -> None:
     own.run("text", {**TEXT, "seed": "5"})
     asked = {"operation": "infer", "model": "tiny-chat", "prompt": PROMPT, "params": None}
     expected = LocalEngine(roots=[bundled.ROOT]).infer("tiny-chat", PROMPT)
@@ -255,8 +255,8 @@ def test_another_penalty_shows_in_its_stage(own: Refllm, monkeypatch: pytest.Mon
     monkeypatch.setattr(sampling, "apply_penalty", twice)
     params = {"repeat_penalty": 2.0, "temperature": 0.0}
     asked = {"logits": [8.0, 1.0], "params": params, "previous_tokens": [0], "u": 0.0}
-    said = own.run("sampling", {**asked, "profile": "contract"})
-    assert said["stages"][0]["logits"] == [2.0, 1.0]
+    result = own.run("sampling", {**asked, "profile": "contract"})
+    assert result["stages"][0]["logits"] == [2.0, 1.0]
 
 
 def test_another_engine_shows_in_texts(own: Refllm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ def targets() -> Iterator[tuple[EntryPointTarget, CommandTarget]]:
     elsewhere.stop()
 
 
-def test_here_and_in_a_process_of_its_own_it_says_the_same(
+def test_results_are_equal_in_this_process_and_in_another(
     targets: tuple[EntryPointTarget, CommandTarget],
 ) -> None:
     cases = [
@@ -316,7 +316,7 @@ def test_here_and_in_a_process_of_its_own_it_says_the_same(
         assert wired(here) == elsewhere
 
 
-def test_a_model_that_is_not_here_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_of_an_absent_model_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refllm.conform.models.suite_model", lambda *_: None)
     target = EntryPointTarget("refllm.conform.targets.itself:Refllm")
     target.start()

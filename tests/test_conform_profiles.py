@@ -208,7 +208,7 @@ def test_a_pattern_that_matches_nothing_is_named_with_the_nearest_ids(mine: Path
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "problem"),
     [
         ('name = "mine"', "", "name must be text, got None"),
         ('"My backend."', "3", "about must be text, got 3"),
@@ -220,12 +220,14 @@ def test_a_pattern_that_matches_nothing_is_named_with_the_nearest_ids(mine: Path
         ("may_pass = true", "may_pass = 1", "may_pass must be true or false, got 1"),
         ("may_pass", "maypass", "a deviation has no maypass; it has cases, except, because"),
         ("about", "abuot", "a profile has no abuot; it has name, about, deviation"),
-        ('name = "mine"', "name = ", "mine.toml is no TOML: Invalid value"),
+        ('name = "mine"', "name = ", "mine.toml is not TOML: Invalid value"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(old: str, new: str, said: str, mine: Path) -> None:
+def test_a_malformed_profile_is_refused_with_the_reason(
+    old: str, new: str, problem: str, mine: Path
+) -> None:
     mine.write_text(WHOLE.replace(old, new, 1), encoding="utf-8")
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(InvalidInput, match=problem):
         load_profile(str(mine))
 
 
@@ -235,7 +237,7 @@ def test_a_profile_without_deviations_is_refused(mine: Path) -> None:
         load_profile(str(mine))
 
 
-def test_a_name_that_is_none_is_answered_with_those_that_are() -> None:
+def test_an_unknown_profile_is_refused_with_the_known_names() -> None:
     with pytest.raises(InvalidInput, match=r"Those of the suite are: llama\.cpp, spin-local"):
         load_profile("spin")
 

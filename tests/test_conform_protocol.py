@@ -20,7 +20,7 @@ def is_start_accepted(message: Mapping[str, Any]) -> bool:
     try:
         implementation_of(message)
     except ProtocolError as error:
-        return str(error).startswith("cannot start: ")  # a refusal, rightly said
+        return str(error).startswith("cannot start: ")  # a refusal, as the schema has it
     return True
 
 
@@ -89,12 +89,12 @@ def test_schema_and_check_agree_on_answers_to_run(
     assert is_reply_accepted(message) == is_right
 
 
-def test_a_text_that_a_harness_gives_is_kept_to_some_pages() -> None:
+def test_texts_of_a_harness_are_cut() -> None:
     reply = reply_of({"id": "a", "skip": "x" * 20_000}, "a")
     assert reply == Skipped("x" * 10_000)
     details = {str(n): "y" * 20_000 for n in range(200)}
-    said = {**HELLO, "implementation": {"name": "n", "details": details}}
-    kept = implementation_of(said).details
+    hello = {**HELLO, "implementation": {"name": "n", "details": details}}
+    kept = implementation_of(hello).details
     assert {len(text) for text in kept.values()} == {10_000}
     assert len(kept) == 100
 

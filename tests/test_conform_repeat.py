@@ -9,7 +9,7 @@ import pytest
 
 from refllm.conform.case import Case, Group
 from refllm.conform.repeat import change, kind_of_repeat
-from refllm.conform.reply import Answer, Broken, Implementation, NotApplicable, Reply
+from refllm.conform.reply import Answer, HarnessError, Implementation, NotApplicable, Reply
 from refllm.conform.runner import run_cases
 from refllm.conform.verdict import Verdict
 
@@ -33,7 +33,7 @@ def case(name: str, group: Group = "text", **params: float) -> Case:
     ("asked", "result", "kind"),
     [
         (case("a"), {"text": " upon"}, "greedy text"),
-        (case("a", temperature=0.8), {"text": " upon"}, "drawn text"),
+        (case("a", temperature=0.8), {"text": " upon"}, "sampled text"),
         (case("a", temperature=0.8, top_k=1), {"text": " upon"}, "greedy text"),
         (case("a", max_tokens=1), {"text": " upon"}, None),
         (case("a"), {"text": ""}, None),
@@ -45,7 +45,7 @@ def case(name: str, group: Group = "text", **params: float) -> Case:
         (case("a", "tokenizer"), {"ids": [1], "text": ""}, "tokenizer"),
     ],
 )
-def test_what_can_be_another_answer_is_asked_for_again(
+def test_an_answer_that_could_change_is_asked_for_again(
     asked: Case, result: Mapping[str, Any], kind: str | None
 ) -> None:
     assert kind_of_repeat(asked, result) == kind
@@ -71,14 +71,14 @@ def test_answers_are_the_same_but_for_rounding_and_counts(
     assert (found and (found.expected, found.got)) == values
 
 
-def test_an_answer_that_does_not_come_again_has_changed() -> None:
-    found = change(case("a"), {"text": "a"}, Broken("it ended"))
+def test_an_answer_that_is_missing_the_second_time_has_changed() -> None:
+    found = change(case("a"), {"text": "a"}, HarnessError("it ended"))
     assert found is not None
     assert found.got == "no answer: it ended"
 
 
 class Counting:
-    """Answers each request with what is said for its number."""
+    """Answers each request by its number."""
 
     def __init__(self, *texts: str) -> None:
         self._texts = list(texts)
@@ -110,7 +110,7 @@ def test_of_each_kind_one_case_is_asked_twice() -> None:
     assert {verdict.status for verdict in verdicts} == {"passed"}
 
 
-def test_a_right_answer_that_changes_has_failed_and_is_told_that_alone() -> None:
+def test_a_right_answer_that_changes_has_failed_for_that_alone() -> None:
     changed, other = run(Counting(" upon", " a", " upon"), case("a"), case("b"))
     assert (changed.status, other.status) == ("failed", "passed")
     [finding] = changed.findings
@@ -118,12 +118,12 @@ def test_a_right_answer_that_changes_has_failed_and_is_told_that_alone() -> None
     assert "temperature is 0" in finding.cause
 
 
-def test_a_drawn_text_that_changes_is_told_to_use_its_seed() -> None:
+def test_the_cause_of_a_sampled_text_that_changes_is_its_seed() -> None:
     [changed] = run(Counting(" upon", " a"), case("a", temperature=0.8))
     assert "generator of its seed" in changed.findings[0].cause
 
 
-def test_a_wrong_answer_that_changes_is_told_what_is_wrong_with_the_first_as_well() -> None:
+def test_a_wrong_answer_that_changes_has_both_causes() -> None:
     [changed] = run(Counting("Once upon", "Once a"), case("a"))
     assert [finding.consequence for finding in changed.findings] == ["answers change", "wrong text"]
     assert "begins with the prompt" in changed.findings[1].cause

@@ -24,7 +24,7 @@ from tests.conform_reports import report, verdict
         ({}, "nothing tested", "#616161"),
     ],
 )
-def test_the_badge_says_how_it_went_in_words_and_color(
+def test_the_badge_has_the_result_in_words_and_color(
     counts: dict[Status, int], message: str, color: str
 ) -> None:
     run = report(
@@ -38,7 +38,7 @@ def test_the_badge_says_how_it_went_in_words_and_color(
     assert color in [rect.get("fill") for rect in badge.iter(f"{svg}rect")]
 
 
-def test_the_badge_has_room_for_what_it_says() -> None:
+def test_the_badge_has_room_for_its_text() -> None:
     run = report(*(verdict(f"text/{i}") for i in range(312)))
     badge = ET.fromstring(badge_of(run))
     texts = badge.findall(".//{*}text")

@@ -13,7 +13,7 @@ import pytest
 
 from refllm.api import LlmRuntimeError
 from refllm.conform.report.html import html_of
-from refllm.conform.report.plot import MOST_POINTS, plot
+from refllm.conform.report.plot import MAX_POINTS, plot
 from refllm.conform.report.values import printable
 from refllm.conform.verdict import Difference
 from refllm.errors import how_to_install
@@ -83,7 +83,7 @@ def read(html: str) -> Page:
 
 
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
-def test_a_page_shows_what_is_said_and_obeys_none_of_it(text: str) -> None:
+def test_a_page_shows_texts_of_a_backend_and_executes_none(text: str) -> None:
     page = read(html_of(saying(text)))
     assert (
         printable(text).split() == (printable(text) if printable(text) in page.text else "").split()
@@ -219,7 +219,7 @@ def test_every_table_has_headings_and_headings_skip_no_level() -> None:
     assert all(b <= a + 1 for a, b in pairwise(levels))
 
 
-def test_the_table_has_no_column_for_what_did_not_happen() -> None:
+def test_the_table_has_no_column_for_an_absent_status() -> None:
     html = html_of(report(verdict("text/a"), verdict("text/b", "skipped", reason="no model")))
     table = html[html.index("<table>") : html.index("</table>") + len("</table>")]
     assert read(table).text.split() == [
@@ -229,7 +229,7 @@ def test_the_table_has_no_column_for_what_did_not_happen() -> None:
     ]
 
 
-def test_without_jinja_the_page_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_jinja_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(LlmRuntimeError, match="needs the package jinja2") as refusal:
         html_of(report())
@@ -264,10 +264,10 @@ def test_a_plot_stays_within_its_frame_whatever_the_numbers(
             assert 0.0 <= float(element.get(name, "0")) <= height
         coordinates = [float(each) for each in re.findall(r"[-\d.]+", element.get("d", ""))]
         assert all(0.0 <= each <= width for each in coordinates)
-    assert len(svg.findall("circle")) <= MOST_POINTS
+    assert len(svg.findall("circle")) <= MAX_POINTS
 
 
-def test_a_plot_says_where_the_largest_difference_is() -> None:
+def test_the_text_of_a_plot_has_the_place_of_the_largest_difference() -> None:
     svg = ET.fromstring(plot([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 2.5, 4.25]))
     assert svg.findtext("title") == "4 numbers; the largest difference, 0.5, is at number 2"
 
@@ -290,7 +290,7 @@ def test_a_long_row_is_drawn_around_its_largest_difference() -> None:
     got = [0.0] * 1000
     got[700] = 1.0
     svg = ET.fromstring(plot([0.0] * 1000, got))
-    assert len(svg.findall("circle")) == MOST_POINTS
+    assert len(svg.findall("circle")) == MAX_POINTS
     assert "1, is at number 700" in str(svg.findtext("title"))
 
 

@@ -36,9 +36,7 @@ def cases_by_name(run: Report) -> dict[str, ET.Element]:
 
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
-def test_a_report_is_text_that_can_be_written_and_read_whatever_is_said(
-    write: Writer, text: str
-) -> None:
+def test_a_report_can_be_written_and_read_whatever_texts_it_holds(write: Writer, text: str) -> None:
     written = write(saying(text))
     assert written.encode("utf-8").decode("utf-8") == written
     assert written.endswith("\n")
@@ -47,13 +45,13 @@ def test_a_report_is_text_that_can_be_written_and_read_whatever_is_said(
 
 
 @pytest.mark.parametrize("write", [text_of, html_of, junit_of])
-def test_a_text_without_end_makes_no_report_without_end(write: Writer) -> None:
+def test_a_huge_text_makes_no_huge_report(write: Writer) -> None:
     short, long = write(saying("x")), write(saying("x" * 1_000_000))
     assert len(long) - len(short) < 1_000_000
 
 
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
-def test_xml_says_what_is_said(text: str) -> None:
+def test_xml_keeps_the_text_of_a_reason(text: str) -> None:
     case = cases_by_name(saying(text))["conform.text/1"]
     failure = case.find("failure")
     assert failure is not None
@@ -79,7 +77,7 @@ def test_each_case_is_a_testcase_whose_end_is_an_element() -> None:
     }
 
 
-def test_messages_say_in_a_line_what_happened() -> None:
+def test_messages_have_one_line() -> None:
     messages = {
         name: child.get("message")
         for name, case in cases_by_name(of_each_status()).items()

@@ -47,7 +47,7 @@ CAUSES, the worst first
     other numbers
     logits/tiny-chat
 
-NEXT: mend the first cause, and ask its smallest case again
+NEXT: fix the first cause, and run its smallest case again
   refllm conform http://127.0.0.1:8080 --only api/unknown-model
 
 EXAMPLE OF 1, ERROR: api/unknown-model
@@ -85,7 +85,7 @@ text              -       -        -           -       -         1           1
 api               -       -        -           -       1         -           -
 total             1       2        1           1       1         1           1
 
-EXPECTED FAILURES (the profile knows)
+EXPECTED FAILURES (known to the profile)
   1 case     the prompt is part of the text https://example.org/echo
 
 SKIPPED (you can change that)
@@ -193,7 +193,7 @@ def test_a_fault_that_is_seen_only_behind_others_comes_after_those() -> None:
     assert named(run) == [("first", 3), ("third", 1), ("second", 3)]
 
 
-def test_the_environment_says_what_matters_and_not_whose_it_is() -> None:
+def test_the_environment_names_the_machine_and_not_its_owner() -> None:
     environment = environment_here()
     assert set(environment) == {
         *("refllm", "python", "numpy", "numba", "system", "machine", "cpu", "cpus")
@@ -233,7 +233,7 @@ def test_a_password_in_a_url_is_in_no_report(target: str, told: str) -> None:
     ],
 )
 @pytest.mark.parametrize("write", [text_of, html_of])
-def test_the_heading_says_the_target_once(
+def test_the_heading_names_the_target_once(
     fields: dict[str, Any], headline: str, write: Callable[[Report], str]
 ) -> None:
     run = report(**fields)
@@ -264,7 +264,7 @@ def test_the_heading_says_the_target_once(
         (3 + 4j, '"(3+4j)"'),
     ],
 )
-def test_a_value_is_shown_so_that_it_can_be_told_from_others(value: object, text: str) -> None:
+def test_different_values_are_shown_differently(value: object, text: str) -> None:
     assert shown(value) == text
 
 
@@ -272,7 +272,7 @@ def test_a_value_is_shown_so_that_it_can_be_told_from_others(value: object, text
     ("tolerances", "words"),
     [(1.0625, "1.06"), (18321.6, "18,322"), (3e30, "3e+30"), (math.inf, "inf"), (math.nan, "nan")],
 )
-def test_a_distance_is_said_as_people_read_it(tolerances: float, words: str) -> None:
+def test_a_distance_is_written_for_people(tolerances: float, words: str) -> None:
     assert distance(tolerances) == f"{words} times what is allowed"
 
 
@@ -290,7 +290,7 @@ def test_prose_keeps_its_lines_and_nothing_else_that_does_not_print() -> None:
         ("same", "same", ('"same"', "", "", "")),
     ],
 )
-def test_what_two_values_share_is_told_from_what_differs(
+def test_what_two_values_share_is_separate_from_what_differs(
     expected: object, got: object, parts: tuple[str, str, str, str]
 ) -> None:
     found = compared(expected, got, length=100)
@@ -333,7 +333,7 @@ def test_of_cases_that_fail_for_one_cause_one_is_shown_some_named_and_the_rest_c
 
 def test_examples_beyond_the_first_are_left_out() -> None:
     run = report(*(verdict(f"text/{i}", "failed", causes=[str(i)]) for i in range(5)))
-    text = text_of(run, most_examples=2)
+    text = text_of(run, max_examples=2)
     assert text.count("proves") == 2
     assert text.count("WRONG TEXT in 1 case\n") == 5
 
@@ -358,8 +358,8 @@ def test_the_next_step_is_a_command_that_can_be_copied() -> None:
     command = "refllm conform 'node my harness.js' --have tiny-chat --profile llama.cpp --seconds 9"
     run = report(verdict("text/x", "failed", causes=["a"]), command=command)
     [text] = re.findall(r"NEXT: .*?\n\n", text_of(run), re.DOTALL)
-    [said] = text.strip().splitlines()[1:2]
-    assert said.endswith(" \\")
+    [first] = text.strip().splitlines()[1:2]
+    assert first.endswith(" \\")
     joined = " ".join(line.removesuffix("\\").strip() for line in text.strip().splitlines()[1:])
     assert shlex.split(joined) == [*shlex.split(command), "--only", "text/x"]
 
@@ -371,13 +371,13 @@ def test_skips_are_summed_by_reason_and_the_most_frequent_comes_first() -> None:
     assert expected in text_of(run)
 
 
-def test_progress_writes_nothing_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_writes_nothing_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress(1) as show:
         show(verdict("text/one"))
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_tells_a_terminal_how_far_it_is(
+def test_progress_shows_a_terminal_how_far_it_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -452,7 +452,7 @@ def test_the_schema_refuses_a_field_that_it_does_not_know() -> None:
         jsonschema.Draft202012Validator(SCHEMA).validate(document)
 
 
-def test_floats_come_back_as_they_were() -> None:
+def test_floats_are_read_back_exactly() -> None:
     values = (0.1, -0.0, 5e-324, 1.7976931348623157e308, 1 / 3, float(np.float32(0.1)))
     special = (math.nan, math.inf, -math.inf)
     difference = Difference(

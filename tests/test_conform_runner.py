@@ -10,7 +10,7 @@ import pytest
 from refllm.conform.case import Case, Group
 from refllm.conform.reply import (
     Answer,
-    Broken,
+    HarnessError,
     Implementation,
     NotApplicable,
     Reply,
@@ -21,8 +21,8 @@ from refllm.conform.verdict import Verdict
 
 DRAWN = {"max_tokens": 5, "temperature": 0.8, "top_k": 40}
 RIGHT = Answer({"ids": [1], "text": ""})
-LOST = Broken("it ended", is_lost=True)
-BROKEN = Broken("a bug")
+LOST = HarnessError("it ended", is_lost=True)
+BROKEN = HarnessError("a bug")
 
 
 class Scripted:
@@ -73,8 +73,8 @@ def statuses(*replies: Reply) -> list[tuple[str, bool]]:
     ("asked", "absent", "reason"),
     [
         (case("a", "quant"), (), "scripted does not list quant among its groups"),
-        (case("a"), ["tiny-chat"], "if it has, say --have tiny-chat"),
-        (case("a", "text"), (), "say so with --draws-as-refllm"),
+        (case("a"), ["tiny-chat"], "if it has, add --have tiny-chat"),
+        (case("a", "text"), (), "if they are, set --draws-as-refllm"),
     ],
 )
 def test_what_cannot_be_answered_is_not_asked(
@@ -87,7 +87,7 @@ def test_what_cannot_be_answered_is_not_asked(
     assert target.asked == []
 
 
-def test_what_no_target_of_the_kind_can_be_asked_is_told_apart_from_what_is_skipped() -> None:
+def test_what_no_target_of_the_kind_can_be_asked_is_not_applicable() -> None:
     target = Scripted(lambda _case: RIGHT)
     [verdict] = run(target, case("a", "api"), absent=["tiny-chat"])
     assert (verdict.status, verdict.reason) == ("not applicable", "it has no voice")
@@ -95,13 +95,13 @@ def test_what_no_target_of_the_kind_can_be_asked_is_told_apart_from_what_is_skip
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"top_k": 1}, {"max_tokens": 0}])
-def test_a_text_that_is_not_drawn_is_asked_whoever_draws(params: dict[str, float]) -> None:
+def test_a_greedy_text_is_asked_whatever_the_random_numbers(params: dict[str, float]) -> None:
     target = Scripted(lambda _case: Skipped("-"))
     run(target, case("a", "text", **params))
     assert target.asked == ["text/a"]
 
 
-def test_a_group_in_which_nothing_comes_back_is_left_alone() -> None:
+def test_a_group_without_answers_is_given_up() -> None:
     assert statuses(*[LOST] * 7) == [("error", True)] * 5 + [("error", False)] * 2
 
 
@@ -112,21 +112,21 @@ def test_another_group_is_asked_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("between", [RIGHT, BROKEN])
-def test_whoever_answers_in_between_is_asked_on(between: Reply) -> None:
+def test_an_answer_in_between_keeps_a_group_going(between: Reply) -> None:
     replies = statuses(*[LOST] * 4, between, *[LOST] * 4)
     assert all(is_asked for _, is_asked in replies)
 
 
-def test_a_skip_is_no_sign_of_life() -> None:
+def test_a_skip_does_not_reset_the_count_of_lost_cases() -> None:
     replies = statuses(*[LOST] * 4, Skipped("-"), LOST, LOST)
     assert [is_asked for _, is_asked in replies] == [True] * 6 + [False]
 
 
-def test_a_harness_that_says_what_broke_is_asked_on() -> None:
+def test_a_harness_that_reports_its_errors_is_not_given_up() -> None:
     assert statuses(*[BROKEN] * 7) == [("error", True)] * 7
 
 
 def test_wrong_answers_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refllm.conform.runner.MOST_WRONG_BYTES", 100)
+    monkeypatch.setattr("refllm.conform.runner.MAX_WRONG_BYTES", 100)
     long, wrong = replace(RIGHT, n_bytes=101), Answer({"ids": [2], "text": ""}, n_bytes=101)
     assert statuses(long, wrong, RIGHT) == [("passed", True), ("failed", True), ("error", False)]

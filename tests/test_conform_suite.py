@@ -71,7 +71,7 @@ def test_every_case_says_what_it_proves_and_by_which_clause() -> None:
     assert [case.id for case in suite().cases if not case.proves or not case.clause] == []
 
 
-def test_there_are_at_least_150_draws() -> None:
+def test_there_are_at_least_150_samples() -> None:
     assert len(chosen(suite(), groups=["sampling"])) >= 150
 
 
@@ -109,7 +109,7 @@ def test_refllm_itself_conforms() -> None:
     assert [each.reason for each in own_verdicts() if each.status == "error"] == []
 
 
-def test_refllm_answers_every_case_that_is_not_about_http_or_a_model_that_is_not_here() -> None:
+def test_refllm_answers_every_case_but_those_of_http_and_absent_models() -> None:
     skipped = [each for each in own_verdicts() if each.status == "skipped"]
     assert {each.case.group for each in skipped} <= {"api", "embeddings", "tokenizer"}
     unexplained = [each.case.id for each in skipped if not each.reason]

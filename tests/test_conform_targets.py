@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from refllm.conform.case import Case, Json
-from refllm.conform.reply import Answer, Broken, Implementation, Skipped, TargetError
+from refllm.conform.reply import Answer, HarnessError, Implementation, Skipped, TargetError
 from refllm.conform.targets.command import CommandTarget
 from tests.conform_protocol import follows
 from tests.conftest import HUNG_SECONDS
 
-# What every harness here begins with; HELLO can be changed before it is said.
+# What every harness here begins with; HELLO can be changed before it is printed.
 HEAD = """
 import json, os, signal, subprocess, sys, threading
 from pathlib import Path
@@ -67,14 +67,14 @@ def harness(tmp_path: Path) -> Iterator[StartOf]:
 
 def broken_message(target: CommandTarget, asked: Case | None = None) -> str:
     reply = target.run(asked or case())
-    assert isinstance(reply, Broken)
+    assert isinstance(reply, HarnessError)
     return reply.message
 
 
 # --- What goes well ------------------------------------------------------------------------------
 
 
-def test_a_harness_says_who_it_is(harness: StartOf) -> None:
+def test_a_harness_describes_itself(harness: StartOf) -> None:
     hello = """
 HELLO["implementation"] = {
     "name": "mine", "version": "2", "language": "Zig", "details": {"libc": "musl"}
@@ -99,13 +99,13 @@ def test_a_case_s_input_arrives_with_json_s_numbers(harness: StartOf) -> None:
     assert target.run(case(asked=asked)) == Answer(arrived)
 
 
-def test_a_skip_and_an_error_are_what_the_harness_says(harness: StartOf) -> None:
+def test_a_skip_and_an_error_have_the_harness_s_text(harness: StartOf) -> None:
     target = harness(
         STARTED + "say(id=asked['id'], skip='too big'); say(id=ask()['id'], error='!')"
     )
     target.start()
     assert target.run(case()) == Skipped("too big")
-    assert target.run(case()) == Broken("!")
+    assert target.run(case()) == HarnessError("!")
 
 
 def test_every_message_to_a_harness_follows_the_schema(harness: StartOf, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_command_is_split_as_a_shell_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "problem"),
     [
         ("sys.exit(3)", "ended with exit code 3 instead of answering run"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL"),
@@ -158,21 +158,19 @@ def test_a_command_is_split_as_a_shell_does(tmp_path: Path) -> None:
         ("say(id='quant/a', result={}, ms=3)", "gave ms, which its answer does not have"),
     ],
 )
-def test_an_answer_that_is_none_is_told_with_what_came(
-    lines: str, said: str, harness: StartOf
-) -> None:
+def test_a_malformed_answer_is_shown(lines: str, problem: str, harness: StartOf) -> None:
     target = harness(f"{STARTED}{lines}\nforever()")
     target.start()
-    assert said in broken_message(target)
+    assert problem in broken_message(target)
 
 
-def test_a_harness_that_keeps_silent_is_given_up(harness: StartOf) -> None:
+def test_a_silent_harness_is_given_up(harness: StartOf) -> None:
     target = harness(STARTED + "forever()", run_seconds=0.2)
     target.start()
     assert "did not answer run within 0.2 seconds" in broken_message(target)
 
 
-def test_a_harness_that_does_not_even_read_is_given_up(harness: StartOf) -> None:
+def test_a_harness_that_does_not_read_is_given_up(harness: StartOf) -> None:
     target = harness("ask(); say(**HELLO); forever()", run_seconds=0.2)
     target.start()
     more_than_a_pipe_holds = "x" * 1_000_000
@@ -204,16 +202,16 @@ def flood(descriptor, line):
 """
 
 
-def test_a_line_that_is_longer_than_any_answer_is_told(
+def test_a_line_over_the_limit_is_refused(
     harness: StartOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refllm.conform.targets.command.MOST_ANSWER_BYTES", 1000)
+    monkeypatch.setattr("refllm.conform.targets.command.MAX_ANSWER_BYTES", 1000)
     target = harness(STARTED + "os.write(1, b'x' * 1001); forever()")
     target.start()
     assert "printed a line of more than 1000 bytes" in broken_message(target)
 
 
-def test_a_harness_that_prints_without_being_asked_waits_and_ends(
+def test_a_harness_that_prints_without_end_blocks_and_can_be_ended(
     harness: StartOf, tmp_path: Path
 ) -> None:
     n_threads = threading.active_count()
@@ -228,7 +226,7 @@ def test_a_harness_that_prints_without_being_asked_waits_and_ends(
     assert threading.active_count() == n_threads
 
 
-def test_what_is_printed_twice_is_told_at_the_next_question(harness: StartOf) -> None:
+def test_a_second_answer_is_reported_at_the_next_case(harness: StartOf) -> None:
     target = harness(STARTED + "[say(id='quant/a', result={}) for _ in range(2)]; forever()")
     target.start()
     assert target.run(case("a")) == Answer({})
@@ -244,7 +242,7 @@ def test_standard_error_without_end_is_read_and_its_lines_are_cut(
     assert (tmp_path / "all-written").exists()
 
 
-def test_an_answer_that_is_nested_without_need_is_told(harness: StartOf) -> None:
+def test_an_answer_that_is_nested_too_deep_is_refused(harness: StartOf) -> None:
     nested = "say(id='quant/a', result=json.loads('{\"a\": ' + '[' * 200 + ']' * 200 + '}'))"
     target = harness(f"{STARTED}{nested}; forever()")
     target.start()
@@ -267,12 +265,12 @@ def test_the_next_case_has_a_new_harness(harness: StartOf, tmp_path: Path) -> No
     target = harness(COUNTED + DIES_OF_BAD)
     target.start()
     replies = [target.run(case(name)) for name in ("good", "bad", "good", "good")]
-    assert [type(reply) for reply in replies] == [Answer, Broken, Answer, Answer]
+    assert [type(reply) for reply in replies] == [Answer, HarnessError, Answer, Answer]
     assert replies[1].is_lost  # type: ignore[union-attr]
     assert (tmp_path / "starts").read_text("utf-8") == "xx"
 
 
-def test_a_harness_that_does_not_start_again_is_started_no_more(
+def test_a_harness_that_does_not_start_again_is_not_tried_again(
     harness: StartOf, tmp_path: Path
 ) -> None:
     only_once = "if (HERE / 'starts').stat().st_size > 1: sys.exit('only once')\n"
@@ -287,7 +285,7 @@ def test_a_harness_that_does_not_start_again_is_started_no_more(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups")
-def test_nothing_is_left_behind_of_a_harness_that_does_not_want_to_end(harness: StartOf) -> None:
+def test_a_harness_that_ignores_signals_is_killed_with_its_children(harness: StartOf) -> None:
     n_threads = threading.active_count()
     stubborn = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -300,7 +298,7 @@ ask(); say(**HELLO); forever()
     target.stop()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    # Whoever reads its output is done only when the child, which inherits it, has ended too.
+    # The threads that read its pipes end only when the child, which inherits them, has ended, too.
     assert threading.active_count() == n_threads
 
 
@@ -308,7 +306,7 @@ ask(); say(**HELLO); forever()
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "problem"),
     [
         ("sys.exit('no GPU')", "ended with exit code 1 instead of answering start"),
         ("sys.exit('no GPU')", "no GPU"),
@@ -319,12 +317,12 @@ ask(); say(**HELLO); forever()
         ("print('hello', flush=True)", "not JSON: 'hello'"),
     ],
 )
-def test_a_harness_that_does_not_start_is_told_with_why(
-    lines: str, said: str, harness: StartOf
+def test_a_harness_that_does_not_start_is_reported_with_the_reason(
+    lines: str, problem: str, harness: StartOf
 ) -> None:
     with pytest.raises(TargetError) as caught:
         harness(lines).start()
-    assert said in str(caught.value)
+    assert problem in str(caught.value)
 
 
 def test_a_harness_that_never_starts_is_given_up(tmp_path: Path) -> None:
@@ -336,19 +334,19 @@ def test_a_harness_that_never_starts_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "problem"),
     [
         ("no-such-program --fast", "cannot start 'no-such-program': No such file"),
         ("", "the command is empty"),
         ("python 'unfinished", "cannot be read: No closing quotation"),
     ],
 )
-def test_a_command_that_is_none_is_told(command: str, said: str) -> None:
-    with pytest.raises(TargetError, match=said):
+def test_a_command_that_cannot_run_is_refused(command: str, problem: str) -> None:
+    with pytest.raises(TargetError, match=problem):
         CommandTarget(command).start()
 
 
-def test_a_target_that_was_stopped_before_it_began_can_begin(harness: StartOf) -> None:
+def test_a_target_can_start_after_a_stop(harness: StartOf) -> None:
     target = harness(ANSWERS)
     target.stop()
     assert target.start().name == "test"

@@ -16,12 +16,7 @@ from refllm.checkpoints.open import open_weights
 from refllm.cli import app
 from refllm.models.describe import Stored, describe, overview, verify
 from refllm.models.find import FoundModel
-from tests.model_files import (
-    spm_vocabulary,
-    tiny_bert_folder,
-    tiny_llama_folder,
-    tiny_llama_gguf,
-)
+from tests.model_files import spm_vocabulary, tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
 from tests.sentence_folders import CASES
 
 N_VOCAB = len(cast("list[str]", spm_vocabulary()["tokenizer.ggml.tokens"]))
@@ -126,14 +121,14 @@ def test_a_folders_chat_template_is_where_transformers_puts_it(
 
 
 def test_a_ggufs_chat_template_is_in_its_metadata(tmp_path: Path) -> None:
-    said = {"tokenizer.chat_template": TEMPLATE}
-    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said)
+    metadata = {"tokenizer.chat_template": TEMPLATE}
+    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=metadata)
     assert chat_template_of(open_weights(path)) == TEMPLATE
 
 
 def test_a_chat_template_that_is_no_text_is_an_error(tmp_path: Path) -> None:
-    said = {"tokenizer.chat_template": 3}
-    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said)
+    metadata = {"tokenizer.chat_template": 3}
+    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=metadata)
     with pytest.raises(LlmRuntimeError, match="chat_template must be text"):
         chat_template_of(open_weights(path))
 
@@ -173,9 +168,9 @@ class TestCommands:
     def test_json_has_the_same(self, tmp_path: Path) -> None:
         path = tiny_llama_gguf(tmp_path / "tiny.gguf")
         result = CliRunner().invoke(app, ["models", "show", str(path), "--json"])
-        said = json.loads(result.stdout)
-        assert said["n_parameters"] == MATRICES + NORMS
-        assert said["memory"]["n_tokens"] == 128
+        shown = json.loads(result.stdout)
+        assert shown["n_parameters"] == MATRICES + NORMS
+        assert shown["memory"]["n_tokens"] == 128
 
     def test_verify_says_how_many_tensors_are_whole(self, tmp_path: Path) -> None:
         path = tiny_llama_gguf(tmp_path / "tiny.gguf")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from refllm import oracle
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.llama import Llama, Segment
 from refllm.parameters import Parameters

@@ -19,11 +19,7 @@ from refllm.cli import app
 from refllm.doctor import Finding, examine
 from refllm.models.load import load_tokenizer
 from refllm.tokenizer.base import Tokenizer
-from tests.model_files import (
-    tiny_bert_folder,
-    tiny_llama_folder,
-    tiny_llama_gguf,
-)
+from tests.model_files import tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
 
 LFS_POINTER = (
     "version https://git-lfs.github.com/spec/v1\n"
@@ -81,7 +77,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def test_where_all_is_well_nothing_is_broken_and_each_model_is_named(project: Path) -> None:
+def test_a_project_without_problems_has_only_ok_findings(project: Path) -> None:
     found = findings(project)
     assert {finding.level for finding in found} == {"ok"}
     models = [finding.what for finding in found if finding.check == "model"]
@@ -264,14 +260,14 @@ BROKEN: Sequence[tuple[str, str, Break, str, str]] = [
         "chat-template",
         "warning",
         lambda project: tiny_llama_gguf(llama(project)),
-        "brings no chat template",
+        "chat template: none; using Llama 2's chat format",
         "",
     ),
 ]
 
 
 @pytest.mark.parametrize(("check", "level", "break_", "what", "remedy"), BROKEN)
-def test_a_project_that_is_broken_is_told_how_and_what_mends_it(
+def test_each_problem_of_a_project_is_found_with_how_to_fix_it(
     check: str, level: str, break_: Break, what: str, remedy: str, project: Path
 ) -> None:
     break_(project)
@@ -304,7 +300,7 @@ def test_the_other_models_are_examined_where_refllm_fails_on_one(
             raise RuntimeError("harmless")
         return real(path)
 
-    monkeypatch.setattr("refllm.doctor.load_tokenizer", fails_on_the_llama)
+    monkeypatch.setattr("refllm.doctor.model.load_tokenizer", fails_on_the_llama)
     found = findings(project)
     [bug] = [finding for finding in found if finding.check == "bug"]
     assert bug.level == "broken"
@@ -313,17 +309,17 @@ def test_the_other_models_are_examined_where_refllm_fails_on_one(
     assert well.what.startswith("tiny-bert")
 
 
-def test_kernels_that_can_be_kept_nowhere_are_a_warning(
+def test_no_writable_cache_folder_is_a_warning(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "find_cache", lambda *_: (None, ()))
+    monkeypatch.setattr("refllm.doctor.machine.find_cache", lambda *_: (None, ()))
     [found] = [finding for finding in findings(project) if finding.check == "kernel-cache"]
     assert found.level == "warning"
     assert "REFLLM_CACHE_DIR" in str(found.remedy)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")
-def test_a_cache_that_others_can_write_to_is_a_warning_with_its_remedy(
+def test_a_cache_that_other_users_can_write_to_is_a_warning_with_its_remedy(
     project: Path, tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
@@ -385,7 +381,7 @@ def test_a_chat_template_of_a_folder_is_found_where_transformers_puts_it(
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "expected"),
     [
         ("{% if %}", "the model's chat template cannot be used: Expected an expression"),
         ("{% break %}", "the model's chat template cannot be used: 'break' outside loop"),
@@ -394,12 +390,12 @@ def test_a_chat_template_of_a_folder_is_found_where_transformers_puts_it(
     ],
 )
 def test_a_chat_template_that_no_chat_can_use_is_broken(
-    template: str, said: str | None, project: Path
+    template: str, expected: str | None, project: Path
 ) -> None:
     tiny_llama_gguf(llama(project), metadata={"tokenizer.chat_template": template})
     found = [finding for finding in findings(project) if finding.check == "chat-template"]
-    assert [finding.level for finding in found] == ([] if said is None else ["broken"])
-    assert said is None or said in found[0].what
+    assert [finding.level for finding in found] == ([] if expected is None else ["broken"])
+    assert expected is None or expected in found[0].what
 
 
 class TestCommand:
@@ -412,7 +408,7 @@ class TestCommand:
         lines = result.stdout.splitlines()
         assert lines[0].startswith("ok       cpu: ")
         [place] = [i for i, line in enumerate(lines) if line.startswith("warning  chat-template")]
-        assert lines[place + 1].startswith("         mend: none is needed")
+        assert lines[place + 1].startswith("         fix: none is needed")
 
     def test_it_exits_with_1_if_something_is_broken(self, project: Path) -> None:
         truncate(llama(project))
@@ -421,10 +417,10 @@ class TestCommand:
     def test_json_has_every_finding(self, project: Path) -> None:
         truncate(llama(project))
         result = CliRunner().invoke(app, ["doctor", str(project), "--json"])
-        said = json.loads(result.stdout)
+        report = json.loads(result.stdout)
         assert result.exit_code == 1
-        assert said["is_broken"] is True
-        assert {"check", "level", "what", "remedy"} == set(said["findings"][0])
+        assert report["is_broken"] is True
+        assert {"check", "level", "what", "remedy"} == set(report["findings"][0])
 
     def test_a_folder_that_is_not_there_is_refused(self, tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["doctor", str(tmp_path / "absent")])

@@ -131,7 +131,7 @@ class TestGguf:
         source = tiny_llama_gguf(tmp_path / "source.gguf")
         whole = tmp_path / "whole.gguf"
         quantize(source, whole, type_name="Q4_0")
-        monkeypatch.setattr("refllm.export_tensors.NUMBERS_AT_A_TIME", 7 * 32)
+        monkeypatch.setattr("refllm.quant.NUMBERS_AT_A_TIME", 7 * 32)
         assert exported(source, tmp_path, "gguf", "Q4_0").read_bytes() == whole.read_bytes()
 
     def test_what_was_quantized_can_be_quantized_again(self, tmp_path: Path) -> None:

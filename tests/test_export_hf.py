@@ -95,7 +95,7 @@ class TestHf:
         )
         assert not {"pretraining_tp", "_name_or_path"} & made.keys()
 
-    def test_the_ends_of_a_generation_are_those_that_were_found(self, tmp_path: Path) -> None:
+    def test_the_ends_of_a_generation_that_were_found_are_written(self, tmp_path: Path) -> None:
         source = tiny_llama_folder(tmp_path / "source", config={"eos_token_id": 2})
         (source / "generation_config.json").write_text('{"eos_token_id": [2, 5], "top_k": 7}')
         made = exported(source, tmp_path, "hf")

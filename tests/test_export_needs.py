@@ -81,7 +81,7 @@ def test_a_tensor_without_which_nothing_loads_is_named(
         (tiny_bert_gguf, OF_BERT, {"token_types.weight"}),
     ],
 )
-def test_those_are_all_tensors_but_an_output_of_its_own_and_token_types(
+def test_every_tensor_but_output_and_token_types_is_needed(
     make: Callable[..., Path], needed: tuple[str, ...], others: set[str], tmp_path: Path
 ) -> None:
     names = open_weights(make(tmp_path / "source.gguf")).tensors
@@ -123,7 +123,7 @@ def test_a_tensor_of_a_folder_is_named_as_it_is_there(
         exported(source, tmp_path, "gguf")
 
 
-def test_of_many_tensors_the_first_are_named_and_the_others_counted(tmp_path: Path) -> None:
+def test_of_many_missing_tensors_the_first_are_named_and_the_rest_counted(tmp_path: Path) -> None:
     source = tiny_llama_folder(tmp_path / "source")
     config = json.loads((source / "config.json").read_text("utf-8"))
     (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))

@@ -160,7 +160,7 @@ def test_ids_become_the_same_text_again(text: str) -> None:
         assert exported.decode(ids) == own.decode(ids)
 
 
-def test_bos_and_eos_are_known_to_who_reads_the_files(tmp_path: Path) -> None:
+def test_bos_and_eos_are_named_in_the_files(tmp_path: Path) -> None:
     weights = weights_of(spm_vocabulary() | {"tokenizer.chat_template": "{{ x }}"})
     config = json.loads((write_files(weights, tmp_path) / "tokenizer_config.json").read_text())
     assert (config["bos_token"], config["eos_token"]) == ("<s>", "</s>")
@@ -180,7 +180,7 @@ class TestTokenizerModel:
         own, exported = stories_and_its_model()
         assert_same(text, own, exported)
 
-    def test_it_says_what_the_gguf_file_said(self, tmp_path: Path) -> None:
+    def test_it_has_the_pieces_of_the_gguf_file(self, tmp_path: Path) -> None:
         metadata = spm_vocabulary()
         pieces = pieces_of_gguf(GgufKeys(metadata, HERE))
         write_files(weights_of(metadata), tmp_path)

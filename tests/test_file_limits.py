@@ -20,11 +20,10 @@ import pytest
 
 from refllm.api import LlmRuntimeError
 from refllm.checkpoints.gguf import MAX_HEADER_BYTES, MAX_KEYS, MAX_STRINGS, MAX_TENSORS
-from refllm.checkpoints.mapped_file import MAX_JSON_BYTES
 from refllm.checkpoints.safetensors import MAX_HEADER_VALUES
-from refllm.files.accounting.keys import MAX_KEYS as MOST_KEYS
+from refllm.files.accounting.keys import MAX_KEYS as MAX_KEYS_OF_OBJECT
 from refllm.files.accounting.keys import Keys
-from refllm.files.json_values import MAX_TOKENIZER_VALUES, MAX_VALUES
+from refllm.files.reading import MAX_JSON_BYTES, MAX_TOKENIZER_VALUES, MAX_VALUES
 from refllm.tokenizer import tokenizer_from_gguf
 from tests.conftest import HUNG_SECONDS
 
@@ -351,7 +350,7 @@ def test_more_keys_than_any_file_has_are_refused_before_a_table_is_searched_for_
         def items(self) -> NoReturn:
             raise AssertionError("the keys are looked at one by one")
 
-    keys = Keys(Path("config.json"), Unread.fromkeys(map(str, range(MOST_KEYS + 1))))
+    keys = Keys(Path("config.json"), Unread.fromkeys(map(str, range(MAX_KEYS_OF_OBJECT + 1))))
     with pytest.raises(LlmRuntimeError, match=r"config\.json: has 4097 keys, and no such file"):
         keys.account({"*": "any"}, unknown="warn")
 

@@ -27,8 +27,8 @@ from refllm.tokenizer import grammar_trial, tokenizer_from_gguf
 from refllm.tokenizer.base import Tokenizer
 from refllm.tokenizer.grammar import (
     JSON_OBJECT,
-    MOST_BYTES,
-    MOST_DEPTH,
+    MAX_BYTES,
+    MAX_DEPTH,
     Grammar,
     json_grammar,
     matcher_of,
@@ -305,7 +305,7 @@ def test_whitespace_at_one_place_is_short() -> None:
     assert not matcher.allowed()[space + line].any()
 
 
-def test_the_same_seed_writes_the_same_and_others_something_else() -> None:
+def test_the_same_seed_writes_the_same_text_and_other_seeds_other_texts() -> None:
     schema: dict[str, object] = {"type": "string", "minLength": 30, "maxLength": 30}
     texts = [text_of(answered(schema, seed=seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1]
@@ -381,17 +381,17 @@ def nested(depth: int) -> dict[str, object]:
 
 
 def test_a_schema_that_is_too_deep_is_refused() -> None:
-    try_grammar(json_grammar(nested(MOST_DEPTH)))
-    for depth in (MOST_DEPTH + 1, 100_000):
-        with pytest.raises(InvalidInput, match=f"nested deeper than {MOST_DEPTH} levels"):
+    try_grammar(json_grammar(nested(MAX_DEPTH)))
+    for depth in (MAX_DEPTH + 1, 100_000):
+        with pytest.raises(InvalidInput, match=f"nested deeper than {MAX_DEPTH} levels"):
             json_grammar(nested(depth))
 
 
 def test_a_schema_that_is_too_long_is_refused() -> None:
     with pytest.raises(
-        InvalidInput, match=f"the schema has [0-9]+ bytes, and may have {MOST_BYTES}"
+        InvalidInput, match=f"the schema has [0-9]+ bytes, and may have {MAX_BYTES}"
     ):
-        json_grammar({"enum": ["x" * MOST_BYTES]})
+        json_grammar({"enum": ["x" * MAX_BYTES]})
 
 
 def test_a_schema_with_options_of_the_library_is_refused() -> None:

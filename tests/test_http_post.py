@@ -23,7 +23,7 @@ CHUNKED = b"HTTP/1.1 200 Said\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 def problem(url: str, *, timeout: float = 60.0, connect_timeout: float = 60.0) -> str:
-    """What is said of the failure; the first line names the URL, the second says what to do."""
+    """What is message of the failure; the first line names the URL, the second says what to do."""
     engine = RemoteEngine(
         url, auth_token="secret", timeout=timeout, connect_timeout=connect_timeout
     )
@@ -62,8 +62,8 @@ def test_a_request_of_megabytes_arrives_whole() -> None:
 def test_a_refused_connection_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and it does not listen
-        said = problem(f"http://127.0.0.1:{taken.getsockname()[1]}")
-    assert "the connection is refused\nstart the server, or check url's host and port" in said
+        message = problem(f"http://127.0.0.1:{taken.getsockname()[1]}")
+    assert "the connection is refused\nstart the server, or check the host and the port" in message
 
 
 def test_an_unknown_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +81,8 @@ def test_a_host_that_the_dns_could_not_name_is_unknown() -> None:
 @pytest.mark.parametrize("reply", [never_answers, drips], ids=["silence", "a byte now and then"])
 def test_a_server_that_does_not_finish_in_time_is_left(reply: Reply) -> None:
     with serve(reply) as server:
-        said = problem(server.url, timeout=0.2)
-    assert "no whole answer came in time (60 s to connect, 0.2 s in all)" in said
+        message = problem(server.url, timeout=0.2)
+    assert "no whole answer came in time (60 s to connect, 0.2 s in all)" in message
 
 
 def test_a_server_that_reads_nothing_is_left() -> None:
@@ -92,7 +92,7 @@ def test_a_server_that_reads_nothing_is_left() -> None:
             engine.infer("m", "x" * 50_000_000)
 
 
-def test_a_server_that_reads_a_little_now_and_then_is_left_before_it_has_all() -> None:
+def test_a_server_that_reads_slowly_is_left_at_the_deadline() -> None:
     prompt = "x" * 20_000_000
     client_is_gone = threading.Event()
 
@@ -115,10 +115,10 @@ def test_a_server_that_reads_a_little_now_and_then_is_left_before_it_has_all() -
         assert received.result() < len(prompt)
 
 
-def test_a_handshake_that_nobody_answers_ends_with_the_time_to_connect() -> None:
+def test_an_unanswered_handshake_ends_with_the_time_to_connect() -> None:
     with serve(never_answers) as server:
-        said = problem(server.url.replace("http:", "https:"), connect_timeout=0.2)
-    assert "no whole answer came in time (0.2 s to connect, 60 s in all)" in said
+        message = problem(server.url.replace("http:", "https:"), connect_timeout=0.2)
+    assert "no whole answer came in time (0.2 s to connect, 60 s in all)" in message
 
 
 @pytest.mark.parametrize(
@@ -166,9 +166,9 @@ def test_an_answer_to_half_a_request_is_read() -> None:
 )
 def test_what_is_not_http_is_not_repeated(sent: bytes) -> None:
     with serve(sends(sent)) as server:
-        said = problem(server.url)
-    assert "the answer is not HTTP/1.1" in said
-    assert "secret" not in said
+        message = problem(server.url)
+    assert "the answer is not HTTP/1.1" in message
+    assert "secret" not in message
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ def test_a_certificate_that_ssl_cert_file_names_is_trusted(
         assert RemoteEngine(server.url).infer("m", "p").text == "t"
 
 
-def test_a_certificate_that_nobody_trusts_is_refused(server_tls: ssl.SSLContext) -> None:
+def test_an_untrusted_certificate_is_refused(server_tls: ssl.SSLContext) -> None:
     with serve(answers(BODY), tls=server_tls) as server:
-        said = problem(server.url)
-    assert "the server's certificate is not trusted" in said
-    assert "SSL_CERT_FILE" in said
+        message = problem(server.url)
+    assert "the server's certificate is not trusted" in message
+    assert "SSL_CERT_FILE" in message
     assert server.requests == []
 
 
@@ -252,6 +252,6 @@ def test_a_server_without_tls_is_named_where_tls_is_asked_for() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         pool.submit(greet, listener)
-        said = problem(f"https://127.0.0.1:{listener.getsockname()[1]}")
-    assert "TLS fails" in said
-    assert "check whether url has to begin with http://" in said
+        message = problem(f"https://127.0.0.1:{listener.getsockname()[1]}")
+    assert "TLS fails" in message
+    assert "check whether the URL has to begin with http://" in message

@@ -48,16 +48,16 @@ def publish(site: Site, files: dict[str, bytes], *, repo: str = REPO) -> None:
     for name, data in files.items():
         site.files[f"/{repo}/resolve/{REVISION}/{name}"] = data
     siblings = [described(name, data) for name, data in files.items()]
-    said = {"id": repo, "sha": REVISION, "siblings": siblings}
-    site.files[f"/api/models/{repo}"] = json.dumps(said).encode()
+    info = {"id": repo, "sha": REVISION, "siblings": siblings}
+    site.files[f"/api/models/{repo}"] = json.dumps(info).encode()
 
 
 def described(name: str, data: bytes) -> dict[str, object]:
     blob = f"blob {len(data)}\0".encode() + data
     git_hash = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
     large = {"sha256": sha256(data), "size": len(data), "pointerSize": 130}
-    said: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": git_hash}
-    return {**said, "lfs": large} if len(data) >= LARGE else said
+    entry: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": git_hash}
+    return {**entry, "lfs": large} if len(data) >= LARGE else entry
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -68,9 +68,7 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_folder_is_pulled_with_what_a_model_needs_and_nothing_else(
-    site: Site, tmp_path: Path
-) -> None:
+def test_a_folder_is_pulled_with_only_the_files_of_a_model(site: Site, tmp_path: Path) -> None:
     publish(site, FOLDER)
     folder = pull_repository(REPO, root=tmp_path)
     assert folder == tmp_path / "small"
@@ -124,13 +122,13 @@ def test_a_known_name_is_what_the_model_is_called(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "refllm.models.pull.hub.KNOWN_REPOSITORIES", {"tinyllama-chat": f"{REPO}:small.Q4_0.gguf"}
+        "refllm.models.pull.KNOWN_REPOSITORIES", {"tinyllama-chat": f"{REPO}:small.Q4_0.gguf"}
     )
     publish(site, GGUFS)
     assert pull("tinyllama-chat", root=tmp_path) == tmp_path / "tinyllama-chat.gguf"
 
 
-def test_what_is_there_is_not_fetched_again(site: Site, tmp_path: Path) -> None:
+def test_an_existing_model_is_not_fetched_again(site: Site, tmp_path: Path) -> None:
     publish(site, GGUFS)
     reference = f"{REPO}:small.Q4_0.gguf"
     first = pull(reference, root=tmp_path)
@@ -151,9 +149,7 @@ def test_an_interrupted_pull_is_no_model_and_the_next_one_completes_it(
 
 
 @pytest.mark.parametrize("name", ["small.Q4_0.gguf", "config.json"])
-def test_a_file_that_is_not_what_the_hub_said_is_deleted(
-    name: str, site: Site, tmp_path: Path
-) -> None:
+def test_a_file_without_the_hub_s_hash_is_deleted(name: str, site: Site, tmp_path: Path) -> None:
     publish(site, {**FOLDER, **GGUFS})
     damaged = bytearray(site.files[f"/{REPO}/resolve/{REVISION}/{name}"])
     damaged[3] ^= 1
@@ -166,10 +162,10 @@ def test_a_file_that_is_not_what_the_hub_said_is_deleted(
 
 
 @pytest.mark.parametrize(
-    ("files", "reference", "said"),
+    ("files", "reference", "expected"),
     [
-        (GGUFS, REPO, r"name one with owner/repo:file of small\.Q4_0\.gguf, small\.Q8_0\.gguf"),
-        (GGUFS, f"{REPO}:other.gguf", r"has no other\.gguf; name one"),
+        (GGUFS, REPO, r"choose one with owner/repo:file of small\.Q4_0\.gguf, small\.Q8_0\.gguf"),
+        (GGUFS, f"{REPO}:other.gguf", r"has no other\.gguf; choose one"),
         ({"pytorch_model.bin": b""}, REPO, r"it has no \.gguf file"),
         (GGUFS, f"{REPO}:config.json", r"only a \.gguf file is a model by itself"),
         (GGUFS, "a/b/c", "write owner/repo"),
@@ -178,11 +174,11 @@ def test_a_file_that_is_not_what_the_hub_said_is_deleted(
         (GGUFS, "../a", "write owner/repo"),
     ],
 )
-def test_what_is_no_model_is_invalid_input_that_says_what_to_write(
-    files: dict[str, bytes], reference: str, said: str, site: Site, tmp_path: Path
+def test_a_malformed_reference_is_invalid_input_with_the_right_form(
+    files: dict[str, bytes], reference: str, expected: str, site: Site, tmp_path: Path
 ) -> None:
     publish(site, files)
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(InvalidInput, match=expected):
         pull_repository(reference, root=tmp_path)
 
 
@@ -200,11 +196,11 @@ def test_a_repository_is_on_the_hub_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "point", "call"),
     [
-        (REPO, "refllm.models.pull.hub._is_as_said", 2),
+        (REPO, "refllm.models.pull.hub._has_hash", 2),
         (REPO, "pathlib.Path.replace", 3),
-        (REPO, "refllm.models.pull.hub.sync", 1),
+        (REPO, "refllm.models.pull.store.sync", 1),
         (REPO, "shutil.rmtree", 2),
-        (f"{REPO}:small.Q4_0.gguf", "refllm.models.pull.hub.sync", 1),
+        (f"{REPO}:small.Q4_0.gguf", "refllm.models.pull.store.sync", 1),
         (f"{REPO}:small.Q4_0.gguf", "shutil.rmtree", 1),
     ],
 )

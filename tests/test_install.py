@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -32,7 +33,7 @@ def test_the_pages_have_only_the_commands_that_messages_have() -> None:
 
 
 def test_no_other_module_writes_a_command_of_its_own() -> None:
-    others = [path for path in SOURCES if path.name != "install.py"]
+    others = [path for path in SOURCES if path != Path(install.__file__)]
     assert [path.name for path in others if COMMAND.search(path.read_text("utf-8"))] == []
     asked = {
         extra

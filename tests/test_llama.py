@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from refllm import oracle
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.jit.compile import use_threads
 from refllm.llama import KVCache, Llama, Segment

@@ -21,7 +21,7 @@ from refllm.engine import LocalEngine
 from refllm.kernels.simd.lanes import LANES
 from refllm.models.load import LlamaModel, load
 from refllm.models.loaded import weight_bytes
-from refllm.server.jobs import Done, EmbeddingJob, Event, Job, TextJob
+from refllm.server.jobs import EmbeddingJob, Event, Finished, Job, TextJob, TextRequest
 from refllm.server.limits import Limits
 from refllm.server.worker import Worker
 from tests.conftest import HUNG_SECONDS
@@ -206,7 +206,7 @@ class Asked:
 
         def deliver(events: Sequence[Event]) -> None:
             self.most_bytes = max(self.most_bytes, self._engine.models_bytes)
-            if isinstance(events[-1], Done):
+            if isinstance(events[-1], Finished):
                 self.ended.append(label)
                 self.texts[label] = "".join(getattr(event, "text", "") for event in events)
                 self._all_ended.release()
@@ -214,18 +214,11 @@ class Asked:
         if model == "embedder":
             return EmbeddingJob(model, ["the cat"], deliver=deliver, deadline=deadline)
         params = InferencingParams(max_tokens=6)
-        return TextJob(
-            model,
-            PROMPT,
-            params,
-            seed=0,
-            is_streamed=False,
-            deliver=deliver,
-            deadline=deadline,
-        )
+        request = TextRequest(model=model, prompt=PROMPT, params=params, seed=0)
+        return TextJob(request, deliver=deliver, deadline=deadline)
 
 
-def test_requests_wait_for_a_model_that_does_not_fit_beside_those_in_use(
+def test_requests_wait_for_a_model_that_does_not_fit_beside_the_models_in_use(
     root: Path, n_bytes: int, unlimited: LocalEngine
 ) -> None:
     asked = Asked(LocalEngine(roots=[root], max_models_bytes=n_bytes), max_at_once=8)

@@ -170,10 +170,7 @@ FAULTS: Mapping[str, tuple[Make, str]] = {
     "another activation of a BERT": (bert(hidden_act="unheard_of"), "hidden_act = 'unheard_of'"),
     "a BERT's GGUF that is a reranker": (bert_gguf(bert__pooling_type=4), "bert.pooling_type = 4"),
     "an unknown key of a BERT": (bert_gguf(bert__unheard_of=1), "bert.unheard_of = 1"),
-    "another module": (
-        sentence(pooling("mean"), Module(kind="LSTM", config={})),
-        "LSTM",
-    ),
+    "another module": (sentence(pooling("mean"), Module(kind="LSTM", config={})), "LSTM"),
     "another activation of a dense layer": (
         sentence(pooling("mean"), dense(32, 8, "torch.nn.modules.activation.Mish"), NORMALIZE),
         "Mish",
@@ -192,7 +189,7 @@ FAULTS: Mapping[str, tuple[Make, str]] = {
 @pytest.mark.parametrize("name", FAULTS)
 class TestEachFault:
     def broken(self, name: str, root: Path) -> tuple[Path, str]:
-        """The model with the fault, in a root, and what is to be said of it."""
+        """The model with the fault, in a root, and the expected message."""
         make, named = FAULTS[name]
         (root / "llama").mkdir()
         make(root)

@@ -60,7 +60,7 @@ def test_a_plain_component_of_a_path_is_a_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "why"), NOT_NAMES, ids=range(len(NOT_NAMES)))
-def test_what_is_not_a_name_is_refused_with_the_reason(name: str, why: str) -> None:
+def test_an_invalid_name_is_refused_with_the_reason(name: str, why: str) -> None:
     with pytest.raises(InvalidInput, match=why):
         models.check_name(name)
 
@@ -80,7 +80,7 @@ def test_a_refusal_is_short_and_can_be_printed(name: str) -> None:
 
 
 @pytest.mark.parametrize("find", FINDERS)
-def test_every_search_refuses_what_is_not_a_name(find: Finder, tmp_path: Path) -> None:
+def test_every_search_refuses_an_invalid_name(find: Finder, tmp_path: Path) -> None:
     put(tmp_path, "secret/model.safetensors", "root/llama/x/model.safetensors")
     with pytest.raises(InvalidInput, match="path separator"):
         find("../secret", [tmp_path / "root"])
@@ -246,7 +246,7 @@ def test_an_absent_model_that_another_could_stand_in_for_has_an_error_of_three_l
     )
 
 
-def test_the_models_said_to_be_pullable_are_those_that_pull_knows() -> None:
+def test_the_pullable_models_are_the_models_that_pull_knows() -> None:
     assert {*PUBLISHED, *KNOWN_REPOSITORIES} == models.PULLABLE
 
 
@@ -296,7 +296,7 @@ def test_many_ggufs_do_not_make_a_long_message(tmp_path: Path) -> None:
 
 def test_a_hidden_file_is_not_a_model(tmp_path: Path) -> None:
     put(tmp_path, "tiny/.download.gguf")
-    with pytest.raises(LlmRuntimeError, match="holds no weights"):
+    with pytest.raises(LlmRuntimeError, match="has no weights"):
         models.find_model("tiny", [tmp_path])
 
 
@@ -323,14 +323,10 @@ def test_the_default_roots_are_this_folders_the_pulled_ones_and_the_package_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFLLM_HOME", str(tmp_path))
-    assert models.default_roots() == (
-        Path(".spin/ai-models"),
-        tmp_path / "ai-models",
-        ROOT,
-    )
+    assert models.default_roots() == (Path(".spin/ai-models"), tmp_path / "ai-models", ROOT)
 
 
-def test_pulled_models_live_in_the_home_directory_unless_told_otherwise(
+def test_pulled_models_are_in_the_home_directory_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("REFLLM_HOME", raising=False)

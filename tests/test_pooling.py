@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.bert import Bert
-from refllm.checkpoints.config_bert import bert_config
+from refllm.checkpoints.config import bert_config
 from refllm.checkpoints.open import open_weights
 from refllm.checkpoints.sentence_config import SentenceConfig
 from refllm.engine import LocalEngine

@@ -53,7 +53,7 @@ def test_a_folder_is_made_and_can_be_written_to_by_its_owner_only(tmp_path: Path
 
 @pytest.mark.parametrize("place", ["folder", "above"])
 @pytest.mark.parametrize(("mode", "who"), [(0o775, "its group"), (0o777, "every user")])
-def test_a_folder_that_others_can_write_to_is_refused_with_the_command_that_mends_it(
+def test_a_folder_that_other_users_can_write_to_is_refused_with_the_command_that_fixes_it(
     place: str, mode: int, who: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "above" / "folder"
@@ -88,7 +88,7 @@ def test_a_private_folder_in_a_shared_one_whose_files_are_their_owners_is_used(
         private_folder(tmp_path)
 
 
-def test_in_a_folder_that_others_can_write_to_nothing_is_made(tmp_path: Path) -> None:
+def test_in_a_folder_that_other_users_can_write_to_nothing_is_made(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(NotPrivateError):
         private_folder(tmp_path / "outer" / "inner")
@@ -136,7 +136,7 @@ def test_what_is_kept_can_be_written_to_by_its_owner_only(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646])
-def test_a_file_that_others_can_write_to_is_not_read(mode: int, kept: Path) -> None:
+def test_a_file_that_other_users_can_write_to_is_not_read(mode: int, kept: Path) -> None:
     kept.chmod(mode)
     assert read_kept(kept, "a") is None
 
@@ -160,7 +160,7 @@ def no_file(request: pytest.FixtureRequest, kept: Path) -> Path:
     return path
 
 
-def test_what_is_no_regular_file_is_not_read_nor_waited_for(no_file: Path) -> None:
+def test_a_path_that_is_no_regular_file_is_not_read_and_does_not_block(no_file: Path) -> None:
     assert read_kept(no_file, "a") is None
 
 

@@ -132,7 +132,7 @@ def test_an_engine_answers_with_the_texts_and_counts_of_one_without_a_cache(prof
     assert (plain.prompt_cache.n_hits, plain.prompt_cache.n_bytes) == (0, 0)
 
 
-def test_threads_that_ask_at_the_same_time_get_what_each_would_get_alone() -> None:
+def test_simultaneous_threads_get_the_same_answers_as_alone() -> None:
     asked = ["Once upon a time", "Once upon a hill", "The fox", "Once upon a time there"] * 2
     plain, engine = LocalEngine(prompt_cache_bytes=0), LocalEngine()
     params = InferencingParams(max_tokens=8)
@@ -237,7 +237,7 @@ SEQUENCES = st.lists(
 
 
 @given(SEQUENCES, st.integers(0, 500))
-def test_what_is_kept_is_the_latest_that_fits_and_is_what_was_stored(
+def test_the_cache_has_the_latest_sequences_that_fit_as_they_were_stored(
     stored: list[list[int]], budget_tokens: int
 ) -> None:
     network = NoNetwork()
@@ -252,7 +252,7 @@ def test_what_is_kept_is_the_latest_that_fits_and_is_what_was_stored(
 
 
 @given(SEQUENCES, st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=150), st.integers(0, 9))
-def test_what_is_found_is_the_longest_common_beginning(
+def test_the_longest_common_prefix_is_found(
     stored: list[list[int]], asked: list[int], n_before: int
 ) -> None:
     network = NoNetwork()
@@ -301,7 +301,7 @@ def test_the_least_recently_used_goes_first_whichever_network_it_is_of() -> None
     assert [n_known(one, 1), n_known(another, 1), n_known(one, 2)] == [10, 0, 10]
 
 
-def test_what_is_kept_of_a_network_goes_with_it() -> None:
+def test_the_blocks_of_a_network_are_freed_with_it() -> None:
     network, prompt_cache = NoNetwork(), PromptCache(AMPLE)
     cache = cache_with([1] * 100)
     prompt_cache.store(network, [1] * 100, cache)
@@ -330,7 +330,7 @@ def test_without_memory_for_a_copy_less_is_kept_and_nothing_breaks(
     with monkeypatch.context() as patched:
         patched.setattr(KVCache, "copy_of", copy_of)
         prompt_cache.store(network, token_ids, cache_with(token_ids))
-    assert "no memory to keep a prompt" in caplog.text
+    assert "not enough memory to cache a prompt" in caplog.text
     assert prompt_cache.n_bytes == BLOCK_TOKENS * BYTES_EACH
     for last in (1, 2, 1):  # each takes the whole budget
         other = [last, *token_ids[1:]]

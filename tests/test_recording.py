@@ -38,7 +38,7 @@ def test_the_vectors_are_the_engines(engine: LocalEngine, recording: RecordingEn
     assert recording.generate_embeddings("embedder", texts) == vectors
 
 
-def test_a_call_is_kept_with_what_was_asked_and_answered(recording: RecordingEngine) -> None:
+def test_a_call_is_kept_with_its_arguments_and_result(recording: RecordingEngine) -> None:
     result = recording.infer("tiny", "the", SHORT)
     call = Call(operation="infer", model="tiny", prompt="the", params=SHORT, result=result)
     assert recording.calls == (call,)
@@ -54,10 +54,7 @@ def test_texts_are_kept_as_they_were(recording: RecordingEngine) -> None:
     result = recording.generate_embeddings("embedder", texts)
     texts.clear()
     call = Call(
-        operation="generate_embeddings",
-        model="embedder",
-        texts=("the cat", "sat"),
-        result=result,
+        operation="generate_embeddings", model="embedder", texts=("the cat", "sat"), result=result
     )
     assert recording.calls == (call,)
 
@@ -70,7 +67,7 @@ def test_an_error_of_the_engine_is_kept_and_raised(recording: RecordingEngine) -
     )
 
 
-def test_what_is_no_list_of_texts_is_refused_as_the_engine_does() -> None:
+def test_an_argument_that_is_no_list_is_refused_as_by_the_engine() -> None:
     recording = RecordingEngine(RemoteEngine("http://127.0.0.1:9"))
     for texts in ("the cat", 3):
         with pytest.raises(InvalidInput, match="put a single one in a list"):
@@ -93,21 +90,21 @@ class Unreachable:
     generate_embeddings = infer
 
 
-def test_a_call_that_is_told_to_fail_does_not_reach_the_engine() -> None:
+def test_a_call_with_a_queued_failure_does_not_reach_the_engine() -> None:
     recording = RecordingEngine(Unreachable())  # type: ignore[arg-type]
     recording.fail_next(LlmRuntimeError("out of memory"))
     with pytest.raises(LlmRuntimeError, match="out of memory"):
         recording.infer("tiny", "the")
 
 
-def test_embeddings_can_be_told_to_fail() -> None:
+def test_embeddings_can_fail_on_request() -> None:
     recording = RecordingEngine(Unreachable())  # type: ignore[arg-type]
     recording.fail_next(ModelNotSupported("no"))
     with pytest.raises(ModelNotSupported):
         recording.generate_embeddings("embedder", ["the"])
 
 
-def test_a_call_that_is_told_to_fail_is_kept(recording: RecordingEngine) -> None:
+def test_a_call_that_fails_on_request_is_kept(recording: RecordingEngine) -> None:
     error = LlmRuntimeError("out of memory")
     recording.fail_next(error)
     with pytest.raises(LlmRuntimeError):

@@ -134,7 +134,7 @@ def test_the_path_of_the_url_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ask", "said"),
+    ("ask", "problem"),
     [
         (lambda e: e.infer("m", "p", InferencingParams(temperature=float("nan"))), "temperature"),
         (lambda e: e.infer("m", "p", InferencingParams(max_tokens=-1)), "max_tokens"),
@@ -146,8 +146,8 @@ def test_the_path_of_the_url_does_not_count() -> None:
         (lambda e: e.generate_embeddings("m", ["a", 3]), "each of texts must be text, got int"),
     ],
 )
-def test_a_request_that_is_wrong_is_not_sent(ask: Callable[[Any], object], said: str) -> None:
-    with serve(answers(INFERENCE)) as server, pytest.raises(InvalidInput, match=said):
+def test_a_request_that_is_wrong_is_not_sent(ask: Callable[[Any], object], problem: str) -> None:
+    with serve(answers(INFERENCE)) as server, pytest.raises(InvalidInput, match=problem):
         ask(RemoteEngine(server.url))
     assert server.requests == []
 
@@ -170,7 +170,7 @@ def test_vectors_come_as_float32_in_the_order_of_the_texts(api_type: str, answer
     assert result == EmbeddingsResult(expected, EmbeddingsUsage(9))
 
 
-def test_what_an_answer_says_besides_is_not_looked_at() -> None:
+def test_unknown_keys_of_an_answer_are_ignored() -> None:
     more = {**INFERENCE, "id": "x", "usage": {**INFERENCE["usage"], "cached": True}}  # type: ignore[dict-item]
     with serve(answers(more, status=201)) as server:
         assert infer(RemoteEngine(server.url)).text == " wörld"
@@ -183,7 +183,7 @@ def test_what_an_answer_says_besides_is_not_looked_at() -> None:
         ("open_ai", {**VECTORS, "data": [{**CUT, "truncated": True}, {**CUT, "truncated": False}]}),
     ],
 )
-def test_an_answer_of_refllm_s_server_says_which_texts_were_cut(
+def test_an_answer_of_refllm_s_server_marks_texts_that_were_cut(
     api_type: str, answer: object
 ) -> None:
     with serve(answers(answer)) as server:
@@ -191,7 +191,7 @@ def test_an_answer_of_refllm_s_server_says_which_texts_were_cut(
 
 
 @pytest.mark.parametrize("truncated", [None, 1, [], [True], [1, 0], "no"])
-def test_what_is_no_list_of_booleans_is_not_taken_for_it(truncated: object) -> None:
+def test_truncated_is_ignored_unless_it_is_a_list_of_booleans(truncated: object) -> None:
     with serve(answers({**EMBEDDINGS, "truncated": truncated})) as server:
         assert embed(RemoteEngine(server.url)).truncated == ()
 
@@ -217,7 +217,7 @@ def test_requests_from_several_threads_get_their_own_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("api_type", "ask", "answer", "said"),
+    ("api_type", "ask", "answer", "problem"),
     [
         ("default", infer, CHAT, 'usage.promptTokenCount is missing: {"choices":'),
         ("open_ai", infer, INFERENCE, "usage.prompt_tokens is missing: {"),
@@ -229,11 +229,11 @@ def test_requests_from_several_threads_get_their_own_answers() -> None:
     ],
 )
 def test_an_answer_of_another_shape_is_a_runtime_error_that_shows_it(
-    api_type: str, ask: Ask, answer: object, said: str
+    api_type: str, ask: Ask, answer: object, problem: str
 ) -> None:
     error = caught(answers(answer), api_type=api_type, ask=ask)
     assert isinstance(error, LlmRuntimeError)
-    assert f"answered 200, but {said}" in str(error)
+    assert f"answered 200, but {problem}" in str(error)
     assert "speaks this api_type" in str(error)
 
 
@@ -242,7 +242,7 @@ def test_an_answer_of_another_shape_is_a_runtime_error_that_shows_it(
 
 @pytest.mark.parametrize("api_type", API_TYPES)
 @pytest.mark.parametrize(
-    ("status", "headers", "mend"),
+    ("status", "headers", "advice"),
     [
         (400, {}, "change the request as the server says, or check api_type"),
         (401, {}, "check auth_token"),
@@ -261,13 +261,13 @@ def test_an_answer_of_another_shape_is_a_runtime_error_that_shows_it(
     ],
 )
 def test_a_status_that_is_no_success_is_an_error_even_with_a_good_body(
-    status: int, headers: dict[str, str], mend: str, api_type: str
+    status: int, headers: dict[str, str], advice: str, api_type: str
 ) -> None:
     body = CHAT if api_type == "open_ai" else INFERENCE
     error = caught(answers(body, status=status, headers=headers), api_type=api_type)
     assert isinstance(error, LlmRuntimeError)
     assert f"answered {status}: " in error.args[0]
-    assert error.args[1] == mend
+    assert error.args[1] == advice
 
 
 @pytest.mark.parametrize("status", [200, 400, 500])
@@ -283,7 +283,7 @@ def test_a_status_that_is_no_success_is_an_error_even_with_a_good_body(
     ],
     ids=["message", "message with a foreign type", "our own", "text", "our own text", "plain text"],
 )
-def test_what_a_server_says_of_its_error_is_shown(body: object, status: int) -> None:
+def test_the_message_of_a_server_s_error_is_shown(body: object, status: int) -> None:
     error = caught(answers(body, status=status))
     assert isinstance(error, LlmRuntimeError)
     assert error.args[0].endswith(": it broke")
@@ -304,7 +304,7 @@ def test_an_error_that_names_its_kind_is_of_that_kind(
 
 
 @pytest.mark.parametrize(
-    ("kind", "status", "mend"),
+    ("kind", "status", "advice"),
     [
         ("invalid-input", 422, "change the request as the server says"),
         ("model-not-supported", 422, "ask for a model that this server has"),
@@ -314,9 +314,9 @@ def test_an_error_that_names_its_kind_is_of_that_kind(
     ],
 )
 def test_what_to_do_follows_from_the_status_and_else_from_the_kind(
-    kind: str, status: int, mend: str
+    kind: str, status: int, advice: str
 ) -> None:
-    assert caught(answers(f"{kind}: no", status=status)).args[1] == mend
+    assert caught(answers(f"{kind}: no", status=status)).args[1] == advice
 
 
 @pytest.mark.parametrize("text", ["it broke", "odd: it broke"])
@@ -334,11 +334,11 @@ def test_a_kind_may_stand_alone() -> None:
 
 @pytest.mark.parametrize("error", [None, 3, [], {}, {"message": 3}, {"message": None}])
 def test_an_error_of_another_shape_is_shown_as_it_came(error: object) -> None:
-    said = str(caught(answers({"error": error}, status=500)))
-    assert json.dumps({"error": error}) in said
+    message = str(caught(answers({"error": error}, status=500)))
+    assert json.dumps({"error": error}) in message
 
 
-def test_of_what_came_200_characters_are_shown_on_one_line() -> None:
+def test_200_characters_of_an_answer_are_shown_on_one_line() -> None:
     [problem, _] = caught(answers(b"\x1b[31m" + b"x\n" * 500, status=500)).args
     assert problem.endswith(": " + ("?[31m" + "x " * 200)[:200])
 
@@ -374,7 +374,7 @@ def test_the_token_is_in_no_message_though_the_server_repeats_it(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "problem"),
     [
         ({"url": "127.0.0.1:3000"}, "url must be http://HOST"),
         ({"url": "file:///etc/hosts"}, "url must be http://HOST"),
@@ -396,11 +396,11 @@ def test_the_token_is_in_no_message_though_the_server_repeats_it(
     ],
 )
 def test_an_option_that_is_wrong_is_named_and_no_secret_shown(
-    options: dict[str, Any], said: str
+    options: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(InvalidInput) as raised:
         RemoteEngine(**{"url": "http://a", **options})
-    assert said in str(raised.value)
+    assert problem in str(raised.value)
     assert "secret" not in str(raised.value)
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from refllm.generate import Chunk
-from refllm.server.jobs import Done, Scores, TextEvent
+from refllm.server.jobs import Finished, TextEvent, TokenLogprobs
 from refllm.server.openai_answers import Piece, pieces
 
 
@@ -15,9 +15,9 @@ def offsets(texts: Sequence[str], stops: Sequence[str] = ()) -> list[int]:
 
     async def events() -> AsyncIterator[TextEvent]:
         for text in texts:
-            yield Scores(1, -1.0, ())
+            yield TokenLogprobs(1, -1.0, ())
             yield Chunk(text, None)
-        yield Done(1)
+        yield Finished(1)
 
     async def found() -> list[int]:
         parts = [part async for part in pieces(events(), stops) if isinstance(part, Piece)]

@@ -11,7 +11,7 @@ import pytest
 from refllm.api import InferencingParams, LlmError
 from refllm.checkpoints.chat_renderer import Limits, Renderer
 from refllm.engine import LocalEngine
-from refllm.server.jobs import TextJob
+from refllm.server.jobs import TextJob, TextRequest
 from refllm.server.limits import Limits as ServerLimits
 from refllm.testing.server_process import running_server
 from tests.model_files import tiny_llama_gguf
@@ -47,8 +47,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     templates: dict[str, object] = {name: template for name, (template, *_) in TEMPLATES.items()}
     templates |= {"number": 3, "good": GOOD}
     for name, template in templates.items():
-        said = {"tokenizer.chat_template": template}
-        tiny_llama_gguf(models / f"{name}.gguf", n_layers=1, metadata=said)
+        metadata = {"tokenizer.chat_template": template}
+        tiny_llama_gguf(models / f"{name}.gguf", n_layers=1, metadata=metadata)
     return folder
 
 
@@ -65,14 +65,14 @@ def chat(url: str, model: str, **more: object) -> Answer:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_what_a_template_cannot_do_is_an_answer_that_names_the_template(
+def test_a_template_s_error_is_an_answer_that_names_the_template(
     name: str, stream: bool, url: str
 ) -> None:
-    _, status, said = TEMPLATES[name]
+    _, status, expected = TEMPLATES[name]
     answer = chat(url, name, stream=stream)
     assert answer.status == status
     error = answer.json["error"]
-    assert said in error["message"]
+    assert expected in error["message"]
     assert "chat template" in error["message"] or "chat_template" in error["message"]
     assert error["code"] == ("invalid-input" if status == 400 else "runtime-error")
     assert b"bug in refllm" not in answer.body
@@ -92,20 +92,14 @@ def test_a_template_that_takes_too_long_is_one_request_s_error(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = project / ".spin" / "ai-models"
-    said: dict[str, Any] = {"tokenizer.chat_template": LONG}
-    tiny_llama_gguf(models / "llama" / "loops.gguf", n_layers=1, metadata=said)
-    job = TextJob(
-        "loops",
-        MESSAGES,
-        InferencingParams(max_tokens=1),
-        seed=0,
-        is_streamed=False,
-        deliver=list,
-        deadline=0,
-    )
+    metadata: dict[str, Any] = {"tokenizer.chat_template": LONG}
+    tiny_llama_gguf(models / "llama" / "loops.gguf", n_layers=1, metadata=metadata)
+    params = InferencingParams(max_tokens=1)
+    request = TextRequest(model="loops", prompt=MESSAGES, params=params, seed=0)
+    job = TextJob(request, deliver=list, deadline=0)
     engine, limits = LocalEngine(roots=[models]), ServerLimits()
     job.load(engine, limits)
     with Renderer(Limits(seconds=0.2)) as renderer:
         monkeypatch.setattr("refllm.checkpoints.chat_template.default_renderer", renderer)
         with pytest.raises(LlmError, match=r"did not finish within 0\.2 seconds$"):
-            job.begin(engine, limits)
+            job.prepare(engine, limits)

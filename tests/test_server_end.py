@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from refllm.engine import LocalEngine
-from refllm.server.jobs import Done
+from refllm.server.jobs import Finished
 from refllm.server.limits import Limits
 from refllm.server.worker import Worker
 from refllm.testing.server_process import RunningServer, running_server
@@ -59,10 +59,7 @@ def endless_server(folder: Path, *arguments: str) -> Iterator[RunningServer]:
 
 WITHOUT_END: Mapping[str, Mapping[str, object]] = {
     "/infer": spin_infer("tiny-chat", "endless"),
-    "/v1/chat/completions": {
-        "model": "tiny-chat",
-        "messages": [{"role": "user", "content": "Hi"}],
-    },
+    "/v1/chat/completions": {"model": "tiny-chat", "messages": [{"role": "user", "content": "Hi"}]},
     "/embed": {"model": "tiny-embed", "input": ["Hi"]},
 }
 
@@ -105,7 +102,7 @@ def ask_in_vain(url: str, path: str, body: object) -> None:
 
 
 @pytest.mark.parametrize("n_signals", [1, 2])
-def test_sigterm_ends_what_has_no_end(n_signals: int, tmp_path: Path) -> None:
+def test_sigterm_ends_a_request_without_end(n_signals: int, tmp_path: Path) -> None:
     grace = 1 if n_signals == 1 else HUNG_SECONDS
     with (
         endless_server(tmp_path, "--grace", str(grace)) as server,
@@ -159,7 +156,7 @@ class Reading(Held):
         super().__init__()
         self.is_reading, self.has_read = threading.Event(), threading.Event()
 
-    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+    def prepare(self, engine: LocalEngine, limits: Limits) -> None:
         self.is_reading.set()
         assert self.has_read.wait(HUNG_SECONDS)
 
@@ -175,19 +172,19 @@ def test_other_requests_have_their_turns_while_a_text_is_read() -> None:
         assert other.turns.acquire(timeout=HUNG_SECONDS)
         other.may_go_on.release()
     assert reading.turns.acquire(blocking=False) is False
-    assert worker.n_going == 2
+    assert worker.n_running == 2
     reading.has_read.set()
     for job in (other, reading):
         job.is_last = True
         job.may_go_on.release()
     other.may_go_on.release()
     assert worker.close(HUNG_SECONDS)
-    assert (other.events, reading.events) == ([Done(1)], [Done(1)])
+    assert (other.events, reading.events) == ([Finished(1)], [Finished(1)])
 
 
 def test_a_text_that_cannot_be_read_is_its_own_request_s_error() -> None:
     class Fails(Held):
-        def begin(self, engine: LocalEngine, limits: Limits) -> None:
+        def prepare(self, engine: LocalEngine, limits: Limits) -> None:
             raise SystemExit
 
     worker = Worker(LocalEngine(), Limits(max_at_once=1))
@@ -201,4 +198,4 @@ def test_a_text_that_cannot_be_read_is_its_own_request_s_error() -> None:
     assert [str(event) for event in failing.events] == [
         "unexpected SystemExit; this is a bug in refllm"
     ]
-    assert other.events == [Done(1)]
+    assert other.events == [Finished(1)]

@@ -180,9 +180,7 @@ REQUESTS: Mapping[str, tuple[bytes, list[list[int]]]] = {
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_what_is_no_honest_request_is_refused_and_leaves_nothing(
-    name: str, server: RunningServer
-) -> None:
+def test_a_hostile_request_is_refused_and_leaves_nothing(name: str, server: RunningServer) -> None:
     sent, expected = REQUESTS[name]
     assert statuses(server.url, sent) in expected
 
@@ -243,7 +241,7 @@ def test_a_body_of_nonsense_is_refused_and_not_repeated_at_length(
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_what_is_nested_deeply_is_refused(depth: int, server: RunningServer) -> None:
+def test_deeply_nested_json_is_refused(depth: int, server: RunningServer) -> None:
     deep = b"[" * depth + b"]" * depth
     text = json.dumps(deep.decode()).encode()
     for route, known in KEYS.items():

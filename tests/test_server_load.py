@@ -112,10 +112,10 @@ class Client:
     def streamed(self, prompt: str) -> Mapping[str, object]:
         return {"model": "tiny-chat", "prompt": prompt, "max_tokens": N_TOKENS, "stream": True}
 
-    def note(self, status: int, said: Mapping[str, object], key: str, prompt: str) -> None:
+    def note(self, status: int, answer: Mapping[str, object], key: str, prompt: str) -> None:
         self.statuses[status] += 1
         if status == 200:
-            self.compare(str(said[key]), prompt)
+            self.compare(str(answer[key]), prompt)
 
     def compare(self, text: str, prompt: str) -> None:
         if text != self.expected[prompt]:

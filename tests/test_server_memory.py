@@ -49,9 +49,7 @@ def n_cached(url: str, prompt: str, **keys: object) -> tuple[int, int]:
     return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
 
 
-def test_a_prompt_that_is_known_is_counted_as_before_and_its_reused_tokens_beside(
-    url: str,
-) -> None:
+def test_a_prompt_that_is_known_is_counted_as_before_and_its_reused_tokens_beside(url: str) -> None:
     (n_first, _), (n_second, n_reused) = (n_cached(url, STORY) for _ in range(2))
     assert n_first == n_second
     assert n_reused == n_second - 1  # the last token is computed
@@ -81,7 +79,7 @@ def test_a_stream_ends_with_the_reused_tokens(url: str) -> None:
     assert usage["prompt_tokens_details"] == {"cached_tokens": n_prompt - 1}
 
 
-def test_clients_that_ask_at_the_same_time_get_what_an_engine_without_a_cache_answers(
+def test_simultaneous_clients_get_the_answers_of_an_engine_without_a_cache(
     url: str, plain: LocalEngine
 ) -> None:
     prompts = [STORY[:cut] for cut in (len(STORY), 60, 60, 30, 30, 10)] * 2
@@ -107,7 +105,7 @@ def test_clients_that_ask_at_the_same_time_get_what_an_engine_without_a_cache_an
         }
 
 
-def test_what_is_reused_and_kept_is_in_the_metrics(url: str) -> None:
+def test_reused_tokens_and_cached_bytes_are_in_the_metrics(url: str) -> None:
     n_prompt, _ = n_cached(url, STORY)
     names = ("hits_total", "reused_tokens_total")
     before = [metric(url, f"refllm_prompt_cache_{name}") for name in names]

@@ -194,7 +194,7 @@ def vector_of(embedding: list[float] | str) -> NDArray[np.float32]:
     return np.array(embedding, np.float32)
 
 
-def test_ids_that_are_said_to_be_the_model_s_have_the_vector_of_their_text(
+def test_token_ids_of_the_model_have_the_vector_of_their_text(
     client: Any, engine: LocalEngine
 ) -> None:
     ids = engine.load("tiny-embed").tokenizer.encode("Two.")
@@ -211,7 +211,7 @@ def test_one_text_is_embedded_as_a_list_of_one(client: Any) -> None:
     assert one == many
 
 
-def test_models_are_listed_with_who_answers(client: Any) -> None:
+def test_models_are_listed_with_the_model_that_answers(client: Any) -> None:
     owners = {model.id: model.owned_by for model in client.models.list()}
     assert owners["tiny-chat"] == "refllm"
     assert owners["llama2-chat"] == "refllm: tiny-chat stands in"
@@ -227,7 +227,7 @@ def test_the_model_that_answered_is_named(client: Any) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("change", "error", "said", "code"),
+    ("change", "error", "expected", "code"),
     [
         ({"model": "absent"}, openai.NotFoundError, "no model dir", "model_not_found"),
         ({"model": "tiny-embed"}, openai.NotFoundError, "tiny-embed", "model-not-supported"),
@@ -251,16 +251,11 @@ def test_the_model_that_answered_is_named(client: Any) -> None:
         ),
     ],
 )
-def test_what_is_refused_raises_the_client_s_own_error(
-    change: dict[str, object],
-    error: Any,
-    said: str,
-    code: str,
-    stream: bool,
-    client: Any,
+def test_a_refused_request_raises_the_client_s_own_error(
+    change: dict[str, object], error: Any, expected: str, code: str, stream: bool, client: Any
 ) -> None:
     asked = {"model": "tiny-chat", "messages": [HELLO], "stream": stream, **change}
-    with pytest.raises(error, match=said) as refusal:
+    with pytest.raises(error, match=expected) as refusal:
         client.chat.completions.create(**asked)
     assert refusal.value.body["code"] == code
     assert refusal.value.body["kind"] in ("invalid-input", "model-not-supported")

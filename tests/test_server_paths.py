@@ -1,4 +1,4 @@
-"""No answer of the server says where its files are; what is wrong is said of the model's file."""
+"""No answer of the server has the path of its files; errors name the model's file."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_an_error_of_a_model_s_files_names_the_file_within_its_folder(
     assert [body for body in bodies if named in body], bodies
 
 
-def says_where(said: str, folder: Path) -> bool:
-    return any(part in said for part in (str(folder), folder.name, str(ROOT.parent), ".spin"))
+def says_where(text: str, folder: Path) -> bool:
+    return any(part in text for part in (str(folder), folder.name, str(ROOT.parent), ".spin"))
 
 
 def test_no_other_page_says_where_the_models_are(server: RunningServer, folder: Path) -> None:

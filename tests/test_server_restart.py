@@ -1,4 +1,4 @@
-"""What becomes of a server whose worker fails in a way that nobody thought of."""
+"""A server whose worker fails with an unexpected error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refllm.api import InferencingParams, LlmRuntimeError
 from refllm.engine import LocalEngine
 from refllm.generate import Chunk
 from refllm.server.app import routes
-from refllm.server.jobs import Done, EmbeddingJob, Event, TextJob
+from refllm.server.jobs import EmbeddingJob, Event, Finished, TextJob, TextRequest
 from refllm.server.limits import Limits
 from refllm.server.metrics import Metrics
 from refllm.server.service import Service
@@ -41,7 +41,7 @@ class Told:
 
     def deliver(self, events: Sequence[Event]) -> None:
         self.events += events
-        if isinstance(events[-1], Done | LlmRuntimeError):
+        if isinstance(events[-1], Finished | LlmRuntimeError):
             self._is_over.set()
 
     def error(self) -> str:
@@ -64,15 +64,15 @@ class Scripted(EmbeddingJob):
     def load(self, engine: LocalEngine, limits: Limits) -> None:
         """Nothing is loaded."""
 
-    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+    def prepare(self, engine: LocalEngine, limits: Limits) -> None:
         """Nothing is read."""
 
-    def take_turn(self) -> None:
+    def run_step(self) -> None:
         self.has_turn.set()
         assert self.may_go_on.wait(SECONDS)
         if self._error is not None:
             raise self._error
-        self.hand_over(Done(1))
+        self.emit(Finished(1))
 
 
 class FailsAtOnce(Scripted):
@@ -105,13 +105,13 @@ def submit(worker: Worker, job: EmbeddingJob) -> None:
 
 
 def fail(worker: Worker) -> str:
-    """What whoever asks is told by a worker that fails."""
+    """The events of a job of a worker that fails."""
     told = Told()
     submit(worker, FailsAtOnce(told))
     return told.error()
 
 
-def test_everyone_who_waits_gets_an_error_and_nobody_is_taken(
+def test_every_waiting_client_gets_an_error_and_no_job_is_accepted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     going, waiting = Told(), Told()
@@ -121,15 +121,15 @@ def test_everyone_who_waits_gets_an_error_and_nobody_is_taken(
         assert job.has_turn.wait(SECONDS)
         worker.submit(Scripted(waiting))
         job.may_go_on.set()
-        said = {going.error(), waiting.error()}
+        errors = {going.error(), waiting.error()}
         assert (worker.is_open, worker.is_restarting) == (False, True)
-        assert (worker.n_going, worker.n_waiting) == (0, 0)
+        assert (worker.n_running, worker.n_waiting) == (0, 0)
         with pytest.raises(Restarting):
             worker.submit(Scripted(Told()))
-    assert said == {"unexpected Fatal; this is a bug in refllm"}
+    assert errors == {"unexpected Fatal; this is a bug in refllm"}
     [record] = caplog.records
     assert record.getMessage() == (
-        f"the worker failed; 2 requests get an error, new ones are taken in {SECONDS} s"
+        f"the worker failed; 2 requests get an error, new ones are accepted in {SECONDS} s"
     )
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], Fatal)
@@ -140,10 +140,10 @@ def test_a_job_that_fails_while_it_is_loaded_is_not_lost() -> None:
         assert "unexpected Fatal" in fail(worker)
 
 
-def test_not_being_able_to_tell_one_leaves_nobody_else_waiting() -> None:
+def test_a_client_that_cannot_be_reached_does_not_block_the_other_clients() -> None:
     class Gone(Told):
         def deliver(self, events: Sequence[Event]) -> None:
-            raise Fatal("nobody listens")
+            raise Fatal("disconnected")
 
     waiting = Told()
     with working(pause_seconds=0) as worker:
@@ -164,7 +164,7 @@ def test_after_the_pause_it_answers_again() -> None:
         submit(worker, job)
         assert job.has_turn.wait(SECONDS)
         assert worker.is_open
-    assert told.events == [Done(1)]
+    assert told.events == [Finished(1)]
 
 
 def test_the_pause_doubles_until_something_is_answered(caplog: pytest.LogCaptureFixture) -> None:
@@ -218,7 +218,7 @@ def test_a_server_whose_worker_has_failed_is_not_ready() -> None:
         assert ask(app, "/healthz").status == 200
     assert (ready.status, ready.body) == (503, b"restarting\n")
     assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-    assert refused.json.startswith("runtime-error: the server has failed and begins again")
+    assert refused.json.startswith("runtime-error: the server has failed and is restarting")
 
 
 # What it has done until then
@@ -233,20 +233,15 @@ def test_tokens_of_an_answer_that_comes_too_late_are_counted() -> None:
             job[0].deadline = 0
 
     jobs: list[TextJob] = []
-    jobs.append(
-        TextJob(
-            "tiny-chat",
-            "Once upon a time",
-            InferencingParams(max_tokens=400),
-            seed=None,
-            is_streamed=True,
-            deliver=partial(deliver, jobs),
-            deadline=time.monotonic() + SECONDS,
-        )
+    params = InferencingParams(max_tokens=400)
+    request = TextRequest(
+        model="tiny-chat", prompt="Once upon a time", params=params, is_streamed=True
     )
+    deadline = time.monotonic() + SECONDS
+    jobs.append(TextJob(request, deliver=partial(deliver, jobs), deadline=deadline))
     with working(pause_seconds=0) as worker:
         worker.submit(jobs[0])
     error = late.events[-1]
     chunks = [event for event in late.events if isinstance(event, Chunk)]
     assert "took longer" in str(error)
-    assert worker.tally.n_generated_tokens == len(chunks) > 0
+    assert worker.counters.n_generated_tokens == len(chunks) > 0

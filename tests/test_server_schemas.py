@@ -17,7 +17,7 @@ from refllm.server import openai_requests
 from refllm.server.openai_keys import KeyRefused
 from refllm.server.openai_requests import ChatRequest, CompletionRequest
 from refllm.testing.server_process import running_server
-from refllm.tokenizer.grammar import MOST_DEPTH, json_grammar
+from refllm.tokenizer.grammar import MAX_DEPTH, json_grammar
 from tests.server import Answer, ask
 
 pytest.importorskip("llguidance", reason="the extra grammar is not installed")
@@ -140,7 +140,7 @@ def test_an_answer_has_the_bits_of_the_engine_s_however_many_are_computed_togeth
     assert together[15][0]["text"] == alone.text
 
 
-def test_each_of_several_choices_is_what_its_seed_writes(url: str) -> None:
+def test_each_of_several_choices_is_sampled_with_its_seed(url: str) -> None:
     choices = chat(url, n=4, **schema_of(MOOD))["choices"]
     alone = [chat(url, seed=seed, **schema_of(MOOD))["choices"][0] for seed in (1, 2, 3, 4)]
     assert [choice["message"] for choice in choices] == [choice["message"] for choice in alone]
@@ -202,7 +202,7 @@ SCHEMA = "response_format.json_schema.schema"
 
 
 @pytest.mark.parametrize(
-    ("asked", "key", "said"),
+    ("asked", "key", "expected"),
     [
         (
             {FORMAT: {"type": "xml"}},
@@ -242,7 +242,7 @@ SCHEMA = "response_format.json_schema.schema"
         (
             schema_of({}, mode="x"),
             f"{FORMAT}.json_schema.mode",
-            "is not a key that is known here; the keys are name, description, schema, strict",
+            "is an unknown key; the keys are name, description, schema, strict",
         ),
         (schema_of({"type": "strin"}), SCHEMA, "cannot be used: Invalid type: strin"),
         (schema_of({"not": {}}), SCHEMA, 'cannot be used: Unimplemented keys: ["not"]'),
@@ -254,22 +254,17 @@ SCHEMA = "response_format.json_schema.schema"
         (
             {**schema_of(MOOD), "guided_json": MOOD},
             "guided_json",
-            f"and {SCHEMA} both say what the answer must be; send one",
+            f"and {SCHEMA} both set the format of the answer; send one",
         ),
-        ({"regex": "a*"}, "regex", "answers are bound to JSON schemas only; send response_format"),
+        ({"regex": "a*"}, "regex", "JSON schemas are the only grammars; send response_format"),
     ],
 )
 @pytest.mark.parametrize(("path", "body"), [(CHATS, HELLO), (COMPLETIONS, STORY)])
-def test_what_cannot_be_is_refused_by_key(
-    path: str,
-    body: dict[str, object],
-    asked: dict[str, object],
-    key: str,
-    said: str,
-    url: str,
+def test_an_impossible_schema_is_refused_by_key(
+    path: str, body: dict[str, object], asked: dict[str, object], key: str, expected: str, url: str
 ) -> None:
     refused = error(ask(url, path, {**body, **asked}))
-    assert said in refused["message"]
+    assert expected in refused["message"]
     assert refused["message"].startswith(key)
     assert refused["param"] == key
 
@@ -279,10 +274,10 @@ def test_a_schema_that_is_too_deep_is_refused_before_the_answer_has_a_status(
     stream: bool, url: str
 ) -> None:
     schema: dict[str, object] = {}
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         schema = {"items": schema}
     refused = error(ask(url, CHATS, {**HELLO, **schema_of(schema), "stream": stream}))
-    assert f"nested deeper than {MOST_DEPTH} levels" in refused["message"]
+    assert f"nested deeper than {MAX_DEPTH} levels" in refused["message"]
     assert refused["param"] == SCHEMA
 
 

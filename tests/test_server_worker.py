@@ -15,7 +15,7 @@ import pytest
 
 from refllm.api import InvalidInput
 from refllm.engine import LocalEngine
-from refllm.server.jobs import Done, EmbeddingJob, Event
+from refllm.server.jobs import EmbeddingJob, Event, Finished
 from refllm.server.limits import Limits
 from refllm.server.run import bound_socket
 from refllm.server.worker import Busy, Worker
@@ -42,14 +42,14 @@ class Held(EmbeddingJob):
     def load(self, engine: LocalEngine, limits: Limits) -> None:
         """Nothing is loaded."""
 
-    def begin(self, engine: LocalEngine, limits: Limits) -> None:
+    def prepare(self, engine: LocalEngine, limits: Limits) -> None:
         """Nothing is read."""
 
-    def take_turn(self) -> None:
+    def run_step(self) -> None:
         self.turns.release()
         assert self.may_go_on.acquire(timeout=SECONDS)
         if self.is_last:
-            self.hand_over(Done(1))
+            self.emit(Finished(1))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def worker() -> Iterator[Worker]:
     worker.close()
 
 
-def test_whoever_waits_and_goes_away_leaves_the_place_to_another(worker: Worker) -> None:
+def test_a_queued_job_that_is_cancelled_leaves_its_place_to_another(worker: Worker) -> None:
     going, waiting, another = Held(), Held(), Held()
     worker.submit(going)
     assert going.turns.acquire(timeout=SECONDS)
@@ -78,16 +78,16 @@ def test_whoever_waits_and_goes_away_leaves_the_place_to_another(worker: Worker)
             job.is_last = True
             job.may_go_on.release()
     worker.close()
-    assert (waiting.events, going.events, another.events) == ([], [Done(1)], [Done(1)])
+    assert (waiting.events, going.events, another.events) == ([], [Finished(1)], [Finished(1)])
 
 
 def test_a_socket_that_cannot_be_bound_is_closed() -> None:
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         with suppress(InvalidInput):
             bound_socket("192.0.2.1", 0)
         gc.collect()
-    assert said == []
+    assert warned == []
 
 
 def test_a_server_that_complains_at_length_is_ready_all_the_same(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.cli import app
 from refllm.engine import LocalEngine
-from refllm.models.bundled import ROOT, STAND_INS, is_embedded, is_unchanged
+from refllm.models.bundled import ROOT, STAND_INS, is_bundled, is_unchanged
 from refllm.models.find import list_models
 
 GREETING = "[INST] Hello! [/INST]"
@@ -33,7 +33,7 @@ def test_every_model_that_ships_is_the_one_that_its_card_describes() -> None:
     found = {model.name: model for model in list_models([ROOT])}
     assert set(found) == {"tiny-chat", "tiny-embed"}
     for name, model in found.items():
-        assert is_embedded(model.path)
+        assert is_bundled(model.path)
         assert is_unchanged(model.path)
         assert model.path.stat().st_size <= 4_000_000
         assert name in model.path.with_suffix(".md").read_text("utf-8")
@@ -93,7 +93,7 @@ def test_a_model_that_is_there_answers_itself(tmp_path: Path) -> None:
 def test_nobody_stands_in_for_a_model_that_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "models" / "llama" / "llama2-chat").mkdir(parents=True)
     engine = LocalEngine(roots=[tmp_path / "models"], stand_ins=True)
-    with pytest.raises(LlmRuntimeError, match="holds no weights"):
+    with pytest.raises(LlmRuntimeError, match="has no weights"):
         engine.infer("llama2-chat", GREETING)
 
 

@@ -88,7 +88,7 @@ class IncomingHandler(http.IncomingHandler):
 
 
 class Screen(io.StringIO):
-    """A terminal that somebody looks at."""
+    """A terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -112,10 +112,7 @@ def standard_error(errors: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> io.S
 
 @pytest.mark.parametrize("screen", [Screen(), io.StringIO()], ids=["a terminal", "a file"])
 def test_compiling_is_announced_once_with_its_cost_and_its_remedy(
-    screen: io.StringIO,
-    kernels: logging.Logger,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    screen: io.StringIO, kernels: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFLLM_CACHE_DIR", str(tmp_path))
     level = kernels.level

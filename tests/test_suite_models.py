@@ -12,7 +12,7 @@ from refllm.checkpoints.open import open_weights
 from refllm.conform import models
 from refllm.conform.models import MODEL_NAMES, is_shipped_or_made, model_sha256s, suite_model
 from refllm.ggml.encode import QUANTIZABLE
-from refllm.models.bundled import SHA256, is_embedded
+from refllm.models.bundled import SHA256, is_bundled
 from refllm.models.find import find_model
 
 
@@ -24,7 +24,7 @@ def made(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["tiny-chat", "tiny-embed"])
 def test_a_model_that_ships_is_the_file_that_ships(name: str, tmp_path: Path) -> None:
-    assert is_embedded(made(name, tmp_path))
+    assert is_bundled(made(name, tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["all-minilm-l6-v2", "stories260K"])
-def test_a_model_of_somebody_else_may_be_absent(name: str, tmp_path: Path) -> None:
+def test_a_model_that_refllm_cannot_make_may_be_absent(name: str, tmp_path: Path) -> None:
     assert suite_model(name, tmp_path, roots=[tmp_path]) is None
     (tmp_path / f"{name}.gguf").write_bytes(b"")
     assert suite_model(name, tmp_path, roots=[tmp_path]) == tmp_path / f"{name}.gguf"

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from refllm.tokenizer import tokenizer_from_gguf
-from refllm.tokenizer.bpe import BYTE_OF, byte_level_bytes
-from refllm.tokenizer.pretokenizers import PRE_TOKENIZERS
+from refllm.tokenizer.bpe import BYTE_OF, PRE_TOKENIZERS, byte_level_bytes
 from tests.vocabularies import (
     CONTROL,
     NORMAL,
@@ -124,12 +123,12 @@ def test_a_word_that_is_a_token_needs_no_merges_where_the_rule_says_so(
     assert [tokenizer.piece(token_id) for token_id in tokenizer.encode("xyz")] == pieces
 
 
-def test_llama_3_begins_with_bos_without_being_told() -> None:
+def test_llama_3_begins_with_bos_by_default() -> None:
     metadata = bpe_metadata(("<|begin|>", CONTROL), pre="llama-bpe", bos_token_id=400)
     assert tokenizer_from_gguf(metadata, path=PATH).encode("") == [400]
 
 
-def test_gpt_2_has_neither_bos_nor_eos_without_being_told() -> None:
+def test_gpt_2_has_neither_bos_nor_eos_by_default() -> None:
     tokenizer = tokenizer_from_gguf(bpe_metadata(), path=PATH)
     assert (tokenizer.encode(""), tokenizer.bos_id, tokenizer.eos_ids) == ([], None, frozenset())
 

@@ -20,15 +20,14 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers.models import WordLevel
 
+import refllm.tokenizer
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.tokenizer import document as vocab_document
-from refllm.tokenizer import folder as vocab_folder
 from refllm.tokenizer import hf_json as vocab_json
 from refllm.tokenizer import older_files as vocab_files
 from refllm.tokenizer import sentencepiece as vocab_spm
 from refllm.tokenizer import tokenizer_from_file, tokenizer_from_folder, tokenizer_from_gguf
-from refllm.tokenizer.charsmap import check_charsmap
-from refllm.tokenizer.document import check_pipeline, growth_of
+from refllm.tokenizer.document import check_charsmap, check_pipeline, growth_of
 from refllm.tokenizer.hf_json import JsonTokenizer
 from tests.model_files import write_tokenizer_model
 from tests.vocabularies import NORMAL, bert_like_json, llama_like_json, spm_toy, wire
@@ -116,13 +115,13 @@ BAD_DOCUMENTS: list[tuple[str, object, str]] = [
     ("added_tokens", added({"id": [1], "content": "z"}), "at index 0, and must have an object"),
     ("added_tokens", added({"id": 1}), "at index 0, and must have an object"),
     ("added_tokens", added({"id": 10**7, "content": "z"}), "but one has the id 10000000"),
-    ("added_tokens", added({"id": 0, "content": "z" * 1001}), "has a token of 1001 bytes"),
+    ("added_tokens", added({"id": 0, "content": "z" * 1001}), "has 1001 bytes, and may have 1000"),
     ("normalizer", [], "normalizer must be an object, is []"),
     ("normalizer", {"type": []}, "normalizer.type must be a string, is []"),
     ("normalizer", {"type": "Sequence", "normalizers": 1}, "normalizer.normalizers must be an"),
     ("normalizer", {"type": "Sequence", "normalizers": [0]}, "normalizers must be an object"),
     ("normalizer", {"type": "Sequence", "normalizers": [None]}, "has null at index 0"),
-    ("normalizer", NESTED, "not JSON for a tokenizer: deeper than 32 levels"),
+    ("normalizer", NESTED, "JSON nested deeper than 32 levels"),
     ("decoder", MANY, "decoder has 1002 steps, and may have 1000"),
     ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "has FixedLength with length 0"),
     (
@@ -191,8 +190,8 @@ def test_a_tokenizer_json_that_no_library_should_read_is_refused_first(
     [
         ('{"model": 1, "model": {"vocab": {"a": 0}}}', "the key 'model' appears twice"),
         ('{"model": {"vocab": {"a": 0, "a": 10000000}}}', "the key 'a' appears twice"),
-        ('{"model": {"vocab": {"a": ' + "9" * 5000 + "}}}", "not JSON"),
-        ("[" * 100_000, "not JSON for a tokenizer: deeper than 32 levels"),
+        ('{"model": {"vocab": {"a": ' + "9" * 5000 + "}}}", "not valid JSON"),
+        ("[" * 100_000, "JSON nested deeper than 32 levels"),
         ('{"a": [' + "0," * 100 + "0]}", "has up to 103 JSON values"),
     ],
 )
@@ -212,14 +211,15 @@ def test_a_text_that_two_readers_might_read_differently_is_refused(
 def test_a_file_larger_than_any_tokenizer_is_not_read_whole(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vocab_folder, "MOST_BYTES", 1000)
-    monkeypatch.setattr(vocab_spm, "MOST_MODEL_BYTES", 1000)
+    for module in (refllm.tokenizer, vocab_files):
+        monkeypatch.setattr(module, "MAX_TOKENIZER_BYTES", 1000)
+    monkeypatch.setattr(vocab_spm, "MAX_MODEL_BYTES", 1000)
     (tmp_path / name).write_bytes(b"a" * 1001)
-    with pytest.raises(LlmRuntimeError, match=rf"{name}: has more than 1000 bytes"):
+    with pytest.raises(LlmRuntimeError, match=rf"{name}: has 1001 bytes, and no such file needs"):
         tokenizer_from_folder(tmp_path)
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_does_not_block(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").mkdir()
     with pytest.raises(LlmRuntimeError, match=r"tokenizer\.json: cannot be read: it is no file"):
         tokenizer_from_file(tmp_path / "tokenizer.json")
@@ -348,7 +348,7 @@ def test_a_text_that_becomes_too_long_is_refused_and_another_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokenizer = JsonTokenizer(one_that_doubles(6), PATH)
-    monkeypatch.setattr(vocab_json, "MOST_NORMALIZED", 2000)
+    monkeypatch.setattr(vocab_json, "MAX_NORMALIZED", 2000)
     assert tokenizer.encode("b" * 3000, add_special=False) == [261] * 3000
     with pytest.raises(InvalidInput, match="makes more than 48000 bytes of the text, which has"):
         tokenizer.encode("a" * 3000)
@@ -398,7 +398,7 @@ OTHER = {"SpecialToken": {"id": "x", "type_id": 0}}
     [
         (template([TEXT, TEXT], [1]), "must have the text once, and has it 2 times"),
         (template([BOS], [1]), "must have the text once, and has it 0 times"),
-        (template([BOS, TEXT], [1] * 1001), "puts 1001 tokens around a text"),
+        (template([BOS, TEXT], [1] * 1001), "has 1001 tokens around a text"),
         (
             template([{"SpecialToken": {"id": "x", "type_id": 0}}, TEXT], [1]),
             "single has 'x', which",

@@ -295,7 +295,9 @@ def test_a_missing_hyperparameter_is_named(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize("value", [0, -1, 2**60, 4.0, "4", True, [4]])
 def test_an_impossible_hyperparameter_is_named(tmp_path: Path, key: str, value: object) -> None:
     tiny_llama_folder(tmp_path, config={key: value})
-    with pytest.raises(LlmRuntimeError, match=rf"config\.json: {key} must be from 1 to"):
+    with pytest.raises(
+        LlmRuntimeError, match=rf"config\.json: {key} must be a whole number from 1 to"
+    ):
         open_safetensors(tmp_path)
 
 
@@ -360,7 +362,7 @@ def test_tied_by_config_json_the_output_is_the_embedding(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("tie", [None, False])
-def test_an_embedding_nobody_declares_tied_stays_missing(tmp_path: Path, tie: object) -> None:
+def test_an_embedding_that_is_not_declared_tied_stays_missing(tmp_path: Path, tie: object) -> None:
     folder = tied_folder(tmp_path, stored=OUTPUT, metadata={"format": "pt"}, tie=tie)
     assert set(open_safetensors(folder).tensors) == {"output.weight"}
 

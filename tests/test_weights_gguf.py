@@ -120,7 +120,7 @@ def public_files(data_dir: Path) -> list[Path]:
     return sorted([*data_dir.rglob("*.gguf"), *bundled.ROOT.rglob("*.gguf")])
 
 
-def test_files_of_others_are_read_as_by_the_gguf_package(data_dir: Path) -> None:
+def test_files_of_other_programs_are_read_as_by_the_gguf_package(data_dir: Path) -> None:
     for path in public_files(data_dir):
         assert_read_as_by_the_package(path)
 
@@ -174,7 +174,7 @@ def assert_read_as_by_the_package(path: Path) -> None:
     }
 
 
-def test_the_keys_and_their_bytes_are_those_of_the_file(data_dir: Path) -> None:
+def test_the_keys_have_the_bytes_of_the_file(data_dir: Path) -> None:
     for path in public_files(data_dir):
         packed = read_packed_keys(path)
         assert list(packed) == list(read_gguf(path).metadata)

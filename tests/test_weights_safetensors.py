@@ -142,7 +142,7 @@ def folder_with_config(folder: Path, text: str = '{"model_type": "bert"}') -> Pa
     [
         ("", "the file is empty"),
         ("{", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
+        ("[" * 100_000, "JSON nested deeper than 32 levels"),
         ('{"a": ' + "9" * 5000 + "}", "not valid JSON"),
         ('{"model_type": "bert", "model_type": "llama"}', "'model_type' appears twice"),
         ("[]", "must be a JSON object, and is a list"),

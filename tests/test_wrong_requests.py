@@ -38,10 +38,10 @@ def test_a_path_that_is_nearly_a_route_is_told_which(path: str, meant: str) -> N
 
 @pytest.mark.parametrize("path", ["/favicon.ico", "/wp-login.php", "/x" * 5000, "/\x00\n"])
 def test_another_path_is_shown_short_and_printable(path: str) -> None:
-    said = wrong_path(path)
-    assert said.endswith(" here; GET / lists the routes")
-    assert said.isprintable()
-    assert len(said) < 300
+    message = wrong_path(path)
+    assert message.endswith(" here; GET / lists the routes")
+    assert message.isprintable()
+    assert len(message) < 300
 
 
 def error_of(text: str) -> RequestValidationError:
@@ -54,13 +54,13 @@ def error_of(text: str) -> RequestValidationError:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
-        ("[1, 2, ]", "a comma stands before the end of an object or list"),
-        ('{"a": [1,\n]}', "a comma stands before the end of an object or list"),
-        ('{"a": "b", }', "a comma stands before the end of an object or list"),
-        ("{'a': 1}", "texts and keys stand in double quotes, at character 1"),
-        ("{\"a\": 'b'}", "texts and keys stand in double quotes, at character 6"),
+        ("[1, 2, ]", "remove the comma before the end of an object or list"),
+        ('{"a": [1,\n]}', "remove the comma before the end of an object or list"),
+        ('{"a": "b", }', "remove the comma before the end of an object or list"),
+        ("{'a': 1}", "write texts and keys in double quotes, at character 1"),
+        ("{\"a\": 'b'}", "write texts and keys in double quotes, at character 6"),
         ('{"a": ', "it ends too early, after '{\"a\": '"),
         ("a=b", "it begins with 'a=b'; send a JSON object"),
         ("  ", "it begins with '  '; send a JSON object"),
@@ -68,7 +68,7 @@ def error_of(text: str) -> RequestValidationError:
         ('{"a": 1} {', "Extra data, at character 9: '{'"),
     ],
 )
-def test_a_body_that_is_no_json_is_told_the_usual_mistake(text: str, said: str) -> None:
+def test_a_body_that_is_not_json_gets_the_usual_mistake(text: str, expected: str) -> None:
     key, message = what_is_wrong(error_of(text), "/infer")
     assert key is None
-    assert message.startswith(f"the body is not JSON: {said}")
+    assert message.startswith(f"the body is not JSON: {expected}")

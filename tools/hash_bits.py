@@ -35,8 +35,7 @@ from numpy.typing import NDArray
 
 from refllm import oracle
 from refllm.bert import Bert
-from refllm.checkpoints.config_bert import bert_config
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.llama import Llama, Segment
 from refllm.models import bundled
