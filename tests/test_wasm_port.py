@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from refllm.engine import LocalEngine
+from refllm.wasm.guest import Limits
 from refllm.wasm.host import Host
 from refllm.wasm.http.application import Application, open_application
 from refllm.wasm.http.asgi import SpinApp, connection_with
 from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 from tests.listening import serving
+from tests.server import eventually
 
 pytestmark = pytest.mark.network  # the SDK that the guest is built with
 
@@ -199,6 +201,17 @@ def test_a_target_that_is_no_plain_path_is_understood(target: bytes, uri: str, u
     answer = raw(url, b"GET " + target + b" HTTP/1.0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["uri"] == uri
+
+
+def test_a_component_writes_to_its_client_until_that_has_gone(application: Application) -> None:
+    engines = {id_: LocalEngine(allowed_models=[]) for id_ in application.components}
+    host = Host(Limits(seconds=HUNG_SECONDS))
+    with serving(SpinApp(application, host, engines), CONNECTION) as url:
+        with connected(url) as client:
+            client.request("GET", "/stream")
+            assert client.getresponse().read(3) == b"one"
+            assert host.n_guests == 1
+        assert eventually(lambda: host.n_guests == 0)
 
 
 def test_the_end_of_the_server_ends_an_idle_connection(application: Application) -> None:

@@ -134,6 +134,11 @@ class Host:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def n_guests(self) -> int:
+        """How many guests there are now."""
+        return len(self._ends)
+
     def close(self, seconds: float | None = None) -> bool:
         """End every guest, and wait until they have ended; a model's answer is waited for.
 
