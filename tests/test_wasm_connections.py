@@ -396,6 +396,18 @@ def test_a_component_whose_client_has_gone_is_ended() -> None:
         host.go_on.set()
 
 
+class FullHost(FakeHost):
+    """Has as many guests whose clients have gone as there may be connections."""
+
+    n_guests = 10
+
+
+def test_components_whose_clients_have_gone_count() -> None:
+    with serving_answers(host=FullHost(ok), max_connections=10) as url, client(url) as connection:
+        refused = asked(connection)
+    assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "sent"),
     [

@@ -18,7 +18,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from functools import partial
@@ -62,6 +62,7 @@ SECONDS_UNSENT = 0.25
 SECONDS_TO_END = 1.0  # for guests, when no client waits any more
 
 TOO_MANY = "too many connections, the limit is {}; retry after 1 second"
+TOO_MANY_GUESTS = "too many requests, the limit is {}; retry after 1 second"
 TOO_LATE = "the request did not arrive within the limit of {:g} s"
 REASONS = {
     414: "the first line of the request is too long",
@@ -101,7 +102,7 @@ def connection_with(*, max_connections: int, arrival_seconds: float) -> type[asy
     def refuse(status: int, reason: str) -> Refusal:
         problem = own.get(status, f"the request is not HTTP/1.1: {reason:.200}")
         response = _text_response(status, f"refllm: {problem}")
-        return Refusal(status, _headers(response, {b"content-length"}), response.body)
+        return Refusal(status, _headers(response), response.body)
 
     limits = ConnectionLimits(connections=max_connections, arrival_seconds=arrival_seconds)
     return connection_class(limits, refuse)
@@ -194,10 +195,7 @@ class SpinApp:
             loop.time() + self._arrival_seconds, has_room=True
         )
         if not arrival.has_room:
-            raise RefusedError(
-                503,
-                f"too many connections, the limit is {self._max_connections}; retry after 1 second",
-            )
+            raise RefusedError(503, TOO_MANY.format(self._max_connections))
         _check_head(scope)
         body = await self._body(scope, receive, arrival.deadline)
         target = _target(scope)
@@ -207,6 +205,9 @@ class SpinApp:
         match = best_match(self._application.routes, path)
         if match is None:
             return _text_response(404, f"refllm: no route of the application matches {path}")
+        # A model's answer for a client that has gone cannot be interrupted, and has no connection.
+        if self._host.n_guests >= self._max_connections:
+            raise RefusedError(503, TOO_MANY_GUESTS.format(self._max_connections), is_read=True)
         return await self._run(match, _request(scope, match, target, body), receive, send)
 
     async def _body(self, scope: Scope, receive: Receive, deadline: float) -> bytes:
@@ -314,6 +315,7 @@ class SpinApp:
             return begun.status, None
         finally:
             end.set()
+            guest.cancel()  # if it waits for a thread
             gone.cancel()
 
 
@@ -349,7 +351,7 @@ async def _refuse(error: RefusedError, receive: Receive, send: Send) -> None:
 
 
 async def _send_start(send: Send, response: Response, n_bytes: int | None) -> None:
-    headers = _headers(response, without={b"content-length"})
+    headers = _headers(response)
     if n_bytes is not None:
         headers.append((b"content-length", b"%d" % n_bytes))
     if all(name != b"date" for name, _ in headers):
@@ -375,10 +377,10 @@ def _text_response(status: int, text: str, headers: tuple[tuple[str, bytes], ...
     return Response(status, headers, f"{text}\n".encode("utf-8", "replace"))
 
 
-def _headers(response: Response, without: Set[bytes]) -> list[tuple[bytes, bytes]]:
-    """Return headers as ASGI has them. h11 refuses white space around a value."""
+def _headers(response: Response) -> list[tuple[bytes, bytes]]:
+    """Return headers for ASGI, without the length. h11 refuses white space around a value."""
     pairs = [(name.lower().encode(), value.strip(b" \t")) for name, value in response.headers]
-    return [pair for pair in pairs if pair[0] not in without]
+    return [pair for pair in pairs if pair[0] != b"content-length"]
 
 
 def _check_head(scope: Scope) -> None:
