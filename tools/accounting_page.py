@@ -4,7 +4,7 @@
 
 What is refused and irrelevant is read from the tables of `refllm.files.accounting`, which decide
 it. What is computed is listed here, as far as possible from the tables of its readers;
-`tests/peer_values/*.json` name the libraries that its right values come from.
+`tests/support/peer_values/*.json` name the libraries that its right values come from.
 """
 
 from __future__ import annotations
