@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from refllm.api import LlmRuntimeError
-from refllm.spin.toml import MOST_BYTES, MOST_KEY_PARTS, read_toml
+from refllm.spin.toml import MAX_BYTES, MAX_KEY_PARTS, read_toml
 
-DOTTED = ".".join("a" * (MOST_KEY_PARTS + 1))
+DOTTED = ".".join("a" * (MAX_KEY_PARTS + 1))
 
 
 def written(folder: Path, text: str | bytes) -> Path:
@@ -54,7 +54,7 @@ def test_a_key_of_too_many_parts_is_refused_before_it_is_parsed(text: str, tmp_p
         (f"x = [{', '.join(['1.5'] * 100)}]", [1.5] * 100),
         ("x = [\n" + "1.5,\n" * 100 + "]", [1.5] * 100),
         ("x = 1\r\n", 1),
-        (f"x{DOTTED[1 : 2 * MOST_KEY_PARTS - 1].replace('a', 'x')} = 1", None),
+        (f"x{DOTTED[1 : 2 * MAX_KEY_PARTS - 1].replace('a', 'x')} = 1", None),
     ],
 )
 def test_dots_that_part_no_key_are_read(text: str, value: object, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_dots_that_part_no_key_are_read(text: str, value: object, tmp_path: Path
     [
         ("x = " + "[" * 600 + "]" * 600, "nested too deeply"),
         ("x = " + "{a=" * 600 + "1" + "}" * 600, "nested too deeply"),
-        ("#" * (MOST_BYTES + 1), f"longer than {MOST_BYTES} bytes"),
+        ("#" * (MAX_BYTES + 1), f"longer than {MAX_BYTES} bytes"),
         ("x = " + "9" * 5000, "not valid TOML"),
         ('x = "\\ud800"', "not valid TOML"),
         (b"x = '\xff'", "not valid TOML"),
