@@ -5,10 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 DEFAULT_PORT = 3000  # Spin's
-SECONDS_TO_STOP = 5.0
+IDLE_SECONDS = 30  # of a connection between two requests
 
 
 def run(
@@ -88,15 +84,15 @@ def run(
     SIGTERM ends it with exit code 0.
     """
     try:
+        from refllm.server.run import bound_socket, serve
         from refllm.wasm.guest import Limits
         from refllm.wasm.host import Host
-        from refllm.wasm.http.port import Port
+        from refllm.wasm.http.asgi import SpinApp, connection_with
     except ModuleNotFoundError as error:
         raise LlmRuntimeError(
             f"refllm run needs the package {error.name}", how_to_install("wasm")
         ) from error
-    from refllm.wasm.http.application import open_application
-    from refllm.wasm.http.engines import engines_of
+    from refllm.wasm.http.application import engines_of, open_application
 
     if names_a_model(str(app)):
         raise InvalidInput(
@@ -114,31 +110,29 @@ def run(
         prompt_cache_bytes=prompt_cache_mib * MEBIBYTE,
         max_models_bytes=None if max_models_mib is None else max_models_mib * MEBIBYTE,
     )
-    limits = Limits(memory_bytes=max_memory_mib * MEBIBYTE, seconds=max_seconds)
     _log_to_standard_error()
-    with (
-        _asked_to_end() as end,
-        Host(limits) as guests,
-        Port(
-            application,
-            guests,
-            engines,
-            (host, port),
-            max_body_bytes=max_body_bytes,
-            max_connections=max_connections,
-            arrival_seconds=max_arrival_seconds,
-        ) as listening,
-    ):
-        write_text(_announcement(listening.url, application))
-        code = 0
-        try:
-            end.wait()
-            finished = listening.drain(grace)
-        except KeyboardInterrupt:
-            code, finished = INTERRUPTED, False
-        guests.stop()
-        if not finished and not listening.drain(SECONDS_TO_STOP):
-            _leave(code)
+    spin_app = SpinApp(
+        application,
+        Host(Limits(memory_bytes=max_memory_mib * MEBIBYTE, seconds=max_seconds)),
+        engines,
+        max_body_bytes=max_body_bytes,
+        max_connections=max_connections,
+        arrival_seconds=max_arrival_seconds,
+    )
+    bound = bound_socket(host, port)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+    code = serve(
+        spin_app,
+        bound,
+        connection=connection_with(
+            max_connections=max_connections, arrival_seconds=max_arrival_seconds
+        ),
+        grace_seconds=grace,
+        ready=lambda: write_text(_announcement(url, application)),
+        idle_seconds=IDLE_SECONDS,
+        date_header=False,
+        exit_codes={signal.SIGINT: INTERRUPTED},
+    )
     raise typer.Exit(code)
 
 
@@ -156,21 +150,3 @@ def _log_to_standard_error() -> None:
     logger = logging.getLogger("refllm")
     logger.addHandler(handler)
     logging.getLogger("refllm.wasm").setLevel(logging.INFO)
-
-
-@contextmanager
-def _asked_to_end() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets."""
-    asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _leave(code: int) -> None:
-    """End at once: a model still computes for a guest, whose thread must not outlive Python."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -113,6 +113,7 @@ def serve(
     try:
         from refllm.server.app import application
         from refllm.server.limits import Limits
+        from refllm.server.middleware import connection_with
         from refllm.server.run import bound_socket
         from refllm.server.run import serve as answer
     except ModuleNotFoundError as error:
@@ -167,7 +168,7 @@ def serve(
             origins=cors or [],
         ),
         bound,
-        limits=limits,
+        connection=connection_with(limits),
         grace_seconds=grace,
         ready=lambda: write_text(runtime_config),
     )

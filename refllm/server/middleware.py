@@ -11,30 +11,28 @@ import hmac
 import ipaddress
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from refllm.errors import InvalidInput
+from refllm.server.connections import Arrival, ConnectionLimits, Refusal, connection_class
 from refllm.server.errors import UNAVAILABLE, refusal, unavailable
 from refllm.server.limits import Limits
 from refllm.server.worker import Closed
 
 __all__ = [
-    "Arrival",
     "BodyMiddleware",
     "CheckMiddleware",
     "MetricsMiddleware",
     "ShutdownMiddleware",
     "check_connection",
+    "connection_with",
     "head_as_get",
     "host_check",
     "is_local",
-    "late",
-    "one_too_many",
     "token_check",
 ]
 
@@ -43,20 +41,6 @@ Check: TypeAlias = Callable[[Scope], Response | None]
 SCHEME = b"bearer "
 TOO_MANY_CONNECTIONS = "too many connections; retry after 1 second"
 UNAUTHORIZED = "send the header authorization: bearer TOKEN, with the token of this server"
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """Data of a connection about its request; in the scope's `state`, under `key`.
-
-    Attributes:
-        deadline: When the request must have arrived, by the loop's clock.
-        has_room: Whether the connection is within the limit of connections.
-    """
-
-    deadline: float
-    has_room: bool
-    key: ClassVar[str] = "refllm_arrival"
 
 
 class CheckMiddleware:
@@ -225,6 +209,32 @@ class BodyMiddleware:
             return message
 
         await self._app(scope, receive_again, send)
+
+
+def connection_with(limits: Limits) -> type[asyncio.Protocol]:
+    """Return the class of this server's connections.
+
+    Args:
+        limits: How many there may be, and how slow.
+    """
+
+    def refuse(status: int, _reason: str) -> Refusal:
+        if status not in (408, 503):
+            headers = [(b"content-type", b"text/plain; charset=utf-8")]
+            return Refusal(400, headers, b"Invalid HTTP request received.")
+        response = late("/", limits.arrival_seconds) if status == 408 else one_too_many("/")
+        own = (b"connection", b"content-length")
+        headers = [header for header in response.raw_headers if header[0] not in own]
+        return Refusal(status, headers, bytes(response.body))
+
+    return connection_class(
+        ConnectionLimits(
+            connections=limits.max_connections,
+            arrival_seconds=limits.arrival_seconds,
+            answer_seconds=limits.request_seconds,
+        ),
+        refuse,
+    )
 
 
 def late(path: str, seconds: float) -> Response:

@@ -1,7 +1,7 @@
-"""The port, and how the process ends: SIGTERM lets what runs finish, and nothing new begin.
+"""The port, and how the process ends: after SIGTERM running requests finish, and none is accepted.
 
-What does not finish in time is given up. Nothing can end a thread, such as one that loads a model,
-and Python waits for threads: so the process then ends without them.
+Requests that do not finish in time are cancelled. Nothing can end a thread, such as one that loads
+a model, and Python waits for threads: so the process then ends by `os._exit`.
 """
 
 from __future__ import annotations
@@ -14,28 +14,33 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType, MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from starlette.types import ASGIApp
 
 from refllm.checkpoints.chat_renderer import default_renderer
 from refllm.errors import InvalidInput
-from refllm.server.connections import connection_class
-from refllm.server.limits import Limits
 
-__all__ = ["bound_socket", "serve"]
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+__all__ = ["bound_socket", "serve", "server_config"]
 
 BACKLOG = 2048
-# To tell who waits, and to see that threads end; the application takes one of them at most.
+# For responses to cancelled requests, and for threads to end; the application takes one at most.
 SECONDS_AFTER_GRACE = 3.0
 SECONDS_TO_READ = 0.5
 SECONDS_FOR_THREADS = 0.5
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket that is bound; port 0 takes one that is free. Errors: `InvalidInput`, saying why."""
+    """Return a socket that is bound; port 0 takes a free one.
+
+    Raises:
+        InvalidInput: The address cannot be had.
+    """
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = addresses[0]
@@ -49,62 +54,95 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
+def server_config(
+    app: ASGIApp, connection: type[asyncio.Protocol], **options: Any
+) -> uvicorn.Config:
+    """Return uvicorn's configuration for an application.
+
+    Args:
+        app: The ASGI application.
+        connection: The class of connections, from `connection_class`.
+        options: uvicorn's, which win over those that refllm's commands have in common.
+    """
+    common: dict[str, Any] = {
+        "ws": "none",
+        "log_level": "warning",
+        "backlog": BACKLOG,
+        "proxy_headers": False,  # a client could choose its address by them
+        "server_header": False,
+    }
+    return uvicorn.Config(app, http=connection, **{**common, **options})
+
+
 def serve(
     app: ASGIApp,
     bound: socket.socket,
     *,
-    limits: Limits,
+    connection: type[asyncio.Protocol],
     grace_seconds: int,
     ready: Callable[[], object],
-) -> None:
+    idle_seconds: int = 5,
+    date_header: bool = True,
+    exit_codes: Mapping[int, int] = MappingProxyType({}),
+) -> int:
     """Answer requests until SIGTERM or SIGINT, then for at most `grace_seconds` more.
 
-    Where a thread goes on even then, this ends the process, with exit code 0.
+    Where a thread goes on even then, this ends the process.
 
     Args:
-        app: What answers.
+        app: The ASGI application.
         bound: The port's socket.
-        limits: What a connection may cost.
-        grace_seconds: How long what runs may go on after a signal; another signal ends that, too.
+        connection: The class of connections, from `connection_class`.
+        grace_seconds: How long running requests may go on after a signal; a second signal ends
+            them.
         ready: Is called when the port takes requests.
+        idle_seconds: How long a connection may be idle between two requests.
+        date_header: Whether each response gets a `date`; otherwise the application adds it.
+        exit_codes: Exit codes by signal. A signal that is listed leaves requests no time; the code
+            after any other is 0.
+
+    Returns:
+        The exit code of the process.
 
     Raises:
         InvalidInput: The application does not start.
     """
-    config = uvicorn.Config(
+    config = server_config(
         app,
-        http=connection_class(limits),
-        ws="none",
-        log_level="warning",
+        connection,
         timeout_graceful_shutdown=grace_seconds,
-        backlog=BACKLOG,
-        server_header=False,
-        date_header=True,
+        timeout_keep_alive=idle_seconds,
+        date_header=date_header,
     )
-    server = _Server(config, ready)
+    server = _Server(config, ready, exit_codes)
     asyncio.run(server.serve(sockets=[bound]))
     server.last_resort.cancel()
     if not server.has_started:
         raise InvalidInput("the server did not start")
     if _is_any_thread_busy():
-        _end_at_once()
+        server.end_at_once()
+    return server.exit_code
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which would end by the signal that it got; this one ends as one that did well."""
+    """uvicorn's server, which after a signal ends with an exit code and not by that signal."""
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, ready: Callable[[], object], exit_codes: Mapping[int, int]
+    ) -> None:
         super().__init__(config)
         self._ready = ready
+        self._exit_codes = exit_codes
+        self.exit_code = 0
         self.has_started = False
         self._loop: asyncio.AbstractEventLoop | None = None
         seconds = (config.timeout_graceful_shutdown or 0) + SECONDS_AFTER_GRACE
-        # The loop itself may be what does not come to its end.
-        self.last_resort = threading.Timer(seconds, _end_at_once)
+        # For an event loop that is blocked.
+        self.last_resort = threading.Timer(seconds, self.end_at_once)
         self.last_resort.daemon = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin, and say so."""
+        """Listen, and call `ready`."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self.has_started = self.started
@@ -112,18 +150,21 @@ class _Server(uvicorn.Server):
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal lets what runs finish, the next one ends the wait for it.
+        """On the first signal stop accepting requests; on the second cancel those that run.
 
-        uvicorn's own way to end that wait leaves the application out, and says so in a traceback.
+        uvicorn cancels nothing on a second signal: it skips the application's end and logs a
+        traceback.
         """
-        if not self.should_exit:
+        is_first = not self.should_exit
+        if is_first:
             self.should_exit = True
+            self.exit_code = self._exit_codes.get(sig, 0)
             self.last_resort.start()
-        elif self._loop is not None:
+        if self._loop is not None and (not is_first or sig in self._exit_codes):
             self._loop.call_soon_threadsafe(self._give_up)
 
     def _give_up(self) -> None:
-        """Cancel what runs; soon after, hang up on clients that do not read what they are told."""
+        """Cancel running requests; soon after, close connections that do not read the response."""
         for task in list(self.server_state.tasks):
             task.cancel()
         asyncio.get_running_loop().call_later(SECONDS_TO_READ, self._hang_up)
@@ -134,7 +175,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Both signals ask for the same."""
+        """Handle both signals in the same way."""
         handled = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self.handle_exit) for number in handled}
         try:
@@ -143,20 +184,19 @@ class _Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def end_at_once(self) -> None:
+        """End this process without waiting for its threads."""
+        default_renderer.close()  # while this process lives, its children's time is limited
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(self.exit_code)
+
 
 def _is_any_thread_busy() -> bool:
-    """Whether a thread does not end soon, now that there is nothing left to do."""
+    """Return whether another thread is still running after `SECONDS_FOR_THREADS`."""
     until = time.monotonic() + SECONDS_FOR_THREADS
     others = [each for each in threading.enumerate() if each is not threading.current_thread()]
     for thread in others:
         thread.join(max(until - time.monotonic(), 0))
     return any(thread.is_alive() for thread in others)
-
-
-def _end_at_once() -> None:
-    """End this process with exit code 0, whatever its threads do."""
-    default_renderer.close()  # as long as this process lives, its children's time is limited
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(0)

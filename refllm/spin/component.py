@@ -1,4 +1,4 @@
-"""The engine that a component of a Spin application gets."""
+"""The engine of a component of a Spin application."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from refllm.spin.manifest import manifest_path, read_manifest
 __all__ = ["engine_for"]
 
 
-def engine_for(
-    app: Path,
-    component_id: str,
-    **options: Any,
-) -> LocalEngine:
+def engine_for(app: Path, component_id: str, **options: Any) -> LocalEngine:
     """Return the engine of one component of the Spin application `app`.
 
     The engine allows the component's `ai_models`, and looks in the application's `.spin/ai-models`
@@ -28,11 +24,13 @@ def engine_for(
         **options: Those of `LocalEngine` but `roots` and `allowed_models`.
 
     Raises:
-        InvalidInput: For a component that spin.toml does not have; the message lists its own.
+        InvalidInput: spin.toml has no such component; the message lists its components.
         LlmRuntimeError: As `read_manifest`.
     """
     manifest = read_manifest(manifest_path(app))
     component = manifest.component(component_id)
     own_root = manifest.path.parent / ".spin" / "ai-models"
-    roots = dict.fromkeys((own_root, *default_roots()))  # once, when the app's folder is the cwd
+    roots = dict.fromkeys(
+        (own_root, *default_roots())
+    )  # one, if the folder is the working directory
     return LocalEngine(roots=tuple(roots), allowed_models=component.ai_models, **options)

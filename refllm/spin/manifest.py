@@ -1,15 +1,16 @@
 """`spin.toml`: which models each component of a Spin application may use.
 
-Version 2 keeps components in tables by id, or inside the trigger that starts them; version 1 keeps
-a list:
+Version 2 has components in tables by id, or inside the trigger that starts them; version 1 has a
+list:
 
     spin_manifest_version = 2          spin_manifest_version = "1"
     [component.hello]                  [[component]]
     ai_models = ["llama2-chat"]        id = "hello"
                                        ai_models = ["llama2-chat"]
 
-A component without `ai_models` may use none. What else is in the file matters to those who run the
-application: see refllm/wasm/http/application.py. Source: https://spinframework.dev/manifest-reference.
+A component without `ai_models` may use none. `refllm.wasm.http.application` reads other keys.
+
+Source: https://spinframework.dev/manifest-reference.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MANIFEST = "spin.toml"
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A component's id, and the models it may use in the order in which it names them."""
+    """A component's id, and the models it may use in the order of the manifest."""
 
     id: str
     ai_models: tuple[str, ...]
@@ -51,7 +52,11 @@ class Manifest:
     components: Mapping[str, Component]
 
     def component(self, component_id: str) -> Component:
-        """The component with this id. Errors: `InvalidInput` naming those that there are."""
+        """Return the component with this id.
+
+        Raises:
+            InvalidInput: There is none; the message lists the components.
+        """
         if component_id not in self.components:
             known = ", ".join(self.components) or "no component at all"
             raise InvalidInput(
@@ -61,14 +66,19 @@ class Manifest:
 
 
 def manifest_path(app: Path) -> Path:
-    """The manifest of an application that is named by its folder, or by the manifest itself."""
+    """Return the manifest of an application.
+
+    Args:
+        app: The application's folder, or the manifest itself.
+    """
     return app / MANIFEST if app.is_dir() else app
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest at `path`, a `spin.toml` of version 1 or 2.
+    """Return the manifest at `path`, a `spin.toml` of version 1 or 2.
 
-    Errors: `LlmRuntimeError` naming the file, and the key where one is wrong.
+    Raises:
+        LlmRuntimeError: Names the file, and the key where one is wrong.
     """
     tables = component_tables(path, read_toml(path))
     components = {
@@ -78,13 +88,18 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def component_tables(path: Path, manifest: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """The table of each component of the manifest, by the component's id.
+    """Return the table of each component, by the component's id.
 
-    Errors: `LlmRuntimeError` naming the file at `path`, and the key where one is wrong.
+    Args:
+        path: The manifest's, for messages.
+        manifest: The whole document.
+
+    Raises:
+        LlmRuntimeError: Names the file, and the key where one is wrong.
     """
-    found = _of_a_list if isinstance(manifest.get("component"), list) else _of_tables
+    is_version_1 = isinstance(manifest.get("component"), list)
     tables: dict[str, Mapping[str, Any]] = {}
-    for id_, table in found(path, manifest):
+    for id_, table in (_version_1 if is_version_1 else _version_2)(path, manifest):
         if id_ in tables:
             raise LlmRuntimeError(f"{path}: there are two components called {id_!r:.80}")
         if not isinstance(table, Mapping):
@@ -96,10 +111,17 @@ def component_tables(path: Path, manifest: Mapping[str, Any]) -> Mapping[str, Ma
 def triggers_of(
     path: Path, manifest: Mapping[str, Any]
 ) -> Iterator[tuple[str, Mapping[str, Any], str | None]]:
-    """Each trigger of version 2: its kind, its table, and the id of the component that it starts.
+    """Yield each trigger of version 2: its kind, its table, and its component's id or None.
 
-    As Spin does, a component that stands in its trigger is called after it, or else by its number.
-    None where it names no component. Errors: as `component_tables`.
+    As in Spin, the id of a component inside a trigger derives from the trigger's id, or else from
+    a number.
+
+    Args:
+        path: The manifest's, for messages.
+        manifest: The whole document.
+
+    Raises:
+        LlmRuntimeError: As `component_tables`.
     """
     number = 0
     for kind, triggers in table_of(path, "trigger", manifest).items():
@@ -118,17 +140,17 @@ def triggers_of(
             yield kind, trigger, id_
 
 
-def _of_a_list(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each component of version 1 with its id."""
-    for place, table in enumerate(manifest["component"], start=1):
+def _version_1(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each component of version 1 with its id."""
+    for number, table in enumerate(manifest["component"], start=1):
         id_ = table.get("id") if isinstance(table, Mapping) else None
         if not isinstance(id_, str):
-            raise LlmRuntimeError(f"{path}: component number {place} needs an id")
+            raise LlmRuntimeError(f"{path}: component number {number} needs an id")
         yield id_, table
 
 
-def _of_tables(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Each component of version 2 with its id; those that stand in a trigger come last."""
+def _version_2(path: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each component of version 2 with its id; those inside a trigger come last."""
     yield from table_of(path, "component", manifest).items()
     for _, trigger, id_ in triggers_of(path, manifest):
         if id_ is not None and isinstance(trigger["component"], Mapping):

@@ -4,11 +4,12 @@
     type = "spin"                    type = "remote_http"
                                      url = "http://127.0.0.1:3000"
                                      auth_token = "secret"
-                                     api_type = "open_ai"     # or "default", which it is anyway
+                                     api_type = "open_ai"     # or "default", the default
 
-Without the table it is `spin`, the engine of this machine, whose models are in `ai-models` of the
-folder that the file's `state_dir` names, `.spin` unless it does. Spin passes over a key that it
-does not know inside the table; here it is an error. All else in the file is Spin's business.
+Without the table the type is `spin`, the engine of this machine, whose models are in `ai-models` of
+the folder that the file's `state_dir` names, or else of `.spin`. Spin ignores an unknown key inside
+the table; here it is an error. Other tables of the file are ignored.
+
 Sources: https://spinframework.dev/v4/dynamic-configuration, and Spin's crates factor-llm and
 runtime-config.
 """
@@ -35,13 +36,17 @@ KEYS: Mapping[str, frozenset[str]] = {
 
 
 def engine_from_runtime_config(path: Path) -> Engine:
-    """The engine that the runtime configuration at `path` asks for.
+    """Return the engine that a runtime configuration describes.
 
-    Errors: `LlmRuntimeError` naming the file, and the key where one is wrong.
+    Args:
+        path: The file.
+
+    Raises:
+        LlmRuntimeError: Names the file, and the key where one is wrong.
     """
     document = read_toml(path)
     table = table_of(path, TABLE, document)
-    # An empty table is no missing one: Spin wants a type in it.
+    # An empty table is not a missing one: Spin requires a type in it.
     type_ = _one_of(path, table, "type", KEYS) if TABLE in document else "spin"
     for key in table:
         if key not in KEYS[type_]:
@@ -62,7 +67,7 @@ def _remote_engine(path: Path, table: Mapping[str, Any]) -> RemoteEngine:
 
 
 def _local_engine(path: Path, document: Mapping[str, Any]) -> Engine:
-    # Imported here, not above: it imports numba, which a remote engine does not need.
+    # Imported here, because it imports numba, which a remote engine does not need.
     from refllm.engine import LocalEngine
     from refllm.models.find import default_roots
 
@@ -71,7 +76,7 @@ def _local_engine(path: Path, document: Mapping[str, Any]) -> Engine:
         raise _wrong(path, "state_dir", "must be text, the name of a folder")
     if not state_dir:
         return LocalEngine()
-    # As in Spin, the folder is seen from where the program runs, not from where the file is.
+    # As in Spin, the folder is relative to the working directory, not to the file.
     return LocalEngine(roots=[Path(state_dir).absolute() / "ai-models", *default_roots()])
 
 
@@ -84,7 +89,7 @@ def _one_of(path: Path, table: Mapping[str, Any], key: str, known: Mapping[str, 
 
 
 def _text(path: Path, table: Mapping[str, Any], key: str) -> str:
-    # What stands there is not shown, because it may be a token without its quotes.
+    # The value is not shown, because it may be a token without its quotes.
     if key not in table:
         raise _wrong(path, f"{TABLE}.{key}", "is missing")
     if not isinstance(table[key], str):

@@ -1,7 +1,7 @@
 """TOML files: read within limits, with errors that name the file.
 
-Python's parser takes time and memory that grow with the square of a key's parts, and one call of
-Python for each value inside a value. So what is read is bounded before it is parsed.
+The time and memory of Python's parser grow with the square of a key's parts, and it calls itself
+for each value inside a value. So the length and the keys of a file are checked before it is parsed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_BYTES = 512 * 1024
 # `component.NAME.dependencies."PACKAGE/INTERFACE"` has four parts, the longest key of a manifest.
 MAX_KEY_PARTS = 16
 
-ERROR_CHARACTERS = 400  # of what the parser says, which repeats keys whole
+MAX_ERROR_CHARACTERS = 400  # the parser repeats keys whole
 
 # A string to its end, or to where it should have ended; or a comment. Each alternative matches
 # wherever it begins, so the whole takes time in proportion to the text.
@@ -40,7 +40,11 @@ BLANKS = str.maketrans("", "", " \t")
 
 
 def read_toml(path: Path) -> Mapping[str, Any]:
-    """What the file at `path` says. Errors: `LlmRuntimeError` naming the file."""
+    """Return the document in the file at `path`.
+
+    Raises:
+        LlmRuntimeError: Names the file.
+    """
     try:
         return toml_document(path)
     except OSError as error:
@@ -50,9 +54,11 @@ def read_toml(path: Path) -> Mapping[str, Any]:
 
 
 def toml_document(path: Path) -> dict[str, Any]:
-    """What the file at `path` says.
+    """Return the document in the file at `path`.
 
-    Errors: `OSError`; `ValueError` if it is not UTF-8, not TOML, or beyond a limit of this module.
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not UTF-8, not TOML, or beyond a limit of this module.
     """
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
@@ -65,13 +71,19 @@ def toml_document(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{error!s:.{ERROR_CHARACTERS}}") from error
+        raise ValueError(f"{error!s:.{MAX_ERROR_CHARACTERS}}") from error
 
 
 def table_of(path: Path, key: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The table called `key`, empty if there is none.
+    """Return the table called `key`, empty if there is none.
 
-    Errors: `LlmRuntimeError` naming the file and the key if it is something else.
+    Args:
+        path: The file, for messages.
+        key: A key of the document.
+        document: The document, or a table in it.
+
+    Raises:
+        LlmRuntimeError: Names the file and the key, which is not a table.
     """
     table = document.get(key, {})
     if not isinstance(table, Mapping):

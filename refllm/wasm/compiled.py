@@ -2,10 +2,9 @@
 
     <cache>/components/4be0a1….cwasm    hash of the component, wasmtime's version, and its settings
 
-where <cache> is the folder that `refllm.jit.disk_cache` has found. A file is loaded on the same
-conditions as a kernel: it is what was written for this component, and no other user could have
-written it. wasmtime itself refuses code of another version or for another CPU. Where there is no
-such folder, each process compiles.
+where <cache> is the folder that `refllm.jit.disk_cache` finds. As with kernels, a file is loaded if
+it was written for this component, and by no other user. wasmtime refuses code of another version or
+for another CPU. Without such a folder each process compiles.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = ["causes", "compiled", "engine_with_limits"]
 
 COMPONENT_LAYER = bytes((0x0D, 0x00, 0x01, 0x00))  # where a core module has 01 00 00 00
 
-MOST_BYTES = 512 * 1024 * 1024  # of a component; one with CPython in it has 38 MB
+MAX_BYTES = 512 * 1024 * 1024  # of a component; one with CPython in it has 38 MB
 
 SETTINGS = "epochs, no gc, no exceptions"
 """What `engine_with_limits` sets: wasmtime refuses code that was compiled with other settings."""
@@ -39,10 +38,10 @@ logger = logging.getLogger(__name__)
 
 
 def engine_with_limits() -> Engine:
-    """An engine whose guests can be interrupted, and have no memory but what is counted.
+    """Return an engine whose guests can be interrupted, and have no memory that is not counted.
 
     As in Spin without --experimental-wasm-feature, there is no heap of garbage-collected values,
-    which wasmtime does not count among memories; nor are there exceptions, which live in one.
+    which wasmtime does not count as memory, and there are no exceptions, which are in that heap.
     """
     config = Config()
     config.epoch_interruption = True
@@ -52,20 +51,21 @@ def engine_with_limits() -> Engine:
 
 
 def compiled(engine: Engine, path: Path) -> Component:
-    """The component in the file, from the cache where it is in there.
+    """Return the component in a file, from the cache if it is there.
 
-    Errors: `LlmRuntimeError` naming the file if it cannot be read or is not a component.
+    Raises:
+        LlmRuntimeError: Names the file, which cannot be read or is not a component.
     """
     try:
         status = path.stat()
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise LlmRuntimeError(f"{path}: is no regular file")
-        if status.st_size > MOST_BYTES:
-            raise LlmRuntimeError(f"{path}: is longer than {MOST_BYTES} bytes")
+        if status.st_size > MAX_BYTES:
+            raise LlmRuntimeError(f"{path}: is longer than {MAX_BYTES} bytes")
         wasm = path.read_bytes()
     except (OSError, ValueError) as error:  # the second for a zero byte in its name
-        said = getattr(error, "strerror", None) or error
-        raise LlmRuntimeError(f"{path}: cannot be read: {said}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise LlmRuntimeError(f"{path}: cannot be read: {reason}") from error
     _check_is_component(path, wasm)
     kept = _kept_at(wasm)
     component = None if kept is None else _read(engine, kept)
@@ -85,7 +85,7 @@ def compiled(engine: Engine, path: Path) -> Component:
 
 
 def causes(error: str) -> str:
-    """All that wasmtime says, in one line."""
+    """Return an error of wasmtime, with its causes, in one line."""
     lines = [re.sub(r"^\d+: ", "", line.strip()) for line in error.splitlines()]
     return "; ".join(line for line in lines if line and line != "Caused by:")
 

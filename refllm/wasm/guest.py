@@ -1,10 +1,10 @@
 """One guest: an instance of a component, alive for one request, with what the host keeps for it.
 
-A guest has three allowances, and fails where one is used up: memory of its own, memory that the
-host keeps for it (headers, bodies), and time. Its time runs while it computes and while it sleeps;
-it stands still while a model answers, because that is the host's time.
+A guest has three limits, and fails when it exceeds one: its own memory, memory that the host keeps
+for it (headers, bodies), and time. Time counts while the guest computes and while it sleeps, not
+while a model answers.
 
-One guest computes at a time, see `Turn`. While a guest waits, another has its turn.
+One guest computes at a time, see `Turn`. While a guest waits, another computes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,26 +21,37 @@ from wasmtime.component import ResourceAny, ResourceHost, Variant
 
 from refllm.wasm.wit import Resource, resource_id
 
-__all__ = ["TICK_SECONDS", "Allowance", "Guest", "GuestFailed", "Limits", "Output", "Turn"]
+__all__ = [
+    "STOPPED",
+    "TICK_SECONDS",
+    "Allowance",
+    "Guest",
+    "GuestFailed",
+    "Limits",
+    "Output",
+    "Turn",
+]
 
 TICK_SECONDS = 0.02
-"""How often the host looks whether a guest's time is up."""
+"""How often the host checks whether a guest's time is up."""
 
 RESOURCE_BYTES = 512  # about what an object with a small dictionary takes
 KEPT_OUTPUT_BYTES = 64 * 1024
-STOPPED = "refllm was told to end"
+STOPPED = "the server is shutting down"
 
 
 class GuestFailed(Exception):
-    """The guest ended without a result; the message says why, for whoever wrote it."""
+    """The guest ended without a result; the message is for the author of the component."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one request may take: bytes of memory, and seconds of the guest's own time.
+    """What one request may take.
 
-    The bytes are those of all linear memories and tables together (see memory.py), and as many
-    again of what the host keeps for the guest.
+    Attributes:
+        memory_bytes: Of all linear memories and tables together, see memory.py; as many again of
+            what the host keeps for the guest.
+        seconds: Of the guest's own time.
     """
 
     memory_bytes: int = 512 * 1024 * 1024
@@ -48,13 +59,17 @@ class Limits:
 
 
 class Allowance:
-    """How many bytes the host still keeps for a guest."""
+    """How many bytes the host may still keep for a guest."""
 
     def __init__(self, n_bytes: int) -> None:
         self._limit = self._left = n_bytes
 
     def spend(self, n_bytes: int) -> None:
-        """Keep that many bytes more. Errors: `GuestFailed` if they are too many."""
+        """Count bytes that are kept, or no longer kept where `n_bytes` is negative.
+
+        Raises:
+            GuestFailed: There are too many.
+        """
         self._left -= n_bytes
         if self._left < 0:
             raise GuestFailed(
@@ -64,20 +79,20 @@ class Allowance:
 
 
 class Output:
-    """What a guest writes on its standard output and error, in the order in which it does."""
+    """What a guest writes to its standard output and error, in the order of the writes."""
 
     def __init__(self) -> None:
         self._kept = bytearray()
         self._dropped = 0
 
     def write(self, data: bytes) -> None:
-        """Keep the data, up to a limit."""
+        """Keep the data, up to `KEPT_OUTPUT_BYTES` in all."""
         kept = data[: KEPT_OUTPUT_BYTES - len(self._kept)]
         self._kept += kept
         self._dropped += len(data) - len(kept)
 
     def text(self) -> str:
-        """All of it, without white space at the end; bytes that are not UTF-8 are replaced."""
+        """Return all of it without trailing white space; invalid UTF-8 is replaced."""
         text = self._kept.decode("utf-8", "replace").rstrip()
         return text + (f"\n… and {self._dropped} bytes more" if self._dropped else "")
 
@@ -85,13 +100,19 @@ class Output:
 class Turn:
     """A guest's turn to compute, and how much of its time is left.
 
-    Machine code runs without Python's own lock, and each guest has a store of its own, so guests
-    could compute side by side, were it not for two globals of wasmtime's Python bindings (as of
-    50.0): the set `case_test_cache`, cleared and filled again to find out which case of a variant,
-    result or option a value is, and `LAST_EXCEPTION`, a host function's error on its way to whoever
-    called the guest. They are used inside the bindings, after a host function has returned and
-    before the guest goes on. A lock fits only around all that a guest does between two calls of the
-    host; without one, a guest is now and then given the wrong case, or somebody else's error.
+    Machine code runs without Python's global lock, and each guest has a store of its own, so guests
+    could compute in parallel but for two globals of wasmtime's Python bindings (as of 50.0): the
+    set `case_test_cache`, which is cleared and filled to find the case of a variant, result or
+    option, and `LAST_EXCEPTION`, the error of a host function until the caller of the guest raises
+    it. The bindings use both after a host function has returned and before the guest continues, so
+    a lock must be held for all that a guest does between two calls of the host. Without it a guest
+    sometimes gets the wrong case, or the error of another guest.
+
+    Args:
+        turns: The lock that all guests of a host share.
+        stopped: Is set when the guest is to end.
+        seconds: The guest's time.
+        set_deadline: Sets when the guest is interrupted, in ticks from now.
     """
 
     def __init__(
@@ -102,7 +123,6 @@ class Turn:
         seconds: float,
         set_deadline: Callable[[int], None],
     ) -> None:
-        """`turns` is held by whoever computes; `set_deadline` takes ticks from now."""
         self._turns = turns
         self._stopped = stopped
         self._seconds = self._left = seconds
@@ -119,7 +139,7 @@ class Turn:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """While the host works for the guest: its time stands still, others have their turn."""
+        """Stop the guest's time and let other guests compute, while the host works for it."""
         self._end()
         try:
             yield
@@ -127,7 +147,11 @@ class Turn:
             self._begin()
 
     def sleep(self, seconds: float) -> None:
-        """Wait, on the guest's time. Errors: `GuestFailed` if that is up first."""
+        """Wait, on the guest's time.
+
+        Raises:
+            GuestFailed: The guest's time is up first, or it is to end.
+        """
         seconds = max(0.0, seconds)
         with self.paused():
             self._stopped.wait(min(seconds, self._left))
@@ -135,7 +159,7 @@ class Turn:
         self.check()
 
     def check(self) -> None:
-        """Raise `GuestFailed` if the guest's time is up, or the host is about to end."""
+        """Raise `GuestFailed` if the guest's time is up, or it is to end."""
         if self._stopped.is_set():
             raise GuestFailed(STOPPED)
         if self._left - (time.monotonic() - self._since) <= TICK_SECONDS:
@@ -167,30 +191,30 @@ class Guest:
         self.allowance = allowance
         self.output = output
         self.failure: BaseException | None = None
-        self.last_called = ""  # of what the host offers
+        self.last_called = ""  # a function of the host
         self._resources: dict[int, Resource] = {}
         self._numbers = itertools.count(1)
 
     def own(self, resource: Resource) -> ResourceHost:
-        """A new handle, owned by the guest, for the resource."""
+        """Return a new handle for the resource, which the guest owns."""
         self.allowance.spend(RESOURCE_BYTES)
         number = next(self._numbers)
         self._resources[number] = resource
         return ResourceHost.own(number, resource_id(resource.wit))
 
     def drop(self, number: int) -> None:
-        """The guest no longer has this handle, and nothing that it stands for."""
+        """Close the resource of a handle that the guest has dropped."""
         resource = self._forget(number)
         if resource is not None:
             resource.close()
 
     def drop_all(self) -> None:
-        """The guest is gone."""
+        """Close every resource, at the guest's end."""
         for number in list(self._resources):
             self.drop(number)
 
     def lifted(self, store: object, value: object) -> object:
-        """An argument with each handle replaced by its resource; what the guest gives is taken."""
+        """Return an argument with each handle replaced by its resource; owned ones are removed."""
         if isinstance(value, ResourceAny):
             number = value.to_host(store).rep  # type: ignore[arg-type]
             resource = self._resources[number]
@@ -202,11 +226,13 @@ class Guest:
         return value
 
     def lowered(self, value: object) -> object:
-        """A result with each resource replaced by a new handle."""
+        """Return a result with each resource replaced by a new handle."""
         if isinstance(value, Resource):
             return self.own(value)
-        if isinstance(value, list | tuple):
-            return _same_kind(value, [self.lowered(item) for item in value])
+        if isinstance(value, list):
+            return [self.lowered(item) for item in value]
+        if isinstance(value, tuple):
+            return tuple(self.lowered(item) for item in value)
         if isinstance(value, Variant):
             return Variant(value.tag, self.lowered(value.payload))
         return value
@@ -216,7 +242,3 @@ class Guest:
         if resource is not None:
             self.allowance.spend(-RESOURCE_BYTES)
         return resource
-
-
-def _same_kind(like: Sequence[object], items: list[object]) -> list[object] | tuple[object, ...]:
-    return tuple(items) if isinstance(like, tuple) else items

@@ -1,11 +1,11 @@
-"""The host: compiles components, and lets an instance of one answer a request.
+"""The host: compiles components, and makes an instance of one for each request.
 
     with Host() as host:
         program = host.load_handler(Path("app.wasm"))
         response = host.respond(program, Request("GET", "/"), Services(engine))
 
-Every request gets a new instance in a store of its own, as in Spin: nothing is remembered, and
-what goes wrong in one ends there.
+Every request gets a new instance in a store of its own, as in Spin: no state is kept between
+requests, and a failure ends one request only.
 
 Source: WASI 0.2's https://github.com/WebAssembly/wasi-http, world `proxy`.
 """
@@ -44,11 +44,10 @@ from refllm.wasm.guest import (
     Output,
     Turn,
 )
-from refllm.wasm.linking import CannotBeGiven, Running, linked, running
+from refllm.wasm.linking import ImportNotProvidedError, Running, linked, running
 from refllm.wasm.memory import Shares
 from refllm.wasm.signatures import spelled
-from refllm.wasm.spin_llm import Llm
-from refllm.wasm.spin_variables import ConfigStore, Variables
+from refllm.wasm.spin import ConfigStore, Llm, Variables
 from refllm.wasm.wasi import cli as wasi_cli
 from refllm.wasm.wasi import filesystem as wasi_filesystem
 from refllm.wasm.wasi import io as wasi_io
@@ -86,7 +85,7 @@ HostedFunction = Callable[..., object]
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a component is given: an engine for its models, and what spin.toml says it has."""
+    """What a component may use: an engine for its models, and what spin.toml gives it."""
 
     engine: Engine
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -96,9 +95,13 @@ class Services:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A component, compiled and linked; `path` is where it came from.
+    """A component, compiled and linked.
 
-    `shares` is what has been learned of its memories.
+    Attributes:
+        path: The file it was read from.
+        component: The machine code.
+        linker: Has the host's functions for its imports.
+        shares: How many memories its instances have, as far as is known.
     """
 
     path: Path
@@ -108,7 +111,7 @@ class Program:
 
 
 class _TooFewShares(Exception):
-    """The instance has more memories or tables than were known, and must be made anew."""
+    """The instance has more memories or tables than were known; another must be made."""
 
 
 class Host:
@@ -117,11 +120,11 @@ class Host:
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
         self._engine = engine_with_limits()
-        self._turns = threading.Lock()  # of whoever computes; `Turn` says why there is one
+        self._turns = threading.Lock()  # held by the guest that computes, see `Turn`
         self._stopped = threading.Event()
         self._closed = threading.Event()
         self._changed = threading.Condition()
-        self._n_guests = 0
+        self._ends: list[threading.Event] = []  # one for each guest: it is to end
         self._clock = threading.Thread(target=self._tick, name="refllm-wasm-clock", daemon=True)
 
     def __enter__(self) -> Self:
@@ -129,27 +132,48 @@ class Host:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """End every guest, and wait until they have; a model's answer is waited for."""
+        self.close()
+
+    @property
+    def n_guests(self) -> int:
+        """How many guests there are now."""
+        return len(self._ends)
+
+    def close(self, seconds: float | None = None) -> bool:
+        """End every guest, and wait until they have ended; a model's answer is waited for.
+
+        Args:
+            seconds: How long to wait at most.
+
+        Returns:
+            Whether every guest has ended.
+        """
         self.stop()
         with self._changed:
-            self._changed.wait_for(lambda: self._n_guests == 0)
+            if not self._changed.wait_for(lambda: not self._ends, seconds):
+                return False
         self._closed.set()
         self._clock.join()
+        return True
 
     def stop(self) -> None:
         """End every guest, at its next instruction or call; none starts any more."""
         self._stopped.set()
+        with self._changed:
+            for end in self._ends:
+                end.set()
 
     def load(self, path: Path) -> Program:
-        """The component in the file at `path`, compiled now or earlier.
+        """Return the component in the file at `path`, compiled now or earlier.
 
-        Errors: `LlmRuntimeError` naming the file if it is not a component, if it imports what
-        cannot be given, or if it begins with more memory than the limit.
+        Raises:
+            LlmRuntimeError: Names the file. It is not a component, imports what no host can
+                provide, or begins with more memory than the limit.
         """
         component = compiled(self._engine, path)
         try:
             linker = linked(self._engine, component, OFFERED)
-        except CannotBeGiven as error:
+        except ImportNotProvidedError as error:
             raise LlmRuntimeError(f"{path}: imports {error}", HOW_TO_BUILD) from error
         except (WasmtimeError, TypeError, NotImplementedError) as error:
             raise LlmRuntimeError(
@@ -161,7 +185,7 @@ class Host:
         return program
 
     def _try_out(self, program: Program) -> None:
-        """Make an instance up to where its own code would run. Errors: as `load`."""
+        """Make an instance up to where its own code would run. Raises: as `load`."""
         error = self._error_of_an_instance(program)
         while error is not None and program.shares.learn(error):
             error = self._error_of_an_instance(program)
@@ -173,7 +197,7 @@ class Host:
             )
 
     def _error_of_an_instance(self, program: Program) -> str | None:
-        """Why no instance can be made, None where one can; its own code has no time to run."""
+        """Return why no instance can be made; None if one can. Its own code gets no time to run."""
         store = Store(self._engine)
         program.shares.limit(store, self._limits.memory_bytes)
         store.set_epoch_deadline(0)
@@ -186,17 +210,19 @@ class Host:
         return None
 
     def load_handler(self, path: Path) -> Program:
-        """As `load`, of a component that answers HTTP requests.
+        """Return a component that answers HTTP requests. Arguments: as `load`.
 
-        Errors: also `LlmRuntimeError` saying what it is instead, if it does not.
+        Raises:
+            LlmRuntimeError: As `load`; or the component exports no handler, and the message has
+                what it exports.
         """
         program = self.load(path)
         exports = program.component.type.exports(self._engine)
         name = self._handler(program)
         if name is None:
-            said = ", ".join(exports) or "nothing"
+            names = ", ".join(exports) or "nothing"
             raise LlmRuntimeError(
-                f"{path}: exports {said}, and not the interface {HANDLER}",
+                f"{path}: exports {names}, and not the interface {HANDLER}",
                 "build it for the world fermyon:spin/http-trigger@2.0.0 (spin-sdk 3: -w spin-http; "
                 "spin-sdk 4 and 5: a handler that is a WasiHttpIncomingHandler020)",
             )
@@ -205,31 +231,51 @@ class Host:
             interface.exports(self._engine) if isinstance(interface, ComponentInstanceType) else {}
         )
         type_ = functions["handle"].ty if "handle" in functions else None
-        if not isinstance(type_, FuncType) or not _handles_requests(type_):
-            said = spelled(type_) if isinstance(type_, FuncType) else "no function"
+        if (
+            not isinstance(type_, FuncType)
+            or type_.result is not None
+            or [type(value) for _, value in type_.params] != [OwnType, OwnType]
+        ):
+            actual = spelled(type_) if isinstance(type_, FuncType) else "no function"
             raise LlmRuntimeError(
-                f"{path}: handle in its export {name} is {said}; it must be "
+                f"{path}: handle in its export {name} is {actual}; it must be "
                 "func(request: own<incoming-request>, response-out: own<response-outparam>)",
                 HOW_TO_BUILD,
             )
         return program
 
     def respond(
-        self, program: Program, request: Request, services: Services, output: Output | None = None
+        self,
+        program: Program,
+        request: Request,
+        services: Services,
+        output: Output | None = None,
+        *,
+        outparam: ResponseOutparam | None = None,
+        end: threading.Event | None = None,
     ) -> Response:
-        """What a new instance of `program` responds to `request`; `output` gets what it prints.
+        """Return the response of a new instance of `program` to `request`.
 
-        Errors: `GuestFailed` if it does not respond: it trapped, used up a limit, called what the
-        host does not offer, or returned without a response.
+        Args:
+            program: From `load_handler`.
+            request: What the instance gets.
+            services: What the instance may use.
+            output: Gets what the instance prints.
+            outparam: Where the response can be seen before it is whole.
+            end: Ends the instance, once it is set, at its next call of the host.
+
+        Raises:
+            GuestFailed: It trapped, used up a limit, called what the host does not offer, or
+                returned without a response.
         """
-        outparam = ResponseOutparam()
+        given = outparam or ResponseOutparam()
 
         def handle(guest: Guest, function: HostedFunction) -> Response:
-            function(guest.own(IncomingRequest(guest, request)), guest.own(outparam))
-            return outparam.response()
+            function(guest.own(IncomingRequest(guest, request)), guest.own(given))
+            return given.response()
 
         export = (self._handler(program) or HANDLER, "handle")
-        return self._run(program, export, services, output, handle)
+        return self._run(program, export, services, output, handle, end or threading.Event())
 
     def call(
         self,
@@ -239,16 +285,29 @@ class Host:
         services: Services,
         output: Output | None = None,
     ) -> object:
-        """What an exported function of a new instance returns, as wasmtime's bindings have it.
+        """Return what an exported function of a new instance returns.
 
-        Errors: `GuestFailed` if it does not return.
+        Args:
+            program: From `load`.
+            function: The name of the export.
+            arguments: As wasmtime's bindings take them; the result is as they return it.
+            services: What the instance may use.
+            output: Gets what the instance prints.
+
+        Raises:
+            GuestFailed: The function does not return.
         """
         return self._run(
-            program, (function,), services, output, lambda _guest, exported: exported(*arguments)
+            program,
+            (function,),
+            services,
+            output,
+            lambda _guest, exported: exported(*arguments),
+            threading.Event(),
         )
 
     def _handler(self, program: Program) -> str | None:
-        """The name under which the component exports its handler of HTTP requests."""
+        """Return the name under which the component exports its handler of HTTP requests."""
         exports = program.component.type.exports(self._engine)
         return next((export for export in exports if IS_HANDLER.fullmatch(export)), None)
 
@@ -259,44 +318,47 @@ class Host:
         services: Services,
         output: Output | None,
         use: Callable[[Guest, HostedFunction], T],
+        end: threading.Event,
     ) -> T:
-        """What `use` makes of a new guest and of the function that it exports."""
-        with self._new_guest(program, output or Output()) as (store, guest):
+        """Return `use(guest, function)` for a new guest and the function that it exports."""
+        with self._new_guest(program, output or Output(), end) as (store, guest):
             token = running.set(Running(guest, _interfaces(guest, services)))
             try:
                 with guest.turn:
                     return _used(guest, lambda: use(guest, _exported(program, store, export)))
             except _TooFewShares:
-                pass  # the program is asked again, with a share for each memory that it has
+                pass  # try again, with a share for each memory
             finally:
                 running.reset(token)
-        return self._run(program, export, services, output, use)
+        return self._run(program, export, services, output, use, end)
 
     @contextmanager
-    def _new_guest(self, program: Program, output: Output) -> Iterator[tuple[Store, Guest]]:
-        """A store with limits and what the host keeps for the guest in it; both end with this."""
+    def _new_guest(
+        self, program: Program, output: Output, end: threading.Event
+    ) -> Iterator[tuple[Store, Guest]]:
+        """Make a store with limits, and a guest in it; both end with the context."""
         store = Store(self._engine)
         n_bytes = self._limits.memory_bytes
         program.shares.limit(store, n_bytes)
         turn = Turn(
             self._turns,
-            self._stopped,
+            end,
             seconds=self._limits.seconds,
             set_deadline=store.set_epoch_deadline,
         )
         guest = Guest(turn=turn, allowance=Allowance(n_bytes), output=output)
-        self._count_guests(1)
+        with self._changed:
+            self._ends.append(end)
+            if self._stopped.is_set():
+                end.set()
         try:
             yield store, guest
         finally:
             guest.drop_all()
             store.close()
-            self._count_guests(-1)
-
-    def _count_guests(self, change: int) -> None:
-        with self._changed:
-            self._n_guests += change
-            self._changed.notify_all()
+            with self._changed:
+                self._ends.remove(end)
+                self._changed.notify_all()
 
     def _tick(self) -> None:
         beyond_every_deadline = math.ceil(self._limits.seconds / TICK_SECONDS) + 1
@@ -306,7 +368,7 @@ class Host:
 
 
 def _interfaces(guest: Guest, services: Services) -> dict[str, Interface]:
-    """Everything that is offered, made for one guest, by its name in WIT."""
+    """Return an object of each of `OFFERED` for one guest, by the interface's name in WIT."""
     interfaces = [
         wasi_io.Streams(),
         wasi_io.IoErrors(),
@@ -323,7 +385,7 @@ def _interfaces(guest: Guest, services: Services) -> dict[str, Interface]:
 
 
 def _exported(program: Program, store: Store, export: Sequence[str]) -> HostedFunction:
-    """The function of a new instance that the names lead to, through interfaces."""
+    """Return the function at a path of exports of a new instance: interfaces, then its name."""
     try:
         instance = program.linker.instantiate(store, program.component)
     except WasmtimeError as error:
@@ -341,16 +403,11 @@ def _exported(program: Program, store: Store, export: Sequence[str]) -> HostedFu
     return functools.partial(_call, running.get().guest, store, function)
 
 
-def _handles_requests(type_: FuncType) -> bool:
-    given = [value for _, value in type_.params]
-    return type_.result is None and list(map(type, given)) == [OwnType, OwnType]
-
-
 def _call(guest: Guest, store: Store, function: Func, *arguments: object) -> object:
-    """What the function returns. Errors: `GuestFailed` if a value has not the type that is said.
+    """Call a function. Raise `GuestFailed` if a value has not the type that is declared.
 
-    Whatever the host itself raises is kept in the guest. What else comes is from wasmtime's
-    bindings, which convert values by the types that the component declares.
+    An exception of the host is kept in the guest. Others are from wasmtime's bindings, which
+    convert values by the types that the component declares.
     """
     try:
         result = function(store, *arguments)
@@ -368,7 +425,7 @@ def _call(guest: Guest, store: Store, function: Func, *arguments: object) -> obj
 
 
 def _used(guest: Guest, use: Callable[[], T]) -> T:
-    """What `use` returns; every way in which it fails is the guest's failure."""
+    """Return `use()`; raise `GuestFailed` for every exception."""
     try:
         return use()
     except (GuestFailed, _TooFewShares):
@@ -378,21 +435,17 @@ def _used(guest: Guest, use: Callable[[], T]) -> T:
 
 
 def _failure(guest: Guest, error: Exception) -> BaseException:
-    """Why the guest ended: what the host said first, or else what wasmtime says."""
+    """Return why the guest ended: the host's first exception, or else wasmtime's."""
     failure = guest.failure or error
     if isinstance(failure, WasmtimeError):
         try:
             guest.turn.check()
         except GuestFailed as out_of_time:
             return out_of_time
-        return GuestFailed(_reason(str(failure)))
+        # wasmtime's message begins with a list of addresses; the cause is its last line.
+        lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+        return GuestFailed(re.sub(r"^\d+: ", "", lines[-1]) if lines else "it trapped")
     if isinstance(failure, GuestFailed | KeyboardInterrupt):
         return failure
     unexpected = f"unexpected {type(failure).__name__}: {failure}; this is a bug in refllm"
     return GuestFailed(unexpected)
-
-
-def _reason(error: str) -> str:
-    """The cause at the end of what wasmtime says, which begins with a list of addresses."""
-    causes = [line.strip() for line in error.splitlines() if line.strip()]
-    return re.sub(r"^\d+: ", "", causes[-1]) if causes else "it trapped"

@@ -1,7 +1,7 @@
-"""A component's imports, given by the host: each function of WIT becomes a method of this package.
+"""A component's imports, provided by the host: a function of WIT is a method of this package.
 
-What the host does not offer is linked too, so that a component that imports everything its SDK
-knows can run; only a call of such a function fails, and says which one it was.
+Functions that the host does not offer are linked, too, so that a component can run that imports
+everything in its SDK; only a call of such a function fails, with its name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from refllm.wasm.guest import Guest, GuestFailed
 from refllm.wasm.signatures import has_type, spelled
 from refllm.wasm.wit import Interface, method_name, resource_id, without_version
 
-__all__ = ["CannotBeGiven", "Running", "linked", "running"]
+__all__ = ["ImportNotProvidedError", "Running", "linked", "running"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +53,20 @@ KINDS: Mapping[type, str] = {
 }
 
 
-class CannotBeGiven(Exception):
-    """A component imports what a host cannot give; the message names it."""
+class ImportNotProvidedError(Exception):
+    """A component imports what no host can provide; the message names it."""
 
 
 def linked(engine: Engine, component: Component, offered: Iterable[type[Interface]]) -> Linker:
-    """A linker that has every import of `component`; calls go to the guest that is `running`.
+    """Return a linker that has every import of a component.
 
-    Errors: `CannotBeGiven` naming an import that a host cannot give.
+    Args:
+        engine: The component's.
+        component: From `compiled`.
+        offered: The interfaces that the host has. Calls go to the objects in `running`.
+
+    Raises:
+        ImportNotProvidedError: Names an import that no host can provide.
     """
     offered_by_name = {interface.wit: interface for interface in offered}
     linker = Linker(engine)
@@ -83,13 +89,13 @@ def linked(engine: Engine, component: Component, offered: Iterable[type[Interfac
 
 
 class _Resources:
-    """The numbers of a component's resources, of which each may have several names."""
+    """The numbers of a component's resources; a resource may have several names."""
 
     def __init__(self) -> None:
         self._known: list[tuple[ResourceType, int]] = []
 
     def id_of(self, name: str, type_: ResourceType) -> int:
-        """That of the first name of the resource."""
+        """Return the number of a resource, which is that of its first name."""
         for known, id_ in self._known:
             if known == type_:
                 return id_
@@ -105,14 +111,14 @@ def _give(
     function: Callable[[FuncType], HostFunction],
     resources: _Resources,
 ) -> None:
-    """Give a function or a resource; a type of values is nothing to give."""
+    """Add a function or a resource to the linker; a type of values needs nothing."""
     if isinstance(type_, FuncType):
         to.add_func(name, _guarded(imported, function(type_)))
     elif isinstance(type_, ResourceType):
         to.add_resource(name, ResourceType.host(resources.id_of(name, type_)), _drop)
     elif not isinstance(type_, ValType):
         kind = KINDS.get(type(type_), "something unknown")
-        raise CannotBeGiven(f"{imported}, which is {kind}")
+        raise ImportNotProvidedError(f"{imported}, which is {kind}")
 
 
 def _function(
@@ -138,27 +144,27 @@ def _refusal(name: str) -> HostFunction:
     def refuse(*_arguments: object) -> object:
         raise GuestFailed(
             f"it called {name}, which refllm does not offer; it offers Serverless AI, variables, "
-            "files, clocks, random numbers and the answering of HTTP requests"
+            "files, clocks, random numbers and responses to HTTP requests"
         )
 
     return refuse
 
 
 def _refusal_of_type(name: str, type_: FuncType) -> HostFunction:
-    said = f"{name} as {spelled(type_)}, which is not its type in WASI 0.2 and Spin 2"
-    logger.warning("refllm: a component imports %s; a call of it fails", said)
+    imported = f"{name} as {spelled(type_)}, which is not its type in WASI 0.2 and Spin 2"
+    logger.warning("refllm: a component imports %s; a call of it fails", imported)
 
     def refuse(*_arguments: object) -> object:
-        raise GuestFailed(f"it called {said}; build it with the WIT of those")
+        raise GuestFailed(f"it called {imported}; build it with the WIT of those")
 
     return refuse
 
 
 def _guarded(name: str, function: HostFunction) -> HostFunction:
-    """The function with resources for handles, and out of which nothing but a trap comes.
+    """Return the function with handles replaced by resources, and exceptions by a trap.
 
-    What else came out, an exit or an interrupt included, would go through wasmtime's native frames
-    and end the process. It is kept, for whoever called the guest to raise.
+    Any other exception, an exit or an interrupt included, would pass wasmtime's native frames and
+    end the process. It is kept in the guest, and raised after the call of the guest.
     """
 
     def call(store: object, *arguments: object) -> object:
@@ -168,7 +174,7 @@ def _guarded(name: str, function: HostFunction) -> HostFunction:
             guest.turn.check()
             lifted = [guest.lifted(store, argument) for argument in arguments]
             return guest.lowered(function(*lifted))
-        except BaseException as error:  # noqa: BLE001 - else everyone would wait forever
+        except BaseException as error:  # noqa: BLE001 - raised after the call of the guest
             guest.failure = guest.failure or error
             raise WasmtimeError("the host ended the guest") from None
 
@@ -179,6 +185,6 @@ def _drop(_store: object, number: int) -> None:
     guest = running.get().guest
     try:
         guest.drop(number)
-    except BaseException as error:  # noqa: BLE001 - else everyone would wait forever
+    except BaseException as error:  # noqa: BLE001 - raised after the call of the guest
         guest.failure = guest.failure or error
         raise WasmtimeError("the host could not drop a resource") from None

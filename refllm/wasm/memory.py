@@ -1,12 +1,12 @@
 """One limit on a guest's memory, shared out among its memories and tables.
 
 wasmtime limits how many memories and tables a store may have, and how large each may be, but not
-their sum. So a guest may have as many as its component instantiates, which is found out by trying,
-and each may have an equal share of the limit. Nearly every component has one memory, whose share is
-then the whole but for what the tables get; components composed of several have several.
+their sum. So a guest may have as many as its component instantiates, which is found by trial, and
+each gets an equal share of the limit. Nearly every component has one memory, which gets all but the
+part of the tables; a component composed of several has several.
 
-Other memory of wasmtime for a guest (its code, its stack, what is behind its handles) is not in the
-sum.
+Other memory of wasmtime for a guest (its code, its stack, the objects behind its handles) is not in
+the sum.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from wasmtime import Store
 __all__ = ["Shares"]
 
 TABLE_ELEMENT_BYTES = 8
-PART_OF_TABLES = 64  # one part in so many: of 512 MiB a million functions, of which CPython has 1%
+PART_OF_TABLES = 64  # 1/64 of the limit: of 512 MiB a million functions; CPython has 1% of them
 
 # What the SDKs of Python and JavaScript build has 1 memory, 2 tables and below 100 instances, once
 # for each component of a composition.
-MOST_INSTANCES = 1000
-MOST_OF_EACH = 1000
+MAX_INSTANCES = 1000
+MAX_OF_EACH = 1000
 
 TOO_FEW = re.compile(r"resource limit exceeded: (memory|table) count too high at (\d+)")
 
@@ -43,16 +43,16 @@ class Shares:
             table_elements=of_tables // TABLE_ELEMENT_BYTES // max(1, self._tables),
             memories=self._memories,
             tables=self._tables,
-            instances=MOST_INSTANCES,
+            instances=MAX_INSTANCES,
         )
 
     def learn(self, error: str) -> bool:
-        """Whether an instance failed because it has more than was known; now more is known."""
+        """Return whether an instance failed for having more than known; keep the new number."""
         found = TOO_FEW.search(error)
         if found is None:
             return False
         count = int(found[2])
-        if count > MOST_OF_EACH:
+        if count > MAX_OF_EACH:
             return False
         if found[1] == "memory":
             self._memories = max(self._memories, count)

@@ -1,7 +1,7 @@
 """Whether a function of this package has the types with which a component imports it.
 
-The types of a method's annotations are those that wasmtime's bindings make of WIT's; what a record
-holds, and which cases a variant has, is seen only when one is passed.
+A method is annotated with the types that wasmtime's bindings make of WIT's. The fields of a record
+and the cases of a variant are checked only when one is passed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ Hint = Any  # what an annotation is
 
 
 def has_type(function: Callable[..., object], owner: type | None, type_: FuncType) -> bool:
-    """Whether `function` takes and returns what WIT's `type_` says.
+    """Return whether a function has the parameters and the result of WIT's `type_`.
 
-    `owner` is the resource whose method it is, None where it is an interface's.
+    Args:
+        function: A method of a resource or of an interface.
+        owner: The resource; None for an interface.
+        type_: The type with which a component imports the function.
     """
     hints = get_type_hints(function)
     names = list(inspect.signature(function).parameters)[1:]  # without self
@@ -46,7 +49,7 @@ def has_type(function: Callable[..., object], owner: type | None, type_: FuncTyp
 
 
 def spelled(type_: FuncType) -> str:
-    """The type, roughly as WIT has it."""
+    """Return the type, roughly in WIT's notation, for a message."""
     params = ", ".join(f"{name}: {_name(value)}" for name, value in type_.params)
     return f"func({params})" + ("" if type_.result is None else f" -> {_name(type_.result)}")
 
@@ -68,7 +71,7 @@ def _takes(hint: Hint, type_: ValType) -> bool:
 
 
 def _classes(type_: ValType) -> set[type]:
-    """The classes that the bindings make of the type; `object` stands for None."""
+    """Return the classes that the bindings make of a type; `object` stands for None."""
     classes: set[type] = set()
     try:
         type_.add_classes(classes)

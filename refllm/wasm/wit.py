@@ -1,4 +1,4 @@
-"""How WIT's words become Python's: interfaces and resources are classes, functions their methods.
+"""How WIT is written in Python: interfaces and resources are classes, functions their methods.
 
     wasi:io/streams  [method]output-stream.check-write   OutputStream.check_write
     wasi:http/types  [static]fields.from-list            HttpTypes.fields_from_list
@@ -6,12 +6,12 @@
     fermyon:spin/llm infer                               Llm.infer
 
 A function that belongs to no single value (all but `[method]`) is a method of the interface's
-class, of which each guest has its own object. Versions are not looked at: within WASI 0.2 they only
-add, and the unversioned `fermyon:spin/llm` has the functions of 2.0.0.
+class, of which each guest has its own object. Versions are ignored: within WASI 0.2 they only add
+functions, and the unversioned `fermyon:spin/llm` has the functions of 2.0.0.
 
-What a function returns is what wasmtime's bindings expect: a `Record`; None for an absent option
-or an empty result; `Variant(case, payload)` where the types of the cases overlap, otherwise the
-payload itself. A `Resource` may stand anywhere in it.
+A function returns what wasmtime's bindings expect: a `Record`; None for an absent option or an
+empty result; `Variant(case, payload)` where the types of the cases overlap, otherwise the payload
+itself. It may contain a `Resource` anywhere.
 
 Source: the component model's names, https://component-model.bytecodealliance.org/design/wit.html.
 """
@@ -28,7 +28,7 @@ __all__ = ["Interface", "Resource", "method_name", "record", "resource_id", "wit
 
 FUNCTION = re.compile(r"(?:\[(method|static|constructor)\])?([a-z0-9-]+)(?:\.([a-z0-9-]+))?", re.I)
 ALIASES = {"headers": "fields", "trailers": "fields", "io-error": "error"}
-"""Resources that an interface calls otherwise than the one that defines them."""
+"""Names of resources that an interface uses, by the name in the interface that defines them."""
 
 
 class Resource:
@@ -37,7 +37,7 @@ class Resource:
     wit: ClassVar[str]
 
     def close(self) -> None:
-        """The guest no longer has it."""
+        """Release what the value holds, when the guest has dropped it."""
 
 
 class Interface:
@@ -48,7 +48,14 @@ class Interface:
 
 
 def method_name(interface: type[Interface], function: str) -> tuple[type, str] | None:
-    """The class and the name of the method that is WIT's `function`; None where there is none."""
+    """Return the class and the name of the method for WIT's `function`; None if there is none.
+
+    Example:
+        >>> class Llm(Interface):
+        ...     def infer(self): ...
+        >>> method_name(Llm, "infer")[1]
+        'infer'
+    """
     parts = FUNCTION.fullmatch(function)
     if parts is None:
         return None
@@ -68,17 +75,22 @@ def method_name(interface: type[Interface], function: str) -> tuple[type, str] |
 
 
 def resource_id(name: str) -> int:
-    """The number by which wasmtime tells resources apart: the same for every name of a resource."""
+    """Return wasmtime's number of a resource, which is the same for all its names."""
     return zlib.crc32(ALIASES.get(name, name).encode())
 
 
 def without_version(interface: str) -> str:
-    """`fermyon:spin/llm` of `fermyon:spin/llm@2.0.0`."""
+    """Return an interface's name without its version.
+
+    Example:
+        >>> without_version("fermyon:spin/llm@2.0.0")
+        'fermyon:spin/llm'
+    """
     return interface.partition("@")[0]
 
 
 def record(**values: object) -> Record:
-    """A WIT record; hyphens are written as underscores."""
+    """Return a WIT record; an underscore in a name stands for WIT's hyphen."""
     made = Record()
     for name, value in values.items():
         setattr(made, name.replace("_", "-"), value)

@@ -6,53 +6,19 @@ from typing import Any
 
 import pytest
 
-from refllm.conform.case import Case, Group
-from refllm.conform.faults.causes import SYMPTOMS, symptom_named
+from refllm.conform.case import Case
+from refllm.conform.faults.causes import FAULTS
 from refllm.conform.faults.diagnosis import findings_of
-from refllm.conform.faults.second_faults import WITHOUT
 from refllm.conform.reply import Answer, HarnessError
 from refllm.conform.runner import verdict_of
 from refllm.conform.verdict import Consequence, Verdict, consequence_of
+from tests.support.conform_cases import USAGE, case_of, text_case
 
-USAGE = {"prompt_token_count": 2, "generated_token_count": 3}
 REFUSAL = {"kind": "invalid-input", "says": ["top_p"], "status": {"spin": [400]}}
+REQUEST = {"operation": "infer", "prompt": "Once"}
 
 
-def text_case(name: str = "one", **expected: Any) -> Case:
-    return Case(
-        id=f"text/{name}",
-        group="text",
-        proves="",
-        clause="",
-        input={
-            "model": "stories260K",
-            "prompt": "Once",
-            "params": {"max_tokens": 9, "temperature": 0.0, "top_k": 40, "repeat_penalty": 1.0},
-            "seed": "0",
-        },
-        expected={
-            "text": " upon a time",
-            "token_ids": [5, 6, 7],
-            "usage": USAGE,
-            "certified": True,
-            **expected,
-        },
-    )
-
-
-def case_of(group: Group, expected: dict[str, Any], **asked: Any) -> Case:
-    return Case(
-        id=f"{group}/one",
-        group=group,
-        proves="",
-        clause="",
-        input={"operation": "infer", "prompt": "Once", **asked},
-        expected=expected,
-        tolerance={"absolute": 1e-6},
-    )
-
-
-def told(*verdicts: Verdict) -> list[list[str]]:
+def first_words(*verdicts: Verdict) -> list[list[str]]:
     """The first words of each case's findings, in the order of the cases."""
     found = findings_of(verdicts)
     return [
@@ -84,35 +50,29 @@ UNKNOWN = "wrong text: The text or a token is another"
         (" upon a time", (2, 3), []),
     ],
 )
-def test_what_is_wrong_behind_a_fault_is_told_too(
+def test_a_second_fault_behind_the_first_is_found(
     text: str, counts: tuple[int, int], findings: list[str]
 ) -> None:
-    [found] = told(answered(text_case(), text, *counts))
+    [found] = first_words(answered(text_case(), text, *counts))
     assert [each[: len(wanted)] for each, wanted in zip(found, findings, strict=True)] == findings
 
 
-def test_vectors_that_are_too_long_are_compared_once_more_when_they_are_scaled() -> None:
-    asked = {"model": "stories260K", "texts": ["a"]}
+def test_vectors_of_another_length_are_compared_again_after_scaling() -> None:
     expected = {"embeddings": [[0.6, 0.8]], "usage": {"prompt_token_count": 3}}
-    case = Case(
-        id="embeddings/one",
-        group="embeddings",
-        proves="",
-        clause="",
-        input=asked,
-        expected=expected,
-        tolerance={"absolute": 1e-6},
-    )
+    case = case_of("embeddings", {"model": "stories260K", "texts": ["a"]}, expected)
     long = {"embeddings": [[3.0, 4.0]], "usage": {"prompt_token_count": 1}}
-    [found] = told(verdict_of(case, Answer(long)))
+    [found] = first_words(verdict_of(case, Answer(long)))
     assert found[0] == "wrong numbers: The vectors are not scaled to "
     assert found[1].startswith("wrong counts: The ")
 
 
-def test_each_fault_that_can_be_taken_out_is_a_known_one() -> None:
-    names = {symptom.name for symptom in SYMPTOMS}
-    assert set(WITHOUT) <= names
-    assert all(symptom_named(name).cause for name in WITHOUT)
+def test_these_faults_can_be_taken_out_of_an_answer() -> None:
+    assert {fault.name for fault in FAULTS if fault.repair} == {
+        *("prompt echoed in text", "special tokens kept in text", "first space of the text lost"),
+        *("space before the text", "BOS not counted", "BOS counted twice"),
+        *("prompt count with generated", "end token not counted", "embeddings not normalized"),
+        *("error of another kind", "status of another kind"),
+    }
 
 
 # --- Errors --------------------------------------------------------------------------------------
@@ -141,10 +101,10 @@ def test_other_exceptions_are_other_causes() -> None:
 
 def test_a_case_that_was_lost_because_of_another_has_its_cause() -> None:
     verdicts = [lost("a", "it ended"), lost("b", "not asked", because_of="text/a")]
-    assert told(*verdicts) == [["no answer: it ended"]] * 2
+    assert first_words(*verdicts) == [["no answer: it ended"]] * 2
 
 
-def test_of_a_program_s_last_words_the_last_is_told() -> None:
+def test_the_last_line_of_standard_error_is_in_the_cause() -> None:
     [found] = findings_of(
         [lost("a", "it ended\nIts standard error ends with:\n  at x\n  bad")]
     ).values()
@@ -156,33 +116,22 @@ def refused(name: str, message: str, **expected: Any) -> Verdict:
     return verdict_of(text_case(name, **expected), Answer({"error": error}))
 
 
-def test_an_error_that_valid_requests_end_in_again_and_again_is_a_cause() -> None:
+def test_an_error_that_repeats_for_valid_requests_is_a_cause() -> None:
     verdicts = [refused(str(i), f"TypeError: no {i} of undefined") for i in range(3)]
-    found = told(*verdicts)
+    found = first_words(*verdicts)
     assert found == [["refused: Valid requests end in the erro"]] * 3
     assert "TypeError: no 0 of undefined" in findings_of(verdicts)["text/2"][0].cause
 
 
 def test_an_error_of_one_case_is_that_case_s() -> None:
-    assert told(refused("a", "TypeError: no")) == [["refused: A valid request is refused."]]
+    assert first_words(refused("a", "TypeError: no")) == [["refused: A valid request is refused."]]
 
 
-def test_a_known_mistake_explains_an_error_that_it_explains_whole() -> None:
-    asked = [text_case(name) for name in "ab"]
-    zero = [
-        Case(
-            id=case.id,
-            group="text",
-            proves="",
-            clause="",
-            input={**case.input, "params": {**case.input["params"], "top_k": 0}},
-            expected=case.expected,
-        )
-        for case in asked
-    ]
+def test_a_known_fault_that_explains_every_case_of_an_error_is_the_cause() -> None:
+    zero = [text_case(name, params={"top_k": 0}) for name in "ab"]
     error = Answer({"error": {"kind": "invalid-input", "message": "top_k must be above 0"}})
     assert (
-        told(*(verdict_of(case, error) for case in zero))
+        first_words(*(verdict_of(case, error) for case in zero))
         == [["refused: A top_k of 0 is refused: it sw"]] * 2
     )
 
@@ -202,23 +151,27 @@ ANSWER = {"text": " so", "usage": USAGE}
             "wrong counts",
         ),
         (text_case(), {"error": {"kind": "runtime-error", "message": "no"}}, "refused"),
-        (case_of("api", {"error": REFUSAL}), ANSWER, "accepted"),
+        (case_of("api", REQUEST, {"error": REFUSAL}), ANSWER, "accepted"),
         (
-            case_of("api", {"error": REFUSAL}),
+            case_of("api", REQUEST, {"error": REFUSAL}),
             {"error": {"kind": "runtime-error", "message": "top_p"}},
             "wrong error",
         ),
         (
-            case_of("api", {"error": REFUSAL}),
+            case_of("api", REQUEST, {"error": REFUSAL}),
             {"error": {"kind": "invalid-input", "message": "no"}},
             "unclear error",
         ),
-        (case_of("api", {"text": " a", "usage": USAGE}), ANSWER, "wrong text"),
-        (case_of("api", {"usage": {"prompt_token_count": 9}}), ANSWER, "wrong counts"),
-        (case_of("api", {"unit_length": True}), {"embeddings": [[3.0]]}, "wrong numbers"),
-        (case_of("quant", {"values": [1.0]}), {"values": [2.0]}, "wrong numbers"),
-        (case_of("tokenizer", {"ids": [1], "text": ""}), {"ids": [2], "text": ""}, "wrong text"),
-        (case_of("sampling", {"token": 1, "stages": []}), {"token": 2}, "wrong text"),
+        (case_of("api", REQUEST, {"text": " a", "usage": USAGE}), ANSWER, "wrong text"),
+        (case_of("api", REQUEST, {"usage": {"prompt_token_count": 9}}), ANSWER, "wrong counts"),
+        (case_of("api", REQUEST, {"unit_length": True}), {"embeddings": [[3.0]]}, "wrong numbers"),
+        (case_of("quant", REQUEST, {"values": [1.0]}), {"values": [2.0]}, "wrong numbers"),
+        (
+            case_of("tokenizer", REQUEST, {"ids": [1], "text": ""}),
+            {"ids": [2], "text": ""},
+            "wrong text",
+        ),
+        (case_of("sampling", REQUEST, {"token": 1, "stages": []}), {"token": 2}, "wrong text"),
     ],
 )
 def test_a_difference_has_the_consequence_that_its_user_has(

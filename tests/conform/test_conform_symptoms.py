@@ -9,21 +9,23 @@ import pytest
 from refllm.conform.case import GROUPS, Case, Group
 from refllm.conform.compare import compare
 from refllm.conform.compare.numbers import Doubles, array
-from refllm.conform.faults import of_embeddings, of_ops, of_quant
-from refllm.conform.faults.causes import SYMPTOMS, likely_cause
-from refllm.conform.faults.mistaken_sampler import Rule, answer
-from refllm.conform.faults.mistakes_in_sampling import RULES
-from refllm.conform.faults.of_logits import NETWORKS, network_logits
-from refllm.conform.faults.symptom import explained_share
+from refllm.conform.faults import embeddings, ops, quant
+from refllm.conform.faults.catalog import Fault, explained_share
+from refllm.conform.faults.causes import FAULTS, likely_cause
+from refllm.conform.faults.faulty_sampler import Rule, answer
+from refllm.conform.faults.logits import LOGITS, network_logits
+from refllm.conform.faults.sampling import SAMPLING
 from refllm.conform.reply import Answer
 from refllm.conform.runner import verdict_of
 from refllm.conform.suite import load_suite
 from refllm.conform.verdict import Verdict
+from tests.support.conform_cases import case_of, text_case
 
-# What does not change tiny-chat: its own base and epsilon, and an output that it shares.
-NO_MISTAKE = {"RoPE base 10000", "RMSNorm epsilon 1e-05", "embeddings for output"}
-# What a sampling case is too long for, to be put to every mistake of a sampler.
-MOST_TOKENS = 16
+# Faults that do not change tiny-chat: its own base and epsilon, and an output that it shares.
+WITHOUT_EFFECT = {"RoPE base 10000", "RMSNorm epsilon 1e-05", "embeddings for output"}
+# A longer sampling case takes too long for every fault of a sampler.
+MAX_TOKENS = 16
+RULES = [fault for fault in SAMPLING if fault.wrong is not None]
 
 
 @pytest.fixture(scope="module")
@@ -49,26 +51,26 @@ def failed(case: Case, result: dict[str, Any]) -> Verdict:
 
 
 def test_a_cause_is_a_sentence() -> None:
-    for symptom in SYMPTOMS:
-        assert not symptom.cause[0].islower(), symptom.name
-        assert symptom.cause.endswith("."), symptom.name
+    for fault in FAULTS:
+        assert not fault.cause[0].islower(), fault.name
+        assert fault.cause.endswith("."), fault.name
 
 
-def test_symptoms_that_share_a_name_share_the_cause() -> None:
-    causes = {symptom.name: symptom.cause for symptom in SYMPTOMS}
-    for symptom in SYMPTOMS:
-        assert symptom.cause == causes[symptom.name]
+def test_faults_that_share_a_name_share_the_cause() -> None:
+    causes = {fault.name: fault.cause for fault in FAULTS}
+    for fault in FAULTS:
+        assert fault.cause == causes[fault.name]
 
 
-def test_a_group_has_each_symptom_once() -> None:
-    places = [(symptom.name, symptom.groups) for symptom in SYMPTOMS]
+def test_a_group_has_each_fault_once() -> None:
+    places = [(fault.name, fault.group) for fault in FAULTS]
     assert len(set(places)) == len(places)
 
 
-# --- Without a mistake, the parts give the suite's own answers ------------------------------------
+# --- Without a fault, the parts give the suite's own answers ------------------------------------
 
 
-def test_a_sampler_without_a_mistake_answers_as_the_suite(cases: tuple[Case, ...]) -> None:
+def test_a_sampler_without_a_fault_answers_as_the_suite(cases: tuple[Case, ...]) -> None:
     for case in of_group(cases, "sampling"):
         if "error" not in case.expected:
             result = answer(case.input, Rule())
@@ -76,20 +78,20 @@ def test_a_sampler_without_a_mistake_answers_as_the_suite(cases: tuple[Case, ...
             assert compare(case, result) is None, case.id
 
 
-def test_operations_without_a_mistake_answer_as_the_suite(cases: tuple[Case, ...]) -> None:
+def test_operations_without_a_fault_answer_as_the_suite(cases: tuple[Case, ...]) -> None:
     for case in of_group(cases, "ops"):
-        output = of_ops.RIGHT[case.input["op"]](of_ops.inputs(case))
+        output = ops.compute(ops.inputs(case))
         assert compare(case, {"output": written(output)}) is None, case.id
 
 
-def test_super_blocks_without_a_mistake_decode_as_the_suite(cases: tuple[Case, ...]) -> None:
+def test_super_blocks_without_a_fault_decode_as_the_suite(cases: tuple[Case, ...]) -> None:
     for case in of_group(cases, "quant"):
-        if case.input["format"] in of_quant.K_QUANTS:
-            decoded = of_quant.answer_of(case, of_quant.super_blocks())
+        if case.input["format"] in quant.K_QUANTS:
+            decoded = quant.answer_of(case, quant.super_blocks)
             assert compare(case, decoded) is None, case.id
 
 
-def test_a_llama_without_a_mistake_answers_as_the_suite(cases: tuple[Case, ...]) -> None:
+def test_a_llama_without_a_fault_answers_as_the_suite(cases: tuple[Case, ...]) -> None:
     asked = [c for c in of_group(cases, "logits") if c.input["model"] == "tiny-chat"]
     for case in asked:
         if case.input["numerics"] == "exact":
@@ -97,11 +99,11 @@ def test_a_llama_without_a_mistake_answers_as_the_suite(cases: tuple[Case, ...])
             assert compare(case, {"logits": written(logits)}) is None, case.id
 
 
-def test_a_bert_without_a_mistake_answers_as_the_suite(cases: tuple[Case, ...]) -> None:
+def test_a_bert_without_a_fault_answers_as_the_suite(cases: tuple[Case, ...]) -> None:
     for case in of_group(cases, "embeddings"):
         if case.input["model"] == "tiny-embed" and case.input["texts"]:
             texts, limit = tuple(case.input["texts"]), case.input.get("max_tokens")
-            vectors = of_embeddings.vectors(None, texts, limit).tolist()
+            vectors = embeddings.vectors(None, texts, limit).tolist()
             result = {"embeddings": vectors, "usage": case.expected["usage"]}
             assert compare(case, result) is None, case.id
 
@@ -109,43 +111,39 @@ def test_a_bert_without_a_mistake_answers_as_the_suite(cases: tuple[Case, ...]) 
 # --- With one, it is recognized ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in RULES])
-def test_a_mistaken_sampler_is_recognized(name: str, cases: tuple[Case, ...]) -> None:
-    rules = {rule_name: (cause, rule) for rule_name, cause, rule in RULES}
-    cause, rule = rules[name]
+@pytest.mark.parametrize("fault", RULES, ids=lambda fault: fault.name)
+def test_a_faulty_sampler_is_recognized(fault: Fault, cases: tuple[Case, ...]) -> None:
     short = [
         case
         for case in of_group(cases, "sampling")
-        if "error" not in case.expected and len(case.input["logits"]) <= MOST_TOKENS
+        if "error" not in case.expected and len(case.input["logits"]) <= MAX_TOKENS
     ]
-    answers = [(case, answer(case.input, rule)) for case in short]
+    answers = [(case, answer(case.input, fault.wrong)) for case in short]
     verdicts = [verdict_of(case, Answer(result)) for case, result in answers if result is not None]
     causes = likely_cause(verdicts)
-    assert set(causes.values()) == {cause}
+    assert set(causes.values()) == {fault.cause}
     assert set(causes) == {v.case.id for v in verdicts if v.status == "failed"}
 
 
-def test_no_two_networks_are_mistaken_for_each_other(cases: tuple[Case, ...]) -> None:
+def test_no_two_faulty_networks_are_taken_for_each_other(cases: tuple[Case, ...]) -> None:
     [case] = [case for case in cases if case.id == "logits/tiny-chat-exact-story"]
     token_ids = tuple(case.input["token_ids"])
     right = network_logits(None, token_ids)
-    names = [name for name, _, _ in NETWORKS if name not in NO_MISTAKE]
+    names = [fault.name for fault in LOGITS if fault.name not in WITHOUT_EFFECT]
     shifts = {name: network_logits(name, token_ids) - right for name in names}
     for name, shift in shifts.items():
         shares = {other: explained_share(shift, shifts[other]) for other in names}
         assert max(shares, key=lambda other: shares[other]) == name
 
 
-def test_a_mistake_of_the_llama_is_recognized_in_its_logits(cases: tuple[Case, ...]) -> None:
+def test_a_fault_of_the_llama_is_recognized_in_its_logits(cases: tuple[Case, ...]) -> None:
     [case] = [case for case in cases if case.id == "logits/tiny-chat-exact-story"]
     logits = network_logits("scores not scaled", tuple(case.input["token_ids"]))
     causes = likely_cause([failed(case, {"logits": written(logits)})])
     assert "not scaled" in causes[case.id]
 
 
-def test_the_same_mistake_is_recognized_in_quantized_activations(
-    cases: tuple[Case, ...],
-) -> None:
+def test_the_same_fault_is_recognized_in_quantized_activations(cases: tuple[Case, ...]) -> None:
     [case] = [case for case in cases if case.id == "logits/tiny-chat-int8-story"]
     token_ids = tuple(case.input["token_ids"])
     shift = network_logits("GQA heads by modulo", token_ids) - network_logits(None, token_ids)
@@ -174,15 +172,12 @@ def sampling_case(name: str, **changed: Any) -> Case:
         "u": 0.5,
         **changed,
     }
-    case = Case(
-        id=f"sampling/{name}", group="sampling", proves="", clause="", input=asked, expected={}
-    )
     result = answer(asked, Rule())
     assert result is not None
-    return replace(case, expected=result)
+    return case_of("sampling", asked, result, name=name)
 
 
-def test_a_mistake_that_would_have_failed_what_passed_is_not_believed() -> None:
+def test_a_fault_with_which_a_passed_case_would_have_failed_is_no_cause() -> None:
     case = sampling_case("one", u=0.99, top_k=2)
     too_many = answer(case.input, Rule(keep_k=lambda _k, n: n))
     assert too_many is not None
@@ -193,12 +188,12 @@ def test_a_mistake_that_would_have_failed_what_passed_is_not_believed() -> None:
     assert likely_cause([verdict, *passed]) == {}
 
 
-def test_what_nothing_explains_has_no_cause() -> None:
+def test_a_failure_that_no_fault_explains_has_no_cause() -> None:
     case = sampling_case("one")
     assert likely_cause([failed(case, {"token": 2})]) == {}
 
 
-def test_what_passed_has_no_cause() -> None:
+def test_a_passed_case_has_no_cause() -> None:
     case = sampling_case("one")
     assert likely_cause([verdict_of(case, Answer(dict(case.expected)))]) == {}
 
@@ -220,28 +215,6 @@ def test_a_refusal_of_anything_ends_no_run(group: Group, cases: tuple[Case, ...]
     assert set(likely_cause(verdicts)) <= {case.id for case in answered}
 
 
-def text_case(name: str, **expected: Any) -> Case:
-    return Case(
-        id=f"text/{name}",
-        group="text",
-        proves="",
-        clause="",
-        input={
-            "model": "stories260K",
-            "prompt": "Once",
-            "params": {"max_tokens": 9, "temperature": 0.0, "top_k": 40},
-            "seed": "0",
-        },
-        expected={
-            "text": " upon a time",
-            "token_ids": [5, 6, 7],
-            "usage": {"prompt_token_count": 2, "generated_token_count": 3},
-            "certified": True,
-            **expected,
-        },
-    )
-
-
 def test_a_text_inherits_what_the_logits_showed(cases: tuple[Case, ...]) -> None:
     [case] = [case for case in cases if case.id == "logits/tiny-chat-exact-story"]
     logits = network_logits("RoPE backwards", tuple(case.input["token_ids"]))
@@ -258,7 +231,7 @@ def test_a_text_alone_inherits_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "counts", "said"),
+    ("text", "counts", "cause"),
     [
         ("Once upon a time", (2, 3), "begins with the prompt"),
         (" upon a time", (1, 3), "BOS belongs to the prompt"),
@@ -272,12 +245,12 @@ def test_a_text_alone_inherits_nothing() -> None:
     ],
 )
 def test_a_text_and_its_counts_show_what_is_wrong(
-    text: str, counts: tuple[int, int], said: str
+    text: str, counts: tuple[int, int], cause: str
 ) -> None:
     prompt, generated = counts
     usage = {"prompt_token_count": prompt, "generated_token_count": generated}
     case = text_case("one")
-    assert said in likely_cause([failed(case, {"text": text, "usage": usage})])[case.id]
+    assert cause in likely_cause([failed(case, {"text": text, "usage": usage})])[case.id]
 
 
 def test_a_broken_character_is_one_that_was_to_be_whole() -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from refllm.conform.case import Case, Group
+from refllm.conform.case import Case
 from refllm.conform.faults.causes import likely_cause
-from refllm.conform.faults.of_tokenizer import tiny_chat_tokenizer
+from refllm.conform.faults.float64_models import tiny_chat_tokenizer
 from refllm.conform.reply import Answer
 from refllm.conform.runner import verdict_of
+from tests.support.conform_cases import case_of
 
 
 def cause(case: Case, result: dict[str, Any]) -> str | None:
@@ -18,25 +19,11 @@ def cause(case: Case, result: dict[str, Any]) -> str | None:
     return likely_cause([verdict]).get(case.id)
 
 
-def case_of(
-    group: Group, asked: dict[str, Any], expected: dict[str, Any], *, clause: str = ""
-) -> Case:
-    return Case(
-        id=f"{group}/one",
-        group=group,
-        proves="",
-        clause=clause,
-        input=asked,
-        expected=expected,
-        tolerance={"absolute": 1e-6, "first_components": 1e-6},
-    )
-
-
 # --- Tokenizers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("ids", "text", "said"),
+    ("ids", "text", "words"),
     [
         ([9, 8], " a é", "begins a text (BOS, [CLS]) is missing"),
         ([1, 1, 9, 8], " a é", "added twice"),
@@ -54,16 +41,16 @@ def case_of(
         ([1, 7, 8], " a é", None),
     ],
 )
-def test_ids_and_texts_show_what_a_tokenizer_does_wrong(
-    ids: list[int], text: str, said: str | None
+def test_ids_and_texts_show_a_fault_of_the_tokenizer(
+    ids: list[int], text: str, words: str | None
 ) -> None:
     asked = {"model": "stories260K", "text": " a é"}
     case = case_of("tokenizer", asked, {"ids": [1, 9, 8], "text": " a é"})
     found = cause(case, {"ids": ids, "text": text})
-    assert found is None if said is None else said in str(found)
+    assert found is None if words is None else words in str(found)
 
 
-def test_the_space_before_the_first_word_is_missed_in_the_ids() -> None:
+def test_ids_show_that_the_space_before_the_first_word_is_missing() -> None:
     asked = {"model": "tiny-chat", "text": "a"}
 
     right = tiny_chat_tokenizer().encode("a")
@@ -90,7 +77,7 @@ def embeddings_case(count: int, *, texts: list[str] | None = None) -> Case:
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
+    ("count", "words"),
     [
         (4, "without [CLS] and [SEP]"),
         (5, "counted with their padding"),  # the longest of the two
@@ -98,16 +85,16 @@ def embeddings_case(count: int, *, texts: list[str] | None = None) -> Case:
         (9, None),
     ],
 )
-def test_the_count_of_embeddings_shows_what_is_counted(count: int, said: str | None) -> None:
+def test_the_count_of_embeddings_shows_what_is_counted(count: int, words: str | None) -> None:
     result = {"embeddings": VECTORS, "usage": {"prompt_token_count": count}}
     found = cause(embeddings_case(8), result)
-    assert found is None if said is None else said in str(found)
+    assert found is None if words is None else words in str(found)
 
 
-@pytest.mark.parametrize(("texts", "said"), [([], "empty list"), ([""], "empty text")])
-def test_a_refusal_of_nothing_is_named(texts: list[str], said: str) -> None:
+@pytest.mark.parametrize(("texts", "words"), [([], "empty list"), ([""], "empty text")])
+def test_a_refusal_of_an_empty_list_or_text_is_named(texts: list[str], words: str) -> None:
     refusal = {"error": {"kind": "invalid-input", "message": "nothing to embed"}}
-    assert said in str(cause(embeddings_case(0, texts=texts), refusal))
+    assert words in str(cause(embeddings_case(0, texts=texts), refusal))
 
 
 # --- Requests ------------------------------------------------------------------------------------
@@ -127,7 +114,7 @@ def test_a_prompt_in_the_text_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counted", "said"),
+    ("counted", "words"),
     [
         (usage(2, 3), "BOS belongs to the prompt"),
         (usage(4, 3), "BOS is counted twice"),
@@ -135,17 +122,17 @@ def test_a_prompt_in_the_text_is_named() -> None:
         (usage(9, 3), None),
     ],
 )
-def test_a_wrong_count_of_the_prompt_is_named(counted: dict[str, Any], said: str | None) -> None:
+def test_a_wrong_count_of_the_prompt_is_named(counted: dict[str, Any], words: str | None) -> None:
     case = case_of("api", asked_text(), {"text": " upon", **usage(3, 3)})
     found = cause(case, {"text": " upon", **counted})
-    assert found is None if said is None else said in str(found)
+    assert found is None if words is None else words in str(found)
 
 
 REFUSED = {"kind": "invalid-input", "says": ["top_p"], "status": {}}
 
 
 @pytest.mark.parametrize(
-    ("params", "says", "said"),
+    ("params", "says", "words"),
     [
         ({"top_p": math.nan}, ["top_p"], "NaN or infinite is accepted"),
         ({"top_p": 1e39}, ["top_p"], "NaN or infinite is accepted"),
@@ -154,16 +141,16 @@ REFUSED = {"kind": "invalid-input", "says": ["top_p"], "status": {}}
         ({"max_tokens": -1}, ["max_tokens"], None),
     ],
 )
-def test_what_must_be_refused_and_is_not_is_named(
-    params: dict[str, Any], says: list[str], said: str | None
+def test_an_answer_to_an_invalid_request_is_named(
+    params: dict[str, Any], says: list[str], words: str | None
 ) -> None:
     case = case_of("api", asked_text(params=params), {"error": {**REFUSED, "says": says}})
     found = cause(case, {"text": " upon", **usage(2, 1)})
-    assert found is None if said is None else said in str(found)
+    assert found is None if words is None else words in str(found)
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "words"),
     [
         ({"params": {"top_k": 0}}, "top_k of 0 is refused"),
         ({"prompt": ""}, "empty prompt is refused"),
@@ -172,19 +159,19 @@ def test_what_must_be_refused_and_is_not_is_named(
         ({}, None),
     ],
 )
-def test_what_must_not_be_refused_and_is_is_named(asked: dict[str, Any], said: str | None) -> None:
+def test_a_refusal_of_a_valid_request_is_named(asked: dict[str, Any], words: str | None) -> None:
     case = case_of("api", asked_text(**asked), usage(1, 1))
     found = cause(case, {"error": {"kind": "invalid-input", "message": "no"}})
-    assert found is None if said is None else said in str(found)
+    assert found is None if words is None else words in str(found)
 
 
 @pytest.mark.parametrize(
-    ("kind", "message", "said"),
+    ("kind", "message", "words"),
     [("runtime-error", "top_p", "another kind"), ("invalid-input", "no", "does not say what")],
 )
-def test_an_error_that_helps_nobody_is_named(kind: str, message: str, said: str) -> None:
+def test_an_unclear_error_is_named(kind: str, message: str, words: str) -> None:
     case = case_of("api", asked_text(), {"error": REFUSED})
-    assert said in str(cause(case, {"error": {"kind": kind, "message": message}}))
+    assert words in str(cause(case, {"error": {"kind": kind, "message": message}}))
 
 
 def test_vectors_of_another_length_are_named() -> None:
@@ -194,16 +181,16 @@ def test_vectors_of_another_length_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("got", "said"),
+    ("got", "words"),
     [
         ({"error": {"kind": "invalid-input", "message": "too long"}}, "is refused: cut it there"),
         (usage(129, 0), "is cut at another length"),
     ],
 )
-def test_a_long_text_that_is_not_cut_at_the_limit_is_named(got: dict[str, Any], said: str) -> None:
+def test_a_long_text_that_is_not_cut_at_the_limit_is_named(got: dict[str, Any], words: str) -> None:
     asked = {"operation": "generate_embeddings", "model": "tiny-embed", "texts": ["a"]}
     case = case_of("api", asked, usage(128, 0), clause="truncation")
-    assert said in str(cause(case, {"embeddings": [[0.6, 0.8]], **got}))
+    assert words in str(cause(case, {"embeddings": [[0.6, 0.8]], **got}))
 
 
 def test_a_vector_that_its_batch_changed_is_named() -> None:

@@ -1,4 +1,4 @@
-"""The embeddings group: whose vectors they are, what refllm answers, and which mistakes show."""
+"""The embeddings group: whose vectors they are, what refllm answers, and which faults show."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from refllm.conform.faults.embeddings import vectors as wrong_vectors
 from refllm.conform.models import suite_model
 from refllm.engine import LocalEngine
 from refllm.models.bundled import ROOT
 from tests.conftest import PROJECT
 from tools import golden_embeddings
 from tools.golden_embeddings import Question, questions, token_ids_of
-from tools.plain_bert import Mistakes, PlainBert, bert_of_gguf
+from tools.plain_bert import PlainBert, bert_of_gguf
 
 Golden: TypeAlias = Mapping[str, Any]
 Vectors: TypeAlias = NDArray[np.float64]
@@ -159,10 +160,9 @@ def test_the_token_that_is_cut_off_makes_a_difference() -> None:
 # --- The tolerance -------------------------------------------------------------------------------
 
 
-def off(case: Golden, asked: Mapping[str, Question], bert: PlainBert, **mistakes: bool) -> Vectors:
-    """By how much a wrong plain BERT is off in each text's worst component, [N]."""
-    token_ids = token_ids_of(asked[case["id"]], bert)
-    wrong = bert.vectors(token_ids, mistakes=Mistakes(**mistakes))
+def off(case: Golden, fault: str) -> Vectors:
+    """By how much a BERT with the fault is off in each text's worst component, [N]."""
+    wrong = wrong_vectors(fault, tuple(case["input"]["texts"]), case["input"].get("max_tokens"))
     return np.asarray(np.abs(wrong - vectors_of(case)).max(axis=1))
 
 
@@ -170,24 +170,14 @@ WITH_TEXTS: Sequence[Golden] = [case for case in OF_TINY_EMBED if case["input"][
 
 
 @pytest.mark.parametrize("case", WITH_TEXTS, ids=name)
-def test_gelu_by_tanh_falls_outside_the_tolerance_in_every_text(
-    case: Golden, asked: Mapping[str, Question], bert: PlainBert
+@pytest.mark.parametrize(
+    ("fault", "n_tolerances"),
+    [("tanh GELU", 5), ("CLS pooling", 1000), ("embeddings not normalized", 1000)],
+)
+def test_a_fault_falls_outside_the_tolerance_in_every_text(
+    case: Golden, fault: str, n_tolerances: int
 ) -> None:
-    assert off(case, asked, bert, tanh_gelu=True).min() > 5 * TOLERANCE
-
-
-@pytest.mark.parametrize("case", WITH_TEXTS, ids=name)
-def test_the_first_token_in_place_of_the_mean_falls_outside(
-    case: Golden, asked: Mapping[str, Question], bert: PlainBert
-) -> None:
-    assert off(case, asked, bert, pools_first_token=True).min() > 1000 * TOLERANCE
-
-
-@pytest.mark.parametrize("case", WITH_TEXTS, ids=name)
-def test_a_vector_that_keeps_its_length_falls_outside(
-    case: Golden, asked: Mapping[str, Question], bert: PlainBert
-) -> None:
-    assert off(case, asked, bert, keeps_length=True).min() > 1000 * TOLERANCE
+    assert off(case, fault).min() > n_tolerances * TOLERANCE
 
 
 @pytest.mark.parametrize("case", PADDED, ids=name)
@@ -196,14 +186,12 @@ def test_averaging_over_padding_falls_outside_in_every_padded_text(
 ) -> None:
     lengths = [len(ids) for ids in token_ids_of(asked[case["id"]], bert)]
     is_padded = np.array(lengths) < max(lengths)  # [N]
-    assert off(case, asked, bert, pools_padding=True)[is_padded].min() > 1000 * TOLERANCE
+    assert off(case, "padding in the mean")[is_padded].min() > 1000 * TOLERANCE
 
 
 @pytest.mark.parametrize("case", PADDED, ids=name)
-def test_attention_to_padding_falls_outside(
-    case: Golden, asked: Mapping[str, Question], bert: PlainBert
-) -> None:
-    assert off(case, asked, bert, attends_to_padding=True).max() > 1000 * TOLERANCE
+def test_attention_to_padding_falls_outside(case: Golden) -> None:
+    assert off(case, "no attention mask").max() > 1000 * TOLERANCE
 
 
 def test_float32_is_well_inside_the_tolerance() -> None:

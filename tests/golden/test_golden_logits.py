@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +15,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from refllm import oracle
+from refllm.conform.faults.faulty_llama import Network
+from refllm.conform.faults.faulty_llama import logits as network_logits
+from refllm.conform.faults.float64_models import tiny_chat_weights
+from refllm.conform.faults.logits import LOGITS
+from refllm.conform.faults.text import TEXT
 from refllm.conform.models import model_sha256s
 from refllm.models.load import LlamaModel, load_path
 from tests.conftest import PROJECT
@@ -140,7 +144,7 @@ def test_the_tolerance_is_measured_the_same_again(name: str, opened: Opened) -> 
     assert tolerance(deviations) == case["tolerance"]
 
 
-# Others
+# Backends of others
 
 
 @pytest.mark.parametrize("case", OF_TINY_CHAT, ids=lambda case: case["id"])
@@ -150,69 +154,26 @@ def test_a_matrix_product_in_an_order_of_its_own_is_inside(case: Case, opened: O
     assert 0 < error_in_bounds(got, case) <= 1
 
 
-# As they are before a variant replaces them.
-oracle_rope, oracle_attention = oracle.rope, oracle.attention
-oracle_rms_norm, oracle_matmul = oracle.rms_norm, oracle.matmul
-
-
-def rope_by_halves(x: Array, positions: Array, frequencies: Array, magnitude: float) -> Array:
-    order = np.arange(x.shape[2]).reshape(2, -1).T.ravel()
-    turned = oracle_rope(x[..., order], positions, frequencies, magnitude)
-    return turned[..., np.argsort(order)]
-
-
-def rope_one_further(x: Array, positions: Array, frequencies: Array, magnitude: float) -> Array:
-    # All positions alike would change no score.
-    return oracle_rope(x, positions + (positions > 0), frequencies, magnitude)
-
-
-def unscaled_attention(q: Array, k: Array, v: Array, n_visible: Sequence[int]) -> Array:
-    return oracle_attention(q * np.sqrt(q.dtype.type(q.shape[2])), k, v, n_visible)
-
-
-def attention_without_a_mask(q: Array, k: Array, v: Array, n_visible: Sequence[int]) -> Array:
-    return oracle_attention(q, k, v, [len(k)] * len(q))
-
-
-def attention_that_forgets_the_last(
-    q: Array, k: Array, v: Array, n_visible: Sequence[int]
-) -> Array:
-    return oracle_attention(q, k, v, [max(n - 1, 1) for n in n_visible])
-
-
-def rms_norm_by_the_sum(x: Array, weight: Array, eps: float) -> Array:
-    return oracle_rms_norm(x / np.sqrt(x.dtype.type(x.shape[1])), weight, eps)
-
-
-def product_of_halves(x: Array, w: Array) -> Array:
-    return oracle_matmul(x.astype(np.float16).astype(np.float32), w)
-
-
-WRONG: Mapping[str, Variant] = {
-    "RoPE's other layout": Variant(functions={"rope": rope_by_halves}),
-    "a position off by one": Variant(functions={"rope": rope_one_further}),
-    "unscaled scores": Variant(functions={"attention": unscaled_attention}),
-    "no causal mask": Variant(functions={"attention": attention_without_a_mask}),
-    "a cache off by one": Variant(functions={"attention": attention_that_forgets_the_last}),
-    "a sum for a mean": Variant(functions={"rms_norm": rms_norm_by_the_sum}),
-    "float16 activations": Variant(product=product_of_halves),
-    "GELU for SiLU": Variant(functions={"silu": oracle.gelu}),
+# Faults that do not change tiny-chat: its own base and epsilon, and an output that it shares.
+WITHOUT_EFFECT = {"RoPE base 10000", "RMSNorm epsilon 1e-05", "embeddings for output"}
+NETWORKS: Mapping[str, Network] = {
+    **{fault.name: fault.wrong for fault in LOGITS if fault.name not in WITHOUT_EFFECT},
+    # All positions alike would change no score: those after the first token.
+    "a position off by one": TEXT.named("KV cache position one too large").wrong.network(1),
 }
 
 
-@pytest.mark.parametrize("variant", WRONG.values(), ids=WRONG)
-def test_a_wrong_network_is_far_outside(variant: Variant, opened: Opened) -> None:
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_a_faulty_network_is_far_outside(network: Network) -> None:
     case = CASES["tiny-chat-exact-story"]
-    assert error_in_bounds(by_variant(opened(case), case, variant), case) > 5
-
-
-@pytest.mark.parametrize(("eps", "base"), [(1e-6, 1e4), (1e-5, 5e5)])
-def test_a_wrong_hyperparameter_is_far_outside(eps: float, base: float, opened: Opened) -> None:
-    case = CASES["tiny-chat-exact-story"]
-    model = opened(case)
-    config = dataclasses.replace(model.config, rms_norm_eps=eps, rope_theta=base)
-    got = by_variant(dataclasses.replace(model, config=config), case)
+    got = network_logits(tiny_chat_weights(), case["input"]["token_ids"], network)
     assert error_in_bounds(got, case) > 5
+
+
+def test_float16_activations_are_far_outside(opened: Opened) -> None:
+    case, product = CASES["tiny-chat-exact-story"], oracle.matmul
+    halves = Variant(product=lambda x, w: product(x.astype(np.float16).astype(np.float32), w))
+    assert error_in_bounds(by_variant(opened(case), case, halves), case) > 5
 
 
 @pytest.mark.parametrize("case", SETTLED.values(), ids=SETTLED)

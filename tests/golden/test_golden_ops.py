@@ -14,6 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm import oracle
+from refllm.conform.faults.catalog import Fault
+from refllm.conform.faults.ops import OPS
 from refllm.kernels import elementwise
 from refllm.kernels.attention import attention_weights, key_value_buffers
 from refllm.kernels.kv_attention import attention, caches_of
@@ -202,106 +204,77 @@ def test_the_decimals_agree_with_known_values() -> None:
 # Wrong formulas
 
 
-def tanh_gelu(x: Array) -> Array:
-    result: Array = elementwise.gelu_tanh(x[None])[0]
-    return result
+def wrong_answer(fault: str, case: Mapping[str, Any]) -> Array:
+    """The case's output by the fault's formula in float64, rounded to float32."""
+    with np.errstate(all="ignore"):
+        inputs = {key: read(value) for key, value in case["input"].items()}
+        wide = {
+            key: value.astype(np.float64) if isinstance(value, np.ndarray) else value
+            for key, value in inputs.items()
+        }
+        return np.asarray(OPS.named(fault).wrong(wide), np.float32)
 
 
-def rms_norm_with_other_epsilon(x: Array, weight: Array, eps: float) -> Array:
-    return oracle.rms_norm(x, weight, 1e-5 if eps < 5e-6 else 1e-6)
-
-
-def layer_norm_with_other_epsilon(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    return oracle.layer_norm(x, weight, bias, 1e-5 if eps < 1e-6 else 1e-12)
-
-
-def layer_norm_with_unbiased_variance(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    normal = oracle.layer_norm(x, np.ones_like(weight), np.zeros_like(bias), eps)
-    n = x.shape[1]
-    result: Array = normal * np.float32(math.sqrt((n - 1) / n)) * weight + bias
-    return result
-
-
-def rms_norm_without_mean(x: Array, weight: Array, eps: float) -> Array:
-    centered = x - x.mean(axis=1, keepdims=True)
-    return oracle.rms_norm(centered, weight, eps)
-
-
-def rope_in_the_other_layout(layout: str, **inputs: Any) -> Array:
-    return ORACLE["rope"](layout="neox" if layout == "norm" else "norm", **inputs)
-
-
-def rope_one_further(positions: Any, **inputs: Any) -> Array:
-    return ORACLE["rope"](positions=[position + 1 for position in positions], **inputs)
-
-
-def rope_with_the_usual_theta(theta: float, **inputs: Any) -> Array:
-    return ORACLE["rope"](theta=1e4 if theta > 1e4 else 5e5, **inputs)
-
-
-def attention_without_scale(q: Array, k: Array, v: Array, causal: bool) -> Array:
-    return ORACLE["attention"](q * np.float32(math.sqrt(q.shape[2])), k, v, causal)
-
-
-def attention_with_heads_in_turns(q: Array, k: Array, v: Array, causal: bool) -> Array:
-    repeats = q.shape[1] // k.shape[1]
-    return ORACLE["attention"](q, np.tile(k, (1, repeats, 1)), np.tile(v, (1, repeats, 1)), causal)
-
-
-def attention_of_all(q: Array, k: Array, v: Array, causal: bool) -> Array:
-    return ORACLE["attention"](q, k, v, not causal)
-
-
-def attention_one_short(q: Array, k: Array, v: Array, causal: bool) -> Array:
-    return oracle.attention(q, k, v, np.maximum(n_visible(q, k, causal) - 1, 1).tolist())
-
-
-def mean_over_padding(x: Array, mask: Any) -> Array:
-    return oracle.mean_rows(x * np.array(mask, np.float32)[:, None])
+def causal_in_an_encoder(q: Array, k: Array, v: Array, causal: bool) -> Array:
+    return oracle.attention(q, k, v, n_visible(q, k, not causal).tolist())
 
 
 def half_precision(x: Array, w: Array) -> Array:
     return oracle.matmul(x.astype(np.float16).astype(np.float32), w)
 
 
-def softmax_of_floats(x: Array) -> Array:
+def softmax_without_maximum(x: Array) -> Array:
     with np.errstate(all="ignore"):
         e = np.exp(x)
         result: Array = np.nan_to_num(e / e.sum(axis=1, keepdims=True), nan=9.0)
     return result
 
 
-WRONG: Mapping[str, tuple[str, Op, str]] = {
-    "tanh GELU": ("gelu", tanh_gelu, "ops/gelu-not-tanh"),
-    "RMSNorm's epsilon": ("rms_norm", rms_norm_with_other_epsilon, "ops/rms-norm-tiny-1e-5"),
-    "and the other one": ("rms_norm", rms_norm_with_other_epsilon, "ops/rms-norm-tiny-1e-6"),
-    "RMSNorm with a mean": ("rms_norm", rms_norm_without_mean, "ops/rms-norm-no-mean"),
-    "LayerNorm's epsilon": (
-        "layer_norm",
-        layer_norm_with_other_epsilon,
-        "ops/layer-norm-tiny-1e-12",
-    ),
-    "variance by D − 1": (
-        "layer_norm",
-        layer_norm_with_unbiased_variance,
-        "ops/layer-norm-biased-variance",
-    ),
-    "RoPE's neighbors": ("rope", rope_in_the_other_layout, "ops/rope-norm-5"),
-    "RoPE's halves": ("rope", rope_in_the_other_layout, "ops/rope-neox-100000"),
-    "RoPE's position": ("rope", rope_one_further, "ops/rope-norm-511"),
-    "RoPE's theta": ("rope", rope_with_the_usual_theta, "ops/rope-neox-1-theta-500000"),
-    "unscaled scores": ("attention", attention_without_scale, "ops/attention-scaled"),
-    "heads in turns": ("attention", attention_with_heads_in_turns, "ops/attention-grouped"),
-    "no causal mask": ("attention", attention_of_all, "ops/attention-causal"),
-    "a mask of an encoder": ("attention", attention_of_all, "ops/attention-both-ways"),
-    "a cache off by one": ("attention", attention_one_short, "ops/attention-cached"),
-    "padding in the mean": ("mean_pool", mean_over_padding, "ops/mean-pool-padded"),
-    "float16 activations": ("matmul", half_precision, "ops/matmul-not-halves"),
-    "softmax without maximum": ("softmax", softmax_of_floats, "ops/softmax-large"),
-}
+@pytest.mark.parametrize(
+    ("fault", "case_id"),
+    [
+        ("tanh GELU", "ops/gelu-not-tanh"),
+        ("RMSNorm epsilon 1e-06", "ops/rms-norm-tiny-1e-5"),
+        ("RMSNorm epsilon 1e-05", "ops/rms-norm-tiny-1e-6"),
+        ("RMSNorm with mean subtracted", "ops/rms-norm-no-mean"),
+        ("LayerNorm epsilon 1e-05", "ops/layer-norm-tiny-1e-12"),
+        ("LayerNorm by D - 1", "ops/layer-norm-biased-variance"),
+        ("RoPE layout swapped", "ops/rope-norm-5"),
+        ("RoPE layout swapped", "ops/rope-neox-100000"),
+        ("RoPE position one too large", "ops/rope-norm-511"),
+        ("RoPE base 10000", "ops/rope-neox-1-theta-500000"),
+        ("scores not scaled", "ops/attention-scaled"),
+        ("GQA heads by modulo", "ops/attention-grouped"),
+        ("causal mask missing", "ops/attention-causal"),
+        ("token does not see itself", "ops/attention-cached"),
+        ("mean divided by the padded length", "ops/mean-pool-padded"),
+    ],
+)
+def test_a_fault_is_far_outside(fault: str, case_id: str) -> None:
+    [case] = [case for case in CASES if case["id"] == case_id]
+    got = wrong_answer(fault, case)
+    assert error_in_ulps(got, case) > 10 * max(case["tolerance"]["ulps"], 1)
 
 
-@pytest.mark.parametrize(("op", "wrong", "case_id"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("fault", [fault for fault in OPS if fault.wrong], ids=lambda f: f.name)
+def test_every_fault_is_far_outside_in_a_case_of_its_operation(fault: Fault) -> None:
+    of_op = [case for case in CASES if case["input"]["op"] == fault.op]
+    outside = [not_inside_by_far(wrong_answer(fault.name, case), case) for case in of_op]
+    assert any(outside)
+
+
+def not_inside_by_far(got: Array, case: Mapping[str, Any]) -> bool:
+    return not error_in_ulps(got, case) <= 10 * max(case["tolerance"]["ulps"], 1)  # or NaN
+
+
+@pytest.mark.parametrize(
+    ("op", "wrong", "case_id"),
+    [
+        ("attention", causal_in_an_encoder, "ops/attention-both-ways"),
+        ("matmul", half_precision, "ops/matmul-not-halves"),
+        ("softmax", softmax_without_maximum, "ops/softmax-large"),
+    ],
+)
 def test_a_wrong_formula_is_far_outside(op: str, wrong: Op, case_id: str) -> None:
     [case] = [case for case in CASES if case["id"] == case_id]
     got = answered_by({op: wrong}, case)

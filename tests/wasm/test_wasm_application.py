@@ -351,16 +351,16 @@ def test_files_that_cannot_be_given_are_named(files: list[object], said: str, he
 @pytest.mark.parametrize("files", [["**/*"], ["public"], [{"source": ".", "destination": "/"}]])
 def test_only_so_many_entries_of_folders_are_looked_at(files: list[object], here: Path) -> None:
     manifest = here / "spin.toml"
-    assert folder_of(manifest, files, [], most_entries=10)
+    assert folder_of(manifest, files, [], max_entries=10)
     with pytest.raises(LlmRuntimeError) as caught:
-        folder_of(manifest, files, [], most_entries=3)
+        folder_of(manifest, files, [], max_entries=3)
     assert str(caught.value).startswith(f"{manifest}: files: more than 3 entries of folders")
 
 
 def test_only_the_folders_that_a_pattern_can_mean_are_looked_at(here: Path) -> None:
     for files in (["*.toml"], ["public/images/*"], ["public/*"]):
         within, all_of_it = (
-            paths_in(folder_of(here / "spin.toml", files, [], most_entries=most))
+            paths_in(folder_of(here / "spin.toml", files, [], max_entries=most))
             for most in (3, 100)
         )
         assert within == all_of_it
@@ -369,7 +369,7 @@ def test_only_the_folders_that_a_pattern_can_mean_are_looked_at(here: Path) -> N
 def test_folders_that_lead_in_a_circle_are_walked_once(here: Path) -> None:
     (here / "public" / "again").symlink_to(here / "public", target_is_directory=True)
     (here / "public" / "itself").symlink_to(here / "public" / "itself")
-    folder = folder_of(here / "spin.toml", ["**/*.html"], [], most_entries=20)
+    folder = folder_of(here / "spin.toml", ["**/*.html"], [], max_entries=20)
     assert paths_in(folder) == ["/public/index.html"]
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from refllm.api import InvalidInput
-from refllm.wasm.http.application import open_application
-from refllm.wasm.http.engines import engines_of
+from refllm.wasm.http.application import engines_of, open_application
 from tests.support.model_files import tiny_llama_gguf
 
 MANIFEST = """

@@ -180,7 +180,7 @@ def test_a_host_that_stops_ends_its_guests_at_once(target: str, probe: Program) 
         program = host.load_handler(probe.path)
         with occupied(host, program, target) as failures:
             pass
-    assert failures == ["refllm was told to end"]
+    assert failures == ["the server is shutting down"]
 
 
 @pytest.mark.network
@@ -190,7 +190,7 @@ def test_while_a_guest_sleeps_another_has_its_turn(probe: Program) -> None:
         with occupied(host, program, "/sleep?3600") as failures:
             assert responded(host, program, "/remember") == 1
             assert not failures
-    assert failures == ["refllm was told to end"]
+    assert failures == ["the server is shutting down"]
 
 
 # --- What a guest gets ---------------------------------------------------------------------------

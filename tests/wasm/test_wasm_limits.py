@@ -17,12 +17,15 @@ from refllm.api import EmbeddingsResult, InferencingParams, InferencingResult, L
 from refllm.wasm.guest import Allowance, Guest, GuestFailed, Limits, Output, Turn
 from refllm.wasm.host import OFFERED, Host, Services
 from refllm.wasm.http.application import open_application
-from refllm.wasm.http.port import Port
+from refllm.wasm.http.asgi import SpinApp, connection_with
 from refllm.wasm.memory import PART_OF_TABLES
-from refllm.wasm.spin_llm import inferencing_params
+from refllm.wasm.spin import inferencing_params
+from refllm.wasm.wasi.http import Request
 from refllm.wasm.wasi.io import OutputStream, Pollable
 from refllm.wasm.wit import record
 from tests.conftest import HUNG_SECONDS
+from tests.support.listening import serving
+from tools.attack.wat import HANDLER
 
 PAGE_BYTES = 64 * 1024
 RUN = '(func (export "run") (canon lift (core func $i "run")))'
@@ -175,10 +178,20 @@ def test_an_export_that_is_not_there_is_named(host: Host, tmp_path: Path) -> Non
         result_of(host, tmp_path, "(component)")
 
 
+def test_a_guest_that_is_to_end_calls_the_host_no_more(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "app.wasm").write_bytes(wat2wasm(HANDLER))
+    program = host.load_handler(tmp_path / "app.wasm")
+    end = threading.Event()
+    assert host.respond(program, Request("GET", "/"), Services(NoEngine()), end=end).status == 200
+    end.set()
+    with pytest.raises(GuestFailed, match="is shutting down"):
+        host.respond(program, Request("GET", "/"), Services(NoEngine()), end=end)
+
+
 def test_a_host_that_has_stopped_starts_no_guest(tmp_path: Path) -> None:
     with Host() as host:
         host.stop()
-        with pytest.raises(GuestFailed, match="refllm was told to end"):
+        with pytest.raises(GuestFailed, match="the server is shutting down"):
             result(host, tmp_path, '(func (export "run"))')
 
 
@@ -501,11 +514,10 @@ def test_a_component_that_fails_fails_one_request_and_is_named_in_the_log(
         manifest += f"[component.{id_}]\nsource = '{id_}.wasm'\n"
     (tmp_path / "spin.toml").write_text(manifest)
     application = open_application(tmp_path, {})
-    engines = {id_: NoEngine() for id_ in FAILING}
+    app = SpinApp(application, Host(Limits(seconds=0.2)), {id_: NoEngine() for id_ in FAILING})
     with (
-        Host(Limits(seconds=0.2)) as host,
-        Port(application, host, engines, ("127.0.0.1", 0)) as port,
-        closing(HTTPConnection(port.url.removeprefix("http://"), timeout=HUNG_SECONDS)) as client,
+        serving(app, connection_with(max_connections=8, arrival_seconds=30.0)) as url,
+        closing(HTTPConnection(url.removeprefix("http://"), timeout=HUNG_SECONDS)) as client,
     ):
         for id_, (_, said) in FAILING.items():
             client.request("GET", f"/{id_}")
@@ -522,5 +534,5 @@ def test_a_component_that_fails_fails_one_request_and_is_named_in_the_log(
 def test_a_component_whose_imports_cannot_be_given_ends_the_start(tmp_path: Path) -> None:
     (tmp_path / "app.wasm").write_bytes(wat2wasm('(component (import "part" (core module)))'))
     application = open_application(tmp_path / "app.wasm", {})
-    with Host() as host, pytest.raises(LlmRuntimeError, match=r"component app: .* imports part"):
-        Port(application, host, {"app": NoEngine()}, ("127.0.0.1", 0))
+    with pytest.raises(LlmRuntimeError, match=r"component app: .* imports part"):
+        SpinApp(application, Host(), {"app": NoEngine()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 from tests.guests.models import model_roots
 from tests.support.slow_client import HEAD_WITHOUT_END, answer_to_drops
+from tools.attack.wat import HANDLER
 
 # Heeds Ctrl-C although whoever runs the tests may not: a job in the background has it ignored.
 HEEDING = (
@@ -108,6 +110,32 @@ def test_a_signal_ends_it_cleanly(number: signal.Signals, code: int, tmp_path: P
 
 
 @pytest.mark.network
+@pytest.mark.parametrize(
+    ("number", "code", "options"),
+    [(signal.SIGTERM, 0, ["--grace", "0"]), (signal.SIGINT, 130, ["--grace", "3600"])],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_request_that_outlasts_its_grace_is_answered_and_ended(
+    number: signal.Signals, code: int, options: list[str]
+) -> None:
+    app = component("probe")
+    with running(app, "--max-seconds", "3600", *options) as (process, (serving, _)):
+        url = serving.removeprefix("Serving ")
+        address = url.removeprefix("http://")
+        with closing(http.client.HTTPConnection(address, timeout=HUNG_SECONDS)) as client:
+            client.request("GET", "/sleep?3600")
+            # What is sent on a later connection is answered after the first request has begun.
+            with urllib.request.urlopen(f"{url}/.well-known/spin/health", timeout=HUNG_SECONDS):
+                process.send_signal(number)
+            response = client.getresponse()
+            assert response.status == 500
+            assert b" failed: the server is shutting down" in response.read()
+        _, log = process.communicate(timeout=HUNG_SECONDS)
+    assert process.returncode == code
+    assert "Traceback" not in log
+
+
+@pytest.mark.network
 def test_clients_that_are_slow_or_too_many_are_told_so(tmp_path: Path) -> None:
     app = application(tmp_path, "")
     with running(app, "--max-arrival-seconds", "0.2") as (_, (serving, _route)):
@@ -122,6 +150,17 @@ def test_clients_that_are_slow_or_too_many_are_told_so(tmp_path: Path) -> None:
             pytest.raises(urllib.error.HTTPError, match="503"),
         ):
             urllib.request.urlopen(url, timeout=HUNG_SECONDS)
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "app.wasm"
+    path.write_bytes(wat2wasm(HANDLER))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = refllm("run", path, "--port", str(port))
+    assert (process.returncode, process.stdout) == (1, "")
+    *_, last = process.stderr.splitlines()
+    assert last.startswith(f"refllm: invalid-input: cannot listen on 127.0.0.1:{port}: ")
 
 
 def test_an_application_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import logging
@@ -9,11 +10,15 @@ import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tools.attack.http_answers import FaultError, conversation
 from tools.attack.requests import BODIES, post
 
-__all__ = ["catch_errors", "check_log", "helpers", "prepare", "serving_port"]
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+__all__ = ["catch_errors", "check_log", "helpers", "listening_port", "prepare", "serving_port"]
 
 LIMITS = {
     "max_body_bytes": 1 << 18,
@@ -41,28 +46,32 @@ class _Errors(logging.Handler):
 @functools.cache
 def serving_port() -> int:
     """The port of the one server of this process, which serves the models that ship with refllm."""
-    import uvicorn
-
     from refllm.engine import LocalEngine
     from refllm.models.bundled import ROOT
     from refllm.server.app import application
-    from refllm.server.connections import connection_class
     from refllm.server.limits import Limits
-    from refllm.server.run import bound_socket
+    from refllm.server.middleware import connection_with
 
     catch_errors()
     limits = Limits(**LIMITS)  # type: ignore[arg-type]
     engine = LocalEngine(roots=[ROOT], threads=1, stand_ins=True)
     for model in ("tiny-chat", "tiny-embed"):
         engine.load(model)
-    config = uvicorn.Config(
-        application(engine, limits=limits, token=None, hosts=[]),
-        http=connection_class(limits),
-        ws="none",
-        log_config=None,
-        server_header=False,
+    app = application(engine, limits=limits, token=None, hosts=[])
+    return listening_port(app, connection_with(limits))
+
+
+def listening_port(
+    app: ASGIApp, connection: type[asyncio.Protocol], *, date_header: bool = True
+) -> int:
+    """The port of an application that a thread of this process serves as long as the process is."""
+    import uvicorn
+
+    from refllm.server.run import bound_socket, server_config
+
+    server = uvicorn.Server(
+        server_config(app, connection, log_config=None, date_header=date_header)
     )
-    server = uvicorn.Server(config)
     bound = bound_socket("127.0.0.1", 0)
     threading.Thread(target=server.run, args=[[bound]], daemon=True).start()
     while not server.started:

@@ -12,9 +12,9 @@ where `app.py` is a handler as Spin runs it, unchanged:
             answer = llm.infer("llama2-chat", request.body.decode())
             return http.Response(200, {"content-type": "text/plain"}, answer.text.encode())
 
-It has `spin_sdk.llm`, the handlers of `spin_sdk.http`, and the errors of `spin_sdk.wit`. What else
-the SDK has can be imported, and says on use that it is not here. `python -m refllm.spin.shim`
-answers one request from the command line.
+It has `spin_sdk.llm` (`sdk.py`, `wit.py`), the handlers of `spin_sdk.http` (`handlers.py`), and the
+errors of `spin_sdk.wit`. Other parts of the SDK can be imported, and raise `NotInShim` on use.
+`python -m refllm.spin.shim` answers one request from the command line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A request goes through a handler as through Spin: what arrives, what may come back."""
+"""Pass a request to a Python handler as Spin does, and check the response."""
 
 from __future__ import annotations
 
@@ -23,16 +23,25 @@ STATUSES = range(100, 1000)
 
 
 def handle(handler: ModuleType | str | Path, request: Request) -> Response:
-    """The response of `handler`, a module or the path of its file, to `request`.
+    """Return the response of a handler to a request.
 
     As with Spin, the handler sees lower-case header names and a body that is never None, and the
-    response has a content-length. A file is read again each time, as Spin starts an instance for
-    each request, and can import the modules beside it; a module keeps what it remembers. Inside a
-    running event loop a handler that is a coroutine runs in another thread, and is waited for.
+    response has a content-length. Inside a running event loop a handler that is a coroutine runs in
+    another thread, and is waited for.
 
-    Errors: whatever the handler raises (Spin would answer 500); `InvalidInput` if there is no such
-    file, it has no handler, or the stand-in is not in place; `TypeError` if the request or the
-    response is none that HTTP could carry.
+    Args:
+        handler: A module, which keeps its state; or the path of a file, which is executed each
+            time, as Spin starts an instance for each request. A file can import the modules in its
+            folder.
+        request: The request.
+
+    Returns:
+        The handler's response.
+
+    Raises:
+        InvalidInput: There is no such file, it has no handler, or the shim is not installed.
+        TypeError: The request or the response is not valid in HTTP.
+        Exception: Any that the handler raises; Spin would answer 500.
     """
     if not is_in_place():
         raise InvalidInput(
@@ -61,9 +70,9 @@ def _answer(module: ModuleType, request: Request) -> Response:
 
 
 def _awaited(response: Coroutine[Any, Any, Response]) -> Response:
-    """What the coroutine returns, in a loop of its own, with the caller's context variables.
+    """Return the coroutine's result, from an event loop with the caller's context variables.
 
-    Where a loop runs already, as in a notebook or in a test that is a coroutine, Python allows no
+    If a loop runs already, as in a notebook or in a test that is a coroutine, Python allows no
     second one in the same thread.
     """
     try:
@@ -76,7 +85,7 @@ def _awaited(response: Coroutine[Any, Any, Response]) -> Response:
 
 
 def _handler_of(module: ModuleType) -> IncomingHandler | Handler:
-    """An instance of the class that componentize-py would look for by its name."""
+    """Return an instance of the class that componentize-py would find by its name."""
     for name, base in (("IncomingHandler", IncomingHandler), ("HttpHandler", Handler)):
         found = vars(module).get(name)
         if isinstance(found, type) and issubclass(found, base) and found is not base:
@@ -93,7 +102,7 @@ def _lower_case(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check(kind: type[Request | Response], message: object) -> None:
-    """Raise `TypeError`, saying what is wrong, unless it is a `kind` that HTTP could carry."""
+    """Raise `TypeError` unless a message is of a `kind` and valid in HTTP."""
     what = kind.__name__.lower()
     if not isinstance(message, kind):
         raise TypeError(
@@ -121,7 +130,7 @@ def _check(kind: type[Request | Response], message: object) -> None:
 
 @contextmanager
 def _loaded(path: Path) -> Iterator[ModuleType]:
-    """The module in the file, and its neighbours to import, for as long as this lasts."""
+    """Load the module in a file, whose folder can be imported from within the context."""
     path = path.absolute()
     if not path.is_file():
         raise InvalidInput(f"there is no handler at {path}")
@@ -138,7 +147,7 @@ def _loaded(path: Path) -> Iterator[ModuleType]:
     finally:
         sys.path.remove(str(path.parent))
         for name in sys.modules.keys() - before.keys():
-            if _lies_beside(path, name):
+            if _is_beside(path, name):
                 forget(name)
         if path.stem in before:
             sys.modules[path.stem] = before[path.stem]
@@ -146,11 +155,11 @@ def _loaded(path: Path) -> Iterator[ModuleType]:
             sys.modules.pop(path.stem, None)
 
 
-def _lies_beside(path: Path, name: str) -> bool:
-    """Whether the module called `name` was imported from the folder that the file is in.
+def _is_beside(path: Path, name: str) -> bool:
+    """Return whether the module called `name` was imported from the file's folder.
 
-    A package further down, in a virtual environment, was not: it may be one that can only be
-    imported once.
+    A package further down, in a virtual environment, was not: it may be one that can be imported
+    only once.
     """
     top = path.parent / name.partition(".")[0]
     file = getattr(sys.modules[name], "__file__", None)

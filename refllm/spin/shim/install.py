@@ -1,4 +1,4 @@
-"""The stand-in comes into `sys.modules`, and goes again without a trace."""
+"""Put the shim's modules into `sys.modules`, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ __all__ = ["forget", "is_in_place", "spin_sdk_backed_by"]
 
 @contextmanager
 def spin_sdk_backed_by(engine: Engine) -> Iterator[None]:
-    """`import spin_sdk` means the stand-in, answered by `engine`, as long as this lasts.
+    """Make `import spin_sdk` import the shim within the context.
 
-    A handler imported meanwhile is forgotten at the end, so that the next import reads it again; so
-    is whatever else holds a part of the stand-in. A real SDK, or a stand-in around this one, is set
-    aside together with the modules that hold a part of it, and put back.
+    Modules imported meanwhile that hold a part of the shim, such as a handler, are removed from
+    `sys.modules` at the end, so that the next import executes them again. A real SDK, or the shim
+    of an outer context, is removed together with the modules that hold a part of it, and restored.
+
+    Args:
+        engine: Answers `spin_sdk.llm`.
     """
     set_aside = _take_out(sys.modules.keys())
     before = set(sys.modules)
-    nothing_else = _NothingElse()
-    sys.meta_path.insert(0, nothing_else)
+    finder = _RefusingFinder()
+    sys.meta_path.insert(0, finder)
     sys.modules.update(modules_of(engine))
     try:
         yield
     finally:
-        sys.meta_path.remove(nothing_else)
+        sys.meta_path.remove(finder)
         _take_out(sys.modules.keys() - before)
         _put_back(set_aside)
 
 
 def is_in_place() -> bool:
-    """Whether `import spin_sdk` means the stand-in now."""
+    """Return whether `import spin_sdk` imports the shim now."""
     return getattr(sys.modules.get("spin_sdk.http"), "Request", None) is Request
 
 
@@ -52,8 +55,8 @@ def forget(name: str) -> ModuleType:
     return module
 
 
-class _NothingElse:
-    """Finds no module of the SDK, and says why."""
+class _RefusingFinder:
+    """Finds no module of the SDK, and raises an error with the reason."""
 
     def find_spec(
         self, name: str, _path: Sequence[str] | None, _target: ModuleType | None = None
@@ -68,7 +71,7 @@ def _is_of_sdk(name: str) -> bool:
 
 
 def _take_out(candidates: Collection[str]) -> dict[str, ModuleType]:
-    """Forget the SDK's modules, and those of the `candidates` that hold a part of them."""
+    """Remove the SDK's modules, and those of the `candidates` that hold a part of them."""
     taken = {name for name in sys.modules if _is_of_sdk(name)}
     others = [name for name in candidates if name not in taken]
     found = taken
@@ -87,20 +90,20 @@ def _put_back(modules: Mapping[str, ModuleType]) -> None:
 
 
 def _holds(name: str, modules: Collection[str]) -> bool:
-    """Whether a global name of module `name` is one of `modules`, or something made in one."""
+    """Return whether a global of module `name` is one of `modules`, or was made in one."""
     module: ModuleType | None = sys.modules[name]  # None there forbids an import
     held = [] if module is None else list(vars(module).values())
     return any(_home(value) in modules for value in held)
 
 
 def _home(value: object) -> str:
-    """The name of the module that a value is, or that it was made in."""
-    # Not isinstance: a lazy object may do anything when it is asked what it is.
+    """Return the name of the module that a value is, or in which it was made."""
+    # Not isinstance: a lazy object may run code when its class is read.
     kind = type(value)
     if kind is ModuleType:
         return str(vars(value).get("__name__"))
     if kind is MethodType and type(cast(MethodType, value).__self__) in (Llm, LlmModule):
-        return "spin_sdk.llm"  # a function of the stand-in, with its engine
+        return "spin_sdk.llm"  # a bound method of the shim
     if kind is FunctionType or issubclass(kind, type):
         return str(value.__module__)
     return str(kind.__module__)

@@ -1,12 +1,12 @@
-"""The modules of the Spin Python SDK that handlers use, one set for each engine.
+"""The modules of the Spin Python SDK that handlers use, made for each engine.
 
     spin_sdk.llm                     infer, infer_with_options, generate_embeddings
     spin_sdk.http                    Request, Response, IncomingHandler (3), Handler (4 and 5)
     spin_sdk.wit.types               Err (3); 4 and 5 have it in componentize_py_types
     spin_sdk.wit.imports.llm         the interface (3); fermyon_spin_llm_2_0_0 in 4 and 5
 
-and placeholders for what else the SDK has. Names, order of arguments and defaults are those of
-spin-sdk 3.4.1, and where they differ those of 5.0.0 beside them.
+and placeholders for the rest of the SDK. Names, order of arguments and defaults are those of
+spin-sdk 3.4.1, and where 5.0.0 differs, both.
 """
 
 from __future__ import annotations
@@ -66,18 +66,18 @@ class Response:
 
 
 class IncomingHandler:
-    """What an application's `IncomingHandler` derives from with spin-sdk 3."""
+    """The base class of an application's `IncomingHandler` with spin-sdk 3."""
 
     def handle_request(self, request: Request) -> Response:
-        """The response to `request`."""
+        """Return the response to `request`."""
         raise NotImplementedError
 
 
 class Handler:
-    """What an application's `HttpHandler` derives from with spin-sdk 4 and 5."""
+    """The base class of an application's `HttpHandler` with spin-sdk 4 and 5."""
 
     async def handle_request(self, request: Request) -> Response:
-        """The response to `request`."""
+        """Return the response to `request`."""
         raise NotImplementedError
 
 
@@ -91,18 +91,30 @@ class LlmModule:
     interface: Llm
 
     def infer(self, model: str, prompt: str) -> InferencingResult:
-        """The continuation of `prompt`, with default parameters. Errors: `Err`."""
+        """Return the continuation of `prompt`, with default parameters.
+
+        Raises:
+            Err: With the interface's error.
+        """
         return self.infer_with_options(model, prompt, None)
 
-    # As in the SDK, `options` has no default: a handler that leaves it out fails in Spin, too.
+    # As in the SDK, `options` has no default: a handler without it fails in Spin, too.
     def infer_with_options(
         self, model: str, prompt: str, options: InferencingParams | None
     ) -> InferencingResult:
-        """The continuation of `prompt`; None stands for default parameters. Errors: `Err`."""
+        """Return the continuation of `prompt`; None stands for default parameters.
+
+        Raises:
+            Err: With the interface's error.
+        """
         return self.interface.infer(model, prompt, options or InferencingParams())
 
     def generate_embeddings(self, model: str, text: Sequence[str]) -> EmbeddingsResult:
-        """One vector for each text. Errors: `Err`."""
+        """Return one vector for each text.
+
+        Raises:
+            Err: With the interface's error.
+        """
         return self.interface.generate_embeddings(model, text)
 
 
@@ -114,7 +126,7 @@ class NotInShim(NotImplementedError):
 
 
 def absence(name: str) -> str:
-    """What there is to say about a part of the SDK that the shim does not have."""
+    """Return the message about a part of the SDK that the shim does not have."""
     return (
         f"{name}: refllm's shim has no such part of the Spin SDK; it has spin_sdk.llm and the "
         "handlers of spin_sdk.http"
@@ -122,7 +134,7 @@ def absence(name: str) -> str:
 
 
 class _Absent:
-    """Something that can be imported and not be used."""
+    """A placeholder that can be imported, and raises `NotInShim` on use."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -139,7 +151,7 @@ class _Absent:
 
 
 def _absent_module(name: str) -> ModuleType:
-    """A module in which every name can be imported, and none be used."""
+    """Return a module from which every name can be imported as a placeholder."""
 
     def __getattr__(attribute: str) -> _Absent:  # noqa: N807 - PEP 562
         if _is_pythons_own(attribute):
@@ -150,7 +162,7 @@ def _absent_module(name: str) -> ModuleType:
 
 
 def _is_pythons_own(attribute: str) -> bool:
-    """Whether import, inspect and others look for it everywhere, and take no for an answer."""
+    """Return whether import, inspect and so on read the attribute of any object, if it exists."""
     return attribute.startswith("__") and attribute.endswith("__")
 
 
@@ -158,9 +170,12 @@ def _is_pythons_own(attribute: str) -> bool:
 
 
 def modules_of(engine: Engine) -> dict[str, ModuleType]:
-    """Every module of the stand-in by its full name, answering from `engine`.
+    """Return every module of the shim by its full name.
 
-    Each has its submodules as attributes, as if they had been imported.
+    Each has its submodules as attributes, as after an import.
+
+    Args:
+        engine: Answers the functions of `spin_sdk.llm`.
     """
     interface = Llm(engine)
     sdk_llm = LlmModule(interface)
@@ -205,7 +220,7 @@ def modules_of(engine: Engine) -> dict[str, ModuleType]:
 
 
 def _module(name: str, members: Mapping[str, object]) -> ModuleType:
-    module = ModuleType(name, f"refllm's stand-in for {name} of the Spin Python SDK.")
+    module = ModuleType(name, f"refllm's shim for {name} of the Spin Python SDK.")
     module.__dict__.update(members)
     module.__path__ = []  # a package whose submodules are all there are
     return module

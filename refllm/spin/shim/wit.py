@@ -1,7 +1,7 @@
-"""The interface `fermyon:spin/llm@2.0.0` as a Python component sees it: records, errors, functions.
+"""The interface `fermyon:spin/llm@2.0.0` in a Python component: records, errors, functions.
 
 componentize-py makes a mutable dataclass of each record and of each case of a variant, and raises
-the error of a result as `Err(value)`. So a handler writes
+the error of a result as `Err(value)`. So a handler has
 
     try:
         answer = llm.infer("llama2-chat", "Hello")
@@ -9,7 +9,7 @@ the error of a result as `Err(value)`. So a handler writes
         match error.value:
             case Error_InvalidInput(message): ...
 
-Sources: spin-sdk 3.4.1 and 5.0.0, whose `spin_sdk.wit` componentize-py wrote.
+Sources: `spin_sdk.wit` of spin-sdk 3.4.1 and 5.0.0, which componentize-py generated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
-from refllm import api
+from refllm import interface
+from refllm.errors import InvalidInput, LlmError, ModelNotSupported
 
 __all__ = [
     "EmbeddingsResult",
@@ -41,30 +42,30 @@ __all__ = [
 T = TypeVar("T")
 E = TypeVar("E")
 
-DEFAULT = api.InferencingParams()
+DEFAULT = interface.InferencingParams()
 
 
-# --- What every interface has --------------------------------------------------------------------
+# --- Types of every interface --------------------------------------------------------------------
 
 
 @dataclass
 class Some(Generic[T]):
-    """An option inside an option that is there."""
+    """A present option, where it is inside another option."""
 
     value: T
 
 
 @dataclass
 class Ok(Generic[T]):
-    """A result that is well."""
+    """A result that is no error."""
 
     value: T
 
 
-# The SDK's is frozen, so that not even its traceback can be set, which contextlib does.
+# Not frozen as the SDK's, because contextlib sets the traceback of an exception.
 @dataclass
 class Err(Exception, Generic[E]):
-    """A result that is an error; raised, where a function gives it back."""
+    """A result that is an error; a function raises it."""
 
     value: E
 
@@ -72,7 +73,7 @@ class Err(Exception, Generic[E]):
 Result = Ok[T] | Err[E]
 
 
-# --- What this interface has ---------------------------------------------------------------------
+# --- Types of this interface ---------------------------------------------------------------------
 
 
 @dataclass
@@ -89,12 +90,12 @@ class InferencingParams:
 
 @dataclass
 class Error_ModelNotSupported:
-    """The engine does not know this kind of model; the interface has no room for more words."""
+    """The engine does not support this kind of model; the interface has no message here."""
 
 
 @dataclass
 class Error_RuntimeError:
-    """Something broke while the request ran."""
+    """The request failed while it ran."""
 
     value: str
 
@@ -111,7 +112,7 @@ Error = Error_ModelNotSupported | Error_RuntimeError | Error_InvalidInput
 
 @dataclass
 class InferencingUsage:
-    """Tokens of the prompt, and tokens drawn."""
+    """Tokens of the prompt, and tokens generated."""
 
     prompt_token_count: int
     generated_token_count: int
@@ -119,7 +120,7 @@ class InferencingUsage:
 
 @dataclass
 class InferencingResult:
-    """The generated text, and what it took."""
+    """The generated text, and its numbers of tokens."""
 
     text: str
     usage: InferencingUsage
@@ -144,39 +145,48 @@ class EmbeddingsResult:
 class Llm:
     """The interface's two functions, answered by `engine`."""
 
-    engine: api.Engine
+    engine: interface.Engine
 
     def infer(self, model: str, prompt: str, params: InferencingParams | None) -> InferencingResult:
-        """The continuation of `prompt`. Errors: `Err` of an `Error`."""
+        """Return the continuation of `prompt`.
+
+        Raises:
+            Err: Of an `Error`.
+        """
+        # As componentize-py does, take anything that has the fields.
+        names = [field.name for field in fields(interface.InferencingParams)]
+        given = (
+            None
+            if params is None
+            else interface.InferencingParams(**{name: getattr(params, name) for name in names})
+        )
         with _errors_of_the_interface():
-            result = self.engine.infer(model, prompt, None if params is None else _params(params))
+            result = self.engine.infer(model, prompt, given)
         usage = result.usage
         return InferencingResult(
             result.text, InferencingUsage(usage.prompt_token_count, usage.generated_token_count)
         )
 
     def generate_embeddings(self, model: str, text: Sequence[str]) -> EmbeddingsResult:
-        """One vector for each text. Errors: `Err` of an `Error`."""
+        """Return one vector for each text.
+
+        Raises:
+            Err: Of an `Error`.
+        """
         with _errors_of_the_interface():
             result = self.engine.generate_embeddings(model, text)
         usage = EmbeddingsUsage(result.usage.prompt_token_count)
         return EmbeddingsResult([list(vector) for vector in result.embeddings], usage)
 
 
-def _params(params: InferencingParams) -> api.InferencingParams:
-    """The engine's record, from anything that has the fields, as componentize-py takes it."""
-    names = [field.name for field in fields(api.InferencingParams)]
-    return api.InferencingParams(**{name: getattr(params, name) for name in names})
-
-
 @contextmanager
 def _errors_of_the_interface() -> Iterator[None]:
-    """The engine's errors, as a component sees them."""
+    """Raise the engine's errors as those of a component."""
     try:
         yield
-    except api.ModelNotSupported as error:
+    except ModelNotSupported as error:
         raise Err(Error_ModelNotSupported()) from error
-    except api.InvalidInput as error:
+    except InvalidInput as error:
         raise Err(Error_InvalidInput(str(error))) from error
-    except api.LlmError as error:
+    except LlmError as error:
         raise Err(Error_RuntimeError(str(error))) from error

@@ -1,9 +1,9 @@
 """A Spin application as `spin.toml` describes it: its components, and the routes that lead to them.
 
-Of a component it takes `source`, `ai_models`, `files`, `exclude_files`, `environment` and
-`variables`. A variable of the application has the value of SPIN_VARIABLE_<NAME> in the environment,
-or its default. A file that is no manifest is an application of one component, which answers every
-path and may use every model.
+Of a component, these keys are read: `source`, `ai_models`, `files`, `exclude_files`, `environment`
+and `variables`. A variable of the application has the value of SPIN_VARIABLE_<NAME> in the
+environment, or its default. A file that is not a manifest is an application of one component, which
+answers every path and may use every model.
 
 Source: https://spinframework.dev/manifest-reference.
 """
@@ -16,23 +16,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refllm.engine import LocalEngine
 from refllm.errors import InvalidInput, LlmRuntimeError
+from refllm.spin.component import engine_for
 from refllm.spin.manifest import component_tables, manifest_path, read_manifest, triggers_of
 from refllm.spin.toml import read_toml, table_of
 from refllm.wasm.http.files import folder_of
 from refllm.wasm.http.routes import Route
 from refllm.wasm.wasi.filesystem import Folder
 
-__all__ = ["Application", "ApplicationComponent", "open_application"]
+__all__ = ["Application", "ApplicationComponent", "engines_of", "open_application"]
 
 EVERYTHING = "/..."
-VALUE_CHARACTERS = 1024 * 1024  # of a variable; a prompt or a certificate has some thousand
+MAX_VALUE_CHARACTERS = 1024 * 1024  # of a variable; a prompt or a certificate has some thousand
 REFERENCE = re.compile(r"\{\{\s*([A-Za-z0-9_]+)\s*\}\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplicationComponent:
-    """A component, and what it is given. `ai_models` None allows every model."""
+    """A component, and what it may use. `ai_models` None allows every model."""
 
     id: str
     source: Path
@@ -52,10 +54,15 @@ class Application:
 
 
 def open_application(app: Path, environment: Mapping[str, str]) -> Application:
-    """The application at `app`: a spin.toml, a folder that has one, or a component's file.
+    """Return the application at a path.
 
-    `environment` is this process's, for variables. Errors: `InvalidInput` if there is nothing at
-    `app`; `LlmRuntimeError` naming the file, and the key where one is wrong.
+    Args:
+        app: A spin.toml, a folder that has one, or a component's file.
+        environment: This process's, for variables.
+
+    Raises:
+        InvalidInput: There is nothing at `app`.
+        LlmRuntimeError: Names the file, and the key where one is wrong.
     """
     try:
         exists = app.exists()
@@ -81,10 +88,33 @@ def open_application(app: Path, environment: Mapping[str, str]) -> Application:
     return Application(components, routes, path)
 
 
+def engines_of(application: Application, **options: Any) -> dict[str, LocalEngine]:
+    """Return an engine for each component, by the component's id.
+
+    Each allows the component's `ai_models`, and all share the loaded models, as in Spin. Models in
+    the application's folder come first; a component without a spin.toml may use every model.
+
+    Args:
+        application: From `open_application`.
+        options: Those of `LocalEngine`.
+
+    Raises:
+        InvalidInput: Names a wrong option.
+    """
+    if application.manifest is None:
+        return dict.fromkeys(application.components, LocalEngine(**options))
+    first = next(iter(application.components))
+    engine = engine_for(application.manifest, first, **options)
+    return {
+        id_: engine.restricted_to(component.ai_models or ())
+        for id_, component in application.components.items()
+    }
+
+
 def _routes(
     path: Path, document: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Route]:
-    """Every public route; a private one is for other components of the application only."""
+    """Yield every public route; a private one is for other components of the application."""
     if isinstance(document.get("component"), list):
         base = table_of(path, "trigger", document).get("base", "")
         found = [(table_of(path, "trigger", table), id_) for id_, table in tables.items()]
@@ -141,7 +171,7 @@ def _texts(path: Path, table: Mapping[str, Any], key: str) -> dict[str, str]:
 def _variables(
     path: Path, document: Mapping[str, Any], environment: Mapping[str, str]
 ) -> dict[str, str]:
-    """The value of each of the application's variables that has one."""
+    """Return the value of each of the application's variables that has one."""
     values: dict[str, str] = {}
     for name, variable in table_of(path, "variables", document).items():
         given = environment.get(_environment_name(name))
@@ -153,7 +183,7 @@ def _variables(
 
 
 def _filled(path: Path, name: str, template: str, values: Mapping[str, str]) -> str:
-    """The template with `{{ variable }}` replaced by the variable's value."""
+    """Return the template with `{{ variable }}` replaced by the variable's value."""
     n_characters = len(template)
 
     def value(reference: re.Match[str]) -> str:
@@ -164,9 +194,9 @@ def _filled(path: Path, name: str, template: str, values: Mapping[str, str]) -> 
                 f"set {_environment_name(reference[1])}, or give it a default in [variables]",
             )
         n_characters += len(values[reference[1]])
-        if n_characters > VALUE_CHARACTERS:
+        if n_characters > MAX_VALUE_CHARACTERS:
             raise LlmRuntimeError(
-                f"{path}: variable {name:.80} is longer than {VALUE_CHARACTERS} characters"
+                f"{path}: variable {name:.80} is longer than {MAX_VALUE_CHARACTERS} characters"
             )
         return values[reference[1]]
 

@@ -2,12 +2,12 @@
 
     files = ["images/**/*.png", { source = "public", destination = "/assets" }]
 
-A pattern's files keep the path that they have beside the manifest, and what is no pattern but a
-folder's path stands for all below it; a mount puts a folder, or one file, elsewhere.
-`exclude_files` are patterns of what is left out; `*` stands for slashes there, too.
+Files of a pattern keep their path relative to the manifest; a folder's path stands for all files
+below it. A mount puts a folder, or one file, at another path. `exclude_files` are patterns of files
+to leave out, in which `*` matches slashes, too.
 
-Only regular files are given, and links to them; a link to a folder is not followed. How many
-entries of folders are looked at for a component is limited.
+A guest gets regular files, and links to them; a link to a folder is not followed. The number of
+folder entries that are examined for a component is limited.
 
 Sources: https://spinframework.dev/writing-apps, "Including Files with Components"; Spin's
 crates/loader/src/local.rs.
@@ -34,22 +34,27 @@ ANY_FOLDERS = "**/"  # or none
 
 # The build folder of Rust or node_modules beside a manifest has some ten thousand entries; a
 # component is given a few hundred of them.
-MOST_ENTRIES = 200_000
-MOST_PATTERNS = 1000  # of one component
-MOST_ANY_FOLDERS = 6  # of one pattern; each doubles the ways to spell it out
+MAX_ENTRIES = 200_000
+MAX_PATTERNS = 1000  # of one component
+MAX_ANY_FOLDERS = 6  # of one pattern; each doubles the ways to spell it out
 
 
 class _Tree:
-    """The files below a folder, of which only so many entries are looked at."""
+    """The files below folders; at most `n_entries` entries of folders are examined."""
 
     def __init__(self, manifest: Path, n_entries: int) -> None:
         self._manifest = manifest
         self._most = self._left = n_entries
 
     def below(self, top: Path, depth: int | None = None) -> Iterator[tuple[Path, tuple[str, ...]]]:
-        """Each file in `top` and its folders, with the names that lead to it, in order.
+        """Yield each file in `top` and its folders with the names that lead to it, in order.
 
-        `depth` is of how many names at most. Errors: `LlmRuntimeError` if it is too much to see.
+        Args:
+            top: The folder.
+            depth: The largest number of names; None is any.
+
+        Raises:
+            LlmRuntimeError: There are too many entries.
         """
         waiting: list[tuple[str, ...]] = [()]
         while waiting:
@@ -79,19 +84,25 @@ class _Tree:
 
 
 def folder_of(
-    manifest: Path, files: object, exclude_files: object, *, most_entries: int = MOST_ENTRIES
+    manifest: Path, files: object, exclude_files: object, *, max_entries: int = MAX_ENTRIES
 ) -> Folder:
-    """The folder of a component whose manifest says `files` and `exclude_files`.
+    """Return the folder that a component sees.
 
-    Errors: `LlmRuntimeError` naming the manifest, if one of them is wrong, or if more than
-    `most_entries` entries of folders would have to be looked at.
+    Args:
+        manifest: The path of spin.toml.
+        files: The value of this key.
+        exclude_files: The value of this key.
+        max_entries: How many entries of folders may be examined.
+
+    Raises:
+        LlmRuntimeError: Names the manifest. A value is wrong, or there are too many entries.
     """
     here = manifest.parent
     patterns = _patterns(manifest, exclude_files)
     excluded = [way for item in patterns for way in _spelled_out(manifest, item)]
     root: OpenFolder = {}
     try:
-        for path, place in _all(manifest, files, _Tree(manifest, most_entries)):
+        for path, place in _all(manifest, files, _Tree(manifest, max_entries)):
             beside = path.relative_to(here).as_posix() if path.is_relative_to(here) else None
             if beside is None or not any(fnmatchcase(beside, pattern) for pattern in excluded):
                 _put(manifest, root, place, path)
@@ -101,11 +112,11 @@ def folder_of(
 
 
 def _spelled_out(manifest: Path, pattern: str) -> Iterator[str]:
-    """The pattern with and without each of its `**/`, of which fnmatch knows only the first."""
+    """Yield the pattern with and without each of its `**/`; fnmatch requires the slash."""
     parts = pattern.split(ANY_FOLDERS)
-    if len(parts) - 1 > MOST_ANY_FOLDERS:
+    if len(parts) - 1 > MAX_ANY_FOLDERS:
         raise LlmRuntimeError(
-            f"{manifest}: exclude_files: {pattern!r:.80} has more than {MOST_ANY_FOLDERS} "
+            f"{manifest}: exclude_files: {pattern!r:.80} has more than {MAX_ANY_FOLDERS} "
             f"{ANY_FOLDERS}"
         )
     for between in itertools.product((ANY_FOLDERS, ""), repeat=len(parts) - 1):
@@ -113,9 +124,9 @@ def _spelled_out(manifest: Path, pattern: str) -> Iterator[str]:
 
 
 def _all(manifest: Path, files: object, tree: _Tree) -> Iterator[tuple[Path, PurePosixPath]]:
-    """Each file, and its path in the guest."""
+    """Yield each file, and its path in the guest."""
     here = manifest.parent
-    if not isinstance(files, list) or len(files) > MOST_PATTERNS:
+    if not isinstance(files, list) or len(files) > MAX_PATTERNS:
         raise _wrong(manifest, "files")
     for item in files:
         if isinstance(item, str):
@@ -128,7 +139,7 @@ def _all(manifest: Path, files: object, tree: _Tree) -> Iterator[tuple[Path, Pur
 
 
 def _matching(manifest: Path, pattern: str, tree: _Tree) -> Iterator[Path]:
-    """The files that a pattern, or the path of a file or folder, stands for."""
+    """Yield the files of a pattern, or of the path of a file or folder."""
     here = manifest.parent
     parts = PurePosixPath(pattern).parts
     if ".." in parts or PurePosixPath(pattern).is_absolute():
@@ -149,7 +160,7 @@ def _matching(manifest: Path, pattern: str, tree: _Tree) -> Iterator[Path]:
 
 
 def _is_match(names: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Whether the names match the parts of a pattern, `**` any number of folders' names."""
+    """Return whether names match the parts of a pattern; `**` is any number of folders."""
     reached = {0}  # places in `wanted` before which the names so far may end
     for place, name in enumerate(names):
         is_file = place == len(names) - 1
@@ -212,14 +223,14 @@ def _put(manifest: Path, root: OpenFolder, place: PurePosixPath, path: Path) -> 
 
 
 def _spelled(name: str) -> str:
-    """A file's name as a guest can have it: with a question mark for a byte that is not UTF-8."""
+    """Return a file's name for a guest: with a question mark for a byte that is not UTF-8."""
     return name.encode("utf-8", "replace").decode()
 
 
 def _patterns(manifest: Path, patterns: object) -> list[str]:
     if (
         not isinstance(patterns, list)
-        or len(patterns) > MOST_PATTERNS
+        or len(patterns) > MAX_PATTERNS
         or not all(isinstance(item, str) for item in patterns)
     ):
         raise _wrong(manifest, "exclude_files")
@@ -236,5 +247,5 @@ def _both(manifest: Path, name: str) -> LlmRuntimeError:
 
 def _wrong(manifest: Path, key: str) -> LlmRuntimeError:
     return LlmRuntimeError(
-        f"{manifest}: {key} must be a list of patterns, of at most {MOST_PATTERNS}"
+        f"{manifest}: {key} must be a list of patterns, of at most {MAX_PATTERNS}"
     )

@@ -1,7 +1,7 @@
-"""`wasi:cli`, `wasi:clocks` and `wasi:random`: what a program finds around it.
+"""`wasi:cli`, `wasi:clocks` and `wasi:random`.
 
-A guest has an environment and output, no arguments, no input, no terminal. Its random numbers are
-the operating system's.
+A guest has an environment and output, but no arguments, input or terminal. Random numbers are from
+the operating system.
 
 Sources: https://github.com/WebAssembly/wasi-cli, wasi-clocks, wasi-random (0.2).
 """
@@ -49,7 +49,7 @@ class Exit(Interface):
     wit = "wasi:cli/exit"
 
     def exit(self, status: Variant) -> None:
-        """A guest that answers a request has no way to end but to return."""
+        """End the guest as failed: a handler must return."""
         raise GuestFailed(f"it called exit, with status {status.tag}")
 
     def exit_with_code(self, code: int) -> None:
@@ -186,20 +186,20 @@ class InsecureSeed(Interface):
         return _random_u64(), _random_u64()
 
 
-OF_THE_GUEST = (Stdin, Stdout, Stderr, MonotonicClock)
-THE_SAME_FOR_ALL = (
+WITH_GUEST = (Stdin, Stdout, Stderr, MonotonicClock)
+WITHOUT_GUEST = (
     *(Exit, TerminalStdin, TerminalStdout, TerminalStderr),
     *(WallClock, Random, Insecure, InsecureSeed),
 )
-OFFERED: tuple[type[Interface], ...] = (Environment, *OF_THE_GUEST, *THE_SAME_FOR_ALL)
+OFFERED: tuple[type[Interface], ...] = (Environment, *WITH_GUEST, *WITHOUT_GUEST)
 
 
 def interfaces(guest: Guest, environment: Mapping[str, str]) -> list[Interface]:
-    """All that is `OFFERED`, for one guest."""
+    """Return an object of each of `OFFERED`, for one guest."""
     return [
         Environment(environment),
-        *(interface(guest) for interface in OF_THE_GUEST),
-        *(interface() for interface in THE_SAME_FOR_ALL),
+        *(interface(guest) for interface in WITH_GUEST),
+        *(interface() for interface in WITHOUT_GUEST),
     ]
 
 

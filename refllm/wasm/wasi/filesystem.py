@@ -1,10 +1,10 @@
 """`wasi:filesystem`: a component's `files`, to read and never to write.
 
-A guest sees one folder, `/`, that holds what spin.toml gives it. A folder is a dictionary of names,
-a file the path of a file on this machine; nothing else can be reached, because a path of the
-guest is looked up in the dictionaries and never given to the operating system.
+A guest sees one folder, `/`, with the files that spin.toml gives it. A folder is a dictionary of
+names, a file is its path on this machine. Nothing else can be reached, because a guest's path is
+looked up in the dictionaries and never passed to the operating system.
 
-A function returns a name of WIT's `error-code` where it fails.
+A function that fails returns a name of WIT's `error-code`.
 
 Source: https://github.com/WebAssembly/wasi-filesystem (0.2), wit/types.wit.
 """
@@ -157,7 +157,7 @@ class Descriptor(Resource):
         return READ_ONLY
 
     def _at(self, path: str, use: Callable[[tuple[str, ...]], T]) -> T | str:
-        """What `use` makes of the place that `path`, seen from here, leads to."""
+        """Return `use` of the absolute path of `path`, which is relative to this folder."""
         if len(path) > PATH_CHARACTERS:
             return "name-too-long"
         if path.startswith("/"):
@@ -178,7 +178,7 @@ class Descriptor(Resource):
 
 
 class _Contents:
-    """A file from an offset on. It is open only while it is read: a process opens few files."""
+    """A file from an offset on. It is open only during a read, as open files are limited."""
 
     def __init__(self, path: Path, offset: int) -> None:
         self._path = path
@@ -190,7 +190,7 @@ class _Contents:
         return data
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 class DirectoryEntryStream(Resource):
@@ -247,9 +247,9 @@ def _exists(root: Folder, path: tuple[str, ...]) -> bool:
 
 
 def _read(path: Path, length: int, offset: int) -> tuple[bytes, bool]:
-    """So much of a regular file, and whether it ends there.
+    """Return `length` bytes of a regular file at most, and whether the file ends there.
 
-    What lies there by now may be something else, such as a pipe without a writer; hence no waiting.
+    By now the path may be another thing, such as a pipe without a writer; hence O_NONBLOCK.
     """
 
     def opened(name: str, flags: int) -> int:

@@ -1,7 +1,7 @@
-"""`wasi:http/types`, as far as a handler needs it: a request comes in, a response goes out.
+"""`wasi:http/types` for a handler: an incoming request and an outgoing response.
 
-The functions for requests to others (`outgoing-request` and its kin) are not here: refllm lets no
-guest into the network.
+Functions for requests to other servers (`outgoing-request` and so on) are not offered: refllm gives
+guests no network.
 
 Source: https://github.com/WebAssembly/wasi-http (0.2), wit/types.wit.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from wasmtime.component import Variant
@@ -19,10 +20,11 @@ from refllm.wasm.wasi.io import InputStream, OutputStream, Pollable
 from refllm.wasm.wit import Interface, Resource
 
 __all__ = [
+    "CONNECTION_HEADERS",
     "METHODS",
-    "OF_THE_CONNECTION",
     "HttpTypes",
     "IncomingRequest",
+    "OutgoingResponse",
     "Request",
     "Response",
     "ResponseOutparam",
@@ -33,10 +35,10 @@ Headers = list[tuple[str, bytes]]
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH")
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 NOT_IN_VALUES = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-OF_THE_CONNECTION = frozenset(
+CONNECTION_HEADERS = frozenset(
     {"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"}
 )
-"""Headers that are the server's business; a guest neither sees nor sets them."""
+"""Headers of the connection, which the server sets; a guest neither sees nor sets them."""
 
 HEADER_BYTES = 128  # about what Python's objects for a header take, besides its text
 
@@ -46,7 +48,7 @@ ERR = Variant("err")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks for; `target` is the path with the query, header names are lower case."""
+    """A client's request; `target` is the path with the query, header names are lower case."""
 
     method: str
     target: str
@@ -57,7 +59,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a guest responds, whole."""
+    """A guest's whole response."""
 
     status: int
     headers: tuple[tuple[str, bytes], ...]
@@ -182,25 +184,27 @@ class OutgoingBody(Resource):
 
     wit = "outgoing-body"
 
-    def __init__(self, guest: Guest, data: bytearray) -> None:
-        self._guest = guest
-        self._data = data
+    def __init__(self, response: OutgoingResponse) -> None:
+        self._response = response
         self._is_streamed = False
 
     def write(self) -> OutputStream | None:
         if self._is_streamed:
             return None
         self._is_streamed = True
-        return OutputStream(self._guest, self._append)
+        return OutputStream(self._response.guest, self._append)
 
     def _append(self, contents: bytes) -> None:
-        self._guest.allowance.spend(len(contents))
-        self._data += contents
+        response = self._response
+        response.guest.allowance.spend(len(contents))
+        response.data += contents
+        if response.on_change is not None:
+            response.on_change()
 
 
 @dataclass
 class OutgoingResponse(Resource):
-    """The response as the guest makes it: status 200 and an empty body, until it says otherwise."""
+    """The response as the guest builds it, at first with status 200 and an empty body."""
 
     wit = "outgoing-response"
 
@@ -209,6 +213,7 @@ class OutgoingResponse(Resource):
     status: int = 200
     data: bytearray = field(default_factory=bytearray)
     has_body: bool = False
+    on_change: Callable[[], object] | None = None
 
     def status_code(self) -> int:
         return self.status
@@ -226,27 +231,45 @@ class OutgoingResponse(Resource):
         if self.has_body:
             return None
         self.has_body = True
-        return OutgoingBody(self.guest, self.data)
+        return OutgoingBody(self)
 
 
 class ResponseOutparam(Resource):
-    """Where the guest puts its response, or the error for which there is none."""
+    """Where the guest puts its response, or the error for which there is none.
+
+    Args:
+        on_change: Is called, in the guest's thread, when the response is given and when it grows.
+
+    Attributes:
+        begun: The response, as soon as it is given; the guest may still write to its body.
+    """
 
     wit = "response-outparam"
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], object] | None = None) -> None:
+        self._on_change = on_change
         self._given: OutgoingResponse | Variant | None = None
+        self.begun: OutgoingResponse | None = None
 
     def give(self, given: OutgoingResponse | Variant) -> None:
         self._given = given
+        if isinstance(given, OutgoingResponse):
+            self.begun = given
+            given.on_change = self._on_change
+            if self._on_change is not None:
+                self._on_change()
 
     def response(self) -> Response:
-        """The response, when the guest is done. Errors: `GuestFailed` where it gave none."""
+        """Return the response, when the guest has returned.
+
+        Raises:
+            GuestFailed: The guest gave no response.
+        """
         if self._given is None:
             raise GuestFailed("it returned without a response")
         if isinstance(self._given, Variant):
-            said = f": {self._given.payload}" if isinstance(self._given.payload, str) else ""
-            raise GuestFailed(f"it responded with the error {self._given.tag}{said}")
+            text = f": {self._given.payload}" if isinstance(self._given.payload, str) else ""
+            raise GuestFailed(f"it responded with the error {self._given.tag}{text}")
         given = self._given
         return Response(given.status, tuple(given.fields), bytes(given.data))
 
@@ -297,11 +320,11 @@ class HttpTypes(Interface):
 
 
 def header_error(headers: Headers) -> Variant | None:
-    """WIT's `header-error` where a guest may not set one of these; None where it may."""
+    """Return WIT's `header-error` if a guest may not set one of these headers, else None."""
     for name, value in headers:
         if not TOKEN.fullmatch(name) or NOT_IN_VALUES.search(value):
             return Variant("invalid-syntax")
-        if name.lower() in OF_THE_CONNECTION:
+        if name.lower() in CONNECTION_HEADERS:
             return Variant("forbidden")
     return None
 

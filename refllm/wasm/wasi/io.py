@@ -1,7 +1,7 @@
-"""`wasi:io`: streams, things to wait for, and errors of streams.
+"""`wasi:io`: streams, pollables, and errors of streams.
 
-Every stream of a guest has its data at hand, so reading and writing never wait and a stream is
-always ready; only a clock makes a guest wait. A result that is `closed` is None here.
+The data of every stream is in memory or in a file, so that a stream is always ready; a guest waits
+for clocks only. A result that is `closed` in WIT is None here.
 
 Source: https://github.com/WebAssembly/wasi-io (0.2).
 """
@@ -19,7 +19,7 @@ from refllm.wasm.wit import Interface, Resource
 
 __all__ = ["InputStream", "IoError", "IoErrors", "OutputStream", "Poll", "Pollable", "Streams"]
 
-CHUNK_BYTES = 64 * 1024  # what one call reads or may write at most
+CHUNK_BYTES = 64 * 1024  # one call reads or writes at most so many
 NANOSECONDS = 1_000_000_000
 OK = Variant("ok")
 
@@ -37,7 +37,7 @@ class IoError(Resource):
 
 
 class Pollable(Resource):
-    """Something to wait for: a point of the monotonic clock, or None for what is ready."""
+    """A point in time, by the monotonic clock in nanoseconds; None for what is ready."""
 
     wit = "pollable"
 
@@ -53,7 +53,7 @@ class Pollable(Resource):
 
 
 class Source(Protocol):
-    """What an input stream reads from."""
+    """The data of an input stream."""
 
     def read(self, length: int, /) -> bytes: ...
 
@@ -95,7 +95,7 @@ class InputStream(Resource):
 
 
 class OutputStream(Resource):
-    """Takes bytes, and hands them on at once."""
+    """Passes bytes to `write` at once."""
 
     wit = "output-stream"
 
@@ -168,8 +168,8 @@ class Poll(Interface):
     resources = (Pollable,)
 
     def poll(self, pollables: list[Pollable]) -> list[int]:
-        """The places of those that are ready, after the first has become so."""
+        """Wait until one is ready, and return the indices of all that are."""
         if not pollables:
             raise GuestFailed("it polled an empty list, which wasi:io/poll does not permit")
         min(pollables, key=lambda pollable: pollable.ready_at).block()
-        return [place for place, pollable in enumerate(pollables) if pollable.ready()]
+        return [index for index, pollable in enumerate(pollables) if pollable.ready()]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from spin_sdk import http, key_value, variables
 from spin_sdk.http import IncomingRequest, Request, Response, ResponseOutparam
+from spin_sdk.wit.imports.types import Fields, OutgoingBody, OutgoingResponse
+from spin_sdk.wit.types import Ok
 
 
 class IncomingHandler(http.IncomingHandler):
@@ -18,11 +20,26 @@ class IncomingHandler(http.IncomingHandler):
             raise RuntimeError("this guest traps")
         if request.path_with_query() == "/silence":
             return
+        if request.path_with_query() == "/stream":
+            stream(response_out)
+            return
         super().handle(request, response_out)
 
     def handle_request(self, request: Request) -> Response:
         path, _, query = request.uri.partition("?")
         return Response(200, {"content-type": "application/json"}, ACTIONS[path](request, query))
+
+
+def stream(response_out: ResponseOutparam) -> None:
+    """Write the beginning of a response, and the rest an hour later."""
+    response = OutgoingResponse(Fields.from_list([]))
+    body = response.body()
+    ResponseOutparam.set(response_out, Ok(response))
+    with body.write() as out:
+        out.blocking_write_and_flush(b"one")
+        time.sleep(3600)
+        out.blocking_write_and_flush(b"two")
+    OutgoingBody.finish(body, None)
 
 
 def as_json(value: object) -> bytes:

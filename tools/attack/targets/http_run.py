@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import queue
 import tempfile
-import threading
 from pathlib import Path
 from random import Random
+from typing import Any
 
-from tools.attack.http_answers import answers_in, check, conversation
+from tools.attack.http_answers import answers_in, check, conversation, expected_methods
 from tools.attack.mutate import damaged_bytes
 from tools.attack.requests import raw_request
-from tools.attack.server_in_thread import catch_errors, check_log
+from tools.attack.server_in_thread import catch_errors, check_log, listening_port
 from tools.attack.target import Input, Target
 from tools.attack.wat import HANDLER
 
@@ -24,49 +23,31 @@ PATHS = ("/.well-known/spin/health", "/a/b", "/a?b", "/%2e%2e/")
 @functools.cache
 def _port() -> int:
     """The port, which is there as long as the process."""
-    listening: queue.Queue[int | BaseException] = queue.Queue()
-    # The threads of a thread that no end of the process waits for are such threads, too.
-    threading.Thread(target=_listen, args=[listening], daemon=True).start()
-    port = listening.get()
-    if isinstance(port, BaseException):
-        raise port
-    return port
-
-
-def _listen(listening: queue.Queue[int | BaseException]) -> None:
     from wasmtime import wat2wasm
 
     from refllm.engine import LocalEngine
-    from refllm.wasm.guest import Limits
-    from refllm.wasm.host import Host
+    from refllm.wasm.host import Host, Program
     from refllm.wasm.http.application import open_application
-    from refllm.wasm.http.port import Port
+    from refllm.wasm.http.asgi import SpinApp, connection_with
     from refllm.wasm.wasi.http import Request, Response
 
     class Echo(Host):
-        def respond(self, _program: object, request: Request, *_: object) -> Response:
+        def respond(self, program: Program, request: Request, *_: Any, **__: Any) -> Response:
             return Response(200, (("content-type", b"text/plain"),), request.body)
 
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            component = Path(folder, "app.wasm")
-            component.write_bytes(wat2wasm(HANDLER))
-            application = open_application(component, {})
-            engines = {id_: LocalEngine(allowed_models=[]) for id_ in application.components}
-            limits = Limits(memory_bytes=2**24, seconds=2.0)
-            with (
-                Echo(limits) as host,
-                Port(application, host, engines, ("127.0.0.1", 0), max_body_bytes=1 << 18) as port,
-            ):
-                listening.put(int(port.url.rpartition(":")[2]))
-                threading.Event().wait()
-    except BaseException as error:  # noqa: BLE001 - else everyone would wait forever
-        listening.put(error)
+    with tempfile.TemporaryDirectory() as folder:
+        component = Path(folder, "app.wasm")
+        component.write_bytes(wat2wasm(HANDLER))
+        application = open_application(component, {})
+        engines = {id_: LocalEngine(allowed_models=[]) for id_ in application.components}
+        app = SpinApp(application, Echo(), engines, max_body_bytes=1 << 18)
+    connection = connection_with(max_connections=128, arrival_seconds=30.0)
+    return listening_port(app, connection, date_header=False)
 
 
 def _prepare(_folder: Path) -> None:
     catch_errors()
-    conversation(_port(), [b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"], None)
+    conversation(_port(), [b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"], ["GET"])
 
 
 def _build(random: Random, _folder: Path) -> Input:
@@ -81,7 +62,8 @@ def _build(random: Random, _folder: Path) -> Input:
 
 
 def _read(given: Input) -> bytes:
-    received = conversation(_port(), [given.value], None)
+    methods = expected_methods(given.value)
+    received = conversation(_port(), [given.value], methods)
     check_log()
     return check(answers_in(received))
 
