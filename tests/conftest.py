@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +109,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Close what `pytest_configure` opened."""
     logging.getLogger("refllm.kernels").removeHandler(config.stash[COMPILATIONS])
     config.stash[COMPILATIONS].end()
+
+
+@pytest.fixture
+def all_threads() -> Iterator[None]:
+    """Afterwards kernels use every thread again."""
+    from refllm.jit.compile import use_threads
+
+    yield
+    use_threads(None)
 
 
 @pytest.fixture(scope="session")

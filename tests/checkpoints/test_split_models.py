@@ -16,9 +16,9 @@ from refllm.engine import LocalEngine
 from refllm.export import export
 from refllm.models.find import list_models
 from refllm.models.load import load_path
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.exports import result
 from tests.support.model_files import tiny_llama_folder, tiny_llama_gguf
+from tests.support.networks import same_bits
 
 N_PARTS = 3
 

@@ -13,13 +13,12 @@ from refllm.conform.models import suite_model
 from refllm.conform.report.files import KINDS, require_writable, write_reports
 from refllm.export import LAYOUTS, Layout, export, quantize
 from refllm.models.find import list_models
-from tests.arithmetic.test_kernels import same_bits
-from tests.cli.test_cli import answer, refllm
-from tests.cli.test_cli_conform import conform
+from tests.support.commands import answer, refllm, refllm_conform
 from tests.support.conform_reports import of_each_status
 from tests.support.exports import exported, names_in, result
 from tests.support.interrupted import full_disk, hidden_in, killed_at, needs_kill
 from tests.support.model_files import tiny_bert_folder, tiny_llama_gguf
+from tests.support.networks import same_bits
 
 WRITTEN = "refllm.files.whole.sync"
 RENAMED = "refllm.files.whole.shutil.rmtree"
@@ -89,7 +88,7 @@ class TestReports:
         self, asking: tuple[str, ...], files: dict[str, Path]
     ) -> None:
         with full_disk(8192):
-            code, printed, said = conform(*asking, "--json", files["json"])
+            code, printed, said = refllm_conform(*asking, "--json", files["json"])
         assert code == 1
         assert "refllm conformance, suite" in printed
         assert f"runtime-error: {files['json']}: cannot be written: File too large\n" in said
@@ -102,7 +101,7 @@ class TestReports:
             raise LlmRuntimeError("standard output is closed")
 
         monkeypatch.setattr("refllm.cli.conform.write_text", fail)
-        code, _, said = conform(*asking, "--json", files["json"])
+        code, _, said = refllm_conform(*asking, "--json", files["json"])
         assert code == 1
         assert said.endswith("refllm: runtime-error: standard output is closed\n")
         assert json.loads(files["json"].read_text("utf-8"))["exit_code"] == 1

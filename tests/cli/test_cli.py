@@ -15,29 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
-from typer.testing import CliRunner, Result
 
 from refllm.api import InferencingParams, InferencingResult, InferencingUsage, LlmRuntimeError
-from refllm.cli import app
 from refllm.cli.common import model_of
 from refllm.engine import LocalEngine
 from refllm.generate import Chunk, Wishes
 from refllm.models.pull import Progress
+from tests.support.commands import answer, refllm
 from tests.support.model_files import tiny_bert_folder, tiny_bert_gguf, tiny_llama_gguf
 
 NO_MODEL = "no-such-model"
-
-
-def refllm(*arguments: str | Path, stdin: bytes | str = "") -> Result:
-    """What `refllm` with these arguments does."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
-
-
-def answer(*arguments: str | Path, stdin: bytes | str = "") -> str:
-    """Standard output of a command that must succeed without a word on standard error."""
-    result = refllm(*arguments, stdin=stdin)
-    assert (result.exit_code, result.stderr) == (0, "")
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

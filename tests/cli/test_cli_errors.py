@@ -10,19 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.cli import app
 from refllm.cli.common import one_line, with_exit_codes
+from tests.support.commands import refllm
 from tests.support.model_files import tiny_bert_folder, tiny_llama_gguf
 
 ADVICE = ("to ", "did you mean ", "the first ", "with ")
-
-
-def refllm(*arguments: str | Path, stdin: bytes | str = "") -> Result:
-    """What `refllm` with these arguments does."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
 
 
 def assert_refused(result: Result, kind: str, *expected: str) -> None:

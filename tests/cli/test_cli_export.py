@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refllm.checkpoints.open import open_weights
-from tests.cli.test_cli import answer, refllm
+from tests.support.commands import answer, refllm
 from tests.support.model_files import tiny_bert_folder, tiny_llama_gguf
 
 

@@ -13,7 +13,6 @@ import pytest
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.export import Layout, export, quantize
 from refllm.models.load import BertModel, load_path
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.exports import (
     FOLDERS,
     LAYOUTS,
@@ -30,6 +29,7 @@ from tests.support.model_files import (
     tiny_bert_gguf,
     tiny_llama_gguf,
 )
+from tests.support.networks import same_bits
 
 
 class TestBits:

@@ -13,7 +13,6 @@ from gguf import GGMLQuantizationType, quants
 from refllm.export import quantize
 from refllm.export.gguf import FILE_TYPES, fitting_type
 from refllm.ggml.encode import QUANTIZABLE
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.exports import (
     exported,
     keys_of,
@@ -26,6 +25,7 @@ from tests.support.model_files import (
     tiny_llama_folder,
     tiny_llama_gguf,
 )
+from tests.support.networks import same_bits
 
 
 class TestGguf:

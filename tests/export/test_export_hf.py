@@ -15,7 +15,6 @@ from refllm.checkpoints.names import canonical_name, hugging_face_name
 from refllm.checkpoints.open import open_weights
 from refllm.export import Layout, export
 from refllm.models.find import find_embedding_model, find_inferencing_model
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.exports import (
     LAYOUTS,
     LLAMAS,
@@ -34,6 +33,7 @@ from tests.support.model_files import (
     tiny_llama_gguf,
     tiny_llama_tensors,
 )
+from tests.support.networks import same_bits
 
 
 class TestHf:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import jsonschema
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -78,12 +77,6 @@ def vectors(model: Embedder, golden: dict[str, Any]) -> NDArray[np.float32]:
 def longer_vectors(model: Embedder, golden: dict[str, Any]) -> NDArray[np.float32]:
     """refllm's answer for all texts at once, cut as sentence-transformers does, [N, D]."""
     return model.embed(texts_of(golden), max_tokens=SENTENCE_TRANSFORMERS_LIMIT)
-
-
-def test_the_file_keeps_to_its_schema(golden: dict[str, Any], golden_dir: Path) -> None:
-    schema = json.loads((golden_dir / "embeddings" / "schema.json").read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.Draft202012Validator(schema).validate(golden)
 
 
 def test_there_are_twenty_texts_each_with_its_own_id(golden: dict[str, Any]) -> None:

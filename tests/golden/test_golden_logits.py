@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import jsonschema
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -87,12 +86,6 @@ def error_in_bounds(got: Array, case: Case) -> float:
 
 
 # The files
-
-
-def test_the_file_keeps_to_its_schema() -> None:
-    schema = json.loads((FOLDER / "schema.json").read_text("utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.Draft202012Validator(schema).validate(DOCUMENT)
 
 
 def test_the_models_are_those_that_are_made_here(folder: Path) -> None:

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import jsonschema
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -61,12 +60,6 @@ def engine_of(seed: int, threads: int) -> LocalEngine:
 
 
 # --- The file ------------------------------------------------------------------------------------
-
-
-def test_the_file_keeps_to_its_schema() -> None:
-    schema = json.loads((FOLDER / "schema.json").read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.Draft202012Validator(schema).validate(DOCUMENT)
 
 
 def test_every_question_has_its_case_and_every_case_its_question() -> None:

@@ -25,10 +25,10 @@ from refllm.kernels.attention import (
 )
 from refllm.kernels.elementwise import gelu_tanh
 from refllm.models.load import BertModel, load_path, load_tokenizer
-from refllm.parameters import Parameters
 from tests.support.encoder_cases import ACTIVATION_INPUTS, CASES, GGUF_CASES, GGUF_TEXTS, TEXTS
 from tests.support.exports import exported
 from tests.support.model_files import tiny_bert_gguf
+from tests.support.networks import arrays_of, open_bert, same_bits
 from tests.support.peer_values import peer_values
 from tests.support.tiny_encoders import ENCODERS, N_POSITIONS, encoder_tensors, tiny_encoder_folder
 
@@ -43,17 +43,8 @@ GGUF_RIGHT = peer_values("bert_gguf")
 GGUF_ATOL = 5e-4
 
 
-def open_bert(path: Path) -> Bert:
-    weights = open_weights(path)
-    return Bert(bert_config(weights), Parameters(weights.path, weights.tensors))
-
-
 def vectors(bert: Bert) -> Floats:
     return bert.embed(TEXTS)
-
-
-def same_bits(a: Floats, b: Floats) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -66,7 +57,7 @@ def test_a_model_gives_the_vectors_of_transformers(name: str, tmp_path: Path) ->
 def test_a_short_text_has_the_bits_of_the_oracle(name: str, tmp_path: Path) -> None:
     path = CASES[name].write(tmp_path)
     bert = open_bert(path)
-    arrays = {name: tensor.array() for name, tensor in open_weights(path).tensors.items()}
+    arrays = arrays_of(path)
     for text in TEXTS[:2]:
         assert same_bits(bert.embed([text])[0], oracle.bert(bert.config, arrays, text))
 
@@ -183,6 +174,7 @@ def test_token_types_that_the_config_promises_and_the_file_lacks_are_named(tmp_p
         open_bert(folder)
 
 
+@pytest.mark.usefixtures("all_threads")
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_texts_are_the_same_alone_and_together_and_on_any_number_of_threads(
     kind: str, tmp_path: Path
@@ -191,10 +183,7 @@ def test_texts_are_the_same_alone_and_together_and_on_any_number_of_threads(
     together = vectors(bert)
     assert same_bits(together, np.concatenate([bert.embed([text]) for text in TEXTS]))
     use_threads(1)
-    try:
-        assert same_bits(together, vectors(bert))
-    finally:
-        use_threads(None)
+    assert same_bits(together, vectors(bert))
 
 
 # Attention with a bias

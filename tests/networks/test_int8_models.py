@@ -11,8 +11,8 @@ import refllm
 from refllm.kernels.packed.panels import Panels
 from refllm.llama import Segment
 from refllm.models.load import LlamaModel, load_path
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.model_files import tiny_llama_gguf
+from tests.support.networks import same_bits
 
 PROMPT = [1, 20, 300, 259, 7, 33, 301, 17]
 
