@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from refllm.errors import InvalidInput, LlmRuntimeError
 from refllm.kernels.attention import attention_scale, attention_weights, key_value_buffers
 from refllm.kernels.elementwise import apply_rope, rms_norm, rope_table, swiglu
-from refllm.kernels.kv_attention import Caches, attention, caches_of, remember
+from refllm.kernels.kv_attention import Caches, append_kv, attention, describe_caches
 from refllm.kernels.linear import Matrix, embedding, linear
 from refllm.parameters import Parameters
 from refllm.rope import YarnScaling, rope_frequencies
@@ -247,7 +247,7 @@ class Llama:
             q, k, _ = self._split(qkv)
             tap(f"Qcur-{i}", q)
             tap(f"Kcur-{i}", k)
-        remember(qkv, caches, layer=i)
+        append_kv(qkv, caches, layer=i)
         heads = attention(qkv, caches, n_visible, n_heads=c.n_heads, layer=i)  # [T, H, E]
         if tap:
             for weights in self._attention_weights(i, qkv, n_visible, caches):
@@ -265,8 +265,8 @@ class Llama:
         """How much each new token of a sequence looks at each before it, for each sequence."""
         queries, _, _ = self._split(qkv)
         scale = attention_scale(self.config.head_dim)
-        for place, (keys, _) in zip(caches.places, caches.buffers, strict=True):
-            rows = slice(place["first"], place["first"] + place["n_new"])
+        for cache, (keys, _) in zip(caches.descriptors, caches.buffers, strict=True):
+            rows = slice(cache["first"], cache["first"] + cache["n_new"])
             seen = n_visible[rows]
             contiguous = np.ascontiguousarray(queries[rows])
             yield attention_weights(contiguous, keys[i], seen, scale, int(seen[-1]))
@@ -342,7 +342,7 @@ def _positions(segment: Segment) -> NDArray[np.int64]:
 
 def _caches(segments: Sequence[Segment]) -> Caches:
     """The segments' caches, for the kernels."""
-    return caches_of(
+    return describe_caches(
         [(segment.cache.keys, segment.cache.values) for segment in segments],
         n_before=[segment.cache.length for segment in segments],
         n_new=[len(segment.token_ids) for segment in segments],
