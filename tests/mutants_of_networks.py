@@ -120,8 +120,8 @@ def attention_by_modulo(
 def attention_to_everybody(
     query: Floats, caches: Caches, n_visible: Ints, *, n_heads: int, layer: int = 0
 ) -> Floats:
-    ends = caches.places["n_before"] + caches.places["n_new"]
-    everybody = np.repeat(ends, caches.places["n_new"])
+    ends = caches.descriptors["n_before"] + caches.descriptors["n_new"]
+    everybody = np.repeat(ends, caches.descriptors["n_new"])
     return real_attention(query, caches, everybody, n_heads=n_heads, layer=layer)
 
 

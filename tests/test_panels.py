@@ -93,7 +93,9 @@ def test_fields_can_stand_in_another_order() -> None:
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_a_large_matrix_is_packed_in_chunks(n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_matrix_is_packed_in_chunks(
+    n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use_threads(n_threads)
     tensor = random_tensor("Q8_0", 16 * LANES - 5, 256)
     monkeypatch.setattr(panels, "CHUNK_BYTES", 3 * LANES * tensor.data.shape[1])

@@ -80,6 +80,10 @@ F = TypeVar("F", bound=Callable[..., object])
 # kernel. Other kernels divide their multiplications by how many of them take as long as an element.
 SERIAL_WORK = 1 << 15
 
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+# What an `inner` function does without: entries for Python and for C.
+NO_ENTRIES: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
 # numba's own thread pool, which it uses where there is neither OpenMP nor TBB, aborts the process
 # when two threads call it at once.
 UNSAFE_LAYER = "workqueue"
@@ -88,7 +92,7 @@ ONE_AT_A_TIME = threading.Lock()
 
 def jit(function: F) -> F:
     """Return `function` compiled for the calling thread alone."""
-    return cast(F, _kept_on_disk(numba.njit(nogil=True, error_model="numpy")(function)))
+    return cast(F, _kept_on_disk(numba.njit(**OPTIONS)(function)))
 
 
 def parallel_jit(function: F) -> F:
@@ -97,8 +101,8 @@ def parallel_jit(function: F) -> F:
     A `prange` body may write only to places that belong to its own index; then no bit depends on
     the number of threads. Several Python threads may call the result at once.
     """
-    compile_ = numba.njit(nogil=True, error_model="numpy", parallel=True)
-    return cast(F, _ParallelKernel(_kept_on_disk(compile_(function))))
+    compiled = numba.njit(**OPTIONS, parallel=True)(function)
+    return cast(F, _ParallelKernel(_kept_on_disk(compiled)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ def elementary(function: F) -> F:
     Such a function is compiled anew by each process: numba cannot load a forcibly inlined function
     from a cache.
     """
-    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))
+    return cast(F, numba.njit(**OPTIONS, forceinline=True)(function))
 
 
 def inner(function: F) -> F:
@@ -140,13 +144,7 @@ def inner(function: F) -> F:
     It may take and return values that only numba has, such as vectors and pointers. Without the
     code that converts Python's arguments it takes half as long to compile.
     """
-    compiled = numba.njit(
-        nogil=True,
-        error_model="numpy",
-        forceinline=True,
-        no_cpython_wrapper=True,
-        no_cfunc_wrapper=True,
-    )(function)
+    compiled = numba.njit(**OPTIONS, **NO_ENTRIES, forceinline=True)(function)
     if isinstance(compiled, Dispatcher):
         compiled.__class__ = _Inner
     return cast(F, compiled)
@@ -195,7 +193,9 @@ class Template(Generic[F]):
             if each.opname == "LOAD_GLOBAL"
         }
         return frozenset(
-            name for name in loaded if names.get(name) is HOLE or isinstance(names.get(name), Template)
+            name
+            for name in loaded
+            if names.get(name) is HOLE or isinstance(names.get(name), Template)
         )
 
     def fill(self, name: str, **values: object) -> F:

@@ -99,7 +99,10 @@ def attention_weights(
 
 @inner
 def _softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.float32) -> Floats:
-    """Return softmax(q·k·scale) of queries [Q, E] and keys [E, C]: [Q, ≥ S], row r to n_visible[r]."""
+    """Return softmax(q·k·scale) of queries [Q, E] and keys [E, C], [Q, ≥ S].
+
+    Row r is valid up to n_visible[r], here and below.
+    """
     scores = _scores(queries, keys, n_visible, scale)  # [Q, ≥ S]
     _softmax(scores, n_visible)
     return scores
@@ -107,7 +110,7 @@ def _softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.fl
 
 @inner
 def _scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.float32) -> Floats:
-    """Return q·k·scale of queries [Q, E] and keys [E, C]: [Q, ≥ S], row r to n_visible[r]."""
+    """Return q·k·scale of queries [Q, E] and keys [E, C], [Q, ≥ S]."""
     n_rows = queries.shape[0]
     n_vectors = (n_visible[-1] + LANES - 1) // LANES
     scores = np.zeros((n_rows, n_vectors * LANES), np.float32)  # [Q, S]
@@ -122,7 +125,7 @@ def _scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.float32) -
 
 @inner
 def _softmax(scores: Floats, n_visible: Ints) -> None:
-    """Replace the scores [Q, ≥ S], row r to n_visible[r], by their softmax."""
+    """Replace the scores [Q, ≥ S] by their softmax."""
     for r in range(scores.shape[0]):
         row = scores[r, : (n_visible[r] + SCORE_GROUP - 1) // SCORE_GROUP * SCORE_GROUP]
         largest = row_max(row[: n_visible[r]])
@@ -168,7 +171,7 @@ def attend_queries(
 
 @inner
 def _weighted_values(weights: Floats, values: Floats, n_visible: Ints) -> Floats:
-    """Return weights·v of weights [Q, ≥ S], row r to n_visible[r], and values [C, E]: [Q, ≥ E]."""
+    """Return weights·v of weights [Q, ≥ S] and values [C, E], [Q, ≥ E]."""
     for r in range(weights.shape[0]):
         for s in range(n_visible[r], weights.shape[1]):
             weights[r, s] = 0.0

@@ -56,8 +56,7 @@ def row_sums(x: Floats, r: int, n: int) -> tuple[float, float, float, float]:
 
 @inner
 def _square_sums(x: Floats, center: Floats) -> tuple[float, float, float, float]:
-    """Return Σ (x − center)² of the four rows, each with its own center; the difference is float32.
-    """
+    """Return Σ (x − center)² of four rows, each with its center; the difference is float32."""
     sum0 = sum1 = sum2 = sum3 = 0.0
     for d in range(x.shape[1]):
         x0, x1 = np.float64(x[0, d] - center[0]), np.float64(x[1, d] - center[1])

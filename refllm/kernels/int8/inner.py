@@ -186,7 +186,8 @@ def add_run_of_pairs_rows(
 
 
 # One row. Memory is read from beginning to end, as the CPU's prefetcher expects: a block's scales
-# and minima first, then its quads, once. Runs of quads in the same bytes are multiplied in one turn.
+# and minima first, then its quads, once. Runs of quads in the same bytes are multiplied in one
+# turn.
 
 
 @template

@@ -75,7 +75,7 @@ def add_products(
         sums: [T, ≥ place + W].
         place: The first of W columns of sums.
     """
-    r = np.int64(0)  # 0 would be a type of its own, for which numba compiles the rows once more
+    r: Any = np.int64(0)  # numba gives 0 a type of its own and would compile a version for it
     while r + MAX_ROWS <= x.shape[0]:
         _max_rows(x, r, first, n, w, column, sums, place)
         r += MAX_ROWS
