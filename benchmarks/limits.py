@@ -13,22 +13,19 @@ from typing import Any
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.compare import Bench
 from benchmarks.results import REFLLM, Figure
+from refllm.jit.buffers import FLOAT_BYTES, Floats
 from refllm.kernels.packed.tile import MAX_ROWS
 from refllm.kernels.simd.lanes import LANES, load_f32
 from refllm.kernels.simd.rows import load_rows_of, splat_rows_of, store_rows
 
 __all__ = ["measure_limits"]
 
-Floats = NDArray[np.float32]
-
 N_TERMS = 256  # with 16 lanes, 16 KiB of weights: half of a first cache
 REPEATS = 20_000
 QUICK_REPEATS = 10
-FLOAT_BYTES = 4
 
 load_rows = load_rows_of(MAX_ROWS)
 splat_rows = splat_rows_of("f32", MAX_ROWS)

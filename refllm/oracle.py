@@ -233,7 +233,7 @@ def rope(x: Array, positions: Array, frequencies: Array, magnitude: float = 1.0)
     angle = positions[:, None] * frequencies  # [T, R/2]
     exact = x.dtype == np.float64
     cos_sin = (np.cos(angle), np.sin(angle)) if exact else _cos_sin(angle)
-    # [T, 1, R/2]
+    # Two arrays [T, 1, R/2].
     cosine, sine = ((part * magnitude).astype(x.dtype)[:, None, :] for part in cos_sin)
     out = x.copy()
     rotated = 2 * len(frequencies)  # R

@@ -315,15 +315,20 @@ def apply_rope(x: Floats, table: Floats, n_heads: int) -> Floats:
 @both
 def _rope(x: Floats, table: Floats, n_heads: int, out: Floats) -> None:
     for t in prange(x.shape[0]):
-        for h in range(x.shape[1]):
-            for e in range(x.shape[2]):
-                out[t, h, e] = x[t, h, e]
-        for h in range(n_heads):
-            for pair in range(table.shape[2]):
-                cosine, sine = table[0, t, pair], table[1, t, pair]
-                a, b = x[t, h, 2 * pair], x[t, h, 2 * pair + 1]
-                out[t, h, 2 * pair] = a * cosine - b * sine
-                out[t, h, 2 * pair + 1] = a * sine + b * cosine
+        _rotate_token(t, x, table, n_heads, out)
+
+
+@inner
+def _rotate_token(t: int, x: Floats, table: Floats, n_heads: int, out: Floats) -> None:
+    for h in range(x.shape[1]):
+        for e in range(x.shape[2]):
+            out[t, h, e] = x[t, h, e]
+    for h in range(n_heads):
+        for pair in range(table.shape[2]):
+            cosine, sine = table[0, t, pair], table[1, t, pair]
+            a, b = x[t, h, 2 * pair], x[t, h, 2 * pair + 1]
+            out[t, h, 2 * pair] = a * cosine - b * sine
+            out[t, h, 2 * pair + 1] = a * sine + b * cosine
 
 
 # Pooling
