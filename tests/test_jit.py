@@ -393,12 +393,12 @@ factor: Any = HOLE
 
 
 @template
-def times(x: float) -> float:
+def times(x: Any) -> Any:
     return factor * x
 
 
 @template
-def times_and_one(x: float) -> float:
+def times_and_one(x: Any) -> Any:
     return times(x) + 1
 
 
