@@ -273,7 +273,7 @@ MUTANTS_OF_NETWORKS = (
     mutant(
         "scores not scaled",
         (*LLAMA, "embeddings"),
-        "kernels.attention.attention_scale kernels.cached_attention.attention_scale",
+        "kernels.attention.attention_scale kernels.kv_attention.attention_scale",
         unscaled,
         "scores not scaled",
     ),
