@@ -2,7 +2,7 @@
 
 The innermost loop of a matrix product, one tile on numbers that stay in the CPU's first cache: once
 as refllm compiles it, each product and each sum rounded, and once with leave to fuse the two, which
-whoever follows no rule has. No product of whole matrices is faster than its tile.
+a program without a rule of order has. No product of whole matrices is faster than its tile.
 """
 
 from __future__ import annotations

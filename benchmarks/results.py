@@ -40,7 +40,7 @@ class Figure:
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """Everybody but refllm."""
+        """All programs but refllm."""
         return tuple(name for name in self.samples if name != REFLLM)
 
     def median(self, contestant: str) -> float:

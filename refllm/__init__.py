@@ -47,7 +47,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# These bring numba and the tokenizers, a second's work: only who asks for them pays.
+# Imported lazily: numba and tokenizers take about a second to import.
 _LAZY = {
     "BertModel": "refllm.models.load",
     "LlamaModel": "refllm.models.load",

@@ -36,30 +36,51 @@ __all__ = [
 
 
 def infer(model: str, prompt: str) -> InferencingResult:
-    """The continuation of `prompt` by the model called `model`, with default parameters."""
+    """Return the continuation of `prompt` by `model`, with default parameters."""
     return infer_with_options(model, prompt)
 
 
 def infer_with_options(
     model: str, prompt: str, options: InferencingParams | None = None
 ) -> InferencingResult:
-    """The continuation of `prompt` by the model called `model`.
+    """Return the continuation of `prompt` by `model`.
 
-    Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`; no other exception leaves here.
+    Args:
+        model: A model's name.
+        prompt: The text to continue.
+        options: The interface's parameters.
+
+    Raises:
+        InvalidInput: If the caller must change the request.
+        ModelNotSupported: If the model is not supported.
+        LlmRuntimeError: If the request fails, such as for a damaged file.
+
+    Example:
+        >>> result = infer_with_options("tiny-chat", "Once upon a", InferencingParams(max_tokens=1))
+        >>> result.text, result.usage.generated_token_count
+        (' time', 1)
     """
     return _default_engine().infer(model, prompt, options)
 
 
 def generate_embeddings(model: str, text: Sequence[str]) -> EmbeddingsResult:
-    """One L2-normalized vector for each text; a vector never depends on the other texts.
+    """Return one L2-normalized vector for each text; a vector does not depend on the other texts.
 
-    Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`; no other exception leaves here.
+    Raises:
+        InvalidInput: If the caller must change the request.
+        ModelNotSupported: If the model is not supported.
+        LlmRuntimeError: If the request fails, such as for a damaged file.
+
+    Example:
+        >>> result = generate_embeddings("tiny-embed", ["A cat sat on the mat."])
+        >>> len(result.embeddings), result.usage.prompt_token_count
+        (1, 9)
     """
     return _default_engine().generate_embeddings(model, text)
 
 
 def _default_engine() -> Engine:
-    # Imported here, not above: an engine brings numba, and `import refllm` must stay cheap.
+    # Imported here: the engine imports numba, and `import refllm` must stay cheap.
     from refllm.engine import default_engine
 
     return default_engine()

@@ -74,13 +74,13 @@ class LlmError(Exception):
 
 
 class ModelNotSupported(LlmError):
-    """The engine does not know this kind of model (`model-not-supported`)."""
+    """The engine does not support this kind of model (`model-not-supported`)."""
 
     kind = "model-not-supported"
 
 
 class LlmRuntimeError(LlmError):
-    """Something broke while the request ran (`runtime-error`): a damaged file, not the caller."""
+    """The request failed while it ran (`runtime-error`): a damaged file, not the caller."""
 
     kind = "runtime-error"
 

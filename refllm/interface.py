@@ -31,8 +31,8 @@ U32_MAX = 2**32 - 1
 class InferencingParams:
     """The six parameters of `infer`, with the interface's defaults (u32 and f32 there).
 
-    A float is used as its nearest float32 (0.8 is 0.800000011920929), because that is what
-    arrives from a component; see `as_f32`.
+    A float is used as its nearest float32 (0.8 is 0.800000011920929), because a component sends
+    f32; see `as_f32`.
     """
 
     max_tokens: int = 100
@@ -43,13 +43,20 @@ class InferencingParams:
     top_p: float = 0.9
 
     def check(self) -> None:
-        """Raise `InvalidInput`, naming the parameter, unless every value is usable."""
+        """Raise `InvalidInput`, with the parameter's name, for an unusable value."""
         for parameter in fields(self):
             value = getattr(self, parameter.name)
             if parameter.type == "int":
-                _check_u32(parameter.name, value)
+                is_number = isinstance(value, int) and not isinstance(value, bool)
+                if not is_number or not 0 <= value <= U32_MAX:
+                    raise InvalidInput(
+                        f"{parameter.name} must be a whole number from 0 to {U32_MAX}, "
+                        f"got {value!r}"
+                    )
             else:
-                _check_f32(parameter.name, value)
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                if not is_number or not math.isfinite(as_f32(value)):
+                    raise InvalidInput(f"{parameter.name} must be a finite float32, got {value!r}")
         if as_f32(self.repeat_penalty) <= 0 and self.repeat_penalty_last_n_token_count > 0:
             raise InvalidInput(
                 f"repeat_penalty must be greater than 0 as a float32, got {self.repeat_penalty!r}; "
@@ -58,25 +65,18 @@ class InferencingParams:
 
 
 def as_f32(value: float) -> float:
-    """The float32 nearest to `value`, as a Python float: 0.8 becomes 0.800000011920929.
+    """Return the float32 nearest to `value` as a Python float.
 
-    A value beyond float32's range becomes an infinity, as a C cast does.
+    A value beyond float32's range becomes an infinity, as in a C cast.
+
+    Example:
+        >>> as_f32(0.8)
+        0.800000011920929
     """
     try:
         return float(struct.unpack("<f", struct.pack("<f", value))[0])
     except (OverflowError, struct.error):  # the second for a whole number beyond float64
         return math.inf if value > 0 else -math.inf
-
-
-def _check_u32(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= U32_MAX:
-        raise InvalidInput(f"{name} must be a whole number from 0 to {U32_MAX}, got {value!r}")
-
-
-def _check_f32(name: str, value: object) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(as_f32(value)):  # type: ignore[arg-type]
-        raise InvalidInput(f"{name} must be a finite float32, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class InferencingUsage:
 
 @dataclass(frozen=True, slots=True)
 class InferencingResult:
-    """The generated text, special tokens removed, and what it took."""
+    """The generated text, without special tokens, and the number of tokens."""
 
     text: str
     usage: InferencingUsage
@@ -106,8 +106,8 @@ class EmbeddingsUsage:
 class EmbeddingsResult:
     """One vector for each text, in the order of the texts; every value is a float32.
 
-    `truncated` has for each text whether it was longer than the limit and was cut; it is empty
-    where the engine is a server that does not say.
+    `truncated` has for each text whether it was longer than the limit and was cut; it is empty if
+    the engine is a server that does not report it.
     """
 
     embeddings: list[list[float]] = field(repr=False)
@@ -116,14 +116,14 @@ class EmbeddingsResult:
 
 
 class Engine(Protocol):
-    """Whatever can answer the interface's requests: local, remote, or a recording."""
+    """What answers the interface's requests: a local engine, a remote one, or a recording."""
 
     def infer(
         self, model: str, prompt: str, params: InferencingParams | None = None
     ) -> InferencingResult:
-        """The continuation of `prompt` by `model`."""
+        """Return the continuation of `prompt` by `model`."""
         ...
 
     def generate_embeddings(self, model: str, texts: Sequence[str]) -> EmbeddingsResult:
-        """One vector for each of `texts`."""
+        """Return one vector for each of `texts`."""
         ...

@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from sentencepiece import sentencepiece_model_pb2
 
 from refllm import oracle
-from refllm.checkpoints.config_bert import bert_config
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.models.bundled import ROOT
 
@@ -62,7 +61,7 @@ class GreedyAnswer:
 
 
 class Chat:
-    """tiny-chat: its context, its tokens, and an answer that nobody can get wrong by rounding."""
+    """tiny-chat: its context, its tokens, and an answer that no rounding changes."""
 
     def __init__(self, path: Path = CHAT) -> None:
         self._path = path

@@ -25,10 +25,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.conform.faults.embeddings import EMBEDDINGS
+from refllm.conform.faults.faulty_bert import embeddings
+from refllm.conform.faults.float64_models import tiny_embed_weights
 from refllm.models import bundled
 from refllm.models.load import BertModel, load
 from tools.golden_layout import hexadecimal
-from tools.plain_bert import Mistakes, PlainBert, bert_of_gguf
+from tools.plain_bert import PlainBert, bert_of_gguf
 
 __all__ = ["Question", "main", "questions", "token_ids_of"]
 
@@ -158,10 +161,10 @@ def tolerance_of_tiny_embed(
         rounding = max(rounding, float(np.abs(own - known.exact).max()))
         in_float32 = bert.vectors(token_ids, np.float32)
         by_another = max(by_another, float(np.abs(in_float32 - known.exact).max()))
-        tanh = min(tanh, float(_off(known, bert, Mistakes(tanh_gelu=True)).min()))
+        tanh = min(tanh, float(_off(known, "tanh GELU").min()))
         is_padded = np.array([len(ids) < max(map(len, token_ids)) for ids in token_ids])  # [N]
         if is_padded.any():
-            padded = _off(known, bert, Mistakes(pools_padding=True))[is_padded]
+            padded = _off(known, "padding in the mean")[is_padded]
             padding = min(padding, float(padded.min()))
     if 2 * max(rounding, by_another) > TOLERANCE:
         raise SystemExit(f"float32 is off by {rounding:.2g} or {by_another:.2g}; nothing written")
@@ -178,9 +181,9 @@ def tolerance_of_tiny_embed(
     }
 
 
-def _off(known: Computed, bert: PlainBert, mistakes: Mistakes) -> Vectors:
-    """By how much a mistake moves the component of each text that it moves most: [N]."""
-    wrong = bert.vectors(known.token_ids, mistakes=mistakes)
+def _off(known: Computed, fault: str) -> Vectors:
+    """Return by how much a fault moves the component of each text that it moves most: [N]."""
+    wrong = embeddings(tiny_embed_weights(), known.token_ids, EMBEDDINGS.named(fault).wrong)
     largest: Vectors = np.abs(wrong - known.exact).max(axis=1)
     return largest
 

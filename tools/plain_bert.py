@@ -2,8 +2,8 @@
 
 refllm computes texts end to end, without padding; this computes them the other way, in plain NumPy,
 with weights that the gguf package decoded and token ids from the tokenizers library's own BERT
-tokenizer. It shares no code with refllm. `Mistakes` makes it wrong on purpose, to see by how much
-a wrong backend's vectors are off.
+tokenizer. It shares no code with refllm, so that the golden vectors are another program's. The page
+to read is `refllm.plain.bert`: one text, no padding; tests/networks/test_plain.py compares the two.
 
 N texts, S tokens of the longest one, D model width, H heads, E head width, F feed-forward width.
 Source: Devlin et al. 2018, arXiv:1810.04805; pooling: Reimers and Gurevych 2019, arXiv:1908.10084.
@@ -22,25 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import BertWordPieceTokenizer
 
-__all__ = ["Mistakes", "PlainBert", "bert_of_gguf"]
+__all__ = ["PlainBert", "bert_of_gguf"]
 
 Array: TypeAlias = NDArray[Any]
 
 PADDING = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mistakes:
-    """What is done wrong; nothing by default."""
-
-    tanh_gelu: bool = False
-    attends_to_padding: bool = False
-    pools_padding: bool = False
-    pools_first_token: bool = False
-    keeps_length: bool = False
-
-
-RIGHT = Mistakes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,30 +51,23 @@ class PlainBert:
             return ids
         return [*ids[: limit - 1], ids[-1]]
 
-    def vectors(
-        self, texts: Sequence[Sequence[int]], dtype: type = np.float64, mistakes: Mistakes = RIGHT
-    ) -> Array:
+    def vectors(self, texts: Sequence[Sequence[int]], dtype: type = np.float64) -> Array:
         """One vector for each text of token ids, all in one padded batch: [N, D]."""
         w: dict[str, Array] = {name: values.astype(dtype) for name, values in self.tensors.items()}
         longest = max(map(len, texts))
         ids = np.array([[*text, *[PADDING] * (longest - len(text))] for text in texts])  # [N, S]
         is_real = np.arange(longest) < np.array([len(text) for text in texts])[:, None]  # [N, S]
-        seen = np.ones_like(is_real) if mistakes.attends_to_padding else is_real
         x = w["token_embd.weight"][ids] + w["position_embd.weight"][:longest]  # [N, S, D]
         x = self._norm(w, "token_embd_norm", x + w["token_types.weight"][0])
         for i in range(self.n_layers):
-            attended = self._attention(w, f"blk.{i}", x, seen)
+            attended = self._attention(w, f"blk.{i}", x, is_real)
             x = self._norm(w, f"blk.{i}.attn_output_norm", x + attended)
             up = _affine(w, f"blk.{i}.ffn_up", x)  # [N, S, F]
-            active = _tanh_gelu(up) if mistakes.tanh_gelu else _gelu(up)
-            down = _affine(w, f"blk.{i}.ffn_down", active)
+            down = _affine(w, f"blk.{i}.ffn_down", _gelu(up))
             x = self._norm(w, f"blk.{i}.layer_output_norm", x + down)
-        weights = (np.ones_like(is_real) if mistakes.pools_padding else is_real)[..., None]
+        weights = is_real[..., None]
         pooled = (x * weights).sum(axis=1) / weights.sum(axis=1)  # [N, D]
-        if mistakes.pools_first_token:
-            pooled = x[:, 0]
-        length = 1.0 if mistakes.keeps_length else np.linalg.norm(pooled, axis=1, keepdims=True)
-        result: Array = pooled / length
+        result: Array = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
         return result
 
     def _attention(self, w: Mapping[str, Array], layer: str, x: Array, seen: Array) -> Array:
@@ -121,11 +100,6 @@ def _affine(w: Mapping[str, Array], name: str, x: Array) -> Array:
 def _gelu(x: Array) -> Array:
     error_function = np.vectorize(math.erf, otypes=[np.float64])
     result: Array = (0.5 * x * (1.0 + error_function(x / math.sqrt(2.0)))).astype(x.dtype)
-    return result
-
-
-def _tanh_gelu(x: Array) -> Array:
-    result: Array = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
     return result
 
 

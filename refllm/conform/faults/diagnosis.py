@@ -1,10 +1,15 @@
 """All that a run's failed cases show: answers that change, lost ones, first and second faults.
 
 1  answers that change from one request to the next
-2  cases without an answer, by what was said instead
-3  known mistakes (`causes`), and errors that repeat
-4  what is left once a known mistake is taken out of the answer (`second_faults`), again by 3
+2  cases without an answer, by the error instead
+3  known faults (`causes`), and errors that repeat
+4  what is left once a known fault is taken out of the answer (`Fault.repair`), again by 3
 5  counts of a text or of vectors that are wrong for another reason
+
+A text whose prompt is echoed can also be drawn where it must not be; a vector of another length can
+be pooled otherwise; and counts can be wrong whatever the text is:
+
+    "Once upon a time, there …"    without the echoed prompt    ", there …"
 """
 
 from __future__ import annotations
@@ -15,16 +20,15 @@ from dataclasses import replace
 from refllm.conform.case import Case, Json
 from refllm.conform.compare import compare
 from refllm.conform.compare.numbers import MalformedAnswer
-from refllm.conform.consequence import consequence_of
 from refllm.conform.faults.breakdowns import lost_answers, repeated_errors
-from refllm.conform.faults.causes import likely_cause, symptom_named
-from refllm.conform.faults.second_faults import WITHOUT, with_right_content
-from refllm.conform.verdict import Consequence, Finding, Verdict
+from refllm.conform.faults.causes import FAULTS, likely_cause
+from refllm.conform.faults.text import with_text
+from refllm.conform.verdict import Consequence, Finding, Verdict, consequence_of
 
 __all__ = ["findings_of"]
 
 # A fault below a fault below a fault.
-MOST_FAULTS = 3
+MAX_FAULTS = 3
 
 NO_GENERATOR = (
     "The same request gets another answer each time, though nothing in it is random: take the most "
@@ -76,7 +80,7 @@ def findings_of(verdicts: Sequence[Verdict]) -> Mapping[str, tuple[Finding, ...]
 
 
 def _without_coincidences(found: Mapping[str, list[Finding]]) -> dict[str, list[Finding]]:
-    """The findings, where tokens are random: what a mistake gives, chance gives as well."""
+    """Return the findings where tokens are random: chance gives what a fault gives."""
     uncertain = Finding(cause=UNCERTAIN, consequence="wrong text", is_recognized=False)
     return {
         case_id: [
@@ -99,11 +103,16 @@ def _change(case: Case) -> Finding:
 
 
 def _faults(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, Finding]]:
-    """The faults of each case whose answer differs, one below the other."""
+    """Yield the faults of each case whose answer differs, one below the other."""
     # What differs only when it is asked again has a right first answer.
-    left = [_first_answer(verdict) for verdict in verdicts]
+    left = [
+        replace(verdict, status="passed", difference=None)
+        if verdict.change is not None and verdict.difference is verdict.change
+        else verdict
+        for verdict in verdicts
+    ]
     open_ids = {verdict.case.id for verdict in left if verdict.difference is not None}
-    for _ in range(MOST_FAULTS):
+    for _ in range(MAX_FAULTS):
         causes = dict(likely_cause(left))
         causes |= repeated_errors(left, causes)
         without = {}
@@ -120,39 +129,34 @@ def _faults(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, Finding]]:
             return
 
 
-def _first_answer(verdict: Verdict) -> Verdict:
-    if verdict.change is None or verdict.difference is not verdict.change:
-        return verdict
-    return replace(verdict, status="passed", difference=None)
-
-
 def _finding(verdict: Verdict, cause: str | None) -> Finding:
     assert verdict.difference is not None
     consequence = consequence_of(verdict.case, verdict.difference)
     if cause is not None:
         return Finding(cause=cause, consequence=consequence)
     is_token = verdict.case.group == "sampling" and consequence == "wrong text"
-    said = UNKNOWN_DRAW if is_token else UNKNOWN[consequence]
-    return Finding(cause=said, consequence=consequence, is_recognized=False)
+    unknown = UNKNOWN_DRAW if is_token else UNKNOWN[consequence]
+    return Finding(cause=unknown, consequence=consequence, is_recognized=False)
 
 
-PARTS = {symptom_named(name).cause: without for name, without in WITHOUT.items()}
+# By cause, since the group that shows a fault may not be the one whose answers can be repaired.
+REPAIRS = {fault.cause: fault.repair for fault in FAULTS if fault.repair is not None}
 
 
 def _rest(verdict: Verdict, cause: str) -> Verdict | None:
-    """What is left of a failed case without the fault; None where it cannot be taken out."""
+    """Return the verdict without the fault; None where it cannot be taken out."""
     assert verdict.difference is not None
-    without = PARTS.get(cause)
-    if without is None:
+    repair = REPAIRS.get(cause)
+    if repair is None:
         return None
     try:
-        return _compared(verdict, without(verdict.case, verdict.difference.answer))
+        return _compared(verdict, repair(verdict.case, verdict.difference.answer))
     except (LookupError, TypeError, ValueError):  # an answer can have any shape
         return None
 
 
 def _compared(verdict: Verdict, answer: Json) -> Verdict | None:
-    """The verdict of another answer; None where it is none."""
+    """Return the verdict of another answer; None for one that is malformed."""
     try:
         difference = compare(verdict.case, answer)
     except MalformedAnswer:
@@ -162,12 +166,12 @@ def _compared(verdict: Verdict, answer: Json) -> Verdict | None:
 
 
 def _counts(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, Finding]]:
-    """Wrong counts of prompts whose texts or vectors differ, which are compared first."""
+    """Yield wrong counts of prompts whose texts or vectors differ, which are compared first."""
     alone = []
     for verdict in verdicts:
         if verdict.difference is None or _finding(verdict, None).consequence == "wrong counts":
             continue
-        right = with_right_content(verdict.case, verdict.difference.answer)
+        right = _with_right_content(verdict.case, verdict.difference.answer)
         rest = None if right is None else _compared(verdict, right)
         if rest is not None:
             alone.append(rest)
@@ -175,3 +179,23 @@ def _counts(verdicts: Sequence[Verdict]) -> Iterator[tuple[str, Finding]]:
     for verdict in alone:
         if verdict.difference is not None:
             yield verdict.case.id, _finding(verdict, causes.get(verdict.case.id))
+
+
+def _with_right_content(case: Case, got: Json) -> Json | None:
+    """Return the answer with the right text or vectors and its own counts; None where it has none.
+
+    Only the count of the prompt's tokens is left to differ. Another text has another length: the
+    count of generated tokens is made right, and changes that of a prompt that includes them.
+    """
+    if "error" in got or "error" in case.expected or not isinstance(got.get("usage"), Mapping):
+        return None
+    if case.group == "embeddings":
+        return {**got, "embeddings": case.expected["embeddings"]}
+    if case.group != "text" or not case.expected["certified"]:
+        return None
+    right, usage = case.expected["usage"], got["usage"]
+    prompt, generated = usage["prompt_token_count"], usage["generated_token_count"]
+    if prompt == right["prompt_token_count"] + generated:
+        prompt = right["prompt_token_count"] + right["generated_token_count"]
+    counts = {**right, "prompt_token_count": prompt}
+    return {**with_text(got, case.expected["text"]), "usage": counts}

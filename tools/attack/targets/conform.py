@@ -135,7 +135,7 @@ def _read_line(case: Case, line: bytes) -> Reply:
 
 def _read_answer(case: Case, protocol: Any, status: int, media_type: str, body: bytes) -> Reply:
     from refllm.conform.targets import http
-    from refllm.conform.targets.http_exchange import Response
+    from refllm.spin.http_client import Response
 
     target = http.HttpTarget("http://127.0.0.1:9", protocol=protocol, draws_as_refllm=True)
     response = Response(status, media_type, body)
@@ -172,5 +172,5 @@ TARGET = Target(
     build=_build,
     read=_read,
     prepare=_prepare,
-    max_seconds=10.0,  # a text is written anew by each known mistake
+    max_seconds=10.0,  # each known fault writes the text once more
 )

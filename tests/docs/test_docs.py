@@ -1,0 +1,167 @@
+"""README and SPEC say what is true: every command and every figure in them is run or computed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refllm import oracle
+from refllm.checkpoints.config import llama_config
+from refllm.checkpoints.open import open_weights
+from refllm.llama import Llama, Segment
+from refllm.parameters import Parameters
+from tests.conftest import PROJECT, QUICK_FILES
+
+README = (PROJECT / "README.md").read_text("utf-8")
+SPEC = (PROJECT / "SPEC.md").read_text("utf-8")
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
+
+
+def blocks(kind: str) -> list[str]:
+    return [body for found, body in BLOCK.findall(README) if found == kind]
+
+
+def programs_and_outputs() -> list[tuple[str, str]]:
+    """Each Python block with the text block behind it."""
+    found = BLOCK.findall(README)
+    pairs = itertools.pairwise(found)
+    return [(a[1], b[1]) for a, b in pairs if (a[0], b[0]) == ("python", "text")]
+
+
+def matches(shown: str, printed: str) -> bool:
+    """Whether the output is as shown, where … stands for anything."""
+    pattern = ".*".join(re.escape(part) for part in shown.strip().split("…"))
+    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
+
+
+@pytest.fixture
+def reader(tmp_path: Path, minilm_dir: Path, data_dir: Path) -> dict[str, str]:
+    """The environment of somebody who follows the README in an empty folder: tmp_path."""
+    shutil.copy(data_dir / "stories260K" / "stories260K.gguf", tmp_path)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "ai-models").symlink_to(minilm_dir.parent)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"REFLLM_HOME": str(home), "PATH": path, "PYTHONPATH": str(PROJECT)}
+
+
+def run(command: list[str] | str, folder: Path, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        command,
+        shell=isinstance(command, str),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("command", "shown"), COMMAND.findall("\n".join(blocks("console"))))
+def test_a_command_of_the_readme_prints_what_it_shows(
+    command: str, shown: str, tmp_path: Path, reader: dict[str, str]
+) -> None:
+    printed = run(command, tmp_path, reader)
+    assert matches(shown, printed), printed
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("program", "shown"), programs_and_outputs())
+def test_a_program_of_the_readme_prints_what_it_shows(
+    program: str, shown: str, tmp_path: Path, reader: dict[str, str]
+) -> None:
+    assert len(program.splitlines()) <= 9, "eight lines and a blank one"
+    printed = run([sys.executable, "-c", program], tmp_path, reader)
+    assert matches(shown, printed), printed
+
+
+def test_the_readmes_first_command_ends_in_commands_that_are_run_here() -> None:
+    install, *steps = blocks("sh")[0].strip().split(" && ")
+    assert install == "pip install ."
+    shown = [command for command, _ in COMMAND.findall(blocks("console")[0])]
+    assert steps == shown[: len(steps)] != []
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert blocks("sh")[1].strip() in (PROJECT / ".ci" / "run").read_text("utf-8").splitlines()
+
+
+def test_the_readme_names_the_quick_tests_and_their_files_are_there() -> None:
+    assert "`pytest -m quick`" in README
+    assert "pytest -m quick" in (PROJECT / "justfile").read_text("utf-8")
+    assert [name for name in QUICK_FILES if not (PROJECT / "tests" / name).is_file()] == []
+
+
+def test_a_test_of_a_quick_file_is_quick_unless_it_fetches_something() -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-m", "quick"]
+    files = [
+        "tests/networks/test_pooling.py",
+        "tests/networks/test_rope.py",
+        "tests/server/test_server.py",
+    ]
+    environment = {**os.environ, "PYTEST_ADDOPTS": ""}
+    listed = run([*command, *files], PROJECT, environment)
+    assert "tests/networks/test_rope.py::" in listed
+    assert "test_the_largest_value_is_copied" in listed
+    assert "test_minilm_pooled_otherwise" not in listed
+    assert "tests/server/test_server.py::" not in listed
+
+
+def test_a_run_of_the_tests_shows_which_kernels_it_compiles(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests/networks/test_pooling.py::test_the_largest_value_is_copied",
+        ],
+        cwd=PROJECT,
+        env={**os.environ, "REFLLM_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    compiled = re.findall(r"^compiling (\S+) for this machine", done.stderr, re.M)
+    assert compiled
+    assert len(compiled) == len(list(tmp_path.rglob("*.nbc")))
+
+
+def test_the_readme_names_every_file() -> None:
+    modules = [path for path in (PROJECT / "refllm").rglob("*.py") if path.name != "__init__.py"]
+    assert [path.name for path in modules if f"{path.name}`" not in README] == []
+
+
+def test_spec_and_docstrings_state_the_same_errors() -> None:
+    source = (PROJECT / "refllm" / "kernels" / "math.py").read_text("utf-8")
+    in_spec = re.findall(r"\| (0\.5\d+) ULP \|", SPEC)
+    assert len(in_spec) == 6
+    assert in_spec == re.findall(r"(0\.50\d+)\s+ULP", source)
+
+
+def test_spec_states_the_error_against_float64_that_is_measured(data_dir: Path) -> None:
+    weights = open_weights(data_dir / "stories260K" / "stories260K.gguf")
+    llama = Llama(llama_config(weights), Parameters(weights.path, weights.tensors))
+    token_ids, cache = [1], llama.new_cache()
+    while len(token_ids) < 200:
+        hidden = llama.hidden([Segment(token_ids[-1:], cache)])
+        token_ids.append(int(llama.logits(hidden)[0].argmax()))
+    wide = {name: tensor.array().astype(np.float64) for name, tensor in weights.tensors.items()}
+    exact = oracle.llama(llama.config, wide, token_ids)
+    got = llama.forward([Segment(token_ids, llama.new_cache())])[0]
+    best = np.sort(exact, axis=1)
+    assert f"largest error of a logit is {np.abs(got - exact).max():.2e} " in SPEC
+    assert f"(logits up to {np.abs(exact).max():.0f}; " in SPEC
+    assert f"the second is {(best[:, -1] - best[:, -2]).min():.1e}" in " ".join(SPEC.split())
