@@ -16,8 +16,8 @@ from refllm.checkpoints.config import bert_config
 from refllm.checkpoints.open import open_weights
 from refllm.checkpoints.sentence_config import SentenceConfig
 from refllm.engine import LocalEngine
-from refllm.kernels.elementwise import gelu_tanh, l2_normalize, mean_rows
-from refllm.kernels.pooling import max_rows, mean_sqrt_rows, relu, weighted_mean_rows
+from refllm.kernels.elementwise import gelu_tanh, l2_normalize, mean_rows, relu
+from refllm.kernels.pooling import max_rows, mean_sqrt_rows, weighted_mean_rows
 from refllm.models.load import BertModel, load_path
 from refllm.parameters import Parameters
 from refllm.pooling import Pooling, PoolingMode, SentenceHead
