@@ -1,7 +1,8 @@
-"""README and SPEC say what is true: every command and every figure in them is run or computed."""
+"""README, first steps and SPEC are true: each command and figure in them is run or computed."""
 
 from __future__ import annotations
 
+import ast
 import itertools
 import os
 import re
@@ -21,20 +22,26 @@ from refllm.weights import open_weights
 from tests.conftest import PROJECT, QUICK_FILES
 
 README = (PROJECT / "README.md").read_text("utf-8")
+START = (PROJECT / "docs" / "start.md").read_text("utf-8")
 SPEC = (PROJECT / "SPEC.md").read_text("utf-8")
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 
 
-def blocks(kind: str) -> list[str]:
-    return [body for found, body in BLOCK.findall(README) if found == kind]
+def blocks(kind: str, page: str = README) -> list[str]:
+    return [body for found, body in BLOCK.findall(page) if found == kind]
+
+
+def commands_and_outputs() -> list[tuple[str, str]]:
+    """Each command of both pages with the output that is shown below it, each pair once."""
+    found = COMMAND.findall("\n".join([*blocks("console"), *blocks("console", START)]))
+    return list(dict.fromkeys(found))
 
 
 def programs_and_outputs() -> list[tuple[str, str]]:
-    """Each Python block with the text block behind it."""
-    found = BLOCK.findall(README)
-    pairs = itertools.pairwise(found)
+    """Each Python block of the first steps with the text block behind it."""
+    pairs = itertools.pairwise(BLOCK.findall(START))
     return [(a[1], b[1]) for a, b in pairs if (a[0], b[0]) == ("python", "text")]
 
 
@@ -46,7 +53,7 @@ def matches(shown: str, printed: str) -> bool:
 
 @pytest.fixture
 def reader(tmp_path: Path, minilm_dir: Path, data_dir: Path) -> dict[str, str]:
-    """The environment of somebody who follows the README in an empty folder: tmp_path."""
+    """The environment of a reader who follows the pages in an empty folder: tmp_path."""
     shutil.copy(data_dir / "stories260K" / "stories260K.gguf", tmp_path)
     home = tmp_path / "home"
     home.mkdir()
@@ -70,17 +77,23 @@ def run(command: list[str] | str, folder: Path, environment: dict[str, str]) -> 
 
 
 @pytest.mark.network
-@pytest.mark.parametrize(("command", "shown"), COMMAND.findall("\n".join(blocks("console"))))
-def test_a_command_of_the_readme_prints_what_it_shows(
+@pytest.mark.parametrize(("command", "shown"), commands_and_outputs())
+def test_a_command_of_the_readme_and_first_steps_prints_what_it_shows(
     command: str, shown: str, tmp_path: Path, reader: dict[str, str]
 ) -> None:
     printed = run(command, tmp_path, reader)
     assert matches(shown, printed), printed
 
 
+def test_no_command_or_program_was_overlooked() -> None:
+    assert len(commands_and_outputs()) >= 12
+    assert len(programs_and_outputs()) == len(blocks("python", START)) == 2
+    assert blocks("python") == []
+
+
 @pytest.mark.network
 @pytest.mark.parametrize(("program", "shown"), programs_and_outputs())
-def test_a_program_of_the_readme_prints_what_it_shows(
+def test_a_program_of_the_first_steps_prints_what_it_shows(
     program: str, shown: str, tmp_path: Path, reader: dict[str, str]
 ) -> None:
     assert len(program.splitlines()) <= 9, "eight lines and a blank one"
@@ -128,11 +141,27 @@ def test_a_run_of_the_tests_shows_which_kernels_it_compiles(tmp_path: Path) -> N
     compiled = re.findall(r"^compiling (\S+) for this machine", done.stderr, re.M)
     assert compiled
     assert len(compiled) == len(list(tmp_path.rglob("*.nbc")))
+    assert matches(blocks("text")[0], done.stdout.splitlines()[-1])
 
 
-def test_the_readme_names_every_file() -> None:
-    modules = [path for path in (PROJECT / "refllm").rglob("*.py") if path.name != "__init__.py"]
-    assert [path.name for path in modules if f"{path.name}`" not in README] == []
+PACKAGES = [path.parent for path in sorted((PROJECT / "refllm").rglob("__init__.py"))]
+MOVING = "an edit below kernels/ compiles every kernel again; the change that divides it writes it"
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        pytest.param(
+            path,
+            id=".".join(path.relative_to(PROJECT).parts),
+            marks=[pytest.mark.xfail(reason=MOVING)] if path.name == "kernels" else [],
+        )
+        for path in PACKAGES
+    ],
+)
+def test_a_package_says_in_three_lines_or_more_what_is_in_it(package: Path) -> None:
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))) or ""
+    assert len(docstring.splitlines()) >= 3
 
 
 def test_spec_and_docstrings_state_the_same_errors() -> None:
