@@ -9,6 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pygments.lexers.special import TextLexer
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 PROJECT = Path(__file__).parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "docs" / "_ext")]
@@ -70,3 +76,8 @@ linkcheck_workers = 4
 linkcheck_anchors = False
 linkcheck_rate_limit_timeout = 60
 linkcheck_ignore = [r"https?://(localhost|127\.0\.0\.1|HOST).*"]
+
+
+def setup(app: Sphinx) -> None:
+    """Show requests and answers as they are: Pygments' lexer for HTTP wants whole messages."""
+    app.add_lexer("http", TextLexer)

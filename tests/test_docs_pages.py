@@ -35,15 +35,12 @@ EXECUTED = {
 }
 """The pages that have commands or programs, and the file of tests that executes them."""
 
+FOLDERS = ("golden", "benchmarks", "findings", "attacks")
 GENERATED = [DOCS / "_build", DOCS / "reference" / "api", DOCS / "reference" / "cli"]
 MARKDOWN = [
     *PROJECT.glob("*.md"),
     *(path for path in DOCS.rglob("*.md") if not set(GENERATED) & set(path.parents)),
-    *(
-        p
-        for name in ("golden", "benchmarks", "findings", "attacks")
-        for p in (PROJECT / name).rglob("*.md")
-    ),
+    *(path for name in FOLDERS for path in (PROJECT / name).rglob("*.md")),
 ]
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]*)(?:#([^)\s]*))?\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)

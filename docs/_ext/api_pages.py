@@ -138,7 +138,7 @@ def origin(module: ModuleType, name: str) -> str:
 def page(module: Module, modules: dict[str, Module]) -> str:
     """Return the text of a module's page."""
     parts = module.name.split(".")
-    lines = ["---", "orphan: true", "---", ""] if len(parts) > 2 else []  # noqa: PLR2004
+    lines = ["---", "orphan: true", "---", ""] if len(parts) > 2 else []
     lines += [f"# {module.name}", ""]
     if len(parts) > 1:
         above = [".".join(parts[:i]) for i in range(1, len(parts))]

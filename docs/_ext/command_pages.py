@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import typer
 from api_pages import markdown, write_if_new
@@ -18,6 +18,11 @@ from refllm.cli import app as commands
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+
+Command: TypeAlias = Any
+"""A command of typer's, whose class has another home in each version."""
+Context: TypeAlias = Any
+Described: TypeAlias = tuple[str, Command, Context]
 
 PAGES = Path(__file__).parents[1] / "reference" / "cli"
 
@@ -40,16 +45,16 @@ def write_pages(_app: Sphinx | None = None) -> None:
         path.unlink()
 
 
-def visible(command: Any, words: str, parent: Any = None) -> Iterator[tuple[str, Any, Any]]:
+def visible(command: Command, words: str, parent: Context = None) -> Iterator[Described]:
     """Yield a command's words, itself and its context, and those of the commands in it."""
-    context = command.make_context(words.split()[-1], [], parent, resilient_parsing=True)
+    context = command.make_context(words.rsplit(maxsplit=1)[-1], [], parent, resilient_parsing=True)
     yield words, command, context
     for name in getattr(command, "commands", {}):
         if not command.commands[name].hidden:
             yield from visible(command.commands[name], f"{words} {name}", context)
 
 
-def page(words: str, command: Any, context: Any) -> str:
+def page(words: str, command: Command, context: Context) -> str:
     """Return the text of a command's page."""
     usage = " ".join([words, *command.collect_usage_pieces(context)])
     text = inspect.cleandoc(command.help or "").replace("\f", "")

@@ -51,11 +51,8 @@ def to_rst(docstring: str) -> str:
         header = SECTION.match(lines[0])
         if header:
             section = header[1]
-            out += [
-                "",
-                "Raises:" if section == "Errors" else lines[0],
-                *section_body(section, lines[1:]),
-            ]
+            title = "Raises:" if section == "Errors" else lines[0]
+            out += ["", title, *section_body(section, lines[1:])]
         elif section and lines[0].startswith("    "):
             out += ["", *section_body(section, lines)]
         else:

@@ -1,9 +1,9 @@
-"""Let Markdown files of the whole repository be pages of the site, with links that work in both places.
+"""Show Markdown files of the whole repository on the site, with links that work in both places.
 
-A page with the fence ```` ```{include} ../SPEC.md ```` shows that file. A relative link in any page or
-included file is written as on GitHub, from the file that contains it. It is rewritten to
+A page with the fence `{include} ../SPEC.md` shows that file. A relative link in a page or
+an included file is written for GitHub: relative to the file that contains it. It is rewritten to
 
-- the page that shows the target, if there is one (a folder means its README.md, a module its page
+- the page that shows the target, if there is one (of a folder its README.md, of a module its page
   in the API reference);
 - the file itself otherwise, which Sphinx copies into the site as a download.
 
