@@ -61,7 +61,7 @@ WAYS = {
         "refllm.conform",
     ),
 }
-"""What a newcomer looks for: the links to follow from the first page, where they end, what is there."""
+"""What a newcomer looks for: the links to follow from the first page, the last page, its text."""
 
 
 class Page(HTMLParser):
