@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "docs" / "_ext")]
 
+from api_pages import array_aliases  # noqa: E402
+
 from refllm import __version__  # noqa: E402
 
 project = "refllm"
@@ -38,7 +40,7 @@ exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 # MyST: headings get GitHub's anchors, so that a link works in both places.
-myst_enable_extensions = ["deflist", "dollarmath", "attrs_block", "colon_fence"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4
 
 # Notebooks in docs/learn are executed; what did not change is taken from the cache.
@@ -51,11 +53,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
+# Blocks without a language, such as drawings in docstrings, are shown as they are.
+highlight_language = "none"
+
 # The API reference.
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_default_options = {"no-value": True}
 autodoc_typehints_format = "short"
+autodoc_type_aliases = array_aliases()
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
@@ -67,6 +73,7 @@ html_title = "refllm"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
+html_show_copyright = False
 html_copy_source = False
 
 # Other sites are slow or refuse a program now and then: only an address that is gone is broken.

@@ -26,7 +26,6 @@ from sphinx.util.docutils import SphinxDirective
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
-    from sphinx.config import Config
 
 PACKAGE = "refllm"
 ARRAY_ALIAS = re.compile(r"^(\w+)(?:: TypeAlias)? = NDArray\[np\.(\w+)\]$", re.MULTILINE)
@@ -59,18 +58,19 @@ class Module:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the writing of pages, and the directive for the page on architecture."""
-    app.connect("config-inited", name_array_types)
     app.connect("builder-inited", write_pages)
     app.add_directive("packages", Packages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def name_array_types(_app: Sphinx, config: Config) -> None:
-    """Let signatures have NDArray[float32] where a module has an alias for it, such as Floats."""
+def array_aliases() -> dict[str, str]:
+    """Return what signatures have in place of the modules' names for arrays, such as Floats."""
     source = Path(str(importlib.import_module(PACKAGE).__file__)).parent
-    for path in source.rglob("*.py"):
-        for alias, dtype in ARRAY_ALIAS.findall(path.read_text("utf-8")):
-            config.autodoc_type_aliases.setdefault(alias, f"NDArray[{dtype}]")
+    return {
+        alias: f"NDArray[{dtype}]"
+        for path in sorted(source.rglob("*.py"))
+        for alias, dtype in ARRAY_ALIAS.findall(path.read_text("utf-8"))
+    }
 
 
 def write_pages(_app: Sphinx | None = None) -> None:
@@ -190,7 +190,7 @@ class Packages(SphinxDirective):
         for module in public_modules(PACKAGE):
             if not module.children or module.name == PACKAGE:
                 continue
-            lines += [f":py:mod:`{module.name}`", ""]
-            lines += [f"    {line}" for line in to_rst(module.docstring).split("\n")] + [""]
+            lines += [f":py:mod:`{module.name}`"]
+            lines += [f"    {line}" for line in to_rst(module.docstring).strip().split("\n")] + [""]
         text = "\n".join(["```{eval-rst}", *lines, "```"])
         return self.parse_text_to_nodes(text)
