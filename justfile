@@ -47,8 +47,8 @@ goldens:
 
 # How well the models that ship with refllm do, on prompts and sentences that they have not seen.
 score-tiny:
-    python -m tools.score_tiny_chat refllm/embedded/llama/tiny-chat.gguf
-    python -m tools.score_tiny_embed refllm/embedded/bert/tiny-embed.gguf
+    python -m tools.score_tiny_chat refllm/models/bundled/llama/tiny-chat.gguf
+    python -m tools.score_tiny_embed refllm/models/bundled/bert/tiny-embed.gguf
 
 # Speed beside other engines: `just bench decode`, with options before the command.
 bench *arguments:

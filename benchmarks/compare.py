@@ -147,7 +147,7 @@ def figure_of(
 
 
 def read_through(path: Path) -> None:
-    """Read a file once, so that it is in the system's page cache for everybody."""
+    """Read a file once, so that every program finds it in the system's page cache."""
     with path.open("rb", buffering=0) as stream:
         while stream.read(1 << 24):
             pass

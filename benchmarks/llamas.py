@@ -45,7 +45,7 @@ class Work:
 
 
 def decode(n_prompt: int, n_tokens: int) -> Work:
-    """Tokens one at a time after a prompt, the same tokens for everybody."""
+    """Tokens one at a time after a prompt, the same tokens for every program."""
     arguments = {"prompt": token_ids(n_prompt), "token_ids": token_ids(n_tokens, seed=1)}
     warm_up = {"prompt": token_ids(8), "token_ids": token_ids(2, seed=1)}
     return Work("decode", arguments, warm_up, n_tokens, n_ctx=1024)

@@ -53,7 +53,7 @@ def _cpu_info(field: str) -> str:
 
 
 def _version(release: str) -> str:
-    """The numbers of a kernel's release; what follows them names whoever built it."""
+    """The numbers of a kernel's release; the rest names the builder."""
     return ".".join(release.partition("-")[0].split(".")[:2])
 
 

@@ -40,7 +40,7 @@ def plot_growth(entry: Entry, path: Path) -> None:
     pyplot.close(canvas)
 
 
-def _draw(panel: Any, figures: Sequence[Figure], fit: Fit) -> None:  # noqa: ANN401
+def _draw(panel: Any, figures: Sequence[Figure], fit: Fit) -> None:
     points = [
         (float(figure.labels["x"]), figure.median(REFLLM))
         for figure in figures

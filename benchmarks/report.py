@@ -1,4 +1,4 @@
-"""The tables of README.md, written from the results so that nobody types a figure.
+"""The tables of README.md, written from the results: no figure is typed by hand.
 
 A table stands between two lines, `<!-- begin NAME -->` and `<!-- end NAME -->`.
 """

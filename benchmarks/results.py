@@ -40,7 +40,7 @@ class Figure:
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """Everybody but refllm."""
+        """All programs but refllm."""
         return tuple(name for name in self.samples if name != REFLLM)
 
     def median(self, contestant: str) -> float:
@@ -125,7 +125,7 @@ def _from_json(record: dict[str, Any]) -> Entry:
     return Entry(**(record | {"figures": figures, "fits": fits, "machine": machine}))
 
 
-def _rounded(value: Any) -> Any:  # noqa: ANN401
+def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):

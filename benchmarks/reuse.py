@@ -15,8 +15,8 @@ from benchmarks.results import REFLLM, Figure
 from refllm.api import InferencingParams
 from refllm.engine import LocalEngine
 from refllm.generate import steps_of
-from refllm.loading import NUMERICS
-from refllm.tokenizer import Tokenizer
+from refllm.models.load import NUMERICS
+from refllm.tokenizer.base import Tokenizer
 
 __all__ = ["WITHOUT", "measure_reuse"]
 

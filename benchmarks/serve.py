@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from benchmarks.compare import Bench
 from benchmarks.results import REFLLM, Figure
 from benchmarks.synthetic import model_file
-from refllm.embedded import ROOT
-from refllm.spin.server.process import running_server
+from refllm.models.bundled import ROOT
+from refllm.testing.server_process import running_server
 
 __all__ = ["ONE_CLIENT", "measure_serve"]
 

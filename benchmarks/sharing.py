@@ -20,8 +20,8 @@ from benchmarks.embed import minilm_folder
 from benchmarks.peer import Unavailable, contestant
 from benchmarks.results import REFLLM
 from benchmarks.synthetic import model_file
-from refllm.embedded import ROOT
 from refllm.export import quantize
+from refllm.models.bundled import ROOT
 
 __all__ = ["IDLE", "QUICK_SITUATIONS", "SETTINGS", "SITUATIONS", "measure_sharing"]
 

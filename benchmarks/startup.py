@@ -20,7 +20,7 @@ __all__ = ["measure_startup"]
 PROMPT = "Once upon a time"
 N_TOKENS = 20
 FIRST_RUNS = 3  # each takes as long as compiling everything
-# Each names a folder for compiled kernels; see `refllm.kernels.cache`.
+# Each names a folder for compiled kernels; see `refllm.jit.disk_cache`.
 CACHE_VARIABLES = ("REFLLM_CACHE_DIR", "NUMBA_CACHE_DIR")
 
 

@@ -2,7 +2,7 @@
 # One would guess that a conversion to GGUF takes the chat template that transformers uses.
 # With a template in tokenizer_config.json and another in chat_template.jinja, transformers uses
 # the .jinja file and gguf's SpecialVocab the old entry.
-# It matters for models whose template was mended in the new file only: the GGUF chats with the
+# It matters for models whose template was corrected in the new file only: the GGUF chats with the
 # faulty one.
 set -euo pipefail
 

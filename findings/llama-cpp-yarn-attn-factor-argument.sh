@@ -3,7 +3,7 @@
 # the YaRN magnitude scaling factor, scales the attention of a YaRN model.
 # It does nothing where YaRN is active: the value is replaced by one computed from the scaling
 # factor. Only the key llama.rope.scaling.attn_factor of the file has an effect.
-# It matters to users who want to mend a converted YaRN model at load time: the argument is
+# It matters to users who correct a converted YaRN model at load time: the argument is
 # accepted in silence.
 set -euo pipefail
 

@@ -4,7 +4,7 @@
 # with. A callback that puts a space before a text, as SentencePiece tokenizers do, makes it " {"
 # for a JSON object, which the grammar does not allow: "{" is not in the mask, and consume_token
 # refuses " {". With no_forcing the mask is "{".
-# It matters for those who wrap a tokenizer in TokenizerWrapper: the one token that may be drawn
+# It matters to programs that wrap a tokenizer in TokenizerWrapper: the one token that may be drawn
 # ends the answer in an error.
 set -euo pipefail
 

@@ -39,6 +39,6 @@ print(f"written and read again: {read_again.encode('dog bird').ids}")
 expect(before == [3, 0], "the ids before are others")
 expect(n_added == 1, "the token is not added")
 expect(after == [3, 3], "the new token has an id of its own")
-expect(read_again.encode("dog bird").ids == [3, 3], "the file is refused or mended when read")
+expect(read_again.encode("dog bird").ids == [3, 3], "the file is refused or corrected when read")
 print("seen: two tokens with one id")
 PY

@@ -30,7 +30,7 @@ from refllm.api import (
 
 if TYPE_CHECKING:
     from refllm.engine import LocalEngine
-    from refllm.loading import BertModel, LlamaModel, load
+    from refllm.models.load import BertModel, LlamaModel, load
 
 __all__ = [
     "BertModel",
@@ -55,12 +55,12 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# These bring numba and the tokenizers, a second's work: only who asks for them pays.
+# Imported lazily: numba and tokenizers take about a second to import.
 _LAZY = {
-    "BertModel": "refllm.loading",
-    "LlamaModel": "refllm.loading",
+    "BertModel": "refllm.models.load",
+    "LlamaModel": "refllm.models.load",
     "LocalEngine": "refllm.engine",
-    "load": "refllm.loading",
+    "load": "refllm.models.load",
 }
 
 

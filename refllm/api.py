@@ -1,17 +1,22 @@
-"""The interface: records, errors, and the three functions of Spin's Serverless AI.
+"""The three functions of Spin's Serverless AI, answered by the default engine.
 
-`fermyon:spin/llm@2.0.0` has two operations, `infer` and `generate-embeddings`. The names here are
-those of the Spin Python SDK. This module imports no model code, so that whoever needs only an
-error or a record pays for nothing else; an engine does the work (`refllm.engine.LocalEngine`).
+Re-exports the types of `refllm.interface` and the errors of `refllm.errors`. Imports no model code,
+so importing it is cheap; `refllm.engine.LocalEngine` computes the answers.
 """
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Protocol
+
+from refllm.errors import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
+from refllm.interface import (
+    EmbeddingsResult,
+    EmbeddingsUsage,
+    Engine,
+    InferencingParams,
+    InferencingResult,
+    InferencingUsage,
+)
 
 __all__ = [
     "EmbeddingsResult",
@@ -29,171 +34,53 @@ __all__ = [
     "infer_with_options",
 ]
 
-U32_MAX = 2**32 - 1
-
-
-class LlmError(Exception):
-    """Any of the interface's three errors; `kind` is its name in the interface.
-
-    Each argument is a line of the message: what is wrong, then ways to mend it. `code` is OpenAI's
-    name of the error where it has one of its own: "model_not_found", "context_length_exceeded".
-    """
-
-    kind: str
-
-    def __init__(self, *lines: object, code: str | None = None) -> None:
-        super().__init__(*lines)
-        self.code = code
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.args))
-
-
-class ModelNotSupported(LlmError):
-    """The engine does not know this kind of model (`model-not-supported`)."""
-
-    kind = "model-not-supported"
-
-
-class LlmRuntimeError(LlmError):
-    """Something broke while the request ran (`runtime-error`): a damaged file, not the caller."""
-
-    kind = "runtime-error"
-
-
-class InvalidInput(LlmError):
-    """The request itself cannot be answered (`invalid-input`): the message says what to change."""
-
-    kind = "invalid-input"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferencingParams:
-    """The six parameters of `infer`, with the interface's defaults (u32 and f32 there).
-
-    A float is used as its nearest float32 (0.8 is 0.800000011920929), because that is what
-    arrives from a component; see `as_f32`.
-    """
-
-    max_tokens: int = 100
-    repeat_penalty: float = 1.1
-    repeat_penalty_last_n_token_count: int = 64
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.9
-
-    def check(self) -> None:
-        """Raise `InvalidInput`, naming the parameter, unless every value is usable."""
-        for parameter in fields(self):
-            value = getattr(self, parameter.name)
-            if parameter.type == "int":
-                _check_u32(parameter.name, value)
-            else:
-                _check_f32(parameter.name, value)
-        if as_f32(self.repeat_penalty) <= 0 and self.repeat_penalty_last_n_token_count > 0:
-            raise InvalidInput(
-                f"repeat_penalty must be greater than 0 as a float32, got {self.repeat_penalty!r}; "
-                "1.0 switches it off"
-            )
-
-
-def as_f32(value: float) -> float:
-    """The float32 nearest to `value`, as a Python float: 0.8 becomes 0.800000011920929.
-
-    A value beyond float32's range becomes an infinity, as a C cast does.
-    """
-    try:
-        return float(struct.unpack("<f", struct.pack("<f", value))[0])
-    except (OverflowError, struct.error):  # the second for a whole number beyond float64
-        return math.inf if value > 0 else -math.inf
-
-
-def _check_u32(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= U32_MAX:
-        raise InvalidInput(f"{name} must be a whole number from 0 to {U32_MAX}, got {value!r}")
-
-
-def _check_f32(name: str, value: object) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(as_f32(value)):  # type: ignore[arg-type]
-        raise InvalidInput(f"{name} must be a finite float32, got {value!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class InferencingUsage:
-    """Tokens of the prompt (BOS included) and tokens drawn (the end token included)."""
-
-    prompt_token_count: int
-    generated_token_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class InferencingResult:
-    """The generated text, special tokens removed, and what it took."""
-
-    text: str
-    usage: InferencingUsage
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingsUsage:
-    """Tokens of all texts together, special tokens included."""
-
-    prompt_token_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingsResult:
-    """One vector for each text, in the order of the texts; every value is a float32.
-
-    `truncated` has for each text whether it was longer than the limit and was cut; it is empty
-    where the engine is a server that does not say.
-    """
-
-    embeddings: list[list[float]] = field(repr=False)
-    usage: EmbeddingsUsage
-    truncated: tuple[bool, ...] = field(default=(), compare=False)
-
-
-class Engine(Protocol):
-    """Whatever can answer the interface's requests: local, remote, or a recording."""
-
-    def infer(
-        self, model: str, prompt: str, params: InferencingParams | None = None
-    ) -> InferencingResult:
-        """The continuation of `prompt` by `model`."""
-        ...
-
-    def generate_embeddings(self, model: str, texts: Sequence[str]) -> EmbeddingsResult:
-        """One vector for each of `texts`."""
-        ...
-
 
 def infer(model: str, prompt: str) -> InferencingResult:
-    """The continuation of `prompt` by the model called `model`, with default parameters."""
+    """Return the continuation of `prompt` by `model`, with default parameters."""
     return infer_with_options(model, prompt)
 
 
 def infer_with_options(
     model: str, prompt: str, options: InferencingParams | None = None
 ) -> InferencingResult:
-    """The continuation of `prompt` by the model called `model`.
+    """Return the continuation of `prompt` by `model`.
 
-    Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`; no other exception leaves here.
+    Args:
+        model: A model's name.
+        prompt: The text to continue.
+        options: The interface's parameters.
+
+    Raises:
+        InvalidInput: If the caller must change the request.
+        ModelNotSupported: If the model is not supported.
+        LlmRuntimeError: If the request fails, such as for a damaged file.
+
+    Example:
+        >>> result = infer_with_options("tiny-chat", "Once upon a", InferencingParams(max_tokens=1))
+        >>> result.text, result.usage.generated_token_count
+        (' time', 1)
     """
     return _default_engine().infer(model, prompt, options)
 
 
 def generate_embeddings(model: str, text: Sequence[str]) -> EmbeddingsResult:
-    """One L2-normalized vector for each text; a vector never depends on the other texts.
+    """Return one L2-normalized vector for each text; a vector does not depend on the other texts.
 
-    Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`; no other exception leaves here.
+    Raises:
+        InvalidInput: If the caller must change the request.
+        ModelNotSupported: If the model is not supported.
+        LlmRuntimeError: If the request fails, such as for a damaged file.
+
+    Example:
+        >>> result = generate_embeddings("tiny-embed", ["A cat sat on the mat."])
+        >>> len(result.embeddings), result.usage.prompt_token_count
+        (1, 9)
     """
     return _default_engine().generate_embeddings(model, text)
 
 
 def _default_engine() -> Engine:
-    # Imported here, not above: an engine brings numba, and `import refllm` must stay cheap.
+    # Imported here: the engine imports numba, and `import refllm` must stay cheap.
     from refllm.engine import default_engine
 
     return default_engine()

@@ -24,7 +24,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InvalidInput
+from refllm.errors import InvalidInput
 from refllm.kernels.attention import (
     attention_over_texts,
     attention_scale,
@@ -45,7 +45,7 @@ from refllm.kernels.elementwise import (
 from refllm.kernels.linear import Matrix, embedding, linear
 from refllm.parameters import Parameters
 from refllm.pooling import MEAN_NORMALIZED, SentenceHead
-from refllm.tap import Tap, not_finite
+from refllm.tap import Tap, at_layer, ignore, not_finite
 
 __all__ = ["ACTIVATIONS", "Bert", "BertConfig"]
 
@@ -161,7 +161,7 @@ class Bert:
         head: SentenceHead = MEAN_NORMALIZED,
         n_prompt: int = 0,
         activation: Activation = gelu,
-        tap: Tap | None = None,
+        tap: Tap = ignore,
     ) -> Floats:
         """Return each text's vector, [N, K].
 
@@ -191,7 +191,7 @@ class Bert:
         texts: Sequence[Sequence[int]],
         *,
         activation: Activation = gelu,
-        tap: Tap | None = None,
+        tap: Tap = ignore,
     ) -> Floats:
         """Return the last layer of all texts' tokens, end to end, [T, D].
 
@@ -205,9 +205,7 @@ class Bert:
             raise not_finite(self.path, lambda watch: self._layers(texts, activation, watch))
         return x
 
-    def _layers(
-        self, texts: Sequence[Sequence[int]], activation: Activation, tap: Tap | None
-    ) -> Floats:
+    def _layers(self, texts: Sequence[Sequence[int]], activation: Activation, tap: Tap) -> Floats:
         """From token ids to the last layer's output, [T, D]."""
         token_ids = np.concatenate([np.asarray(text, np.int64) for text in texts])  # [T]
         positions = np.concatenate([self._positions(text) for text in texts])  # [T]
@@ -216,28 +214,26 @@ class Bert:
             first_type = np.zeros_like(token_ids)  # [T]: there is only one sentence
             x = x + embedding(first_type, self.token_types)
         x = x + embedding(positions, self.position_embd)  # [T, D]
-        if tap:
-            tap("inp_embd", x)
+        tap("inp_embd", x)
         x = self.token_embd_norm(x)
-        if tap:
-            tap("inp_norm", x)
+        tap("inp_norm", x)
         starts = _starts(texts)
         bias = self._bias_by_distance(int(np.diff(starts).max()))  # [H, 2·S − 1]
         if self.config.activation != "gelu":
             activation = ACTIVATIONS[self.config.activation]
         for i, layer in enumerate(self.layers):
-            attended = x + self._attention(i, layer, x, starts, bias, tap)  # [T, D]
-            h = layer.attn_output_norm(attended)
+            show = at_layer(tap, i)
+            attended = self._attention(layer, x, starts, bias, show)  # [T, D]
+            h = layer.attn_output_norm(x + attended)
             up = layer.ffn_up(h)  # [T, F]
             active = activation(up)  # [T, F]
             down = layer.ffn_down(active)  # [T, D]
             x = layer.layer_output_norm(h + down)
-            if tap:
-                tap(f"ffn_inp-{i}", h)
-                tap(f"ffn_up-{i}", up)
-                tap(f"ffn_gelu-{i}", active)
-                tap(f"ffn_out-{i}", down)
-                tap(f"l_out-{i}", x)
+            show("ffn_inp", h)
+            show("ffn_up", up)
+            show("ffn_gelu", active)
+            show("ffn_out", down)
+            show("l_out", x)
         return x
 
     def _positions(self, text: Sequence[int]) -> NDArray[np.int64]:
@@ -258,37 +254,25 @@ class Bert:
         return np.ascontiguousarray(self.bias_by_bucket[buckets].T)
 
     def _attention(
-        self,
-        i: int,
-        layer: BertLayer,
-        x: Floats,
-        starts: NDArray[np.int64],
-        bias: Floats | None,
-        tap: Tap | None,
+        self, layer: BertLayer, x: Floats, starts: NDArray[np.int64], bias: Floats | None, show: Tap
     ) -> Floats:
-        """What layer i's attention adds to each token, [T, D]."""
-        c = self.config
-        qkv = layer.attn_qkv(x).reshape(len(x), 3 * c.n_heads, -1)  # [T, 3·H, E]
+        """Return what a layer's attention adds to each token, [T, D]."""
+        n_heads = self.config.n_heads
+        qkv = layer.attn_qkv(x).reshape(len(x), 3 * n_heads, -1)  # [T, 3·H, E]
         if bias is None:
-            merged = attention_over_texts(qkv, starts)  # [T, H, E]
+            heads = attention_over_texts(qkv, starts)  # [T, H, E]
         else:
-            merged = biased_attention_over_texts(qkv, starts, bias)  # [T, H, E]
-        if tap:
-            q, k, v = np.split(qkv, 3, axis=1)  # [T, H, E]
-            tap(f"Qcur-{i}", q)
-            tap(f"Kcur-{i}", k)
-            tap(f"Vcur-{i}", v)
-            if bias is None:
-                _show_weights(i, q, k, starts, tap)
-            else:
-                scale = attention_scale(qkv.shape[2])
-                for first, last in pairwise(starts.tolist()):
-                    weights = biased_attention_weights(qkv[first:last], scale, bias)  # [H, S, S]
-                    tap(f"kq_soft_max-{i}", weights)
-        out = layer.attn_output(merged.reshape(x.shape))  # [T, D]
-        if tap:
-            tap(f"kqv_out-{i}", merged.reshape(x.shape))
-            tap(f"attn_out-{i}", out)
+            heads = biased_attention_over_texts(qkv, starts, bias)  # [T, H, E]
+        show("Qcur", qkv[:, :n_heads])
+        show("Kcur", qkv[:, n_heads : 2 * n_heads])
+        show("Vcur", qkv[:, 2 * n_heads :])
+        if show is not ignore:
+            for first, last in pairwise(starts.tolist()):
+                show("kq_soft_max", _attention_weights(qkv[first:last], bias))
+        merged = heads.reshape(x.shape)  # [T, D]
+        out = layer.attn_output(merged)  # [T, D]
+        show("kqv_out", merged)
+        show("attn_out", out)
         return out
 
     def _check(self, token_ids: Sequence[int]) -> None:
@@ -337,15 +321,13 @@ def _starts(texts: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     return np.cumsum([0, *(len(text) for text in texts)])
 
 
-def _show_weights(i: int, q: Floats, k: Floats, starts: NDArray[np.int64], tap: Tap) -> None:
-    """Show the tap layer i's attention weights, [H, S, S], of each text."""
-    _, n_heads, head_dim = q.shape
-    for first, last in pairwise(starts.tolist()):
-        n_tokens = last - first
-        keys, _ = key_value_buffers(n_heads, n_tokens=n_tokens, head_dim=head_dim)
-        keys[..., :n_tokens] = k[first:last].transpose(1, 2, 0)
-        n_visible = np.full(n_tokens, n_tokens)
-        scale = attention_scale(head_dim)
-        queries = np.ascontiguousarray(q[first:last])
-        weights = attention_weights(queries, keys, n_visible, scale, n_tokens)
-        tap(f"kq_soft_max-{i}", weights)
+def _attention_weights(qkv: Floats, bias: Floats | None) -> Floats:
+    """Return the attention weights of one text, [H, S, S], from qkv [S, 3·H, E]."""
+    n_tokens, n_heads, head_dim = len(qkv), qkv.shape[1] // 3, qkv.shape[2]
+    scale = attention_scale(head_dim)
+    if bias is not None:
+        return biased_attention_weights(qkv, scale, bias)
+    keys, _ = key_value_buffers(n_heads, n_tokens=n_tokens, head_dim=head_dim)  # [H, E, C]
+    keys[..., :n_tokens] = qkv[:, n_heads : 2 * n_heads].transpose(1, 2, 0)
+    queries = np.ascontiguousarray(qkv[:, :n_heads])  # [S, H, E]
+    return attention_weights(queries, keys, np.full(n_tokens, n_tokens), scale, n_tokens)

@@ -1,4 +1,4 @@
-"""The engine on this machine: finds, loads, keeps, and runs models."""
+"""The local engine: finds, loads, keeps and runs models of this machine."""
 
 from __future__ import annotations
 
@@ -13,38 +13,25 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.accounting.ledger import Ledger
-from refllm.api import (
+from refllm.errors import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
+from refllm.files.accounting.ledger import Ledger
+from refllm.generate import Chunk, Generation, Wishes, generate_text, steps_of
+from refllm.interface import (
     EmbeddingsResult,
     EmbeddingsUsage,
     InferencingParams,
     InferencingResult,
     InferencingUsage,
-    InvalidInput,
-    LlmError,
-    LlmRuntimeError,
-    ModelNotSupported,
 )
-from refllm.embedded import ROOT, STAND_INS, wants_stand_ins
-from refllm.generate import Chunk, Generation, Wishes, generate_text, steps_of
-from refllm.grammar import matcher_of
+from refllm.jit.compile import use_threads
 from refllm.kernels.elementwise import gelu, gelu_tanh
-from refllm.kernels.jit import use_threads
-from refllm.loaded_models import LoadedModels
-from refllm.loading import (
-    NUMERICS,
-    BertModel,
-    LlamaModel,
-    Progress,
-    TokenizedTexts,
-    load_path,
-)
-from refllm.models import (
+from refllm.models.bundled import ROOT, STAND_INS, wants_stand_ins
+from refllm.models.find import (
     MODEL_NOT_FOUND,
     check_name,
     default_roots,
@@ -53,17 +40,26 @@ from refllm.models import (
     find_model,
     has_model,
 )
+from refllm.models.load import (
+    NUMERICS,
+    BertModel,
+    LlamaModel,
+    Progress,
+    TokenizedTexts,
+    load_path,
+)
+from refllm.models.loaded import LoadedModels
+from refllm.models.prompt_cache import DEFAULT_BYTES, PromptCache
 from refllm.pooling import MEAN_NORMALIZED
-from refllm.prompt_cache import DEFAULT_BYTES, PromptCache
 from refllm.sampling import PROFILES, uniform
-from refllm.spin.manifest import manifest_path, read_manifest
+from refllm.tokenizer.grammar import matcher_of
 
 __all__ = ["LocalEngine", "OpenEmbeddings", "default_engine"]
 
 Floats = NDArray[np.float32]
 T = TypeVar("T")
 
-# What Spin's host takes back from an engine at most.
+# The largest result that Spin's host accepts from an engine.
 RESULT_LIMIT_BYTES = 128 * 1024 * 1024
 FLOAT32_BYTES = 4
 PADDING = 0  # the tokenizers library's default padding id, and BERT's
@@ -75,12 +71,12 @@ SWITCHED_OFF = "Local LLM operations are not supported in this version of Spin."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenEmbeddings:
-    """Texts whose vectors are computed when they are asked for.
+    """Texts whose vectors are computed while the caller iterates.
 
     Attributes:
         n_tokens: The tokens of all texts, special ones included.
         is_cut: Of each text, whether it was longer than the limit.
-        groups: The vectors, some texts' at a time, float32 [., K].
+        groups: The vectors in groups of some texts, float32 [texts of the group, K].
     """
 
     n_tokens: int
@@ -91,13 +87,12 @@ class OpenEmbeddings:
 class LocalEngine:
     """Answers the interface's requests with models from this machine's disk.
 
-    A result is a function of model files, prompt, parameters, seed, profile and numerics, and of
-    nothing else: not of threads, earlier requests or requests at the same time. Safe to use from
-    several threads; one computes at a time.
+    A result depends on model files, prompt, parameters, seed, profile and numerics only: not on the
+    number of threads, nor on earlier or simultaneous requests. Several threads can use one engine;
+    one of them computes at a time.
 
     Attributes:
-        prompt_cache: Keys and values of recent prompts, from which a prompt that begins like one of
-            them is continued.
+        prompt_cache: Keys and values of recent prompts, reused by a prompt with the same beginning.
     """
 
     def __init__(
@@ -116,20 +111,30 @@ class LocalEngine:
         prompt_cache_bytes: int = DEFAULT_BYTES,
         max_models_bytes: int | None = None,
     ) -> None:
-        """An engine that looks for models in `roots` (default: `refllm.models.default_roots()`).
+        """Configure the engine; nothing is loaded yet.
 
-        `allowed_models` is a component's `ai_models`; None allows every name. `threads` None
-        means as many CPUs as this process may use and finds free. `numerics` is "exact", or "int8"
-        to multiply quantized weights as llama.cpp does. With `stand_ins` an embedded model answers
-        for one of `refllm.embedded.STAND_INS` that is not there, and a warning is logged; None
-        means as the environment's REFLLM_STAND_INS says, which is not to. A `strict` engine refuses
-        a model whose JSON files have a key that no table of `refllm.accounting` lists, instead of
-        logging a warning. `progress` is told how far the loading of a model has come.
-        At most `prompt_cache_bytes` of keys and values of recent prompts are kept; 0 switches that
-        off, and no bit of any result depends on it. Models whose weights take more than
-        `max_models_bytes` together are unloaded, the least recently used first; a model in use
-        stays until its requests end, and one that is larger alone is loaded nevertheless. Errors:
-        `InvalidInput` naming the option.
+        Args:
+            roots: The folders with models; by default `refllm.models.find.default_roots()`.
+            seed: Selects the random numbers, a u64.
+            profile: One of `refllm.sampling.PROFILES`.
+            numerics: "exact", or "int8" to multiply quantized weights as llama.cpp does.
+            threads: The number of threads; None for the CPUs that are free and allowed.
+            allowed_models: A component's `ai_models`; None allows every name.
+            stand_ins: Whether a bundled model answers for a model of
+                `refllm.models.bundled.STAND_INS` that is not found, with a warning in the log; None
+                for the environment's REFLLM_STAND_INS, by default no.
+            enabled: Whether the engine answers at all.
+            strict: Whether to refuse a model whose JSON files have a key that no table of
+                `refllm.files.accounting` lists; otherwise a warning is logged.
+            progress: Called while a model loads, with its bytes.
+            prompt_cache_bytes: The limit of the prompt cache; 0 switches it off. No bit of a result
+                depends on it.
+            max_models_bytes: The limit of all loaded weights. Beyond it the least recently used
+                models are unloaded; a model in use stays until its requests end, and a model that
+                is larger alone is loaded nevertheless.
+
+        Raises:
+            InvalidInput: For an unusable option; the message names it.
         """
         uniform(seed, 0)  # refuses a seed that is not a u64
         _check_option("profile", profile, PROFILES)
@@ -153,30 +158,10 @@ class LocalEngine:
         self._models = LoadedModels(max_models_bytes)
         self._lock = threading.RLock()
 
-    @classmethod
-    def for_component(
-        cls,
-        app: Path,
-        component_id: str,
-        **options: Any,  # noqa: ANN401 (those of __init__)
-    ) -> Self:
-        """The engine that a component of the Spin application `app` gets, spin.toml or its folder.
-
-        It allows the component's `ai_models`, and looks in the application's `.spin/ai-models`
-        before the default roots. `options` are those of the constructor but `roots` and
-        `allowed_models`. Errors: `InvalidInput` naming the components that there are, if this one
-        is not among them; `LlmRuntimeError` as `read_manifest`.
-        """
-        manifest = read_manifest(manifest_path(app))
-        component = manifest.component(component_id)
-        own_root = manifest.path.parent / ".spin" / "ai-models"
-        roots = dict.fromkeys((own_root, *default_roots()))  # the same one once, when app is here
-        return cls(roots=tuple(roots), allowed_models=component.ai_models, **options)
-
     def restricted_to(self, allowed_models: Collection[str]) -> Self:
-        """This engine for whoever may use only these models: another component of an application.
+        """Return this engine with other allowed models, for another component of an application.
 
-        Both have the same loaded models, and one of them computes at a time.
+        Both share the loaded models, and one of them computes at a time.
         """
         other = copy.copy(self)
         other._allowed_models = frozenset(allowed_models)
@@ -184,7 +169,7 @@ class LocalEngine:
 
     @property
     def roots(self) -> tuple[Path, ...]:
-        """The folders that models are looked for in."""
+        """The folders with models."""
         return default_roots() if self._roots is None else self._roots
 
     def infer(
@@ -195,10 +180,18 @@ class LocalEngine:
         *,
         wishes: Wishes | None = None,
     ) -> InferencingResult:
-        """The continuation of `prompt`.
+        """Return the continuation of `prompt`.
 
-        `model` is a name, or a `Path` from a trusted caller. `wishes` are beyond the interface,
-        such as a grammar. Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
+        Args:
+            model: A name, or a `Path` from a trusted caller.
+            prompt: The text to continue.
+            params: The interface's parameters.
+            wishes: Options beyond the interface, such as a grammar.
+
+        Raises:
+            InvalidInput: If the caller must change the request.
+            ModelNotSupported: If the model is not supported.
+            LlmRuntimeError: If the request fails, such as for a damaged file.
         """
         token_ids, answer = self._start(model, prompt, params, wishes)
         chunks = list(answer)
@@ -216,9 +209,10 @@ class LocalEngine:
         *,
         wishes: Wishes | None = None,
     ) -> Iterator[Chunk]:
-        """`infer`, as the text comes; the request is checked before the first chunk is asked for.
+        """Return the continuation of `prompt` chunk by chunk, as it is computed.
 
-        In profile `spin-local` the prompt comes first. Errors: those of `infer`.
+        Arguments and errors are those of `infer`; the request is checked before this returns. In
+        the profile `spin-local` the first chunk is the prompt.
         """
         _, chunks = self._start(model, prompt, params, wishes)
         return chunks
@@ -226,13 +220,21 @@ class LocalEngine:
     def generate_embeddings(
         self, model: str | Path, texts: Sequence[str], *, max_tokens: int | None = None
     ) -> EmbeddingsResult:
-        """Return one vector for each text, made as the model's files name it.
+        """Return one vector for each text, with the pooling that the model's files name.
 
-        The model's default prompt is put before each text; where no file names pooling or
-        normalization, the vector is the mean of the text's tokens with the length 1.
-        `max_tokens` cuts texts there, as sentence-transformers does, instead of at the tokenizer
-        file's own limit; `truncated` of the result, and a warning that is logged, say which texts
-        were cut. Errors: `InvalidInput`, `ModelNotSupported`, `LlmRuntimeError`.
+        The model's default prompt is put before each text. A model without pooling files gives the
+        mean of the text's tokens, normalized to length 1. The field `truncated` of the result has
+        for each text whether it was cut, and a warning is logged.
+
+        Args:
+            model: A name, or a `Path` from a trusted caller.
+            texts: The texts.
+            max_tokens: Where texts are cut, in place of the tokenizer file's own limit.
+
+        Raises:
+            InvalidInput: If the caller must change the request.
+            ModelNotSupported: If the model is not supported.
+            LlmRuntimeError: If the request fails, such as for a damaged file.
         """
         _check_texts(texts)
         opened = self.open_embeddings(model, texts, max_tokens=max_tokens)
@@ -247,10 +249,10 @@ class LocalEngine:
         *,
         max_tokens: int | None = None,
     ) -> OpenEmbeddings:
-        """Return the vectors of texts, of which nothing is computed yet.
+        """Return the vectors of texts, to be computed while the caller iterates.
 
         Args:
-            model: A name, a `Path` from a trusted caller, or a model that `embedding_model` gave.
+            model: A name, a `Path` from a trusted caller, or one from `embedding_model`.
             texts: Texts, or the token ids of each. Ids are those of the model's own
                 tokenizer with its special tokens; they are computed as they are, without the
                 model's prompt, and nothing is cut.
@@ -289,14 +291,14 @@ class LocalEngine:
         return OpenEmbeddings(n_tokens=n_tokens, is_cut=tokenized.is_cut, groups=groups)
 
     def load(self, model: str | Path) -> LlamaModel | BertModel:
-        """The model of this name or at this path, of either kind; loaded once and kept."""
+        """Return the model of this name or path, of either kind; it is loaded once and kept."""
         return self._load(self._path(model, find_model))
 
     def has_room(self, model: str | Path, *, is_for_embeddings: bool = False) -> bool:
         """Return whether a request for the model can begin within `max_models_bytes`.
 
-        It can where the model is loaded, where it fits beside those in use, and where no model is
-        in use. Models that are not in use are unloaded for it. A name of no model needs no room.
+        It can if the model is loaded, if it fits beside the models in use, or if no model is in
+        use. Models that are not in use are unloaded for it. A name without a model needs no room.
         """
         find = find_embedding_model if is_for_embeddings else find_inferencing_model
         try:
@@ -308,17 +310,19 @@ class LocalEngine:
 
     @property
     def models_bytes(self) -> int:
-        """What the weights of all loaded models take, those that requests still use included."""
+        """The bytes of the weights of all loaded models."""
         return self._models.n_bytes
 
     def allows(self, model: str) -> bool:
-        """Whether a model of this name may be asked for at all."""
+        """Return whether the engine allows a model of this name."""
         return self._allowed_models is None or model in self._allowed_models
 
     def answering_model(self, model: str) -> str:
-        """The name of the model that answers where `model` is asked for: itself, or its stand-in.
+        """Return the name of the model that answers for `model`: itself, or its stand-in.
 
-        Errors: `InvalidInput` if `model` is not a name; `LlmRuntimeError` if it cannot be read.
+        Raises:
+            InvalidInput: If `model` is not a name.
+            LlmRuntimeError: If the model's folder cannot be read.
         """
         has_stand_in = self.stand_ins and model in STAND_INS
         return STAND_INS[model] if has_stand_in and not has_model(model, self.roots) else model
@@ -332,20 +336,20 @@ class LocalEngine:
         seed: int | None = None,
         wishes: Wishes | None = None,
     ) -> tuple[LlamaModel, Generation]:
-        """Return the model and a generation of which nothing is computed yet.
+        """Return the model and a generation, to be computed step by step.
 
         Args:
-            model: A name, a `Path` from a trusted caller, or a model that `inferencing_model` gave.
-            prompt: The text to be continued, or its token ids as they are.
+            model: A name, a `Path` from a trusted caller, or one from `inferencing_model`.
+            prompt: The text to continue, or its token ids.
             params: The interface's parameters.
             seed: Another seed than the engine's.
-            wishes: What is asked for beyond the interface's parameters.
+            wishes: Options beyond the interface's parameters.
 
         Raises:
             InvalidInput: As `infer`, for a token id outside the vocabulary, and for a grammar that
                 cannot be used.
             ModelNotSupported: As `infer`.
-            LlmRuntimeError: As `infer`, but for what computing finds.
+            LlmRuntimeError: As `infer`, except errors of the computation.
         """
         llama = model if isinstance(model, LlamaModel) else self.inferencing_model(model)
         if params is not None and not isinstance(params, InferencingParams):
@@ -377,7 +381,7 @@ class LocalEngine:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """While nobody else computes with this engine, on as many CPUs as it may use."""
+        """Hold the engine's lock, with its number of threads."""
         with self._lock:
             use_threads(self.threads)
             yield
@@ -389,7 +393,7 @@ class LocalEngine:
         params: InferencingParams | None,
         wishes: Wishes | None,
     ) -> tuple[list[int], Iterator[Chunk]]:
-        """Check the request; return the prompt's tokens and the answer, none of it computed yet."""
+        """Check the request; return the prompt's tokens and the chunks, to be computed later."""
         if not isinstance(prompt, str):
             raise InvalidInput(f"the prompt must be text, got {type(prompt).__name__}")
         llama, generation = self.open(model, prompt, params, wishes=wishes)
@@ -401,9 +405,9 @@ class LocalEngine:
         return token_ids, chunks
 
     def _each(self, model: LlamaModel | BertModel, parts: Iterator[T]) -> Iterator[T]:
-        """The parts of a result, each computed while no other request computes.
+        """Yield the parts of a result, each computed under the engine's lock.
 
-        The generator refers to the model until it ends: the model stays in memory as long.
+        The generator holds a reference to the model, so the model stays in memory until it ends.
         """
         while True:
             with self.computing():
@@ -413,7 +417,7 @@ class LocalEngine:
             yield part
 
     def inferencing_model(self, model: str | Path) -> LlamaModel:
-        """The llama of this name or at this path; loaded once and kept. Errors: as `infer`."""
+        """Return the llama of this name or path, loaded once and kept; errors as `infer`."""
         found = self._load(self._path(model, find_inferencing_model))
         if not isinstance(found, LlamaModel):
             raise ModelNotSupported(
@@ -423,10 +427,7 @@ class LocalEngine:
         return found
 
     def embedding_model(self, model: str | Path) -> BertModel:
-        """The encoder of this name or at this path; loaded once and kept.
-
-        Errors: as `generate_embeddings`.
-        """
+        """Return the encoder of this name or path, loaded once and kept; errors as `infer`."""
         found = self._load(self._path(model, find_embedding_model))
         if not isinstance(found, BertModel):
             raise ModelNotSupported(
@@ -436,7 +437,7 @@ class LocalEngine:
         return found
 
     def _path(self, model: str | Path, find: Callable[[str, Sequence[Path]], Path]) -> Path:
-        """Where the model is, if this engine may use it."""
+        """Return the model's path, if this engine allows it."""
         if not self._enabled:
             raise LlmRuntimeError(SWITCHED_OFF)
         if isinstance(model, Path):
@@ -469,7 +470,7 @@ class LocalEngine:
 
 @functools.cache
 def default_engine() -> LocalEngine:
-    """The engine behind `refllm.infer` and its sisters: default folders, seed 0, contract."""
+    """Return the default engine of the module-level functions: default folders, seed 0."""
     return LocalEngine()
 
 
@@ -479,10 +480,10 @@ def _check_option(name: str, value: str, known: Collection[str]) -> None:
 
 
 def _check_token_ids(bert: BertModel, texts: Sequence[Sequence[int]]) -> None:
-    """Raise `InvalidInput` for ids that the model's own tokenizer does not make of a text.
+    """Raise `InvalidInput` for ids that are not of the model's own tokenizer.
 
     Ids of another tokenizer are mostly in the vocabulary, too, and would give vectors of other
-    texts; what they lack are the special tokens around a text.
+    texts; but they lack this model's special tokens around a text.
     """
     added, with_text = bert.tokenizer.encode(""), bert.tokenizer.encode("a")
     differing = (
@@ -512,7 +513,7 @@ def _check_texts(texts: Sequence[object]) -> None:
 
 
 def _padded(texts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Every text as long as the longest, as Spin's engine computes them: without a mask."""
+    """Pad every text to the longest, without a mask, as Spin's engine does."""
     if not texts:
         raise LlmRuntimeError("Spin's local engine fails on an empty list; give at least one text")
     longest = max(len(text) for text in texts)

@@ -1,10 +1,16 @@
 """The generation loop, one step at a time.
 
 Prompt tokens go through the network, the last token's logits through the sampler, the drawn token
-through the network, and so on. Whoever wants text, a trace or a stream iterates; stopping early
-costs nothing that was not asked for. Several at a time: `refllm.batching`.
+through the network, and so on. Text, traces and streams are iterators: a caller that stops early
+computes nothing in vain. Several sequences at a time: `step_together`.
 
-T tokens that are read together, D model width, V vocabulary.
+Continuous batching: requests come and go at any step. Each sequence gets the bits that it gets
+alone, because no row of a matrix product or of attention depends on another row (`refllm.llama`);
+one pass over the weights serves all sequences.
+Source: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative
+Models" (iteration-level scheduling).
+
+T tokens of one call of the network, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,26 +21,40 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InferencingParams
-from refllm.grammar import Grammar, Matcher
+from refllm.errors import LlmError
+from refllm.interface import InferencingParams
 from refllm.llama import Llama, Segment
-from refllm.prompt_cache import PromptCache
+from refllm.models.prompt_cache import PromptCache
 from refllm.sampling import Adjustments, Step, sample, uniform
-from refllm.tokenizer import Tokenizer
+from refllm.tokenizer.base import Tokenizer
+from refllm.tokenizer.grammar import Grammar, Matcher
 
-__all__ = ["Chunk", "Generation", "Wishes", "generate", "generate_text", "steps_of"]
+__all__ = [
+    "MAX_BATCH_TOKENS",
+    "Chunk",
+    "Generation",
+    "Wishes",
+    "generate",
+    "generate_text",
+    "step_together",
+    "steps_of",
+]
 
-# A long prompt goes through in pieces, so that its intermediate values stay small. No bit depends
-# on where it is cut.
+# A long prompt is computed in parts, so that intermediate values stay small. No bit depends on the
+# size of a part.
 PROMPT_PIECE = 512
+
+# Tokens of one step, prompts included: a larger limit raises the latency of running requests and
+# does not raise throughput.
+MAX_BATCH_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Text that became certain, and the step that made it so.
+    """A piece of decoded text and the step that completed it.
 
-    `text` is empty while a character's bytes are incomplete. What no step made has none: bytes that
-    never became a character, which come last, as U+FFFD; and a prompt that is repeated.
+    `text` is empty while a character's bytes are incomplete. `step` is None for text without a
+    step: bytes that never became a character, which come last, as U+FFFD; and a repeated prompt.
     """
 
     text: str
@@ -43,15 +63,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wishes:
-    """What clients of other protocols ask for beyond the interface's parameters.
+    """Options of clients of other protocols, beyond the interface's parameters.
 
     Attributes:
         adjustments: Changes of the logits of each draw.
-        min_tokens: So many tokens are drawn before one that ends the text may be.
-        ignore_eos: The model's end tokens are never drawn.
-        stop_token_ids: Tokens that end the text beside the model's own.
-        grammar: What the text must be. Where a text of it can only end, it ends, whatever
-            `min_tokens` and `ignore_eos` are.
+        min_tokens: The number of tokens to draw before an end token can be drawn.
+        ignore_eos: Whether the model's end tokens are never drawn.
+        stop_token_ids: Tokens that end the text besides the model's own.
+        grammar: A grammar that the text must match. Where the grammar allows only the end, the text
+            ends, whatever `min_tokens` and `ignore_eos` are.
     """
 
     adjustments: Adjustments = field(default_factory=Adjustments)
@@ -62,14 +82,15 @@ class Wishes:
 
 
 class Generation:
-    """One request between its prompt and its last token: what is read, and what is drawn next.
+    """The state of one request between its prompt and its last token.
 
-    `tokens` are the prompt's and the drawn ones; those in `cache` the network has read. `logits`
-    float32 [V] are those that the last token was drawn from, None before the first. Draw i uses
-    `uniform(seed, i)`. `n_tokens` is the tokenizer's number of tokens, where the network's
-    vocabulary is padded beyond it: what no token stands for is not drawn. `n_reused` tokens of the
-    prompt came from `prompt_cache`, which also gets the prompt when it is read, and all tokens that
-    are read at the end.
+    Attributes:
+        tokens: The prompt's token ids and the drawn ones.
+        cache: The keys and values of the tokens that the network has computed.
+        logits: float32 [V], from which the last token was drawn; None before the first draw.
+        n_drawn: The number of drawn tokens; draw i uses `uniform(seed, i)`.
+        n_reused: The number of the prompt's tokens that came from the prompt cache.
+        is_over: Whether the last token is drawn.
     """
 
     __slots__ = (
@@ -102,7 +123,24 @@ class Generation:
         matcher: Matcher | None = None,
         prompt_cache: PromptCache | None = None,
     ) -> None:
-        """`matcher` is of the wishes' grammar. Errors: `InvalidInput` for unusable parameters."""
+        """Begin a request; nothing is computed yet.
+
+        Args:
+            network: The llama.
+            prompt: The prompt's token ids.
+            params: The interface's parameters.
+            end_tokens: Token ids that end the text.
+            n_tokens: The tokenizer's number of tokens, for a network whose vocabulary is padded
+                beyond it: the ids above are never drawn.
+            seed: Selects the random numbers.
+            profile: One of `refllm.sampling.PROFILES`.
+            wishes: Options beyond the interface.
+            matcher: The matcher of the options' grammar.
+            prompt_cache: Where to look for the beginning of the prompt, and where to store it.
+
+        Raises:
+            InvalidInput: For unusable parameters.
+        """
         params.check()
         self.cache = network.new_cache()
         self.tokens = list(prompt)
@@ -119,30 +157,32 @@ class Generation:
         self._prompt_cache = prompt_cache
 
     def reuse_prompt(self) -> None:
-        """Take from the prompt cache what it has of the prompt, as long as no token is computed.
+        """Copy the beginning of the prompt from the prompt cache, unless a token is computed.
 
-        The beginning of a turn is the time: requests that come together with the same beginning
-        then find what the first of them has read.
+        Called at the beginning of each step, not of the request, so that simultaneous requests with
+        the same beginning find the tokens that the first of them has computed.
         """
         if self._prompt_cache is not None and self.cache.length == self.n_reused:
             self.n_reused += self._prompt_cache.extend(self._network, self.tokens, self.cache)
 
     @property
     def segment(self) -> Segment:
-        """What the network reads next: tokens that it has not read, one or a piece of a prompt."""
+        """The next tokens for the network: one drawn token, or a part of the prompt."""
         start = self.cache.length
         return Segment(self.tokens[start : start + PROMPT_PIECE], self.cache)
 
     @property
     def is_read(self) -> bool:
-        """Whether the network has read every token, so that the next can be drawn."""
+        """Whether the network has computed every token, so that the next can be drawn."""
         return self.cache.length == len(self.tokens)
 
     def draw(self, logits: NDArray[np.float32]) -> Step:
-        """The next token, from the logits [V] after the last one.
+        """Draw the next token from the logits [V] after the last one.
 
-        It is the last at an end token, after max_tokens, or where the context is full. Errors:
-        `LlmRuntimeError` where a logit is not finite.
+        It is the last one if it is an end token, the max_tokens-th, or if the context is full.
+
+        Raises:
+            LlmRuntimeError: If a logit is not finite.
         """
         self.logits = logits
         n_tokens, seed, profile = self._draw_from
@@ -171,7 +211,7 @@ class Generation:
         return step
 
     def _allowed(self, n_vocab: int) -> NDArray[np.bool_] | None:
-        """Return of each token whether it may be drawn next, bool [V]; None where all may."""
+        """Return which tokens can be drawn next, bool [V]; None for all."""
         wishes = self._wishes
         withheld = self._end_tokens if wishes.ignore_eos else frozenset()
         if self.n_drawn < wishes.min_tokens:
@@ -195,11 +235,13 @@ def generate(
     seed: int = 0,
     profile: str = "contract",
 ) -> Iterator[Step]:
-    """The steps that continue `prompt`: up to max_tokens, an end token (itself a step), or the
-    end of the context. Arguments as `Generation`'s.
+    """Yield the steps that continue `prompt`; arguments as `Generation`'s.
 
-    Errors: `InvalidInput` for unusable parameters or a prompt that does not fit the context,
-    `LlmRuntimeError` where the network's values are not finite.
+    The last step draws an end token, the max_tokens-th token, or the last token of the context.
+
+    Raises:
+        InvalidInput: For unusable parameters, or a prompt that does not fit the context.
+        LlmRuntimeError: If a value of the network is not finite.
     """
     generation = Generation(
         network,
@@ -214,7 +256,7 @@ def generate(
 
 
 def steps_of(network: Llama, generation: Generation) -> Iterator[Step]:
-    """The steps that are left of a generation, alone. Errors: as `generate`."""
+    """Yield the remaining steps of one generation; errors as `generate`."""
     generation.reuse_prompt()
     while not generation.is_over:
         hidden = network.hidden([generation.segment])  # [T, D]
@@ -225,9 +267,9 @@ def steps_of(network: Llama, generation: Generation) -> Iterator[Step]:
 def generate_text(
     steps: Iterator[Step], tokenizer: Tokenizer, prompt: Sequence[int]
 ) -> Iterator[Chunk]:
-    """The text of each step, as soon as it is certain: never half a UTF-8 character.
+    """Yield the text of each step as soon as it is complete: never half a UTF-8 character.
 
-    End tokens and other special tokens give empty text.
+    End tokens and other special tokens have empty text.
     """
     stream = tokenizer.stream(previous=prompt)
     for step in steps:
@@ -235,3 +277,61 @@ def generate_text(
     rest = stream.finish()
     if rest:
         yield Chunk(rest, None)
+
+
+def step_together(
+    network: Llama, generations: Sequence[Generation]
+) -> Iterator[tuple[Generation, Step | LlmError]]:
+    """Compute one batch, and yield each generation that is in it with its next token or error.
+
+    The batch takes generations from the front, up to `MAX_BATCH_TOKENS`; a caller that repeats this
+    rotates the list. A generation with a part of its prompt left yields nothing.
+    """
+    chosen: list[Generation] = []
+    n_tokens = 0
+    for generation in generations:
+        generation.reuse_prompt()
+        n_tokens += len(generation.segment.token_ids)
+        if chosen and n_tokens > MAX_BATCH_TOKENS:
+            break
+        chosen.append(generation)
+    if not chosen:
+        return
+    try:
+        rows = _logits(network, chosen)
+    except LlmError as error:
+        if len(chosen) == 1:
+            yield chosen[0], error
+            return
+        # One sequence has a value that is not finite. One by one, only that one fails.
+        for generation in chosen:
+            yield from step_together(network, [generation])
+        return
+    for generation, logits in rows:
+        try:
+            yield generation, generation.draw(logits)
+        except LlmError as error:
+            yield generation, error
+
+
+def _logits(
+    network: Llama, generations: Sequence[Generation]
+) -> list[tuple[Generation, NDArray[np.float32]]]:
+    """Return the logits [V] after the last token of each generation that is computed to its end.
+
+    After an error, which is one of `Llama.forward`, the caches are as before.
+    """
+    lengths = [generation.cache.length for generation in generations]
+    hidden = network.hidden([generation.segment for generation in generations])  # [T, D]
+    ends = np.cumsum([g.cache.length - n for g, n in zip(generations, lengths, strict=True)])
+    are_read = [generation.is_read for generation in generations]
+    readers = [generation for generation in generations if generation.is_read]
+    if not readers:
+        return []
+    try:
+        logits = network.logits(hidden[ends[are_read] - 1])  # [generations to draw, V]
+    except LlmError:
+        for generation, length in zip(generations, lengths, strict=True):
+            generation.cache.truncate(length)
+        raise
+    return list(zip(readers, logits, strict=True))

@@ -1,11 +1,11 @@
 """The llama forward pass: token ids in, logits out.
 
-T new tokens of all sequences together, D model width, H heads, K key/value heads, E head width,
-F feed-forward width, V vocabulary, L layers, C capacity of a cache, S tokens of a sequence so far.
+T new tokens of all sequences together, S context of one sequence so far, D model width, H heads,
+Hkv key/value heads, E head width, F feed-forward width, V vocabulary, C capacity of a cache.
 
-Several sequences go through one call (a ragged batch): matrix products see the tokens of all of
-them as rows of one matrix, attention sees each sequence with its own cache. No row influences
-another, so a sequence's numbers are the same alone and in company.
+One call computes several sequences (a ragged batch): the tokens of all sequences are rows of one
+matrix in the matrix products, and attention uses each sequence's own cache. No row influences
+another, so a sequence has the same numbers alone and in a batch.
 
 Source: Touvron et al. 2023, arXiv:2302.13971; names of the intermediate values are llama.cpp's.
 """
@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.errors import InvalidInput, LlmRuntimeError
 from refllm.kernels.attention import attention_scale, attention_weights, key_value_buffers
-from refllm.kernels.cached_attention import Caches, attention, caches_of, remember
 from refllm.kernels.elementwise import apply_rope, rms_norm, rope_table, swiglu
+from refllm.kernels.kv_attention import attention, caches_of, remember
 from refllm.kernels.linear import Matrix, embedding, linear
 from refllm.parameters import Parameters
 from refllm.rope import YarnScaling, rope_frequencies
-from refllm.tap import Tap, not_finite
+from refllm.tap import Tap, at_layer, ignore, not_finite
 
 __all__ = ["KVCache", "Llama", "LlamaConfig", "Segment"]
 
@@ -34,7 +34,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaConfig:
-    """What a llama's arithmetic needs to know besides its weights."""
+    """The hyperparameters of a llama: all that its arithmetic needs besides the weights."""
 
     n_vocab: int
     n_ctx: int
@@ -55,18 +55,18 @@ class LlamaConfig:
 
 @dataclass(frozen=True, slots=True)
 class LlamaLayer:
-    """The weights of one layer; the biases are those that few models have.
+    """The weights of one layer; most models have no biases.
 
-    Matrices that meet the same input stand one below the other: one product computes them all.
+    Matrices with the same input are stacked, so that one product computes them all.
     """
 
     attn_norm: Floats  # [D]
-    attn_qkv: tuple[Matrix, ...]  # [(H + 2·K)·E, D]
+    attn_qkv: tuple[Matrix, ...]  # [(H + 2·Hkv)·E, D]
     attn_output: Matrix  # [D, H·E]
     ffn_norm: Floats  # [D]
     ffn_gate_up: tuple[Matrix, ...]  # [2·F, D]
     ffn_down: Matrix  # [D, F]
-    attn_qkv_bias: Floats | None  # [(H + 2·K)·E]
+    attn_qkv_bias: Floats | None  # [(H + 2·Hkv)·E]
     attn_output_bias: Floats | None  # [D]
     ffn_gate_up_bias: Floats | None  # [2·F]
     ffn_down_bias: Floats | None  # [D]
@@ -75,8 +75,8 @@ class LlamaLayer:
 class KVCache:
     """The keys and values of one sequence's tokens so far, float32.
 
-    `length` tokens are in it; memory grows by doubling, up to the model's context. Keys are kept
-    as [L, K, E, C], values as [L, K, C, E]: see `refllm.kernels.attention`.
+    `length` tokens are stored; the capacity C doubles when it is full, up to the model's context.
+    Keys are [layers, Hkv, E, C], values [layers, Hkv, C, E]: see `refllm.kernels.attention`.
     """
 
     __slots__ = ("keys", "length", "n_ctx", "values")
@@ -90,13 +90,13 @@ class KVCache:
 
     @property
     def n_bytes_per_token(self) -> int:
-        """What a token's keys and values take."""
+        """The bytes of one token's keys and values."""
         n_layers, n_kv_heads, head_dim, _ = self.keys.shape
         n_numbers: int = 2 * n_layers * n_kv_heads * head_dim
         return n_numbers * self.keys.itemsize
 
     def append(self, keys: Floats, values: Floats) -> None:
-        """Take in the keys [L, K, E, n] and values [L, K, n, E] of the next n tokens."""
+        """Store the next n tokens: keys [layers, Hkv, E, n], values [layers, Hkv, n, E]."""
         stop = self.length + values.shape[2]
         self.reserve(stop)
         self.keys[..., self.length : stop] = keys
@@ -104,17 +104,17 @@ class KVCache:
         self.length = stop
 
     def copy_of(self, start: int, stop: int) -> tuple[Floats, Floats]:
-        """Return the keys [L, K, E, n] and values [L, K, n, E] of tokens `start` … `stop` − 1."""
+        """Return keys [layers, Hkv, E, n], values [layers, Hkv, n, E] of `start` … `stop` − 1."""
         return self.keys[..., start:stop].copy(), self.values[:, :, start:stop].copy()
 
     def truncate(self, length: int) -> None:
-        """Forget every token from position `length` on."""
+        """Drop every token from position `length` on."""
         if not 0 <= length <= self.length:
             raise InvalidInput(f"cannot truncate a cache of {self.length} tokens to {length}")
         self.length = length
 
     def reserve(self, n_tokens: int) -> None:
-        """Make room for `n_tokens` in all."""
+        """Grow the capacity to at least `n_tokens`."""
         capacity = self.values.shape[2]
         if n_tokens <= capacity:
             return
@@ -138,7 +138,11 @@ class Llama:
     """A llama ready to run; holds no state between calls."""
 
     def __init__(self, config: LlamaConfig, parameters: Parameters) -> None:
-        """Errors: `LlmRuntimeError` naming a tensor that is missing or has another shape."""
+        """Take the weights from `parameters`.
+
+        Raises:
+            LlmRuntimeError: If a tensor is missing or has another shape; the message names it.
+        """
         self.config = config
         self.path = parameters.path
         c, p = config, parameters
@@ -156,125 +160,103 @@ class Llama:
         )
 
     def new_cache(self) -> KVCache:
-        """An empty cache for one sequence."""
+        """Return an empty cache for one sequence."""
         return KVCache(self.config)
 
-    def forward(self, segments: Sequence[Segment], *, tap: Tap | None = None) -> list[Floats]:
-        """The logits that follow each new token, for each segment [its tokens, V].
+    def forward(self, segments: Sequence[Segment], *, tap: Tap = ignore) -> list[Floats]:
+        """Return the logits after each new token, for each segment float32 [its T, V].
 
-        The caches take in the new tokens. Errors: `InvalidInput` (a token that is not in the
-        vocabulary, a context that is too small), `LlmRuntimeError` naming the layer whose values
-        are not finite. After an error the caches are as before.
+        The caches store the new tokens; after an error they are as before.
+
+        Args:
+            segments: The new tokens of each sequence, with the sequence's cache.
+            tap: Called with every intermediate value.
+
+        Raises:
+            InvalidInput: For no token, a token id outside the vocabulary, and more tokens than the
+                context has.
+            LlmRuntimeError: If a value is not finite; the message names the first one.
         """
         logits = self.logits(self.hidden(segments, tap=tap), tap=tap)  # [T, V]
         ends = np.cumsum([len(segment.token_ids) for segment in segments])
         return np.split(logits, ends[:-1])
 
-    def hidden(self, segments: Sequence[Segment], *, tap: Tap | None = None) -> Floats:
-        """The last layer's normalized output for each new token of all segments, [T, D].
+    def hidden(self, segments: Sequence[Segment], *, tap: Tap = ignore) -> Floats:
+        """Return the last layer's normalized output for the new tokens of all segments, [T, D].
 
-        `forward` without its last product: whoever needs the logits of few tokens passes those
-        rows to `logits`.
+        This is `forward` without its last product: a caller that needs the logits of few tokens
+        passes only those rows to `logits`. Arguments and errors are those of `forward`.
         """
         for segment in segments:
             self._check(segment)
         with np.errstate(all="ignore"):
             result = self._layers(segments, tap)
         if not np.isfinite(result).all():
-            raise self._not_finite(segments)
+            raise not_finite(self.path, lambda watch: self._layers(segments, watch))
         for segment in segments:
             segment.cache.length += len(segment.token_ids)
         return result
 
-    def logits(self, hidden: Floats, *, tap: Tap | None = None) -> Floats:
-        """The score of every vocabulary entry after each row of `hidden` [T, D], [T, V]."""
+    def logits(self, hidden: Floats, *, tap: Tap = ignore) -> Floats:
+        """Return the score of every vocabulary entry, [T, V], after each row of `hidden` [T, D]."""
         result = linear(hidden, self.output)  # [T, V]
         if not np.isfinite(result).all():
             raise LlmRuntimeError(f"{self.path}: the output layer's logits are not finite")
-        if tap:
-            tap("result_output", result)
+        tap("result_output", result)
         return result
 
-    def _layers(self, segments: Sequence[Segment], tap: Tap | None) -> Floats:
-        """From token ids to `result_norm` [T, D]."""
+    def _layers(self, segments: Sequence[Segment], tap: Tap) -> Floats:
+        """Return `result_norm` [T, D]: embedding, then every layer, then the last norm."""
         c = self.config
         token_ids = np.concatenate([np.asarray(s.token_ids, np.int64) for s in segments])  # [T]
         positions = np.concatenate([_positions(segment) for segment in segments])  # [T]
         table = rope_table(positions, self.frequencies, c.rope_attention_factor)  # [2, T, R/2]
-        n_visible = positions + 1  # [T]
-        caches = _caches(segments)
+        caches = caches_of(
+            [(segment.cache.keys, segment.cache.values) for segment in segments],
+            n_before=[segment.cache.length for segment in segments],
+            n_new=[len(segment.token_ids) for segment in segments],
+        )
         x = embedding(token_ids, self.token_embd)  # [T, D]
-        if tap:
-            tap("inp_embd", x)
+        tap("inp_embd", x)
         for i, layer in enumerate(self.layers):
+            show = at_layer(tap, i)
             h = rms_norm(x, layer.attn_norm, c.rms_norm_eps)  # [T, D]
-            if tap:
-                tap(f"attn_norm-{i}", h)
-            x = x + self._attention(i, layer, h, table, n_visible, caches, tap)
+            show("attn_norm", h)
+            qkv = self._queries_keys_values(layer, h, table, show)  # [T, H + 2·Hkv, E]
+            remember(qkv, caches, layer=i)
+            heads = attention(qkv, caches, positions + 1, n_heads=c.n_heads, layer=i)  # [T, H, E]
+            if show is not ignore:
+                for weights in _attention_weights(i, qkv[:, : c.n_heads], segments):
+                    show("kq_soft_max", weights)  # [H, its T, S]
+            merged = heads.reshape(len(x), -1)  # [T, H·E]
+            out = linear(merged, layer.attn_output, bias=layer.attn_output_bias)  # [T, D]
+            show("kqv_out", merged)
+            show("attn_out", out)
+            x = x + out
             h = rms_norm(x, layer.ffn_norm, c.rms_norm_eps)  # [T, D]
-            if tap:
-                tap(f"ffn_inp-{i}", x)
-                tap(f"ffn_norm-{i}", h)
-            x = x + _feed_forward(i, layer, h, tap)
-            if tap:
-                tap(f"l_out-{i}", x)
+            show("ffn_inp", x)
+            show("ffn_norm", h)
+            x = x + _feed_forward(layer, h, show)
+            show("l_out", x)
         result = rms_norm(x, self.output_norm, c.rms_norm_eps)  # [T, D]
-        if tap:
-            tap("result_norm", result)
+        tap("result_norm", result)
         return result
 
-    def _attention(
-        self,
-        i: int,
-        layer: LlamaLayer,
-        h: Floats,
-        table: Floats,
-        n_visible: NDArray[np.int64],
-        caches: Caches,
-        tap: Tap | None,
+    def _queries_keys_values(
+        self, layer: LlamaLayer, h: Floats, table: Floats, show: Tap
     ) -> Floats:
-        """What layer i's attention adds to each token, [T, D]."""
+        """Return queries and keys, turned by RoPE, and values: [T, H + 2·Hkv, E]."""
         c = self.config
         qkv = linear(h, *layer.attn_qkv, bias=layer.attn_qkv_bias)
-        qkv = qkv.reshape(len(h), -1, c.head_dim)  # [T, H + 2·K, E]
-        if tap:
-            q, k, v = self._split(qkv)
-            tap(f"Qcur-{i}", q)
-            tap(f"Kcur-{i}", k)
-            tap(f"Vcur-{i}", v)
+        qkv = qkv.reshape(len(h), -1, c.head_dim)  # [T, H + 2·Hkv, E]
+        first_key, first_value = c.n_heads, c.n_heads + c.n_kv_heads
+        show("Qcur", qkv[:, :first_key])
+        show("Kcur", qkv[:, first_key:first_value])
+        show("Vcur", qkv[:, first_value:])
         qkv = apply_rope(qkv, table, c.n_heads + c.n_kv_heads)
-        if tap:
-            q, k, _ = self._split(qkv)
-            tap(f"Qcur-{i}", q)
-            tap(f"Kcur-{i}", k)
-        remember(qkv, caches, layer=i)
-        heads = attention(qkv, caches, n_visible, n_heads=c.n_heads, layer=i)  # [T, H, E]
-        if tap:
-            for weights in self._attention_weights(i, qkv, n_visible, caches):
-                tap(f"kq_soft_max-{i}", weights)  # [H, its T, S]
-        merged = heads.reshape(len(h), -1)  # [T, H·E]
-        out = linear(merged, layer.attn_output, bias=layer.attn_output_bias)  # [T, D]
-        if tap:
-            tap(f"kqv_out-{i}", merged)
-            tap(f"attn_out-{i}", out)
-        return out
-
-    def _attention_weights(
-        self, i: int, qkv: Floats, n_visible: NDArray[np.int64], caches: Caches
-    ) -> Iterator[Floats]:
-        """How much each new token of a sequence looks at each before it, for each sequence."""
-        queries, _, _ = self._split(qkv)
-        scale = attention_scale(self.config.head_dim)
-        for place, (keys, _) in zip(caches.places, caches.buffers, strict=True):
-            rows = slice(place["first"], place["first"] + place["n_new"])
-            seen = n_visible[rows]
-            contiguous = np.ascontiguousarray(queries[rows])
-            yield attention_weights(contiguous, keys[i], seen, scale, int(seen[-1]))
-
-    def _split(self, qkv: Floats) -> list[Floats]:
-        """Queries [T, H, E], keys [T, K, E] and values [T, K, E]."""
-        first_key = self.config.n_heads
-        return np.split(qkv, [first_key, first_key + self.config.n_kv_heads], axis=1)
+        show("Qcur", qkv[:, :first_key])
+        show("Kcur", qkv[:, first_key:first_value])
+        return qkv
 
     def _check(self, segment: Segment) -> None:
         """Refuse what would read outside the vocabulary or the context."""
@@ -292,17 +274,11 @@ class Llama:
             )
         segment.cache.reserve(n_tokens)
 
-    def _not_finite(self, segments: Sequence[Segment]) -> LlmRuntimeError:
-        """The error that names the first value that is not finite: run again and watch."""
-        return not_finite(self.path, lambda watch: self._layers(segments, watch))
-
 
 def _layer(c: LlamaConfig, p: Parameters, prefix: str) -> LlamaLayer:
     n_q, n_kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     qkv = {f"{prefix}.attn_q": n_q, f"{prefix}.attn_k": n_kv, f"{prefix}.attn_v": n_kv}
-    fused = (
-        f"{prefix}.attn_qkv"  # the three below each other in one tensor, as some files have them
-    )
+    fused = f"{prefix}.attn_qkv"  # some files stack the three in one tensor
     matrices = {fused: n_q + 2 * n_kv} if f"{fused}.weight" in p.tensors else qkv
     biases = {fused: n_q + 2 * n_kv} if f"{fused}.bias" in p.tensors else qkv
     gate_up = {f"{prefix}.ffn_gate": c.n_ff, f"{prefix}.ffn_up": c.n_ff}
@@ -320,30 +296,33 @@ def _layer(c: LlamaConfig, p: Parameters, prefix: str) -> LlamaLayer:
     )
 
 
-def _feed_forward(i: int, layer: LlamaLayer, h: Floats, tap: Tap | None) -> Floats:
-    """What layer i's feed-forward network adds to each token, [T, D]."""
-    gate_up = linear(h, *layer.ffn_gate_up, bias=layer.ffn_gate_up_bias)  # [T, 2·F]
-    gated = swiglu(gate_up)  # [T, F]
-    out = linear(gated, layer.ffn_down, bias=layer.ffn_down_bias)  # [T, D]
-    if tap:
-        gate, up = np.split(gate_up, 2, axis=1)  # [T, F]
-        tap(f"ffn_gate-{i}", gate)
-        tap(f"ffn_up-{i}", up)
-        tap(f"ffn_swiglu-{i}", gated)
-        tap(f"ffn_out-{i}", out)
-    return out
-
-
 def _positions(segment: Segment) -> NDArray[np.int64]:
-    """The positions of the segment's new tokens in its sequence, [its tokens]."""
+    """Return the positions of the segment's new tokens in its sequence, [its T]."""
     start = segment.cache.length
     return np.arange(start, start + len(segment.token_ids))
 
 
-def _caches(segments: Sequence[Segment]) -> Caches:
-    """The segments' caches, for the kernels."""
-    return caches_of(
-        [(segment.cache.keys, segment.cache.values) for segment in segments],
-        n_before=[segment.cache.length for segment in segments],
-        n_new=[len(segment.token_ids) for segment in segments],
-    )
+def _feed_forward(layer: LlamaLayer, h: Floats, show: Tap) -> Floats:
+    """Return what a layer's feed-forward network (SwiGLU) adds to each token, [T, D]."""
+    gate_up = linear(h, *layer.ffn_gate_up, bias=layer.ffn_gate_up_bias)  # [T, 2·F]
+    gated = swiglu(gate_up)  # [T, F]
+    out = linear(gated, layer.ffn_down, bias=layer.ffn_down_bias)  # [T, D]
+    n_ff = gated.shape[1]
+    show("ffn_gate", gate_up[:, :n_ff])
+    show("ffn_up", gate_up[:, n_ff:])
+    show("ffn_swiglu", gated)
+    show("ffn_out", out)
+    return out
+
+
+def _attention_weights(i: int, queries: Floats, segments: Sequence[Segment]) -> Iterator[Floats]:
+    """Yield layer i's attention weights of each segment: [H, its new tokens, S]."""
+    first = 0
+    for segment in segments:
+        last = first + len(segment.token_ids)
+        n_visible = _positions(segment) + 1  # [its T]
+        rows = np.ascontiguousarray(queries[first:last])  # [its T, H, E]
+        scale = attention_scale(queries.shape[2])
+        keys = segment.cache.keys[i]  # [Hkv, E, C]
+        yield attention_weights(rows, keys, n_visible, scale, int(n_visible[-1]))
+        first = last

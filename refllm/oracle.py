@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.bert import BertConfig
-from refllm.llama import LlamaConfig
 from refllm.rope import rope_frequencies
+
+if TYPE_CHECKING:  # those modules import the kernels
+    from refllm.bert import BertConfig
+    from refllm.llama import LlamaConfig
 
 __all__ = [
     "attention",

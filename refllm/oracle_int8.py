@@ -1,4 +1,4 @@
-"""The rule of the numerics "int8" in plain NumPy, which `refllm.kernels.int8` equals bit by bit.
+"""The rule of the numerics "int8" in plain NumPy: `refllm.kernels.int8` equals it bit by bit.
 
 T rows of x, N rows of w (outputs), B blocks in a row of either, K numbers in a block.
 

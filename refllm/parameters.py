@@ -1,4 +1,7 @@
-"""Named tensors → the parameters a network expects, each one's presence and shape checked."""
+"""Named tensors → the parameters of a network, each checked for presence and shape.
+
+N rows of a matrix (outputs), D columns (inputs).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import LlmRuntimeError
+from refllm.errors import LlmRuntimeError
 from refllm.kernels.linear import Matrix
-from refllm.kernels.panels import Consumed, Panels, pack
+from refllm.kernels.packed.panels import Consumed, Panels, pack
 from refllm.quant import FORMATS, Tensor
 
 __all__ = ["Parameters", "Survey"]
@@ -23,14 +26,19 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """The tensors of one model, asked for by canonical name and shape.
+    """The tensors of one model, by canonical name and shape.
 
-    `numerics` is what the matrices are for. `consumed` is told which rows of a tensor's data are
-    not needed any more, as they are packed. `asked` collects the names of the tensors that the
-    network asked for; what is left over is the caller's to account for. `others` says what the
-    tensors are that no network can ask for. `spelling` gives the name of a missing tensor as the
-    model's files would have it.
-    Errors: `LlmRuntimeError` naming the file and the tensor that is missing or misshapen.
+    Every method raises `LlmRuntimeError`, with the file and the tensor, for a tensor that is
+    missing or has another shape.
+
+    Attributes:
+        path: The model's path, for messages.
+        tensors: The tensors by canonical name.
+        numerics: "exact" or "int8": how the matrices will be multiplied.
+        consumed: Called with the rows of a tensor's data that are packed and no longer needed.
+        asked: The names that the network asked for; the caller accounts for the remaining tensors.
+        others: Tensors that no network can use, by name, with a description.
+        spelling: Returns the name of a missing tensor as the model's files spell it.
     """
 
     path: Path
@@ -42,16 +50,16 @@ class Parameters:
     spelling: Callable[[str], str] = str
 
     def matrix(self, name: str, n_rows: int, n_columns: int) -> Matrix:
-        """A weight matrix [N, D] to multiply with, in the file's own encoding.
+        """Return a weight matrix [N, D] for products, packed in the file's own encoding.
 
-        For the numerics "int8", a format that llama.cpp multiplies as integers is packed for that.
+        For the numerics "int8", a format that llama.cpp multiplies as integers is packed so.
         """
         return self._packed(self._get(name, (n_rows, n_columns)))
 
     def matrices(self, n_rows: Mapping[str, int], n_columns: int) -> tuple[Matrix, ...]:
-        """The weight matrices of those names and numbers of rows, for one product with all rows.
+        """Return the matrices with these names and numbers of rows, for one product with all rows.
 
-        Neighbours of one format become one matrix, which is one call of a kernel.
+        Adjacent matrices of one format become one matrix, which is one call of a kernel.
         """
         tensors = [self._get(name, (n, n_columns)) for name, n in n_rows.items()]
         alike = [list(group) for _, group in groupby(tensors, lambda tensor: tensor.format.name)]
@@ -59,34 +67,34 @@ class Parameters:
 
     def _packed(self, *tensors: Tensor) -> Matrix:
         if self.numerics == "int8":
-            # Whoever computes exactly shall not wait for the other kernels.
-            from refllm.kernels.int8 import INT8_FORMATS, pack_int8
+            # Imported here so that exact numerics do not compile the int8 kernels.
+            from refllm.kernels.int8.product import INT8_FORMATS, pack_int8
 
             if tensors[0].format.name in INT8_FORMATS:
                 return pack_int8(*tensors, consumed=self.consumed)
         return pack(*tensors, consumed=self.consumed)
 
     def table(self, name: str, n_rows: int, n_columns: int) -> Tensor:
-        """A matrix [N, D] to look rows up in, left in the file."""
+        """Return a matrix [N, D] for row lookups; its bytes stay in the file."""
         return self._get(name, (n_rows, n_columns))
 
     def vector(self, name: str, length: int) -> Floats:
-        """A vector, decoded to float32."""
+        """Return a vector [N] as float32."""
         return self._get(name, (length,)).array()
 
     def vector_or_none(self, name: str, length: int) -> Floats | None:
-        """A vector that not every model has."""
+        """Return a vector [N], or None for a model without it."""
         return self.vector(name, length) if name in self.tensors else None
 
     def vectors(self, lengths: Mapping[str, int]) -> Floats:
-        """Vectors end to end."""
+        """Return several vectors, concatenated."""
         return np.concatenate([self.vector(name, length) for name, length in lengths.items()])
 
     def vectors_or_none(self, lengths: Mapping[str, int]) -> Floats | None:
-        """Vectors that not every model has, end to end; zeros for one that is missing.
+        """Return vectors concatenated, with zeros for a missing one; None if all are missing.
 
-        None if all are. A zero changes no finished sum, not even its sign: a sum that began with
-        +0 is never -0.
+        Adding a zero changes no finished sum, not even its sign: a sum that began with +0 is never
+        -0.
         """
         found = {name: self.vector_or_none(name, length) for name, length in lengths.items()}
         if all(vector is None for vector in found.values()):
@@ -99,7 +107,7 @@ class Parameters:
         )
 
     def n_rows(self, name: str) -> int:
-        """How many rows a matrix has, where only its own shape can tell."""
+        """Return the number of rows of a matrix that no hyperparameter has."""
         self.asked.add(name)
         if name not in self.tensors or len(self.tensors[name].shape) != 2:
             raise LlmRuntimeError(f"{self.path}: the matrix {self.spelling(name)} is missing")
@@ -125,11 +133,11 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Survey(Parameters):
-    """Parameters that record what a network asks for, and hold no numbers.
+    """Parameters without numbers, which record the tensors that a network asks for.
 
-    A network built of them computes nothing; it is built to learn which tensors it needs. A tensor
-    that is not there is recorded in `missing`. What takes its place is one zero that is repeated,
-    since hyperparameters can ask for tensors that no memory holds.
+    A network is built of them to find out which tensors it needs; it computes nothing. The names
+    of absent tensors are collected in `missing`. One repeated zero replaces each tensor, because
+    hyperparameters of a damaged file can ask for more than memory holds.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -155,7 +163,7 @@ class Survey(Parameters):
 
     def _get(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name in self.tensors or name in self.others:
-            # super() without arguments does not find a class that slots made anew
+            # super() without arguments fails in a dataclass with slots: Python makes a new class
             return Parameters._get(self, name, shape)
         self.asked.add(name)
         self.missing.append(name)

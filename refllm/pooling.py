@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InvalidInput
+from refllm.errors import InvalidInput
 from refllm.kernels.elementwise import gelu, l2_normalize, mean_rows
 from refllm.kernels.linear import Matrix, linear
 from refllm.kernels.pooling import (
@@ -31,7 +31,7 @@ from refllm.kernels.pooling import (
     tanh,
     weighted_mean_rows,
 )
-from refllm.tap import Tap
+from refllm.tap import Tap, at_layer, ignore
 
 __all__ = [
     "ACTIVATIONS",
@@ -47,18 +47,14 @@ __all__ = [
 Floats = NDArray[np.float32]
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
-# In the order in which the vectors of several modes stand where a file only has a switch for each.
+# A file with one switch for each mode concatenates their vectors in this order.
 POOLING_MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
-
-
-def _identity(x: Floats) -> Floats:
-    return x
 
 
 # By the name of the class in torch.nn, with the arguments that it has by default.
 ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = MappingProxyType(
     {
-        "Identity": _identity,
+        "Identity": lambda x: x,
         "Tanh": tanh,
         "ReLU": relu,
         "GELU": gelu,
@@ -73,7 +69,7 @@ class Pooling:
     """How the vectors of a text's tokens become one.
 
     Attributes:
-        modes: One or more; their vectors stand side by side in this order.
+        modes: One or more; their vectors are concatenated in this order.
         include_prompt: Whether the tokens of the prompt before a text count.
     """
 
@@ -88,7 +84,7 @@ class Pooling:
             n_prompt: How many of the first tokens are the prompt's.
 
         Raises:
-            InvalidInput: If the prompt's tokens do not count and there are no others.
+            InvalidInput: If the prompt's tokens are left out and no token remains.
         """
         first = 0 if self.include_prompt else n_prompt
         if first >= len(x):
@@ -101,7 +97,7 @@ class Pooling:
 
 
 def _pooled(mode: PoolingMode, rows: Floats, n_left_out: int) -> Floats:
-    """Return one mode's vector, [D]; a token left out still counts in the others' positions."""
+    """Return one mode's vector, [D]; a token that is left out still counts in positions."""
     match mode:
         case "cls":
             return np.asarray(rows[0])
@@ -176,7 +172,7 @@ class SentenceHead:
         starts: Sequence[int],
         *,
         n_prompt: int = 0,
-        tap: Tap | None = None,
+        tap: Tap = ignore,
     ) -> Floats:
         """Return the texts' vectors, [N, K], from the tokens of all texts end to end, x [T, D].
 
@@ -192,18 +188,16 @@ class SentenceHead:
         vectors = np.stack(
             [self.pooling(x[first:last], n_prompt=n_prompt) for first, last in pairwise(starts)]
         )  # [N, M·D]
-        if tap:
-            tap("result_embd_pooled", vectors)
+        tap("result_embd_pooled", vectors)
         n_dense = 0
         for step in self.steps:
             vectors = step(vectors)  # [N, K]
-            if tap and isinstance(step, Dense):
-                tap(f"result_embd_dense-{n_dense}", vectors)
+            if isinstance(step, Dense):
+                at_layer(tap, n_dense)("result_embd_dense", vectors)
                 n_dense += 1
         if self.truncate_dim is not None:
             vectors = np.ascontiguousarray(vectors[:, : self.truncate_dim])  # [N, K]
-        if tap:
-            tap("result_embd", vectors)
+        tap("result_embd", vectors)
         return vectors
 
 

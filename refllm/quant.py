@@ -10,9 +10,10 @@ A Q4_0 block holds 32 values in 18 bytes:
 
 Where to read on:
 
-    quant_format.py   what every format can do, float16, and the plain numbers
-    quant_blocks.py   32 values under one scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, ...
-    quant_k.py        256 values under scales that are scaled themselves: Q2_K ... Q6_K, IQ4_XS, ...
+    ggml/format.py        what every format can do, float16, and the plain numbers
+    ggml/blocks.py        32 values under one scale: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, ...
+    ggml/superblocks.py   256 values under scales that are scaled themselves: Q2_K ... Q6_K, ...
+    ggml/encode.py        floats to blocks, what `llama-quantize` does
 
 All other types (lookup tables of 1 to 3 bits, ternary values, FP4) are decoded by the `gguf`
 package, behind the same interface.
@@ -34,12 +35,16 @@ import numpy as np
 from gguf import quants as gguf_quants
 from numpy.typing import NDArray
 
-from refllm.api import LlmRuntimeError
-from refllm.quant_blocks import IQ4_NL, Q1_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1
-from refllm.quant_format import BF16, F16, F32, F64, I8, I16, I32, I64, Format
-from refllm.quant_k import IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K
+from refllm.errors import InvalidInput, LlmRuntimeError
+from refllm.ggml.blocks import IQ4_NL, Q1_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q8_1
+from refllm.ggml.encode import QUANTIZABLE, encode
+from refllm.ggml.format import BF16, F16, F32, F64, I8, I16, I32, I64, Format
+from refllm.ggml.superblocks import IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_K
 
-__all__ = ["FORMATS", "Format", "Tensor"]
+__all__ = ["FORMATS", "QUANTIZABLE", "Format", "Tensor", "quantized", "recoded"]
+
+# Quantizing needs some dozen arrays of the size of what it quantizes.
+NUMBERS_AT_A_TIME = 1 << 22
 
 
 def _decoded_by_gguf(ggml_type: gguf.GGMLQuantizationType) -> Format:
@@ -121,3 +126,50 @@ class Tensor:
     def array(self) -> NDArray[np.float32]:
         """The whole, float32 in `shape`; F32 without copying, as in `rows`."""
         return self.rows(0, len(self.data)).reshape(self.shape)
+
+
+def quantized(name: str, values: NDArray[np.float32], type_name: str) -> Tensor:
+    """The matrix [N, D] as a tensor of that name, in one of `QUANTIZABLE`.
+
+    Errors: `InvalidInput` for another type, rows that are not whole blocks, a number that is not
+    finite, or one that would not be so any more: F16 ends at 65504, and so does the scale of a
+    block. ggml writes it as infinite, and `llama-quantize` then refuses it, too
+    (`ggml_validate_row_data`).
+    """
+    if type_name not in QUANTIZABLE:
+        raise InvalidInput(f"cannot write {type_name}; can write {', '.join(QUANTIZABLE)}")
+    stored_as = FORMATS[type_name]
+    if values.shape[-1] % stored_as.block_size != 0:
+        raise InvalidInput(
+            f"tensor {name}: rows of {values.shape[-1]} numbers are not whole blocks of "
+            f"{stored_as.block_size}, which {type_name} needs"
+        )
+    if not np.isfinite(values).all():
+        raise InvalidInput(f"tensor {name} has a number that is not finite")
+    rows = np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1])  # [N, D]
+    with np.errstate(all="ignore"):  # what overflows is seen in what it is decoded to
+        tensor = Tensor(name, stored_as, values.shape, encode(rows, type_name))
+        is_finite = bool(np.isfinite(tensor.array()).all())
+    if not is_finite:
+        raise InvalidInput(
+            f"tensor {name} has numbers as large as {np.abs(values).max():.6g}, which {type_name} "
+            f"would make infinite; choose {'F32' if type_name == 'BF16' else 'BF16 or F32'}"
+        )
+    return tensor
+
+
+def recoded(tensor: Tensor, type_name: str) -> Tensor:
+    """The tensor with its numbers in one of `QUANTIZABLE`; itself if they are.
+
+    Errors: `InvalidInput` as `quantized`.
+    """
+    if tensor.format.name == type_name:
+        return tensor
+    n_rows, n_columns = len(tensor.data), tensor.shape[-1]
+    step = max(1, NUMBERS_AT_A_TIME // n_columns)
+    parts = []
+    for start in range(0, n_rows, step):
+        values = tensor.rows(start, min(start + step, n_rows))  # [≤ step, K]
+        parts.append(quantized(tensor.name, values, type_name).data)
+    data = np.concatenate(parts)  # [N, row_bytes]
+    return Tensor(tensor.name, FORMATS[type_name], tensor.shape, data)

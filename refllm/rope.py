@@ -1,11 +1,13 @@
-"""Rotary position embedding: by how much each pair of a head turns per position.
+"""Rotary position embedding (RoPE): the rotation of each pair of a head's elements.
 
-Pair i of R/2 turns by base^(−2i/R) radians per position, divided by a factor where the model was
-stretched to a longer context:
+Pair i of R/2 is rotated by base^(−2i/R) radians per position, divided by a factor in a model that
+was extended to a longer context:
 
-    linear    every pair by the same factor
-    Llama 3   the long waves by `factor`, the short ones not, those between by a blend
-    YaRN      the same idea with another blend; the turned pairs also become longer
+    linear    the same factor for every pair
+    Llama 3   `factor` for long waves, 1 for short ones, a blend between them
+    YaRN      the same idea with another blend; rotated pairs are also scaled
+
+R elements of a head are rotated, E at most. Source: Su et al. 2021, arXiv:2104.09864.
 
 `pow` differs between C libraries, so the frequencies are computed in decimal arithmetic and rounded
 once.
@@ -29,10 +31,10 @@ PI = Decimal("3.14159265358979323846264338327950288419716939937511")
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
-    """Llama 3.1's stretch: long waves are slowed by `factor`, short ones are left alone.
+    """Llama 3.1's scaling: the frequencies of long waves are divided by `factor`.
 
     Wave lengths are in positions; between original_context / high_freq_factor and
-    original_context / low_freq_factor the two are blended.
+    original_context / low_freq_factor the divisor is a blend of 1 and `factor`.
     """
 
     factor: float
@@ -41,9 +43,9 @@ class Llama3Scaling:
     original_context: int
 
     def factors(self, *, base: float, rope_dim: int) -> tuple[float, ...]:
-        """What each pair's frequency is divided by, [R/2], each the nearest float32.
+        """Return the divisor of each pair's frequency, [R/2], each the nearest float32.
 
-        These are the numbers that GGUF files carry as `rope_freqs.weight`.
+        GGUF files store these numbers as `rope_freqs.weight`.
         Source: Llama 3.1's reference code (`apply_scaling`), "use_scaled_rope".
         """
         with decimal.localcontext(prec=DIGITS):
@@ -65,18 +67,18 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, slots=True)
 class YarnScaling:
-    """YaRN's stretch: a pair that turns often within the original context keeps its frequency.
+    """YaRN's scaling: pairs that rotate often within the original context keep their frequency.
 
-    Pairs that turn more than `beta_fast` times within `original_context` positions keep their
-    frequency, pairs that turn less than `beta_slow` times are slowed by `factor`; a ramp over the
-    pairs' numbers blends between the two.
+    Pairs with more than `beta_fast` rotations within `original_context` positions keep their
+    frequency, pairs with fewer than `beta_slow` get it divided by `factor`; a ramp over the pairs'
+    numbers blends between the two.
 
     Attributes:
-        factor: By how much the context is stretched.
-        original_context: The context in positions that the model was trained with at first.
-        beta_fast: Turns within the original context, the end of the ramp that keeps frequencies.
-        beta_slow: Turns within the original context, the end of the ramp that slows them.
-        truncate: Whether the ends of the ramp are whole pairs.
+        factor: The ratio of the new context to the original one.
+        original_context: The context of the first training, in positions.
+        beta_fast: Rotations within the original context where the ramp begins.
+        beta_slow: Rotations within the original context where the ramp ends.
+        truncate: Whether the ends of the ramp are rounded to whole pairs.
 
     Source: Peng et al. 2023, arXiv:2309.00071, with the ramp of transformers and llama.cpp.
     """
@@ -88,7 +90,7 @@ class YarnScaling:
     truncate: bool = True
 
     def divisors(self, *, base: float, rope_dim: int) -> tuple[Decimal, ...]:
-        """Return what each pair's frequency is divided by, [R/2]."""
+        """Return the divisor of each pair's frequency, [R/2]."""
         with decimal.localcontext(prec=DIGITS):
             low, high = (
                 rope_dim
@@ -109,7 +111,7 @@ class YarnScaling:
             return tuple(found)
 
     def attention_factor(self, *, multiplier: float = 1.0) -> float:
-        """Return 0.1·multiplier·ln(factor) + 1: by how much a turned pair becomes longer."""
+        """Return 0.1·multiplier·ln(factor) + 1, the scale of a rotated pair."""
         if self.factor <= 1.0:
             return 1.0
         with decimal.localcontext(prec=DIGITS):
@@ -124,9 +126,13 @@ def rope_frequencies(
     linear_scale: float = 1.0,
     yarn: YarnScaling | None = None,
 ) -> NDArray[np.float64]:
-    """base^(−2i/R) / (factors[i] · linear_scale) for i = 0 … R/2 − 1, each rounded once, [R/2].
+    """Return base^(−2i/R) / (factors[i] · linear_scale) for i = 0 … R/2 − 1, float64 [R/2].
 
-    With `yarn`, its divisor of each pair multiplies the others.
+    Each is rounded once. With `yarn`, its divisor of each pair multiplies the other divisors.
+
+    Example:
+        >>> rope_frequencies(base=10000.0, rope_dim=4)
+        array([1.  , 0.01])
     """
     with decimal.localcontext(prec=DIGITS):
         unscaled = _unscaled(base, rope_dim)
@@ -140,6 +146,6 @@ def rope_frequencies(
 
 
 def _unscaled(base: float, rope_dim: int) -> list[Decimal]:
-    """base^(−2i/R) for i = 0 … R/2 − 1, to 50 digits."""
+    """Return base^(−2i/R) for i = 0 … R/2 − 1, to 50 digits."""
     logarithm = Decimal(base).ln()
     return [(logarithm * -2 * i / rope_dim).exp() for i in range(rope_dim // 2)]

@@ -1,6 +1,15 @@
-"""From logits to one token: penalty → temperature → softmax → top-k → top-p → draw.
+"""From logits to one token: penalty, temperature, softmax, top-k, top-p, draw.
 
-Each step is a pure function of its arguments, and `sample` runs them in the order of a profile:
+One draw, from the logits x [V] and one random number u in [0, 1):
+
+    x_i ← x_i / r  or  x_i · r      for each recent token i: the repeat penalty r
+    x   ← x / t                     temperature
+    p_i ← exp(x_i) / Σ exp(x_j)     softmax
+    the k largest p_i               top-k
+    the fewest p_i with Σ ≥ p       top-p (the nucleus), from the largest down
+    the first i with Σ p_j > u·Σ p  draw
+
+Each line is a pure function of its arguments, and `sample` runs them in the order of a profile:
 
     contract, spin-local   penalty → temperature → softmax → top-k → top-p → draw
     llama.cpp              penalty → top-k → softmax → top-p → temperature → softmax → draw
@@ -9,29 +18,29 @@ The order matters. With logits [3, 2, 1], top_p 0.8 and temperature 0.5, softmax
 token 0.867 when the temperature comes first, which alone crosses 0.8; it gives 0.665 when the
 temperature comes last, and the second token is kept as well.
 
-Letters: V tokens in the vocabulary, C candidates left. Everything is float64, computed from
-float32 logits and from parameters rounded to float32. The largest quotient, the largest float32
-over the smallest, is 2.4e83: nothing here can overflow. Every operation is one IEEE operation in
-a stated order, so every machine gets the same bits.
+V tokens in the vocabulary, C candidates left, P penalized tokens, A allowed tokens. Everything is
+float64, computed from float32 logits and from parameters rounded to float32. The largest quotient,
+the largest float32 over the smallest, is 2.4e83: nothing here can overflow. Every operation is one
+IEEE operation in a stated order, so every machine gets the same bits.
 
-How others do it, and what the profiles follow:
+Sources of the profiles:
 - Spin's local engine uses candle (`apply_repeat_penalty` in candle-transformers/src/utils.rs,
   `Sampling::TopKThenTopP` in candle-transformers/src/generation/mod.rs): softmax over the whole
   vocabulary, then top-k, then top-p on those same probabilities, which are not normalized again.
 - llama.cpp chains samplers (src/llama-sampling.cpp; the default order is in common/common.h). Its
-  top-p takes softmax over what top-k left, so those probabilities sum to 1. It switches off at
-  top_p >= 1 only: at top_p <= 0 the first candidate reaches the sum, and is the only one kept.
+  top-p takes softmax over what top-k left, so those probabilities sum to 1. Only top_p >= 1
+  switches it off: at top_p <= 0 the first candidate reaches the sum, and is the only one kept.
 - Both leave the order of equal tokens to an unstable selection. Here it is by id, everywhere.
 
-Clients of other protocols may ask for more than the interface's six parameters (`Adjustments`). It
-has its place around the repeat penalty, in every profile:
+Clients of other protocols can send more than the interface's six parameters (`Adjustments`). These
+surround the repeat penalty, in every profile:
 
     logit bias → repeat penalty → frequency and presence penalty → the profile's stages, over the
     tokens that are allowed
 
-Which tokens are allowed comes before every stage, as in vLLM: probabilities, top-k and top-p are
-those of the allowed tokens alone. The bias and the penalties change each logit by itself, so they
-could as well come after it.
+As in vLLM, the allowed tokens are selected before every stage: probabilities, top-k and top-p are
+those of the allowed tokens alone. The bias and the penalties change each logit by itself, so their
+order relative to the selection does not matter.
 """
 
 from __future__ import annotations
@@ -45,9 +54,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError, as_f32
-from refllm.kernels.powers import exp_of_each, shares_of_each
-from refllm.kernels.selection import ids_of_largest
+from refllm.errors import InvalidInput, LlmRuntimeError
+from refllm.interface import InferencingParams, as_f32
+from refllm.kernels.math64 import exp_of_each, shares_of_each
+from refllm.kernels.topk import ids_of_largest
 
 __all__ = [
     "PROFILES",
@@ -74,11 +84,205 @@ __all__ = [
 PROFILES = frozenset({"contract", "spin-local", "llama.cpp"})
 
 U64_MAX = 2**64 - 1
-FEW = 128  # up to so many candidates are found fastest by inserting each
+INSERTION_LIMIT = 128  # up to this k, insertion into a sorted buffer is fastest
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, made odd
 
 
-# --- What a client may ask for beyond the interface ----------------------------------------------
+# --- The steps, one function each ----------------------------------------------------------------
+
+
+def apply_penalty(
+    logits: NDArray[np.float32] | NDArray[np.float64],
+    previous_tokens: Sequence[int],
+    *,
+    penalty: float,
+    last_n: int,
+) -> tuple[NDArray[np.float64], Penalties]:
+    """Return logits float64 [V] with recent tokens made less likely, and the changes.
+
+    Each distinct token among the last `last_n` previous tokens is penalized once: a logit >= 0 is
+    divided by the penalty, one < 0 multiplied. (llama.cpp multiplies at 0 instead: 0 either way,
+    sign included.)
+
+    Args:
+        logits: The logits [V].
+        previous_tokens: The tokens of the prompt and of the text so far, oldest first.
+        penalty: The repeat penalty; 1 is off.
+        last_n: The number of tokens in the window; 0 is off.
+
+    Raises:
+        InvalidInput: If the penalty is not a float32 above 0.
+        LlmRuntimeError: For a token outside the vocabulary: tokenizer and model do not match.
+
+    Example:
+        >>> apply_penalty(np.array([4.0, -1.0, 3.0]), [1, 0, 0], penalty=2.0, last_n=64)[0]
+        array([ 2., -2.,  3.])
+
+    Source: Keskar et al. 2019, "CTRL", section 4.1, with the division of negative logits corrected.
+    """
+    penalized = logits.astype(np.float64)  # [V]
+    divisor = as_f32(penalty)
+    if last_n > 0 and not 0.0 < divisor < math.inf:
+        raise InvalidInput(
+            f"repeat_penalty must be greater than 0 as a float32, got {penalty!r}; "
+            "1.0 switches it off"
+        )
+    is_off = last_n == 0 or divisor == 1.0
+    window = () if is_off else previous_tokens[-last_n:]
+    ids = _distinct_tokens(window, n_vocab=len(logits))  # [P]
+    before = penalized[ids]  # [P]
+    after = np.where(before >= 0, before / divisor, before * divisor)  # [P]
+    penalized[ids] = after
+    return penalized, Penalties(ids, before, after)
+
+
+def apply_temperature(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    """Return the logits divided by the temperature, in the same shape.
+
+    Raises:
+        InvalidInput: If the temperature is not a float32 above 0; there `argmax` chooses.
+    """
+    temperature = as_f32(temperature)
+    if not 0.0 < temperature < math.inf:
+        raise InvalidInput(
+            f"temperature must be greater than 0 to divide by, got {temperature!r}; "
+            "0 or less means the most likely token, without a draw"
+        )
+    return logits / temperature
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return probabilities float64 [C]: exp(x - max) / sum, summed left to right.
+
+    The logits must be finite. The largest term of the sum is exactly 1.
+
+    Example:
+        >>> softmax(np.array([3.0, 2.0, 1.0])).round(3)
+        array([0.665, 0.245, 0.09 ])
+    """
+    return shares_of_each(logits)
+
+
+def exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return e^x for x <= 0, in the same shape: the same bits everywhere, unlike `np.exp`.
+
+    x = n ln 2 + r with |r| <= ln 2 / 2, so e^x = 2^n e^r, and e^r is its Taylor polynomial of
+    degree 13 (the rest of the series is below 2^-57), by Horner, product and sum rounded apart.
+
+    The worst error found is 1.16 ulp, over 2.4 million points against mpmath at 200 bits: uniform
+    in [-745.2, 0] and in [-2, 0], and around every multiple of ln 2 / 2. A result below 2^-1022 is
+    rounded twice, the second time to a multiple of 2^-1074, and the worst found is 0.81 of that;
+    it is 0 below about -745.13.
+    """
+    return exp_of_each(x)
+
+
+def top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Return the ids int64 [C] of the `k` largest scores of [V]; k = 0 or k >= V keeps all.
+
+    The order is by descending score, then ascending id: on a tie for the last place the lower ids
+    are kept.
+    Source: Fan et al. 2018, "Hierarchical Neural Story Generation", section 5.4.
+    """
+    n = len(scores)
+    if not 0 < k < n:
+        return np.argsort(-scores, kind="stable")
+    if k <= INSERTION_LIMIT:
+        return ids_of_largest(scores, k)
+    border = np.partition(scores, n - k)[n - k]  # the k-th largest, without sorting V scores
+    above = np.flatnonzero(scores > border)  # fewer than k, ascending ids
+    tied = np.flatnonzero(scores == border)[: k - len(above)]
+    ids = np.sort(np.concatenate((above, tied)))  # [k]
+    return ids[np.argsort(-scores[ids], kind="stable")]
+
+
+def top_p(probabilities: NDArray[np.float64], p: float) -> int:
+    """Return how many of the probabilities [C], in descending order, top-p keeps: at least one.
+
+    A candidate is kept while the sum of the candidates before it is < p, so the one that reaches p
+    is the last one kept. p <= 0 or p >= 1 keeps all.
+
+    Example:
+        >>> top_p(np.array([0.5, 0.3, 0.2]), 0.75)
+        2
+
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
+    """
+    p = as_f32(p)
+    if p <= 0.0 or p >= 1.0:
+        return len(probabilities)
+    before = np.add.accumulate(probabilities)[:-1]  # [C-1], before[i] precedes candidate i + 1
+    return 1 + int(np.searchsorted(before, p, side="left"))
+
+
+def draw(probabilities: NDArray[np.float64], u: float) -> int:
+    """Return the index of the first candidate whose cumulative sum exceeds u times the total.
+
+    The probabilities [C] need not sum to 1. Sums run left to right. u * total can round up to the
+    total itself only where the total is subnormal; the last candidate is drawn then.
+
+    Raises:
+        InvalidInput: If u is not in [0, 1).
+
+    Example:
+        >>> draw(np.array([0.5, 0.3, 0.2]), 0.6)
+        1
+    """
+    if not 0.0 <= u < 1.0:
+        raise InvalidInput(f"u must be at least 0 and less than 1, got {u!r}")
+    cumulative = np.add.accumulate(probabilities)  # [C]
+    index = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    return min(index, len(probabilities) - 1)
+
+
+def argmax(logits: NDArray[np.float64]) -> int:
+    """Return the id of the largest logit, on a tie the lowest: the token at temperature <= 0."""
+    return int(np.argmax(logits))  # the first of equals, as NumPy documents
+
+
+def _distinct_tokens(window: Sequence[int], *, n_vocab: int) -> NDArray[np.int64]:
+    ids = sorted(set(window))
+    for token_id in ids[:1] + ids[-1:]:  # the lowest and the highest
+        if not 0 <= token_id < n_vocab:
+            raise LlmRuntimeError(
+                f"previous token {token_id} is outside the vocabulary of {n_vocab} logits; "
+                "the tokenizer does not belong to this model"
+            )
+    return np.array(ids, dtype=np.int64)
+
+
+# --- Random numbers ------------------------------------------------------------------------------
+
+
+def splitmix64(seed: int, step: int) -> int:
+    """Return output number `step` (from 0) of the SplitMix64 generator that starts at `seed`.
+
+    The output is addressed, not iterated: draw i does not depend on the number of draws before it.
+
+    Raises:
+        InvalidInput: If seed or step is not a whole number from 0 to 2^64 - 1.
+
+    Example:
+        >>> splitmix64(1234567, 0)
+        6457827717110365317
+
+    Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    for name, value in (("seed", seed), ("step", step)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= U64_MAX:
+            raise InvalidInput(f"{name} must be a whole number from 0 to {U64_MAX}, got {value!r}")
+    z = (seed + (step + 1) * GOLDEN_GAMMA) & U64_MAX
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & U64_MAX
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & U64_MAX
+    return z ^ (z >> 31)
+
+
+def uniform(seed: int, step: int) -> float:
+    """Return a float64 in [0, 1): the high 53 bits of `splitmix64(seed, step)` over 2^53."""
+    return (splitmix64(seed, step) >> 11) * 2.0**-53
+
+
+# --- What clients of other protocols can send ----------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,76 +301,6 @@ class Adjustments:
 
 
 NO_ADJUSTMENTS = Adjustments()
-
-
-# --- What a draw leaves behind -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Candidates:
-    """Tokens that may be drawn: ids int64 [C] and their probabilities float64 [C]."""
-
-    ids: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def first(self, n: int) -> Candidates:
-        """The first `n` of them."""
-        return Candidates(self.ids[:n], self.probabilities[:n])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Penalties:
-    """What the repeat penalty changed: ids int64 [P] ascending, logits float64 [P] around it."""
-
-    ids: NDArray[np.int64]
-    before: NDArray[np.float64]
-    after: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """The candidates that one stage left, by the stage's name."""
-
-    name: str
-    candidates: Candidates
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One draw: what each stage did, the number `u` it drew with, and the token.
-
-    `stages` are in the order they ran; what a stage was given is what the one before it left.
-    The stages of `contract` and `spin-local` are softmax (the whole vocabulary, by ascending id),
-    top_k and top_p. Those of `llama.cpp` are top_k (with the softmax of what it left), top_p, and
-    softmax (after the temperature). A greedy step has the single stage argmax, with one candidate
-    of probability 1, and does not use `u`.
-
-    The arrays are those that sampling computed anyway: no copies, 16 bytes for each candidate.
-    """
-
-    step: int
-    profile: str
-    n_vocab: int
-    penalties: Penalties
-    stages: tuple[Stage, ...]
-    u: float
-    token: int
-
-    @property
-    def candidates(self) -> Candidates:
-        """The candidates that the token was drawn from, the most probable first."""
-        return self.stages[-1].candidates
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many candidates each stage left: {"softmax": 32000, "top_k": 40, "top_p": 7}."""
-        return {stage.name: len(stage.candidates) for stage in self.stages}
-
-
-# --- The steps, one function each ----------------------------------------------------------------
 
 
 def apply_bias(
@@ -238,162 +372,71 @@ def apply_count_penalties(
     return lowered
 
 
-def apply_penalty(
-    logits: NDArray[np.float32] | NDArray[np.float64],
-    previous_tokens: Sequence[int],
-    *,
-    penalty: float,
-    last_n: int,
-) -> tuple[NDArray[np.float64], Penalties]:
-    """Logits float64 [V] with recent tokens made less likely, and what was changed.
+# --- What a draw leaves to be read ---------------------------------------------------------------
 
-    Each distinct token among the last `last_n` of `previous_tokens` (prompt and generated) is
-    penalized once: a logit >= 0 is divided by `penalty`, one < 0 multiplied. A penalty of 1 or
-    `last_n` 0 changes nothing. (llama.cpp multiplies at 0 instead; 0 either way, sign included.)
 
-    Errors: `InvalidInput` where the penalty is not a float32 above 0; `LlmRuntimeError` where a
-    token of the window is not in the vocabulary (tokenizer and model do not belong together).
-    Source: Keskar et al. 2019, "CTRL", section 4.1, with the division of negative logits mended.
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Tokens that can be drawn: ids int64 [C] and their probabilities float64 [C]."""
+
+    ids: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def first(self, n: int) -> Candidates:
+        """Return the first `n` candidates."""
+        return Candidates(self.ids[:n], self.probabilities[:n])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Penalties:
+    """What the repeat penalty changed: ids int64 [P] ascending, logits float64 [P] around it."""
+
+    ids: NDArray[np.int64]
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The candidates that one stage left, by the stage's name."""
+
+    name: str
+    candidates: Candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One draw: what each stage did, the number `u` it drew with, and the token.
+
+    `stages` are in the order they ran; what a stage was given is what the one before it left.
+    The stages of `contract` and `spin-local` are softmax (the whole vocabulary, by ascending id),
+    top_k and top_p. Those of `llama.cpp` are top_k (with the softmax of what it left), top_p, and
+    softmax (after the temperature). A greedy step has the single stage argmax, with one candidate
+    of probability 1, and does not use `u`.
+
+    The arrays are those that sampling computed anyway: no copies, 16 bytes for each candidate.
     """
-    penalized = logits.astype(np.float64)  # [V]
-    divisor = as_f32(penalty)
-    if last_n > 0 and not 0.0 < divisor < math.inf:
-        raise InvalidInput(
-            f"repeat_penalty must be greater than 0 as a float32, got {penalty!r}; "
-            "1.0 switches it off"
-        )
-    is_off = last_n == 0 or divisor == 1.0
-    window = () if is_off else previous_tokens[-last_n:]
-    ids = _distinct_tokens(window, n_vocab=len(logits))  # [P]
-    before = penalized[ids]  # [P]
-    after = np.where(before >= 0, before / divisor, before * divisor)  # [P]
-    penalized[ids] = after
-    return penalized, Penalties(ids, before, after)
 
+    step: int
+    profile: str
+    n_vocab: int
+    penalties: Penalties
+    stages: tuple[Stage, ...]
+    u: float
+    token: int
 
-def _distinct_tokens(window: Sequence[int], *, n_vocab: int) -> NDArray[np.int64]:
-    ids = sorted(set(window))
-    for token_id in ids[:1] + ids[-1:]:  # the extremes speak for all
-        if not 0 <= token_id < n_vocab:
-            raise LlmRuntimeError(
-                f"previous token {token_id} is outside the vocabulary of {n_vocab} logits; "
-                "the tokenizer does not belong to this model"
-            )
-    return np.array(ids, dtype=np.int64)
+    @property
+    def candidates(self) -> Candidates:
+        """The candidates that the token was drawn from, the most probable first."""
+        return self.stages[-1].candidates
 
-
-def apply_temperature(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Logits divided by the temperature, the same shape.
-
-    Errors: `InvalidInput` where the temperature is not a float32 above 0: see `argmax`.
-    """
-    temperature = as_f32(temperature)
-    if not 0.0 < temperature < math.inf:
-        raise InvalidInput(
-            f"temperature must be greater than 0 to divide by, got {temperature!r}; "
-            "0 or less means the most likely token, without a draw"
-        )
-    return logits / temperature
-
-
-def argmax(logits: NDArray[np.float64]) -> int:
-    """The id of the largest logit, the lowest id on a tie: the token at temperature <= 0."""
-    return int(np.argmax(logits))  # the first of equals, as NumPy documents
-
-
-def exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """e^x for x <= 0, the same shape; the same bits on every machine, unlike libm and `np.exp`.
-
-    x = n ln 2 + r with |r| <= ln 2 / 2, so e^x = 2^n e^r, and e^r is its Taylor polynomial of
-    degree 13 (the rest of the series is below 2^-57), by Horner, product and sum rounded apart.
-
-    The worst error found is 1.16 ulp, over 2.4 million points against mpmath at 200 bits: uniform
-    in [-745.2, 0] and in [-2, 0], and around every multiple of ln 2 / 2. A result below 2^-1022 is
-    rounded twice, the second time to a multiple of 2^-1074, and the worst found is 0.81 of that;
-    it is 0 below about -745.13.
-    """
-    return exp_of_each(x)
-
-
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probabilities float64 [C]: exp(x - max) / sum, the sum left to right as the logits stand.
-
-    The logits must be finite. The largest term of the sum is exactly 1.
-    """
-    return shares_of_each(logits)
-
-
-def top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
-    """Ids int64 [C] of the `k` largest scores of [V]; k = 0 or k >= V keeps all.
-
-    Ordered by descending score, then ascending id. On a tie for the last place the lower ids win.
-    Source: Fan et al. 2018, "Hierarchical Neural Story Generation", section 5.4.
-    """
-    n = len(scores)
-    if not 0 < k < n:
-        return np.argsort(-scores, kind="stable")
-    if k <= FEW:
-        return ids_of_largest(scores, k)
-    border = np.partition(scores, n - k)[n - k]  # the k-th largest, without sorting V scores
-    above = np.flatnonzero(scores > border)  # fewer than k, ascending ids
-    tied = np.flatnonzero(scores == border)[: k - len(above)]
-    ids = np.sort(np.concatenate((above, tied)))  # [k]
-    return ids[np.argsort(-scores[ids], kind="stable")]
-
-
-def top_p(probabilities: NDArray[np.float64], p: float) -> int:
-    """How many of the probabilities [C], given in descending order, top-p keeps: at least one.
-
-    A candidate is kept while the sum of those before it is < p, so the one that crosses p (or
-    meets it exactly) is the last one kept. p <= 0 or p >= 1 keeps all.
-    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1.
-    """
-    p = as_f32(p)
-    if p <= 0.0 or p >= 1.0:
-        return len(probabilities)
-    before = np.add.accumulate(probabilities)[:-1]  # [C-1], before[i] precedes candidate i + 1
-    return 1 + int(np.searchsorted(before, p, side="left"))
-
-
-def draw(probabilities: NDArray[np.float64], u: float) -> int:
-    """The index of the first candidate whose cumulative sum exceeds u times the total.
-
-    Probabilities [C] need not sum to 1. Sums run left to right. u * total can round up to the
-    total itself only where the total is subnormal; the last candidate is drawn then.
-
-    Errors: `InvalidInput` where u is not in [0, 1).
-    """
-    if not 0.0 <= u < 1.0:
-        raise InvalidInput(f"u must be at least 0 and less than 1, got {u!r}")
-    cumulative = np.add.accumulate(probabilities)  # [C]
-    index = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-    return min(index, len(probabilities) - 1)
-
-
-# --- Random numbers ------------------------------------------------------------------------------
-
-
-def splitmix64(seed: int, step: int) -> int:
-    """Output number `step` (from 0) of the SplitMix64 generator whose state starts at `seed`.
-
-    Addressed, not iterated: draw i never depends on how many draws went before.
-    splitmix64(1234567, 0) == 6457827717110365317.
-
-    Errors: `InvalidInput` where seed or step is not a whole number from 0 to 2^64 - 1.
-    Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
-    """
-    for name, value in (("seed", seed), ("step", step)):
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= U64_MAX:
-            raise InvalidInput(f"{name} must be a whole number from 0 to {U64_MAX}, got {value!r}")
-    z = (seed + (step + 1) * GOLDEN_GAMMA) & U64_MAX
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & U64_MAX
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & U64_MAX
-    return z ^ (z >> 31)
-
-
-def uniform(seed: int, step: int) -> float:
-    """A float64 in [0, 1): the high 53 bits of `splitmix64(seed, step)` over 2^53."""
-    return (splitmix64(seed, step) >> 11) * 2.0**-53
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many candidates each stage left: {"softmax": 32000, "top_k": 40, "top_p": 7}."""
+        return {stage.name: len(stage.candidates) for stage in self.stages}
 
 
 # --- All steps together --------------------------------------------------------------------------
@@ -411,17 +454,24 @@ def sample(
     n_drawn: int = 0,
     allowed: NDArray[np.bool_] | None = None,
 ) -> Step:
-    """One token drawn from logits float32 [V] with the random number `u` in [0, 1).
+    """Draw one token, and return what each stage did.
 
-    `previous_tokens` are the prompt's and the generated ones, oldest first; the last `n_drawn` of
-    them are those that OpenAI's penalties count. `allowed`, bool [V], has the tokens that may be
-    drawn, however unlikely they are; None is all of them. `step` is only kept in the result, for a
-    caller that reads it.
+    Args:
+        logits: The logits, float32 [V].
+        params: The interface's parameters.
+        previous_tokens: The tokens of the prompt and of the text so far, oldest first.
+        u: The random number, in [0, 1).
+        step: The number of this draw; only stored in the result.
+        profile: One of `PROFILES`.
+        adjustments: What a client sends beyond the interface.
+        n_drawn: How many of the previous tokens were drawn: OpenAI's penalties count these.
+        allowed: The tokens that may be drawn, bool [V]; None for all.
 
-    Errors: `InvalidInput` names an unusable parameter or an unknown profile, and is raised where no
-    token may be drawn; `LlmRuntimeError` names a logit that is not finite (with its token id), a
-    previous token outside the vocabulary, and top_k 0 in profile spin-local. There candle draws
-    from an empty list and fails; at temperature <= 0 it never looks at top_k.
+    Raises:
+        InvalidInput: For an unusable parameter, an unknown profile, and no allowed token.
+        LlmRuntimeError: For a logit that is not finite, a previous token outside the vocabulary,
+            and top_k 0 in the profile spin-local (candle draws from an empty list and fails; at
+            temperature <= 0 it does not read top_k).
     """
     params.check()
     if profile not in PROFILES:
@@ -447,7 +497,9 @@ def sample(
             raise InvalidInput("no token of the vocabulary is allowed, and none can be drawn")
         penalized = penalized[ids]  # [A]
     if as_f32(params.temperature) <= 0.0:
-        stages = _greedy(penalized)
+        stages: tuple[Stage, ...] = (
+            Stage("argmax", Candidates(np.array([argmax(penalized)]), np.ones(1))),
+        )
     elif profile == "llama.cpp":
         stages = _temperature_last(penalized, params)
     elif profile == "spin-local" and params.top_k == 0:
@@ -457,7 +509,7 @@ def sample(
         )
     else:
         stages = _temperature_first(penalized, params)
-    if len(ids) < len(logits):  # a stage's ids are places among the tokens that are allowed
+    if len(ids) < len(logits):  # ids so far are indices into the allowed tokens
         stages = tuple(
             Stage(s.name, Candidates(ids[s.candidates.ids], s.candidates.probabilities))
             for s in stages
@@ -472,33 +524,6 @@ def sample(
         u=u,
         token=int(drawn_from.ids[draw(drawn_from.probabilities, u)]),
     )
-
-
-def _check_logits(logits: NDArray[np.float32]) -> None:
-    if logits.dtype != np.float32 or logits.ndim != 1 or logits.size == 0:
-        raise LlmRuntimeError(
-            "logits must be float32, one for each token of the vocabulary, "
-            f"got {logits.dtype} of shape {logits.shape}"
-        )
-    finite = np.isfinite(logits)
-    if not finite.all():
-        token_id = int(np.argmin(finite))
-        raise LlmRuntimeError(
-            f"the logit of token {token_id} is {logits[token_id]}, not a finite number; "
-            "the model's weights or a layer before are damaged"
-        )
-
-
-def _greedy(logits: NDArray[np.float64]) -> tuple[Stage, ...]:
-    return (Stage("argmax", Candidates(np.array([argmax(logits)]), np.ones(1))),)
-
-
-@cache
-def _every_id(n_vocab: int) -> NDArray[np.int64]:
-    """0, 1, 2, … for whoever wants to read it."""
-    ids = np.arange(n_vocab)
-    ids.flags.writeable = False
-    return ids
 
 
 def _temperature_first(logits: NDArray[np.float64], params: InferencingParams) -> tuple[Stage, ...]:
@@ -519,3 +544,26 @@ def _temperature_last(logits: NDArray[np.float64], params: InferencingParams) ->
     ids = nucleus.ids
     warmed = Candidates(ids, softmax(apply_temperature(logits[ids], params.temperature)))
     return Stage("top_k", likely), Stage("top_p", nucleus), Stage("softmax", warmed)
+
+
+def _check_logits(logits: NDArray[np.float32]) -> None:
+    if logits.dtype != np.float32 or logits.ndim != 1 or logits.size == 0:
+        raise LlmRuntimeError(
+            "logits must be float32, one for each token of the vocabulary, "
+            f"got {logits.dtype} of shape {logits.shape}"
+        )
+    finite = np.isfinite(logits)
+    if not finite.all():
+        token_id = int(np.argmin(finite))
+        raise LlmRuntimeError(
+            f"the logit of token {token_id} is {logits[token_id]}, not a finite number; "
+            "the model's weights or a layer before are damaged"
+        )
+
+
+@cache
+def _every_id(n_vocab: int) -> NDArray[np.int64]:
+    """Return 0, 1, 2, …, read-only."""
+    ids = np.arange(n_vocab)
+    ids.flags.writeable = False
+    return ids

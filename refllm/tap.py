@@ -1,4 +1,8 @@
-"""Seeing the values between input and output."""
+"""Taps: how a caller sees the values between input and output.
+
+A network calls its tap with each value under llama.cpp's name for it. The default, `ignore`, drops
+them all, so the formulas of a network need no condition.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +13,52 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import LlmRuntimeError
+from refllm.errors import LlmRuntimeError
 
-__all__ = ["Tap", "not_finite"]
+__all__ = ["Tap", "at_layer", "ignore", "not_finite"]
 
 Floats = NDArray[np.float32]
 
 
 class Tap(Protocol):
-    """Whoever wants to see the intermediate values: called once for each, in order."""
+    """A callback for intermediate values: called once for each, in the order of computation."""
 
-    def __call__(self, name: str, array: Floats, /) -> None:
+    def __call__(self, name: str, array: Floats, /) -> object:
         """`name` is llama.cpp's, with the layer's number: "attn_norm-0"."""
 
 
+def ignore(name: str, array: Floats, /) -> None:
+    """The tap of a caller that looks at no intermediate value."""
+
+
+def at_layer(tap: Tap, i: int) -> Tap:
+    """Return the tap of layer i, which appends the layer's number to each name.
+
+    Example:
+        >>> at_layer(lambda name, array: print(name, array.shape), 3)("Qcur", np.zeros((2, 4)))
+        Qcur-3 (2, 4)
+    """
+    if tap is ignore:
+        return ignore
+    return lambda name, array: tap(f"{name}-{i}", array)
+
+
 def not_finite(path: Path, forward: Callable[[Tap], object]) -> LlmRuntimeError:
-    """The error that names the first value that is not finite when `forward` is run again."""
-    guilty: list[str] = []
+    """Return the error that names the first value that is not finite.
+
+    Args:
+        path: The model's path, for the message.
+        forward: Computes the same once more with the tap that it is given.
+    """
+    first_nonfinite: list[str] = []
 
     def watch(name: str, array: Floats, /) -> None:
-        if not guilty and not np.isfinite(array).all():
-            guilty.append(name)
+        if not first_nonfinite and not np.isfinite(array).all():
+            first_nonfinite.append(name)
 
     with np.errstate(all="ignore"):
         forward(watch)
-    value, _, layer = guilty[0].partition("-")
+    value, _, layer = first_nonfinite[0].partition("-")
     where = f"layer {layer}, value {value}" if layer else f"value {value}"
     return LlmRuntimeError(
         f"{path}: the computation is not finite from {where} on; "

@@ -13,7 +13,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from refllm.api import LlmRuntimeError
-from refllm.pull import pull
+from refllm.models.pull import pull
 
 if TYPE_CHECKING:
     from refllm.engine import LocalEngine

@@ -30,12 +30,12 @@ from tokenizers import (
     processors,
 )
 
-from refllm.chat_template import chat_prompt, chat_templates_of
-from refllm.embedded import ROOT
+from refllm.checkpoints.chat_template import chat_prompt, chat_templates_of
+from refllm.checkpoints.open import open_weights
 from refllm.export import Layout, export
-from refllm.loading import BertModel, LlamaModel, load_path
-from refllm.pretokenizers import PRE_TOKENIZERS
-from refllm.weights import open_weights
+from refllm.models.bundled import ROOT
+from refllm.models.load import BertModel, LlamaModel, load_path
+from refllm.tokenizer.pretokenizers import PRE_TOKENIZERS
 from tests import llama_variants, sentence_folders
 from tests.model_files import (
     spm_vocabulary,

@@ -12,7 +12,7 @@ from gguf import GGUFReader
 from numpy.typing import NDArray
 
 from refllm.export import Layout, export
-from refllm.loading import LlamaModel, load_path
+from refllm.models.load import LlamaModel, load_path
 from refllm.rope import Llama3Scaling
 from tests.model_files import (
     tiny_bert_folder,

@@ -17,11 +17,11 @@ import uvicorn
 from refllm.api import InferencingParams, LlmError
 from refllm.conform.case import Case, Json
 from refllm.conform.wire import decoded
-from refllm.embedded import ROOT
 from refllm.engine import LocalEngine
-from refllm.spin.server.app import application
-from refllm.spin.server.limits import Limits
-from refllm.spin.server.run import bound_socket
+from refllm.models.bundled import ROOT
+from refllm.server.app import application
+from refllm.server.limits import Limits
+from refllm.server.run import bound_socket
 
 __all__ = [
     "CASES",

@@ -24,7 +24,12 @@ needs_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL a
 
 # Imported once, and not by each process.
 PRELOADED = [
-    *("tests.interrupted", "refllm.conform.report_files", "refllm.conform.models", "refllm.hub"),
+    *(
+        "tests.interrupted",
+        "refllm.conform.report.files",
+        "refllm.conform.models",
+        "refllm.models.pull.hub",
+    ),
     *("huggingface_hub.hf_api", "huggingface_hub.file_download"),
 ]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-from refllm.pull import Published, Wheel
+from refllm.models.pull import Published
+from refllm.models.pull.wheel import Wheel
 from tests.listening import listening
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Backends that are wrong in one place each: refllm, with one function replaced.
 
 A mutant is what somebody else's bug looks like from outside. The suite must fail each of them, and
-`refllm.conform.symptoms` must say what is wrong with it.
+`refllm.conform.faults` must say what is wrong with it.
 
     mutants_of_texts.py      what is added to texts and taken from them, counts, refusals
     mutants_of_sampling.py   the sampler

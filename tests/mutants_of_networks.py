@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from refllm import llama
 from refllm.conform.case import Group
-from refllm.kernels.cached_attention import Caches, attention
+from refllm.ggml.blocks import Q4_0, Q8_0
+from refllm.ggml.superblocks import Q4_K
 from refllm.kernels.elementwise import (
     gelu,
     gelu_tanh,
@@ -23,14 +24,13 @@ from refllm.kernels.elementwise import (
     rope_table,
     swiglu,
 )
+from refllm.kernels.kv_attention import Caches, attention
 from refllm.kernels.linear import Matrix
-from refllm.kernels.panels import pack
+from refllm.kernels.packed.panels import pack
 from refllm.llama import LlamaLayer, Segment
-from refllm.loading import BertModel
+from refllm.models.load import BertModel
 from refllm.parameters import Parameters
 from refllm.quant import FORMATS, Tensor
-from refllm.quant_blocks import Q4_0, Q8_0
-from refllm.quant_k import Q4_K
 from refllm.rope import rope_frequencies
 from refllm.tap import Tap
 from tests.mutants import Mutant
@@ -163,8 +163,8 @@ def remembering_rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     return real_rms_norm(x, weight, eps)
 
 
-def feed_forward_without_residual(i: int, layer: LlamaLayer, h: Floats, tap: Tap | None) -> Floats:
-    return np.asarray(real_feed_forward(i, layer, h, tap) - last_input[0])
+def feed_forward_without_residual(layer: LlamaLayer, h: Floats, show: Tap) -> Floats:
+    return np.asarray(real_feed_forward(layer, h, show) - last_input[0])
 
 
 last_input: list[Floats] = []

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm import sampling
-from refllm.api import InferencingParams, as_f32
+from refllm.api import InferencingParams
+from refllm.interface import as_f32
 from refllm.sampling import Candidates, Penalties, Stage, Step
 from tests.mutants import Mutant
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from refllm.api import InferencingUsage, InvalidInput
 from refllm.generate import Chunk, Generation, generate_text
-from refllm.loading import LlamaModel
+from refllm.models.load import LlamaModel
 from refllm.sampling import Step
-from refllm.tokenizer_base import TextStream, Tokenizer
-from refllm.vocab_gguf import GgufKeys, read_special_ids
-from refllm.vocab_spm import SentencePieceTokenizer
-from refllm.vocabulary import SpecialIds, VocabularyTokenizer
+from refllm.tokenizer.base import TextStream, Tokenizer
+from refllm.tokenizer.gguf_keys import GgufKeys, read_special_ids
+from refllm.tokenizer.sentencepiece import SentencePieceTokenizer
+from refllm.tokenizer.vocabulary import SpecialIds, VocabularyTokenizer
 from tests.mutants import Mutant
 
 __all__ = ["MUTANTS_OF_TEXTS"]
@@ -100,6 +100,8 @@ def one_token_less(max_tokens: int, n_added: int) -> int:
     return max_tokens - n_added - 1
 
 
+SENTENCEPIECE = "refllm.tokenizer.sentencepiece.SentencePieceTokenizer"
+
 MUTANTS_OF_TEXTS = (
     Mutant(
         name="prompt in the text",
@@ -134,57 +136,57 @@ MUTANTS_OF_TEXTS = (
     Mutant(
         name="BOS missing",
         groups=("tokenizer", "text"),
-        changes={"refllm.vocab_spm.read_special_ids": special_ids_without_bos},
+        changes={"refllm.tokenizer.sentencepiece.read_special_ids": special_ids_without_bos},
         symptoms=frozenset({"BOS missing"}),
     ),
     Mutant(
         name="EOS added",
         groups=("tokenizer",),
-        changes={"refllm.vocab_spm.read_special_ids": special_ids_with_eos},
+        changes={"refllm.tokenizer.sentencepiece.read_special_ids": special_ids_with_eos},
         symptoms=frozenset({"EOS added"}),
     ),
     Mutant(
         name="CLS and SEP missing",
         groups=("tokenizer", "embeddings"),
-        changes={"refllm.vocab_wordpiece.SpecialIds": no_special_tokens},
+        changes={"refllm.tokenizer.wordpiece.SpecialIds": no_special_tokens},
         symptoms=frozenset({"special tokens not added", "special tokens missing"}),
     ),
     Mutant(
         name="no space before the first word",
         groups=("tokenizer",),
-        changes={"refllm.vocab_gguf.GgufKeys.flag": no_space_prefix},
+        changes={"refllm.tokenizer.gguf_keys.GgufKeys.flag": no_space_prefix},
         symptoms=frozenset({"space before the first word missing"}),
     ),
     Mutant(
         name="special tokens read as characters",
         groups=("tokenizer",),
-        changes={"refllm.vocabulary.VocabularyTokenizer.encode": encode_without_special},
+        changes={"refllm.tokenizer.vocabulary.VocabularyTokenizer.encode": encode_without_special},
         symptoms=frozenset({"special tokens in text not read"}),
     ),
     Mutant(
         name="special tokens shown",
         groups=("tokenizer",),
-        changes={"refllm.vocab_spm.SentencePieceTokenizer.token_bytes": bytes_with_special_tokens},
+        changes={f"{SENTENCEPIECE}.token_bytes": bytes_with_special_tokens},
         symptoms=frozenset({"special tokens kept in text"}),
     ),
     Mutant(
         name="bytes not joined",
         groups=("tokenizer",),
-        changes={"refllm.tokenizer_base.TextStream.push": push_alone},
+        changes={"refllm.tokenizer.base.TextStream.push": push_alone},
         symptoms=frozenset({"bytes not joined"}),
     ),
     Mutant(
         name="first space kept",
         groups=("tokenizer",),
         changes={
-            "refllm.vocab_spm.SentencePieceTokenizer.opening_bytes": real_token_bytes,
+            "refllm.tokenizer.sentencepiece.SentencePieceTokenizer.opening_bytes": real_token_bytes,
         },
         symptoms=frozenset({"first space kept"}),
     ),
     Mutant(
         name="long prompt cut",
         groups=("api",),
-        changes={"refllm.loading.LlamaModel.prompt_tokens": cut_prompt},
+        changes={"refllm.models.load.LlamaModel.prompt_tokens": cut_prompt},
         symptoms=frozenset({"long prompt accepted"}),
     ),
     Mutant(
@@ -196,7 +198,7 @@ MUTANTS_OF_TEXTS = (
     Mutant(
         name="text cut one token early",
         groups=("embeddings",),
-        changes={"refllm.vocabulary.room_for_text": one_token_less},
+        changes={"refllm.tokenizer.vocabulary.room_for_text": one_token_less},
         symptoms=frozenset({"text cut elsewhere"}),
     ),
 )

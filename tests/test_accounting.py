@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refllm.accounting.gguf_keys import ANY_GGUF, LLAMA_GGUF
-from refllm.accounting.json_keys import ANY_CONFIG, LLAMA_CONFIG
-from refllm.accounting.keys import Known, MustBe
-from refllm.accounting.ledger import Ledger
-from refllm.accounting.tensors import IRRELEVANT_TENSORS, OTHER_KINDS
 from refllm.api import LlmRuntimeError, ModelNotSupported
-from refllm.describe import verify
 from refllm.engine import LocalEngine
-from refllm.loading import account, load_path
+from refllm.files.accounting.gguf_keys import ANY_GGUF, LLAMA_GGUF
+from refllm.files.accounting.json_keys import ANY_CONFIG, LLAMA_CONFIG
+from refllm.files.accounting.keys import Known, MustBe
+from refllm.files.accounting.ledger import Ledger
+from refllm.files.accounting.tensors import IRRELEVANT_TENSORS, OTHER_KINDS
+from refllm.models.describe import verify
+from refllm.models.load import account, load_path
 from tests.model_files import (
     hf_llama_name,
     safetensors_tensor,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from refllm.spin.api_types import API_TYPES, WrongShapeError, parsed
+from refllm.spin.dialects import API_TYPES, WrongShapeError, parsed
 from tests.llm_server import CHAT, EMBEDDINGS, INFERENCE, VECTORS
 
 ABSENT = object()

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refllm.accounting.ledger import Ledger
 from refllm.api import LlmRuntimeError
-from refllm.loading import account, load_path
+from refllm.files.accounting.ledger import Ledger
+from refllm.models.load import account, load_path
 from tests.model_files import (
     safetensors_tensor,
     tiny_bert_folder,

@@ -1,7 +1,7 @@
 """No fused multiply-add in the machine code: a·b + c rounds twice, wherever the CPU could do once.
 
 A dispatcher from the disk cache has no assembly to show, so kernels are compiled here once more,
-with the options that `refllm.kernels.jit` gave them.
+with the options that `refllm.jit.compile` gave them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import pytest
 from numba import float32, float64, int64, types, uint8
 from numpy.typing import NDArray
 
-from refllm.kernels.jit import jit
+from refllm.jit.compile import jit
 from refllm.kernels.linear import Rows, _kernel
-from refllm.kernels.powers import exp_of_each
-from refllm.kernels.simd import load_f32, splat, store, zeros
+from refllm.kernels.math64 import exp_of_each
+from refllm.kernels.simd.lanes import load_f32, splat, store, zeros
 from tests.conftest import PROJECT
 from tests.other_cpus import (
     environment_for,

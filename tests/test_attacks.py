@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
-from refllm.chat_template import chat_prompt
-from refllm.loading import LlamaModel, load_path
+from refllm.checkpoints.chat_template import chat_prompt
+from refllm.models.load import LlamaModel, load_path
 from tools.attack.models import stored_folder, write_files
 
 ATTACKS = Path(__file__).parents[1] / "attacks"

@@ -11,12 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, LlmRuntimeError
-from refllm.batching import MOST_TOKENS_TOGETHER, step_together
-from refllm.generate import Generation, generate
+from refllm.generate import MAX_BATCH_TOKENS, Generation, generate, step_together
 from refllm.llama import Llama, Segment
-from refllm.loading import LlamaModel, load
+from refllm.models.load import LlamaModel, load
 from refllm.sampling import Step
-from refllm.tap import Tap
+from refllm.tap import Tap, ignore
 from tests.model_files import tiny_llama_gguf
 
 Floats = NDArray[np.float32]
@@ -68,7 +67,7 @@ def test_no_more_tokens_are_read_together_than_fit(network: Llama) -> None:
     list(step_together(network, generations))
     read = [generation.cache.length for generation in generations]
     assert read == [201, 201, 0, 0]
-    assert sum(read) <= MOST_TOKENS_TOGETHER
+    assert sum(read) <= MAX_BATCH_TOKENS
 
 
 def test_the_draws_of_a_step_are_its_logits_own(network: Llama) -> None:
@@ -113,11 +112,11 @@ class LastLayerBreaks(Llama):
     def __init__(self, network: Llama) -> None:
         vars(self).update(vars(network))
 
-    def hidden(self, segments: Sequence[Segment], *, tap: Tap | None = None) -> Floats:
+    def hidden(self, segments: Sequence[Segment], *, tap: Tap = ignore) -> Floats:
         self.is_broken = any(7 in segment.token_ids for segment in segments)
         return super().hidden(segments, tap=tap)
 
-    def logits(self, hidden: Floats, *, tap: Tap | None = None) -> Floats:
+    def logits(self, hidden: Floats, *, tap: Tap = ignore) -> Floats:
         if self.is_broken:
             raise LlmRuntimeError("a logit is not finite")
         return super().logits(hidden, tap=tap)

@@ -12,7 +12,7 @@ from benchmarks.report import latest_entries
 from benchmarks.results import REFLLM, read
 from benchmarks.reuse import WITHOUT
 from benchmarks.sharing import QUICK_SITUATIONS
-from refllm.loading import NUMERICS
+from refllm.models.load import NUMERICS
 from tests.benchmark_runs import NOBODY, quick_entry
 
 

@@ -13,7 +13,7 @@ from benchmarks.contestants.embedder import embed_sorted
 from benchmarks.embed import model_tokenizer
 from benchmarks.synthetic import QUICK_SHAPE, SHAPES, model_file
 from benchmarks.texts import real_sentences, uniform_texts
-from refllm.weights import open_weights
+from refllm.checkpoints.open import open_weights
 from tests.benchmark_runs import NOBODY
 
 

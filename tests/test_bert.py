@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from refllm import oracle
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.bert import Bert
-from refllm.config import bert_config
-from refllm.kernels.jit import use_threads
+from refllm.checkpoints.config_bert import bert_config
+from refllm.checkpoints.open import open_weights
+from refllm.jit.compile import use_threads
 from refllm.parameters import Parameters
-from refllm.weights import open_weights
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf
 
 Floats = NDArray[np.float32]

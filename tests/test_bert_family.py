@@ -12,9 +12,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from refllm import oracle
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.bert import ACTIVATIONS, Bert
-from refllm.config import bert_config
-from refllm.config_bert import HIDDEN_ACT
-from refllm.export_needs import refuse_incomplete
+from refllm.checkpoints.config_bert import HIDDEN_ACT, bert_config
+from refllm.checkpoints.names import canonical_name
+from refllm.checkpoints.open import open_weights
+from refllm.export.completeness import refuse_incomplete
+from refllm.jit.compile import use_threads
 from refllm.kernels.attention import (
     attention_over_texts,
     attention_scale,
@@ -22,10 +24,8 @@ from refllm.kernels.attention import (
     biased_attention_weights,
 )
 from refllm.kernels.elementwise import gelu_tanh
-from refllm.kernels.jit import use_threads
-from refllm.loading import BertModel, load_path, load_tokenizer
+from refllm.models.load import BertModel, load_path, load_tokenizer
 from refllm.parameters import Parameters
-from refllm.weights import canonical_name, open_weights
 from tests.encoder_cases import ACTIVATION_INPUTS, CASES, GGUF_CASES, GGUF_TEXTS, TEXTS
 from tests.exports import exported
 from tests.model_files import tiny_bert_gguf

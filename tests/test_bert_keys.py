@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from refllm.accounting.bert_keys import BERT_GGUF_KEYS, BERT_JSON_KEYS
-from refllm.accounting.bert_tensors import BERT_TENSORS
-from refllm.accounting.keys import Known, MustBe
-from refllm.accounting.ledger import Entry, Ledger
 from refllm.api import LlmRuntimeError, ModelNotSupported
-from refllm.config import bert_config
-from refllm.weights import FAMILIES, canonical_name, open_weights
+from refllm.checkpoints.config_bert import bert_config
+from refllm.checkpoints.names import FAMILIES, canonical_name
+from refllm.checkpoints.open import open_weights
+from refllm.files.accounting.bert_keys import BERT_GGUF_KEYS, BERT_JSON_KEYS
+from refllm.files.accounting.bert_tensors import BERT_TENSORS
+from refllm.files.accounting.keys import Known, MustBe
+from refllm.files.accounting.ledger import Entry, Ledger
 from tests.model_files import tiny_bert_gguf
 from tests.peer_values import peer_values
 from tests.tiny_encoders import ENCODERS, tiny_encoder_folder

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from refllm.accounting.ledger import Ledger
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.chat_renderer import Renderer
-from refllm.chat_template import (
+from refllm.checkpoints.chat_renderer import Renderer
+from refllm.checkpoints.chat_template import (
     CHATML,
     LLAMA_2,
     chat_prompt,
     chat_template_of,
     chat_templates_of,
 )
-from refllm.install import how_to_install
-from refllm.loading import LlamaModel, load_path
-from refllm.tokenizer import Tokenizer
-from refllm.weights import open_weights
+from refllm.checkpoints.open import open_weights
+from refllm.errors import how_to_install
+from refllm.files.accounting.ledger import Ledger
+from refllm.models.load import LlamaModel, load_path
+from refllm.tokenizer.base import Tokenizer
 from tests.model_files import tiny_llama_folder, tiny_llama_gguf
 from tests.peer_values import peer_values
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from refllm import chat_renderer
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.chat_renderer import Limits, Renderer
+from refllm.checkpoints import chat_renderer
+from refllm.checkpoints.chat_renderer import Limits, Renderer
 from tests.conftest import HUNG_SECONDS
 
-CHILD = [sys.executable, "-m", "refllm.chat_renderer_child"]
+CHILD = [sys.executable, "-m", "refllm.checkpoints.chat_renderer_child"]
 SECONDS = HUNG_SECONDS
 # Ten thousand million rounds: minutes, unless something ends them.
 LONG = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
@@ -143,7 +143,7 @@ def test_a_renderer_that_is_closed_has_no_child_and_renders_no_more() -> None:
 def test_a_process_that_was_forked_off_starts_its_own_child() -> None:
     program = """
 import os, sys
-from refllm.chat_renderer import default_renderer as renderer
+from refllm.checkpoints.chat_renderer import default_renderer as renderer
 def ids():
     return {child.process_id for child in renderer.children}
 renderer.render("a", {})
@@ -163,7 +163,7 @@ print(ids() == before)
 def test_a_process_ends_while_a_template_is_rendered_and_so_does_the_child() -> None:
     program = f"""
 import threading
-from refllm.chat_renderer import Child, Limits, Renderer
+from refllm.checkpoints.chat_renderer import Child, Limits, Renderer
 renderer, started = Renderer(Limits(seconds=3600)), threading.Event()
 write = Child.write
 def noted(child, data):
@@ -210,10 +210,12 @@ def test_a_child_without_a_parent_ends_itself_where_it_is_late() -> None:
 
 
 def test_a_child_imports_nothing_that_computes() -> None:
-    program = "import sys, refllm.chat_renderer_child; print(*sys.modules)"
+    program = "import sys, refllm.checkpoints.chat_renderer_child; print(*sys.modules)"
     modules = set(output_of(program).split())
     assert "jinja2" in modules
-    assert not {"numpy", "numba", "gguf", "tokenizers", "refllm.chat_renderer"} & modules
+    assert (
+        not {"numpy", "numba", "gguf", "tokenizers", "refllm.checkpoints.chat_renderer"} & modules
+    )
 
 
 def test_a_template_finds_nothing_of_the_parent_s_environment(
@@ -227,7 +229,7 @@ def test_a_template_finds_nothing_of_the_parent_s_environment(
         started.append(options["env"])
         return popen(*args, **options)
 
-    monkeypatch.setattr("refllm.chat_renderer.subprocess.Popen", noting)
+    monkeypatch.setattr("refllm.checkpoints.chat_renderer.subprocess.Popen", noting)
     with Renderer(Limits(seconds=SECONDS)) as renderer:
         renderer.render("a", {})
     assert len(started) == 1
@@ -236,6 +238,6 @@ def test_a_template_finds_nothing_of_the_parent_s_environment(
 
 
 def test_an_old_jinja_whose_sandbox_can_be_left_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refllm.chat_renderer.OLDEST_JINJA", (99, 0, 1))
+    monkeypatch.setattr("refllm.checkpoints.chat_renderer.OLDEST_JINJA", (99, 0, 1))
     with Renderer() as renderer, pytest.raises(LlmRuntimeError, match=r"jinja2 99\.0\.1 or newer"):
         renderer.render("a", {})

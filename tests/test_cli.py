@@ -22,7 +22,7 @@ from refllm.cli import app
 from refllm.cli.common import model_of
 from refllm.engine import LocalEngine
 from refllm.generate import Chunk, Wishes
-from refllm.pull import Progress
+from refllm.models.pull import Progress
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf, tiny_llama_gguf
 
 NO_MODEL = "no-such-model"
@@ -354,7 +354,7 @@ class TestModels:
                     progress(done, 60)
             return Path("models", name)
 
-        monkeypatch.setattr("refllm.pull.pull", pull)
+        monkeypatch.setattr("refllm.models.pull.pull", pull)
         return asked
 
     @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from refllm.cli import app
 from refllm.conform.profiles import profile_names
-from refllm.install import how_to_install
+from refllm.errors import how_to_install
 from tests.conftest import PROJECT
 
 EXAMPLE = f"{sys.executable} {PROJECT / 'docs' / 'harnesses' / 'harness.py'}"
@@ -134,7 +134,7 @@ def test_a_component_that_needs_a_missing_package_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wasmtime", None)
     for name in ("guest", "host"):  # which would be imported already
-        monkeypatch.delitem(sys.modules, f"refllm.spin.wasm.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"refllm.wasm.{name}", raising=False)
     (tmp_path / "app.wasm").write_bytes(b"")
     code, printed, said = conform(tmp_path / "app.wasm")
     assert (code, printed) == (2, "")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from refllm.weights import open_weights
+from refllm.checkpoints.open import open_weights
 from tests.model_files import tiny_bert_folder, tiny_llama_gguf
 from tests.test_cli import answer, refllm
 

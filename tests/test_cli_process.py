@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from refllm import __version__
-from refllm.weights import open_weights
+from refllm.checkpoints.open import open_weights
 from tests.conftest import HUNG_SECONDS
 from tests.model_files import tiny_bert_folder, write_gguf
 

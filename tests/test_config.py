@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from refllm.accounting.ledger import Ledger
 from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
-from refllm.config import bert_config, llama_config
+from refllm.checkpoints.config_bert import bert_config
+from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.open import open_weights
+from refllm.files.accounting.ledger import Ledger
 from refllm.llama import LlamaConfig
-from refllm.weights import open_weights
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf, tiny_llama_folder, tiny_llama_gguf
 
 

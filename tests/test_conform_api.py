@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refllm.conform.compare_api import compare_api
-from refllm.conform.compare_numbers import MalformedAnswer
+from refllm.conform.compare.api import compare_api
+from refllm.conform.compare.numbers import MalformedAnswer
 from tests.golden_api import answer, case_named
 
 SPIN = {"protocol": "spin", "status": 200}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from refllm.conform.case import Case, Group
-from refllm.conform.compare import MalformedAnswer, compare
+from refllm.conform.compare import compare
+from refllm.conform.compare.numbers import MalformedAnswer
 from refllm.conform.verdict import Difference
 
 

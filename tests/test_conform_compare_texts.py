@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from refllm.conform.case import Case
-from refllm.conform.compare import MalformedAnswer, compare
+from refllm.conform.compare import compare
+from refllm.conform.compare.numbers import MalformedAnswer
 from refllm.conform.verdict import Difference
 
 USAGE = {"prompt_token_count": 5, "generated_token_count": 3}

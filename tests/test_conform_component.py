@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refllm import embedded
 from refllm.api import InferencingParams
 from refllm.conform.case import Case, Group
-from refllm.conform.component import ComponentTarget
-from refllm.conform.own import SuiteModels
 from refllm.conform.reply import Answer, Broken, NotApplicable, Reply, TargetError
+from refllm.conform.targets.component import ComponentTarget
+from refllm.conform.targets.itself import SuiteModels
 from refllm.engine import LocalEngine
+from refllm.models import bundled
 from tests.guests.build import component
 
 PROMPT = "Once upon a time"
@@ -81,7 +81,7 @@ def test_a_text_is_the_model_s_with_the_case_s_seed(
 @pytest.mark.network
 def test_embeddings_are_the_model_s_float32_numbers(target: ComponentTarget) -> None:
     reply = target.run(case("embeddings", model="tiny-embed", texts=TEXTS))
-    expected = LocalEngine(roots=[embedded.ROOT]).generate_embeddings("tiny-embed", TEXTS)
+    expected = LocalEngine(roots=[bundled.ROOT]).generate_embeddings("tiny-embed", TEXTS)
     assert isinstance(reply, Answer)
     assert np.array_equal(reply.result["embeddings"], np.array(expected.embeddings))
     assert reply.result["usage"] == {"prompt_token_count": expected.usage.prompt_token_count}
@@ -89,7 +89,7 @@ def test_embeddings_are_the_model_s_float32_numbers(target: ComponentTarget) -> 
 
 @pytest.mark.network
 def test_a_case_without_parameters_has_the_interface_s(target: ComponentTarget) -> None:
-    expected = LocalEngine(roots=[embedded.ROOT]).infer("tiny-chat", PROMPT)
+    expected = LocalEngine(roots=[bundled.ROOT]).infer("tiny-chat", PROMPT)
     reply = inferred(target)
     assert isinstance(reply, Answer)
     assert reply.result["text"] == expected.text

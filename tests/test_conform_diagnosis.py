@@ -8,10 +8,11 @@ import pytest
 
 from refllm.conform.case import Case, Group
 from refllm.conform.consequence import consequence_of
+from refllm.conform.faults.causes import SYMPTOMS, symptom_named
+from refllm.conform.faults.diagnosis import findings_of
+from refllm.conform.faults.second_faults import WITHOUT
 from refllm.conform.reply import Answer, Broken
 from refllm.conform.runner import verdict_of
-from refllm.conform.symptoms import SYMPTOMS, findings_of, symptom_named
-from refllm.conform.symptoms.second_faults import WITHOUT
 from refllm.conform.verdict import Consequence, Verdict
 
 USAGE = {"prompt_token_count": 2, "generated_token_count": 3}

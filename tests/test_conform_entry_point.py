@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from refllm.conform.case import GROUPS, Case, Group
-from refllm.conform.entry_point import EntryPointTarget
-from refllm.conform.harness import answer
 from refllm.conform.reply import Answer, Broken, NotApplicable, Reply, Skipped, TargetError
+from refllm.conform.targets.harness import answer
+from refllm.conform.targets.python import EntryPointTarget
 
 NUMBERS = itertools.count()
 
@@ -48,7 +48,7 @@ def reply(target: EntryPointTarget, asked: Case | None = None) -> Reply:
 # --- Harnesses and functions ---------------------------------------------------------------------
 
 HARNESS = """
-from refllm.conform.harness import Skip
+from refllm.conform.targets.harness import Skip
 class it:
     def start(self):
         self.ready = True

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from refllm.conform.case import GROUPS, Case, Group
-from refllm.conform.command import CommandTarget
-from refllm.conform.harness import Skip, serve
 from refllm.conform.reply import Answer, Broken, Reply, Skipped
+from refllm.conform.targets.command import CommandTarget
+from refllm.conform.targets.harness import Skip, serve
 from tests.conform_protocol import follows
 from tests.conftest import PROJECT
 
@@ -172,7 +172,7 @@ def test_serve_ends_with_its_input() -> None:
 def test_a_harness_that_serves_is_a_command(tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
     script.write_text(
-        "from refllm.conform.harness import serve\n"
+        "from refllm.conform.targets.harness import serve\n"
         "class Mine:\n"
         "    def start(self): return {'implementation': {'name': 'mine'}, 'groups': ['quant']}\n"
         "    def run(self, group, asked): raise OSError(asked['why'])\n"

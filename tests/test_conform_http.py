@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from refllm.conform.case import Case, Group
-from refllm.conform.compare_api import compare_api
-from refllm.conform.http import HttpTarget, Protocol
+from refllm.conform.compare.api import compare_api
 from refllm.conform.reply import Answer, NotApplicable, Reply, Skipped, TargetError
+from refllm.conform.targets.http import HttpTarget, Protocol
 from tests.golden_api import (
     CASES,
     GREEDY,

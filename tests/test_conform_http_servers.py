@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from refllm.conform.case import Case
-from refllm.conform.http import HttpTarget, Protocol
 from refllm.conform.reply import Answer, Broken, Reply
+from refllm.conform.targets.http import HttpTarget, Protocol
 from tests.golden_api import GREEDY, case_named, embeddings_case, text_case
 from tests.listening import listening
 
@@ -139,7 +139,7 @@ def test_what_is_no_answer_is_a_breakdown(case: Case, misbehave: Misbehave, said
 
 
 def test_an_answer_that_is_longer_than_any_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refllm.conform.http_exchange.MOST_ANSWER_BYTES", 1000)
+    monkeypatch.setattr("refllm.conform.targets.http_exchange.MOST_ANSWER_BYTES", 1000)
     reply = reply_to(text_case(), sends(200, " " * 1001))
     assert isinstance(reply, Broken)
     assert "the answer is longer than 1000 bytes" in reply.message

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from refllm.cli import app
 from refllm.conform.case import GROUPS
-from refllm.spin.server.process import running_server
+from refllm.testing.server_process import running_server
 from tests.guests.build import component
 
-OWN = f"{sys.executable} -m refllm.conform.own"
+OWN = f"{sys.executable} -m refllm.conform.targets.itself"
 SERVED = {"text", "embeddings", "api"}
 WAYS = [
     pytest.param("python", set(GROUPS), id="python"),
@@ -32,7 +32,7 @@ WAYS = [
 def arguments(way: str, folder: Path) -> Iterator[list[str]]:
     """The target as a user writes it, and its options."""
     if way == "python":
-        yield ["refllm.conform.own:Refllm"]
+        yield ["refllm.conform.targets.itself:Refllm"]
     elif way == "lines":
         yield [OWN]
     elif way == "wasm":

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import pytest
 
 from refllm.conform.case import Case
-from refllm.conform.entry_point import EntryPointTarget
+from refllm.conform.faults.causes import likely_cause, symptom_named
 from refllm.conform.reply import Answer, Reply
 from refllm.conform.runner import verdict_of
 from refllm.conform.suite import load_suite
-from refllm.conform.symptoms import likely_cause, symptom_named
+from refllm.conform.targets.python import EntryPointTarget
 from refllm.conform.verdict import Verdict
 from tests.mutants import Mutant, applied
 from tests.mutants_of_networks import MUTANTS_OF_NETWORKS
@@ -17,7 +17,7 @@ from tests.mutants_of_sampling import MUTANTS_OF_SAMPLING
 from tests.mutants_of_texts import MUTANTS_OF_TEXTS
 
 MUTANTS: tuple[Mutant, ...] = (*MUTANTS_OF_TEXTS, *MUTANTS_OF_SAMPLING, *MUTANTS_OF_NETWORKS)
-REFLLM = "refllm.conform.own:Refllm"
+REFLLM = "refllm.conform.targets.itself:Refllm"
 SHIPPED = frozenset({"tiny-chat", "tiny-embed"})
 # A suite of what takes long is asked in part: so many cases with the fewest tokens.
 FEW = 2

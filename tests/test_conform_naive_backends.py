@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from refllm.api import InferencingParams
 from refllm.cli import app
-from refllm.embedded import ROOT
 from refllm.engine import LocalEngine
+from refllm.models.bundled import ROOT
 from tests.listening import listening
 
 BACKENDS = Path(__file__).parent / "naive_backends"
@@ -112,7 +112,7 @@ def python_server(answers: Answers) -> Iterator[str]:
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             try:
                 self._answer(200, answers(engine, self.path, asked))
-            except Exception as error:  # noqa: BLE001 (as a naive server does)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other end wants to know
                 self._answer(500, f"runtime-error: {type(error).__name__}: {error}")
 
         def _answer(self, status: int, value: object) -> None:

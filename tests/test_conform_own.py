@@ -11,21 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refllm import embedded, engine, llama, sampling
+from refllm import engine, llama, sampling
 from refllm.api import InferencingParams, InferencingResult
 from refllm.conform.case import GROUPS, Case, Group
-from refllm.conform.command import CommandTarget
-from refllm.conform.entry_point import EntryPointTarget
-from refllm.conform.own import Refllm, SuiteModels
 from refllm.conform.reply import Answer, Reply, Skipped
+from refllm.conform.targets.command import CommandTarget
+from refllm.conform.targets.itself import Refllm, SuiteModels
+from refllm.conform.targets.python import EntryPointTarget
 from refllm.conform.wire import to_wire
 from refllm.engine import LocalEngine
-from refllm.loading import LlamaModel, load_path
+from refllm.models import bundled
+from refllm.models.load import LlamaModel, load_path
 
 PROMPT = "Once upon a time"
 GREEDY = {"max_tokens": 5, "temperature": 0.0, "repeat_penalty": 1.0}
 TEXT = {"model": "tiny-chat", "prompt": PROMPT, "params": GREEDY, "seed": "0"}
-TINY_CHAT = embedded.ROOT / "llama" / "tiny-chat.gguf"
+TINY_CHAT = bundled.ROOT / "llama" / "tiny-chat.gguf"
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_a_seed_decides_a_text(own: Refllm) -> None:
     texts = [own.run("text", {**asked, "seed": seed})["text"] for seed in ("1", str(2**64 - 1))]
     params = InferencingParams(**asked["params"])  # type: ignore[arg-type]
     for text, seed in zip(texts, (1, 2**64 - 1), strict=True):
-        expected = LocalEngine(roots=[embedded.ROOT], seed=seed).infer("tiny-chat", PROMPT, params)
+        expected = LocalEngine(roots=[bundled.ROOT], seed=seed).infer("tiny-chat", PROMPT, params)
         assert text == expected.text
     assert texts[0] != texts[1]
 
@@ -215,7 +216,7 @@ def test_embeddings_have_length_1_and_their_texts_can_be_cut(own: Refllm) -> Non
     ],
 )
 def test_the_interface_s_errors_are_results(asked: Mapping[str, Any], says: str) -> None:
-    target = EntryPointTarget("refllm.conform.own:Refllm")
+    target = EntryPointTarget("refllm.conform.targets.itself:Refllm")
     target.start()
     common = {"operation": "infer", "model": "tiny-chat", "prompt": PROMPT}
     reply = target.run(case("api", **{**common, **asked}))
@@ -227,7 +228,7 @@ def test_the_interface_s_errors_are_results(asked: Mapping[str, Any], says: str)
 def test_the_seed_of_a_text_is_gone_when_the_api_is_asked(own: Refllm) -> None:
     own.run("text", {**TEXT, "seed": "5"})
     asked = {"operation": "infer", "model": "tiny-chat", "prompt": PROMPT, "params": None}
-    expected = LocalEngine(roots=[embedded.ROOT]).infer("tiny-chat", PROMPT)
+    expected = LocalEngine(roots=[bundled.ROOT]).infer("tiny-chat", PROMPT)
     assert own.run("api", asked)["text"] == expected.text
 
 
@@ -290,8 +291,8 @@ def wired(reply: Reply) -> Reply:
 
 @pytest.fixture(scope="module")
 def targets() -> Iterator[tuple[EntryPointTarget, CommandTarget]]:
-    here = EntryPointTarget("refllm.conform.own:Refllm")
-    elsewhere = CommandTarget([sys.executable, "-m", "refllm.conform.own"])
+    here = EntryPointTarget("refllm.conform.targets.itself:Refllm")
+    elsewhere = CommandTarget([sys.executable, "-m", "refllm.conform.targets.itself"])
     yield here, elsewhere
     here.stop()
     elsewhere.stop()
@@ -317,7 +318,7 @@ def test_here_and_in_a_process_of_its_own_it_says_the_same(
 
 def test_a_model_that_is_not_here_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refllm.conform.models.suite_model", lambda *_: None)
-    target = EntryPointTarget("refllm.conform.own:Refllm")
+    target = EntryPointTarget("refllm.conform.targets.itself:Refllm")
     target.start()
     reply = target.run(case("tokenizer", model="stories260K", text="a"))
     assert reply == Skipped("the model stories260K is not here")

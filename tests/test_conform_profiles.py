@@ -13,8 +13,7 @@ import pytest
 
 from refllm.api import InferencingParams, InvalidInput, LlmError
 from refllm.conform.case import Case
-from refllm.conform.compare_api import compare_api
-from refllm.conform.http import HttpTarget, Protocol
+from refllm.conform.compare.api import compare_api
 from refllm.conform.profiles import (
     Profile,
     load_profile,
@@ -23,6 +22,7 @@ from refllm.conform.profiles import (
 )
 from refllm.conform.reply import Answer
 from refllm.conform.suite import load_suite
+from refllm.conform.targets.http import HttpTarget, Protocol
 from refllm.conform.wire import decoded
 from refllm.sampling import sample
 from tests.golden_api import CASES, TOKEN, answer, name, serving

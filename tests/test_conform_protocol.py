@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 
 from refllm.conform.case import GROUPS
-from refllm.conform.protocol import ProtocolError, implementation_of, message_of, reply_of
 from refllm.conform.reply import Skipped
+from refllm.conform.targets.protocol import ProtocolError, implementation_of, message_of, reply_of
 from tests.conform_protocol import SCHEMA, follows
 
 HELLO: Mapping[str, Any] = {"version": 1, "implementation": {"name": "n"}, "groups": ["quant"]}

@@ -4,7 +4,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from refllm.conform.report_badge import badge_of
+from refllm.conform.report.badge import badge_of
 from refllm.conform.verdict import Status
 from tests.conform_reports import report, verdict
 

@@ -12,11 +12,11 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from refllm.api import LlmRuntimeError
-from refllm.conform.plot import MOST_POINTS, plot
-from refllm.conform.report_html import html_of
-from refllm.conform.report_values import printable
+from refllm.conform.report.html import html_of
+from refllm.conform.report.plot import MOST_POINTS, plot
+from refllm.conform.report.values import printable
 from refllm.conform.verdict import Difference
-from refllm.install import how_to_install
+from refllm.errors import how_to_install
 from tests.conform_reports import NASTY, of_each_status, report, saying, verdict
 
 VOID = frozenset({"meta", "link", "br", "hr", "img", "input", "source", "wbr"})

@@ -8,12 +8,12 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from refllm.conform.report import Report
-from refllm.conform.report_badge import badge_of
-from refllm.conform.report_html import html_of
-from refllm.conform.report_json import json_of
-from refllm.conform.report_junit import junit_of
-from refllm.conform.report_text import text_of
-from refllm.conform.report_values import printable
+from refllm.conform.report.badge import badge_of
+from refllm.conform.report.html import html_of
+from refllm.conform.report.json import json_of
+from refllm.conform.report.junit import junit_of
+from refllm.conform.report.text import text_of
+from refllm.conform.report.values import printable
 from tests.conform_reports import NASTY, of_each_status, saying
 
 Writer = Callable[[Report], str]

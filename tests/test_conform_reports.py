@@ -16,13 +16,13 @@ import jsonschema
 import numpy as np
 import pytest
 
-from refllm.conform import report_json
 from refllm.conform.case import GROUPS
 from refllm.conform.report import Report, environment_here, without_password
-from refllm.conform.report_html import html_of
-from refllm.conform.report_json import json_of
-from refllm.conform.report_text import progress, text_of
-from refllm.conform.report_values import compared, distance, plain, printable, shown
+from refllm.conform.report import json as report_json
+from refllm.conform.report.html import html_of
+from refllm.conform.report.json import json_of
+from refllm.conform.report.text import progress, text_of
+from refllm.conform.report.values import compared, distance, plain, printable, shown
 from refllm.conform.verdict import CONSEQUENCES, Difference, Status
 from tests.conform_reports import STATUSES, finding, of_each_status, report, verdict
 

@@ -13,12 +13,12 @@ import pytest
 
 from refllm.api import InvalidInput
 from refllm.conform.case import GROUPS
-from refllm.conform.entry_point import EntryPointTarget
-from refllm.conform.own import Refllm
 from refllm.conform.runner import run_cases
 from refllm.conform.suite import Suite, chosen, load_suite
+from refllm.conform.targets.itself import Refllm
+from refllm.conform.targets.python import EntryPointTarget
 from refllm.conform.verdict import Verdict
-from refllm.embedded import ROOT
+from refllm.models.bundled import ROOT
 from tools.goldens import GOLDEN, SUITE_VERSION, manifest, unlike
 
 MANIFEST = json.loads((GOLDEN / "manifest.json").read_text("utf-8"))
@@ -93,7 +93,7 @@ def test_what_chooses_nothing_is_an_error_that_names_it(
 
 @cache
 def own_verdicts() -> tuple[Verdict, ...]:
-    target = EntryPointTarget("refllm.conform.own:Refllm")
+    target = EntryPointTarget("refllm.conform.targets.itself:Refllm")
     implementation = target.start()
     try:
         return run_cases(target, implementation, suite().cases)

@@ -8,15 +8,16 @@ import pytest
 
 from refllm.conform.case import GROUPS, Case, Group
 from refllm.conform.compare import compare
-from refllm.conform.compare_numbers import Doubles, array
+from refllm.conform.compare.numbers import Doubles, array
+from refllm.conform.faults import of_embeddings, of_ops, of_quant
+from refllm.conform.faults.causes import SYMPTOMS, likely_cause
+from refllm.conform.faults.mistaken_sampler import Rule, answer
+from refllm.conform.faults.mistakes_in_sampling import RULES
+from refllm.conform.faults.of_logits import NETWORKS, network_logits
+from refllm.conform.faults.symptom import explained_share
 from refllm.conform.reply import Answer
 from refllm.conform.runner import verdict_of
 from refllm.conform.suite import load_suite
-from refllm.conform.symptoms import SYMPTOMS, likely_cause, of_embeddings, of_ops, of_quant
-from refllm.conform.symptoms.mistaken_sampler import Rule, answer
-from refllm.conform.symptoms.mistakes_in_sampling import RULES
-from refllm.conform.symptoms.of_logits import NETWORKS, network_logits
-from refllm.conform.symptoms.symptom import explained_share
 from refllm.conform.verdict import Verdict
 
 # What does not change tiny-chat: its own base and epsilon, and an output that it shares.

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from refllm.conform.case import Case, Group
+from refllm.conform.faults.causes import likely_cause
+from refllm.conform.faults.of_tokenizer import tiny_chat_tokenizer
 from refllm.conform.reply import Answer
 from refllm.conform.runner import verdict_of
-from refllm.conform.symptoms import likely_cause
-from refllm.conform.symptoms.of_tokenizer import tiny_chat_tokenizer
 
 
 def cause(case: Case, result: dict[str, Any]) -> str | None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from refllm.conform.case import Case, Json
-from refllm.conform.command import CommandTarget
 from refllm.conform.reply import Answer, Broken, Implementation, Skipped, TargetError
+from refllm.conform.targets.command import CommandTarget
 from tests.conform_protocol import follows
 from tests.conftest import HUNG_SECONDS
 
@@ -207,7 +207,7 @@ def flood(descriptor, line):
 def test_a_line_that_is_longer_than_any_answer_is_told(
     harness: StartOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refllm.conform.command.MOST_ANSWER_BYTES", 1000)
+    monkeypatch.setattr("refllm.conform.targets.command.MOST_ANSWER_BYTES", 1000)
     target = harness(STARTED + "os.write(1, b'x' * 1001); forever()")
     target.start()
     assert "printed a line of more than 1000 bytes" in broken_message(target)

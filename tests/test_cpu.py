@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from refllm.kernels.cpu import CPU, Cpu, described
+from refllm.jit.cpu import CPU, Cpu, described
 
 X86 = "x86_64-unknown-linux-gnu"
 BASELINE = Cpu(registers=16, float_lanes=4, converts_halves=False)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from refllm.kernels.cpu_sharing import MS, CpuSharing, waited_ns
-from refllm.kernels.threads import available_cpus, default_threads
+from refllm.jit.cpu_sharing import MS, CpuSharing, waited_ns
+from refllm.jit.threads import available_cpus, default_threads
 
 STEP_NS = MS // 10  # between two kernels
 

@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from refllm.api import LlmRuntimeError
-from refllm.chat_template import chat_template_of
+from refllm.checkpoints.chat_template import chat_template_of
+from refllm.checkpoints.open import open_weights
 from refllm.cli import app
-from refllm.describe import Stored, describe, overview, verify
-from refllm.models import FoundModel
-from refllm.weights import open_weights
+from refllm.models.describe import Stored, describe, overview, verify
+from refllm.models.find import FoundModel
 from tests.model_files import (
     spm_vocabulary,
     tiny_bert_folder,

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from refllm import oracle
-from refllm.config import llama_config
+from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.open import open_weights
 from refllm.llama import Llama, Segment
 from refllm.parameters import Parameters
-from refllm.weights import open_weights
 from tests.conftest import PROJECT, QUICK_FILES
 
 README = (PROJECT / "README.md").read_text("utf-8")

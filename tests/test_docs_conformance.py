@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from refllm.conform.case import GROUPS
-from refllm.conform.protocol import VERSION
+from refllm.conform.targets.protocol import VERSION
 from refllm.conform.verdict import CONSEQUENCES
 from tests.conftest import PROJECT
 from tests.test_conform_naive_backends import BACKENDS, conform, program

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import refllm.accounting
+import refllm.files.accounting
 from tests.conftest import PROJECT
 from tests.test_docs import BLOCK, COMMAND, matches
 from tools.accounting_page import rewritten
@@ -78,8 +78,8 @@ def names_in(table: Mapping[str, object]) -> Iterator[str]:
 
 def test_the_page_has_every_name_of_every_table() -> None:
     names = set()
-    for found in pkgutil.iter_modules(refllm.accounting.__path__):
-        module = importlib.import_module(f"refllm.accounting.{found.name}")
+    for found in pkgutil.iter_modules(refllm.files.accounting.__path__):
+        module = importlib.import_module(f"refllm.files.accounting.{found.name}")
         tables = [getattr(module, name) for name in module.__all__]
         names |= {name for t in tables if isinstance(t, Mapping) for name in names_in(t)}
     assert len(names) > 300

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from refllm.cli.common import MEBIBYTE, PROMPT_CACHE_MIB
-from refllm.embedded import ROOT
-from refllm.loading import LlamaModel, load
-from refllm.prompt_cache import DEFAULT_BYTES
-from refllm.spin.server.process import running_server
-from refllm.spin.server.spin_routes import Options
+from refllm.models.bundled import ROOT
+from refllm.models.load import LlamaModel, load
+from refllm.models.prompt_cache import DEFAULT_BYTES
+from refllm.server.routes_spin import Options
+from refllm.testing.server_process import running_server
 from tests.conftest import PROJECT
 from tests.server import ask
 from tests.test_docs import BLOCK, COMMAND, matches, run
@@ -93,7 +93,7 @@ def test_the_page_names_every_option_of_spin_with_its_default() -> None:
 
 
 def test_the_page_names_every_path_and_every_limit() -> None:
-    server = PROJECT / "refllm" / "spin" / "server"
+    server = PROJECT / "refllm" / "server"
     sources = "".join(file.read_text("utf-8") for file in server.glob("*.py"))
     paths = set(re.findall(r"@(?:app|router)\.\w+\(\s*\"(/\S+?)\"", sources))
     assert len(paths) == 11

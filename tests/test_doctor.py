@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from refllm import doctor
 from refllm.cli import app
 from refllm.doctor import Finding, examine
-from refllm.loading import load_tokenizer
-from refllm.tokenizer_base import Tokenizer
+from refllm.models.load import load_tokenizer
+from refllm.tokenizer.base import Tokenizer
 from tests.model_files import (
     tiny_bert_folder,
     tiny_llama_folder,

@@ -14,8 +14,8 @@ from refllm.api import (
     InferencingParams,
     InvalidInput,
 )
+from refllm.checkpoints.open import open_gguf
 from refllm.engine import LocalEngine
-from refllm.weights import open_gguf
 from tests.engines import GREEDY, vectors
 from tests.model_files import (
     tiny_llama_gguf,

@@ -12,7 +12,7 @@ import pytest
 
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.export import Layout, export, quantize
-from refllm.loading import BertModel, load_path
+from refllm.models.load import BertModel, load_path
 from tests.exports import (
     FOLDERS,
     LAYOUTS,

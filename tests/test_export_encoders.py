@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from refllm.api import ModelNotSupported
+from refllm.checkpoints.open import open_weights
 from refllm.export import Layout, quantize
-from refllm.loading import BertModel, load_path
-from refllm.weights import open_weights
+from refllm.models.load import BertModel, load_path
 from tests.encoder_cases import CASES
 from tests.exported_models import ENCODER_TEXTS, MODELS
 from tests.exports import exported, keys_of, names_in, read

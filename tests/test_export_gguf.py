@@ -11,8 +11,8 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from refllm.export import quantize
-from refllm.export_gguf import FILE_TYPES, fitting_type
-from refllm.quantize import QUANTIZABLE
+from refllm.export.gguf import FILE_TYPES, fitting_type
+from refllm.ggml.encode import QUANTIZABLE
 from tests.exports import (
     exported,
     keys_of,

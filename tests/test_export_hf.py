@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from refllm.api import ModelNotSupported
-from refllm.chat_template import chat_template_of
+from refllm.checkpoints.chat_template import chat_template_of
+from refllm.checkpoints.names import canonical_name, hugging_face_name
+from refllm.checkpoints.open import open_weights
 from refllm.export import Layout, export
-from refllm.export_names import hugging_face_name
-from refllm.models import find_embedding_model, find_inferencing_model
-from refllm.weights import canonical_name, open_weights
+from refllm.models.find import find_embedding_model, find_inferencing_model
 from tests.exports import (
     LAYOUTS,
     LLAMAS,

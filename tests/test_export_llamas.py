@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm.api import ModelNotSupported
-from refllm.loading import LlamaModel, load_path
+from refllm.models.load import LlamaModel, load_path
 from tests.exports import exported
 from tests.llama_variants import FOLDERS, GGUFS, PROMPT
 from tests.test_kernels import same_bits

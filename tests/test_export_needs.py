@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
+from refllm.checkpoints.open import open_weights
 from refllm.export import Layout, quantize
-from refllm.loading import load_path
-from refllm.weights import open_weights
+from refllm.models.load import load_path
 from tests.exports import LAYOUTS, exported
 from tests.model_files import (
     tiny_bert_folder,

@@ -13,10 +13,10 @@ import pytest
 from gguf import LlamaFileType
 from numpy.typing import NDArray
 
-from refllm.embedded import ROOT
+from refllm.checkpoints.open import open_weights
 from refllm.export import quantize
-from refllm.loading import BertModel, LlamaModel, load_path, load_tokenizer
-from refllm.weights import open_weights
+from refllm.models.bundled import ROOT
+from refllm.models.load import BertModel, LlamaModel, load_path, load_tokenizer
 from tests.exports import FOLDERS, LLAMAS, PROMPT, TEXTS, exported, keys_of, result, tensors_of
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf, tiny_llama_folder, tiny_llama_gguf
 from tests.test_kernels import same_bits

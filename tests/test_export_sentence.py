@@ -11,7 +11,7 @@ from gguf import GGUFReader
 from numpy.typing import NDArray
 
 from refllm.api import ModelNotSupported
-from refllm.loading import BertModel, load_path
+from refllm.models.load import BertModel, load_path
 from tests.exports import exported
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf
 from tests.sentence_folders import (

@@ -17,19 +17,20 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import models
 
 from refllm.api import ModelNotSupported
-from refllm.export_model import TokenizerDescription, describe_tokenizer, special_ids_of
-from refllm.export_pieces import pieces_of_gguf, pieces_of_json, pieces_of_model, tokenizer_model
-from refllm.export_tokenizer import tokenizer_files
-from refllm.export_vocab import gguf_spelling, vocabulary_keys
-from refllm.tokenizer import (
-    Tokenizer,
-    tokenizer_from_file,
-    tokenizer_from_folder,
-    tokenizer_from_gguf,
+from refllm.checkpoints.open import Weights
+from refllm.export.gguf_vocabulary import gguf_spelling, vocabulary_keys
+from refllm.export.model import TokenizerDescription, describe_tokenizer, special_ids_of
+from refllm.export.sentencepiece import (
+    pieces_of_gguf,
+    pieces_of_json,
+    pieces_of_model,
+    tokenizer_model,
 )
-from refllm.vocab_gguf import GgufKeys
-from refllm.vocab_wordpiece import bert_spelling
-from refllm.weights import Weights
+from refllm.export.tokenizer_files import tokenizer_files
+from refllm.tokenizer import tokenizer_from_file, tokenizer_from_folder, tokenizer_from_gguf
+from refllm.tokenizer.base import Tokenizer
+from refllm.tokenizer.gguf_keys import GgufKeys
+from refllm.tokenizer.wordpiece import bert_spelling
 from tests.conftest import DATA
 from tests.model_files import spm_vocabulary, write_tokenizer_model
 from tests.token_cases import FOLDERS, write_folder

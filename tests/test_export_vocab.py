@@ -16,15 +16,16 @@ from safetensors.numpy import load_file
 from tokenizers import normalizers
 
 from refllm.api import LlmError, ModelNotSupported
-from refllm.chat_template import chat_template_of, chat_templates_of
-from refllm.export_model import TokenizerDescription, describe_tokenizer
-from refllm.export_tokenizer import tokenizer_files
-from refllm.export_vocab import vocabulary_keys
-from refllm.gguf_writer import packed, write_gguf_file
-from refllm.loading import LlamaModel, load_path
-from refllm.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
-from refllm.weights import Weights, open_weights
-from refllm.weights_gguf import read_gguf
+from refllm.checkpoints.chat_template import chat_template_of, chat_templates_of
+from refllm.checkpoints.gguf import read_gguf
+from refllm.checkpoints.gguf_writer import packed, write_gguf_file
+from refllm.checkpoints.open import Weights, open_weights
+from refllm.export.gguf_vocabulary import vocabulary_keys
+from refllm.export.model import TokenizerDescription, describe_tokenizer
+from refllm.export.tokenizer_files import tokenizer_files
+from refllm.models.load import LlamaModel, load_path
+from refllm.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
+from refllm.tokenizer.base import Tokenizer
 from tests.exported_models import MODELS
 from tests.exports import exported, keys_of, names_in, read
 from tests.model_files import tiny_bert_gguf, tiny_llama_folder, tiny_llama_gguf

@@ -18,14 +18,14 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 import pytest
 
-from refllm.accounting.keys import MAX_KEYS as MOST_KEYS
-from refllm.accounting.keys import Keys
 from refllm.api import LlmRuntimeError
-from refllm.json_values import MAX_TOKENIZER_VALUES, MAX_VALUES
+from refllm.checkpoints.gguf import MAX_HEADER_BYTES, MAX_KEYS, MAX_STRINGS, MAX_TENSORS
+from refllm.checkpoints.mapped_file import MAX_JSON_BYTES
+from refllm.checkpoints.safetensors import MAX_HEADER_VALUES
+from refllm.files.accounting.keys import MAX_KEYS as MOST_KEYS
+from refllm.files.accounting.keys import Keys
+from refllm.files.json_values import MAX_TOKENIZER_VALUES, MAX_VALUES
 from refllm.tokenizer import tokenizer_from_gguf
-from refllm.weights_file import MAX_JSON_BYTES
-from refllm.weights_gguf import MAX_HEADER_BYTES, MAX_KEYS, MAX_STRINGS, MAX_TENSORS
-from refllm.weights_safetensors import MAX_HEADER_VALUES
 from tests.conftest import HUNG_SECONDS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fork, and no getrusage")
@@ -42,7 +42,7 @@ from pathlib import Path
 
 from refllm.api import LlmError
 from refllm.tokenizer import tokenizer_from_folder
-from refllm.weights import open_weights
+from refllm.checkpoints.open import open_weights
 
 unit = 1 if sys.platform == "darwin" else 1024
 for name, read in json.load(sys.stdin):

@@ -10,8 +10,8 @@ import pytest
 
 from refllm.api import InferencingParams, InvalidInput
 from refllm.conform.case import Case
-from refllm.conform.compare_api import compare_api
-from refllm.spin.api_types import API_TYPES
+from refllm.conform.compare.api import compare_api
+from refllm.spin.dialects import API_TYPES
 from tests.golden_api import CASES, FOLDER, answer, name
 from tools.golden_api import document
 

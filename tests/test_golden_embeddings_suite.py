@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm.conform.models import suite_model
-from refllm.embedded import ROOT
 from refllm.engine import LocalEngine
+from refllm.models.bundled import ROOT
 from tests.conftest import PROJECT
 from tools import golden_embeddings
 from tools.golden_embeddings import Question, questions, token_ids_of

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from refllm import oracle
 from refllm.conform.models import model_sha256s
-from refllm.loading import LlamaModel, load_path
+from refllm.models.load import LlamaModel, load_path
 from tests.conftest import PROJECT
 from tools.golden_logits import ARRAYS, Peer, expected, path_of, tolerance
 from tools.oracle_orders import RULE, Model, Variant, logits, open_model

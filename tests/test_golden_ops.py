@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from refllm import oracle
 from refllm.kernels import elementwise
 from refllm.kernels.attention import attention_weights, key_value_buffers
-from refllm.kernels.cached_attention import attention, caches_of
+from refllm.kernels.kv_attention import attention, caches_of
 from refllm.kernels.linear import linear
-from refllm.kernels.panels import pack
+from refllm.kernels.packed.panels import pack
 from refllm.quant import FORMATS, Tensor
 from refllm.rope import rope_frequencies
 from tests.conftest import PROJECT

@@ -18,7 +18,7 @@ from refllm import generate, sampling
 from refllm.api import InferencingParams
 from refllm.conform.models import suite_model
 from refllm.engine import LocalEngine
-from refllm.loading import LlamaModel
+from refllm.models.load import LlamaModel
 from refllm.sampling import Penalties, apply_penalty, uniform
 from tests.conftest import PROJECT
 from tools.golden_text import Question, Subject, case_of, certify, questions, subject_of, write

@@ -13,7 +13,8 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 
-from refllm.tokenizer import NO_LIMIT, Tokenizer, tokenizer_from_gguf
+from refllm.tokenizer import tokenizer_from_gguf
+from refllm.tokenizer.base import NO_LIMIT, Tokenizer
 from tests.conftest import PROJECT
 from tests.vocabularies import TEXTS, gguf_metadata, spm_toy
 from tools.golden_tokenizer import (

@@ -17,12 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from refllm import grammar as grammar_module
-from refllm import grammar_trial
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.engine import LocalEngine
 from refllm.generate import Chunk, Wishes
-from refllm.grammar import (
+from refllm.models.load import load_tokenizer
+from refllm.sampling import PROFILES, Adjustments
+from refllm.tokenizer import grammar as grammar_module
+from refllm.tokenizer import grammar_trial, tokenizer_from_gguf
+from refllm.tokenizer.base import Tokenizer
+from refllm.tokenizer.grammar import (
     JSON_OBJECT,
     MOST_BYTES,
     MOST_DEPTH,
@@ -31,9 +34,6 @@ from refllm.grammar import (
     matcher_of,
     try_grammar,
 )
-from refllm.loading import load_tokenizer
-from refllm.sampling import PROFILES, Adjustments
-from refllm.tokenizer import Tokenizer, tokenizer_from_gguf
 from tests.conftest import DATA
 from tests.vocabularies import CONTROL, bpe_metadata, trained_bpe
 
@@ -444,7 +444,7 @@ def test_a_grammar_whose_process_does_not_end_well_is_refused(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of CPU time")
 def test_the_process_of_a_trial_is_ended_at_its_limit_of_time() -> None:
-    program = "from refllm.grammar_trial import *; limit_resources(1)\nwhile True: pass"
+    program = "from refllm.tokenizer.grammar_trial import *; limit_resources(1)\nwhile True: pass"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode < 0
 
 

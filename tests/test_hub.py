@@ -1,4 +1,4 @@
-"""Tests of `refllm.hub` against a server on loopback that speaks the hub's protocol."""
+"""Tests of `refllm.models.pull.hub` against a server on loopback that speaks the hub's protocol."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from filelock import FileLock
 
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.hub import pull_repository
-from refllm.models import list_models
-from refllm.pull import pull
+from refllm.models.find import list_models
+from refllm.models.pull import pull
+from refllm.models.pull.hub import pull_repository
 from tests.interrupted import killed_at, needs_kill
 from tests.loopback import REVISION, Site, serve, sha256
 
@@ -124,7 +124,7 @@ def test_a_known_name_is_what_the_model_is_called(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "refllm.hub.KNOWN_REPOSITORIES", {"tinyllama-chat": f"{REPO}:small.Q4_0.gguf"}
+        "refllm.models.pull.hub.KNOWN_REPOSITORIES", {"tinyllama-chat": f"{REPO}:small.Q4_0.gguf"}
     )
     publish(site, GGUFS)
     assert pull("tinyllama-chat", root=tmp_path) == tmp_path / "tinyllama-chat.gguf"
@@ -200,11 +200,11 @@ def test_a_repository_is_on_the_hub_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "point", "call"),
     [
-        (REPO, "refllm.hub._is_as_said", 2),
+        (REPO, "refllm.models.pull.hub._is_as_said", 2),
         (REPO, "pathlib.Path.replace", 3),
-        (REPO, "refllm.hub.sync", 1),
+        (REPO, "refllm.models.pull.hub.sync", 1),
         (REPO, "shutil.rmtree", 2),
-        (f"{REPO}:small.Q4_0.gguf", "refllm.hub.sync", 1),
+        (f"{REPO}:small.Q4_0.gguf", "refllm.models.pull.hub.sync", 1),
         (f"{REPO}:small.Q4_0.gguf", "shutil.rmtree", 1),
     ],
 )

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 
-from refllm import install
+from refllm import errors as install
 from tests.conftest import PROJECT
 
 PROJECT_FILE = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -20,7 +20,7 @@ COMMAND = re.compile(r"pip install (?:-\S+ )*'(?:\.|refllm)\[[^'\n]*'")
 
 
 def test_the_pages_have_only_the_commands_that_messages_have() -> None:
-    known = {command for extra in EXTRAS for command in install.commands(extra)}
+    known = {command for extra in EXTRAS for command in install.install_commands(extra)}
     known.add("pip install -e '.[test]'")  # the README's second command, which .ci/run executes
     found = {
         (page.name, command)
@@ -45,7 +45,7 @@ def test_no_other_module_writes_a_command_of_its_own() -> None:
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_a_command_s_last_word_is_a_requirement_with_the_extra(extra: str) -> None:
-    path, address = (command.split("'")[1] for command in install.commands(extra))
+    path, address = (command.split("'")[1] for command in install.install_commands(extra))
     assert path == f".[{extra}]"
     requirement = Requirement(address)
     assert (requirement.name, requirement.extras) == ("refllm", {extra})

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm import oracle_int8
-from refllm.kernels.int8 import INT8_FORMATS, pack_int8, quantize
-from refllm.kernels.jit import use_threads
+from refllm.jit.compile import use_threads
+from refllm.kernels.int8.product import INT8_FORMATS, pack_int8, quantize
 from refllm.kernels.linear import linear
 from refllm.oracle_int8 import D_AT, M_AT
 from refllm.quant import FORMATS, Tensor

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import refllm
-from refllm.kernels.panels import Panels
+from refllm.kernels.packed.panels import Panels
 from refllm.llama import Segment
-from refllm.loading import LlamaModel, load_path
+from refllm.models.load import LlamaModel, load_path
 from tests.model_files import tiny_llama_gguf
 from tests.test_kernels import same_bits
 

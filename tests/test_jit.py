@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import refllm
-from refllm.kernels import cache
-from refllm.kernels.cache import KernelCache, cache_folder, kernel_sources, stamp
-from refllm.kernels.stored import stored
+from refllm.jit import disk_cache as cache
+from refllm.jit.disk_cache import KernelCache, cache_folder, kernel_sources, stamp
+from refllm.jit.stored import stored
 from tests.test_private_files import owned_by_another
 
 DAY = 86400
@@ -68,10 +68,13 @@ def test_another_compiler_is_another_stamp(
 
 def test_every_module_that_a_kernel_is_made_of_is_a_source() -> None:
     package = Path(refllm.__file__).parent
-    kernels = {path.name for path in (package / "kernels").iterdir() if path.suffix == ".py"}
-    names = {path.name for path in kernel_sources()}
-    assert kernels < names
-    assert {"quant.py", "quant_blocks.py", "quant_k.py", "quant_format.py"} < names
+    names = {path.relative_to(package).as_posix() for path in kernel_sources()}
+    folders = [package / name for name in ("jit", "ggml", "kernels")]
+    modules = {
+        path.relative_to(package).as_posix() for each in folders for path in each.rglob("*.py")
+    }
+    assert names == {"quant.py", *modules}
+    assert {"ggml/superblocks.py", "kernels/linear.py", "kernels/packed/tile.py"} < names
 
 
 # --- Where it is ---------------------------------------------------------------------------------

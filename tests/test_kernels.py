@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm import oracle, oracle_int8
+from refllm.jit.compile import use_threads
 from refllm.kernels import elementwise
 from refllm.kernels.attention import (
     attention_over_texts,
@@ -18,12 +19,11 @@ from refllm.kernels.attention import (
     attention_weights,
     key_value_buffers,
 )
-from refllm.kernels.cached_attention import Caches, attention, caches_of, remember
-from refllm.kernels.fields import WIDE_FIELDS
-from refllm.kernels.int8 import pack_int8
-from refllm.kernels.jit import use_threads
+from refllm.kernels.int8.product import pack_int8
+from refllm.kernels.kv_attention import Caches, attention, caches_of, remember
 from refllm.kernels.linear import embedding, linear
-from refllm.kernels.panels import pack
+from refllm.kernels.packed.fields import WIDE_FIELDS
+from refllm.kernels.packed.panels import pack
 from refllm.quant import FORMATS, Tensor
 
 Floats = NDArray[np.float32]

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from refllm.kernels import memory
-from refllm.kernels.memory import LARGE_PAGE, LEAST_BYTES, begin_piece, empty, zeros
+from refllm.jit import buffers as memory
+from refllm.jit.buffers import LARGE_PAGE, LEAST_BYTES, begin_piece, empty, zeros
 
 N = LEAST_BYTES // 4  # floats
 
@@ -111,7 +111,7 @@ def test_what_is_small_is_left_to_numpy() -> None:
 
 def test_a_program_ends_quietly_with_arrays_in_use() -> None:
     program = f"""
-import builtins, refllm.kernels.memory as memory
+import builtins, refllm.jit.buffers as memory
 builtins.kept = memory.empty({N}), [memory.empty({N})]
 """
     done = subprocess.run(

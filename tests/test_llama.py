@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from refllm import oracle
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.config import llama_config
-from refllm.kernels.jit import use_threads
+from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.open import open_weights
+from refllm.jit.compile import use_threads
 from refllm.llama import KVCache, Llama, Segment
 from refllm.parameters import Parameters
 from refllm.quant import Tensor
-from refllm.weights import open_weights
 from tests.model_files import tiny_llama_folder, tiny_llama_gguf
 
 Floats = NDArray[np.float32]

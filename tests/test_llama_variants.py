@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from refllm.loading import LlamaModel, load_path
+from refllm.models.load import LlamaModel, load_path
 from refllm.rope import YarnScaling
 from tests.llama_variants import FOLDERS, GGUFS, PROMPT, SAMPLED
 from tests.model_files import tiny_llama_gguf

@@ -16,14 +16,14 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, InvalidInput
+from refllm.checkpoints.open import open_weights
 from refllm.engine import LocalEngine
-from refllm.kernels.simd import LANES
-from refllm.loaded_models import weight_bytes
-from refllm.loading import LlamaModel, load
-from refllm.spin.server.jobs import Done, EmbeddingJob, Event, Job, TextJob
-from refllm.spin.server.limits import Limits
-from refllm.spin.server.worker import Worker
-from refllm.weights import open_weights
+from refllm.kernels.simd.lanes import LANES
+from refllm.models.load import LlamaModel, load
+from refllm.models.loaded import weight_bytes
+from refllm.server.jobs import Done, EmbeddingJob, Event, Job, TextJob
+from refllm.server.limits import Limits
+from refllm.server.worker import Worker
 from tests.conftest import HUNG_SECONDS
 from tests.model_files import tiny_bert_folder, tiny_llama_gguf
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from refllm.api import InvalidInput
-from refllm.loading import load, load_path
-from refllm.weights_file import map_file, release
+from refllm.checkpoints.mapped_file import map_file, release
+from refllm.models.load import load, load_path
 from tests.model_files import tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
 
 
@@ -55,7 +55,7 @@ def test_unknown_numerics_are_refused(tiny: Path) -> None:
 PEAK = """
 import json, resource, sys
 from pathlib import Path
-from refllm.loading import load_path
+from refllm.models.load import load_path
 load_path(Path(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 model = load_path(Path(sys.argv[2]))

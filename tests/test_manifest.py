@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError
-from refllm.engine import LocalEngine
-from refllm.models import default_roots
+from refllm.models.find import default_roots
+from refllm.spin.component import engine_for
 from refllm.spin.manifest import Component, read_manifest
 from tests.model_files import tiny_llama_gguf
 
@@ -136,7 +136,7 @@ def app(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("named", [".", "spin.toml"])
 def test_a_component_gets_the_models_of_its_application(app: Path, named: str) -> None:
-    engine = LocalEngine.for_component(app / named, "teller", seed=7)
+    engine = engine_for(app / named, "teller", seed=7)
     assert engine.seed == 7
     assert engine.roots == (app / ".spin" / "ai-models", *default_roots())
     result = engine.infer("llama2-chat", "the", InferencingParams(max_tokens=1))
@@ -145,12 +145,12 @@ def test_a_component_gets_the_models_of_its_application(app: Path, named: str) -
 
 def test_a_component_may_use_no_model_that_it_does_not_name(app: Path) -> None:
     with pytest.raises(InvalidInput, match="does not have access to use 'llama2-chat'"):
-        LocalEngine.for_component(app, "silent").infer("llama2-chat", "the")
+        engine_for(app, "silent").infer("llama2-chat", "the")
 
 
 def test_an_unknown_component_is_invalid_input_that_names_those_there_are(app: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
-        LocalEngine.for_component(app, "writer")
+        engine_for(app, "writer")
     said = f"{app / 'spin.toml'}: has no component called 'writer'; it has teller, silent"
     assert str(caught.value) == said
 
@@ -158,16 +158,16 @@ def test_an_unknown_component_is_invalid_input_that_names_those_there_are(app: P
 def test_an_application_without_components_says_so(tmp_path: Path) -> None:
     written(tmp_path, "spin_manifest_version = 2")
     with pytest.raises(InvalidInput, match="it has no component at all"):
-        LocalEngine.for_component(tmp_path, "writer")
+        engine_for(tmp_path, "writer")
 
 
 def test_an_application_in_this_folder_has_its_models_looked_for_once(
     app: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(app)
-    assert LocalEngine.for_component(Path(), "teller").roots == default_roots()
+    assert engine_for(Path(), "teller").roots == default_roots()
 
 
 def test_a_folder_without_a_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(LlmRuntimeError, match=r"spin\.toml: cannot be read: No such file"):
-        LocalEngine.for_component(tmp_path, "teller")
+        engine_for(tmp_path, "teller")

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 import refllm
 from refllm.cli import app
-from refllm.embedded import ROOT
-from refllm.spin.server.process import running_server
+from refllm.models.bundled import ROOT
+from refllm.testing.server_process import running_server
 from tests.conftest import PROJECT
 from tests.server import Answer, ask
 from tests.test_docs import matches

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from refllm.api import LlmError
 from refllm.cli import app
-from refllm.describe import verify
 from refllm.doctor import examine
+from refllm.models.describe import verify
 from tests.model_files import (
     hf_llama_name,
     safetensors_tensor,

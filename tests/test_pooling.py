@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.bert import Bert
-from refllm.config import bert_config
+from refllm.checkpoints.config_bert import bert_config
+from refllm.checkpoints.open import open_weights
+from refllm.checkpoints.sentence_config import SentenceConfig
 from refllm.engine import LocalEngine
 from refllm.kernels.elementwise import gelu_tanh, l2_normalize, mean_rows
 from refllm.kernels.pooling import max_rows, mean_sqrt_rows, relu, weighted_mean_rows
-from refllm.loading import BertModel, load_path
+from refllm.models.load import BertModel, load_path
 from refllm.parameters import Parameters
 from refllm.pooling import Pooling, PoolingMode, SentenceHead
-from refllm.sentence_config import SentenceConfig
-from refllm.weights import open_weights
 from tests.conftest import handed_cases
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf
 from tests.peer_values import peer_values

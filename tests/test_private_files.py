@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refllm.private_files import NotPrivateError, private_folder, read_kept, write_kept
+from refllm.files.private import NotPrivateError, private_folder, read_kept, write_kept
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no owners and no modes")
 

@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError
-from refllm.batching import step_together
-from refllm.embedded import ROOT
 from refllm.engine import LocalEngine
-from refllm.generate import Generation, steps_of
+from refllm.generate import Generation, step_together, steps_of
 from refllm.llama import KVCache, Llama, LlamaConfig
-from refllm.loading import LlamaModel, load
-from refllm.prompt_cache import BLOCK_TOKENS, PromptCache
+from refllm.models.bundled import ROOT
+from refllm.models.load import LlamaModel, load
+from refllm.models.prompt_cache import BLOCK_TOKENS, PromptCache
 from refllm.sampling import PROFILES
 from tests.model_files import tiny_llama_gguf
 

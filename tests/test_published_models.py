@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from refllm.accounting.ledger import Ledger
 from refllm.api import LlmError
 from refllm.doctor import examine
-from refllm.loading import BertModel, account, load_path
+from refllm.files.accounting.ledger import Ledger
+from refllm.models.load import BertModel, account, load_path
 from tests.model_files import tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
 from tests.sentence_folders import pooling, write_sentence_folder
 

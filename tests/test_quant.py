@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 import refllm
 from refllm.api import LlmRuntimeError
+from refllm.ggml.format import f16_to_f32
 from refllm.quant import FORMATS, Tensor
-from refllm.quant_format import f16_to_f32
 from tests.conftest import HUNG_SECONDS
 
 # Where a block of each handwritten format keeps its float16 scales.

@@ -9,7 +9,8 @@ from gguf import quants
 from numpy.typing import NDArray
 
 from refllm.api import InvalidInput
-from refllm.quantize import QUANTIZABLE, quantized
+from refllm.ggml.encode import QUANTIZABLE
+from refllm.quant import quantized
 
 Floats = NDArray[np.float32]
 

@@ -8,8 +8,8 @@ import pytest
 
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.engine import LocalEngine
-from refllm.recording import Call, RecordingEngine
 from refllm.spin.remote import RemoteEngine
+from refllm.testing.recording import Call, RecordingEngine
 from tests.model_files import tiny_bert_gguf, tiny_llama_gguf
 
 SHORT = InferencingParams(max_tokens=5)

@@ -8,7 +8,7 @@ import pytest
 
 from refllm.api import LlmRuntimeError
 from refllm.engine import LocalEngine
-from refllm.models import default_roots
+from refllm.models.find import default_roots
 from refllm.spin.remote import RemoteEngine
 from refllm.spin.runtime_config import engine_from_runtime_config
 from tests.llm_server import CHAT, INFERENCE, answers, serve

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError
-from refllm.kernels import powers
+from refllm.kernels import math64 as powers
 from refllm.sampling import (
     PROFILES,
     apply_penalty,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError
 from refllm.generate import Generation, Wishes, steps_of
-from refllm.loading import LlamaModel, load
+from refllm.models.load import LlamaModel, load
 from refllm.sampling import (
     PROFILES,
     Adjustments,

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from refllm.accounting import sentence_keys
-from refllm.accounting.keys import Known, MustBe
-from refllm.accounting.ledger import Ledger
 from refllm.api import LlmRuntimeError, ModelNotSupported
-from refllm.loading import load_path, load_tokenizer
+from refllm.checkpoints.open import open_weights
+from refllm.checkpoints.sentence_config import SentenceConfig, sentence_config
+from refllm.files.accounting import sentence_keys
+from refllm.files.accounting.keys import Known, MustBe
+from refllm.files.accounting.ledger import Ledger
+from refllm.models.load import load_path, load_tokenizer
 from refllm.pooling import Normalize
-from refllm.sentence_config import SentenceConfig, sentence_config
-from refllm.weights import open_weights
 from tests.model_files import tiny_bert_folder, tiny_bert_gguf
 from tests.sentence_folders import (
     NORMALIZE,

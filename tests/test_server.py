@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, LlmRuntimeError
 from refllm.engine import LocalEngine
-from refllm.spin.server.process import RunningServer, running_server
+from refllm.testing.server_process import RunningServer, running_server
 from tests.conftest import HUNG_SECONDS
 from tests.server import Answer, ask, eventually, is_idle, spin_infer
 

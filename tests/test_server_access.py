@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from refllm.spin.server.process import running_server
+from refllm.testing.server_process import running_server
 from tests.server import ask
 
 PATHS = ["/", "/infer", "/v1/models", "/healthz", "/nothing"]
@@ -160,7 +160,7 @@ def test_the_first_page_has_every_route(url: str) -> None:
 
 
 def test_the_page_of_the_keys_has_them_all(url: str) -> None:
-    from refllm.spin.server.openai_keys import REFUSED, SERVED, WITHOUT_EFFECT
+    from refllm.server.openai_keys import REFUSED, SERVED, WITHOUT_EFFECT
 
     text = ask(url, "/docs").body.decode()
     keys = [*SERVED, *WITHOUT_EFFECT, *REFUSED]

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from refllm.generate import Chunk
-from refllm.spin.server.jobs import Done, Scores, TextEvent
-from refllm.spin.server.openai_answers import Piece, pieces
+from refllm.server.jobs import Done, Scores, TextEvent
+from refllm.server.openai_answers import Piece, pieces
 
 
 def offsets(texts: Sequence[str], stops: Sequence[str] = ()) -> list[int]:

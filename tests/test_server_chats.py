@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from refllm.api import InferencingParams, LlmError
-from refllm.chat_renderer import Limits, Renderer
+from refllm.checkpoints.chat_renderer import Limits, Renderer
 from refllm.engine import LocalEngine
-from refllm.spin.server.jobs import TextJob
-from refllm.spin.server.limits import Limits as ServerLimits
-from refllm.spin.server.process import running_server
+from refllm.server.jobs import TextJob
+from refllm.server.limits import Limits as ServerLimits
+from refllm.testing.server_process import running_server
 from tests.model_files import tiny_llama_gguf
 from tests.server import Answer, ask
 
@@ -106,6 +106,6 @@ def test_a_template_that_takes_too_long_is_one_request_s_error(
     engine, limits = LocalEngine(roots=[models]), ServerLimits()
     job.load(engine, limits)
     with Renderer(Limits(seconds=0.2)) as renderer:
-        monkeypatch.setattr("refllm.chat_template.default_renderer", renderer)
+        monkeypatch.setattr("refllm.checkpoints.chat_template.default_renderer", renderer)
         with pytest.raises(LlmError, match=r"did not finish within 0\.2 seconds$"):
             job.begin(engine, limits)

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from refllm.engine import LocalEngine
-from refllm.spin.server.jobs import Done
-from refllm.spin.server.limits import Limits
-from refllm.spin.server.process import RunningServer, running_server
-from refllm.spin.server.worker import Worker
+from refllm.server.jobs import Done
+from refllm.server.limits import Limits
+from refllm.server.worker import Worker
+from refllm.testing.server_process import RunningServer, running_server
 from tests.conftest import HUNG_SECONDS
 from tests.server import ask, eventually, spin_infer
 from tests.slow_client import BODY_WITHOUT_END
@@ -32,7 +32,8 @@ SECONDS_TO_END = 60  # with a grace time of one, on a machine that does somethin
 # A model, a template and a tokenizer that take longer than any test.
 ENDLESS = f"""
 import time
-from refllm import engine, loading
+from refllm.models import load as loading
+from refllm import engine
 
 def endless(work, is_endless):
     def done(*arguments, **options):

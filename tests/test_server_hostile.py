@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from refllm.spin.server.process import RunningServer, running_server
+from refllm.testing.server_process import RunningServer, running_server
 from tests.conftest import HUNG_SECONDS
 from tests.server import ask, eventually
 

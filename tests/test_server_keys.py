@@ -13,9 +13,9 @@ import pytest
 
 from refllm.api import InferencingParams, InvalidInput, ModelNotSupported
 from refllm.engine import LocalEngine
+from refllm.server.openai_keys import WITHOUT_EFFECT
 from refllm.spin.remote import RemoteEngine
-from refllm.spin.server.openai_keys import WITHOUT_EFFECT
-from refllm.spin.server.process import running_server
+from refllm.testing.server_process import running_server
 from tests.conftest import DATA
 from tests.server import Answer, ask
 

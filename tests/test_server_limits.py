@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from refllm.spin.server.process import running_server
+from refllm.testing.server_process import running_server
 from tests.conftest import HUNG_SECONDS
 from tests.server import Answer, ask, eventually, is_idle
 from tests.slow_client import BODY_WITHOUT_END, HEAD_WITHOUT_END, answer_to_drops

@@ -18,7 +18,7 @@ import pytest
 
 from refllm.api import InferencingParams
 from refllm.engine import LocalEngine
-from refllm.spin.server.process import RunningServer, running_server
+from refllm.testing.server_process import RunningServer, running_server
 from tests.conftest import HUNG_SECONDS
 from tests.server import ask, eventually, is_idle, spin_infer
 
@@ -66,7 +66,7 @@ class Client:
         while time.monotonic() < until:
             try:
                 self.choose.choice(kinds)()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the test fails by it
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other end wants to know
                 self.wrong.append(f"{type(error).__name__}: {error}")
 
     def infer(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from refllm.api import InferencingParams
 from refllm.engine import LocalEngine
-from refllm.spin.server.process import running_server
+from refllm.testing.server_process import running_server
 from tests.server import ask, spin_infer
 
 STORY = "Once upon a time, there was a little boy named Ivan. Ivan loved to play in the barn."

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from refllm.api import InferencingParams
 from refllm.engine import LocalEngine
-from refllm.loading import LlamaModel
-from refllm.spin.server.process import running_server
+from refllm.models.load import LlamaModel
+from refllm.testing.server_process import running_server
 from tests.server import ask
 
 openai: Any = pytest.importorskip("openai", reason="pip install openai")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.embedded import ROOT
-from refllm.spin.server.errors import for_clients
-from refllm.spin.server.process import RunningServer, running_server
+from refllm.models.bundled import ROOT
+from refllm.server.errors import for_clients
+from refllm.testing.server_process import RunningServer, running_server
 from tests.model_files import tiny_llama_folder, tiny_llama_gguf
 from tests.server import Answer, ask
 from tests.tiny_bert import tiny_bert_folder

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from refllm.api import InferencingParams
 from refllm.generate import Wishes
 from refllm.sampling import Adjustments
-from refllm.spin.server.openai_keys import (
+from refllm.server.openai_keys import (
     MESSAGE_REFUSED,
     MESSAGE_SERVED,
     PART_WITHOUT_EFFECT,
@@ -21,7 +21,7 @@ from refllm.spin.server.openai_keys import (
     WITHOUT_EFFECT,
     KeyRefused,
 )
-from refllm.spin.server.openai_requests import (
+from refllm.server.openai_requests import (
     ChatRequest,
     CompletionRequest,
     EmbeddingsRequest,
@@ -285,7 +285,7 @@ def test_keys_that_contradict_each_other_are_refused(
 
 
 def test_the_page_of_the_documentation_has_the_tables(request: pytest.FixtureRequest) -> None:
-    from refllm.spin.server.pages import keys_in_markdown
+    from refllm.server.pages import keys_in_markdown
 
     page = (Path(request.config.rootpath) / "docs" / "serving.md").read_text("utf-8")
     assert keys_in_markdown() in page, "write them with: python -m tools.serving_keys"

@@ -16,12 +16,12 @@ from starlette.types import ASGIApp, Message
 from refllm.api import InferencingParams, LlmRuntimeError
 from refllm.engine import LocalEngine
 from refllm.generate import Chunk
-from refllm.spin.server.app import routes
-from refllm.spin.server.jobs import Done, EmbeddingJob, Event, TextJob
-from refllm.spin.server.limits import Limits
-from refllm.spin.server.metrics import Metrics
-from refllm.spin.server.service import Service
-from refllm.spin.server.worker import Restarting, Worker
+from refllm.server.app import routes
+from refllm.server.jobs import Done, EmbeddingJob, Event, TextJob
+from refllm.server.limits import Limits
+from refllm.server.metrics import Metrics
+from refllm.server.service import Service
+from refllm.server.worker import Restarting, Worker
 from tests.conftest import HUNG_SECONDS
 from tests.server import Answer, spin_infer
 

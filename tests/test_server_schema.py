@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from refllm.spin.server.process import running_server
+from refllm.testing.server_process import running_server
 from tests.conftest import PROJECT
 from tests.server import ask
 

@@ -13,11 +13,11 @@ from pydantic import BaseModel, Field
 
 from refllm.engine import LocalEngine
 from refllm.generate import Wishes
-from refllm.grammar import MOST_DEPTH, json_grammar
-from refllm.spin.server import openai_requests
-from refllm.spin.server.openai_keys import KeyRefused
-from refllm.spin.server.openai_requests import ChatRequest, CompletionRequest
-from refllm.spin.server.process import running_server
+from refllm.server import openai_requests
+from refllm.server.openai_keys import KeyRefused
+from refllm.server.openai_requests import ChatRequest, CompletionRequest
+from refllm.testing.server_process import running_server
+from refllm.tokenizer.grammar import MOST_DEPTH, json_grammar
 from tests.server import Answer, ask
 
 pytest.importorskip("llguidance", reason="the extra grammar is not installed")

@@ -15,11 +15,11 @@ import pytest
 
 from refllm.api import InvalidInput
 from refllm.engine import LocalEngine
-from refllm.spin.server.jobs import Done, EmbeddingJob, Event
-from refllm.spin.server.limits import Limits
-from refllm.spin.server.process import running_server
-from refllm.spin.server.run import bound_socket
-from refllm.spin.server.worker import Busy, Worker
+from refllm.server.jobs import Done, EmbeddingJob, Event
+from refllm.server.limits import Limits
+from refllm.server.run import bound_socket
+from refllm.server.worker import Busy, Worker
+from refllm.testing.server_process import running_server
 from tests.conftest import HUNG_SECONDS
 from tests.server import ask
 

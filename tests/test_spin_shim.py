@@ -25,8 +25,11 @@ from refllm.api import (
     ModelNotSupported,
 )
 from refllm.engine import LocalEngine
-from refllm.recording import RecordingEngine
-from refllm.spin.shim import Err, Request, Response, handle, spin_sdk_backed_by
+from refllm.spin.shim import Request, Response
+from refllm.spin.shim.handlers import handle
+from refllm.spin.shim.install import spin_sdk_backed_by
+from refllm.spin.shim.wit import Err
+from refllm.testing.recording import RecordingEngine
 from tests.model_files import tiny_bert_gguf, tiny_llama_gguf
 
 GET = Request("GET", "/", {}, None)

@@ -10,7 +10,9 @@ from types import ModuleType
 import pytest
 
 from refllm.engine import LocalEngine
-from refllm.spin.shim import Request, Response, handle, spin_sdk_backed_by
+from refllm.spin.shim import Request, Response
+from refllm.spin.shim.handlers import handle
+from refllm.spin.shim.install import spin_sdk_backed_by
 from refllm.spin.shim.sdk import Handler
 
 GET = Request("GET", "/", {}, None)

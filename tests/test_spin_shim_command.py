@@ -10,8 +10,8 @@ from textwrap import dedent
 import pytest
 from typer.testing import CliRunner, Result
 
+from refllm.cli.handle import app
 from refllm.engine import LocalEngine
-from refllm.spin.shim.__main__ import app
 from tests.conftest import HUNG_SECONDS
 from tests.model_files import tiny_llama_gguf
 

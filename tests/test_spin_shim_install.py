@@ -18,7 +18,8 @@ from refllm.api import (
     InferencingResult,
     InferencingUsage,
 )
-from refllm.spin.shim import NotInShim, spin_sdk_backed_by
+from refllm.spin.shim.install import spin_sdk_backed_by
+from refllm.spin.shim.sdk import NotInShim
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
+from refllm.checkpoints.mapped_file import SPLIT_PART
+from refllm.checkpoints.open import open_weights
 from refllm.engine import LocalEngine
 from refllm.export import export
-from refllm.loading import load_path
-from refllm.models import list_models
-from refllm.weights import open_weights
-from refllm.weights_file import SPLIT_PART
+from refllm.models.find import list_models
+from refllm.models.load import load_path
 from tests.exports import result
 from tests.model_files import tiny_llama_folder, tiny_llama_gguf
 from tests.test_kernels import same_bits

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.cli import app
-from refllm.embedded import ROOT, STAND_INS, is_embedded, is_unchanged
 from refllm.engine import LocalEngine
-from refllm.models import list_models
+from refllm.models.bundled import ROOT, STAND_INS, is_embedded, is_unchanged
+from refllm.models.find import list_models
 
 GREETING = "[INST] Hello! [/INST]"
 LLAMAS = sorted(name for name in STAND_INS if STAND_INS[name] == "tiny-chat")

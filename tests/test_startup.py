@@ -148,7 +148,7 @@ def test_a_warning_is_passed_on_and_compiling_is_announced_all_the_same(
 def test_where_no_folder_can_keep_kernels_the_line_names_the_variable(
     kernels: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refllm.kernels.cache.cache_folder", lambda *_: None)
+    monkeypatch.setattr("refllm.jit.disk_cache.cache_folder", lambda *_: None)
     announce_compiling()
     errors = standard_error(io.StringIO(), monkeypatch)
     kernels.info("compiling %s", "linear")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from refllm.api import InvalidInput, LlmRuntimeError
+from refllm.checkpoints.open import open_weights
 from refllm.conform import models
 from refllm.conform.models import MODEL_NAMES, is_shipped_or_made, model_sha256s, suite_model
-from refllm.embedded import SHA256, is_embedded
-from refllm.models import find_model
-from refllm.quantize import QUANTIZABLE
-from refllm.weights import open_weights
+from refllm.ggml.encode import QUANTIZABLE
+from refllm.models.bundled import SHA256, is_embedded
+from refllm.models.find import find_model
 
 
 def made(name: str, folder: Path) -> Path:

@@ -12,11 +12,11 @@ from pathlib import Path
 import numba
 import pytest
 
-from refllm.kernels import threads
-from refllm.kernels.jit import use_threads
-from refllm.kernels.threads import available_cpus, cpu_quota
+from refllm.jit import threads
+from refllm.jit.compile import use_threads
+from refllm.jit.threads import available_cpus, cpu_quota
 from refllm.llama import Segment
-from refllm.loading import LlamaModel, load_path
+from refllm.models.load import LlamaModel, load_path
 from tests.model_files import tiny_llama_gguf
 
 # --- Threads -------------------------------------------------------------------------------------

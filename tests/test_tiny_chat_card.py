@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from refllm.cli import app
-from refllm.embedded import ROOT
-from refllm.loading import LlamaModel, load
+from refllm.models.bundled import ROOT
+from refllm.models.load import LlamaModel, load
 from tools.tiny_chat.plan import Plan
 from tools.tiny_chat.scores import (
     ASKED,

@@ -11,8 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from refllm.api import InvalidInput
-from refllm.tokenizer import Tokenizer, tokenizer_from_file, tokenizer_from_gguf
-from refllm.vocabulary import split_at_tokens
+from refllm.tokenizer import tokenizer_from_file, tokenizer_from_gguf
+from refllm.tokenizer.base import Tokenizer
+from refllm.tokenizer.vocabulary import split_at_tokens
 from tests.vocabularies import (
     CONTROL,
     NORMAL,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from refllm.accounting.ledger import Ledger
-from refllm.accounting.tokenizer_keys import GGUF_BERT_TOKENIZER, GGUF_LLAMA_TOKENIZER
 from refllm.api import ModelNotSupported
-from refllm.loading import account, load_path
-from refllm.pretokenizers import PRE_TOKENIZERS
+from refllm.files.accounting.ledger import Ledger
+from refllm.files.accounting.tokenizer_keys import GGUF_BERT_TOKENIZER, GGUF_LLAMA_TOKENIZER
+from refllm.models.load import account, load_path
 from refllm.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
+from refllm.tokenizer.pretokenizers import PRE_TOKENIZERS
 from tests.model_files import tiny_bert_folder, tiny_llama_folder
 from tests.peer_values import peer_values
 from tests.token_cases import (

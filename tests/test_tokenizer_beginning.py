@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from refllm import tokenizer_base
 from refllm.api import InvalidInput
-from refllm.loading import BertModel, load, load_tokenizer
-from refllm.tokenizer import NO_LIMIT, Tokenizer, tokenizer_from_file
-from refllm.tokenizer_base import LONG_TEXT
+from refllm.models.load import BertModel, load, load_tokenizer
+from refllm.tokenizer import base as tokenizer_base
+from refllm.tokenizer import tokenizer_from_file
+from refllm.tokenizer.base import LONG_TEXT, NO_LIMIT, Tokenizer
 from tests.tiny_bert import tiny_bert_folder, tiny_bert_gguf
 from tests.vocabularies import llama_like_json
 

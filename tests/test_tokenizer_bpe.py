@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from refllm.pretokenizers import PRE_TOKENIZERS
 from refllm.tokenizer import tokenizer_from_gguf
-from refllm.vocab_bpe import BYTE_OF, byte_level_bytes
+from refllm.tokenizer.bpe import BYTE_OF, byte_level_bytes
+from refllm.tokenizer.pretokenizers import PRE_TOKENIZERS
 from tests.vocabularies import (
     CONTROL,
     NORMAL,

@@ -12,14 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refllm.api import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
-from refllm.tokenizer import (
-    Tokenizer,
-    tokenizer_from_file,
-    tokenizer_from_folder,
-    tokenizer_from_gguf,
-)
-from refllm.tokenizer_base import library_errors
-from refllm.vocab_json import JsonTokenizer
+from refllm.tokenizer import tokenizer_from_file, tokenizer_from_folder, tokenizer_from_gguf
+from refllm.tokenizer.base import Tokenizer, library_errors
+from refllm.tokenizer.hf_json import JsonTokenizer
 from tests.model_files import write_tokenizer_model
 from tests.vocabularies import (
     BYTE,

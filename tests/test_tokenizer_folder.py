@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from tokenizers import decoders
 
-from refllm.accounting.ledger import Ledger
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.loading import LlamaModel, load_path
-from refllm.tokenizer import Tokenizer, tokenizer_from_folder
-from refllm.vocab_json import JsonTokenizer
+from refllm.files.accounting.ledger import Ledger
+from refllm.models.load import LlamaModel, load_path
+from refllm.tokenizer import tokenizer_from_folder
+from refllm.tokenizer.base import Tokenizer
+from refllm.tokenizer.hf_json import JsonTokenizer
 from tests.conftest import handed_cases
 from tests.model_files import tiny_llama_folder
 from tests.peer_values import peer_values

@@ -14,7 +14,7 @@ from tokenizers import decoders, models
 
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.tokenizer import tokenizer_from_file, tokenizer_from_folder
-from refllm.vocab_json import JsonTokenizer
+from refllm.tokenizer.hf_json import JsonTokenizer
 from tests.model_files import write_tokenizer_model
 from tests.vocabularies import (
     TEXTS,

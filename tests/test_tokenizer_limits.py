@@ -20,12 +20,16 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers.models import WordLevel
 
-from refllm import vocab_document, vocab_files, vocab_folder, vocab_json, vocab_spm
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.charsmap import check_charsmap
+from refllm.tokenizer import document as vocab_document
+from refllm.tokenizer import folder as vocab_folder
+from refllm.tokenizer import hf_json as vocab_json
+from refllm.tokenizer import older_files as vocab_files
+from refllm.tokenizer import sentencepiece as vocab_spm
 from refllm.tokenizer import tokenizer_from_file, tokenizer_from_folder, tokenizer_from_gguf
-from refllm.vocab_document import check_pipeline, growth_of
-from refllm.vocab_json import JsonTokenizer
+from refllm.tokenizer.charsmap import check_charsmap
+from refllm.tokenizer.document import check_pipeline, growth_of
+from refllm.tokenizer.hf_json import JsonTokenizer
 from tests.model_files import write_tokenizer_model
 from tests.vocabularies import NORMAL, bert_like_json, llama_like_json, spm_toy, wire
 

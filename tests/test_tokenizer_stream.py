@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refllm.tokenizer import Tokenizer, tokenizer_from_file, tokenizer_from_gguf
-from refllm.vocab_json import JsonTokenizer
+from refllm.tokenizer import tokenizer_from_file, tokenizer_from_gguf
+from refllm.tokenizer.base import Tokenizer
+from refllm.tokenizer.hf_json import JsonTokenizer
 from tests.vocabularies import (
     CONTROL,
     TEXTS,

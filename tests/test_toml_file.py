@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refllm.api import LlmRuntimeError
-from refllm.spin.toml_file import MOST_BYTES, MOST_KEY_PARTS, read_toml
+from refllm.spin.toml import MOST_BYTES, MOST_KEY_PARTS, read_toml
 
 DOTTED = ".".join("a" * (MOST_KEY_PARTS + 1))
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from refllm.accounting.ledger import Ledger
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.embedded import ROOT
 from refllm.engine import LocalEngine
 from refllm.export import export
-from refllm.loading import BertModel, load_path
-from refllm.tokenizer import NO_LIMIT, tokenizer_from_gguf
-from refllm.vocab_gguf import DIRECTION, MAX_LENGTH
+from refllm.files.accounting.ledger import Ledger
+from refllm.models.bundled import ROOT
+from refllm.models.load import BertModel, load_path
+from refllm.tokenizer import tokenizer_from_gguf
+from refllm.tokenizer.base import NO_LIMIT
+from refllm.tokenizer.gguf_keys import DIRECTION, MAX_LENGTH
 from tests.conftest import PROJECT
 from tests.test_export_tokenizer import both, folder_words
 from tests.test_export_vocab import in_a_gguf

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.spin.wasm.application import Application, open_application
-from refllm.spin.wasm.files import folder_of
-from refllm.spin.wasm.routes import Route, best_match
+from refllm.wasm.http.application import Application, open_application
+from refllm.wasm.http.files import folder_of
+from refllm.wasm.http.routes import Route, best_match
 
 VERSION_2 = """
 spin_manifest_version = 2

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from refllm.spin.wasm.body import read_body
-from refllm.spin.wasm.connections import Server, text_response
-from refllm.spin.wasm.wasi_http import Response
+from refllm.wasm.http.body import read_body
+from refllm.wasm.http.connections import Server, text_response
+from refllm.wasm.wasi.http import Response
 from tests.conftest import HUNG_SECONDS
 from tests.listening import listening
 from tests.server import eventually

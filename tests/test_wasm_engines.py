@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from refllm.api import InvalidInput
-from refllm.spin.wasm.application import open_application
-from refllm.spin.wasm.engines import engines_of
+from refllm.wasm.http.application import open_application
+from refllm.wasm.http.engines import engines_of
 from tests.model_files import tiny_llama_gguf
 
 MANIFEST = """

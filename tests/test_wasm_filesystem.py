@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from wasmtime.component import Record
 
-from refllm.spin.wasm.guest import Allowance, Guest, Output, Turn
-from refllm.spin.wasm.wasi_filesystem import Descriptor, Folder, Preopens
-from refllm.spin.wasm.wasi_io import InputStream
+from refllm.wasm.guest import Allowance, Guest, Output, Turn
+from refllm.wasm.wasi.filesystem import Descriptor, Folder, Preopens
+from refllm.wasm.wasi.io import InputStream
 
 
 @pytest.fixture

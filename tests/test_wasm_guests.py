@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refllm import embedded
 from refllm.api import InferencingParams
 from refllm.engine import LocalEngine
-from refllm.spin.wasm.host import Host, Program, Services
-from refllm.spin.wasm.wasi_http import Request
+from refllm.models import bundled
+from refllm.wasm.host import Host, Program, Services
+from refllm.wasm.wasi.http import Request
 from tests.guests.build import component
 from tests.guests.models import model_roots
 
@@ -66,7 +66,7 @@ def test_the_documentation_s_example_is_answered_by_a_stand_in(guest: str, host:
     engine = LocalEngine(roots=[], stand_ins=True, allowed_models=["llama2-chat"])
     program = host.load_handler(component(guest))
     response = host.respond(program, Request("GET", "/"), Services(engine))
-    expected = LocalEngine(roots=[embedded.ROOT]).infer("tiny-chat", JOKE)
+    expected = LocalEngine(roots=[bundled.ROOT]).infer("tiny-chat", JOKE)
     assert (response.status, response.body.decode()) == (200, expected.text)
 
 

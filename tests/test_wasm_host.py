@@ -15,10 +15,10 @@ import pytest
 from wasmtime import wat2wasm
 
 from refllm.api import EmbeddingsResult, InferencingParams, InferencingResult, LlmRuntimeError
-from refllm.spin.wasm.files import folder_of
-from refllm.spin.wasm.guest import GuestFailed, Limits, Output
-from refllm.spin.wasm.host import Host, Program, Services
-from refllm.spin.wasm.wasi_http import Request, Response
+from refllm.wasm.guest import GuestFailed, Limits, Output
+from refllm.wasm.host import Host, Program, Services
+from refllm.wasm.http.files import folder_of
+from refllm.wasm.wasi.http import Request, Response
 from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 
@@ -342,7 +342,7 @@ def cached(
 ) -> Path:
     """A component that has been compiled into a new cache, and how often it was is in the log."""
     monkeypatch.setenv("REFLLM_CACHE_DIR", str(tmp_path / "cache"))
-    caplog.set_level(logging.INFO, "refllm.spin.wasm")
+    caplog.set_level(logging.INFO, "refllm.wasm")
     path = written(tmp_path, bytes(wat2wasm("(component)")))
     host.load(path)
     return path

@@ -7,8 +7,8 @@ import threading
 import pytest
 from wasmtime.component import Variant
 
-from refllm.spin.wasm.guest import Allowance, Guest, GuestFailed, Output, Turn
-from refllm.spin.wasm.wasi_http import (
+from refllm.wasm.guest import Allowance, Guest, GuestFailed, Output, Turn
+from refllm.wasm.wasi.http import (
     Fields,
     HttpTypes,
     IncomingBody,
@@ -17,7 +17,7 @@ from refllm.spin.wasm.wasi_http import (
     Request,
     ResponseOutparam,
 )
-from refllm.spin.wasm.wasi_io import Poll
+from refllm.wasm.wasi.io import Poll
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ import pytest
 from wasmtime import wat2wasm
 
 from refllm.api import EmbeddingsResult, InferencingParams, InferencingResult, LlmRuntimeError
-from refllm.spin.wasm.application import open_application
-from refllm.spin.wasm.guest import Allowance, Guest, GuestFailed, Limits, Output, Turn
-from refllm.spin.wasm.host import OFFERED, Host, Services
-from refllm.spin.wasm.memory import PART_OF_TABLES
-from refllm.spin.wasm.port import Port
-from refllm.spin.wasm.spin_llm import inferencing_params
-from refllm.spin.wasm.wasi_io import OutputStream, Pollable
-from refllm.spin.wasm.wit import record
+from refllm.wasm.guest import Allowance, Guest, GuestFailed, Limits, Output, Turn
+from refllm.wasm.host import OFFERED, Host, Services
+from refllm.wasm.http.application import open_application
+from refllm.wasm.http.port import Port
+from refllm.wasm.memory import PART_OF_TABLES
+from refllm.wasm.spin_llm import inferencing_params
+from refllm.wasm.wasi.io import OutputStream, Pollable
+from refllm.wasm.wit import record
 from tests.conftest import HUNG_SECONDS
 
 PAGE_BYTES = 64 * 1024

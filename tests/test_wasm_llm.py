@@ -13,7 +13,7 @@ import pytest
 
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError
 from refllm.engine import LocalEngine
-from refllm.spin.wasm.host import Host, Program, Services
+from refllm.wasm.host import Host, Program, Services
 from tests.guests.build import component
 from tests.guests.models import model_roots
 

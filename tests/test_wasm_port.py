@@ -14,9 +14,9 @@ import pytest
 
 from refllm.api import InvalidInput
 from refllm.engine import LocalEngine
-from refllm.spin.wasm.application import Application, open_application
-from refllm.spin.wasm.host import Host
-from refllm.spin.wasm.port import Port
+from refllm.wasm.host import Host
+from refllm.wasm.http.application import Application, open_application
+from refllm.wasm.http.port import Port
 from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 
@@ -166,7 +166,7 @@ def host_of() -> Iterator[Host]:
 def test_a_guest_that_traps_is_a_500_and_the_log_has_its_standard_error(
     client: http.client.HTTPConnection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "refllm.spin.wasm")
+    caplog.set_level(logging.INFO, "refllm.wasm")
     client.request("GET", "/trap")
     response = client.getresponse()
     assert response.status == 500
@@ -184,7 +184,7 @@ def test_after_a_trap_the_next_request_is_answered(client: http.client.HTTPConne
 def test_what_a_guest_prints_is_logged(
     client: http.client.HTTPConnection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "refllm.spin.wasm")
+    caplog.set_level(logging.INFO, "refllm.wasm")
     client.request("GET", "/say?hello")
     assert echoed(client) is None
     assert "probe| hello\nprobe| hello" in caplog.text

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from wasmtime import wat2wasm
 
-from refllm.engine import LocalEngine
+from refllm.spin.component import engine_for
 from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 from tests.guests.models import model_roots
@@ -82,7 +82,7 @@ def test_an_application_is_announced_and_answers(tmp_path: Path) -> None:
         assert route == f"teller\t{url}/..."
         with urllib.request.urlopen(url, timeout=HUNG_SECONDS) as response:
             text = response.read().decode()
-    assert text == LocalEngine.for_component(app, "teller").infer("llama2-chat", JOKE).text
+    assert text == engine_for(app, "teller").infer("llama2-chat", JOKE).text
 
 
 @pytest.mark.network

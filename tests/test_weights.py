@@ -12,14 +12,9 @@ import numpy as np
 import pytest
 
 from refllm.api import LlmRuntimeError, ModelNotSupported
-from refllm.weights import (
-    Weights,
-    canonical_name,
-    interleaved,
-    open_gguf,
-    open_safetensors,
-    open_weights,
-)
+from refllm.checkpoints.names import canonical_name
+from refllm.checkpoints.open import Weights, open_gguf, open_safetensors, open_weights
+from refllm.checkpoints.rope_layout import interleaved
 from tests.model_files import (
     hf_bert_name,
     hf_llama_name,

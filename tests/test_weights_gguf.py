@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refllm import embedded
 from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
-from refllm.weights import Weights, open_gguf
-from refllm.weights_gguf import read_gguf, read_packed_keys
+from refllm.checkpoints.gguf import read_gguf, read_packed_keys
+from refllm.checkpoints.open import Weights, open_gguf
+from refllm.models import bundled
 from tests.model_files import tiny_llama_gguf, write_gguf
 
 U8, U32, F32_VALUE, STRING, ARRAY, U64 = 0, 4, 6, 8, 9, 10  # metadata types
@@ -117,7 +117,7 @@ def test_metadata_are_the_python_values_that_were_written(tmp_path: Path) -> Non
 
 
 def public_files(data_dir: Path) -> list[Path]:
-    return sorted([*data_dir.rglob("*.gguf"), *embedded.ROOT.rglob("*.gguf")])
+    return sorted([*data_dir.rglob("*.gguf"), *bundled.ROOT.rglob("*.gguf")])
 
 
 def test_files_of_others_are_read_as_by_the_gguf_package(data_dir: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
-from refllm.weights import Weights, open_safetensors
+from refllm.checkpoints.open import Weights, open_safetensors
 from tests.model_files import (
     safetensors_tensor,
     tiny_bert_folder,

@@ -15,12 +15,12 @@ import pytest
 from filelock import FileLock, Timeout
 
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.whole_files import clear_leftovers, require_whole_file, whole_file, whole_folder
+from refllm.files.whole import clear_leftovers, require_whole_file, whole_file, whole_folder
 from tests.exports import names_in
 from tests.interrupted import full_disk, hidden_in, killed_at, needs_kill, paused_at
 
-BEFORE_THE_RENAME = "refllm.whole_files.sync"
-AFTER_THE_RENAME = "refllm.whole_files.shutil.rmtree"
+BEFORE_THE_RENAME = "refllm.files.whole.sync"
+AFTER_THE_RENAME = "refllm.files.whole.shutil.rmtree"
 
 
 def write(path: Path, text: str) -> None:
@@ -363,7 +363,7 @@ class TestKilled:
         assert names_in(tmp_path) == ["model"]
 
     def test_before_the_lock_is_held_an_empty_folder_stays(self, report: Path) -> None:
-        killed_at("refllm.whole_files._lock_in", write, report, "new")
+        killed_at("refllm.files.whole._lock_in", write, report, "new")
         assert len(hidden_in(report.parent)) == 1
         write(report, "new")
         assert names_in(report.parent) == ["report.json"]

@@ -10,9 +10,9 @@ import pytest
 
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.conform.models import suite_model
-from refllm.conform.report_files import KINDS, require_writable, write_reports
+from refllm.conform.report.files import KINDS, require_writable, write_reports
 from refllm.export import LAYOUTS, Layout, export, quantize
-from refllm.models import list_models
+from refllm.models.find import list_models
 from tests.conform_reports import of_each_status
 from tests.exports import exported, names_in, result
 from tests.interrupted import full_disk, hidden_in, killed_at, needs_kill
@@ -21,8 +21,8 @@ from tests.test_cli import answer, refllm
 from tests.test_cli_conform import conform
 from tests.test_kernels import same_bits
 
-WRITTEN = "refllm.whole_files.sync"
-RENAMED = "refllm.whole_files.shutil.rmtree"
+WRITTEN = "refllm.files.whole.sync"
+RENAMED = "refllm.files.whole.shutil.rmtree"
 
 
 class TestReports:
@@ -141,10 +141,10 @@ class TestExports:
     @pytest.mark.parametrize(
         ("layout", "type_name", "point", "call"),
         [
-            ("gguf", "Q8_0", "refllm.gguf_writer.recoded", 3),
+            ("gguf", "Q8_0", "refllm.checkpoints.gguf_writer.recoded", 3),
             ("gguf", "Q8_0", WRITTEN, 1),
             ("gguf", None, "shutil.copyfile", 1),
-            ("hf", None, "refllm.export_hf.recoded", 3),
+            ("hf", None, "refllm.export.huggingface.recoded", 3),
             ("hf", None, WRITTEN, 3),
             ("spin", None, WRITTEN, 1),
         ],
@@ -192,7 +192,8 @@ class TestMadeModels:
     """The models that the golden suite makes of tiny-chat."""
 
     @pytest.mark.parametrize(
-        ("point", "call"), [("refllm.gguf_writer.recoded", 9), (WRITTEN, 1), (WRITTEN, 2)]
+        ("point", "call"),
+        [("refllm.checkpoints.gguf_writer.recoded", 9), (WRITTEN, 1), (WRITTEN, 2)],
     )
     def test_after_a_kill_the_next_run_makes_what_is_not_whole(
         self, point: str, call: int, tmp_path: Path

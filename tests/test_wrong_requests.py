@@ -7,8 +7,8 @@ import json
 import pytest
 from fastapi.exceptions import RequestValidationError
 
-from refllm.spin.server.pages import ROUTES
-from refllm.spin.server.wrong_requests import ELSEWHERE, METHODS, what_is_wrong, wrong_path
+from refllm.server.pages import ROUTES
+from refllm.server.wrong_requests import ELSEWHERE, METHODS, what_is_wrong, wrong_path
 
 
 def test_every_route_that_is_proposed_is_one() -> None:

@@ -2,8 +2,8 @@
 
     python -m tools.accounting_page
 
-What is refused and irrelevant is read from the tables of `refllm.accounting`, which decide it.
-What is computed is listed here, as far as possible from the tables of its readers;
+What is refused and irrelevant is read from the tables of `refllm.files.accounting`, which decide
+it. What is computed is listed here, as far as possible from the tables of its readers;
 `tests/peer_values/*.json` name the libraries that its right values come from.
 """
 
@@ -14,7 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from refllm.accounting import (
+from refllm.checkpoints.config_bert import HIDDEN_ACT
+from refllm.checkpoints.names import FAMILIES
+from refllm.checkpoints.sentence_config import GGUF_POOLING_TYPES, NOT_COMPUTED
+from refllm.files.accounting import (
     bert_keys,
     bert_tensors,
     chat_templates,
@@ -24,13 +27,10 @@ from refllm.accounting import (
     tensors,
     tokenizer_keys,
 )
-from refllm.accounting.keys import Known, MustBe
-from refllm.config_bert import HIDDEN_ACT
+from refllm.files.accounting.keys import Known, MustBe
 from refllm.pooling import ACTIVATIONS, POOLING_MODES
 from refllm.quant import FORMATS
-from refllm.sentence_config import GGUF_POOLING_TYPES, NOT_COMPUTED
 from refllm.tokenizer import GGUF_KINDS, OTHER_KINDS
-from refllm.weights import FAMILIES
 
 __all__ = ["BEGIN", "END", "PAGE", "rewritten", "tables"]
 

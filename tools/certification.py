@@ -34,7 +34,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.api import InferencingParams, as_f32
+from refllm.api import InferencingParams
+from refllm.interface import as_f32
 from refllm.sampling import exp
 
 __all__ = ["Drawing", "first_tie", "largest_harmless_error", "possible_tokens"]

@@ -51,7 +51,7 @@ def peer_logits(model: Path) -> NDArray[np.float32]:
 
 def own_logits(model: Path, numerics: str) -> NDArray[np.float32]:
     """refllm's logits after each token, [200, V]."""
-    from refllm.loading import LlamaModel, load_path
+    from refllm.models.load import LlamaModel, load_path
 
     llama = load_path(model, numerics=numerics)
     if not isinstance(llama, LlamaModel):

@@ -55,7 +55,7 @@ def decimals(values: Floats | float) -> Decimals:
     return np.array([Decimal(x) for x in wide.ravel().tolist()], object).reshape(wide.shape)
 
 
-def exactly(compute: Callable[..., Decimals], **inputs: Any) -> Floats:  # noqa: ANN401
+def exactly(compute: Callable[..., Decimals], **inputs: Any) -> Floats:
     """compute(**inputs) at 120 digits, each number rounded once to float32."""
     with decimal.localcontext(prec=DIGITS):
         result = compute(**inputs)

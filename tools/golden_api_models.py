@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from sentencepiece import sentencepiece_model_pb2
 
 from refllm import oracle
-from refllm.config import bert_config, llama_config
-from refllm.embedded import ROOT
-from refllm.weights import open_weights
+from refllm.checkpoints.config_bert import bert_config
+from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.open import open_weights
+from refllm.models.bundled import ROOT
 
 __all__ = ["CHAT", "EMBED", "Chat", "Embed", "GreedyAnswer"]
 
@@ -61,7 +62,7 @@ class GreedyAnswer:
 
 
 class Chat:
-    """tiny-chat: its context, its tokens, and an answer that nobody can get wrong by rounding."""
+    """tiny-chat: its context, its tokens, and an answer that no rounding changes."""
 
     def __init__(self, path: Path = CHAT) -> None:
         self._path = path
@@ -116,7 +117,7 @@ class Chat:
         return logits
 
     @cached_property
-    def _config(self) -> Any:  # noqa: ANN401
+    def _config(self) -> Any:
         return llama_config(open_weights(self._path))
 
     @cached_property
@@ -154,7 +155,7 @@ class Embed:
         return ids
 
     @cached_property
-    def _config(self) -> Any:  # noqa: ANN401
+    def _config(self) -> Any:
         return bert_config(open_weights(self._path))
 
     @cached_property
@@ -162,7 +163,7 @@ class Embed:
         return _decoded(self._path)
 
 
-def _filler(count: Any, n_tokens: int, n_words: int) -> str:  # noqa: ANN401
+def _filler(count: Any, n_tokens: int, n_words: int) -> str:
     for word in WORDS:
         text = " ".join([word] * n_words)
         if count(text) == n_tokens:
@@ -177,7 +178,7 @@ def _decoded(path: Path) -> dict[str, Doubles]:
     }
 
 
-def _sentencepiece(fields: Mapping[str, Any]) -> Any:  # noqa: ANN401 (the library has no types)
+def _sentencepiece(fields: Mapping[str, Any]) -> Any:
     """The library over the vocabulary of a GGUF, with Llama 2's settings."""
     names = ("tokens", "scores", "token_type")
     columns = [fields[f"tokenizer.ggml.{name}"].contents() for name in names]
@@ -193,7 +194,7 @@ def _sentencepiece(fields: Mapping[str, Any]) -> Any:  # noqa: ANN401 (the libra
     return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
 
-def _wordpiece(fields: Mapping[str, Any]) -> Any:  # noqa: ANN401
+def _wordpiece(fields: Mapping[str, Any]) -> Any:
     """The library over the vocabulary of a GGUF, where "▁" begins what "##" does not."""
     pieces = fields["tokenizer.ggml.tokens"].contents()
     vocabulary = {_bert_piece(piece): i for i, piece in enumerate(pieces)}

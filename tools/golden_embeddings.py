@@ -25,8 +25,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm import embedded
-from refllm.loading import BertModel, load
+from refllm.models import bundled
+from refllm.models.load import BertModel, load
 from tools.golden_layout import hexadecimal
 from tools.plain_bert import Mistakes, PlainBert, bert_of_gguf
 
@@ -36,7 +36,7 @@ Json: TypeAlias = Mapping[str, Any]
 Vectors: TypeAlias = NDArray[np.float64]
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "embeddings"
-TINY_EMBED = embedded.ROOT / "bert" / "tiny-embed.gguf"
+TINY_EMBED = bundled.ROOT / "bert" / "tiny-embed.gguf"
 
 TOLERANCE = 1e-6
 # What the order of float64 additions may do to a component.
@@ -236,7 +236,7 @@ def two_digits(x: float) -> float:
     return float(f"{x:.2g}")
 
 
-def layout(value: Any, indent: str = "") -> str:  # noqa: ANN401 (any JSON)
+def layout(value: Any, indent: str = "") -> str:
     """JSON with a line for each member, but a list of plain values on one line."""
     deeper = indent + " "
     if isinstance(value, dict):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from refllm.conform.models import model_sha256s, suite_model
-from refllm.loading import LlamaModel, load_path
+from refllm.models.load import LlamaModel, load_path
 from tools.golden_layout import array, document, hexadecimal, rounded_up
 from tools.oracle_orders import VARIANTS, Model, logits, open_model
 

@@ -73,12 +73,12 @@ def entry(question: Question) -> dict[str, object]:
     return {**result, "quick": True} if question.is_quick else result
 
 
-def as_decimal(name: str, value: Any) -> Any:  # noqa: ANN401
+def as_decimal(name: str, value: Any) -> Any:
     """Arrays and epsilons as decimals, all else as it is."""
     return decimal_ops.decimals(value) if isinstance(value, np.ndarray) or name == "eps" else value
 
 
-def as_json(value: Any) -> object:  # noqa: ANN401
+def as_json(value: Any) -> object:
     """Arrays and floats as golden files have them, all else as it is."""
     if isinstance(value, np.ndarray):
         return array(value)

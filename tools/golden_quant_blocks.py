@@ -22,7 +22,7 @@ __all__ = ["QUICK", "Question", "questions"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Blocks of one format, and why somebody should be asked for their values."""
+    """Blocks of one format, and the reason why the suite has them."""
 
     name: str
     proves: str

@@ -28,13 +28,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm import embedded
 from refllm.api import InferencingParams
 from refllm.conform.models import suite_model
 from refllm.generate import Generation, generate_text, steps_of
-from refllm.loading import LlamaModel, load, load_tokenizer
+from refllm.models import bundled
+from refllm.models.load import LlamaModel, load, load_tokenizer
 from refllm.sampling import sample, uniform
-from refllm.tokenizer import Tokenizer
+from refllm.tokenizer.base import Tokenizer
 from tools.certification import Drawing, first_tie, largest_harmless_error, possible_tokens
 from tools.golden_layout import document, hexadecimal
 from tools.oracle_orders import Model, logits, open_model
@@ -58,7 +58,7 @@ Floats: TypeAlias = NDArray[np.float32]
 Json: TypeAlias = Mapping[str, Any]
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "text"
-TINY_CHAT = embedded.ROOT / "llama" / "tiny-chat.gguf"
+TINY_CHAT = bundled.ROOT / "llama" / "tiny-chat.gguf"
 
 # A text's logits may be off by the first of these that is SAFETY times what was measured.
 LOGIT_ERRORS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)

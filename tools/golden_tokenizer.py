@@ -23,7 +23,7 @@ from typing import Any
 
 from gguf import GGUFReader
 
-from refllm.embedded import ROOT
+from refllm.models.bundled import ROOT
 from refllm.tokenizer import tokenizer_from_gguf
 from tools.golden_tokenizer_readers import Reader, readers_of_metadata
 from tools.make_sampling_goldens import on_lines

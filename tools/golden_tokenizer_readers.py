@@ -261,7 +261,7 @@ def _in_berts_spelling(token: str, kind: int) -> str:
 def readers_of_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Reader]:
     """Two tokenizers of a GGUF file's `tokenizer.ggml.*`, by name, the library first."""
 
-    def value(key: str) -> Any:  # noqa: ANN401 (any metadata)
+    def value(key: str) -> Any:
         return metadata[f"tokenizer.ggml.{key}"]
 
     tokens, types = value("tokens"), value("token_type")

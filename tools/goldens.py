@@ -1,4 +1,4 @@
-"""Writes every golden file of the suite anew, and the manifest: `just goldens`.
+"""Write every golden file of the suite, and the manifest: `just goldens`.
 
     python -m tools.goldens            write them
     python -m tools.goldens check      write them elsewhere, and say which are not the same bytes
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from refllm.conform.case import GROUPS
-from refllm.embedded import ROOT as EMBEDDED
+from refllm.models.bundled import ROOT as EMBEDDED
 
 __all__ = ["GOLDEN", "SUITE_VERSION", "manifest", "unlike"]
 

@@ -33,12 +33,14 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm import embedded, oracle
+from refllm import oracle
 from refllm.bert import Bert
-from refllm.config import bert_config, llama_config
+from refllm.checkpoints.config_bert import bert_config
+from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.open import open_weights
 from refllm.llama import Llama, Segment
+from refllm.models import bundled
 from refllm.parameters import Parameters
-from refllm.weights import open_weights
 from tests.tiny_formats import STORED_AS, bert_of_bits, llama_of_bits
 
 __all__ = ["main"]
@@ -50,8 +52,8 @@ Result: TypeAlias = Mapping[str, object]
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 OUTPUT = GOLDEN / "bits" / "hashes.json"
-TINY_CHAT = embedded.ROOT / "llama" / "tiny-chat.gguf"
-TINY_EMBED = embedded.ROOT / "bert" / "tiny-embed.gguf"
+TINY_CHAT = bundled.ROOT / "llama" / "tiny-chat.gguf"
+TINY_EMBED = bundled.ROOT / "bert" / "tiny-embed.gguf"
 
 BOS = 1
 # The last tokens go through the network one at a time, and a few before them together, so that all

@@ -332,7 +332,7 @@ def golden_draw(seed: int, step: int) -> dict[str, Any]:
     return {"seed": str(seed), "step": step, "output": str(value), "u": u.hex()}
 
 
-def on_lines(value: Any, indent: str = "") -> str:  # noqa: ANN401 - any JSON value
+def on_lines(value: Any, indent: str = "") -> str:
     """JSON with one key on each line, but a list of numbers or strings on a single line."""
     deeper = indent + "  "
     if isinstance(value, dict):

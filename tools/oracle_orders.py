@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from refllm import oracle, oracle_int8
-from refllm.config import llama_config
-from refllm.kernels.int8 import INT8_FORMATS
+from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.open import open_weights
+from refllm.kernels.int8.product import INT8_FORMATS
 from refllm.llama import LlamaConfig
 from refllm.quant import Tensor
-from refllm.weights import open_weights
 
 __all__ = ["VARIANTS", "Model", "Variant", "logits", "open_model"]
 

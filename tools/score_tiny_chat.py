@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from refllm.loading import LlamaModel, load
+from refllm.models.load import LlamaModel, load
 from tools.tiny_chat.plan import Plan
 from tools.tiny_chat.scores import ASKED, PARAMETERS, questions_of_training, scores
 

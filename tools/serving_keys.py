@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from refllm.spin.server.pages import keys_in_markdown
+from refllm.server.pages import keys_in_markdown
 
 PAGE = Path(__file__).parent.parent / "docs" / "serving.md"
 TABLES = re.compile(r"(<!-- keys -->\n).*(<!-- end of keys -->\n)", re.DOTALL)

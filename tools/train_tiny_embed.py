@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refllm.loading import BertModel
-from refllm.weights import open_weights
+from refllm.checkpoints.open import open_weights
+from refllm.models.load import BertModel
 from tools.tiny_embed.gguf_file import write_tiny_embed
 from tools.tiny_embed.network import Shape
 from tools.tiny_embed.scores import bert_of, documents, scores

@@ -1,4 +1,4 @@
-"""What the programs that embed texts share: their actions, and padded batches for who needs them.
+"""What the programs that embed texts share: actions, and padded batches where they are needed.
 
 N texts, B texts of a batch, S tokens of its longest, D width of an embedding.
 """

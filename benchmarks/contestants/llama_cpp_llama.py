@@ -97,7 +97,7 @@ def quantize(source: str, target: str, type_name: str) -> Mapping[str, Any]:
 
 
 def _ignore(level: int, text: bytes, user_data: object) -> None:
-    """A log that nobody reads."""
+    """A log that drops its records."""
 
 
 if __name__ == "__main__":

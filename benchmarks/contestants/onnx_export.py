@@ -30,7 +30,7 @@ class Embedder(torch.nn.Module):
         super().__init__()
         self.bert: Any = BertModel.from_pretrained(folder)
 
-    def forward(self, token_ids: Any, mask: Any, token_types: Any) -> Any:  # noqa: ANN401
+    def forward(self, token_ids: Any, mask: Any, token_types: Any) -> Any:
         """[N, S], three times → [N, D]."""
         x = self.bert.embeddings(input_ids=token_ids, token_type_ids=token_types)  # [N, S, D]
         bias = (1.0 - mask.unsqueeze(1).unsqueeze(2).to(torch.float32)) * HIDDEN  # [N, 1, 1, S]
@@ -41,13 +41,13 @@ class Embedder(torch.nn.Module):
         mean = (x * weights).sum(1) / weights.sum(1)
         return torch.nn.functional.normalize(mean, dim=1)
 
-    def _attention(self, layer: Any, x: Any, bias: Any) -> Any:  # noqa: ANN401
+    def _attention(self, layer: Any, x: Any, bias: Any) -> Any:
         q, k, v = (self._heads(part(x)) for part in (layer.query, layer.key, layer.value))
         scores = torch.matmul(q, k.transpose(-1, -2)) / math.sqrt(q.size(-1)) + bias  # [N, H, S, S]
         merged = torch.matmul(torch.softmax(scores, -1), v).permute(0, 2, 1, 3).contiguous()
         return merged.view(merged.size(0), merged.size(1), self.bert.config.hidden_size)
 
-    def _heads(self, x: Any) -> Any:  # noqa: ANN401
+    def _heads(self, x: Any) -> Any:
         """[N, S, D] → [N, H, S, E]."""
         n_heads = self.bert.config.num_attention_heads
         head_dim = self.bert.config.hidden_size // n_heads

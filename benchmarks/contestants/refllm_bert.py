@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from benchmarks.contestants.embedder import serve_embedder
 from benchmarks.contestants.serve import versions
-from refllm.kernels.jit import use_threads
-from refllm.loading import BertModel, load_path
+from refllm.jit.compile import use_threads
+from refllm.models.load import BertModel, load_path
 
 Floats = NDArray[np.float32]
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from benchmarks.contestants.serve import memory, serve, timed, versions
 from refllm.generate import PROMPT_PIECE
-from refllm.kernels.jit import use_threads
+from refllm.jit.compile import use_threads
 from refllm.llama import KVCache, Llama, Segment
-from refllm.loading import LlamaModel, load_path
+from refllm.models.load import LlamaModel, load_path
 
 Floats = NDArray[np.float32]
 

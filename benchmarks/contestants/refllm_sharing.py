@@ -19,7 +19,7 @@ class Contestant:
 
     work: Callable[[], object]
 
-    def load(self, model: str, threads: int | None, texts: Sequence[str], n_tokens: int) -> Any:  # noqa: ANN401
+    def load(self, model: str, threads: int | None, texts: Sequence[str], n_tokens: int) -> Any:
         """Load the model, and do the work once.
 
         Args:

@@ -134,7 +134,7 @@ class CommandGroup(TyperGroup):
 
     advice = ADVICE
 
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+    def invoke(self, ctx: Any) -> Any:
         """Run the command, whose errors of usage get advice where there is some."""
         try:
             return super().invoke(ctx)
@@ -143,7 +143,7 @@ class CommandGroup(TyperGroup):
                 _advise(error)
             raise
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return what the first argument names. Ends with exit code 2 where it names nothing."""
         word = args[0]
         is_option = word.startswith("-")
@@ -151,7 +151,7 @@ class CommandGroup(TyperGroup):
             self._refuse(ctx, word)
         return super().resolve_command(ctx, args)
 
-    def _refuse(self, ctx: Any, word: str) -> None:  # noqa: ANN401
+    def _refuse(self, ctx: Any, word: str) -> None:
         names = self.list_commands(ctx)
         close = difflib.get_close_matches(word.lower(), names)
         if word.lower() in self.advice:
@@ -169,7 +169,7 @@ class CommandGroup(TyperGroup):
         ctx.fail(f"No such command {word!r}. {remedy}")
 
 
-def _advise(error: Any) -> None:  # noqa: ANN401
+def _advise(error: Any) -> None:
     """Add to the message of a wrong use of a command what is right."""
     option = getattr(error, "option_name", None)
     advice = OTHER_OPTIONS.get(error.ctx.info_name, {}).get(option or "")

@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn, ParamSpec
 
 import typer
 
-from refllm.api import InvalidInput, LlmError, LlmRuntimeError
+from refllm.errors import InvalidInput, LlmError, LlmRuntimeError
 
 __all__ = [
     "FAILED",
@@ -69,7 +69,7 @@ BEGINNINGS: Mapping[bytes, str] = {
 LONGEST_PATH = 1000  # characters of a text that may be a path
 
 MEBIBYTE = 2**20
-PROMPT_CACHE_MIB = 256  # as refllm.prompt_cache.DEFAULT_BYTES, which takes long to import
+PROMPT_CACHE_MIB = 256  # as refllm.models.prompt_cache.DEFAULT_BYTES, which takes long to import
 
 FAILED = 1
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
@@ -78,7 +78,7 @@ NOBODY_READS = 128 + 13  # as a shell reports SIGPIPE
 
 def _names_that_begin_with(incomplete: str) -> list[str]:
     """Return the names of the models that are here, for the shell's completion."""
-    from refllm.models import default_roots, list_models
+    from refllm.models.find import default_roots, list_models
 
     try:
         names = [model.name for model in list_models(default_roots())]
@@ -146,7 +146,7 @@ def model_of(argument: str) -> str | Path:
 
 def names_a_model(argument: str) -> bool:
     """Return whether the argument is the name, and no path, of a model that is here."""
-    from refllm.models import default_roots, has_model
+    from refllm.models.find import default_roots, has_model
 
     try:
         return isinstance(model_of(argument), str) and has_model(argument, default_roots())
@@ -159,7 +159,7 @@ def refuse_swapped(model: str, text: str, command: str) -> None:
 
     A model that another may stand in for is left to the engine.
     """
-    from refllm.embedded import STAND_INS
+    from refllm.models.bundled import STAND_INS
 
     could_be_swapped = isinstance(model_of(model), str) and model not in STAND_INS
     if could_be_swapped and names_a_model(text) and not names_a_model(model):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.cli.common import one_line, write_text
+from refllm.errors import InvalidInput, LlmRuntimeError
 
 if TYPE_CHECKING:
     from refllm.conform.case import Case
@@ -116,8 +116,8 @@ def conform(
     if target is None:
         raise typer.BadParameter("say what to test: a URL, a command, module:object, or a .wasm")
     from refllm.conform.profiles import load_profile, require_known_cases
-    from refllm.conform.report_files import require_writable, write_reports
-    from refllm.conform.report_text import text_of
+    from refllm.conform.report.files import require_writable, write_reports
+    from refllm.conform.report.text import text_of
     from refllm.conform.suite import chosen, load_suite
     from refllm.conform.targets import Options
 
@@ -139,7 +139,7 @@ def conform(
         # What a report needs is asked for before the run and not after it.
         require_writable(files)
         if html is not None:
-            from refllm.conform.report_html import require_packages
+            from refllm.conform.report.html import require_packages
 
             require_packages()
         suite = load_suite()
@@ -193,7 +193,7 @@ def _run(
     """Start the target, ask everything, stop it. Exit code 2 where it does not start."""
     from refllm.conform.reply import TargetError
     from refllm.conform.report import Report, environment_here
-    from refllm.conform.report_text import progress
+    from refllm.conform.report.text import progress
     from refllm.conform.runner import run_cases
     from refllm.conform.targets import target_of
 
@@ -303,7 +303,7 @@ def _absent_models(
 
 def _write_models(folder: Path) -> None:
     from refllm.conform.models import MODEL_NAMES, is_shipped_or_made, suite_model
-    from refllm.whole_files import whole_file
+    from refllm.files.whole import whole_file
 
     with tempfile.TemporaryDirectory() as made:
         for name in filter(is_shipped_or_made, MODEL_NAMES):

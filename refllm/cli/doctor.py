@@ -26,9 +26,9 @@ def doctor(
     Each line is a finding: ok, warning or broken, the check's name and what was found; below it
     stands what mends it. Nothing is changed. Exits with 1 if something is broken.
     """
-    from refllm.api import InvalidInput
     from refllm.doctor import examine
-    from refllm.models import pulled_models_root
+    from refllm.errors import InvalidInput
+    from refllm.models.find import pulled_models_root
 
     if not folder.is_dir():
         raise InvalidInput(f"there is no folder {folder}")

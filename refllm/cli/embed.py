@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refllm.api import EmbeddingsResult
 from refllm.cli.common import (
     STANDARD_STREAM,
     JsonOption,
@@ -31,6 +30,7 @@ from refllm.cli.common import (
 )
 from refllm.cli.text_files import texts_of
 from refllm.cli.waiting import answered_by, engine_of, loading_bar
+from refllm.interface import EmbeddingsResult
 
 if TYPE_CHECKING:
     from refllm.engine import LocalEngine
@@ -92,7 +92,7 @@ def embed(
         refuse_swapped(model, text[0], "embed")
     texts = _texts(text or [], file, field)
     if npy is not None and npy != STANDARD_STREAM:
-        from refllm.whole_files import require_whole_file
+        from refllm.files.whole import require_whole_file
 
         require_whole_file(Path(npy))
     with loading_bar() as bar:
@@ -107,7 +107,7 @@ def embed(
 
 
 def _width(engine: LocalEngine, model: str) -> int:
-    from refllm.loading import BertModel
+    from refllm.models.load import BertModel
 
     loaded = engine.load(model_of(model))
     assert isinstance(loaded, BertModel)  # it has made vectors
@@ -135,7 +135,7 @@ def _print_lines(result: EmbeddingsResult) -> None:
 def _write_npy(file: str, result: EmbeddingsResult, *, width: int) -> None:
     import numpy as np
 
-    from refllm.whole_files import whole_file
+    from refllm.files.whole import whole_file
 
     array = np.array(result.embeddings, np.float32).reshape(-1, width)  # [N, D], also for N = 0
     contents = io.BytesIO()  # numpy.save itself cannot write to a pipe

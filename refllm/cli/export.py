@@ -62,9 +62,9 @@ def quantize(
 
     The line printed says what most of it was and is, and how many bytes all tensors took and take.
     """
-    from refllm.describe import overview
     from refllm.export import quantize as quantize_model
-    from refllm.models import FoundModel
+    from refllm.models.describe import overview
+    from refllm.models.find import FoundModel
 
     name, path = _found(model)
     quantize_model(path, file, type_name=type_)
@@ -75,7 +75,7 @@ def quantize(
 
 def _found(model: str) -> tuple[str, Path]:
     """The model's name, and where it is."""
-    from refllm.models import default_roots, find_model
+    from refllm.models.find import default_roots, find_model
 
     named = model_of(model)
     if isinstance(named, str):

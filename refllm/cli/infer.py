@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refllm.api import InferencingParams, as_f32
 from refllm.cli.common import (
     JsonOption,
     ModelArgument,
@@ -28,6 +27,7 @@ from refllm.cli.common import (
     write_text,
 )
 from refllm.cli.waiting import answered_by, engine_of, loading_bar
+from refllm.interface import InferencingParams, as_f32
 
 if TYPE_CHECKING:
     from refllm.engine import LocalEngine

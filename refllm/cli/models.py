@@ -12,8 +12,8 @@ import typer
 from refllm.cli.common import JsonOption, ModelArgument, model_of, one_line, write_json, write_text
 
 if TYPE_CHECKING:
-    from refllm.describe import Description, Overview
-    from refllm.pull import Source
+    from refllm.models.describe import Description, Overview
+    from refllm.models.pull import Source
 
 __all__ = ["list_", "pull", "show", "verify"]
 
@@ -44,14 +44,14 @@ def pull(
 
 
 def _pull_with_a_bar(name: str, source: Source) -> Path:
-    """`refllm.pull.pull`, with a progress bar on standard error if that is a terminal.
+    """`refllm.models.pull.pull`, with a progress bar on standard error if that is a terminal.
 
     The bar begins with the first byte: the hub's package shows its own bars, and says nothing.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from refllm.pull import pull as pull_model
+    from refllm.models.pull import pull as pull_model
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
@@ -74,8 +74,8 @@ def list_(*, json: JsonOption = False) -> None:
     where nothing is known to compare with. Models are looked for in .spin/ai-models, then in
     $REFLLM_HOME/ai-models (REFLLM_HOME is ~/.refllm unless set); last come those of the package.
     """
-    from refllm.describe import overview
-    from refllm.models import default_roots, list_models
+    from refllm.models.describe import overview
+    from refllm.models.find import default_roots, list_models
 
     found = [overview(model) for model in list_models(default_roots())]
     if json:
@@ -101,7 +101,7 @@ def show(
     json: JsonOption = False,
 ) -> None:
     """Print what MODEL is: its hyperparameters, tensors, tokenizer, template, and memory needed."""
-    from refllm.describe import describe
+    from refllm.models.describe import describe
 
     if accounting:
         _show_accounting(model, json=json)
@@ -116,7 +116,7 @@ def show(
 
 
 def _show_accounting(model: str, *, json: bool) -> None:
-    from refllm.loading import account
+    from refllm.models.load import account
 
     entries = account(_path_of(model)).entries
     if json:
@@ -135,8 +135,8 @@ def verify(*, model: ModelArgument) -> None:
     A tensor or key that is neither used nor listed as irrelevant is an error, too, also a key of a
     JSON file, for which other commands log a warning.
     """
-    from refllm.describe import verify as verify_model
-    from refllm.pull import PUBLISHED, require_published
+    from refllm.models.describe import verify as verify_model
+    from refllm.models.pull import PUBLISHED, require_published
 
     path = _path_of(model)
     if path.name in PUBLISHED and path.is_dir():
@@ -167,7 +167,7 @@ def _table(rows: list[tuple[str, ...]]) -> str:
 
 
 def _path_of(model: str) -> Path:
-    from refllm.models import default_roots, find_model
+    from refllm.models.find import default_roots, find_model
 
     named = model_of(model)
     return named if isinstance(named, Path) else find_model(named, default_roots())

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.cli.common import (
     INTERRUPTED,
     MEBIBYTE,
@@ -31,10 +30,10 @@ from refllm.cli.common import (
     names_a_model,
     write_text,
 )
-from refllm.install import how_to_install
+from refllm.errors import InvalidInput, LlmRuntimeError, how_to_install
 
 if TYPE_CHECKING:
-    from refllm.spin.wasm.application import Application
+    from refllm.wasm.http.application import Application
 
 __all__ = ["run"]
 
@@ -89,15 +88,15 @@ def run(
     SIGTERM ends it with exit code 0.
     """
     try:
-        from refllm.spin.wasm.guest import Limits
-        from refllm.spin.wasm.host import Host
-        from refllm.spin.wasm.port import Port
+        from refllm.wasm.guest import Limits
+        from refllm.wasm.host import Host
+        from refllm.wasm.http.port import Port
     except ModuleNotFoundError as error:
         raise LlmRuntimeError(
             f"refllm run needs the package {error.name}", how_to_install("wasm")
         ) from error
-    from refllm.spin.wasm.application import open_application
-    from refllm.spin.wasm.engines import engines_of
+    from refllm.wasm.http.application import open_application
+    from refllm.wasm.http.engines import engines_of
 
     if names_a_model(str(app)):
         raise InvalidInput(
@@ -151,11 +150,12 @@ def _announcement(url: str, application: Application) -> str:
 def _log_to_standard_error() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    # The line of refllm.compiling is about all kernels; one about the first would repeat it.
+    # The line of refllm.jit.first_compilation is about all kernels; one about the first would
+    # repeat it.
     handler.addFilter(lambda record: record.name != "refllm.kernels")
     logger = logging.getLogger("refllm")
     logger.addHandler(handler)
-    logging.getLogger("refllm.spin.wasm").setLevel(logging.INFO)
+    logging.getLogger("refllm.wasm").setLevel(logging.INFO)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.cli.common import (
     MEBIBYTE,
     PROMPT_CACHE_MIB,
@@ -26,7 +25,7 @@ from refllm.cli.common import (
     ThreadsOption,
     write_text,
 )
-from refllm.install import how_to_install
+from refllm.errors import InvalidInput, LlmRuntimeError, how_to_install
 
 __all__ = ["serve"]
 
@@ -108,15 +107,16 @@ def serve(
     finish within --grace seconds, a second SIGTERM ends that wait; the exit code is 0 in each case.
     """
     try:
-        from refllm.spin.server.app import application
-        from refllm.spin.server.limits import Limits
-        from refllm.spin.server.run import bound_socket
-        from refllm.spin.server.run import serve as answer
+        from refllm.server.app import application
+        from refllm.server.limits import Limits
+        from refllm.server.run import bound_socket
+        from refllm.server.run import serve as answer
     except ModuleNotFoundError as error:
         raise LlmRuntimeError(
             f"refllm serve needs the package {error.name}", how_to_install("server")
         ) from error
     from refllm.engine import LocalEngine
+    from refllm.spin.component import engine_for
 
     options = {
         "seed": seed,
@@ -130,7 +130,7 @@ def serve(
     if app is not None and allow:
         raise typer.BadParameter("choose one of --allow and --app")
     if app is not None:
-        engine = LocalEngine.for_component(app, component or _only_component(app), **options)
+        engine = engine_for(app, component or _only_component(app), **options)
     else:
         engine = LocalEngine(allowed_models=allow or None, **options)  # type: ignore[arg-type]
     limits = Limits(

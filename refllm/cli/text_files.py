@@ -19,7 +19,7 @@ from typing import Any
 
 import typer
 
-from refllm.api import InvalidInput
+from refllm.errors import InvalidInput
 
 __all__ = ["texts_of"]
 
@@ -169,7 +169,7 @@ def _refuse_json(content: str, lines: list[str], name: str) -> None:
         )
 
 
-def _parsed(text: str) -> Any:  # noqa: ANN401 (JSON is anything)
+def _parsed(text: str) -> Any:
     """Return the value. Raises `ValueError` if it is no JSON, or nested too deep."""
     try:
         return json.loads(text)
@@ -177,7 +177,7 @@ def _parsed(text: str) -> Any:  # noqa: ANN401 (JSON is anything)
         raise ValueError("it is nested too deep") from error
 
 
-def _parsed_or_none(text: str) -> Any:  # noqa: ANN401 (JSON is anything)
+def _parsed_or_none(text: str) -> Any:
     try:
         return _parsed(text)
     except ValueError:

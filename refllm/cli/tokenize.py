@@ -21,7 +21,7 @@ from refllm.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from refllm.tokenizer import Tokenizer
+    from refllm.tokenizer.base import Tokenizer
 
 __all__ = ["tokenize"]
 
@@ -44,8 +44,8 @@ def tokenize(
     with a vocabulary and no weights is enough. All tokens of a text are printed, also those that
     are cut off before the model sees it.
     """
-    from refllm.native_messages import hold_native_messages
-    from refllm.tokenizer import NO_LIMIT
+    from refllm.tokenizer.base import NO_LIMIT
+    from refllm.tokenizer.native_messages import hold_native_messages
 
     refuse_swapped(model, text, "tokenize")
     warn_of_a_file(text, f"refllm tokenize {shlex.quote(model)} - < {shlex.quote(text)}")
@@ -71,7 +71,7 @@ def tokenize(
 
 def _tokenizer(model: str | Path) -> Tokenizer:
     """The model's tokenizer alone."""
-    from refllm.loading import load_tokenizer
-    from refllm.models import default_roots, find_model
+    from refllm.models.find import default_roots, find_model
+    from refllm.models.load import load_tokenizer
 
     return load_tokenizer(model if isinstance(model, Path) else find_model(model, default_roots()))

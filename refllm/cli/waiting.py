@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from refllm.compiling import FirstCompilation
+from refllm.jit.first_compilation import FirstCompilation
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from refllm.engine import LocalEngine
-    from refllm.loading import Progress
+    from refllm.models.load import Progress
 
 __all__ = ["announce_compiling", "answered_by", "engine_of", "loading_bar"]
 
@@ -76,7 +76,7 @@ def answered_by(engine: LocalEngine, model: str | Path) -> dict[str, str]:
 def announce_compiling() -> None:
     """Write one line on standard error before this process compiles its first kernel, if it does.
 
-    `refllm.compiling` says what it holds.
+    `refllm.jit.first_compilation` says what it holds.
     """
     FirstCompilation(lambda line: typer.echo(line, err=True)).attach()
 

@@ -9,8 +9,8 @@ A made model is kept in a folder that is named after everything that decides its
     <folder>/9f3c0a6be41d7258/tiny-chat-Q4_0.gguf
     <folder>/9f3c0a6be41d7258/tiny-chat-Q4_0.gguf.sha256
 
-so another tiny-chat, or another quantizer, makes it anew. That folder is a root as `refllm.models`
-describes it.
+so another tiny-chat, or another quantizer, makes it anew. That folder is a root as
+`refllm.models.find` describes it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from refllm import embedded
-from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.export_gguf import write_gguf
-from refllm.export_model import describe
-from refllm.models import default_roots, find_model
-from refllm.quantize import QUANTIZABLE
-from refllm.whole_files import clear_leftovers, whole_file
+import refllm
+from refllm.errors import InvalidInput, LlmRuntimeError, ModelNotSupported
+from refllm.export.gguf import write_gguf
+from refllm.export.model import describe
+from refllm.files.whole import clear_leftovers, whole_file
+from refllm.ggml.encode import QUANTIZABLE
+from refllm.models import bundled
+from refllm.models.find import default_roots, find_model
 
 __all__ = ["MODEL_NAMES", "is_shipped_or_made", "model_sha256s", "suite_model"]
 
 SHIPPED: Mapping[str, Path] = {
-    "tiny-chat": embedded.ROOT / "llama" / "tiny-chat.gguf",
-    "tiny-embed": embedded.ROOT / "bert" / "tiny-embed.gguf",
+    "tiny-chat": bundled.ROOT / "llama" / "tiny-chat.gguf",
+    "tiny-embed": bundled.ROOT / "bert" / "tiny-embed.gguf",
 }
 SOURCE = SHIPPED["tiny-chat"]
 # tiny-chat itself is Q8_0.
@@ -45,7 +46,7 @@ MODEL_NAMES: tuple[str, ...] = (*SHIPPED, *MADE, *ELSEWHERE)
 """Every model that a case may name."""
 
 # What decides how tiny-chat is quantized, besides tiny-chat.
-RECIPE = ("quantize.py", "export_gguf.py", "gguf_writer.py")
+RECIPE = ("quant.py", "ggml/*.py", "export/gguf.py", "checkpoints/gguf_writer.py")
 RECIPE_PACKAGES = ("gguf", "numpy")
 
 
@@ -107,8 +108,9 @@ def _is_whole(path: Path, checksum: Path) -> bool:
 
 def _recipe() -> str:
     """A hash of tiny-chat and of all that quantizes it, 16 hexadecimal digits."""
-    here = Path(embedded.__file__).parent.parent
-    digests = [_sha256(path) for path in (SOURCE, *(here / file for file in RECIPE))]
+    package = Path(refllm.__file__).parent
+    files = sorted(path for pattern in RECIPE for path in package.glob(pattern))
+    digests = [_sha256(path) for path in (SOURCE, *files)]
     versions = [f"{package} {version(package)}" for package in RECIPE_PACKAGES]
     return hashlib.sha256("\n".join([*digests, *versions]).encode()).hexdigest()[:16]
 

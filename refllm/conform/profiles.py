@@ -15,9 +15,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from refllm.api import InvalidInput
 from refllm.conform.suite import golden_root, nearest
-from refllm.spin.toml_file import toml_document
+from refllm.errors import InvalidInput
+from refllm.spin.toml import toml_document
 
 __all__ = ["Deviation", "Profile", "load_profile", "profile_names", "require_known_cases"]
 

@@ -87,7 +87,7 @@ def _message(result: Json) -> str:
     return str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
 
 
-def _is_same(one: Any, other: Any) -> bool:  # noqa: ANN401 (any JSON)
+def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, int | float):
         both_nan = math.isnan(one) and math.isnan(other)
         return both_nan or math.isclose(one, other, rel_tol=ROUNDING, abs_tol=ROUNDING)
@@ -98,7 +98,7 @@ def _is_same(one: Any, other: Any) -> bool:  # noqa: ANN401 (any JSON)
     return bool(one == other)
 
 
-def _first_other(one: Any, other: Any) -> tuple[Any, Any]:  # noqa: ANN401
+def _first_other(one: Any, other: Any) -> tuple[Any, Any]:
     """The innermost values that differ first."""
     if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
         pairs = [(one[key], other[key]) for key in one]

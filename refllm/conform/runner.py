@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from refllm.conform.case import Case, Group, is_drawn
-from refllm.conform.compare import MalformedAnswer, compare
+from refllm.conform.compare import compare
+from refllm.conform.compare.numbers import MalformedAnswer
+from refllm.conform.faults.diagnosis import findings_of
 from refllm.conform.profiles import Profile
 from refllm.conform.repeat import change, kind_of_repeat, times_to_repeat
 from refllm.conform.reply import (
@@ -20,7 +22,6 @@ from refllm.conform.reply import (
     Skipped,
     Target,
 )
-from refllm.conform.symptoms import findings_of
 from refllm.conform.verdict import Difference, Verdict
 
 __all__ = ["run_cases", "verdict_of"]

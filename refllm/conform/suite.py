@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from refllm.api import InvalidInput
 from refllm.conform.case import GROUPS, Case, Group, Json
 from refllm.conform.wire import decoded
+from refllm.errors import InvalidInput
 
 __all__ = ["Suite", "chosen", "golden_root", "load_suite", "nearest"]
 
@@ -132,7 +132,7 @@ def _sampling_case(number: int, entry: Json) -> Case:
     )
 
 
-def _with_arrays(value: Any, folder: Path, files: dict[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
+def _with_arrays(value: Any, folder: Path, files: dict[str, Mapping[str, Any]]) -> Any:
     """The value with every {"file", "tensor"} in it replaced by the array that it names."""
     if isinstance(value, list):
         return [_with_arrays(each, folder, files) for each in value]

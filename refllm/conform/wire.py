@@ -29,7 +29,7 @@ TEXTS = frozenset(
 )
 
 
-def decoded(value: Any) -> Any:  # noqa: ANN401 (any JSON)
+def decoded(value: Any) -> Any:
     """A golden file's value with every float string as a float, texts as they are."""
     if isinstance(value, str):
         if value in SPECIAL or HEXADECIMAL.fullmatch(value):
@@ -42,7 +42,7 @@ def decoded(value: Any) -> Any:  # noqa: ANN401 (any JSON)
     return value
 
 
-def to_wire(value: Any) -> Any:  # noqa: ANN401
+def to_wire(value: Any) -> Any:
     """The value as JSON can carry it: floats that have no JSON number as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
@@ -53,7 +53,7 @@ def to_wire(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def from_wire(value: Any) -> float:  # noqa: ANN401
+def from_wire(value: Any) -> float:
     """A number that a target sent. Errors: `ValueError` where it is none."""
     if isinstance(value, str) and value in SPECIAL:
         return float(value)
@@ -62,7 +62,7 @@ def from_wire(value: Any) -> float:  # noqa: ANN401
     return float(value)
 
 
-def is_nested_deeper(value: Any, most: int) -> bool:  # noqa: ANN401
+def is_nested_deeper(value: Any, most: int) -> bool:
     """Whether lists and objects lie in one another more than `most` deep."""
     if not isinstance(value, CONTAINERS):
         return False

@@ -10,7 +10,7 @@ look at the same keys (a few tokens, G heads each) go through together, so that 
 loaded is used for all of them; their scores, [queries, S], are all that is kept.
 
 Here is what happens to some queries, and attention within texts, as BERT has it; a llama's, over
-caches, stands in `refllm.kernels.cached_attention`.
+caches, stands in `refllm.kernels.kv_attention`.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; grouping: Ainslie et al. 2023, arXiv:2305.13245.
 """
@@ -22,11 +22,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.kernels.jit import inner, jit, parallel_jit, prange
+from refllm.jit.buffers import empty
+from refllm.jit.compile import inner, jit, parallel_jit, prange
 from refllm.kernels.math import exp_f32, largest_of
-from refllm.kernels.memory import empty
-from refllm.kernels.simd import LANES
-from refllm.kernels.tile import add_products
+from refllm.kernels.packed.tile import add_products
+from refllm.kernels.simd.lanes import LANES
 
 __all__ = [
     "attend_queries",

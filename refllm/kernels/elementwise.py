@@ -12,9 +12,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.kernels.jit import inner, jit, parallel_jit, prange
+from refllm.jit.buffers import empty
+from refllm.jit.compile import inner, jit, parallel_jit, prange
 from refllm.kernels.math import exp, gelu_f32, silu_f32, sin_cos
-from refllm.kernels.memory import empty
 
 __all__ = [
     "apply_rope",

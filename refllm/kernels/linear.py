@@ -5,14 +5,15 @@ T rows of x, N rows of w (outputs), D columns of both. A bias b[n] is added to t
 L lanes: the rows of w, and outputs, of one panel; 16 or 64 of them, as the CPU likes it.
 
 A sum from left to right leaves no freedom within one output, so the freedom is taken across
-outputs: L of them are computed side by side (`refllm.kernels.simd`), from L rows of w that lie
-side by side (`refllm.kernels.panels`).
+outputs: L of them are computed side by side (`refllm.kernels.simd.lanes`), from L rows of w that
+lie side by side (`refllm.kernels.packed.panels`).
 
 - One row of x (generating a text): each weight is used once, so it is decoded in registers and
   forgotten.
 - A few rows (several texts that are continued together): the same, for some rows at a time.
 - Many rows (reading a prompt, embedding): a piece of a panel is decoded into a buffer that stays
-  in the cache, and meets all rows of x from there, several at a time (`refllm.kernels.tile`).
+  in the cache, and meets all rows of x from there, several at a time
+  (`refllm.kernels.packed.tile`).
 """
 
 from __future__ import annotations
@@ -24,20 +25,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.kernels import blocks, superblocks
-from refllm.kernels.blocks import FEW
-from refllm.kernels.jit import inner, jit, parallel_jit, prange, specialized
-from refllm.kernels.memory import empty
-from refllm.kernels.panels import Panels
-from refllm.kernels.simd import LANES, load_f32, store, zeros
-from refllm.kernels.simd_rows import load_rows_of, store_rows
-from refllm.kernels.tile import add_products
-from refllm.quant import FORMATS, Format, Tensor
+from refllm.ggml.format import Format
+from refllm.jit.buffers import empty
+from refllm.jit.compile import inner, jit, parallel_jit, prange, specialized
+from refllm.kernels.packed import decode_blocks as blocks
+from refllm.kernels.packed import decode_superblocks as superblocks
+from refllm.kernels.packed.decode_blocks import FEW
+from refllm.kernels.packed.panels import Panels
+from refllm.kernels.packed.tile import add_products
+from refllm.kernels.simd.lanes import LANES, load_f32, store, zeros
+from refllm.kernels.simd.rows import load_rows_of, store_rows
+from refllm.quant import FORMATS, Tensor
 
 __all__ = ["Matrix", "embedding", "linear"]
 
 if TYPE_CHECKING:
-    from refllm.kernels.int8 import Int8Panels
+    from refllm.kernels.int8.product import Int8Panels
 
 Matrix: TypeAlias = "Panels | Int8Panels"
 Rows: TypeAlias = Literal["row", "few", "rows"]
@@ -81,7 +84,8 @@ def linear(x: Floats, *weights: Matrix, bias: Floats | None = None) -> Floats:
     """x [T, D] times the rows of the weights, plus the bias [N]: float32 [T, N].
 
     N counts the rows of all weights [n, D], whose outputs stand side by side in that order. How a
-    weight was packed says by which numerics: exact here, as integers in `refllm.kernels.int8`.
+    weight was packed says by which numerics: exact here, as integers in
+    `refllm.kernels.int8.product`.
     """
     n_tokens = len(x)
     if 1 < n_tokens < FEW:  # a few rows are never fewer than that
@@ -96,7 +100,7 @@ def linear(x: Floats, *weights: Matrix, bias: Floats | None = None) -> Floats:
             kernel(weight.data, x, NO_BIAS if bias is None else bias, out, first, last)
         else:
             # Whoever computes exactly shall not wait for the other kernels.
-            from refllm.kernels.int8 import multiply_int8
+            from refllm.kernels.int8.product import multiply_int8
 
             multiply_int8(x, weight, out, first, last)
             if bias is not None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.kernels.jit import inner
+from refllm.jit.compile import inner
 
 __all__ = [
     "exp",

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.kernels.jit import jit
+from refllm.jit.compile import jit
 from refllm.kernels.math import sigmoid_f32, silu_f32, tanh_f32
 
 __all__ = [

@@ -9,7 +9,7 @@ a list:
                                        ai_models = ["llama2-chat"]
 
 A component without `ai_models` may use none. What else is in the file matters to those who run the
-application: see refllm/spin/wasm/application.py. Source: https://spinframework.dev/manifest-reference.
+application: see refllm/wasm/http/application.py. Source: https://spinframework.dev/manifest-reference.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.spin.toml_file import read_toml, table_of
+from refllm.errors import InvalidInput, LlmRuntimeError
+from refllm.spin.toml import read_toml, table_of
 
 __all__ = [
     "MANIFEST",

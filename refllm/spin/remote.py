@@ -17,18 +17,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from refllm.api import (
-    EmbeddingsResult,
-    InferencingParams,
-    InferencingResult,
-    InvalidInput,
-    LlmError,
-    LlmRuntimeError,
-    ModelNotSupported,
-)
-from refllm.spin.api_types import API_TYPES, WrongShapeError, as_json, parsed
-from refllm.spin.http_post import PORTS, Answer, Limits, post
-from refllm.tokenizer_base import check_text
+from refllm.errors import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
+from refllm.interface import EmbeddingsResult, InferencingParams, InferencingResult
+from refllm.spin.dialects import API_TYPES, WrongShapeError, as_json, parsed
+from refllm.spin.http_client import PORTS, Answer, Limits, post
+from refllm.tokenizer.base import check_text
 
 __all__ = ["RemoteEngine"]
 

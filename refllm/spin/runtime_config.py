@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refllm.api import Engine, InvalidInput, LlmRuntimeError
-from refllm.spin.api_types import API_TYPES
+from refllm.errors import InvalidInput, LlmRuntimeError
+from refllm.interface import Engine
+from refllm.spin.dialects import API_TYPES
 from refllm.spin.remote import RemoteEngine
-from refllm.spin.toml_file import read_toml, table_of
+from refllm.spin.toml import read_toml, table_of
 
 __all__ = ["engine_from_runtime_config"]
 
@@ -63,7 +64,7 @@ def _remote_engine(path: Path, table: Mapping[str, Any]) -> RemoteEngine:
 def _local_engine(path: Path, document: Mapping[str, Any]) -> Engine:
     # Imported here, not above: it brings numba, and whoever asks another machine needs none.
     from refllm.engine import LocalEngine
-    from refllm.models import default_roots
+    from refllm.models.find import default_roots
 
     state_dir = document.get("state_dir", "")
     if not isinstance(state_dir, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refllm import embedded
+from refllm.models import bundled
 from tests.model_files import tiny_llama_gguf
 
 __all__ = ["model_roots"]
@@ -16,4 +16,4 @@ def model_roots(folder: Path) -> tuple[Path, ...]:
     llama.mkdir(parents=True)
     tiny_llama_gguf(llama / "llama2-chat.gguf", seed=1)
     (llama / "broken-chat.gguf").write_bytes(b"GGUF")
-    return embedded.ROOT, folder
+    return bundled.ROOT, folder

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.export_names import hugging_face_name
+from refllm.checkpoints.names import hugging_face_name
 from refllm.quant import FORMATS
 
 __all__ = [

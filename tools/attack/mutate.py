@@ -43,7 +43,7 @@ MOST_NESTED = 300  # deeper than any file, and shallower than CPython's own limi
 MOST_REPEATED = 3000  # of one item: more than any count that a network has
 
 
-def odd_value(random: Random) -> Any:  # noqa: ANN401 - any JSON value
+def odd_value(random: Random) -> Any:
     """A JSON value that is seldom what a reader expects."""
     kind = random.randrange(9)
     if kind == 0:
@@ -68,7 +68,7 @@ def odd_value(random: Random) -> Any:  # noqa: ANN401 - any JSON value
     return nested
 
 
-def damaged_json(random: Random, value: Any, *, n_most: int = 3) -> Any:  # noqa: ANN401
+def damaged_json(random: Random, value: Any, *, n_most: int = 3) -> Any:
     """A copy of a JSON value with one to `n_most` damages, each at a place drawn from all of it."""
     result = [copy.deepcopy(value)]  # a list, so that the whole value has a place, too
     for _ in range(random.randint(1, n_most)):
@@ -80,7 +80,7 @@ def damaged_json(random: Random, value: Any, *, n_most: int = 3) -> Any:  # noqa
     return result[0] if result else None
 
 
-def _places(value: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401
+def _places(value: Any) -> list[tuple[Any, Any]]:
     """Every (container, key or index) in a JSON value, but few of the items of a long list."""
     found: list[tuple[Any, Any]] = []
     waiting = [value]
@@ -94,11 +94,11 @@ def _places(value: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401
     return found
 
 
-def _replace(random: Random, holder: Any, key: Any) -> None:  # noqa: ANN401
+def _replace(random: Random, holder: Any, key: Any) -> None:
     holder[key] = odd_value(random)
 
 
-def _nudge(random: Random, holder: Any, key: Any) -> None:  # noqa: ANN401
+def _nudge(random: Random, holder: Any, key: Any) -> None:
     """A number near the right one, a text with one change, the other truth."""
     value = holder[key]
     if isinstance(value, bool):
@@ -113,24 +113,24 @@ def _nudge(random: Random, holder: Any, key: Any) -> None:  # noqa: ANN401
         holder[key] = odd_value(random)
 
 
-def _remove(random: Random, holder: Any, key: Any) -> None:  # noqa: ANN401
+def _remove(random: Random, holder: Any, key: Any) -> None:
     del holder[key]
 
 
-def _rename(random: Random, holder: Any, key: Any) -> None:  # noqa: ANN401
+def _rename(random: Random, holder: Any, key: Any) -> None:
     if isinstance(holder, dict):
         holder[random.choice((damaged_text(random, key), *ODD_TEXTS))] = holder.pop(key)
     else:
         holder.insert(key, odd_value(random))
 
 
-def _swap(random: Random, holder: Any, key: Any) -> None:  # noqa: ANN401
+def _swap(random: Random, holder: Any, key: Any) -> None:
     keys = [*holder] if isinstance(holder, dict) else [*range(len(holder))]
     other = random.choice(keys)
     holder[key], holder[other] = holder[other], holder[key]
 
 
-def _repeat(random: Random, holder: Any, key: Any) -> None:  # noqa: ANN401
+def _repeat(random: Random, holder: Any, key: Any) -> None:
     if isinstance(holder, dict):
         holder[f"{key}{random.choice(ODD_TEXTS)}"] = holder[key]
     else:
@@ -143,7 +143,7 @@ _DAMAGES: Sequence[Callable[[Random, Any, Any], None]] = (
 )
 
 
-def damaged_json_text(random: Random, value: Any) -> bytes:  # noqa: ANN401
+def damaged_json_text(random: Random, value: Any) -> bytes:
     """A JSON document: mostly a damaged value, well written; sometimes damage to the text."""
     kind = random.random()
     if kind < 0.8:

@@ -8,10 +8,10 @@ from random import Random
 
 import numpy as np
 
-from refllm.describe import describe, verify
-from refllm.loading import NUMERICS, LlamaModel, account, load_path
-from refllm.native_messages import hold_native_messages
-from refllm.tokenizer_base import Tokenizer
+from refllm.models.describe import describe, verify
+from refllm.models.load import NUMERICS, LlamaModel, account, load_path
+from refllm.tokenizer.base import Tokenizer
+from refllm.tokenizer.native_messages import hold_native_messages
 from tools.attack.target import NotFinite
 
 __all__ = ["TEXTS", "View", "read_model", "read_tokenizer", "view_of", "warm_up"]

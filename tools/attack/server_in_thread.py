@@ -43,12 +43,12 @@ def serving_port() -> int:
     """The port of the one server of this process, which serves the models that ship with refllm."""
     import uvicorn
 
-    from refllm.embedded import ROOT
     from refllm.engine import LocalEngine
-    from refllm.spin.server.app import application
-    from refllm.spin.server.connections import connection_class
-    from refllm.spin.server.limits import Limits
-    from refllm.spin.server.run import bound_socket
+    from refllm.models.bundled import ROOT
+    from refllm.server.app import application
+    from refllm.server.connections import connection_class
+    from refllm.server.limits import Limits
+    from refllm.server.run import bound_socket
 
     catch_errors()
     limits = Limits(**LIMITS)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def prepare(_folder: Path) -> None:
 
 def helpers() -> Collection[int]:
     """The processes that render chat templates for the server."""
-    from refllm.chat_renderer import default_renderer
+    from refllm.checkpoints.chat_renderer import default_renderer
 
     return [child.process_id for child in default_renderer.children]
 

@@ -25,7 +25,7 @@ def _key(key: str) -> str:
     return json.dumps(key, ensure_ascii=False)
 
 
-def _value(value: Any, depth: int = 0) -> str:  # noqa: ANN401 - any JSON value
+def _value(value: Any, depth: int = 0) -> str:
     if depth > MOST_NESTED:
         return "0"
     if isinstance(value, Mapping):

@@ -271,7 +271,7 @@ FILES: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def _transformers() -> Any:  # noqa: ANN401 - only the peers' environment has it
+def _transformers() -> Any:
     return import_module("transformers")
 
 
@@ -300,7 +300,7 @@ def rendered(
             tokenize=False,
             add_generation_prompt=True,
         )
-    except Exception as error:  # noqa: BLE001 - every error is a value here
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other end wants to know
         return {**case, "error": type(error).__name__}
     return {**case, "text": text}
 
@@ -309,16 +309,14 @@ def chosen(files: Mapping[str, str]) -> dict[str, Any]:
     """Return a case: the files of a folder, and the template or the name of the error."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(  # noqa: S106 - no password
-            str(folder / "tokenizer.json")
-        )
+        Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))  # noqa: S106
         for file, text in files.items():
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_bytes(text.encode("latin-1"))
         try:
             tokenizer = _transformers().PreTrainedTokenizerFast.from_pretrained(folder)
             template = tokenizer.get_chat_template()
-        except Exception as error:  # noqa: BLE001 - every error is a value here
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other end wants to know
             return {"files": files, "error": type(error).__name__}
     return {"files": files, "template": template}
 

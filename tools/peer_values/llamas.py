@@ -20,7 +20,7 @@ __all__ = ["main"]
 N_LOGITS = 6
 
 
-def of_folder(path: Path) -> Any:  # noqa: ANN401 - the library has no types
+def of_folder(path: Path) -> Any:
     """Return transformers' logits after each token of the prompt, [T, V]."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -30,7 +30,7 @@ def of_folder(path: Path) -> Any:  # noqa: ANN401 - the library has no types
         return model(torch.tensor([PROMPT])).logits[0].numpy()
 
 
-def of_gguf(path: Path) -> Any:  # noqa: ANN401
+def of_gguf(path: Path) -> Any:
     """Return llama.cpp's logits after each token of the prompt, [T, V], keys and values in F32."""
     import llama_cpp
 

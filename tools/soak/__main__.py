@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 
-from refllm.embedded import ROOT
+from refllm.models.bundled import ROOT
 from tools.soak import __doc__ as about
 from tools.soak.clients import SHARES, Client, Notes
 from tools.soak.questions import Question, make_models, questions
@@ -118,9 +118,9 @@ def _complaints(
         yield "the server's process ended by itself"
     if last.n_threads > server.baseline.n_threads:
         yield f"{last.n_threads} threads, and {server.baseline.n_threads} at the beginning"
-    if last.n_descriptors > server.baseline.n_descriptors:
-        n_first = server.baseline.n_descriptors
-        yield f"{last.n_descriptors} descriptors, and {n_first} at the beginning"
+    n_first, n_last = len(server.baseline.descriptors), len(last.descriptors)
+    if n_last > n_first:
+        yield f"{n_last} descriptors, and {n_first} at the beginning: {last.descriptors}"
     slowest = max(server.seconds_to_answer, default=0.0)
     if slowest > MOST_SECONDS_TO_ANSWER:
         yield f"a new process answered after {slowest:.0f} s"
@@ -157,7 +157,7 @@ def _print(
     for sample in (*samples[::step], server.baseline, last):
         print(
             f"{sample.at:8.0f} {sample.process:8} {sample.n_bytes / MIB:8.1f} "
-            f"{sample.n_threads:8} {sample.n_descriptors:11}"
+            f"{sample.n_threads:8} {len(sample.descriptors):11}"
         )
     for complaint in complaints[:MOST_SHOWN]:
         print(f"WRONG: {complaint}")

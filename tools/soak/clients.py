@@ -84,7 +84,7 @@ class Client:
                     self._notes.complain(self._kind, f"{type(error).__name__}: {error}")
                 else:
                     self._notes.count(self._kind, "killed")
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is shown
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other end wants to know
                 self._notes.complain(self._kind, f"{type(error).__name__}: {error}")
             else:
                 self._notes.count(self._kind, outcome)

@@ -24,6 +24,7 @@ __all__ = ["Answer", "Sample", "Server", "asked"]
 LISTENING = re.compile(r"# listening on http://127\.0\.0\.1:(\d+);")
 SECONDS = 120.0  # until an answer counts as missing
 PAGE = os.sysconf("SC_PAGE_SIZE")
+N_QUIET_SAMPLES = 10
 OPTIONS = (
     *("--max-models-mib", "8"),  # of the five models, one or two
     *("--prompt-cache-mib", "4"),
@@ -44,13 +45,16 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the process has at a moment, `at` seconds after the first clients came."""
+    """The process at a moment, `at` seconds after the first clients came.
+
+    `descriptors` are what its file descriptors refer to: paths, "socket:[…]", "anon_inode:…".
+    """
 
     at: float
     process: int
     n_bytes: int
     n_threads: int
-    n_descriptors: int
+    descriptors: tuple[str, ...]
 
 
 class Server:
@@ -68,7 +72,7 @@ class Server:
         self.is_up = threading.Event()
         self.n_ends = 0
         self.seconds_to_answer: list[float] = []
-        self.baseline = Sample(0.0, 0, 0, 0, 0)
+        self.baseline = Sample(0.0, 0, 0, 0, ())
         self._environment = {**os.environ, "REFLLM_HOME": str(home)}
         self._home = home
         self._log = log
@@ -108,14 +112,25 @@ class Server:
             process=self._process.pid,
             n_bytes=int((process / "statm").read_text().split()[1]) * PAGE,
             n_threads=sum(1 for _ in (process / "task").iterdir()),
-            n_descriptors=sum(1 for _ in (process / "fd").iterdir()),
+            descriptors=tuple(_targets(process / "fd")),
         )
 
     def settle(self, seconds: float) -> Sample:
-        """What the process has when nothing was asked for so long, and an idle thread could end."""
+        """Return the process after an idle time, in which idle threads end.
+
+        The server closes the connection of a request a moment after the client has its answer, so
+        this is the sample with the fewest descriptors of a second.
+        """
         time.sleep(seconds)
         asked(self.port, "/healthz")
-        return self.sample()
+        return self._quiet_sample()
+
+    def _quiet_sample(self) -> Sample:
+        samples = []
+        for _ in range(N_QUIET_SAMPLES):
+            time.sleep(1.0 / N_QUIET_SAMPLES)
+            samples.append(self.sample())
+        return min(samples, key=lambda sample: len(sample.descriptors))
 
     def _start(self, log: IO[bytes]) -> None:
         self._process = subprocess.Popen(
@@ -135,7 +150,7 @@ class Server:
         asked(self.port, "/healthz")
         for question in self._warming:
             asked(self.port, question.path, question.body)
-        self.baseline = self.sample()
+        self.baseline = self._quiet_sample()
         self.is_up.set()
 
     def _end(self) -> None:
@@ -145,6 +160,12 @@ class Server:
         self._process.kill()
         self._process.wait()
         self._process.stdout.close()
+
+
+def _targets(folder: Path) -> Iterator[str]:
+    for descriptor in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield str(descriptor.readlink())
 
 
 def asked(port: int, path: str, body: object = None) -> Answer:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.chat_template import LLAMA_2
+from refllm.checkpoints.chat_template import LLAMA_2
 from tools.gguf_files import add_metadata, add_tensors, new_file
 from tools.tiny_chat.network import Shape
 from tools.tiny_chat.vocabulary import as_metadata

@@ -78,7 +78,7 @@ def _place(choose: Choose) -> Sample:
 
 
 def _count(choose: Choose) -> Sample:
-    """How many somebody has."""
+    """How many things a person has."""
     names, foods, numbers = _different(choose, words.NAMES, words.FOODS, words.NUMBERS[2:])
     stated = [
         f"{name} has {number} {food}."
@@ -91,7 +91,7 @@ def _count(choose: Choose) -> Sample:
 
 
 def _liking(choose: Choose) -> Sample:
-    """What somebody likes."""
+    """What a person likes."""
     names, treats = _different(choose, words.NAMES, words.TREATS)
     stated = [f"{name} likes {treat}." for name, treat in zip(names, treats, strict=True)]
     i = a_number(choose, 0, len(names) - 1)

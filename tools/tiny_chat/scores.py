@@ -19,7 +19,7 @@ import numpy as np
 from refllm.api import InferencingParams
 from refllm.generate import generate, generate_text
 from refllm.llama import Segment
-from refllm.loading import LlamaModel
+from refllm.models.load import LlamaModel
 from tools.tiny_chat.corpus import asked_again, held_out, samples
 from tools.tiny_chat.sample import Sample, prompt_of
 from tools.tiny_chat.stories import keeps_to_its_own, lexicon

@@ -1,4 +1,4 @@
-"""Short stories: somebody, a wish or a worry, somebody who helps, and a good end.
+"""Short stories: a hero, a wish or a worry, a helper, and a good end.
 
 A story is seven sentences that the rules of plots.py write. The hero, the friend and the thing are
 chosen once, so that a story is about the same ones from its first word to its last.

@@ -1,6 +1,6 @@
 """How tiny-chat learns: which tokens in which order, and what is done with each batch.
 
-What is learned is what follows a prompt: a question's words are drawn at random, and nobody can
+What is learned is what follows a prompt: a question's words are drawn at random, and no model can
 learn to foresee them. Each sample counts as much as each other, however long its answer is; so the
 one word of a fact that has to be looked up in the question is not lost among the words of stories.
 

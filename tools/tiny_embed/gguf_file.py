@@ -10,7 +10,7 @@ import numpy as np
 from gguf import PoolingType
 from numpy.typing import NDArray
 
-from refllm.vocab_gguf import MAX_LENGTH
+from refllm.tokenizer.gguf_keys import MAX_LENGTH
 from tools.gguf_files import add_metadata, add_tensors, new_file
 from tools.tiny_embed.network import Shape
 from tools.tiny_embed.vocabulary import as_metadata

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.loading import BertModel, load
+from refllm.models.load import BertModel, load
 from tools.tiny_embed.sentences import of_documents, of_generator, split
 
 __all__ = ["ASKED", "Score", "bert_of", "documents", "scores"]

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from refllm.spin.shim.handlers import handle
 from refllm.spin.shim.install import spin_sdk_backed_by
-from refllm.spin.shim.sdk import Err, NotInShim, Request, Response
+from refllm.spin.shim.sdk import NotInShim, Request, Response
+from refllm.spin.shim.wit import Err
 
 __all__ = ["Err", "NotInShim", "Request", "Response", "handle", "spin_sdk_backed_by"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from refllm.api import InvalidInput
+from refllm.errors import InvalidInput
 from refllm.spin.shim.install import forget, is_in_place
 from refllm.spin.shim.sdk import Handler, IncomingHandler, Request, Response
 

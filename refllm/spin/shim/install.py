@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import cast
 
-from refllm.api import Engine
+from refllm.interface import Engine
 from refllm.spin.shim.sdk import TOP_LEVEL, LlmModule, Request, absence, modules_of
 from refllm.spin.shim.wit import Llm
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import NoReturn
 
-from refllm.api import Engine
+from refllm.interface import Engine
 from refllm.spin.shim import wit
 from refllm.spin.shim.wit import EmbeddingsResult, Err, InferencingParams, InferencingResult, Llm
 

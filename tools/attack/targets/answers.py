@@ -148,7 +148,7 @@ def _build(random: Random, _folder: Path) -> Input:
     return Input((asked, answer), len(answer))
 
 
-def _json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+def _json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 

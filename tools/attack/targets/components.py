@@ -15,7 +15,7 @@ from tools.attack.target import Input, Target
 from tools.attack.wat import PROGRAMS, random_component
 
 if TYPE_CHECKING:
-    from refllm.spin.wasm.host import Host
+    from refllm.wasm.host import Host
 
 __all__ = ["TARGET"]
 
@@ -35,8 +35,8 @@ class _NoEngine:
 @functools.cache
 def _host(cache: Path) -> Host:
     """The host; `cache` is for machine code, which does not belong among the user's."""
-    from refllm.spin.wasm.guest import Limits
-    from refllm.spin.wasm.host import Host
+    from refllm.wasm.guest import Limits
+    from refllm.wasm.host import Host
 
     os.environ["REFLLM_CACHE_DIR"] = str(cache)
     return Host(Limits(**LIMITS)).__enter__()  # type: ignore[arg-type]
@@ -73,9 +73,9 @@ def _build(random: Random, folder: Path) -> Input:
 
 
 def _read(given: Input) -> bytes:
-    from refllm.spin.wasm.guest import GuestFailed
-    from refllm.spin.wasm.host import Services
-    from refllm.spin.wasm.wasi_http import Request
+    from refllm.wasm.guest import GuestFailed
+    from refllm.wasm.host import Services
+    from refllm.wasm.wasi.http import Request
 
     host = _host(given.value.parents[1] / "cache")
     program = host.load_handler(given.value)

@@ -52,7 +52,7 @@ def _case(random: Random, groups: Sequence[str] = ()) -> Case:
 
 
 def _prepare(_folder: Path) -> None:
-    from refllm.conform.symptoms import findings_of
+    from refllm.conform.faults.diagnosis import findings_of
 
     _cases()
     findings_of([])
@@ -121,21 +121,21 @@ _KINDS = (_hello, _line, _line, _line, _line, _answer, _answer)
 
 
 def _read_hello(line: bytes) -> str:
-    from refllm.conform.protocol import implementation_of, message_of
+    from refllm.conform.targets.protocol import implementation_of, message_of
 
     implementation = implementation_of(message_of(line))
     return repr((implementation.name, sorted(implementation.groups), implementation.details))
 
 
 def _read_line(case: Case, line: bytes) -> Reply:
-    from refllm.conform.protocol import message_of, reply_of
+    from refllm.conform.targets.protocol import message_of, reply_of
 
     return reply_of(message_of(line), case.id)
 
 
-def _read_answer(case: Case, protocol: Any, status: int, media_type: str, body: bytes) -> Reply:  # noqa: ANN401
-    from refllm.conform import http
-    from refllm.conform.http_exchange import Response
+def _read_answer(case: Case, protocol: Any, status: int, media_type: str, body: bytes) -> Reply:
+    from refllm.conform.targets import http
+    from refllm.conform.targets.http_exchange import Response
 
     target = http.HttpTarget("http://127.0.0.1:9", protocol=protocol, draws_as_refllm=True)
     response = Response(status, media_type, body)
@@ -147,9 +147,9 @@ def _read_answer(case: Case, protocol: Any, status: int, media_type: str, body: 
 
 
 def _read(given: Input) -> bytes:
-    from refllm.conform.protocol import ProtocolError
+    from refllm.conform.faults.diagnosis import findings_of
     from refllm.conform.runner import verdict_of
-    from refllm.conform.symptoms import findings_of
+    from refllm.conform.targets.protocol import ProtocolError
 
     read, value, wants_findings = given.value
     try:
@@ -172,5 +172,5 @@ TARGET = Target(
     build=_build,
     read=_read,
     prepare=_prepare,
-    max_seconds=10.0,  # a text is written anew by each known mistake
+    max_seconds=10.0,  # each known fault writes the text once more
 )

@@ -37,11 +37,11 @@ def _listen(listening: queue.Queue[int | BaseException]) -> None:
     from wasmtime import wat2wasm
 
     from refllm.engine import LocalEngine
-    from refllm.spin.wasm.application import open_application
-    from refllm.spin.wasm.guest import Limits
-    from refllm.spin.wasm.host import Host
-    from refllm.spin.wasm.port import Port
-    from refllm.spin.wasm.wasi_http import Request, Response
+    from refllm.wasm.guest import Limits
+    from refllm.wasm.host import Host
+    from refllm.wasm.http.application import open_application
+    from refllm.wasm.http.port import Port
+    from refllm.wasm.wasi.http import Request, Response
 
     class Echo(Host):
         def respond(self, _program: object, request: Request, *_: object) -> Response:
@@ -60,7 +60,7 @@ def _listen(listening: queue.Queue[int | BaseException]) -> None:
             ):
                 listening.put(int(port.url.rpartition(":")[2]))
                 threading.Event().wait()
-    except BaseException as error:  # noqa: BLE001 - raised again by `_port`
+    except BaseException as error:  # noqa: BLE001 - else everyone would wait forever
         listening.put(error)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from refllm.chat_renderer import Limits, default_renderer
-from refllm.chat_template import CHATML, LLAMA_2, chat_prompt
+from refllm.checkpoints.chat_renderer import Limits, default_renderer
+from refllm.checkpoints.chat_template import CHATML, LLAMA_2, chat_prompt
 from tools.attack.mutate import ODD_TEXTS, damaged_text, odd_value
 from tools.attack.target import Input, Target
 
@@ -351,7 +351,7 @@ TARGET = Target(
     weight=50,
     build=_build,
     read=_read,
-    max_seconds=Limits().seconds + 1.0,  # a process that was ended is started anew
+    max_seconds=Limits().seconds + 1.0,  # a process that was ended is started again
     spare_bytes=200_000_000 + Limits().memory_bytes,
     prepare=_prepare,
     helpers=_children,

@@ -93,7 +93,7 @@ def _file(random: Random, folder: Path) -> tuple[str, Any]:
     return "file", (path, random.choice(KEYS))
 
 
-def _json(value: Any) -> bytes:  # noqa: ANN401 - any JSON value
+def _json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
@@ -158,8 +158,8 @@ _KINDS: Sequence[Callable[[Random, Path], tuple[str, Any]]] = (
 
 @functools.cache
 def _engine() -> LocalEngine:
-    from refllm.embedded import ROOT
     from refllm.engine import LocalEngine
+    from refllm.models.bundled import ROOT
 
     engine = LocalEngine(roots=[ROOT], threads=1)
     for model in MODELS:

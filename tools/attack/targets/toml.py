@@ -137,7 +137,7 @@ def _deep(random: Random) -> str:
 
 
 def _manifest(path: Path) -> bytes:
-    from refllm.spin.wasm.application import open_application
+    from refllm.wasm.http.application import open_application
 
     manifest = read_manifest(path)
     return f"{manifest!r} {open_application(path.parent, {})!r}".encode("utf-8", "surrogatepass")

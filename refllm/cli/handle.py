@@ -1,0 +1,140 @@
+"""`python -m refllm.spin.shim app.py --request "POST /"`: one request to a handler, no Spin.
+
+Prints the response's status, headers and body. Exit codes are those of the command `refllm`; a
+handler that raises ends it with 1 and says in which of its lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refllm.cli.common import (
+    StandInsOption,
+    one_line,
+    speak_utf8,
+    text_of,
+    with_exit_codes,
+    write_bytes,
+    write_text,
+)
+from refllm.cli.waiting import announce_compiling
+from refllm.errors import InvalidInput, LlmError, LlmRuntimeError
+from refllm.spin.shim import Request, Response
+from refllm.spin.shim.handlers import handle
+from refllm.spin.shim.install import spin_sdk_backed_by
+from refllm.spin.shim.wit import Err
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def respond(
+    *,
+    handler: Annotated[
+        Path, typer.Argument(metavar="HANDLER", help="The handler's file, such as app.py.")
+    ],
+    request: Annotated[
+        str, typer.Option(metavar='"METHOD /PATH"', help="What is asked for.")
+    ] = "GET /",
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:VALUE", help="A header; as many as wanted.")
+    ] = None,
+    body: Annotated[
+        str, typer.Option(help="The request's body; - reads all of standard input.")
+    ] = "",
+    model_roots: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="A folder of models, instead of the usual ones; as many as wanted."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Chooses the random numbers.")] = 0,
+    stand_ins: StandInsOption = False,
+) -> None:
+    """Send one request to HANDLER, a Spin handler in Python, and print what it responds.
+
+    What the handler prints goes to standard error.
+    """
+    from refllm.engine import LocalEngine
+
+    engine = LocalEngine(roots=model_roots or None, seed=seed, stand_ins=stand_ins or None)
+    asked = _request(request, header or [], text_of(body, "--body").encode())
+    with spin_sdk_backed_by(engine):
+        response = _response(handler, asked)
+    _write(response)
+
+
+def _request(line: str, headers: list[str], body: bytes) -> Request:
+    method, _, uri = line.rpartition(" ")
+    if not uri.startswith("/") or " " in method:
+        raise InvalidInput(
+            f'--request must be a method and a path, as in "POST /"; got {line!r:.80}'
+        )
+    return Request((method or "GET").upper(), uri, dict(map(_header, headers)), body)
+
+
+def _header(argument: str) -> tuple[str, str]:
+    name, colon, value = argument.partition(":")
+    if not colon or not name.strip():
+        raise InvalidInput(
+            f'--header must be a name and a value, as in "accept: text/plain"; got {argument!r:.80}'
+        )
+    return name.strip(), value.strip()
+
+
+def _response(handler: Path, request: Request) -> Response:
+    """What the handler responds. Errors: an `LlmError` naming the handler's line if it raises."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return handle(handler, request)
+    except LlmError:
+        raise
+    except (Exception, SystemExit) as error:
+        place, cause = _place(error, handler), error.__cause__
+        if isinstance(error, Err) and isinstance(cause, LlmError):  # it says more than the Err
+            raise type(cause)(f"{place}: {cause.args[0]}", *cause.args[1:]) from error
+        raise LlmRuntimeError(f"{place}: {type(error).__name__}: {error}") from error
+
+
+def _place(error: BaseException, handler: Path) -> str:
+    """The file and line in which the application was last, on the way to the error."""
+    folder = handler.absolute().parent
+    places = [
+        f"{path.relative_to(folder)}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if (path := Path(frame.filename)).is_relative_to(folder)
+        and "site-packages" not in path.parts
+    ]
+    return places[-1] if places else handler.name
+
+
+def _write(response: Response) -> None:
+    """The response as curl -i prints it, with plain line feeds."""
+    known = {status.value: status.phrase for status in http.HTTPStatus}
+    status = f"HTTP/1.1 {response.status} {known.get(response.status, '')}".rstrip()
+    headers = [f"{name}: {value}" for name, value in response.headers.items()]
+    write_text("".join(f"{one_line(line)}\n" for line in [status, *headers, ""]))
+    write_bytes(response.body or b"")
+
+
+app.command()(with_exit_codes(respond))
+
+
+def main() -> None:
+    """Run the command of `sys.argv`; raises `SystemExit` with its code."""
+    speak_utf8()
+    announce_compiling()
+    app(prog_name="python -m refllm.spin.shim")

@@ -1,8 +1,0 @@
-"""Hyperparameters: GGUF metadata or config.json → `LlamaConfig`, `BertConfig`."""
-
-from __future__ import annotations
-
-from refllm.config_bert import bert_config
-from refllm.config_llama import llama_config
-
-__all__ = ["bert_config", "llama_config"]

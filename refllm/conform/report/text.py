@@ -1,0 +1,238 @@
+"""The report for a terminal: causes, an example of each, a table by group, what was not tested.
+
+text_of     the report, in 80 columns, without color
+progress    how far the run is, on a terminal's last line
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from unicodedata import east_asian_width
+
+from refllm.conform.report import STATUSES, Cause, Report
+from refllm.conform.report.values import (
+    clipped,
+    compared,
+    explanation,
+    printable,
+    seen_difference,
+    sides,
+)
+from refllm.conform.verdict import Status, Verdict
+
+__all__ = ["progress", "text_of"]
+
+COLUMNS = 80
+LABEL_COLUMNS = 13  # "  1000 cases "
+VALUE_LENGTH = 3 * (COLUMNS - LABEL_COLUMNS) - 2  # three lines, with a mark at both ends
+REASON_LENGTH = 600
+CAUSE_COLUMNS = 4
+# Of each cause: what its other cases show is the same.
+MOST_IDS = 3
+MOST_EXAMPLES = 10
+ALWAYS = ("passed", "failed")  # columns, even where all are 0
+
+HEADINGS: dict[Status, tuple[str, str]] = {
+    "passed": ("", "passed"),
+    "failed": ("", "failed"),
+    "skipped": ("", "skipped"),
+    "not applicable": ("not", "applicable"),
+    "error": ("", "errors"),
+    "expected failure": ("expected", "failures"),
+    "unexpected pass": ("unexpected", "passes"),
+}
+
+
+def text_of(report: Report, *, most_examples: int = MOST_EXAMPLES) -> str:
+    """The report as lines of at most 80 columns, ending in a line feed.
+
+    What is wrong comes first: every cause with some of its cases, and then of the first
+    `most_examples` causes a case with what differs.
+    """
+    sections = (
+        _head(report),
+        _causes(report),
+        _next_step(report),
+        *_examples(report, most_examples),
+        *map(_failure, report.with_status("unexpected pass")),
+        _table(report),
+        _reasons("EXPECTED FAILURES (the profile knows)", report, "expected failure"),
+        _reasons("SKIPPED (you can change that)", report, "skipped"),
+        _reasons(
+            "NOT APPLICABLE (a target of this kind cannot be asked)", report, "not applicable"
+        ),
+        _end(report),
+    )
+    return "\n".join("".join(f"{line}\n" for line in lines) for lines in sections if lines)
+
+
+@contextmanager
+def progress(n_cases: int) -> Iterator[Callable[[Verdict], None]]:
+    """What to tell each verdict as it comes: a bar on standard error, where somebody sees it.
+
+    Nothing is written where standard error is no terminal, and the bar is gone at the end.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda verdict: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("starting", total=n_cases)
+        n_wrong = 0
+
+        def show(verdict: Verdict) -> None:
+            nonlocal n_wrong
+            n_wrong += not verdict.is_as_expected
+            wrong = f", {n_wrong} not as expected" if n_wrong else ""
+            bars.update(task, advance=1, description=f"{verdict.case.group}{wrong}")
+
+        yield show
+
+
+def _head(report: Report) -> list[str]:
+    profile = f", profile {report.profile}" if report.profile else ""
+    lines = [f"refllm conformance, suite {report.suite_version}{profile}", report.headline]
+    if report.exit_code:
+        lines.append(f"{report.summary}: {report.outcome}")
+    return [line for text in lines for line in _wrapped(clipped(text, REASON_LENGTH), COLUMNS)]
+
+
+def _causes(report: Report) -> list[str]:
+    """Each cause: its consequence, how many cases show it, what it is, and some of the cases."""
+    lines = [f"CAUSES, {report.order_of_causes}"] if report.causes else []
+    for number, cause in enumerate(report.causes, 1):
+        n = len(cause.verdicts)
+        behind = f", in {cause.n_later} of them behind another cause" if cause.n_later else ""
+        heading = f"{number:2}  {cause.consequence.upper()} in {_cases(n)}{behind}"
+        said = _wrapped(clipped(cause.cause, REASON_LENGTH), COLUMNS - CAUSE_COLUMNS)
+        lines += [heading, *(" " * CAUSE_COLUMNS + line for line in (*said, *_some(cause)))]
+    return lines
+
+
+def _some(cause: Cause) -> list[str]:
+    """The ids of the first cases, as many as fit on a line, and how many more there are."""
+    ids = [printable(verdict.case.id) for verdict in cause.verdicts]
+    room = COLUMNS - CAUSE_COLUMNS
+    for n in range(min(len(ids), MOST_IDS), 0, -1):
+        more = f" and {len(ids) - n} more" if len(ids) > n else ""
+        line = ", ".join(ids[:n]) + more
+        if len(line) <= room or n == 1:
+            return _cut(line, room)
+    return []
+
+
+def _next_step(report: Report) -> list[str]:
+    if not report.causes:
+        return []
+    asked = report.causes[0].example.case.id
+    command = clipped(printable(report.command_for(asked)), REASON_LENGTH)
+    lines, line = [], " "
+    for word in command.split(" "):
+        if len(line) + len(word) + 3 > COLUMNS and line.strip():
+            lines.append(f"{line} \\")
+            line = "   "
+        line += f" {word}"
+    text = "NEXT: mend the first cause, and ask its smallest case again"
+    return [text, *(piece for each in (*lines, line) for piece in _cut(each, COLUMNS))]
+
+
+def _examples(report: Report, most: int) -> Iterator[list[str]]:
+    """Of each cause one case, with all that is known of it; no case twice."""
+    seen: set[str] = set()
+    for number, cause in enumerate(report.causes[:most], 1):
+        example = next((v for v in cause.verdicts if v.case.id not in seen), None)
+        if example is not None:
+            seen.add(example.case.id)
+            yield _failure(example, f"EXAMPLE OF {number}, {example.status.upper()}")
+
+
+def _table(report: Report) -> list[str]:
+    counts, totals = report.counts, report.totals
+    shown = [status for status in STATUSES if totals[status] or status in ALWAYS]
+    rows = [
+        ["", *(HEADINGS[status][0] for status in shown)],
+        ["group", *(HEADINGS[status][1] for status in shown)],
+        *([group, *(str(counts[group][s] or "-") for s in shown)] for group in report.groups()),
+        ["total", *(str(totals[status] or "-") for status in shown)],
+    ]
+    widths = [max(map(len, HEADINGS[status])) + 2 for status in shown]
+    lines = [
+        (f"{first:11}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))).rstrip()
+        for first, *cells in rows
+    ]
+    return lines if lines[0] else lines[1:]
+
+
+def _failure(verdict: Verdict, heading: str = "") -> list[str]:
+    lines = [f"{heading or verdict.status.upper()}: {printable(verdict.case.id)}"]
+    for label, text in explanation(verdict):
+        if label == "cause" and heading:  # it is told above
+            continue
+        lines += _labeled(label, _wrapped(clipped(text, REASON_LENGTH), COLUMNS - LABEL_COLUMNS))
+        difference = seen_difference(verdict)
+        if label == "differs" and difference is not None:
+            left, right = sides(verdict)
+            values = compared(difference.expected, difference.got, length=VALUE_LENGTH)
+            lines += _labeled(left, _cut(values.whole_expected, COLUMNS - LABEL_COLUMNS))
+            lines += _labeled(right, _cut(values.whole_got, COLUMNS - LABEL_COLUMNS))
+    return lines
+
+
+def _reasons(heading: str, report: Report, status: Status) -> list[str]:
+    """The reasons of all that ended so, and where to read on, the most frequent first."""
+    reasons = Counter(
+        " ".join(filter(None, (verdict.reason or "no reason given", verdict.link)))
+        for verdict in report.with_status(status)
+    )
+    lines = [
+        line
+        for text, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        for line in _labeled(
+            _cases(n), _wrapped(clipped(printable(text), REASON_LENGTH), COLUMNS - LABEL_COLUMNS)
+        )
+    ]
+    return [heading, *lines] if lines else []
+
+
+def _end(report: Report) -> list[str]:
+    n = len(report.verdicts)
+    text = f"{_cases(n)} in {report.seconds:.1f} s: {report.summary}: {report.outcome}"
+    return _wrapped(text, COLUMNS)
+
+
+def _cases(n: int) -> str:
+    return f"{n} case{'' if n == 1 else 's'}"
+
+
+def _labeled(label: str, lines: Sequence[str]) -> list[str]:
+    """The lines, the first behind its label and the others below it."""
+    labels = [f"  {label}", *[""] * (len(lines) - 1)]
+    return [f"{each:{LABEL_COLUMNS}}{line}" for each, line in zip(labels, lines, strict=True)]
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """Prose as lines, broken between words where that is possible; at least one line."""
+    lines = textwrap.wrap(
+        printable(text), columns, break_on_hyphens=False, break_long_words=False
+    ) or [""]
+    return [piece for line in lines for piece in _cut(line, columns)]
+
+
+def _cut(text: str, columns: int) -> list[str]:
+    """A text as lines, cut wherever a line is full; characters of East Asia are two wide."""
+    lines, width = [""], 0
+    for character in text:
+        advance = 2 if east_asian_width(character) in "WF" else 1
+        if width + advance > columns:
+            lines.append("")
+            width = 0
+        lines[-1] += character
+        width += advance
+    return lines

@@ -1,0 +1,237 @@
+"""A model as a GGUF file: from another one, whose metadata are kept, or from a folder.
+
+Every matrix gets the type that is asked for, and what is no matrix is F32: `llama-quantize --pure`
+does that, and without --pure some matrices would get a larger type. Position and token-type
+embeddings of a BERT count as no matrices there and here, because nothing is multiplied by them. A
+type whose blocks do not divide a row is replaced by the next one that does,
+
+    Q4_K → Q8_0 → F16        Q4_0 → F16
+
+llama.cpp goes from Q4_K to Q5_0 instead, which can be read here and not written: a matrix whose
+rows are no multiple of 256 is larger and more exact here than `llama-quantize --pure` makes it. A
+matrix that is quantized already can be quantized again, which llama-quantize calls
+--allow-requantize: its errors stay in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from gguf import GGML_QUANT_VERSION, LlamaFileType
+
+from refllm.bert import BertConfig
+from refllm.checkpoints.gguf_writer import DEFAULT_ALIGNMENT, keys_of_file, packed, write_gguf_file
+from refllm.errors import ModelNotSupported
+from refllm.export.gguf_vocabulary import missing_keys, vocabulary_keys
+from refllm.export.model import Description
+from refllm.export.sentence_files import gguf_pooling_type
+from refllm.llama import LlamaConfig
+from refllm.quant import FORMATS, Tensor
+from refllm.rope import YarnScaling
+
+__all__ = ["FILE_TYPES", "fitting_type", "is_for_llama_cpp", "write_gguf"]
+
+# general.file_type for each type of `refllm.ggml.encode`: what llama.cpp says a file has most of. A
+# file that is Q4_K throughout is Q4_K_S there.
+FILE_TYPES: Mapping[str, int] = {
+    "F32": int(LlamaFileType.ALL_F32),
+    "F16": int(LlamaFileType.MOSTLY_F16),
+    "BF16": int(LlamaFileType.MOSTLY_BF16),
+    "Q8_0": int(LlamaFileType.MOSTLY_Q8_0),
+    "Q4_0": int(LlamaFileType.MOSTLY_Q4_0),
+    "Q4_K": int(LlamaFileType.MOSTLY_Q4_K_S),
+}
+NEXT_TYPE = {"Q4_K": "Q8_0", "Q8_0": "F16", "Q4_0": "F16"}
+# Added to the embedding as it is stored, as vectors are.
+ADDED = "token_types.weight"
+NOT_MULTIPLIED = frozenset({"position_embd.weight", "token_types.weight"})
+
+
+def write_gguf(model: Description, path: Path, *, name: str, type_name: str | None) -> None:
+    """Write the model to `path`, its matrices in a type of `FILE_TYPES`, or None: in their own.
+
+    Of a GGUF file all metadata are kept, byte for byte, but general.file_type and
+    general.quantization_version where the type changes, and keys are added without which llama.cpp
+    would take other special tokens; `name` is the general.name of a model from a folder.
+    Errors: `InvalidInput` for numbers that the type cannot hold, `ModelNotSupported` for a
+    tokenizer that GGUF has no words for, `LlmRuntimeError` for a damaged file.
+    """
+    weights = model.weights
+    alignment = cast("int", weights.hparams.get("general.alignment", DEFAULT_ALIGNMENT))
+    if weights.source == "gguf" and type_name is None:
+        same = [(tensor, _own_type(tensor)) for tensor in weights.tensors.values()]
+        write_gguf_file(path, _keys(model, name), same, alignment=alignment)
+        return
+    tensors = [(tensor, stored_type(tensor, type_name)) for tensor in _tensors(model).values()]
+    said: dict[str, object] = {
+        "general.file_type": FILE_TYPES[_most_common_type(tensors)],
+        "general.quantization_version": GGML_QUANT_VERSION,
+    }
+    changed = {key: packed(key, value) for key, value in said.items()}
+    write_gguf_file(
+        path,
+        _keys(model, name) | changed,
+        tensors,
+        alignment=alignment,
+    )
+
+
+def is_for_llama_cpp(model: Description) -> bool:
+    """Return whether the source is a GGUF file that llama.cpp computes as refllm does.
+
+    A copy of it is an export.
+    """
+    weights = model.weights
+    if weights.source != "gguf":
+        return False
+    is_one_file = "split.count" not in weights.hparams
+    are_added = all(_own_type(each) == each.format.name for each in weights.tensors.values())
+    return is_one_file and are_added and not missing_keys(weights)
+
+
+def _own_type(tensor: Tensor) -> str:
+    """Its own type, or F32: llama.cpp ends the process where it adds or multiplies another one."""
+    return "F32" if len(tensor.shape) < 2 or tensor.name == ADDED else tensor.format.name
+
+
+def fitting_type(type_name: str, n_columns: int) -> str:
+    """`type_name`, or the next type whose blocks divide a row of so many numbers."""
+    while n_columns % FORMATS[type_name].block_size != 0:
+        type_name = NEXT_TYPE[type_name]
+    return type_name
+
+
+def stored_type(tensor: Tensor, type_name: str | None) -> str:
+    """The type that a tensor gets where matrices get `type_name`, or keep their own."""
+    if len(tensor.shape) < 2 or tensor.name in NOT_MULTIPLIED:
+        return "F32"
+    return fitting_type(type_name or tensor.format.name, tensor.shape[-1])
+
+
+def _tensors(model: Description) -> Mapping[str, Tensor]:
+    """The tensors as llama.cpp wants them.
+
+    A llama's may have divisors of the frequencies, which config.json has as a rule: they are
+    Llama 3's, or those of a ramp of YaRN that the keys cannot express. Of an encoder whose
+    positions begin behind the padding token, as RoBERTa's do, the table begins there, too.
+    """
+    weights, config = model.weights, model.config
+    if weights.source == "gguf":
+        return weights.tensors
+    if isinstance(config, BertConfig):
+        name = "position_embd.weight"
+        table = weights.tensors[name]  # [padding_id + 1 + C, D]
+        first = 0 if config.padding_id is None else config.padding_id + 1
+        cut = Tensor(name, table.format, (config.n_ctx, config.n_embd), table.data[first:])
+        return {**weights.tensors, name: cut}
+    factors: Sequence[float] | None = config.rope_factors
+    if config.rope_yarn is not None and not _is_llama_cpp_s(config.rope_yarn):
+        divisors = config.rope_yarn.divisors(base=config.rope_theta, rope_dim=config.rope_dim)
+        factors = [float(divisor) for divisor in divisors]
+    if factors is None:
+        return weights.tensors
+    name, data = "rope_freqs.weight", np.array([factors], np.float32).view(np.uint8)
+    return {**weights.tensors, name: Tensor(name, FORMATS["F32"], (len(factors),), data)}
+
+
+def _most_common_type(tensors: list[tuple[Tensor, str]]) -> str:
+    """The type of most numbers; not always the one that was asked for, see `fitting_type`."""
+    counts: Counter[str] = Counter()
+    for tensor, type_name in tensors:
+        counts[type_name] += math.prod(tensor.shape)
+    return counts.most_common(1)[0][0]
+
+
+def _keys(model: Description, name: str) -> dict[str, bytes]:
+    """A GGUF file's own metadata and what it lacks, or what a folder's files mean in these words.
+
+    Each key of a GGUF file that is kept was read, or changes nothing that is computed.
+    """
+    weights, config = model.weights, model.config
+    if weights.source == "gguf":
+        added = {key: packed(key, value) for key, value in missing_keys(weights).items()}
+        return keys_of_file(weights.path) | added
+    if isinstance(config, BertConfig):
+        hyperparameters, n_token_types = _bert(model, config), config.n_token_types
+    else:
+        hyperparameters, n_token_types = _llama(config), None
+    said = {
+        "general.architecture": weights.architecture,
+        "general.type": "model",
+        "general.name": name,
+        **{f"{weights.architecture}.{key}": value for key, value in hyperparameters.items()},
+        f"{weights.architecture}.vocab_size": model.n_vocab,
+        **vocabulary_keys(model.words, n_vocab=model.n_vocab, n_token_types=n_token_types),
+    }
+    return {key: packed(key, value) for key, value in said.items()}
+
+
+def _llama(c: LlamaConfig) -> dict[str, object]:
+    said: dict[str, object] = {
+        "context_length": c.n_ctx,
+        "embedding_length": c.n_embd,
+        "block_count": c.n_layers,
+        "feed_forward_length": c.n_ff,
+        "attention.head_count": c.n_heads,
+        "attention.head_count_kv": c.n_kv_heads,
+        "attention.key_length": c.head_dim,
+        "attention.value_length": c.head_dim,
+        "attention.layer_norm_rms_epsilon": c.rms_norm_eps,
+        "rope.dimension_count": c.rope_dim,
+        "rope.freq_base": c.rope_theta,
+    }
+    if c.rope_linear_scale != 1.0:
+        said |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_linear_scale}
+    magnitude = c.rope_attention_factor
+    if c.rope_yarn is not None and _is_llama_cpp_s(c.rope_yarn):
+        said |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": c.rope_yarn.factor,
+            "rope.scaling.original_context_length": c.rope_yarn.original_context,
+        }
+        magnitude /= c.rope_yarn.attention_factor()
+    if magnitude != 1.0:
+        said["rope.scaling.attn_factor"] = magnitude
+    return said
+
+
+def _is_llama_cpp_s(yarn: YarnScaling) -> bool:
+    """Whether llama.cpp computes this ramp: of a llama it reads no other than the usual one.
+
+    Source: `load_arch_hparams` in llama.cpp's src/models/llama.cpp, which reads no yarn_beta_fast.
+    """
+    return yarn == YarnScaling(yarn.factor, yarn.original_context)
+
+
+def _bert(model: Description, c: BertConfig) -> dict[str, object]:
+    """The keys of the architecture "bert", which is any encoder that llama.cpp computes as one.
+
+    llama.cpp's graph has no bias for the distance of two tokens, and one activation, for which the
+    file has no key. (It is GELU's approximation by tanh.)
+    """
+    assert model.sentence is not None
+    beyond = {
+        "a relative attention bias, as MPNet has it": c.relative_attention,
+        f"the activation {c.activation}": c.activation != "gelu",
+    }
+    for what, is_there in beyond.items():
+        if is_there:
+            raise ModelNotSupported(
+                f"{model.path}: has {what}, which llama.cpp does not compute in a BERT; use "
+                "--format hf, or a server that runs sentence-transformers"
+            )
+    return {
+        "context_length": c.n_ctx,
+        "embedding_length": c.n_embd,
+        "block_count": c.n_layers,
+        "feed_forward_length": c.n_ff,
+        "attention.head_count": c.n_heads,
+        "attention.layer_norm_epsilon": c.layer_norm_eps,
+        "attention.causal": False,
+        "pooling_type": gguf_pooling_type(model, model.sentence),
+    }

@@ -1,0 +1,334 @@
+"""Files and folders that appear whole or not at all, whatever ends the process that writes them.
+
+    DIR/report.json                                      the target: old until the rename, then new
+    DIR/.report.json.1f0c64a09be2d357.unfinished/        private to one write
+        report.json                                      what is being written
+        lock                                             locked while its process lives
+
+The hidden folder lies beside the target, on the same file system, so that a rename publishes what
+is in it. A process that is killed leaves the folder behind, and the kernel releases the lock: the
+next write of the same target removes every such folder whose lock it can take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refllm.errors import InvalidInput, LlmRuntimeError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+__all__ = ["clear_leftovers", "require_whole_file", "sync", "whole_file", "whole_folder"]
+
+LOCK = "lock"
+SUFFIX = ".unfinished"
+# Characters of the target's name in the hidden folder's: at most 4 bytes each, and 29 for the rest,
+# they fit into the 255 bytes that file systems allow.
+LONGEST_PREFIX = 50
+# Another write of the same target can take a new folder for a leftover in the instant before it is
+# locked; losing that race this often means something else.
+ATTEMPTS = 10
+NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+# These name what a process has open: a rename beside them would replace a file under its feet.
+OPEN_FILES = ("/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/")
+
+
+@contextmanager
+def whole_file(
+    path: Path, *, parents: bool = False, overwrite: bool = True, durable: bool = True
+) -> Iterator[Path]:
+    """Yield a path to write to, in the `with` block; when the block ends, `path` is that file.
+
+    Until then, and if the block raises, `path` stays as it was. What exists keeps its permissions,
+    and a symbolic link stays one: the file that it leads to is replaced. What is no regular file (a
+    pipe, a device, /dev/stdout) is yielded itself, because only what is written there counts.
+
+    Args:
+        path: The file to write.
+        parents: Whether to make the folders above it where they are absent.
+        overwrite: Whether to replace what exists.
+        durable: Whether the disk is to have stored the file before it becomes visible. Where the
+            reader checks a hash, a power failure does no harm without.
+
+    Raises:
+        InvalidInput: Without `overwrite`, where `path` exists, before the block or after it.
+        LlmRuntimeError: "PATH: cannot be written: …", for every `OSError`, those of the block
+            included. A `BrokenPipeError` stays what it is.
+
+    Example:
+        >>> with whole_file(Path("report.json")) as unfinished:
+        ...     unfinished.write_bytes(b"{}")
+    """
+    with _named_errors(path):
+        if overwrite and _is_written_in_place(path):
+            _require_writable(path)
+            yield path
+            return
+        with _published(path, parents=parents, overwrite=overwrite, durable=durable) as unfinished:
+            yield unfinished
+
+
+@contextmanager
+def whole_folder(path: Path, *, parents: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to fill, in the `with` block; when the block ends, it is `path`.
+
+    Until then, and if the block raises, there is no `path`.
+
+    Args:
+        path: The folder to make.
+        parents: Whether to make the folders above it where they are absent.
+
+    Raises:
+        InvalidInput: Where `path` exists, before the block or after it.
+        LlmRuntimeError: As `whole_file`.
+    """
+    with (
+        _named_errors(path),
+        _published(path, parents=parents, overwrite=False, durable=True) as unfinished,
+    ):
+        unfinished.mkdir()
+        yield unfinished
+
+
+def require_whole_file(path: Path, *, parents: bool = False) -> None:
+    """Raise what `whole_file` would, before the work whose result is to be written.
+
+    Nothing is left behind, and what is there stays as it is.
+
+    Raises:
+        LlmRuntimeError: As `whole_file`.
+    """
+    with _named_errors(path):
+        if _is_written_in_place(path):
+            _require_writable(path)  # opening a pipe could block, or end what its reader reads
+            return
+        target = Path(os.path.realpath(path))
+        _status_of_writable(target)
+        folder = target.parent
+        if parents:
+            folder = next(each for each in target.parents if each.exists())
+        with _hidden_folder(folder / target.name):
+            pass
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what killed processes left of writing `path`; what is being written stays.
+
+    What cannot be removed, or told from what is being written, stays as well.
+    """
+    leftover = re.compile(rf"\.{re.escape(_prefix(path))}\.[0-9a-f]{{16}}{re.escape(SUFFIX)}")
+    try:
+        folders = [each for each in path.parent.iterdir() if leftover.fullmatch(each.name)]
+    except OSError:
+        return
+    for folder in folders:
+        with contextlib.suppress(OSError, NotImplementedError):
+            lock = _lock_in(folder)
+            lock.acquire()
+            # Under the lock: a process that made the folder just now does not get it.
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+            folder.rmdir()  # on Windows, where the lock file was open
+
+
+@contextmanager
+def _published(path: Path, *, parents: bool, overwrite: bool, durable: bool) -> Iterator[Path]:
+    """Yield a path in a hidden folder; rename what is there to `path` when the block ends."""
+    target = Path(os.path.realpath(path)) if overwrite else path
+    clear_leftovers(target)
+    if not overwrite:
+        _refuse_existing(path)
+    replaced = _status_of_writable(target)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _hidden_folder(target) as folder:
+        unfinished = folder / target.name
+        yield unfinished
+        if durable:
+            sync(unfinished)
+        if replaced is not None:
+            _give(unfinished, replaced)
+        if overwrite:
+            _replace(unfinished, target)
+        else:
+            _rename_to_new(unfinished, target)
+    if durable:
+        with contextlib.suppress(OSError):  # the contents are stored, only the name may be lost
+            _sync_one(target.parent)
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # a reader that has read enough
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        named = error.filename2 or error.filename  # a failed copy names its source, then its target
+        if isinstance(named, str) and Path(named).name != path.name and not _is_ours(Path(named)):
+            reason = f"{named}: {reason}"
+        raise LlmRuntimeError(f"{path}: cannot be written: {reason}") from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether `path` is, or lies in, the hidden folder of a write."""
+    return any(part.startswith(".") and part.endswith(SUFFIX) for part in path.parts)
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise InvalidInput(f"{path} exists already; choose another place, or delete it first")
+
+
+# --- The target ----------------------------------------------------------------------------------
+
+
+def _is_written_in_place(path: Path) -> bool:
+    """Return whether no file could replace `path`, a folder among others.
+
+    Errors: `OSError` where nothing can be at `path`.
+    """
+    if str(path.absolute()).startswith(OPEN_FILES):
+        return True
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _status_of_writable(target: Path) -> os.stat_result | None:
+    """Return the status of what is to be replaced, None where there is nothing.
+
+    Errors: `PermissionError` where it must not be written, as opening it would raise.
+    """
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        return None
+    _require_writable(target)
+    return status
+
+
+def _require_writable(path: Path) -> None:
+    """Errors: `OSError` where opening what exists to write it would raise one."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _give(unfinished: Path, status: os.stat_result) -> None:
+    """Give the new file the owner, where that is allowed, and the permissions of the old one."""
+    if hasattr(os, "chown") and (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+        with contextlib.suppress(PermissionError):
+            os.chown(unfinished, status.st_uid, status.st_gid)
+    unfinished.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _replace(unfinished: Path, target: Path) -> None:
+    try:
+        unfinished.replace(target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # A mount point, as a single file in a container is, can be written and not replaced.
+        shutil.copyfile(unfinished, target)
+
+
+def _rename_to_new(unfinished: Path, target: Path) -> None:
+    """Rename a file or folder. Errors: `InvalidInput` where `target` exists by now."""
+    try:
+        os.link(unfinished, target)  # refuses what exists, which a rename replaces
+    except FileExistsError:
+        _refuse_existing(target)
+    except OSError:  # folders have no links, nor has every file system
+        _refuse_existing(target)
+        unfinished.rename(target)
+
+
+# --- The hidden folder ---------------------------------------------------------------------------
+
+
+def _prefix(target: Path) -> str:
+    return target.name[:LONGEST_PREFIX]
+
+
+@contextmanager
+def _hidden_folder(target: Path) -> Iterator[Path]:
+    """Make the folder of one write, hold its lock in the `with` block, and remove it."""
+    folder, lock = _locked_folder(target)
+    try:
+        yield folder
+    finally:
+        if lock is not None:
+            lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder(target: Path) -> tuple[Path, BaseFileLock | None]:
+    """Return a new folder with its lock, or with None on file systems without locks."""
+    from filelock import Timeout
+
+    for _ in range(ATTEMPTS):
+        folder = target.parent / f".{_prefix(target)}.{secrets.token_hex(8)}{SUFFIX}"
+        folder.mkdir(mode=0o700)
+        lock = _lock_in(folder)
+        try:
+            lock.acquire()
+        except NotImplementedError:
+            return folder, None
+        except (Timeout, FileNotFoundError, FileExistsError):  # the folder is being removed
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        except OSError as error:
+            if error.errno in NO_LOCKS_HERE:
+                return folder, None
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if (folder / LOCK).exists():
+            return folder, lock
+        lock.release()
+    raise BlockingIOError(errno.EAGAIN, "another process removes each unfinished file of it")
+
+
+def _lock_in(folder: Path) -> BaseFileLock:
+    """Return the lock of a hidden folder, which is taken at once or not at all."""
+    from filelock import FileLock  # takes long to import, and few commands write
+
+    return FileLock(folder / LOCK, timeout=0)
+
+
+# --- The disk ------------------------------------------------------------------------------------
+
+
+def sync(path: Path) -> None:
+    """Have the disk store a file, or a folder and all that is in it."""
+    if path.is_dir():
+        for each in path.iterdir():
+            sync(each)
+        with contextlib.suppress(OSError):
+            _sync_one(path)
+    else:
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # no folder can be opened there
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

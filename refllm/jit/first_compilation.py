@@ -1,0 +1,70 @@
+"""The line that a process writes before it compiles its first kernel.
+
+A cold cache makes a command or a test run take half a minute longer, silently. The line has the
+cost, the folder that keeps the kernels, and how a later run avoids the cost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Self
+
+__all__ = ["FirstCompilation"]
+
+LOGGER = "refllm.kernels"  # refllm.jit.disk_cache logs there before each compilation
+
+
+class FirstCompilation(logging.Handler):
+    """Writes the line at the first of many records: one run compiles all the kernels it needs.
+
+    As a context manager it is attached for a while; `attach` alone is for a whole process.
+    """
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__()
+        self._write = write
+        self._level_before = logging.NOTSET
+
+    def attach(self) -> None:
+        """Begin to wait for the record."""
+        logger = logging.getLogger(LOGGER)
+        self._level_before = logger.level
+        logger.addHandler(self)
+        logger.setLevel(logging.INFO)
+
+    def detach(self) -> None:
+        """Leave the logger as it was, if it still has this handler."""
+        logger = logging.getLogger(LOGGER)
+        if self in logger.handlers:
+            logger.removeHandler(self)
+            logger.setLevel(self._level_before)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line, and no other; a warning is passed on."""
+        if record.levelno > logging.INFO:
+            self._write(f"refllm: {record.getMessage()}")
+            return
+        self.detach()
+        self._write(f"refllm: compiling kernels for this machine, for 10 to 60 seconds; {_kept()}")
+
+    def __enter__(self) -> Self:
+        self.attach()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+def _kept() -> str:
+    # Imports numba, which a process that compiles has imported.
+    from refllm.jit.disk_cache import cache_folder, kernel_sources
+
+    folder = cache_folder(os.environ, kernel_sources())
+    if folder is None:
+        return "no folder can keep them for the next run, but REFLLM_CACHE_DIR can name one"
+    return (
+        f"a run that finds them in {folder.parent} compiles none, so keep that folder between "
+        "runs, or name another: REFLLM_CACHE_DIR"
+    )

@@ -1,0 +1,279 @@
+"""Activations as the integer kernels want them: int8, with a scale for each block.
+
+T rows, D columns, B blocks in a row, V minima in a block (0, 8 or 16), R runs of quads in a block.
+
+The rule and its sources are in `refllm.oracle_int8`. Here it stands once more, for speed: what is
+done to each number (find the largest, multiply, round, store, add up) is an intrinsic on as many
+numbers as a block or a group has, what is done to each block is plain code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from refllm.jit.compile import inner
+from refllm.kernels.simd.lanes import BYTE, FLOAT, INT, address
+
+__all__ = ["Activations", "quantize_q8_0", "quantize_q8_k", "zero_activations"]
+
+Floats = NDArray[np.float32]
+Step = Callable[[ir.IRBuilder, ir.Value], ir.Value]
+
+INFINITY = np.int32(0x7F800000)
+
+
+class Activations(NamedTuple):
+    """Rows of x, quantized, and the sums that the kernels need of them.
+
+    A block's rows lie side by side, because a kernel goes through some blocks of all rows, then
+    through the next ones.
+    """
+
+    q: NDArray[np.int8]  # [B, T, D / B]
+    d: Floats  # [B, T]
+    s: Floats  # [B, T], d times the sum of a block's q, for blocks of 32
+    starts: NDArray[np.int32]  # [B, T, R], −offset times the sum of a run's q
+    sums: NDArray[np.int16]  # [B, T, V], the sums of q that minima are multiplied with
+
+
+def zero_activations(
+    n_rows: int, n_blocks: int, *, block_size: int, runs: int, minima: int
+) -> Activations:
+    """Rows of zeros."""
+    return Activations(
+        np.zeros((n_blocks, n_rows, block_size), np.int8),
+        np.zeros((n_blocks, n_rows), np.float32),
+        np.zeros((n_blocks, n_rows), np.float32),
+        np.zeros((n_blocks, n_rows, runs), np.int32),
+        np.zeros((n_blocks, n_rows, minima), np.int16),
+    )
+
+
+# What is done to each number
+
+
+def _reduced(builder: ir.IRBuilder, operation: str, vector: ir.Value) -> ir.Value:
+    """The sum ("add") or the largest ("smax") of a vector's ints."""
+    instruction = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+        builder.module,
+        ir.FunctionType(INT, [vector.type]),
+        f"llvm.vector.reduce.{operation}.v{vector.type.count}i32",
+    )
+    return builder.call(instruction, [vector])
+
+
+def _everywhere(builder: ir.IRBuilder, value: ir.Value, n: int) -> ir.Value:
+    nothing = ir.Constant(ir.VectorType(value.type, n), ir.Undefined)
+    first = builder.insert_element(nothing, value, ir.Constant(INT, 0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(INT, n), [0] * n))
+
+
+def _largest(n: int, change: Step) -> Any:
+    """An intrinsic (x, byte offset) → the largest of n floats' bits, changed, as signed integers.
+
+    Bits of positive floats are ordered as the floats are; then come infinity and the NaNs. Bits of
+    negative floats are negative integers: so is the result where no float is positive.
+    """
+
+    def typed(_typing: Any, x: types.Array, _offset: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+            array, offset = values
+            kind = ir.VectorType(INT, n)
+            place = address(context, builder, signature.args[0], array, offset, kind)
+            return _reduced(builder, "smax", change(builder, builder.load(place, align=4)))
+
+        return types.int32(x, types.intp), emit
+
+    return intrinsic(typed)
+
+
+def _as_it_is(_builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    return bits
+
+
+def _negated(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    return builder.xor(bits, ir.Constant(bits.type, [-(2**31)] * bits.type.count))
+
+
+def _without_sign(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    return builder.and_(bits, ir.Constant(bits.type, [2**31 - 1] * bits.type.count))
+
+
+def _rounded(n: int, round_: Step) -> Any:
+    """An intrinsic (x, byte offset, factor, q, byte offset) → the sum of n numbers of q.
+
+    They are x · factor, rounded, and it writes them.
+    """
+
+    def typed(
+        _typing: Any,
+        x: types.Array,
+        _from: Any,
+        _factor: Any,
+        q: types.Array,
+        _to: Any,
+    ) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+            x, start, factor, q, target = values
+            floats, bytes_ = ir.VectorType(FLOAT, n), ir.VectorType(BYTE, n)
+            source = address(context, builder, signature.args[0], x, start, floats)
+            scaled = builder.fmul(builder.load(source, align=4), _everywhere(builder, factor, n))
+            numbers = round_(builder, scaled)
+            place = address(context, builder, signature.args[3], q, target, bytes_)
+            builder.store(builder.trunc(numbers, bytes_), place, align=1)
+            return _reduced(builder, "add", numbers)
+
+        return types.int32(x, types.intp, types.float32, q, types.intp), emit
+
+    return intrinsic(typed)
+
+
+def _half_away(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """The nearest integers, ties away from zero: cut off, plus what twice the rest is cut off to.
+
+    Exact, because the rest is; adding a half instead would round 0.49999997 up to 1.
+    """
+    ints = ir.VectorType(INT, x.type.count)
+    whole = builder.fptosi(x, ints)
+    rest = builder.fsub(x, builder.sitofp(whole, x.type))
+    return builder.add(whole, builder.fptosi(builder.fadd(rest, rest), ints))
+
+
+def _half_to_even(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """The nearest integers, ties to even: at 1.5·2^23 floats are integers, so adding it rounds."""
+    rounder = ir.Constant(x.type, [12582912.0] * x.type.count)
+    nearest = builder.fsub(builder.fadd(x, rounder), rounder)
+    return builder.fptosi(nearest, ir.VectorType(INT, x.type.count))
+
+
+largest_magnitude_of_32 = _largest(32, _without_sign)
+largest_of_256 = _largest(256, _as_it_is)
+largest_negative_of_256 = _largest(256, _negated)
+rounded_32 = _rounded(32, _half_away)
+rounded_16 = _rounded(16, _half_to_even)
+
+
+# What is done to each block
+
+
+@inner
+def to_half(x: np.float32) -> np.float32:
+    """x ≥ 0 rounded to float16, ties to even, as float32.
+
+    With integers, because not every CPU has the instruction: half of the last kept bit's worth is
+    added and the rest cut off. Below 2^-14 halves are 2^-24 apart, as floats are from 0.5 to 1, so
+    adding 0.5 rounds.
+    """
+    if x < np.float32(2.0**-14):
+        return (x + np.float32(0.5)) - np.float32(0.5)
+    bits = np.float32(x).view(np.int32)
+    rounded = np.int32((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(np.float32)
+    return rounded if rounded < np.float32(65536.0) else np.float32(np.inf)
+
+
+@inner
+def quantize_q8_0(x: Floats, t: int, into: Activations, offset: int, in_pairs: bool) -> None:
+    """Row t in blocks of 32: q and d as Q8_0 has them, s as Q8_1 has it."""
+    n_blocks, n_rows = into.d.shape
+    for b in range(n_blocks):
+        place = 4 * (t * x.shape[1] + 32 * b)
+        largest = np.int32(largest_magnitude_of_32(x, place))
+        if largest >= INFINITY:
+            into.q[b, t] = 0
+            into.d[b, t] = into.s[b, t] = np.float32(np.nan)
+            into.starts[b, t] = 0
+            continue
+        d = largest.view(np.float32) / np.float32(127.0)
+        inverse = np.float32(1.0) / d
+        if inverse == np.float32(np.inf):
+            inverse = np.float32(0.0)
+        total = rounded_32(x, place, inverse, into.q, 32 * (b * n_rows + t))
+        s = to_half(np.float32(abs(total)) * d)
+        into.d[b, t] = to_half(d)
+        into.s[b, t] = s if total >= 0 else -s
+        if in_pairs:
+            start_pairs(into, b, t, offset)
+        else:
+            into.starts[b, t, 0] = -offset * total
+
+
+@inner
+def quantize_q8_k(x: Floats, t: int, into: Activations, offset: int, in_pairs: bool) -> None:
+    """Row t in blocks of 256, as Q8_K has them."""
+    n_blocks, n_rows = into.d.shape
+    runs, minima = into.starts.shape[2], into.sums.shape[2]
+    sums = np.empty(16, np.int32)
+    for b in range(n_blocks):
+        place = 4 * (t * x.shape[1] + 256 * b)
+        factor = minus_127_over_largest(x, t, 256 * b)
+        if np.isfinite(factor):
+            for g in range(16):
+                target = 256 * (b * n_rows + t) + 16 * g
+                sums[g] = rounded_16(x, place + 64 * g, factor, into.q, target)
+            into.d[b, t] = np.float32(1.0) / factor
+        else:
+            into.q[b, t] = 0
+            sums[:] = 0
+            into.d[b, t] = np.float32(0.0) if np.isinf(factor) else factor
+        if in_pairs:
+            start_pairs(into, b, t, offset)
+        else:
+            for run in range(runs):
+                into.starts[b, t, run] = -offset * part_of_sum(sums, run, runs)
+        for g in range(minima):
+            into.sums[b, t, g] = part_of_sum(sums, g, minima)
+
+
+@inner
+def start_pairs(into: Activations, b: int, t: int, offset: int) -> None:
+    """The same for sums in pairs: of the first two of each quad in the lower 16 bits of a start,
+    of the other two in the upper ones.
+    """
+    if offset == 0:
+        return
+    n_runs = into.starts.shape[2]
+    length = into.q.shape[2] // n_runs
+    for run in range(n_runs):
+        lower = upper = np.int64(0)
+        for j in range(run * length, (run + 1) * length, 4):
+            lower += np.int64(into.q[b, t, j]) + np.int64(into.q[b, t, j + 1])
+            upper += np.int64(into.q[b, t, j + 2]) + np.int64(into.q[b, t, j + 3])
+        into.starts[b, t, run] = np.int32((-offset * lower & 0xFFFF) | (-offset * upper << 16))
+
+
+@inner
+def minus_127_over_largest(x: Floats, t: int, first: int) -> np.float32:
+    """−127 / the one of 256 values that has the largest magnitude, the first of several.
+
+    Infinite where all are zero or so small that the quotient overflows; NaN where one is NaN or
+    infinite.
+    """
+    place = 4 * (t * x.shape[1] + first)
+    positive, negative = largest_of_256(x, place), largest_negative_of_256(x, place)
+    if max(positive, negative) >= INFINITY:
+        return np.float32(np.nan)
+    above, below = np.int32(positive).view(np.float32), np.int32(negative).view(np.float32)
+    largest = above if positive > negative else -below
+    if positive == negative:
+        for j in range(first, first + 256):
+            if abs(x[t, j]) == above:
+                largest = x[t, j]
+                break
+    return np.float32(np.float32(-127.0) / largest)
+
+
+@inner
+def part_of_sum(sums: NDArray[np.int32], g: int, groups: int) -> np.int32:
+    """The sum of group g of so many, from the sums of 16 groups."""
+    total = np.int32(0)
+    for i in range(g * 16 // groups, (g + 1) * 16 // groups):
+        total = np.int32(total + sums[i])
+    return total

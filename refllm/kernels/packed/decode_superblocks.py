@@ -1,0 +1,186 @@
+"""Decoders of super-blocks of 256 values; `decode_blocks` beside it says what a decoder is.
+
+Layouts and formulas are drawn in `refllm.ggml.superblocks`. Letters: s a sub-block of 32 values, g
+a group of 16, w a word of four bytes, b a byte in it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.jit.compile import inner
+from refllm.kernels.packed.decode_blocks import (
+    Bytes,
+    Lanes,
+    add_product,
+    from_bit,
+    iq4_value,
+    less,
+    nibble,
+    words,
+)
+from refllm.kernels.simd.lanes import (
+    LANES,
+    load_f16,
+    load_i8,
+    load_u8,
+    splat_int,
+    to_float,
+)
+
+__all__ = ["BITS_1_0", "BITS_3_0", "BIT_0", "iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+
+Floats = NDArray[np.float32]
+
+# The same bits in each of a lane's four bytes: what is put together for all four at once costs a
+# quarter.
+BIT_0 = np.int32(0x01010101)
+BITS_1_0 = np.int32(0x03030303)
+BITS_3_0 = np.int32(0x0F0F0F0F)
+
+# Stands for either visitor in the walks below; see `refllm.kernels.packed.decode_blocks`.
+visit = add_product
+
+
+@inner
+def field(panel: Bytes, at: int, byte: int, shift: int, mask: int) -> Lanes:
+    """(the block's byte >> shift) & mask, in each lane."""
+    bits = load_u8(panel, at + byte * LANES) >> splat_int(np.int32(shift))
+    return bits & splat_int(np.int32(mask))
+
+
+@inner
+def bits(words: Lanes, bit: int, mask: int) -> Lanes:
+    """(words >> bit) & mask."""
+    return from_bit(words, bit) & splat_int(np.int32(mask))
+
+
+@inner
+def field_above(low: Lanes, high: Lanes, shift: int) -> Lanes:
+    """low | high << shift."""
+    return low | (high << splat_int(np.int32(shift)))
+
+
+def q2_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """Q2_K: y = (d * sc) * two bits - dmin * mn."""
+    d = load_f16(panel, at + 80 * LANES)
+    dmin = load_f16(panel, at + 82 * LANES)
+    for g in range(16):
+        scale = d * to_float(field(panel, at, g, 0, 15))
+        minimum = dmin * to_float(field(panel, at, g, 4, 15))
+        first = 16 + 32 * (g >> 3) + 16 * (g & 1)
+        shift = 2 * ((g >> 1) & 3)
+        for w in range(4):
+            q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
+            for b in range(4):
+                y = scale * to_float(bits(q, 8 * b, 3)) - minimum
+                total = visit(total, array, column + 16 * g + 4 * w + b, y)
+    return total
+
+
+def q3_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """Q3_K: y = (d * (sc - 32)) * ((4 * third + two bits) - 4)."""
+    d = load_f16(panel, at + 108 * LANES)
+    for g in range(16):
+        low = field(panel, at, 96 + (g & 7), 4 * (g >> 3), 15)
+        high = field(panel, at, 104 + (g & 3), 2 * (g >> 2), 3)
+        scale = d * less(field_above(low, high, 4), 32)
+        half = 16 * (g & 1)
+        first = 32 + 32 * (g >> 3) + half
+        shift = 2 * ((g >> 1) & 3)
+        for w in range(4):
+            q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
+            h = from_bit(words(panel, at + (half + 4 * w) * LANES), g >> 1)
+            three = field_above(q & splat_int(BITS_1_0), h & splat_int(BIT_0), 2)
+            for b in range(4):
+                y = scale * less(bits(three, 8 * b, 7), 4)
+                total = visit(total, array, column + 16 * g + 4 * w + b, y)
+    return total
+
+
+@inner
+def scale_6_bits(panel: Bytes, at: int, s: int) -> Lanes:
+    """`sc` of sub-block `s`, from the twelve bytes that `Q4_K` draws as a[0..11]."""
+    if s < 4:
+        return field(panel, at, 4 + s, 0, 63)
+    return field_above(field(panel, at, 8 + s, 0, 15), field(panel, at, s, 6, 3), 4)
+
+
+@inner
+def minimum_6_bits(panel: Bytes, at: int, s: int) -> Lanes:
+    """`mn` of sub-block `s`, from the twelve bytes that `Q4_K` draws as a[0..11]."""
+    if s < 4:
+        return field(panel, at, 8 + s, 0, 63)
+    return field_above(field(panel, at, 8 + s, 4, 15), field(panel, at, 4 + s, 6, 3), 4)
+
+
+def q4_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """Q4_K: y = (d * sc) * nibble - dmin * mn."""
+    d = load_f16(panel, at)
+    dmin = load_f16(panel, at + 2 * LANES)
+    for s in range(8):
+        scale = d * to_float(scale_6_bits(panel, at, s))
+        minimum = dmin * to_float(minimum_6_bits(panel, at, s))
+        first = 16 + 32 * (s >> 1)
+        shift = 4 * (s & 1)
+        for w in range(8):
+            q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
+            for b in range(4):
+                y = scale * nibble(from_bit(q, 8 * b)) - minimum
+                total = visit(total, array, column + 32 * s + 4 * w + b, y)
+    return total
+
+
+def q5_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """Q5_K: y = (d * sc) * (16 * fifth + nibble) - dmin * mn."""
+    d = load_f16(panel, at)
+    dmin = load_f16(panel, at + 2 * LANES)
+    for s in range(8):
+        scale = d * to_float(scale_6_bits(panel, at, s))
+        minimum = dmin * to_float(minimum_6_bits(panel, at, s))
+        first = 48 + 32 * (s >> 1)
+        shift = 4 * (s & 1)
+        for w in range(8):
+            q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
+            h = from_bit(words(panel, at + (16 + 4 * w) * LANES), s)
+            five = field_above(q & splat_int(BITS_3_0), h & splat_int(BIT_0), 4)
+            for b in range(4):
+                y = scale * to_float(bits(five, 8 * b, 31)) - minimum
+                total = visit(total, array, column + 32 * s + 4 * w + b, y)
+    return total
+
+
+def q6_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """Q6_K: y = (d * sc) * ((16 * upper + lower) - 32)."""
+    d = load_f16(panel, at + 208 * LANES)
+    for g in range(16):
+        scale = d * to_float(load_i8(panel, at + (192 + g) * LANES))
+        quarter = (g >> 1) & 3
+        half = 16 * (g & 1)
+        first_low = 64 * (g >> 3) + 32 * (quarter & 1) + half
+        first_high = 128 + 32 * (g >> 3) + half
+        for w in range(4):
+            q = from_bit(words(panel, at + (first_low + 4 * w) * LANES), 4 * (quarter >> 1))
+            h = from_bit(words(panel, at + (first_high + 4 * w) * LANES), 2 * quarter)
+            six = field_above(q & splat_int(BITS_3_0), h & splat_int(BITS_1_0), 4)
+            for b in range(4):
+                y = scale * less(bits(six, 8 * b, 63), 32)
+                total = visit(total, array, column + 16 * g + 4 * w + b, y)
+    return total
+
+
+def iq4_xs(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
+    """IQ4_XS: y = (d * (sc - 32)) * IQ4_VALUES[nibble]."""
+    d = load_f16(panel, at)
+    for s in range(8):
+        low = field(panel, at, 4 + (s >> 1), 4 * (s & 1), 15)
+        high = field(panel, at, 2 + (s >> 2), 2 * (s & 3), 3)
+        scale = d * less(field_above(low, high, 4), 32)
+        for half in range(2):
+            for w in range(4):
+                q = from_bit(words(panel, at + (8 + 16 * s + 4 * w) * LANES), 4 * half)
+                for b in range(4):
+                    y = scale * iq4_value(from_bit(q, 8 * b))
+                    total = visit(total, array, column + 32 * s + 16 * half + 4 * w + b, y)
+    return total

@@ -1,0 +1,385 @@
+"""A SIMD vector as a value that numba understands: a number for each row of a panel.
+
+Sums must run from left to right, which forbids the usual way to be fast: splitting one sum over
+the lanes of a SIMD register. But outputs do not depend on each other, so every lane can hold
+another *output* and add up its own sum in order:
+
+    lane          0            1            2        …      15
+    sum     +=  x·w[0, k]    x·w[1, k]    x·w[2, k]  …   x·w[15, k]        for k = 0, 1, 2, …
+
+A compiler seldom finds this by itself, and may never be told to reorder. So the vector is a type,
+16 or 64 numbers wide (`refllm.jit.cpu`), and consists of as many registers as that takes: four
+of AVX-512, two of AVX2, four of NEON or SSE2. The same source, the same IEEE operations in each
+lane, hence the same bits, on all of them.
+
+In a kernel they look like numbers:
+
+    total = zeros()
+    for k in range(x.size):
+        total = total + load_f32(panel, k * ROW) * splat(x[k])
+    store(out, 0, total)
+
+The sums of several rows of activations are one value, too: *rows* of vectors, of which each meets
+the one vector of weights that has been loaded. `Vector("f32", 6)` is the type of six rows, `F32` of
+one; how they come from memory and go back stands in `refllm.kernels.simd.rows`.
+
+How it is done: a numba *type* (`Vector`) gets a *data model*, which says what it is for LLVM, an
+array of registers. *Intrinsics* say which LLVM instructions a function becomes, for one register,
+and are repeated for all. `+`, `-`, `*`, `&`, `|`, `<<` and `>>` are overloaded with intrinsics.
+Multiplication and addition stay two instructions: LLVM fuses them only when asked to, and nothing
+here asks.
+
+Addresses are byte offsets into a one-dimensional array, whatever its element type, because a
+panel of quantized weights mixes halves, bytes and nibbles.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, Literal
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+from refllm.jit.cpu import CPU
+
+__all__ = [
+    "F32",
+    "I32",
+    "LANES",
+    "Vector",
+    "load_bf16",
+    "load_f16",
+    "load_f32",
+    "load_i8",
+    "load_i32",
+    "load_u8",
+    "lookup_table",
+    "operation",
+    "prefetch",
+    "splat",
+    "splat_int",
+    "store",
+    "to_float",
+    "zeros",
+]
+
+LANES = CPU.panel_lanes
+WIDTH = CPU.float_lanes  # of a register
+REGISTERS = LANES // WIDTH  # of a vector
+
+BYTE = ir.IntType(8)
+WORD = ir.IntType(16)
+INT = ir.IntType(32)
+HALF = ir.HalfType()
+FLOAT = ir.FloatType()
+INTS = ir.VectorType(INT, WIDTH)
+FLOATS = ir.VectorType(FLOAT, WIDTH)
+
+Kind = Literal["f32", "i32"]
+REGISTER: dict[Kind, ir.VectorType] = {"f32": FLOATS, "i32": INTS}
+
+# LLVM's names of the instruction that picks numbers from a register, by how many it picks.
+PERMUTATIONS = {16: "llvm.x86.avx512.permvar.sf.512", 8: "llvm.x86.avx2.permps"}
+
+
+class Vector(types.Type):
+    """The numba type of vectors of floats or ints, one for each of some rows."""
+
+    def __init__(self, kind: Kind, rows: int = 1) -> None:
+        self.kind, self.rows = kind, rows
+        self.register = REGISTER[kind]
+        super().__init__(name=f"{rows} of {kind}x{LANES}")
+
+
+F32 = Vector("f32")
+I32 = Vector("i32")
+
+
+@register_model(Vector)
+class VectorModel(models.PrimitiveModel):
+    """A vector is passed and kept as an array of registers; of rows, one row after the other."""
+
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        registers = ir.ArrayType(vector.register, REGISTERS * vector.rows)
+        super().__init__(manager, vector, registers)  # type: ignore[no-untyped-call]
+
+
+Build = Callable[..., ir.Value]
+
+
+def as_value(builder: ir.IRBuilder, registers: Sequence[ir.Value]) -> ir.Value:
+    """Registers as the value that numba passes around."""
+    nothing = ir.Constant(ir.ArrayType(registers[0].type, len(registers)), ir.Undefined)
+    places = range(len(registers))
+    return reduce(lambda value, i: builder.insert_value(value, registers[i], i), places, nothing)
+
+
+def registers_of(builder: ir.IRBuilder, value: ir.Value) -> list[ir.Value]:
+    """The registers of a value, a scalar being its own."""
+    if not isinstance(value.type, ir.ArrayType):
+        return [value]
+    return [builder.extract_value(value, i) for i in range(value.type.count)]
+
+
+def operation(result: Kind, arguments: Sequence[Kind], build: Build) -> Any:
+    """An intrinsic on vectors: `build(builder, *registers)` emits what is done to one register.
+
+    An argument may be rows; one with a single row then meets each of the others' rows.
+    """
+
+    def resolve(*given: types.Type) -> Any:
+        kinds = [vector.kind if isinstance(vector, Vector) else None for vector in given]
+        if kinds != list(arguments):
+            return None
+        rows = max(vector.rows for vector in given if isinstance(vector, Vector))
+
+        def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
+            columns = []
+            for value in values:
+                registers = registers_of(builder, value)
+                columns.append(registers * (rows * REGISTERS // len(registers)))
+            return as_value(builder, [build(builder, *row) for row in zip(*columns, strict=True)])
+
+        return Vector(result, rows)(*given), emit
+
+    # numba counts the parameters, so there is a function for each number of them.
+    typed: Sequence[Callable[..., object]] = (
+        lambda _typing, a: resolve(a),
+        lambda _typing, a, b: resolve(a, b),
+        lambda _typing, a, b, c: resolve(a, b, c),
+    )
+    return intrinsic(typed[len(arguments) - 1])
+
+
+def constant(vector_type: ir.VectorType, value: float) -> ir.Constant:
+    """A register with the same number in each lane."""
+    return ir.Constant(vector_type, [value] * vector_type.count)
+
+
+def in_every_lane(builder: ir.IRBuilder, value: ir.Value, vector_type: ir.VectorType) -> ir.Value:
+    """A register with this value in each lane."""
+    undefined = ir.Constant(vector_type, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(INT, 0))
+    places = constant(ir.VectorType(INT, vector_type.count), 0)
+    return builder.shuffle_vector(first, undefined, places)
+
+
+# Making vectors, and moving between the two kinds
+
+
+def zeros_of(kind: Kind, rows: int = 1) -> Any:
+    """An intrinsic () → rows of zeros."""
+
+    def typed(_typing: Any) -> Any:
+        def emit(_context: Any, _builder: Any, _signature: Any, _values: Any) -> ir.Value:
+            return ir.Constant(ir.ArrayType(REGISTER[kind], REGISTERS * rows), None)
+
+        return Vector(kind, rows)(), emit
+
+    return intrinsic(typed)
+
+
+def _splat_of(vector: Vector, scalar: types.Type) -> Any:
+    """An intrinsic: scalar → it in every lane."""
+
+    def typed(_typing: Any, _scalar: Any) -> Any:
+        def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
+            register = in_every_lane(builder, values[0], vector.register)
+            return as_value(builder, [register] * REGISTERS)
+
+        return vector(scalar), emit
+
+    return intrinsic(typed)
+
+
+zeros = zeros_of("f32")
+splat = _splat_of(F32, types.float32)
+splat_int = _splat_of(I32, types.int32)
+to_float = operation("f32", ("i32",), lambda b, x: b.sitofp(x, FLOATS))
+
+
+# Arithmetic: + - * on both kinds, & | ^ << >> on ints
+
+
+def _operator(symbol: Callable[..., object], kind: Kind, build: Build) -> None:
+    """Let `a symbol b` of two vectors be one LLVM instruction."""
+    of_vectors = operation(kind, (kind, kind), build)
+
+    @overload(symbol, inline="always")
+    def overloaded(a: object, b: object) -> Callable[..., object] | None:
+        def implementation(a: object, b: object) -> object:
+            return of_vectors(a, b)
+
+        both = isinstance(a, Vector) and isinstance(b, Vector) and a.kind == b.kind == kind
+        return implementation if both else None
+
+
+_operator(operator.add, "f32", lambda b, x, y: b.fadd(x, y))
+_operator(operator.sub, "f32", lambda b, x, y: b.fsub(x, y))
+_operator(operator.mul, "f32", lambda b, x, y: b.fmul(x, y))
+_operator(operator.add, "i32", lambda b, x, y: b.add(x, y))
+_operator(operator.sub, "i32", lambda b, x, y: b.sub(x, y))
+_operator(operator.mul, "i32", lambda b, x, y: b.mul(x, y))
+_operator(operator.and_, "i32", lambda b, x, y: b.and_(x, y))
+_operator(operator.or_, "i32", lambda b, x, y: b.or_(x, y))
+_operator(operator.xor, "i32", lambda b, x, y: b.xor(x, y))
+_operator(operator.lshift, "i32", lambda b, x, y: b.shl(x, y))
+_operator(operator.rshift, "i32", lambda b, x, y: b.lshr(x, y))
+
+
+def lookup_table(values: Sequence[float]) -> Any:
+    """An intrinsic: each lane's lowest four bits → the number at that place in `values` (16).
+
+    Whatever stands above the four bits is ignored. AVX-512 has an instruction for it, AVX2 one for
+    three bits. Elsewhere consecutive whole numbers are counted up from the first, and among others
+    each of the four bits halves the choice.
+    """
+
+    def count(builder: ir.IRBuilder, indices: ir.Value) -> ir.Value:
+        low = builder.and_(indices, constant(INTS, 15))
+        return builder.sitofp(builder.add(low, constant(INTS, int(values[0]))), FLOATS)
+
+    def halve(builder: ir.IRBuilder, indices: ir.Value) -> ir.Value:
+        left = [constant(FLOATS, value) for value in values]
+        for bit in range(4):
+            mask = builder.and_(indices, constant(INTS, 1 << bit))
+            is_set = builder.icmp_unsigned("!=", mask, constant(INTS, 0))
+            pairs = zip(left[0::2], left[1::2], strict=True)
+            left = [builder.select(is_set, odd, even) for even, odd in pairs]
+        return left[0]
+
+    def permute(builder: ir.IRBuilder, indices: ir.Value) -> ir.Value:
+        instruction = declared(builder, PERMUTATIONS[WIDTH], FLOATS, (FLOATS, INTS))
+        firsts = range(0, 16, WIDTH)
+        tables = [ir.Constant(FLOATS, list(values[first : first + WIDTH])) for first in firsts]
+        found = [builder.call(instruction, [table, indices]) for table in tables]
+        if len(found) == 1:
+            return found[0]
+        bit_3 = builder.and_(indices, constant(INTS, 8))
+        is_set = builder.icmp_unsigned("!=", bit_3, constant(INTS, 0))
+        return builder.select(is_set, found[1], found[0])
+
+    is_consecutive = list(values) == [values[0] + place for place in range(16)]
+    if WIDTH == 16 or (WIDTH in PERMUTATIONS and not is_consecutive):
+        return operation("f32", ("i32",), permute)
+    return operation("f32", ("i32",), count if is_consecutive else halve)
+
+
+def declared(
+    builder: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[ir.Type]
+) -> ir.Value:
+    """An instruction by LLVM's name for it, to be called."""
+    return cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+        builder.module, ir.FunctionType(result, arguments), name
+    )
+
+
+# Memory
+
+
+def address(
+    context: Any,
+    builder: ir.IRBuilder,
+    array_type: types.Array,
+    array: ir.Value,
+    offset: ir.Value,
+    target: ir.Type,
+) -> ir.Value:
+    """A pointer to `target` at `offset` bytes behind the array's beginning."""
+    data = context.make_array(array_type)(context, builder, array).data
+    place = builder.gep(builder.bitcast(data, BYTE.as_pointer()), [offset])
+    return builder.bitcast(place, target.as_pointer())
+
+
+def places_of(builder: ir.IRBuilder, first: ir.Value) -> list[ir.Value]:
+    """Pointers to each register of the vector that begins at `first`."""
+    return [builder.gep(first, [ir.Constant(INT, i)]) for i in range(REGISTERS)]
+
+
+def _load(vector: Vector, element: ir.Type, convert: Build) -> Any:
+    """An intrinsic (array, byte offset) → vector: elements side by side, converted."""
+    stored = ir.VectorType(element, WIDTH)
+
+    def typed(_typing: Any, array: types.Array, _offset: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+            first = address(context, builder, signature.args[0], values[0], values[1], stored)
+            loaded = [builder.load(place, align=1) for place in places_of(builder, first)]
+            return as_value(builder, [convert(builder, register) for register in loaded])
+
+        return vector(array, types.intp), emit
+
+    return intrinsic(typed)
+
+
+def _half_to_float(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
+    """Halves, as 16-bit integers, to floats; every half is a float, so nothing rounds.
+
+    With F16C (or on ARM) that is an instruction. Without, LLVM would call a function that a JIT
+    cannot find, so the bits are moved by hand: exponent and fraction go to a float's place, and
+    a multiplication by 2^112 mends the exponent's bias, for subnormal halves too. What was
+    infinite or NaN must be so again.
+    """
+    if CPU.converts_halves:
+        half_vector = ir.VectorType(HALF, WIDTH)
+        return builder.fpext(builder.bitcast(halves, half_vector), FLOATS)
+    wide = builder.zext(halves, INTS)
+    sign = builder.shl(builder.and_(wide, constant(INTS, 0x8000)), constant(INTS, 16))
+    magnitude = builder.and_(wide, constant(INTS, 0x7FFF))
+    placed = builder.bitcast(builder.shl(magnitude, constant(INTS, 13)), FLOATS)
+    finite = builder.bitcast(builder.fmul(placed, constant(FLOATS, 2.0**112)), INTS)
+    special = builder.icmp_unsigned(">=", magnitude, constant(INTS, 0x7C00))
+    endless = builder.or_(finite, constant(INTS, 0x7F800000))
+    return builder.bitcast(builder.or_(sign, builder.select(special, endless, finite)), FLOATS)
+
+
+def _bfloat_to_float(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
+    """A bfloat16 is the upper half of a float."""
+    placed = builder.shl(builder.zext(halves, INTS), constant(INTS, 16))
+    return builder.bitcast(placed, FLOATS)
+
+
+load_f32 = _load(F32, FLOAT, lambda b, v: v)
+load_f16 = _load(F32, WORD, _half_to_float)
+load_bf16 = _load(F32, WORD, _bfloat_to_float)
+load_u8 = _load(I32, BYTE, lambda b, v: b.zext(v, INTS))
+load_i8 = _load(I32, BYTE, lambda b, v: b.sext(v, INTS))
+load_i32 = _load(I32, INT, lambda b, v: v)
+
+
+def _prefetch(_typing: Any, array: types.Array, _offset: Any) -> Any:
+    """Ask for the memory at a byte offset to be on its way; it may lie outside the array."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        place = address(context, builder, signature.args[0], values[0], values[1], BYTE)
+        kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [BYTE.as_pointer()], kind)
+        to_read, keep, data = (ir.Constant(INT, value) for value in (0, 3, 1))
+        builder.call(function, [place, to_read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
+prefetch: Any = intrinsic(_prefetch)
+
+
+def _store(_typing: Any, array: types.Array, _offset: Any, vector: Vector) -> Any:
+    """Write a vector at a byte offset."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        kind = signature.args[0]
+        first = address(context, builder, kind, values[0], values[1], vector.register)
+        registers = registers_of(builder, values[2])
+        for register, place in zip(registers, places_of(builder, first), strict=True):
+            builder.store(register, place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), emit
+
+
+store: Any = intrinsic(_store)

@@ -1,0 +1,210 @@
+"""What a model is, read from its files; nothing is computed and nothing kept in memory.
+
+`describe` tells everything of one model, `overview` a line for each of several.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from refllm.checkpoints.chat_template import chat_template_of
+from refllm.checkpoints.config_bert import bert_config
+from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.open import open_weights
+from refllm.checkpoints.sentence_config import sentence_config
+from refllm.errors import LlmError, LlmRuntimeError
+from refllm.files.accounting.ledger import Ledger
+from refllm.models.bundled import is_embedded, is_unchanged
+from refllm.models.find import FoundModel
+from refllm.models.load import load_path, load_tokenizer
+from refllm.models.pull import PUBLISHED, require_published
+from refllm.pooling import Normalize
+from refllm.quant import Tensor
+
+__all__ = ["Description", "Overview", "Stored", "describe", "overview", "verify"]
+
+KIND: Mapping[str, Literal["inferencing", "embedding"]] = {
+    "llama": "inferencing",
+    "bert": "embedding",
+}
+FLOAT_BYTES = 4
+ROWS_AT_A_TIME = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The tensors of one type."""
+
+    n_tensors: int
+    n_parameters: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What `refllm models show` prints.
+
+    `types` are by GGML's name, what takes most bytes first. `hyperparameters` are those of
+    `LlamaConfig` or `BertConfig`, and what makes a text's vector. `cache_bytes` is what the KV
+    cache takes for each token.
+    """
+
+    path: Path
+    kind: Literal["inferencing", "embedding"]
+    architecture: str
+    types: Mapping[str, Stored]
+    hyperparameters: Mapping[str, object]
+    n_tokens: int
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    chat_template: str | None
+    cache_bytes: int
+
+    @property
+    def n_parameters(self) -> int:
+        """The numbers in all tensors."""
+        return sum(stored.n_parameters for stored in self.types.values())
+
+    @property
+    def n_bytes(self) -> int:
+        """What all tensors take, in the file and in memory."""
+        return sum(stored.n_bytes for stored in self.types.values())
+
+    def memory(self, n_tokens: int) -> int:
+        """Bytes for the weights and for a context of so many tokens."""
+        return self.n_bytes + self.cache_bytes * n_tokens
+
+
+def describe(path: Path) -> Description:
+    """The model at `path`, a GGUF file or a folder.
+
+    Errors: `ModelNotSupported`, `LlmRuntimeError` naming the file that is damaged or missing.
+    """
+    weights = open_weights(path)
+    tokenizer = load_tokenizer(path, weights)
+    cache_bytes = 0
+    if weights.architecture == "llama":
+        llama = llama_config(weights)
+        cache_bytes = 2 * llama.n_layers * llama.n_kv_heads * llama.head_dim * FLOAT_BYTES
+        hyperparameters = asdict(llama)
+    else:
+        bert = bert_config(weights)
+        sentence = sentence_config(weights, n_embd=bert.n_embd)
+        head = sentence.head
+        hyperparameters = asdict(bert) | {
+            "pooling": ", ".join(head.pooling.modes),
+            "vector_width": head.width(bert.n_embd),
+            "normalized": any(isinstance(step, Normalize) for step in head.steps),
+            "default_prompt": sentence.default_prompt or "none",
+        }
+    return Description(
+        path=path,
+        kind=KIND[weights.architecture],
+        architecture=weights.architecture,
+        types=_types(weights.tensors.values()),
+        hyperparameters=hyperparameters,
+        n_tokens=tokenizer.n_vocab,
+        bos_id=tokenizer.bos_id,
+        eos_ids=tuple(sorted(tokenizer.eos_ids)),
+        chat_template=chat_template_of(weights),
+        cache_bytes=cache_bytes,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """What `refllm models list` prints of a model.
+
+    `file_type` is the type that most of its bytes have. `verified` is whether its files are those
+    that were published under its name; None for a model of which nobody published anything to
+    compare with. Of a damaged model only `problem` is known.
+    """
+
+    name: str
+    path: Path
+    kind: str | None = None
+    architecture: str | None = None
+    n_parameters: int | None = None
+    file_type: str | None = None
+    n_bytes: int | None = None
+    verified: bool | None = None
+    problem: str | None = None
+
+
+def overview(model: FoundModel) -> Overview:
+    """The model in a line, from its files' headers, and their hashes where known ones exist."""
+    try:
+        weights = open_weights(model.path)
+    except LlmError as error:
+        return Overview(name=model.name, path=model.path, problem=str(error))
+    types = _types(weights.tensors.values())
+    return Overview(
+        name=model.name,
+        path=model.path,
+        kind=KIND[weights.architecture],
+        architecture=weights.architecture,
+        n_parameters=sum(stored.n_parameters for stored in types.values()),
+        file_type=next(iter(types), None),
+        n_bytes=sum(stored.n_bytes for stored in types.values()),
+        verified=_is_published(model),
+    )
+
+
+def _is_published(model: FoundModel) -> bool | None:
+    if is_embedded(model.path):
+        return is_unchanged(model.path)
+    if model.name not in PUBLISHED or not model.path.is_dir():
+        return None
+    try:
+        require_published(model.path, PUBLISHED[model.name])
+    except (LlmRuntimeError, OSError):  # one that cannot be read is none that can be vouched for
+        return False
+    return True
+
+
+def verify(path: Path) -> int:
+    """How many tensors the model at `path` has, each whole, of the right shape, and finite.
+
+    Every tensor and key is used, irrelevant by a table of `refllm.files.accounting`, or refused.
+
+    Errors: `ModelNotSupported`, `LlmRuntimeError` naming the file, and the tensor that is wrong.
+    """
+    # What the network asks for is there, in the shapes that it asks for, and nothing else is.
+    load_path(path, ledger=Ledger(strict=True))
+    weights = open_weights(path)
+    for tensor in weights.tensors.values():
+        if not _is_finite(tensor):
+            raise LlmRuntimeError(
+                f"{weights.path}: tensor {tensor.name} has values that are not finite; "
+                "fetch the file again"
+            )
+    return len(weights.tensors)
+
+
+def _types(tensors: Iterable[Tensor]) -> dict[str, Stored]:
+    """The tensors' sums by type."""
+    types: dict[str, Stored] = {}
+    for tensor in tensors:
+        name = tensor.format.name
+        sums = types.get(name, Stored(0, 0, 0))
+        types[name] = Stored(
+            sums.n_tensors + 1,
+            sums.n_parameters + math.prod(tensor.shape),
+            sums.n_bytes + tensor.data.nbytes,
+        )
+    return dict(sorted(types.items(), key=lambda item: -item[1].n_bytes))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether every number is, decoded some rows at a time."""
+    n_rows = len(tensor.data)
+    return all(
+        np.isfinite(tensor.rows(start, min(start + ROWS_AT_A_TIME, n_rows))).all()
+        for start in range(0, n_rows, ROWS_AT_A_TIME)
+    )

@@ -1,0 +1,233 @@
+"""The two dialects of Spin's `remote_http`: what is sent, and how an answer is read.
+
+    default   POST /infer   {"model", "prompt", "options": {"maxTokens", ...}}
+              POST /embed   {"model", "input": [...]}
+    open_ai   POST /v1/chat/completions   {"messages", "model", "max_completion_tokens", ...}
+              POST /v1/embeddings         {"input": [...], "model"}
+
+An answer may say more than is read here; what is read must have the types of the interface. Source:
+Spin's crate llm-remote-http.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from refllm.interface import (
+    U32_MAX,
+    EmbeddingsResult,
+    EmbeddingsUsage,
+    InferencingParams,
+    InferencingResult,
+    InferencingUsage,
+    as_f32,
+)
+
+__all__ = ["API_TYPES", "ApiType", "WrongShapeError", "as_json", "parsed"]
+
+F32_MAX = (2 - 2**-23) * 2.0**127
+
+
+class WrongShapeError(ValueError):
+    """The answer is not what the dialect says; the message is a clause about "it"."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiType:
+    """A dialect: its two paths, its headers, its requests, and how its answers are read.
+
+    The readers raise `WrongShapeError`; that of embeddings is told how many vectors there must be.
+    """
+
+    infer_path: str
+    embed_path: str
+    headers: Mapping[str, str]
+    infer_request: Callable[[str, str, InferencingParams], object]
+    embed_request: Callable[[str, Sequence[str]], object]
+    infer_result: Callable[[object], InferencingResult]
+    embed_result: Callable[[object, int], EmbeddingsResult]
+
+
+def as_json(value: object) -> bytes:
+    """`value` as Spin writes it: UTF-8, without spaces between."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def parsed(body: bytes) -> object:
+    """The JSON value that `body` is. Errors: `WrongShapeError`, for NaN and infinities too."""
+    try:
+        return json.loads(body.decode(), parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise WrongShapeError("it is not JSON") from None  # the cause would quote the server
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+# default
+
+
+def _default_infer_request(model: str, prompt: str, params: InferencingParams) -> object:
+    options = {
+        "maxTokens": params.max_tokens,
+        "repeatPenalty": as_f32(params.repeat_penalty),
+        "repeatPenaltyLastNTokenCount": params.repeat_penalty_last_n_token_count,
+        "temperature": as_f32(params.temperature),
+        "topK": params.top_k,
+        "topP": as_f32(params.top_p),
+    }
+    return {"model": model, "prompt": prompt, "options": options}
+
+
+def _default_embed_request(model: str, texts: Sequence[str]) -> object:
+    return {"model": model, "input": list(texts)}
+
+
+def _default_infer_result(answer: object) -> InferencingResult:
+    usage = InferencingUsage(
+        _count(answer, "usage", "promptTokenCount"),
+        _count(answer, "usage", "generatedTokenCount"),
+    )
+    return InferencingResult(_text(answer, "text"), usage)
+
+
+def _default_embed_result(answer: object, n_texts: int) -> EmbeddingsResult:
+    vectors = _vectors(_list(answer, "embeddings"), n_texts)
+    usage = EmbeddingsUsage(_count(answer, "usage", "promptTokenCount"))
+    flags = answer.get("truncated") if isinstance(answer, dict) else None
+    return EmbeddingsResult(vectors, usage, _truncated(flags, n_texts))
+
+
+# open_ai
+
+
+def _open_ai_infer_request(model: str, prompt: str, params: InferencingParams) -> object:
+    return {
+        "messages": [{"role": "user", "content": prompt}],
+        "model": model,
+        "max_completion_tokens": params.max_tokens,
+        # Another thing than a repeat penalty, but this is what Spin sends as one.
+        "frequency_penalty": as_f32(params.repeat_penalty),
+    }
+
+
+def _open_ai_embed_request(model: str, texts: Sequence[str]) -> object:
+    return {"input": list(texts), "model": model}
+
+
+def _open_ai_infer_result(answer: object) -> InferencingResult:
+    usage = InferencingUsage(
+        _count(answer, "usage", "prompt_tokens"),
+        _count(answer, "usage", "completion_tokens"),
+    )
+    return InferencingResult(_text(answer, "choices", 0, "message", "content"), usage)
+
+
+def _open_ai_embed_result(answer: object, n_texts: int) -> EmbeddingsResult:
+    vectors = [_at(item, "embedding") for item in _list(answer, "data")]
+    usage = EmbeddingsUsage(_count(answer, "usage", "prompt_tokens"))
+    items = [item for item in _list(answer, "data") if isinstance(item, dict)]
+    flags = [item["truncated"] for item in items if "truncated" in item]
+    return EmbeddingsResult(_vectors(vectors, n_texts), usage, _truncated(flags, n_texts))
+
+
+# Reading
+
+
+def _truncated(flags: object, n_texts: int) -> tuple[bool, ...]:
+    """Whether each text was cut, as a server of refllm answers; of any other answer nothing."""
+    if not isinstance(flags, list) or len(flags) != n_texts:
+        return ()
+    booleans = tuple(flag for flag in flags if isinstance(flag, bool))
+    return booleans if len(booleans) == n_texts else ()
+
+
+def _at(value: object, *path: str | int) -> object:
+    """What is at `path` inside `value`."""
+    found: Any = value
+    for depth, step in enumerate(path, start=1):
+        try:
+            found = found[step]
+        except (LookupError, TypeError):
+            raise WrongShapeError(f"{_shown(path[:depth])} is missing") from None
+    return found
+
+
+def _shown(path: Sequence[str | int]) -> str:
+    return "".join(f".{step}" if isinstance(step, str) else f"[{step}]" for step in path)[1:]
+
+
+def _text(answer: object, *path: str | int) -> str:
+    text = _at(answer, *path)
+    if not isinstance(text, str):
+        raise WrongShapeError(f"{_shown(path)} is not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise WrongShapeError(f"{_shown(path)} has half of a surrogate pair") from None
+    return text
+
+
+def _count(answer: object, *path: str | int) -> int:
+    count = _at(answer, *path)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= U32_MAX:
+        raise WrongShapeError(f"{_shown(path)} is not a whole number from 0 to {U32_MAX}")
+    return count
+
+
+def _list(answer: object, *path: str | int) -> list[object]:
+    items = _at(answer, *path)
+    if not isinstance(items, list):
+        raise WrongShapeError(f"{_shown(path)} is not a list")
+    return items
+
+
+def _vectors(items: Sequence[object], n_texts: int) -> list[list[float]]:
+    """One vector for each text, every value a float32."""
+    vectors = [_vector(item, place) for place, item in enumerate(items)]
+    if len(vectors) != n_texts:
+        raise WrongShapeError(f"it has {len(vectors)} vectors for {n_texts} texts")
+    for place, vector in enumerate(vectors):
+        if len(vector) != len(vectors[0]):
+            raise WrongShapeError(
+                f"vector {place} has {len(vector)} numbers, and vector 0 has {len(vectors[0])}"
+            )
+    return vectors
+
+
+def _vector(item: object, place: int) -> list[float]:
+    if not isinstance(item, list) or not item or not all(map(_is_f32, item)):
+        raise WrongShapeError(f"vector {place} is not a list of float32 numbers")
+    return [as_f32(value) for value in item]
+
+
+def _is_f32(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and -F32_MAX <= value <= F32_MAX  # type: ignore[operator]
+
+
+API_TYPES: Mapping[str, ApiType] = {
+    "default": ApiType(
+        infer_path="/infer",
+        embed_path="/embed",
+        headers={},
+        infer_request=_default_infer_request,
+        embed_request=_default_embed_request,
+        infer_result=_default_infer_result,
+        embed_result=_default_embed_result,
+    ),
+    "open_ai": ApiType(
+        infer_path="/v1/chat/completions",
+        embed_path="/v1/embeddings",
+        # Spin sends it in this dialect alone, and servers of it refuse a body without.
+        headers={"content-type": "application/json"},
+        infer_request=_open_ai_infer_request,
+        embed_request=_open_ai_embed_request,
+        infer_result=_open_ai_infer_result,
+        embed_result=_open_ai_embed_result,
+    ),
+}
