@@ -76,7 +76,7 @@ class _Compilations(logging.Handler):
         self._terminal = os.fdopen(os.dup(2), "w")  # what is captured later is another file
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.module == "cache":  # and no record that a test makes up
+        if record.module == "disk_cache":  # and no record that a test makes up
             self._terminal.write(f"\n{record.getMessage()}")
             self._terminal.flush()
 

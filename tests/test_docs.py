@@ -144,6 +144,13 @@ def test_a_run_of_the_tests_shows_which_kernels_it_compiles(tmp_path: Path) -> N
     assert matches(blocks("text")[0], done.stdout.splitlines()[-1])
 
 
+def test_the_readme_is_a_screen_and_a_half_with_a_table_of_ten_rows() -> None:
+    assert len(README.splitlines()) <= 75
+    table = README.partition("| made for |")[2].partition("\n\n")[0]
+    assert len(table.splitlines()) == 10
+    assert README.count("\n- **[") == 3, "three doors"
+
+
 PACKAGES = [path.parent for path in sorted((PROJECT / "refllm").rglob("__init__.py"))]
 BEING_WRITTEN = {
     *("checkpoints", "files", "ggml", "jit", "kernels", "kernels.int8", "kernels.packed"),
@@ -158,7 +165,7 @@ def package_case(folder: Path) -> object:
     return pytest.param(folder, id=name, marks=[] if written else [pytest.mark.xfail])
 
 
-@pytest.mark.parametrize("package", map(package_case, PACKAGES))
+@pytest.mark.parametrize("package", [package_case(folder) for folder in PACKAGES])
 def test_a_package_says_in_three_lines_or_more_what_is_in_it(package: Path) -> None:
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))) or ""
     assert len(docstring.splitlines()) >= 3

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -130,6 +131,17 @@ def test_the_page_names_every_schema() -> None:
     schemas = [path for folder in folders for path in folder.rglob("*.schema.json")]
     assert len(schemas) >= 5
     assert [path.name for path in schemas if f"[{path.name}](" not in page] == []
+
+
+def test_a_fragment_of_the_changelog_has_an_issue_or_a_word_and_a_known_type() -> None:
+    settings = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["tool"]["towncrier"]
+    types = "|".join(kind["directory"] for kind in settings["type"])
+    folder = PROJECT / settings["directory"]
+    names = {path.name for path in folder.iterdir()} - {"README.md"}
+    assert [n for n in names if not re.fullmatch(rf"(\d+|\+\w+)\.({types})(\.\d+)?\.md", n)] == []
+    readme = (folder / "README.md").read_text("utf-8")
+    assert [kind for kind in types.split("|") if f"| `{kind}` |" not in readme] == []
+    assert settings["start_string"].strip() in (PROJECT / settings["filename"]).read_text("utf-8")
 
 
 def anchors(path: Path) -> set[str]:
