@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "docs" / "_ext")]
 
-from api_pages import array_aliases  # noqa: E402
-
 from refllm import __version__  # noqa: E402
 
 project = "refllm"
@@ -58,11 +56,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 highlight_language = "none"
 
 # The API reference.
+viewcode_follow_imported_members = False
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_default_options = {"no-value": True}
 autodoc_typehints_format = "short"
-autodoc_type_aliases = array_aliases()
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 
 from docstrings import to_rst
 from docutils import nodes
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 PACKAGE = "refllm"
-ARRAY_ALIAS = re.compile(r"^(\w+)(?:: TypeAlias)? = NDArray\[np\.(\w+)\]$", re.MULTILINE)
 PAGES = Path(__file__).parents[1] / "reference" / "api"
 
 
@@ -39,7 +39,9 @@ class Module:
     Attributes:
         name: Its full name.
         docstring: What is at its top.
-        own: The names of `__all__` that it defines, in the order of `__all__`.
+        own: The names of `__all__` that it defines and autodoc documents, in the order of
+            `__all__`: classes, functions, and values with a docstring below them.
+        bare: Its other names of `__all__` with their docstring, which may be empty.
         lent: Those that another module defines, with the full name there.
         children: The full names of the public modules in it, if it is a package.
     """
@@ -47,6 +49,7 @@ class Module:
     name: str
     docstring: str
     own: tuple[str, ...]
+    bare: tuple[tuple[str, str], ...]
     lent: tuple[tuple[str, str], ...]
     children: tuple[str, ...]
 
@@ -61,16 +64,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", write_pages)
     app.add_directive("packages", Packages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
-
-
-def array_aliases() -> dict[str, str]:
-    """Return what signatures have in place of the modules' names for arrays, such as Floats."""
-    source = Path(str(importlib.import_module(PACKAGE).__file__)).parent
-    return {
-        alias: f"NDArray[{dtype}]"
-        for path in sorted(source.rglob("*.py"))
-        for alias, dtype in ARRAY_ALIAS.findall(path.read_text("utf-8"))
-    }
 
 
 def write_pages(_app: Sphinx | None = None) -> None:
@@ -100,15 +93,32 @@ def public_modules(name: str) -> Iterator[Module]:
     )
     exported = tuple(getattr(module, "__all__", ()))
     defined = names_defined_in(module)
-    own = tuple(each for each in exported if each in defined and each != "__version__")
+    names = [each for each in exported if each in defined and each != "__version__"]
+    documented = {each for _, each in ModuleAnalyzer.for_module(name).find_attr_docs()}
+    own = tuple(each for each in names if each in documented or is_function_or_class(module, each))
+    bare = tuple((each, own_docstring(vars(module)[each])) for each in names if each not in own)
     lent = tuple(
         (each, origin(module, each))
         for each in exported
         if each not in defined and not isinstance(getattr(module, each), ModuleType)
     )
-    yield Module(name, module.__doc__ or "", own, lent, children)
+    yield Module(name, module.__doc__ or "", own, bare, lent, children)
     for child in children:
         yield from public_modules(child)
+
+
+def is_function_or_class(module: ModuleType, name: str) -> bool:
+    """Return whether a name of a module is bound to its own class or function, compiled or not."""
+    value = vars(module)[name]
+    if isinstance(value, type):
+        return value.__module__ == module.__name__
+    return inspect.isroutine(value) or hasattr(value, "__wrapped__")
+
+
+def own_docstring(value: object) -> str:
+    """Return the docstring of a value itself, as an intrinsic of numba has one."""
+    docstring = getattr(value, "__doc__", None)
+    return inspect.cleandoc(docstring) if docstring and docstring != type(value).__doc__ else ""
 
 
 def names_defined_in(module: ModuleType) -> set[str]:
@@ -146,6 +156,9 @@ def page(module: Module, modules: dict[str, Module]) -> str:
     lines += ["```{eval-rst}", f".. automodule:: {module.name}"]
     if module.own:
         lines += [f"   :members: {', '.join(module.own)}"]
+    for name, docstring in module.bare:
+        lines += ["", f".. py:data:: {name}", f"   :module: {module.name}", ""]
+        lines += [f"   {line}" for line in to_rst(docstring).split("\n")]
     lines += ["```", ""]
     if module.lent:
         lines += ["## Names from other modules", ""]

@@ -26,13 +26,33 @@ EXAMPLES = ("Example", "Examples")
 CODE = re.compile(r"``(.+?)``|`([^`]+)`", re.DOTALL)
 NAME = re.compile(r"[A-Za-z_][\w.]*(?:\(\))?")
 COLUMNS = re.compile(r"\S {3,}\S|[│┌└├─]|^\s*\|")
+ARRAY = re.compile(
+    r"(?:numpy\.)?ndarray\[tuple\[(?:typing\.)?Any, \.\.\.\], (?:numpy\.)?dtype\[(?:numpy\.)?(\w+)\]\]"
+)
 BULLET = re.compile(r"\s*(?:[-*]|\d+\.) ")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the conversion with autodoc."""
     app.connect("autodoc-process-docstring", process, priority=BEFORE_NAPOLEON)
+    app.connect("autodoc-process-signature", shorten_arrays)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def shorten_arrays(
+    _app: Sphinx,
+    _what: str,
+    _name: str,
+    _object: object,
+    _options: object,
+    arguments: str | None,
+    returned: str | None,
+) -> tuple[str | None, str | None]:
+    """Return a signature with NDArray[float32] in place of what NumPy makes of it."""
+    return (
+        arguments and ARRAY.sub(r"NDArray[\1]", arguments),
+        returned and ARRAY.sub(r"NDArray[\1]", returned),
+    )
 
 
 def process(
