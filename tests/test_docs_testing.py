@@ -64,7 +64,7 @@ def test_the_pages_tests_can_fail(tmp_path: Path, reader: dict[str, str]) -> Non
 
 
 def test_the_page_names_every_fixture_and_option_of_the_plugin() -> None:
-    plugin = (PROJECT / "refllm" / "pytest_plugin.py").read_text("utf-8")
+    plugin = (PROJECT / "refllm" / "testing" / "pytest_plugin.py").read_text("utf-8")
     fixtures = re.findall(r"@pytest\.fixture.*\ndef (\w+)", plugin)
     options = re.findall(r"addini\(\s*\"(\w+)\"", plugin)
     assert (len(fixtures), len(options)) == (3, 2)
