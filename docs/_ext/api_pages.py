@@ -112,7 +112,9 @@ def is_function_or_class(module: ModuleType, name: str) -> bool:
     value = vars(module)[name]
     if isinstance(value, type):
         return value.__module__ == module.__name__
-    return inspect.isroutine(value) or hasattr(value, "__wrapped__")
+    # autodoc does not document numba's intrinsics, which have no signature of their own.
+    is_compiled = hasattr(value, "__wrapped__") and type(value).__name__ != "_Intrinsic"
+    return inspect.isroutine(value) or is_compiled
 
 
 def own_docstring(value: object) -> str:

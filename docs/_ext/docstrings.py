@@ -27,8 +27,8 @@ CODE = re.compile(r"``(.+?)``|`([^`]+)`", re.DOTALL)
 NAME = re.compile(r"[A-Za-z_][\w.]*(?:\(\))?")
 COLUMNS = re.compile(r"\S {3,}\S|[│┌└├─]|^\s*\|")
 ARRAY = re.compile(
-    r"(?:numpy\.)?ndarray\[tuple\[(?:typing\.)?Any, \.\.\.\], "
-    r"(?:numpy\.)?dtype\[(?:numpy\.)?(\w+)\]\]"
+    r"~?(?:numpy\.)?ndarray\[tuple\[~?(?:typing\.)?Any, \.\.\.\], "
+    r"~?(?:numpy\.)?dtype\[~?(?:numpy\.)?(\w+)\]\]"
 )
 BULLET = re.compile(r"\s*(?:[-*]|\d+\.) ")
 
