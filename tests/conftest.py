@@ -1,4 +1,4 @@
-"""What every test may ask for."""
+"""Fixtures, markers and paths of all tests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ QUICK_FILES = frozenset(
         *("kernels", "llama", "llama_variants", "manifest", "math", "mistakes", "models", "panels"),
         *("parameters", "pooling", "quant", "quant_tensor", "quantize", "recording", "rope"),
         *("runtime_config", "sampling", "sampling_goldens", "sentence_config", "spin_shim"),
-        *("tiny_text", "tokenizer", "tokenizer_bpe", "weights", "weights_safetensors"),
+        *("tiny_text", "plain", "ladder", "tokenizer", "tokenizer_bpe", "weights"),
+        *("weights_safetensors",),
     )
 )
 HUNG_SECONDS = 600
@@ -57,14 +58,15 @@ settings.register_profile("refllm", deadline=None, suppress_health_check=[Health
 settings.load_profile("refllm")
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m selects by the mark
+@pytest.hookimpl(tryfirst=True)  # before -m selects by the marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of `QUICK_FILES` that fetch nothing as quick."""
+    """Mark each test with its folder, and as network or quick where it is."""
     for item in items:
-        fetches = item.get_closest_marker("network") or "minilm_dir" in getattr(
-            item, "fixturenames", ()
-        )
-        if item.path.name in QUICK_FILES and not fetches and not item.get_closest_marker("slow"):
+        item.add_marker(item.path.parent.name)
+        if "minilm_dir" in getattr(item, "fixturenames", ()):
+            item.add_marker("network")
+        is_long = item.get_closest_marker("network") or item.get_closest_marker("slow")
+        if item.path.name in QUICK_FILES and not is_long:
             item.add_marker("quick")
 
 
@@ -90,7 +92,12 @@ COMPILATIONS = pytest.StashKey[_Compilations]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Show each kernel that is compiled: the first run of the tests compiles for minutes."""
+    """Register a marker for each folder, and show each kernel that is compiled.
+
+    The first run of the tests compiles for minutes.
+    """
+    for folder in sorted(path for path in (PROJECT / "tests").iterdir() if path.is_dir()):
+        config.addinivalue_line("markers", f"{folder.name}: the tests in tests/{folder.name}")
     kernels = logging.getLogger("refllm.kernels")
     config.stash[COMPILATIONS] = _Compilations()
     kernels.addHandler(config.stash[COMPILATIONS])
@@ -151,7 +158,7 @@ def minilm_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of random models as the contract lays them out: "tiny", flat.gguf and "embedder"."""
-    from tests.model_files import tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
+    from tests.support.model_files import tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
 
     root = tmp_path_factory.mktemp("ai-models")
     (root / "llama").mkdir()
@@ -164,7 +171,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_models: Path) -> LocalEngine:
     """An engine that has `tiny_models`; a request leaves nothing in it."""
-    # Whoever tests no engine shall not wait for numba.
+    # Imported here: numba takes a second to import.
     from refllm.engine import LocalEngine
 
     return LocalEngine(roots=[tiny_models])

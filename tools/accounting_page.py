@@ -4,7 +4,7 @@
 
 What is refused and irrelevant is read from the tables of `refllm.files.accounting`, which decide
 it. What is computed is listed here, as far as possible from the tables of its readers;
-`tests/peer_values/*.json` name the libraries that its right values come from.
+`tests/support/peer_values/*.json` name the libraries that its right values come from.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from refllm.checkpoints.config_bert import HIDDEN_ACT
+from refllm.checkpoints.config import HIDDEN_ACT
 from refllm.checkpoints.names import FAMILIES
 from refllm.checkpoints.sentence_config import GGUF_POOLING_TYPES, NOT_COMPUTED
 from refllm.files.accounting import (
-    bert_keys,
-    bert_tensors,
-    chat_templates,
     gguf_keys,
     json_keys,
     sentence_keys,
@@ -240,16 +237,16 @@ def _sources(row: Computed) -> str:
 
 def _rules() -> Iterator[Rule]:
     """Every line of every table of keys and of irrelevant tensors."""
-    any_bert = _common(bert_keys.BERT_JSON_KEYS)
+    any_bert = _common(json_keys.BERT_CONFIGS)
     any_bert = {k: rule for k, rule in any_bert.items() if json_keys.ANY_CONFIG.get(k) != rule}
     places: list[tuple[str, Known]] = [
         ("GGUF", gguf_keys.ANY_GGUF),
         ("GGUF, a llama", gguf_keys.LLAMA_GGUF),
-        ("GGUF, a BERT", bert_keys.BERT_GGUF_KEYS),
+        ("GGUF, a BERT", gguf_keys.BERT_GGUF),
         ("GGUF, any vocabulary", tokenizer_keys.GGUF_TOKENIZER),
         ("GGUF, vocabularies llama, gpt2, t5", tokenizer_keys.GGUF_LLAMA_TOKENIZER),
         ("GGUF, vocabulary bert", tokenizer_keys.GGUF_BERT_TOKENIZER),
-        ("GGUF, chat templates", chat_templates.GGUF_CHAT_TEMPLATES),
+        ("GGUF, chat templates", tokenizer_keys.GGUF_CHAT_TEMPLATES),
         ("config.json", json_keys.ANY_CONFIG),
         ("config.json, a llama", json_keys.LLAMA_CONFIG),
         ("config.json, `rope_scaling`", json_keys.ROPE_PARAMETERS),
@@ -263,7 +260,7 @@ def _rules() -> Iterator[Rule]:
                     if rule not in (any_bert.get(key), json_keys.ANY_CONFIG.get(key))
                 },
             )
-            for family, known in bert_keys.BERT_JSON_KEYS.items()
+            for family, known in json_keys.BERT_CONFIGS.items()
         ),
         ("modules.json", sentence_keys.MODULES),
         ("sentence_bert_config.json", sentence_keys.TRANSFORMER_CONFIG),
@@ -276,11 +273,11 @@ def _rules() -> Iterator[Rule]:
         ("tokenizer_config.json", tokenizer_keys.TOKENIZER_CONFIG),
         ("special_tokens_map.json", tokenizer_keys.SPECIAL_TOKENS_MAP),
         ("generation_config.json", tokenizer_keys.GENERATION_CONFIG),
-        ("chat_template.json", chat_templates.CHAT_TEMPLATE_JSON),
+        ("chat_template.json", tokenizer_keys.CHAT_TEMPLATE_JSON),
         ("tensors", tensors.IRRELEVANT_TENSORS),
         *(
             (f"tensors, `{family}`" if family != "gguf" else "tensors, GGUF, a BERT", known)
-            for family, known in bert_tensors.BERT_TENSORS.items()
+            for family, known in tensors.BERT_TENSORS.items()
         ),
     ]
     for place, known in places:

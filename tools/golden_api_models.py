@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from sentencepiece import sentencepiece_model_pb2
 
 from refllm import oracle
-from refllm.checkpoints.config_bert import bert_config
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.models.bundled import ROOT
 

@@ -11,7 +11,7 @@ kernels but the hyperparameters.
 
 FILE is stories260K.gguf, DIR a folder of all-MiniLM-L6-v2; without them their results are left out.
 tiny-chat and tiny-embed ship with refllm; all other models are made here, of integers
-(tests/tiny_formats.py).
+(tests/support/tiny_formats.py).
 
 Letters: T tokens, V vocabulary, N texts, D vector length.
 """
@@ -35,13 +35,12 @@ from numpy.typing import NDArray
 
 from refllm import oracle
 from refllm.bert import Bert
-from refllm.checkpoints.config_bert import bert_config
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.llama import Llama, Segment
 from refllm.models import bundled
 from refllm.parameters import Parameters
-from tests.tiny_formats import STORED_AS, bert_of_bits, llama_of_bits
+from tests.support.tiny_formats import STORED_AS, bert_of_bits, llama_of_bits
 
 __all__ = ["main"]
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from refllm import oracle, oracle_int8
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.kernels.int8.product import INT8_FORMATS
 from refllm.llama import LlamaConfig

@@ -3,8 +3,8 @@
 refllm computes texts end to end, without padding; this computes them the other way, in plain NumPy,
 with weights that the gguf package decoded and token ids from the tokenizers library's own BERT
 tokenizer. It shares no code with refllm, so that the golden vectors are another program's.
-`Mistakes` makes it wrong on purpose, to see by how much a wrong backend's vectors are off.
-The page to read is `refllm.plain.bert`: one text, no padding; tests/test_plain.py compares the two.
+`Mistakes` makes it wrong on purpose, to see by how much a wrong backend's vectors are off. The page
+to read is `refllm.plain.bert`: one text, no padding; tests/networks/test_plain.py compares the two.
 
 N texts, S tokens of the longest one, D model width, H heads, E head width, F feed-forward width.
 Source: Devlin et al. 2018, arXiv:1810.04805; pooling: Reimers and Gurevych 2019, arXiv:1908.10084.

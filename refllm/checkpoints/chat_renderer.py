@@ -1,10 +1,9 @@
-"""Chat templates are rendered in processes that can be ended.
+"""Render chat templates in child processes, which can be ended.
 
-A template is a program that comes with a model, and a model comes from anywhere. One operation of
-it, such as 9 ** 9 ** 9, may hold Python's interpreter lock for hours, and no thread can interrupt
-it. So templates run in child processes (`refllm.checkpoints.chat_renderer_child`), with a limit of
-time, of memory and of what they write. A child stays for the next chat; a chat with a warm child
-costs less than a millisecond more than one without.
+A template is a program that comes with a model, and a model comes from anywhere. One operation,
+such as 9 ** 9 ** 9, may hold Python's interpreter lock for hours, and no thread can interrupt it.
+So templates run in `refllm.checkpoints.chat_renderer_child`, with limits of time, memory and
+output. A child stays for the next chat, which it renders in less than a millisecond more.
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from refllm.errors import InvalidInput, LlmError, LlmRuntimeError, how_to_install
@@ -33,13 +31,13 @@ __all__ = ["Limits", "Renderer", "default_renderer"]
 CHILD = "refllm.checkpoints.chat_renderer_child"
 START_SECONDS = 60.0  # for an interpreter and Jinja on a busy machine
 KILL_SECONDS = 5.0  # for the system to end a process
-MOST_CHILDREN = 4  # that render at the same time; further threads wait
-IDLE_SECONDS = 5.0  # that more than one child waits for a chat
+MAX_CHILDREN = 4  # that render at the same time; further threads block
+IDLE_SECONDS = 5.0  # of more than one child without a chat
 LENGTH = struct.Struct(">I")
 BYTES_OF_A_CHARACTER = 6  # at most, in a JSON string: \u0000
-OLDEST_JINJA = (3, 1, 6)  # transformers 5.24 refuses older ones, whose sandbox templates can leave
+MIN_JINJA = (3, 1, 6)  # transformers 5.24 refuses older ones, whose sandbox templates can leave
 
-# What a child inherits of the environment. A template should find no secret there.
+# The environment of a child: no secret that a template could read.
 INHERITED = (
     *("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),  # to start an interpreter
     *("TZ", "TZDIR"),  # for strftime_now
@@ -69,9 +67,8 @@ class Gone(Exception):
 class Renderer:
     """Renders chat templates in child processes; safe to use from several threads.
 
-    Children start when they are needed. One stays until `close`, or the end of this process; more
-    that have nothing to do end after a few seconds. After a fork, the new process starts its own.
-    `children` are those that run.
+    Children start on demand. One stays until `close`, or the end of this process; further idle ones
+    end after a few seconds. After a fork, the new process starts its own. `children` are running.
 
     Example:
         >>> with Renderer(Limits(seconds=5)) as renderer:
@@ -82,7 +79,7 @@ class Renderer:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(MOST_CHILDREN)
+        self._slots = threading.BoundedSemaphore(MAX_CHILDREN)
         self.children: set[Child] = set()
         self._idle: list[Child] = []
         self._retiring: threading.Timer | None = None
@@ -92,12 +89,7 @@ class Renderer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def render(self, template: str, variables: Mapping[str, object]) -> str:
@@ -108,10 +100,10 @@ class Renderer:
             variables: Names and values, of the types that JSON has.
 
         Raises:
-            InvalidInput: The template refuses the variables or cannot be rendered with them, or
-                they are no JSON, or too long.
-            LlmRuntimeError: The template cannot be used at all or reaches a limit; or Jinja is not
-                installed.
+            InvalidInput: if the template refuses the variables or fails with them, or they are no
+                JSON or too long.
+            LlmRuntimeError: if the template cannot be used at all or reaches a limit, or Jinja is
+                not installed.
         """
         request = self._request(template, variables)
         with self._slots:
@@ -140,7 +132,7 @@ class Renderer:
                 return self._text(answer)
 
     def close(self) -> None:
-        """End all children; what is being rendered ends with an error."""
+        """End all children; a rendering in progress ends with an error."""
         with self._lock:
             self._is_closed = True
             if self._retiring is not None:
@@ -202,15 +194,15 @@ class Renderer:
             self.children.discard(child)
 
     def forget(self) -> None:
-        """Have no children, in a process that was forked off.
+        """Drop the children in a forked process: they are the parent's.
 
-        They are the parent's, and a lock may be held by a thread that was not forked. The copies
-        of the pipes are closed, so that a child sees the parent's end.
+        A lock may be held by a thread that was not forked, so locks are made anew. The copies of
+        the pipes are closed, so that a child sees the end of the parent.
         """
         for child in self.children:
             child.forget()
         self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(MOST_CHILDREN)
+        self._slots = threading.BoundedSemaphore(MAX_CHILDREN)
         self.children = set()
         self._idle = []
         self._retiring = None
@@ -281,15 +273,15 @@ class Child:
         self._answers: IO[bytes] = self._process.stdout
 
     def begin(self) -> None:
-        """Agree on the limits. Raises `LlmRuntimeError` where the child does not start."""
+        """Send the limits; raise `LlmRuntimeError` if the child does not start."""
         try:
-            said = self.ask(encoded(asdict(self._limits)), START_SECONDS)
+            version = self.ask(encoded(asdict(self._limits)), START_SECONDS)["jinja2"]
         except Gone:
             raise _cannot_start("it ended before it was ready") from None
-        if tuple(map(int, re.findall("[0-9]+", said["jinja2"]))) < OLDEST_JINJA:
-            needed = ".".join(map(str, OLDEST_JINJA))
+        if tuple(map(int, re.findall("[0-9]+", version))) < MIN_JINJA:
+            needed = ".".join(map(str, MIN_JINJA))
             raise LlmRuntimeError(
-                f"chat templates need jinja2 {needed} or newer, and {said['jinja2']} is installed",
+                f"chat templates need jinja2 {needed} or newer, and {version} is installed",
                 f"pip install --upgrade 'jinja2>={needed}'",
             )
 
@@ -304,8 +296,8 @@ class Child:
         return self._process.poll() is None
 
     def ask(self, request: bytes, seconds: float) -> dict[str, Any]:
-        """Return the answer to a request. Raises `Gone` after at most so many seconds."""
-        watch = threading.Timer(seconds, self._be_late)
+        """Return the answer to a request; raise `Gone` after at most so many seconds."""
+        watch = threading.Timer(seconds, self._end_late)
         watch.daemon = True
         try:
             watch.start()
@@ -345,7 +337,7 @@ class Child:
             with contextlib.suppress(OSError):
                 pipe.close()
 
-    def _be_late(self) -> None:
+    def _end_late(self) -> None:
         self.is_late = True
         self._process.kill()
 
@@ -379,19 +371,14 @@ def _cannot_start(reason: object) -> LlmError:
 _renderers: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 
-@atexit.register
-def _close_all() -> None:
+def _for_all(method: Callable[[Renderer], None]) -> None:
     for renderer in list(_renderers):
-        renderer.close()
+        method(renderer)
 
 
-def _forget_all() -> None:
-    for renderer in list(_renderers):
-        renderer.forget()
-
-
+atexit.register(_for_all, Renderer.close)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+    os.register_at_fork(after_in_child=lambda: _for_all(Renderer.forget))
 
 default_renderer = Renderer()
 """The renderer of `refllm.checkpoints.chat_template.chat_prompt`, with the default limits."""

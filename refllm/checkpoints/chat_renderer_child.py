@@ -1,7 +1,6 @@
 """The process that renders chat templates: `python -m refllm.checkpoints.chat_renderer_child`.
 
-A template is a program that comes with a model, so it runs where it can be ended: in a process of
-its own, which `refllm.checkpoints.chat_renderer` starts. Both sides write frames to a pipe:
+`refllm.checkpoints.chat_renderer` starts it, and can end it. Both sides write frames to a pipe:
 
     4 bytes    N, big-endian
     N bytes    a JSON object in UTF-8, where halves of surrogate pairs are characters, too
@@ -40,15 +39,15 @@ from jinja2.utils import Namespace
 __all__ = ["main"]
 
 TEXT = "text"
-REFUSED = "refused"  # by the template's own words
+REFUSED = "refused"  # with the template's own message
 UNUSABLE = "unusable"  # a template that no messages suit
 FAILED = "failed"  # with these messages
 TOO_LONG = "too long"
 NO_MEMORY = "no memory"
 
 FILENAME = "<template>"  # what Jinja calls a template that comes from a string
-MOST_WORDS = 2000  # characters of an error message
-MOST_TEMPLATES = 16  # that are kept compiled
+MAX_WORDS = 2000  # characters of an error message
+MAX_TEMPLATES = 16  # that are kept compiled
 GRACE_SECONDS = 5.0  # the parent ends a late process; without a parent it ends itself
 LENGTH = struct.Struct(">I")
 
@@ -113,7 +112,7 @@ def _check_public(name: object) -> None:
 
 
 def raise_exception(message: object) -> NoReturn:
-    """End the rendering with the template's own words."""
+    """End the rendering with the template's own message."""
     raise Refusal(str(message))
 
 
@@ -126,20 +125,16 @@ def tojson(
 ) -> str:
     """Jinja's own filter escapes HTML and sorts keys; this one does neither."""
     return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
 def strftime_now(form: str) -> str:
-    """Return the time as `form` asks for it."""
+    """Return the current time in the format `form`."""
     return datetime.now().strftime(form)  # local time, as in transformers
 
 
-@functools.lru_cache(MOST_TEMPLATES)
+@functools.lru_cache(MAX_TEMPLATES)
 def _compiled(source: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
@@ -170,17 +165,17 @@ def _answer(request: Mapping[str, Any], most: int) -> dict[str, str]:
         template = _compiled(request["template"])
     except MemoryError:
         return {"outcome": NO_MEMORY, "text": ""}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other end wants to know
+    except Exception as error:  # noqa: BLE001 - each error is an answer
         return {"outcome": UNUSABLE, "text": _words(error)}
     try:
         text = _rendered(template, request["variables"], most)
     except Refusal as refusal:
-        return {"outcome": REFUSED, "text": str(refusal)[:MOST_WORDS]}
+        return {"outcome": REFUSED, "text": str(refusal)[:MAX_WORDS]}
     except TextIsTooLongError:
         return {"outcome": TOO_LONG, "text": ""}
     except MemoryError:
         return {"outcome": NO_MEMORY, "text": ""}
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other end wants to know
+    except Exception as error:  # noqa: BLE001 - each error is an answer
         # Exactly TemplateRuntimeError: an unknown filter or test where only some messages lead.
         is_unusable = isinstance(error, SecurityError) or type(error) is TemplateRuntimeError
         return {"outcome": UNUSABLE if is_unusable else FAILED, "text": _words(error)}
@@ -188,25 +183,25 @@ def _answer(request: Mapping[str, Any], most: int) -> dict[str, str]:
 
 
 def _words(error: Exception) -> str:
-    """The message of an error and the template's line where it occurred."""
+    """Return an error's message, and the line of the template where it occurred."""
     if isinstance(error, jinja2.TemplateSyntaxError):
-        said, line = error.message or "", error.lineno
+        message, line = error.message or "", error.lineno
     elif isinstance(error, SyntaxError):  # its line is that of the Python code
-        return error.msg[:MOST_WORDS]
+        return error.msg[:MAX_WORDS]
     else:
         is_jinja = isinstance(error, jinja2.TemplateError | RecursionError)
-        said = str(error) if is_jinja else f"{type(error).__name__}: {error}"
+        message = str(error) if is_jinja else f"{type(error).__name__}: {error}"
         line = 0
         traceback = error.__traceback__
         while traceback is not None:
             if traceback.tb_frame.f_code.co_filename == FILENAME:
                 line = traceback.tb_lineno
             traceback = traceback.tb_next
-    return said[:MOST_WORDS] + (f" (line {line})" if line else "")
+    return message[:MAX_WORDS] + (f" (line {line})" if line else "")
 
 
 def _read(stream: BinaryIO) -> dict[str, Any] | None:
-    """The next frame; None at the end of the stream."""
+    """Return the next frame, or None at the end of the stream."""
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
@@ -230,11 +225,7 @@ def _limit_resources(memory_bytes: int) -> None:
         import resource
     except ImportError:  # Windows
         return
-    limits = {
-        resource.RLIMIT_AS: memory_bytes,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_CORE: 0,
-    }
+    limits = {resource.RLIMIT_AS: memory_bytes, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
     for limit, most in limits.items():
         with contextlib.suppress(OSError, ValueError):  # macOS has no RLIMIT_AS that can be set
             resource.setrlimit(limit, (most, most))
@@ -251,7 +242,7 @@ def main() -> None:
     _write(answers, {"jinja2": jinja2.__version__})
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - os.devnull is no path of a folder
         while (request := _read(requests)) is not None:
-            # A thread that needs no interpreter lock: one operation on huge numbers holds the lock.
+            # By a thread without the interpreter lock, which one operation on huge numbers holds.
             faulthandler.dump_traceback_later(
                 limits["seconds"] + GRACE_SECONDS, exit=True, file=nowhere
             )

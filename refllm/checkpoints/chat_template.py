@@ -1,6 +1,6 @@
-"""The chat template that a model brings along, a Jinja template, and what it makes of a chat.
+"""A model's chat template, which is a Jinja template, and the prompt that it makes of a chat.
 
-A model may bring several templates, by name; a chat uses the one called "default".
+A model may have several templates, by name; a chat uses the one called "default".
 
     GGUF      tokenizer.chat_template, and tokenizer.chat_template.NAME of others
     folder    chat_template.jinja, and additional_chat_templates/NAME.jinja of others;
@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from refllm.checkpoints.chat_renderer import Renderer, default_renderer
-from refllm.checkpoints.mapped_file import map_file, read_json_object
 from refllm.checkpoints.open import Weights
 from refllm.errors import InvalidInput, LlmRuntimeError
-from refllm.files.accounting.chat_templates import (
+from refllm.files.accounting.keys import Keys
+from refllm.files.accounting.ledger import Ledger
+from refllm.files.accounting.tokenizer_keys import (
     CHAT_TEMPLATE_JSON,
     GGUF_CHAT_TEMPLATES,
     UNUSED_TEMPLATE,
 )
-from refllm.files.accounting.keys import Keys
-from refllm.files.accounting.ledger import Ledger
+from refllm.files.reading import read_json_object, read_text
 
 __all__ = [
     "CHATML",
@@ -48,7 +48,7 @@ OTHERS = "additional_chat_templates"
 BY = "chat template"  # in the ledger
 MAX_BYTES = 2**20  # of a template's file; the longest known ones have about 30,000
 
-# A message's reasoning under the names that clients give it, the one that templates read first.
+# Clients' names of a message's reasoning; templates read the first one.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 LLAMA_2 = (
@@ -64,7 +64,7 @@ LLAMA_2 = (
     "{{ ' ' + message['content'] + eos_token }}"
     "{% endif %}{% endfor %}"
 )
-"""The chat of Llama 2, for models that bring no template. Source: Touvron et al. 2023,
+"""The chat of Llama 2, for models without a template. Source: Touvron et al. 2023,
 arXiv:2307.09288, appendix A, and Meta's reference code."""
 
 CHATML = (
@@ -77,7 +77,7 @@ CHATML = (
 
 
 def chat_template_of(weights: Weights, *, ledger: Ledger | None = None) -> str | None:
-    """Return the template for chats, or None where the model brings no template.
+    """Return the template for chats, or None for a model without templates.
 
     A GGUF file that has none called "default" may have one called "tool_use", which llama.cpp
     then uses for every chat.
@@ -87,10 +87,8 @@ def chat_template_of(weights: Weights, *, ledger: Ledger | None = None) -> str |
         ledger: Where each template's key or file is recorded.
 
     Raises:
-        LlmRuntimeError: as `chat_templates_of`, and where there are templates and none of them is
-            for chats.
-        ModelNotSupported: A GGUF file has a key `tokenizer.chat_template…` that refllm does not
-            know.
+        LlmRuntimeError: as `chat_templates_of`, and if no template of several is for chats.
+        ModelNotSupported: if a GGUF file has an unknown key `tokenizer.chat_template…`.
     """
     found = _found(weights)
     name = DEFAULT
@@ -111,7 +109,7 @@ def chat_template_of(weights: Weights, *, ledger: Ledger | None = None) -> str |
 
 
 def chat_templates_of(weights: Weights) -> Mapping[str, str]:
-    """Return all templates of a model by name; empty where it brings none.
+    """Return all templates of a model by name.
 
     Raises:
         LlmRuntimeError: naming the file whose template is no text, or not UTF-8.
@@ -128,7 +126,7 @@ class Found:
 
 
 def _found(weights: Weights) -> dict[str, Found]:
-    """The templates by name."""
+    """Return the templates by name."""
     found: dict[str, Found] = {}
     if weights.source == "gguf":
         for key, value in weights.hparams.items():
@@ -151,7 +149,7 @@ def _found(weights: Weights) -> dict[str, Found]:
 
 
 def _account(weights: Weights, found: Mapping[str, Found], used: str, ledger: Ledger) -> None:
-    """Record what becomes of the templates; tokenizer_config.json is the tokenizer's to record."""
+    """Record each template; the tokenizer's reader records those of tokenizer_config.json."""
     if weights.source == "gguf":
         keys = Keys(weights.path, weights.hparams, ledger=ledger, by=BY)
         if used in found:
@@ -181,18 +179,18 @@ def chat_prompt(
 ) -> str:
     r"""Return the prompt that a template makes of a chat, to be continued by the model.
 
-    As in transformers, a template sees neither keys of messages whose value is None, nor tools
-    and documents, which are None; and a message's reasoning under each of its usual names.
+    As in transformers, a template gets no keys of messages whose value is None, None for tools and
+    documents, and a message's reasoning under each of its usual names.
 
     Args:
         template: The Jinja template.
-        messages: What was said so far; each message has a `role` and usually a `content`.
+        messages: The chat so far; each message has a `role` and usually a `content`.
         special_tokens: The texts of special tokens by name, such as `bos_token` and `eos_token`.
-        renderer: What renders, by default with the default limits.
+        renderer: The renderer, by default the one with the default limits.
 
     Raises:
-        InvalidInput: The template refuses the messages, or makes nothing of them.
-        LlmRuntimeError: The template cannot be used, takes too long or needs too much memory; or
+        InvalidInput: if the template refuses the messages or fails with them.
+        LlmRuntimeError: if the template cannot be used, takes too long or needs too much memory, or
             Jinja is not installed.
 
     Example:
@@ -201,12 +199,18 @@ def chat_prompt(
     """
     if not messages:
         raise InvalidInput("a chat needs at least one message")
+    seen = []
     for message in messages:
         if not isinstance(message, Mapping):
             raise InvalidInput(f"a message must be a mapping with a role, is {message!r:.80}")
+        kept = {key: value for key, value in message.items() if value is not None}
+        reasoning = next((kept[name] for name in REASONING if name in kept), None)
+        if reasoning is not None:
+            kept = {"thinking": reasoning, **kept, "reasoning_content": reasoning}
+        seen.append(kept)
     variables = {
         **special_tokens,
-        "messages": [_seen(message) for message in messages],
+        "messages": seen,
         "tools": None,
         "documents": None,
         "add_generation_prompt": True,
@@ -215,43 +219,28 @@ def chat_prompt(
 
 
 def check_chat_template(template: str) -> None:
-    """Raise `LlmRuntimeError` where no chat can be written with a template.
+    """Raise `LlmRuntimeError` for a template that no chat can be written with.
 
-    That a short chat is refused is no fault: a template may want other messages.
+    A template may refuse the short chat of this check, because it needs other messages.
     """
     hello = [{"role": "user", "content": "Hello!"}]
     with contextlib.suppress(InvalidInput):
         chat_prompt(template, hello, special_tokens={"bos_token": "", "eos_token": ""})
 
 
-def _seen(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message as a template sees it."""
-    seen = {key: value for key, value in message.items() if value is not None}
-    reasoning = next((seen[name] for name in REASONING if name in seen), None)
-    if reasoning is not None:
-        seen = {"thinking": reasoning, **seen, "reasoning_content": reasoning}
-    return seen
-
-
 def _read(file: Path) -> str:
-    data = map_file(file)
-    if data.size > MAX_BYTES:
-        raise LlmRuntimeError(f"{file}: has {data.size} bytes, a template has at most {MAX_BYTES}")
-    try:
-        text = data.tobytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LlmRuntimeError(f"{file}: not UTF-8 text: {error}") from error
+    text = read_text(file, max_bytes=MAX_BYTES)
     return text.replace("\r\n", "\n").replace("\r", "\n")  # as a file opened as text is read
 
 
-def _named(file: Path, said: object) -> dict[str, str]:
-    """The templates of a JSON file: one, a list of named ones, or an object of them."""
-    match said:
+def _named(file: Path, value: object) -> dict[str, str]:
+    """Return the templates of a JSON file: one, a list of named ones, or an object of them."""
+    match value:
         case None:
             return {}
         case list():
             pairs: dict[object, object] = {}
-            for entry in said:
+            for entry in value:
                 if not isinstance(entry, Mapping) or not {"name", "template"} <= entry.keys():
                     raise LlmRuntimeError(
                         f"{file}: chat_template must be a list of objects with name and template, "
@@ -259,12 +248,12 @@ def _named(file: Path, said: object) -> dict[str, str]:
                     )
                 pairs[entry["name"] if isinstance(entry["name"], str) else None] = entry["template"]
         case dict():
-            pairs = dict(said)
+            pairs = dict(value)
         case _:
-            pairs = {DEFAULT: said}
+            pairs = {DEFAULT: value}
     if not pairs or None in pairs:
-        raise LlmRuntimeError(f"{file}: chat_template has no template with a name: {said!r:.80}")
-    return {str(name): _text(file, "chat_template", value) for name, value in pairs.items()}
+        raise LlmRuntimeError(f"{file}: chat_template has no template with a name: {value!r:.80}")
+    return {str(name): _text(file, "chat_template", template) for name, template in pairs.items()}
 
 
 def _text(file: Path, key: str, value: object) -> str:

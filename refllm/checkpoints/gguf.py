@@ -35,13 +35,13 @@ from refllm.errors import LlmRuntimeError, ModelNotSupported
 from refllm.ggml.format import Format
 from refllm.quant import FORMATS, Tensor
 
-__all__ = ["GgufContents", "read_gguf", "read_packed_keys"]
+__all__ = ["DEFAULT_ALIGNMENT", "GgufContents", "read_gguf", "read_packed_keys"]
 
 PREAMBLE: Final = struct.Struct("<4sIQQ")  # magic, version, tensor count, key count
 LENGTH: Final = struct.Struct("<Q")
 VERSIONS: Final = (2, 3)  # 3 differs from 2 only in allowing big-endian files
-SMALLEST_KEY: Final = 8 + 4 + 1  # an empty key, its type, one byte
-SMALLEST_TENSOR_INFO: Final = 8 + 4 + 8 + 4 + 8  # an empty name, one dimension, type, offset
+MIN_KEY_BYTES: Final = 8 + 4 + 1  # an empty key, its type, one byte
+MIN_TENSOR_INFO_BYTES: Final = 8 + 4 + 8 + 4 + 8  # an empty name, one dimension, type, offset
 
 # Limits, each above what the largest published files have, which is in brackets. A header within
 # them is read in less than a second, and its values take less than 200 MB.
@@ -78,9 +78,9 @@ TENSOR_TYPES: Final[Mapping[int, Format]] = {
 
 @dataclass(frozen=True, slots=True)
 class GgufContents:
-    """What is in one file: metadata by key, tensors by name.
+    """The contents of one file: metadata by key, tensors by name.
 
-    `others` are tensors without a number, or that are one number: name to type and shape. No
+    `others` are tensors without a number, or with a shape of no axes: name to type and shape. No
     network asks for one, and llama.cpp reads files that have them.
     """
 
@@ -90,12 +90,14 @@ class GgufContents:
 
 
 def read_gguf(path: Path) -> GgufContents:
-    """The metadata and the tensors of the GGUF file at `path`, under the names the file uses.
+    """Return the metadata and the tensors of a GGUF file, under the file's names.
 
     Metadata are str, int, float, bool, or a list of one of these. A tensor's data is a view,
-    uint8 [rows, row_bytes], into the memory map, which is released with the last of them.
-    Errors: `LlmRuntimeError` naming the file, and the key or tensor, when anything in the header
-    contradicts the format or the size of the file, or is more than any model needs.
+    uint8 [rows, row_bytes], into the memory map, which is released with the last view.
+
+    Raises:
+        LlmRuntimeError: naming the file, and the key or tensor, if the header contradicts the
+            format or the size of the file, or has more than any model needs.
     """
     data = map_file(path)
     header = _Header(path, data)
@@ -107,12 +109,12 @@ def read_gguf(path: Path) -> GgufContents:
     tensors: dict[str, Tensor] = {}
     others: dict[str, str] = {}
     spans: list[tuple[int, int, str]] = []
-    for name, (shape, stored_as, offset) in infos.items():
+    for name, (shape, fmt, offset) in infos.items():
         if not shape or 0 in shape:
-            others[name] = f"{stored_as.name} {list(shape)}"
+            others[name] = f"{fmt.name} {list(shape)}"
             continue
         where = f"{path}: tensor {name!r:.80}"
-        n_rows, row_bytes = row_layout(shape, stored_as, where=where)
+        n_rows, row_bytes = row_layout(shape, fmt, where=where)
         if offset % alignment != 0:
             raise LlmRuntimeError(
                 f"{where} has offset {offset}, not a multiple of the alignment {alignment}"
@@ -125,7 +127,7 @@ def read_gguf(path: Path) -> GgufContents:
                 f"{data.size}; the file is truncated or damaged"
             )
         rows = data[start:stop].reshape(n_rows, row_bytes)
-        tensors[name] = Tensor(name, stored_as, shape, rows)
+        tensors[name] = Tensor(name, fmt, shape, rows)
         spans.append((start, stop, name))
     for (_, stop, name), (next_start, _, next_name) in pairwise(sorted(spans)):
         if next_start < stop:
@@ -134,9 +136,10 @@ def read_gguf(path: Path) -> GgufContents:
 
 
 def read_packed_keys(path: Path) -> dict[str, bytes]:
-    """The metadata keys of the GGUF file at `path`, each with the bytes of its name and value.
+    """Return the metadata keys of a GGUF file, each with the bytes of its name and value.
 
-    Errors: as `read_gguf`.
+    Raises:
+        LlmRuntimeError: as `read_gguf`.
     """
     data = map_file(path)
     header = _Header(path, data)
@@ -150,17 +153,17 @@ def read_packed_keys(path: Path) -> dict[str, bytes]:
 
 
 class _TensorInfo(NamedTuple):
-    """What the header says of a tensor; `shape` is NumPy's."""
+    """A tensor's entry in the header; `shape` is NumPy's."""
 
     shape: tuple[int, ...]
-    stored_as: Format
+    fmt: Format
     offset: int
 
 
 class _Header:
     """The header of the file at `path`, read in the order of the drawing above.
 
-    `offset` is where the next thing begins. Each read is checked against the end of the file and
+    `offset` is the position of the next read. Each read is checked against the end of the file and
     against the limits before it takes memory.
     """
 
@@ -173,7 +176,7 @@ class _Header:
         self._n_strings = 0
 
     def preamble(self) -> tuple[int, int]:
-        """Return how many tensors and how many metadata keys the file has."""
+        """Return the numbers of tensors and of metadata keys."""
         path, size = self.path, len(self._bytes)
         start = bytes(self._bytes[: PREAMBLE.size])
         if start[:4] != b"GGUF":
@@ -189,7 +192,7 @@ class _Header:
         if version not in VERSIONS:
             raise LlmRuntimeError(f"{path}: GGUF version {version}; versions 2 and 3 can be read")
         announced = f"the header announces {n_keys} metadata keys and {n_tensors} tensors"
-        if n_keys * SMALLEST_KEY + n_tensors * SMALLEST_TENSOR_INFO > size - PREAMBLE.size:
+        if n_keys * MIN_KEY_BYTES + n_tensors * MIN_TENSOR_INFO_BYTES > size - PREAMBLE.size:
             raise LlmRuntimeError(f"{path}: {announced}, more than fit into {size} bytes")
         if n_keys > MAX_KEYS or n_tensors > MAX_TENSORS:
             raise LlmRuntimeError(
@@ -222,7 +225,7 @@ class _Header:
             yield key, value
 
     def tensor_infos(self, n_tensors: int) -> dict[str, _TensorInfo]:
-        """Return what the header says of the next `n_tensors` tensors, by name."""
+        """Return the entries of the next `n_tensors` tensors, by name."""
         infos: dict[str, _TensorInfo] = {}
         for _ in range(n_tensors):
             name = self._name()
@@ -319,7 +322,7 @@ class _Header:
         return strings
 
     def _skip(self, n_bytes: int) -> int:
-        """Move beyond the next `n_bytes`, which must be there; return where they begin."""
+        """Move `offset` by `n_bytes`, which the file must have; return the old offset."""
         start, size = self.offset, len(self._bytes)
         if n_bytes > size - start:
             raise LlmRuntimeError(

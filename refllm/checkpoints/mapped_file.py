@@ -1,11 +1,7 @@
-"""What every kind of model file needs: to be opened, and its bytes to be checked against a shape.
-
-Letters: N rows, K columns.
-"""
+"""Open a model file as a memory map, and check its bytes against a tensor's shape."""
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import re
@@ -16,34 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.errors import LlmRuntimeError
-from refllm.files.json_values import check_json_values, object_without_duplicates
+from refllm.files.reading import LFS_POINTER
 from refllm.ggml.format import Format
 
-__all__ = [
-    "MAX_DIMENSIONS",
-    "MAX_JSON_BYTES",
-    "SPLIT_PART",
-    "map_file",
-    "parse_json_object",
-    "read_json_object",
-    "release",
-    "row_layout",
-]
+__all__ = ["MAX_DIMENSIONS", "SPLIT_PART", "map_file", "release", "row_layout"]
 
 SPLIT_PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.(?:gguf|safetensors)")
 """The name of one of several files that hold a model: its stem, its number, and how many."""
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-MAX_JSON_BYTES = 2**24  # the largest index has 9 MB (DeepSeek-V3, with 92,000 tensors)
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 
 
 def map_file(path: Path) -> NDArray[np.uint8]:
-    """The bytes of the file at `path` as a read-only memory map, uint8 [file size].
+    """Return the bytes of a file as a read-only memory map, uint8 [file size].
 
-    The map lives as long as the array or any view of it.
-    Errors: `LlmRuntimeError` when there is no such file, or it cannot be read, is empty, or is the
-    pointer that Git LFS leaves in place of a file it did not fetch.
+    The map exists as long as the array or a view of it.
+
+    Raises:
+        LlmRuntimeError: naming the file if it is absent, unreadable, empty, or a pointer of Git
+            LFS.
     """
     try:
         if not path.is_file():
@@ -61,9 +48,10 @@ def map_file(path: Path) -> NDArray[np.uint8]:
 
 
 def release(array: NDArray[Any]) -> None:
-    """Give back the memory that holds these bytes of a mapped file; they are read again if needed.
+    """Drop the pages of memory that hold these bytes of a mapped file; reading loads them again.
 
-    Does nothing to an array that is no stretch of a read-only map, nor on systems that cannot.
+    Does nothing to an array that is not contiguous in a read-only map, nor on a system without
+    `madvise`.
     """
     base: object = array
     while isinstance(base, np.ndarray):
@@ -71,7 +59,7 @@ def release(array: NDArray[Any]) -> None:
     if not isinstance(base, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
     file = np.frombuffer(base, np.uint8)
-    if file.flags.writeable or not array.flags.c_contiguous:  # of changes there is no other copy
+    if file.flags.writeable or not array.flags.c_contiguous:  # a written page exists only in memory
         return
     start = array.ctypes.data - file.ctypes.data
     stop = start + array.nbytes
@@ -79,49 +67,25 @@ def release(array: NDArray[Any]) -> None:
     base.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file at `path`.
+def row_layout(shape: tuple[int, ...], fmt: Format, *, where: str) -> tuple[int, int]:
+    """Return how many rows a stored tensor has, and how many bytes each row has.
 
-    Errors: `LlmRuntimeError` as `map_file` and `parse_json_object`, and for a file over 16 MiB.
-    """
-    data = map_file(path)
-    if data.size > MAX_JSON_BYTES:
-        raise LlmRuntimeError(
-            f"{path}: has {data.size} bytes, and no such file needs more than {MAX_JSON_BYTES}"
-        )
-    return parse_json_object(data.tobytes(), path=path)
+    Args:
+        shape: The tensor's shape; all axes but the last count rows, so a vector is one row.
+        fmt: The format of its blocks.
+        where: The file and the tensor, with which each error begins.
 
-
-def parse_json_object(text: bytes, *, path: Path) -> dict[str, Any]:
-    """The JSON object that `text` is.
-
-    Errors: `LlmRuntimeError` naming `path` when the text is not JSON, is not an object, says one
-    key twice, or has more values than `check_json_values` allows.
-    """
-    check_json_values(text, path=path)
-    try:
-        value = json.loads(text, object_pairs_hook=object_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise LlmRuntimeError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise LlmRuntimeError(f"{path}: must be a JSON object, and is a {type(value).__name__}")
-    return value
-
-
-def row_layout(shape: tuple[int, ...], stored_as: Format, *, where: str) -> tuple[int, int]:
-    """How many rows a tensor of `shape` [..., K] has when stored, and the bytes of each.
-
-    All axes but the last count as rows, so a vector is one row.
-    Errors: `LlmRuntimeError` beginning with `where` when the shape has no or more than four axes,
-    an axis of size 0, or a last axis that is not a whole number of the format's blocks.
+    Raises:
+        LlmRuntimeError: for no axis or more than four, an axis of size 0, or a last axis that is
+            no multiple of the format's block size.
     """
     if not 1 <= len(shape) <= MAX_DIMENSIONS:
         raise LlmRuntimeError(f"{where} has {len(shape)} dimensions, and may have 1 to 4")
     if 0 in shape:
         raise LlmRuntimeError(f"{where} has shape {list(shape)}: no dimension may be 0")
-    if shape[-1] % stored_as.block_size != 0:
+    if shape[-1] % fmt.block_size != 0:
         raise LlmRuntimeError(
-            f"{where} has rows of {shape[-1]} numbers, and {stored_as.name} stores them in blocks "
-            f"of {stored_as.block_size}"
+            f"{where} has rows of {shape[-1]} numbers, and {fmt.name} stores them in blocks "
+            f"of {fmt.block_size}"
         )
-    return math.prod(shape[:-1]), stored_as.row_bytes(shape[-1])
+    return math.prod(shape[:-1]), fmt.row_bytes(shape[-1])

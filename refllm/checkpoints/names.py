@@ -16,7 +16,7 @@ SUFFIXES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias
 
 @dataclass(frozen=True, slots=True)
 class HuggingFaceNames:
-    """How Hugging Face calls the modules of an architecture, and GGUF's name for each.
+    """Hugging Face's names of the modules of a family, each with GGUF's name.
 
     `prefix` is there in a model saved with a head, and absent from one saved without.
     """
@@ -27,15 +27,31 @@ class HuggingFaceNames:
     modules_of_a_layer: Mapping[str, str]
 
 
+# GGUF               BERT, RoBERTa                 DistilBERT            MPNet
+ENCODER_LAYER = (
+    ("attn_q", "attention.self.query", "attention.q_lin", "attention.attn.q"),
+    ("attn_k", "attention.self.key", "attention.k_lin", "attention.attn.k"),
+    ("attn_v", "attention.self.value", "attention.v_lin", "attention.attn.v"),
+    ("attn_output", "attention.output.dense", "attention.out_lin", "attention.attn.o"),
+    ("attn_output_norm", "attention.output.LayerNorm", "sa_layer_norm", "attention.LayerNorm"),
+    ("ffn_up", "intermediate.dense", "ffn.lin1", "intermediate.dense"),
+    ("ffn_down", "output.dense", "ffn.lin2", "output.dense"),
+    ("layer_output_norm", "output.LayerNorm", "output_layer_norm", "output.LayerNorm"),
+)
+EMBEDDINGS = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.position_embeddings": "position_embd",
+    "embeddings.LayerNorm": "token_embd_norm",
+}
+_BERT, _DISTILBERT, _MPNET = (
+    {row[column]: row[0] for row in ENCODER_LAYER} for column in (1, 2, 3)
+)
+
 HUGGING_FACE_NAMES = {
     "llama": HuggingFaceNames(
         prefix="model.",
         layers="layers",
-        modules={
-            "embed_tokens": "token_embd",
-            "norm": "output_norm",
-            "lm_head": "output",
-        },
+        modules={"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"},
         modules_of_a_layer={
             "input_layernorm": "attn_norm",
             "self_attn.q_proj": "attn_q",
@@ -49,93 +65,49 @@ HUGGING_FACE_NAMES = {
         },
     ),
     "bert": HuggingFaceNames(
-        prefix="bert.",
-        layers="encoder.layer",
-        modules={
-            "embeddings.word_embeddings": "token_embd",
-            "embeddings.token_type_embeddings": "token_types",
-            "embeddings.position_embeddings": "position_embd",
-            "embeddings.LayerNorm": "token_embd_norm",
-        },
-        modules_of_a_layer={
-            "attention.self.query": "attn_q",
-            "attention.self.key": "attn_k",
-            "attention.self.value": "attn_v",
-            "attention.output.dense": "attn_output",
-            "attention.output.LayerNorm": "attn_output_norm",
-            "intermediate.dense": "ffn_up",
-            "output.dense": "ffn_down",
-            "output.LayerNorm": "layer_output_norm",
-        },
+        "bert.",
+        "encoder.layer",
+        {**EMBEDDINGS, "embeddings.token_type_embeddings": "token_types"},
+        _BERT,
     ),
-    "distilbert": HuggingFaceNames(
-        prefix="distilbert.",
-        layers="transformer.layer",
-        modules={
-            "embeddings.word_embeddings": "token_embd",
-            "embeddings.position_embeddings": "position_embd",
-            "embeddings.LayerNorm": "token_embd_norm",
-        },
-        modules_of_a_layer={
-            "attention.q_lin": "attn_q",
-            "attention.k_lin": "attn_k",
-            "attention.v_lin": "attn_v",
-            "attention.out_lin": "attn_output",
-            "sa_layer_norm": "attn_output_norm",
-            "ffn.lin1": "ffn_up",
-            "ffn.lin2": "ffn_down",
-            "output_layer_norm": "layer_output_norm",
-        },
-    ),
+    "distilbert": HuggingFaceNames("distilbert.", "transformer.layer", EMBEDDINGS, _DISTILBERT),
     "mpnet": HuggingFaceNames(
-        prefix="mpnet.",
-        layers="encoder.layer",
-        modules={
-            "embeddings.word_embeddings": "token_embd",
-            "embeddings.position_embeddings": "position_embd",
-            "embeddings.LayerNorm": "token_embd_norm",
-            "encoder.relative_attention_bias": "attn_rel_b",
-        },
-        modules_of_a_layer={
-            "attention.attn.q": "attn_q",
-            "attention.attn.k": "attn_k",
-            "attention.attn.v": "attn_v",
-            "attention.attn.o": "attn_output",
-            "attention.LayerNorm": "attn_output_norm",
-            "intermediate.dense": "ffn_up",
-            "output.dense": "ffn_down",
-            "output.LayerNorm": "layer_output_norm",
-        },
+        "mpnet.",
+        "encoder.layer",
+        {**EMBEDDINGS, "encoder.relative_attention_bias": "attn_rel_b"},
+        _MPNET,
     ),
 }
 HUGGING_FACE_NAMES["roberta"] = replace(HUGGING_FACE_NAMES["bert"], prefix="roberta.")
 
-# `model_type` of config.json, and how the names of its classes in `architectures` begin: the
-# family of `HUGGING_FACE_NAMES`. XLM-RoBERTa and CamemBERT are RoBERTa with other vocabularies.
 FAMILIES = {
     "llama": "llama",
     "bert": "bert",
     "roberta": "roberta",
-    "xlm-roberta": "roberta",
+    "xlm-roberta": "roberta",  # a RoBERTa with another vocabulary, as CamemBERT
     "camembert": "roberta",
     "distilbert": "distilbert",
     "mpnet": "mpnet",
 }
+"""`model_type` of config.json to the family, a key of `HUGGING_FACE_NAMES`."""
 CLASSES = {
     "Llama": "llama",
     "Bert": "bert",
     "Roberta": "roberta",
-    "XLMRoberta": "roberta",
-    "Camembert": "roberta",
+    "XLMRoberta": "xlm-roberta",
+    "Camembert": "camembert",
     "DistilBert": "distilbert",
     "MPNet": "mpnet",
 }
+"""How the classes in `architectures` of config.json begin, and their `model_type`."""
 
 
 def canonical_name(family: str, stored_name: str) -> str | None:
-    """GGUF's name for what Hugging Face calls `stored_name` in a `family`; None if unused.
+    """Return GGUF's name of a tensor in Hugging Face's files; None if the family has no such one.
 
-    "model.layers.7.self_attn.q_proj.weight" → "blk.7.attn_q.weight"
+    Example:
+        >>> canonical_name("llama", "model.layers.7.self_attn.q_proj.weight")
+        'blk.7.attn_q.weight'
     """
     module, _, suffix = stored_name.rpartition(".")
     if suffix not in SUFFIXES:
@@ -151,17 +123,21 @@ def canonical_name(family: str, stored_name: str) -> str | None:
 
 
 def hugging_face_name(family: str, name: str) -> str:
-    """What Hugging Face calls the tensor `name`; undoes `canonical_name`.
+    """Return Hugging Face's name of the tensor `name`, without a prefix in an encoder.
 
-    "blk.7.attn_q.weight" → "model.layers.7.self_attn.q_proj.weight"; an encoder's have no prefix.
-    Errors: `ModelNotSupported` for a tensor that the family does not have there.
+    Raises:
+        ModelNotSupported: for a tensor that the family does not have.
+
+    Example:
+        >>> hugging_face_name("bert", "blk.7.attn_q.weight")
+        'encoder.layer.7.attention.self.query.weight'
     """
     names = HUGGING_FACE_NAMES[family]
     prefix = names.prefix if family == "llama" else ""
     module, _, suffix = name.rpartition(".")
     theirs = {ours: theirs for theirs, ours in names.modules.items()}
     if module in theirs:
-        # lm_head lies beside the model, not in it.
+        # lm_head is beside the model, not in it.
         return f"{'' if module == 'output' else prefix}{theirs[module]}.{suffix}"
     block, _, rest = module.removeprefix("blk.").partition(".")
     in_layer = {ours: theirs for theirs, ours in names.modules_of_a_layer.items()}

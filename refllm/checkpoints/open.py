@@ -9,63 +9,57 @@ The canonical names are GGUF's, as llama.cpp writes them. Tensors stay in the fi
 into a memory map, except the query and key rows of a folder, which `rope_layout.interleaved`
 reorders.
 
-    mapped_file.py   opening a file, checking a shape
-    gguf.py          GGUF
-    safetensors.py   safetensors, single or sharded
-    names.py         the names of tensors
-    rope_layout.py   the two orders of query and key rows
-
-Letters: H heads, E head width (head_dim), N rows, K columns.
+Letters: H heads, E head width (head_dim).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from refllm.checkpoints import rope_layout
 from refllm.checkpoints.gguf import GgufContents, read_gguf
-from refllm.checkpoints.mapped_file import SPLIT_PART, read_json_object, release
+from refllm.checkpoints.hyperparameters import MAX_HEADS, MAX_WIDTH
+from refllm.checkpoints.mapped_file import SPLIT_PART, release
 from refllm.checkpoints.names import CLASSES, FAMILIES, canonical_name
 from refllm.checkpoints.safetensors import INDEX, SINGLE, StoredTensor, read_safetensors
 from refllm.errors import LlmRuntimeError, ModelNotSupported
+from refllm.files.accounting.keys import Keys
+from refllm.files.reading import read_json_object
 from refllm.quant import Tensor
 
-__all__ = [
-    "Weights",
-    "open_gguf",
-    "open_safetensors",
-    "open_weights",
-]
+__all__ = ["Weights", "open_gguf", "open_safetensors", "open_weights"]
 
 ADAPTER = "adapter_config.json"  # transformers loads the adapter beside a model with it
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")
-
-MAX_HEADS = 2**16
-MAX_WIDTH = 2**20
 
 ARCHITECTURES = ("llama", "bert")
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A model's tensors and what its files say about them.
+    """A model's tensors and the metadata of its files.
 
-    `tensors` are under GGUF's names, bytes and types checked, llama's query and key rows in the
-    interleaved layout; which names a network needs, it must check itself. `hparams` are the GGUF
-    metadata or the content of config.json, untouched, and `source` says which of the two.
-    `others` are tensors that no network can ask for, by the file's own names: the name is not one
-    of the architecture's, or the shape or type is none that is computed with; the value says what
-    the tensor is ("I64 [1, 512]"). `stored_names` are the file's names where they differ. `family`
-    is a key of `HUGGING_FACE_NAMES`: a folder's architecture "bert" is of the family "bert",
-    "roberta", "distilbert" or "mpnet", and that of a GGUF file is its architecture.
+    Attributes:
+        path: The GGUF file or the folder.
+        architecture: "llama" or "bert".
+        hparams: The GGUF metadata or the content of config.json, untouched.
+        source: Which of the two `hparams` is.
+        tensors: Under GGUF's names, bytes and types checked, a llama's query and key rows in the
+            interleaved order. A network checks which names are there.
+        others: Tensors that no network can ask for, because the name is none of the
+            architecture's, or the shape or type cannot be computed with: the file's own name to
+            type and shape ("I64 [1, 512]").
+        stored_names: The file's names where they differ from GGUF's.
+        family: A key of `refllm.checkpoints.names.HUGGING_FACE_NAMES`; a folder's architecture
+            "bert" may be of the family "roberta", "distilbert" or "mpnet".
     """
 
     path: Path
-    architecture: str  # "llama" or "bert"
+    architecture: str
     hparams: Mapping[str, Any]
     source: Literal["gguf", "hf"]
     tensors: Mapping[str, Tensor]
@@ -78,14 +72,23 @@ class Weights:
             object.__setattr__(self, "family", self.architecture)
 
     def stored_name(self, name: str) -> str:
-        """Return what the file calls the tensor `name`."""
+        """Return the file's name of the tensor `name`."""
         return self.stored_names.get(name, name)
 
 
 def open_weights(path: Path) -> Weights:
-    """The weights at `path`: a GGUF file, or a folder with safetensors files or one GGUF file.
+    """Return the weights of a GGUF file, or of a folder with safetensors files or one GGUF file.
 
-    Errors: as `open_gguf` and `open_safetensors`; `LlmRuntimeError` for a path that is neither.
+    Raises:
+        LlmRuntimeError: as `open_gguf` and `open_safetensors`, and for a path that is neither.
+        ModelNotSupported: as `open_gguf` and `open_safetensors`, and for an adapter or a model of
+            sentence-transformers whose encoder is in a folder of its own.
+
+    Example:
+        >>> from refllm.models.find import default_roots, find_model
+        >>> weights = open_weights(find_model("tiny-chat", default_roots()))
+        >>> weights.tensors["token_embd.weight"].shape  # [V, D]
+        (1536, 256)
     """
     try:
         return _open_file_or_folder(path)
@@ -122,12 +125,14 @@ def _open_file_or_folder(path: Path) -> Weights:
 
 
 def open_gguf(path: Path) -> Weights:
-    """The weights in the GGUF file at `path`, or in all parts of a split one.
+    """Return the weights of a GGUF file, or of all parts of a split one.
 
     A model that `llama-gguf-split` wrote has the parts NAME-00001-of-0000N.gguf; each of their
     names opens it. The first part has the metadata.
-    Errors: `LlmRuntimeError` for a damaged file, or a part that is missing; `ModelNotSupported`
-    when `general.architecture` is neither "llama" nor "bert".
+
+    Raises:
+        LlmRuntimeError: for a damaged file or a missing part.
+        ModelNotSupported: if `general.architecture` is neither "llama" nor "bert".
     """
     contents = read_gguf(path)
     if contents.metadata.get("split.count", 1) not in (0, 1):
@@ -147,7 +152,7 @@ def open_gguf(path: Path) -> Weights:
 
 
 def _joined(path: Path, part: GgufContents) -> tuple[Path, GgufContents]:
-    """The first part's path, and what all parts of the split model that `part` belongs to hold."""
+    """Return the first part's path, and the contents of all parts of the model of `part`."""
     match = SPLIT_PART.fullmatch(path.name)
     count = part.metadata["split.count"]
     if match is None or int(match[3]) != count:
@@ -186,16 +191,23 @@ def _joined(path: Path, part: GgufContents) -> tuple[Path, GgufContents]:
 
 
 def open_safetensors(folder: Path) -> Weights:
-    """The weights in `folder`: config.json, and model.safetensors or an index and its shards.
+    """Return the weights of a folder: config.json, and model.safetensors or an index and shards.
 
-    Of a BERT, config.json may be absent; `hparams` is empty then. A stored tensor whose name is
-    none of the architecture's is among the `others`.
-    Errors: `LlmRuntimeError` for a missing or damaged file or an impossible value in config.json;
-    `ModelNotSupported` when `model_type` is none of `FAMILIES`, or the weights are quantized.
+    A BERT may lack config.json; `hparams` is empty then.
+
+    Raises:
+        LlmRuntimeError: for a missing or damaged file, or an impossible value in config.json.
+        ModelNotSupported: if `model_type` is none of `FAMILIES`, or the weights are quantized.
     """
     config_path = folder / "config.json"
     config = read_json_object(config_path) if config_path.exists() else {}
-    _refuse_quantized(config_path, config)
+    for key in ("quantization_config", "compression_config"):  # clearer than a tensor's dtype
+        if value := config.get(key):
+            method = value.get("quant_method", value) if isinstance(value, Mapping) else value
+            raise ModelNotSupported(
+                f"{config_path}: {key} says that the weights are quantized by {method!r:.80}, "
+                "which is not supported; take the unquantized model, or a GGUF file"
+            )
     stored = read_safetensors(folder)
     family = _hf_family(config_path, config, stored)
     architecture = "llama" if family == "llama" else "bert"
@@ -222,21 +234,6 @@ def open_safetensors(folder: Path) -> Weights:
     )
 
 
-def _refuse_quantized(path: Path, config: Mapping[str, Any]) -> None:
-    """Name how the weights are quantized, which says more than the dtype of a tensor."""
-    for key in ("quantization_config", "compression_config"):
-        said = config.get(key)
-        if said:
-            method = said.get("quant_method", said) if isinstance(said, Mapping) else said
-            raise ModelNotSupported(
-                f"{path}: {key} says that the weights are quantized by {method!r:.80}, which is "
-                "not supported; take the unquantized model, or a GGUF file"
-            )
-
-
-# Naming
-
-
 def _canonically_named(family: str, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     named: dict[str, StoredTensor] = {}
     for stored_name, tensor in stored.items():
@@ -252,14 +249,14 @@ def _canonically_named(family: str, stored: Mapping[str, StoredTensor]) -> dict[
 
 
 def _hf_family(path: Path, config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> str:
-    """What kind of model the folder holds: by `model_type`, `architectures`, or the tensors."""
+    """Return the family of a folder's model, by `model_type`, `architectures`, or the tensors."""
     model_type = config.get("model_type")
     if model_type is not None:
         if not isinstance(model_type, str):
             raise LlmRuntimeError(f"{path}: model_type must be a string, is {model_type!r:.80}")
         if model_type not in FAMILIES:
             raise ModelNotSupported(
-                f"{path}: model_type is {model_type!r:.80}; supported are {_listed(FAMILIES)}"
+                f"{path}: model_type is {model_type!r:.80}; supported are {', '.join(FAMILIES)}"
             )
         return FAMILIES[model_type]
     classes = config.get("architectures")
@@ -269,9 +266,9 @@ def _hf_family(path: Path, config: Mapping[str, Any], stored: Mapping[str, Store
         kind = re.fullmatch(f"({'|'.join(CLASSES)})(Model|For[A-Za-z]+)", " ".join(classes))
         if kind is None:
             raise ModelNotSupported(
-                f"{path}: architectures is {classes!r:.80}; supported are {_listed(FAMILIES)}"
+                f"{path}: architectures is {classes!r:.80}; supported are {', '.join(FAMILIES)}"
             )
-        return CLASSES[kind[1]]
+        return FAMILIES[CLASSES[kind[1]]]
     if any(canonical_name("bert", name) == "token_embd.weight" for name in stored):
         return "bert"
     if not config:
@@ -279,21 +276,17 @@ def _hf_family(path: Path, config: Mapping[str, Any], stored: Mapping[str, Store
     raise ModelNotSupported(f"{path}: has neither model_type nor architectures")
 
 
-def _listed(names: Iterable[str]) -> str:
-    """The names as a list in a sentence: "a, b and c"."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}"
-
-
 def _with_tied_embedding(
     named: dict[str, StoredTensor], config_path: Path, config: Mapping[str, Any]
 ) -> dict[str, StoredTensor]:
-    """`named`, with the output as the embedding when config.json ties them and only it is stored.
+    """Return `named`; if config.json ties the two and only the output is stored, it is both.
 
-    The reverse needs nothing: without an output the network uses the embedding, and an output that
-    is stored is used, tied or not, as by transformers 5.24 and llama.cpp.
-    Errors: `LlmRuntimeError` for an lm_head that is missing and not tied, in whose place
-    transformers would take random numbers.
+    The reverse needs no change: without an output the network uses the embedding. A stored output
+    is used, tied or not, as by transformers 5.24 and llama.cpp.
+
+    Raises:
+        LlmRuntimeError: for an lm_head that is missing and not tied; transformers would use random
+            numbers.
     """
     tied = config.get("tie_word_embeddings") or False
     if not isinstance(tied, bool):
@@ -312,10 +305,11 @@ def _with_tied_embedding(
 def _all_interleaved(
     tensors: Mapping[str, Tensor], path: Path, config: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """The tensors with every query and key in GGUF's order of rows."""
-    n_heads = _positive(path, config, "num_attention_heads", most=MAX_HEADS)
-    n_kv_heads = _positive(path, config, "num_key_value_heads", most=MAX_HEADS, default=n_heads)
-    head_dim = _head_dim(path, config, n_heads)
+    """Return the tensors with every query and key in GGUF's order of rows."""
+    keys = Keys(path, config, where="config.json")
+    n_heads = keys.integer("num_attention_heads", maximum=MAX_HEADS)
+    n_kv_heads = keys.integer("num_key_value_heads", maximum=MAX_HEADS, default=n_heads)
+    head_dim = _head_dim(keys, n_heads)
     result = dict(tensors)
     for name, tensor in tensors.items():
         match = re.fullmatch(r"blk\.[0-9]+\.attn_([qk])\.(weight|bias)", name)
@@ -334,31 +328,15 @@ def _all_interleaved(
     return result
 
 
-def _head_dim(path: Path, config: Mapping[str, Any], n_heads: int) -> int:
-    """E: `head_dim` where config.json has it, else the model's width shared by the heads."""
-    if config.get("head_dim") is None:
-        width = _positive(path, config, "hidden_size", most=MAX_WIDTH)
-        if width % n_heads != 0:
-            raise LlmRuntimeError(
-                f"{path}: hidden_size {width} is not a multiple of num_attention_heads {n_heads}"
-            )
-        key, head_dim = "hidden_size / num_attention_heads", width // n_heads
+def _head_dim(keys: Keys, n_heads: int) -> int:
+    """Return E: `head_dim` if config.json has it, else the model's width divided by the heads."""
+    if "head_dim" in keys:
+        key, head_dim = "head_dim", keys.integer("head_dim", maximum=MAX_WIDTH)
     else:
-        key, head_dim = "head_dim", _positive(path, config, "head_dim", most=MAX_WIDTH)
+        key, width = "hidden_size", keys.integer("hidden_size", maximum=MAX_WIDTH)
+        if width % n_heads != 0:
+            raise keys.error(key, f"{width} is not a multiple of num_attention_heads {n_heads}")
+        key, head_dim = "hidden_size / num_attention_heads", width // n_heads
     if head_dim % 2 != 0:
-        raise LlmRuntimeError(f"{path}: {key} is {head_dim}, and must be even: RoPE turns pairs")
+        raise keys.error(key, f"is {head_dim}, and must be even: RoPE turns pairs")
     return head_dim
-
-
-def _positive(
-    path: Path, config: Mapping[str, Any], key: str, *, most: int, default: int | None = None
-) -> int:
-    """The whole number that config.json has under `key`; null counts as absent."""
-    value = config.get(key)
-    if value is None and default is not None:
-        return default
-    if value is None:
-        raise LlmRuntimeError(f"{path}: {key} is missing")
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise LlmRuntimeError(f"{path}: {key} must be from 1 to {most}, is {value!r:.80}")
-    return value

@@ -7,34 +7,30 @@ A safetensors file:
     {"model.norm.weight": {"dtype": "F32", "shape": [64], "data_offsets": [0, 256]}, ...,
      "__metadata__": {"format": "pt"}}
 
-A model is `model.safetensors`, or shards and a `model.safetensors.index.json` that says which
-tensor is in which file: {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}.
+A model is `model.safetensors`, or shards and a `model.safetensors.index.json` with the file of
+each tensor: {"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}.
 
 Source: https://huggingface.co/docs/safetensors. The `safetensors` package checks each header; it
-hands out tensors only as copies and not as bfloat16, so the bytes are mapped here.
+returns tensors only as copies and not as bfloat16, so the bytes are mapped here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from refllm.checkpoints.mapped_file import (
+from refllm.checkpoints.mapped_file import SPLIT_PART, map_file, row_layout
+from refllm.errors import LlmRuntimeError, ModelNotSupported
+from refllm.files.reading import (
     MAX_JSON_BYTES,
-    SPLIT_PART,
-    map_file,
+    check_json_values,
     parse_json_object,
     read_json_object,
-    row_layout,
 )
-from refllm.errors import LlmRuntimeError, ModelNotSupported
-from refllm.files.json_values import check_json_values
 from refllm.quant import FORMATS, Tensor
 
 __all__ = ["INDEX", "SINGLE", "StoredTensor", "read_safetensors"]
@@ -58,10 +54,11 @@ class StoredTensor:
     data: NDArray[np.uint8]
 
     def named(self, name: str) -> Tensor:
-        """The same bytes as the `Tensor` called `name`, uint8 [rows, row_bytes].
+        """Return the same bytes as the `Tensor` called `name`, uint8 [rows, row_bytes].
 
-        Errors: `ModelNotSupported` for a dtype that is not F32, F16 or BF16; `LlmRuntimeError` for
-        a shape that is not a vector's, a matrix's or at most four-dimensional.
+        Raises:
+            ModelNotSupported: for a dtype other than F32, F16 and BF16.
+            LlmRuntimeError: for a shape without axes or of more than four.
         """
         where = f"{self.path}: tensor {self.name!r:.80}"
         if self.dtype not in DTYPES:
@@ -69,18 +66,20 @@ class StoredTensor:
                 f"{where} has dtype {self.dtype}; {', '.join(DTYPES)} can be read, so take the "
                 "unquantized model, or a GGUF file"
             )
-        stored_as = FORMATS[self.dtype]
-        rows = row_layout(self.shape, stored_as, where=where)
-        return Tensor(name, stored_as, self.shape, self.data.reshape(rows))
+        fmt = FORMATS[self.dtype]
+        rows = row_layout(self.shape, fmt, where=where)
+        return Tensor(name, fmt, self.shape, self.data.reshape(rows))
 
 
 def read_safetensors(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of the model in `folder` by stored name, aliases included.
+    """Return the tensors of the model in `folder` by stored name, aliases included.
 
-    An alias: of tensors that share memory a writer keeps one, and notes `{dropped: kept}` in
+    Of tensors that share memory, a writer keeps one and writes `{dropped: kept}` into
     `__metadata__`; both names then give the same bytes.
-    Errors: `LlmRuntimeError` naming the file, and the tensor, when a file is missing, truncated,
-    not safetensors, or does not hold what the index promises.
+
+    Raises:
+        LlmRuntimeError: naming the file, and the tensor, if a file is missing, truncated, not
+            safetensors, or lacks a tensor of the index.
     """
     if (folder / SINGLE).exists():
         tensors, metadata = _read_file(folder / SINGLE)
@@ -97,14 +96,20 @@ def read_safetensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _read_shards(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """All tensors of the files that the index names, and every file's `__metadata__`.
+    """Return all tensors of the files that the index names, and every file's `__metadata__`.
 
-    A tensor that is in a file and not in the index is one of the model, as transformers has it.
+    A tensor that is in a file and not in the index belongs to the model, as in transformers.
     """
     weight_map = _weight_map(folder / INDEX)
     files = set(weight_map.values())
     shards = {file: _read_file(folder / file) for file in sorted(files)}
-    _refuse_forgotten_shards(folder, files)
+    models = {(match[1], match[3]) for file in files if (match := SPLIT_PART.fullmatch(file))}
+    for path in sorted(folder.glob("*.safetensors")):
+        match = SPLIT_PART.fullmatch(path.name)
+        if match and (match[1], match[3]) in models and path.name not in files:
+            raise LlmRuntimeError(
+                f"{path}: {INDEX} names no tensor of this shard; fetch the index again"
+            )
     tensors: dict[str, StoredTensor] = {}
     for file, (found, _) in shards.items():
         for name, stored in found.items():
@@ -116,27 +121,23 @@ def _read_shards(folder: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]
             raise LlmRuntimeError(
                 f"{folder / file}: has no tensor {name!r:.80}, which {INDEX} says is there"
             )
-    return tensors, {key: value for _, said in shards.values() for key, value in said.items()}
-
-
-def _refuse_forgotten_shards(folder: Path, files: Collection[str]) -> None:
-    """Refuse a shard of the same model that the index does not name."""
-    models = {(match[1], match[3]) for file in files if (match := SPLIT_PART.fullmatch(file))}
-    for path in sorted(folder.glob("*.safetensors")):
-        match = SPLIT_PART.fullmatch(path.name)
-        if match and (match[1], match[3]) in models and path.name not in files:
-            raise LlmRuntimeError(
-                f"{path}: {INDEX} names no tensor of this shard; fetch the index again"
-            )
+    return tensors, {
+        key: value for _, metadata in shards.values() for key, value in metadata.items()
+    }
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """The index's map from tensor name to the name of a file beside the index."""
+    """Return the index's map from tensor name to the name of a file beside the index."""
     weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict):
         raise LlmRuntimeError(f"{path}: weight_map must be an object")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not _is_plain_name(file):
+        if (
+            not isinstance(file, str)
+            or not file.isprintable()
+            or file in {"", ".", ".."}
+            or SEPARATORS.intersection(file)
+        ):
             raise LlmRuntimeError(
                 f"{path}: weight_map says {name!r:.80} is in {file!r:.80}, "
                 "which is not the name of a file in the same folder"
@@ -144,14 +145,8 @@ def _weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _is_plain_name(file: str) -> bool:
-    """Whether `file` can only mean a file in the folder, on any system."""
-    harmless = file.isprintable() and SEPARATORS.isdisjoint(file)
-    return harmless and file not in {"", ".", ".."}
-
-
 def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors and the `__metadata__` of one safetensors file."""
+    """Return the tensors and the `__metadata__` of one safetensors file."""
     data = map_file(path)
     data_start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     n_bytes = data[8:data_start].size
@@ -162,22 +157,9 @@ def _read_file(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
         )
     text = data[8:data_start].tobytes()
     # Before the package makes objects of them.
-    check_json_values(text, path=path, most=MAX_HEADER_VALUES)
-    _check_header(path)
-    header = parse_json_object(text, path=path)
-    metadata = header.pop(METADATA, None) or {}
-    stored = data[data_start:]
-    tensors = {name: _stored(path, name, entry, stored) for name, entry in header.items()}
-    return tensors, metadata
-
-
-def _check_header(path: Path) -> None:
-    """Raise `LlmRuntimeError` unless header and size of the file agree.
-
-    The package makes sure that the tensors' bytes cover the rest of the file without gap or
-    overlap, that each range is as long as shape and dtype say, and that the header's types are
-    right; so what follows may believe the header.
-    """
+    check_json_values(text, path=path, max_values=MAX_HEADER_VALUES)
+    # The package checks that the tensors' bytes cover the rest of the file without gap or overlap,
+    # that each range is as long as shape and dtype need, and the types of the header's values.
     try:
         with safe_open(path, framework="numpy"):
             pass
@@ -185,11 +167,13 @@ def _check_header(path: Path) -> None:
         raise LlmRuntimeError(
             f"{path}: not a whole safetensors file: {error}; fetch it again"
         ) from error
-
-
-def _stored(
-    path: Path, name: str, entry: Mapping[str, Any], data: NDArray[np.uint8]
-) -> StoredTensor:
-    """One entry of a checked header; `data` is everything behind the header."""
-    start, stop = entry["data_offsets"]
-    return StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]), data[start:stop])
+    header = parse_json_object(text, path=path)
+    metadata = header.pop(METADATA, None) or {}
+    tensors = {}
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        bytes_of_tensor = data[data_start:][start:stop]
+        tensors[name] = StoredTensor(
+            path, name, entry["dtype"], tuple(entry["shape"]), bytes_of_tensor
+        )
+    return tensors, metadata

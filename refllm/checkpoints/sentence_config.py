@@ -1,4 +1,4 @@
-"""What a model's files name between the encoder and a text's vector, and before a text.
+"""The steps of an embedding model before and after its encoder, as its files name them.
 
     modules.json                          the modules in their order, each with its folder
     1_Pooling/config.json                 how tokens become one vector
@@ -6,26 +6,25 @@
     sentence_bert_config.json             the limit of a text, and whether it is lower-cased
     config_sentence_transformers.json     prompts
 
-A GGUF file has one key for all of this, `bert.pooling_type`. Where nothing is named, the vector is
-the mean of the tokens with the length 1.
+A GGUF file has one key for all of this, `bert.pooling_type`. By default the vector is the mean of
+the tokens, normalized to length 1.
 
 Source: sentence-transformers 6.2.0; llama.cpp's `enum llama_pooling_type`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refllm.checkpoints.mapped_file import map_file, read_json_object
+from refllm.checkpoints.hyperparameters import MAX_WIDTH
 from refllm.checkpoints.open import Weights
 from refllm.checkpoints.safetensors import SINGLE, read_safetensors
 from refllm.errors import LlmRuntimeError, ModelNotSupported
-from refllm.files.accounting.keys import Keys, Known
+from refllm.files.accounting.keys import Keys
 from refllm.files.accounting.ledger import Ledger
 from refllm.files.accounting.sentence_keys import (
     DENSE_CONFIG,
@@ -36,7 +35,7 @@ from refllm.files.accounting.sentence_keys import (
     SENTENCE_TRANSFORMERS_CONFIG,
     TRANSFORMER_CONFIG,
 )
-from refllm.files.json_values import check_json_values
+from refllm.files.reading import MAX_JSON_BYTES, parse_json, read_file, read_json_object
 from refllm.parameters import Parameters
 from refllm.pooling import (
     ACTIVATIONS,
@@ -48,7 +47,6 @@ from refllm.pooling import (
     PoolingMode,
     SentenceHead,
 )
-from refllm.quant import Tensor
 
 __all__ = [
     "GGUF_POOLING_TYPES",
@@ -80,7 +78,7 @@ NOT_COMPUTED = {
     "embedding model",
 }
 
-# Where sentence-transformers has its modules: today's places, and those of older versions.
+# The Python modules of sentence-transformers' classes, in all versions.
 MODULE_TYPE = re.compile(
     r"sentence_transformers\.(?:models|base\.modules|sentence_transformer\.modules)"
     r"(?:\.[A-Za-z_]+)?\.(Transformer|Pooling|Dense|Normalize|Dropout)"
@@ -96,22 +94,21 @@ SWITCHES: Mapping[str, PoolingMode] = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 WIDTH_KEYS = ("embedding_dimension", "word_embedding_dimension")  # of 6.2.0, and of older versions
-# Names that `SentenceTransformer` has for every model; their prompt is empty unless a file has one.
+# Prompts that `SentenceTransformer` has for every model, empty unless a file has them.
 NAMES_OF_EVERY_MODEL = ("query", "document")
-MOST_WIDTH = 1 << 20
-MOST_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceConfig:
-    """What happens to a text before the encoder, and to its tokens after it.
+    """The steps before the encoder, and after it.
 
     Attributes:
-        head: From the tokens' vectors to the text's.
+        head: From the tokens' vectors to the text's vector.
         prompts: Name to the text that is put before a text; "query" and "document" are always
             there, empty unless the model has them.
-        default_prompt_name: The prompt that is used where the caller names none, or None.
-        max_seq_length: The limit that sentence-transformers would use, or None.
+        default_prompt_name: The prompt of a caller that names none, or None.
+        max_seq_length: The limit of sentence-transformers in tokens, or None.
         do_lower_case: Whether a text is lower-cased before the tokenizer's own normalizer.
     """
 
@@ -125,14 +122,14 @@ class SentenceConfig:
 
     @property
     def default_prompt(self) -> str:
-        """The text that is put before each text where the caller asks for nothing else."""
+        """The text that is put before each text of a caller that names no prompt."""
         return "" if self.default_prompt_name is None else self.prompts[self.default_prompt_name]
 
 
 def sentence_config(
     weights: Weights, *, n_embd: int, ledger: Ledger | None = None
 ) -> SentenceConfig:
-    """Return what the files of an embedding model name beside the encoder.
+    """Return the steps of an embedding model beside its encoder.
 
     Args:
         weights: The model; of a GGUF file only its metadata are read, of a folder the files above.
@@ -140,8 +137,8 @@ def sentence_config(
         ledger: Where each key, and each tensor of a dense layer, is recorded.
 
     Raises:
-        ModelNotSupported: Naming file, key and value of what is not computed.
-        LlmRuntimeError: Naming a file that is missing or damaged, or keys that contradict.
+        ModelNotSupported: naming file, key and value of a step that is not computed.
+        LlmRuntimeError: naming a file that is missing or damaged, or keys that contradict.
     """
     ledger = Ledger() if ledger is None else ledger
     if weights.source == "gguf":
@@ -168,7 +165,7 @@ def lower_cases(folder: Path) -> bool:
     """Return whether a text is lower-cased before the tokenizer's own normalizer.
 
     Raises:
-        LlmRuntimeError: If the file is damaged.
+        LlmRuntimeError: if the file is damaged.
     """
     return _limits(folder, Ledger(collecting=True))[1]
 
@@ -177,14 +174,13 @@ def module_folders(folder: Path) -> tuple[str, ...]:
     """Return the folders that modules.json names, relative to it; () where there is no such file.
 
     Raises:
-        LlmRuntimeError: If the file is damaged or names a place outside the model's folder.
+        LlmRuntimeError: if the file is damaged or names a place outside the model's folder.
     """
     if not (folder / MODULES_FILE).is_file():
         return ()
-    modules = [
-        Keys(folder / MODULES_FILE, module) for module in _read_modules(folder / MODULES_FILE)
-    ]
-    return tuple(path for keys in modules if (path := _relative_path(keys)))
+    path = folder / MODULES_FILE
+    places = (_relative_path(Keys(path, module)) for module in _read_modules(path))
+    return tuple(place for place in places if place)
 
 
 # GGUF
@@ -195,13 +191,12 @@ def _head_of_gguf(weights: Weights, ledger: Ledger) -> SentenceHead:
     keys = Keys(weights.path, weights.hparams, ledger=ledger, by="pooling")
     mode: PoolingMode = "mean"
     if key in keys:
-        number = keys.integer(key, most=MOST_WIDTH, least=0)
-        if number in GGUF_POOLING_TYPES:
-            mode = GGUF_POOLING_TYPES[number]
-        else:
+        number = keys.integer(key, maximum=MAX_WIDTH, minimum=0)
+        if number not in GGUF_POOLING_TYPES:
             why = NOT_COMPUTED.get(number, "a pooling that is not computed; use 1, 2 or 3")
             keys.refuse(key, why)
             return MEAN_NORMALIZED
+        mode = GGUF_POOLING_TYPES[number]
     keys.account(unknown="refuse", among=key)
     return SentenceHead(pooling=Pooling(modes=(mode,)))
 
@@ -218,7 +213,7 @@ def _limits(folder: Path, ledger: Ledger) -> tuple[int | None, bool]:
             limit = None
             if "max_seq_length" in keys:
                 # A caller may ask for it; it cuts no text by itself, so the ledger's table has it.
-                limit = Keys(path, values).integer("max_seq_length", most=MOST_TOKENS)
+                limit = Keys(path, values).integer("max_seq_length", maximum=MAX_TOKENS)
             lower = keys.flag("do_lower_case", default=False)
             keys.account(TRANSFORMER_CONFIG, unknown="warn")
             return limit, lower
@@ -241,17 +236,14 @@ def _prompts(folder: Path, ledger: Ledger) -> tuple[dict[str, str], str | None, 
     default = keys.text("default_prompt_name") if "default_prompt_name" in keys else None
     keys.get("default_prompt_name")
     if default is not None and default not in prompts:
-        raise keys.error("default_prompt_name", f"is {default!r:.80}, {_names(prompts)}")
+        known = ", ".join(sorted(prompts))
+        raise keys.error("default_prompt_name", f"is {default!r:.80}, and the prompts are {known}")
     truncate_dim = None
     if "truncate_dim" in keys:
-        truncate_dim = keys.integer("truncate_dim", most=MOST_WIDTH)
+        truncate_dim = keys.integer("truncate_dim", maximum=MAX_WIDTH)
     keys.get("truncate_dim")
     keys.account(SENTENCE_TRANSFORMERS_CONFIG, unknown="warn")
     return prompts, default, truncate_dim
-
-
-def _names(prompts: Mapping[str, str]) -> str:
-    return f"and the prompts are {', '.join(sorted(prompts))}"
 
 
 # modules.json
@@ -294,11 +286,11 @@ def _modules(
                 dense = _dense(folder, place, width, ledger)
                 steps.append(dense)
                 width = dense.n_outputs
-            case "Normalize":
-                _account_for(folder, place, NORMALIZE_CONFIG, ledger)
-                steps.append(Normalize())
-            case "Dropout":
-                _account_for(folder, place, DROPOUT_CONFIG, ledger)
+            case "Normalize" | "Dropout":
+                if place and (folder / place / "config.json").is_file():  # often there is no file
+                    known = NORMALIZE_CONFIG if kind == "Normalize" else DROPOUT_CONFIG
+                    _config_keys(folder, place, "pooling", ledger).account(known, unknown="warn")
+                steps += [Normalize()] if kind == "Normalize" else []
         keys.account(MODULES, unknown="warn")
     if pooling is None and not is_whole:  # refused already, by a ledger that collects
         return MEAN_NORMALIZED.pooling, MEAN_NORMALIZED.steps
@@ -336,12 +328,7 @@ def _kind(keys: Keys, *, is_first: bool, is_pooled: bool) -> str | None:
 
 
 def _read_modules(path: Path) -> list[dict[str, Any]]:
-    text = map_file(path).tobytes()
-    check_json_values(text, path=path)
-    try:
-        modules = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LlmRuntimeError(f"{path}: not valid JSON: {error}") from error
+    modules = parse_json(read_file(path, max_bytes=MAX_JSON_BYTES), path=path)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise LlmRuntimeError(f"{path}: must be a JSON list of objects")
     return modules
@@ -367,16 +354,10 @@ def _config_keys(folder: Path, place: str, by: str, ledger: Ledger) -> Keys:
     return Keys(path, read_json_object(path), ledger=ledger, where=f"{place}/config.json", by=by)
 
 
-def _account_for(folder: Path, place: str, known: Known, ledger: Ledger) -> None:
-    """Account for the keys of a module that needs none, and often has no file."""
-    if place and (folder / place / "config.json").is_file():
-        _config_keys(folder, place, "pooling", ledger).account(known, unknown="warn")
-
-
 def _pooling(folder: Path, place: str, width: int, ledger: Ledger) -> Pooling:
     keys = _config_keys(folder, place, "pooling", ledger)
     for key in WIDTH_KEYS:
-        if key in keys and keys.integer(key, most=MOST_WIDTH) != width:
+        if key in keys and keys.integer(key, maximum=MAX_WIDTH) != width:
             raise keys.error(
                 key, f"is {keys.get(key)}, and the encoder's vectors have {width} numbers"
             )
@@ -400,15 +381,30 @@ def _pooling(folder: Path, place: str, width: int, ledger: Ledger) -> Pooling:
 
 def _dense(folder: Path, place: str, width: int, ledger: Ledger) -> Dense:
     keys = _config_keys(folder, place, "dense", ledger)
-    n_inputs = keys.integer("in_features", most=MOST_WIDTH)
-    n_outputs = keys.integer("out_features", most=MOST_WIDTH)
+    n_inputs = keys.integer("in_features", maximum=MAX_WIDTH)
+    n_outputs = keys.integer("out_features", maximum=MAX_WIDTH)
     if n_inputs != width:
         raise keys.error("in_features", f"is {n_inputs}, and the vectors before have {width}")
     has_bias = keys.flag("bias", default=True)
-    activation = _activation(keys)
+    written = keys.text("activation_function", "torch.nn.modules.activation.Tanh")
+    match = ACTIVATION_TYPE.fullmatch(written)
+    activation = "Identity" if match is None else match[1]
+    if match is None or activation not in ACTIVATIONS:
+        keys.refuse("activation_function", f"refllm computes torch.nn's {', '.join(ACTIVATIONS)}")
+        activation = "Identity"
     keys.account(DENSE_CONFIG, unknown="warn")
-    tensors = _dense_tensors(folder / place)
-    parameters = Parameters(folder / place / SINGLE, tensors)
+    file, pickle = folder / place / SINGLE, folder / place / PICKLE
+    if not file.is_file():
+        write = f"`SentenceTransformer(folder).save_pretrained(new_folder)` writes {SINGLE}"
+        if pickle.is_file():
+            raise ModelNotSupported(f"{pickle}: a pickle, which can run code, is not read; {write}")
+        raise LlmRuntimeError(
+            f"{file}: no such file; fetch it from where the model is, or if only {PICKLE} is "
+            f"there, {write}"
+        )
+    stored = read_safetensors(file.parent)
+    tensors = {name: tensor.named(name) for name, tensor in stored.items()}
+    parameters = Parameters(file, tensors)
     dense = Dense(
         weight=parameters.matrix("linear.weight", n_outputs, n_inputs),
         bias=parameters.vector("linear.bias", n_outputs) if has_bias else None,
@@ -421,31 +417,9 @@ def _dense(folder: Path, place: str, width: int, ledger: Ledger) -> Dense:
         if name in used:
             ledger.use(where, name, "dense")
         else:
-            problem = f"{folder / place / SINGLE}: the tensor {name!r:.80} is one that no layer of "
-            problem += f"{place}/config.json has; fetch both files again"
+            problem = (
+                f"{file}: the tensor {name!r:.80} is one that no layer of "
+                f"{place}/config.json has; fetch both files again"
+            )
             ledger.refuse(where, name, ModelNotSupported(problem))
     return dense
-
-
-def _activation(keys: Keys) -> str:
-    """Return the name of the activation in `ACTIVATIONS`."""
-    written = keys.text("activation_function", "torch.nn.modules.activation.Tanh")
-    match = ACTIVATION_TYPE.fullmatch(written)
-    if match is None or match[1] not in ACTIVATIONS:
-        keys.refuse("activation_function", f"refllm computes torch.nn's {', '.join(ACTIVATIONS)}")
-        return "Identity"
-    return match[1]
-
-
-def _dense_tensors(folder: Path) -> dict[str, Tensor]:
-    if not (folder / SINGLE).is_file() and (folder / PICKLE).is_file():
-        raise ModelNotSupported(
-            f"{folder / PICKLE}: a pickle, which can run code, is not read; "
-            f"`SentenceTransformer(folder).save_pretrained(new_folder)` writes {SINGLE}"
-        )
-    if not (folder / SINGLE).is_file():
-        raise LlmRuntimeError(
-            f"{folder / SINGLE}: no such file; fetch it from where the model is, or where only "
-            f"{PICKLE} is, `SentenceTransformer(folder).save_pretrained(new_folder)` writes it"
-        )
-    return {name: tensor.named(name) for name, tensor in read_safetensors(folder).items()}

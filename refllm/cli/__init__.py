@@ -1,19 +1,17 @@
-"""The command `refllm`: one file for each of its commands.
+"""The command `refllm`: one file for each command; common.py has what they share. Start here.
 
-Exit codes: 0 done; 1 the model said no, with one line on standard error, and below it a line for
-each way out where there is one,
+It may import every other package, but imports numpy and numba only when a command runs, so that
+`refllm --help` is fast. Exit codes:
 
-    refllm: invalid-input: there is no model at tiny.gguf
+    0      done
+    1      the request failed; standard error has a line with the error's name in the interface,
+           `refllm: invalid-input: there is no model at tiny.gguf`, and below it a line for each fix
+    2      wrong usage: a value of the wrong type. `--top-k many` exits with 2; a wrong value of the
+           right type, such as `--temperature nan`, is the engine's error and exits with 1
+    130    interrupted (Ctrl-C)
+    141    the reader of the output has closed it (`| head`)
 
-whose second word is the error's name in the interface; 2 wrong usage; 130 interrupted (Ctrl-C);
-141 nobody reads the output any more (`| head`), quietly. The type of an option's value is usage,
-what the value means is the engine's to judge: `--top-k many` exits with 2, `--temperature nan`
-with 1.
-
-Results are UTF-8 and their lines end in a line feed, whatever the locale and the system: every
-machine writes the same bytes.
-
-Nothing here imports numpy or numba before a command runs: `refllm --help` answers at once.
+Results are UTF-8 with line feeds in every locale and system: every machine writes the same bytes.
 """
 
 from __future__ import annotations
@@ -49,8 +47,8 @@ add_command(app, "run", run.run)
 add_command(app, "conform", conform.conform)
 
 models_app = typer.Typer(cls=ModelsGroup, invoke_without_command=True, rich_markup_mode=None)
-app.add_typer(models_app, name="models", help="Fetch models, and see which ones are here.")
-# Each works without the word "models", too, as in other programs for models.
+app.add_typer(models_app, name="models", help="Fetch, list, check and convert models.")
+# Each works without the word "models", too, as in other programs.
 for is_listed, group in ((True, models_app), (False, app)):
     add_command(group, "pull", models.pull, is_listed=is_listed)
     add_command(group, "list", models.list_, is_listed=is_listed)
@@ -86,15 +84,11 @@ def refllm(
     MODEL is a model's name (see `refllm models list`), or the path of a .gguf file or of a folder
     with safetensors. To begin: refllm infer tiny-chat "Once upon a time"
     """
-    _print_help_of_a_bare_group(ctx)
+    _help_without_command(ctx)
 
 
 @models_app.callback()
-def _models(ctx: typer.Context) -> None:
-    _print_help_of_a_bare_group(ctx)
-
-
-def _print_help_of_a_bare_group(ctx: typer.Context) -> None:
+def _help_without_command(ctx: typer.Context) -> None:
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
 
@@ -107,15 +101,14 @@ def _version_command() -> None:
 
 @app.command("help", hidden=True)
 def _help_command(
-    ctx: typer.Context,
-    words: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None,
+    ctx: typer.Context, words: Annotated[list[str] | None, typer.Argument(metavar="COMMAND")] = None
 ) -> None:
     """Print the help of COMMAND, or of refllm."""
     app([*(words or []), "--help"], prog_name="refllm")
 
 
 def main() -> None:
-    """The entry point: runs the command of `sys.argv` and raises `SystemExit` with its code."""
+    """Run the command of `sys.argv`: the entry point. Raises `SystemExit` with the exit code."""
     speak_utf8()
     announce_compiling()
     app(prog_name="refllm")

@@ -1,8 +1,8 @@
-"""The group of commands: their summaries in whole sentences, and an answer to other words.
+"""The group of commands: summaries in whole sentences, and advice about unknown words.
 
-A word that is no command gets the command that does what other programs call so (`ADVICE`), or the
-commands that are spelled like it; a model in a command's place gets the commands that take one. An
-option that only another program has gets the one that is meant (`OTHER_OPTIONS`).
+The error about an unknown command names the equivalent of another program's command (`ADVICE`), the
+commands of a similar spelling, or, for a model's name, the commands that take a model. The error
+about another program's option names its equivalent (`OTHER_OPTIONS`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
     "add_command",
 ]
 
-# The class that typer's errors of usage have in common, wherever a version of typer keeps it.
+# The base class of typer's usage errors; its module depends on typer's version.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 _INFER = "refllm infer MODEL PROMPT continues a text"
@@ -36,7 +36,7 @@ _LIST = "refllm models list prints the models that are here"
 _REMOVE = "A pulled model is a folder or file: remove the PATH that refllm models list prints"
 
 ADVICE: Mapping[str, str] = {
-    **dict.fromkeys(["chat"], f"{_INFER}, and refllm serve answers chats, as OpenAI's clients ask"),
+    **dict.fromkeys(["chat"], f"{_INFER}, and refllm serve answers chats of OpenAI's clients"),
     **dict.fromkeys(["ask", "complete", "completion", "generate", "prompt"], _INFER),
     **dict.fromkeys(["embeddings", "embedding", "encode"], "refllm embed MODEL TEXT makes vectors"),
     **dict.fromkeys(["tokens", "detokenize"], "refllm tokenize MODEL TEXT prints tokens"),
@@ -51,7 +51,7 @@ ADVICE: Mapping[str, str] = {
         ["test", "check"], "refllm doctor checks this machine, refllm conform TARGET a backend"
     ),
 }
-"""Words that other programs have for what a command of this one does."""
+"""The equivalents of other programs' commands."""
 
 ADVICE_ON_MODELS: Mapping[str, str] = {
     **dict.fromkeys(["download", "fetch", "get", "install", "add"], _PULL),
@@ -61,8 +61,7 @@ ADVICE_ON_MODELS: Mapping[str, str] = {
     **dict.fromkeys(["check", "test"], "refllm models verify MODEL checks that a model is whole"),
     **dict.fromkeys(["convert"], ADVICE["convert"]),
 }
-"""The same, behind `refllm models`."""
-
+"""The same, after `refllm models`."""
 
 _TOKENS = "--max-tokens N stops after N tokens"
 _TEMPERATURE = "It is --temperature"
@@ -85,11 +84,11 @@ OTHER_OPTIONS: Mapping[str, Mapping[str, str]] = {
         "--repetition-penalty": "It is --repeat-penalty",
         **dict.fromkeys(["-c", "--ctx-size"], "The context is as long as the model's"),
         **dict.fromkeys(["--gpu-layers", "--n-gpu-layers"], "refllm computes on the CPU alone"),
-        "--stream": "The text is printed as it comes",
+        "--stream": "The text is always streamed",
     },
     "embed": {
         **dict.fromkeys(["-m", "--model"], _MODEL),
-        **dict.fromkeys(["-p", "--prompt", "--text"], "The texts are the arguments behind MODEL"),
+        **dict.fromkeys(["-p", "--prompt", "--text"], "The texts are the arguments after MODEL"),
         **dict.fromkeys(["-f", "--input"], "--file FILE takes one text from each line"),
         **dict.fromkeys(["-o", "--output"], "--npy FILE writes a NumPy file"),
         "-t": _THREADS,
@@ -101,17 +100,17 @@ OTHER_OPTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "serve": {
         **dict.fromkeys(
-            ["-m", "--model"], "Clients name the model; --allow NAME names those that they may"
+            ["-m", "--model"], "Each request names its model; --allow NAME restricts them"
         ),
         "--api-key": "It is --token",
         "-p": "It is --port",
     },
     "run": {"--listen": "It is --host ADDRESS and --port N"},
     "pull": {
-        **dict.fromkeys(["-o", "--to", "--local-dir"], "REFLLM_HOME names the folder for models"),
+        **dict.fromkeys(["-o", "--to", "--local-dir"], "REFLLM_HOME names the folder for models")
     },
 }
-"""What to use in place of options of other programs, by refllm's command."""
+"""The equivalents of other programs' options, by refllm's command."""
 
 
 def add_command(
@@ -120,8 +119,8 @@ def add_command(
     """Register `command` under `name`, with the first paragraph of its docstring as its summary.
 
     Args:
-        to: The application or group that gets it.
-        name: The word that the user types.
+        to: The application or group.
+        name: The command's name on the command line.
         command: A function whose parameters are typer's.
         is_listed: Whether the help of the group lists it.
     """
@@ -135,23 +134,26 @@ class CommandGroup(TyperGroup):
     advice = ADVICE
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command, whose errors of usage get advice where there is some."""
+        """Run the command, and add advice to its usage errors."""
         try:
             return super().invoke(ctx)
         except UsageError as error:
             if error.ctx is not None and error.ctx.parent is ctx:
-                _advise(error)
+                option = getattr(error, "option_name", None)
+                advice = OTHER_OPTIONS.get(error.ctx.info_name, {}).get(option or "")
+                if advice is not None:
+                    error.possibilities = None
+                    error.message = f"{error.message}. {advice}."
+                elif option is None and error.message.startswith("Got unexpected extra argument"):
+                    error.message = f"{error.message}. Quote a text with spaces."
             raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return what the first argument names. Ends with exit code 2 where it names nothing."""
+        """Return the command of the first argument. Exits with 2 where there is none."""
         word = args[0]
         is_option = word.startswith("-")
-        if not is_option and not ctx.resilient_parsing and self.get_command(ctx, word) is None:
-            self._refuse(ctx, word)
-        return super().resolve_command(ctx, args)
-
-    def _refuse(self, ctx: Any, word: str) -> None:
+        if is_option or ctx.resilient_parsing or self.get_command(ctx, word) is not None:
+            return super().resolve_command(ctx, args)
         names = self.list_commands(ctx)
         close = difflib.get_close_matches(word.lower(), names)
         if word.lower() in self.advice:
@@ -165,22 +167,11 @@ class CommandGroup(TyperGroup):
             )
         else:
             listed = [name for name in names if not self.commands[name].hidden]
-            remedy = f"There are {', '.join(listed)}."
-        ctx.fail(f"No such command {word!r}. {remedy}")
-
-
-def _advise(error: Any) -> None:
-    """Add to the message of a wrong use of a command what is right."""
-    option = getattr(error, "option_name", None)
-    advice = OTHER_OPTIONS.get(error.ctx.info_name, {}).get(option or "")
-    if advice is not None:
-        error.possibilities = None
-        error.message = f"{error.message}. {advice}."
-    elif option is None and error.message.startswith("Got unexpected extra argument"):
-        error.message = f"{error.message}. A text with spaces stands in quotes."
+            remedy = f"The commands are {', '.join(listed)}."
+        return ctx.fail(f"No such command {word!r}. {remedy}")
 
 
 class ModelsGroup(CommandGroup):
-    """The group behind `refllm models`."""
+    """The group `refllm models`."""
 
     advice = ADVICE_ON_MODELS

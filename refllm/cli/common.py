@@ -1,7 +1,7 @@
-"""What all commands share: text in, text out, and exit codes.
+"""Shared by all commands: options, reading and writing text, and exit codes.
 
-A command is a plain function that raises the interface's errors; `with_exit_codes` around it turns
-every way to end into an exit code and a line on standard error, with advice below where there is.
+A command is a plain function that raises the interface's errors. The decorator `with_exit_codes`
+turns each into an exit code and lines on standard error: the error, and how to fix it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from refllm.errors import InvalidInput, LlmError, LlmRuntimeError
 
 __all__ = [
     "FAILED",
+    "INTERRUPTED",
     "MEBIBYTE",
     "PROMPT_CACHE_MIB",
     "STANDARD_STREAM",
@@ -36,7 +37,9 @@ __all__ = [
     "SeedOption",
     "StandInsOption",
     "ThreadsOption",
+    "argument_text",
     "model_of",
+    "model_path",
     "names_a_model",
     "one_line",
     "read_text",
@@ -53,31 +56,31 @@ __all__ = [
 P = ParamSpec("P")
 
 STANDARD_STREAM = "-"
-INPUT_LIMIT_BYTES = 128 * 1024 * 1024  # what Spin's host allows a result; an endless pipe must end
+MAX_INPUT_BYTES = 128 * 1024 * 1024  # Spin's limit of a result; a pipe can be endless
 
-UTF_16 = "to make UTF-8 of UTF-16: iconv -f UTF-16 -t UTF-8 FILE"
-OTHERWISE = "to make UTF-8 of another encoding, such as Latin-1: iconv -f ISO-8859-1 -t UTF-8 FILE"
-BEGINNINGS: Mapping[bytes, str] = {
+UTF_16 = "to convert UTF-16 to UTF-8: iconv -f UTF-16 -t UTF-8 FILE"
+OTHER = "to convert another encoding, such as Latin-1, to UTF-8: iconv -f ISO-8859-1 -t UTF-8 FILE"
+MAGIC: Mapping[bytes, str] = {
     b"\xff\xfe": UTF_16,
     b"\xfe\xff": UTF_16,
     b"\x1f\x8b": "to unpack gzip: gunzip -c FILE",
-    b"PK\x03\x04": "to read a ZIP archive, as spreadsheets are: save it as a .csv file in UTF-8",
+    b"PK\x03\x04": "to read a ZIP archive, such as a spreadsheet: save it as a .csv file in UTF-8",
     b"PAR1": "to read Parquet: write its texts as JSON lines",
 }
-"""What to do with data that is not UTF-8, by how it begins."""
+"""Advice about data that is not UTF-8, by its first bytes."""
 
-LONGEST_PATH = 1000  # characters of a text that may be a path
+MAX_PATH = 1000  # characters of a text that may be a path
 
 MEBIBYTE = 2**20
 PROMPT_CACHE_MIB = 256  # as refllm.models.prompt_cache.DEFAULT_BYTES, which takes long to import
 
 FAILED = 1
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
-NOBODY_READS = 128 + 13  # as a shell reports SIGPIPE
+BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
 
 
-def _names_that_begin_with(incomplete: str) -> list[str]:
-    """Return the names of the models that are here, for the shell's completion."""
+def _complete_model(incomplete: str) -> list[str]:
+    """Return the names of models that begin with a text, for the shell's completion."""
     from refllm.models.find import default_roots, list_models
 
     try:
@@ -92,39 +95,37 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A model's name, or the path of a .gguf file or a folder.",
-        autocompletion=_names_that_begin_with,
+        autocompletion=_complete_model,
     ),
 ]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(help="CPUs to use; no result depends on it.", show_default="all that are free"),
 ]
-SeedOption = Annotated[int, typer.Option(help="Chooses the random numbers.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the random numbers.")]
 ProfileOption = Annotated[
-    str, typer.Option(help="Whose order of sampling: contract, spin-local or llama.cpp.")
+    str, typer.Option(help="Order of the sampling steps: contract, spin-local or llama.cpp.")
 ]
 NumericsOption = Annotated[
     str, typer.Option(help="exact, or int8: multiply quantized weights as llama.cpp does.")
 ]
 StandInsOption = Annotated[
-    bool,
-    typer.Option("--stand-ins", help="Let an embedded model answer for one that is not here."),
+    bool, typer.Option("--stand-ins", help="Let a bundled model answer for one that is not here.")
 ]
 MaxConnectionsOption = Annotated[
-    int, typer.Option(min=1, help="Open at once; one more is sent away.")
+    int, typer.Option(min=1, help="Maximum open connections; further ones get 503.")
 ]
 MaxArrivalSecondsOption = Annotated[
-    float, typer.Option(min=0.001, help="For a request, head and body, to arrive.")
+    float, typer.Option(min=0.001, help="Maximum time for a request, head and body, to arrive.")
 ]
 PromptCacheOption = Annotated[
-    int,
-    typer.Option(min=0, help="MiB of keys and values of recent prompts to keep; 0 keeps none."),
+    int, typer.Option(min=0, help="MiB of keys and values of recent prompts to keep; 0 keeps none.")
 ]
 MaxModelsOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="MiB of weights; beyond it the model used least recently is unloaded.",
+        help="Maximum MiB of weights; beyond it the least recently used model is unloaded.",
         show_default="no limit",
     ),
 ]
@@ -135,29 +136,37 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 def model_of(argument: str) -> str | Path:
-    """The argument MODEL as the engine takes it: a `Path` given explicitly, or a name.
+    """Return the argument MODEL for the engine: a `Path`, or a name.
 
-    A path has a separator, ends in .gguf, or names something that exists.
+    A path has a separator, ends in .gguf, or exists.
     """
     separators = [separator for separator in (os.sep, os.altsep) if separator]
     looks_like_path = argument.endswith(".gguf") or any(s in argument for s in separators)
     return Path(argument) if looks_like_path or _exists(argument) else argument
 
 
+def model_path(argument: str) -> Path:
+    """Return the path of the argument MODEL. Raises as `find_model`."""
+    from refllm.models.find import default_roots, find_model
+
+    model = model_of(argument)
+    return model if isinstance(model, Path) else find_model(model, default_roots())
+
+
 def names_a_model(argument: str) -> bool:
-    """Return whether the argument is the name, and no path, of a model that is here."""
+    """Return whether the argument is the name, and not the path, of a model that is here."""
     from refllm.models.find import default_roots, has_model
 
     try:
         return isinstance(model_of(argument), str) and has_model(argument, default_roots())
-    except LlmError:  # of what can be no name, or of a folder that cannot be read
+    except LlmError:  # not a valid name, or a folder that cannot be read
         return False
 
 
 def refuse_swapped(model: str, text: str, command: str) -> None:
     """Raise `InvalidInput` if `model` is not here and `text` is the name of a model that is.
 
-    A model that another may stand in for is left to the engine.
+    The engine handles a model that has a stand-in.
     """
     from refllm.models.bundled import STAND_INS
 
@@ -170,15 +179,16 @@ def refuse_swapped(model: str, text: str, command: str) -> None:
 
 
 def warn_of_a_file(text: str, instead: str) -> None:
-    """Write a line on standard error if an argument that is taken as text is a file's path."""
-    if len(text) <= LONGEST_PATH and _exists(text) and Path(text).is_file():
-        typer.echo(f"refllm: {text!r} is taken as a text; its content: {instead}", err=True)
+    """Write a warning on standard error if an argument that is used as text is a file's path."""
+    if len(text) <= MAX_PATH and _exists(text) and Path(text).is_file():
+        typer.echo(f"refllm: {text!r} is used as text; to use the file: {instead}", err=True)
 
 
 def text_of(argument: str, what: str) -> str:
-    """An argument of the command line, or with "-" all of standard input, as text.
+    """Return an argument as text, or with "-" all of standard input.
 
-    `what` it is goes into the error. Errors: `InvalidInput` if its bytes are not UTF-8.
+    Raises:
+        InvalidInput: With `what`, if its bytes are not UTF-8.
     """
     if argument == STANDARD_STREAM:
         return read_text(STANDARD_STREAM)
@@ -186,47 +196,46 @@ def text_of(argument: str, what: str) -> str:
 
 
 def argument_text(argument: str, what: str) -> str:
-    """An argument's bytes, read as UTF-8 whatever the locale read them as.
+    """Return an argument's bytes decoded as UTF-8, whatever the locale.
 
-    Errors: `InvalidInput` if they are something else.
+    Raises:
+        InvalidInput: With `what`, if they are not UTF-8.
     """
     try:
         data = os.fsencode(argument)
-    except UnicodeEncodeError as error:  # no command line can hold it, but a caller of `app` can
+    except UnicodeEncodeError as error:  # from a caller of `app`; a command line cannot hold it
         raise InvalidInput(f"{what} has a lone surrogate at index {error.start}") from error
     return _decoded(data, what)
 
 
 def read_text(file: str) -> str:
-    """The whole of a file, or with "-" of standard input; line ends stay what they are.
+    """Return the content of a file, or with "-" of standard input; line ends are kept.
 
-    Errors: `InvalidInput` if it cannot be read, is not UTF-8, or is longer than 128 MiB.
+    Raises:
+        InvalidInput: If it cannot be read, is not UTF-8, or is longer than 128 MiB.
     """
     name = "standard input" if file == STANDARD_STREAM else file
     try:
-        data = _read(file)
+        if file != STANDARD_STREAM:
+            with Path(file).open("rb") as stream:
+                data = stream.read(MAX_INPUT_BYTES + 1)
+        elif sys.stdin is None:
+            raise InvalidInput("standard input is closed")
+        else:
+            data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
     except OSError as error:
         raise InvalidInput(f"{name} cannot be read: {error.strerror or error}") from error
-    if len(data) > INPUT_LIMIT_BYTES:
-        raise InvalidInput(f"{name} is longer than the limit of {INPUT_LIMIT_BYTES} bytes")
-    advice = next((said for start, said in BEGINNINGS.items() if data.startswith(start)), OTHERWISE)
+    if len(data) > MAX_INPUT_BYTES:
+        raise InvalidInput(f"{name} is longer than the limit of {MAX_INPUT_BYTES} bytes")
+    advice = next((advice for start, advice in MAGIC.items() if data.startswith(start)), OTHER)
     return _decoded(data, name, advice)
 
 
 def _exists(argument: str) -> bool:
     try:
         return bool(argument) and Path(argument).exists()  # Path("") is the current folder
-    except (OSError, ValueError):  # longer than a file's name can be, or with a NUL
+    except (OSError, ValueError):  # too long for a file name, or with a NUL
         return False
-
-
-def _read(file: str) -> bytes:
-    if file == STANDARD_STREAM:
-        if sys.stdin is None:
-            raise InvalidInput("standard input is closed")
-        return sys.stdin.buffer.read(INPUT_LIMIT_BYTES + 1)
-    with Path(file).open("rb") as stream:
-        return stream.read(INPUT_LIMIT_BYTES + 1)
 
 
 def _decoded(data: bytes, what: str, *advice: str) -> str:
@@ -245,12 +254,12 @@ def _decoded(data: bytes, what: str, *advice: str) -> str:
 def speak_utf8() -> None:
     """Make standard output UTF-8 and its lines end in a line feed, in every locale and system."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path that is not UTF-8 has no other form than an escape, which JSON reads back.
+        # A path that is not UTF-8 is escaped, which JSON reads back.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_text(text: str) -> None:
-    """Write to standard output, at once. Errors: `LlmRuntimeError` if it is closed."""
+    """Write to standard output and flush. Raises `LlmRuntimeError` if it is closed."""
     if sys.stdout is None:
         raise LlmRuntimeError("standard output is closed")
     sys.stdout.write(text)
@@ -258,7 +267,7 @@ def write_text(text: str) -> None:
 
 
 def write_bytes(data: bytes) -> None:
-    """Write to standard output, at once. Errors: `LlmRuntimeError` if it is closed."""
+    """Write to standard output and flush. Raises `LlmRuntimeError` if it is closed."""
     write_text("")
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
@@ -270,7 +279,7 @@ def write_json(value: object) -> None:
 
 
 def one_line(text: str) -> str:
-    """The text with every line break and other unprintable character escaped as Python does."""
+    """Return the text with line breaks and other unprintable characters escaped as in Python."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
@@ -281,9 +290,9 @@ def one_line(text: str) -> str:
 
 
 def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
-    """`command`, ending as `refllm.cli` says and never with a traceback.
+    """Return `command` with the exit codes of `refllm.cli`, and without tracebacks.
 
-    An error that is none of the interface's is a bug; `python -X dev -m refllm` shows where.
+    An error that is not the interface's is a bug; `python -X dev -m refllm` shows its traceback.
     """
 
     @functools.wraps(command)
@@ -298,7 +307,7 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError as error:
             _discard_unwritable_output()
-            raise typer.Exit(NOBODY_READS) from error
+            raise typer.Exit(BROKEN_PIPE) from error
         except MemoryError as error:
             _fail(LlmRuntimeError.kind, error, "there is not enough memory")
         except OSError as error:
@@ -319,7 +328,7 @@ def _fail(kind: str, error: BaseException, *lines: str) -> NoReturn:
 
 
 def _discard_unwritable_output() -> None:
-    """Let what cannot be written vanish; Python would try again at exit, and complain."""
+    """Discard output that cannot be written: Python would retry at exit, and print an error."""
     if sys.stdout is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""`refllm conform TARGET`: whether a backend is right, and if not, which part of it is wrong."""
+"""`refllm conform TARGET`: test a backend with the golden suite, and find which part is wrong."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = ["conform"]
 
-NOT_ASKED = 2  # the target could not be reached or started: nothing is known about it
-SECONDS = 60.0  # that one case may take
-MOST_NAMED = 3  # patterns of a profile
+NOT_ASKED = 2  # the target could not be reached or started, so no case has a verdict
+SECONDS = 60.0  # the limit of one case
+MAX_LISTED = 3  # patterns of a profile
 
 
 class Protocol(StrEnum):
-    """What an HTTP server speaks."""
+    """The protocol of an HTTP server."""
 
     spin = "spin"
     openai = "openai"
@@ -50,9 +50,9 @@ def conform(
     ] = None,
     protocol: Annotated[
         Protocol | None,
-        typer.Option(help="What a URL's server speaks.", show_default=Protocol.spin.value),
+        typer.Option(help="The protocol of a URL's server.", show_default=Protocol.spin.value),
     ] = None,
-    token: Annotated[str | None, typer.Option(help="For a server that wants one.")] = None,
+    token: Annotated[str | None, typer.Option(help="The server's token, if any.")] = None,
     group: Annotated[
         list[str] | None, typer.Option(metavar="GROUP", help="Only this group; repeatable.")
     ] = None,
@@ -80,41 +80,44 @@ def conform(
     draws_as_refllm: Annotated[
         bool,
         typer.Option(
-            "--draws-as-refllm", help="A server's random numbers are refllm's, from seed 0."
+            "--draws-as-refllm", help="The server has refllm's random numbers, with seed 0."
         ),
     ] = False,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="How long one case may take, a Python object's aside.")
+        float, typer.Option(min=0.1, help="Time limit of a case; a Python object has none.")
     ] = SECONDS,
     junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="For CI systems.")
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Write a report for CI systems."),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="For people, one file.")
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Write a report for people, one file."),
     ] = None,
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="For programs.")
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="Write a report for programs."),
     ] = None,
     badge: Annotated[
-        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="For a README, an SVG.")
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write an SVG for a README.")
     ] = None,
     write_models: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", file_okay=False, help="Write the suite's models there, and do no more."
+            metavar="DIR", file_okay=False, help="Only write the suite's models into DIR."
         ),
     ] = None,
 ) -> None:
     """Run the golden suite against a backend of the interface.
 
-    Exit code 0: all as expected. 1: the target was asked, and something is not. 2: it was not
-    asked: wrong use, a target that cannot be reached or started, or no case for it.
+    Exit code 0: all cases have the expected result. 1: a case does not. 2: no case was tried: wrong
+    usage, a target that cannot be reached or started, or no case for it.
     """
     if write_models is not None:
         _write_models(write_models)
         return
     if target is None:
-        raise typer.BadParameter("say what to test: a URL, a command, module:object, or a .wasm")
+        raise typer.BadParameter("give TARGET: a URL, a command, module:object, or a .wasm file")
     from refllm.conform.profiles import load_profile, require_known_cases
     from refllm.conform.report.files import require_writable, write_reports
     from refllm.conform.report.text import text_of
@@ -126,7 +129,7 @@ def conform(
         for kind, path in {"junit": junit, "html": html, "json": json, "badge": badge}.items()
         if path is not None
     }
-    with _wrong_use():
+    with _errors_as_wrong_usage():
         _refuse_unless_server(
             target,
             {
@@ -136,7 +139,7 @@ def conform(
                 "--draws-as-refllm": draws_as_refllm or None,
             },
         )
-        # What a report needs is asked for before the run and not after it.
+        # Reports are checked before the run, which takes minutes.
         require_writable(files)
         if html is not None:
             from refllm.conform.report.html import require_packages
@@ -148,7 +151,7 @@ def conform(
         known = None if profile is None else load_profile(profile)
         if known is not None:
             require_known_cases(known, [case.id for case in suite.cases])
-            _warn_of_what_is_left_out(known, cases)
+            _warn_of_unmatched(known, cases)
         absent = _absent_models(cases, target, have, names)
     options = Options(
         protocol=(protocol or Protocol.spin).value,
@@ -164,19 +167,18 @@ def conform(
         "--have": have or [],
         "--seconds": [f"{seconds:g}"] if seconds != SECONDS else [],
     }
-    asking = [
-        "refllm",
-        "conform",
-        target,
-        *(w for name in given for v in given[name] for w in (name, v)),
+    words = [
+        *("refllm", "conform", target),
+        *(word for name in given for value in given[name] for word in (name, value)),
+        *(["--draws-as-refllm"] if draws_as_refllm else []),
     ]
-    command = shlex.join([*asking, *(["--draws-as-refllm"] if draws_as_refllm else [])])
+    command = shlex.join(words)
     if token is not None:
-        command += ' --token "$TOKEN"'  # reports are passed on
+        command += ' --token "$TOKEN"'  # reports are published, tokens are not
     report = _run(target, options, cases, absent, known, suite.version, command)
     try:
         write_text(text_of(report))
-    finally:  # a closed standard output must not cost the reports
+    finally:  # also where standard output is closed
         write_reports(report, files)
     raise typer.Exit(report.exit_code)
 
@@ -190,7 +192,7 @@ def _run(
     suite_version: str,
     command: str,
 ) -> Report:
-    """Start the target, ask everything, stop it. Exit code 2 where it does not start."""
+    """Start the target, run the cases, stop it. Exits with 2 where it does not start."""
     from refllm.conform.reply import TargetError
     from refllm.conform.report import Report, environment_here
     from refllm.conform.report.text import progress
@@ -225,8 +227,8 @@ def _run(
 
 
 @contextmanager
-def _wrong_use() -> Iterator[None]:
-    """Make of what is refused before the run, a missing package too, a wrong use: exit code 2."""
+def _errors_as_wrong_usage() -> Iterator[None]:
+    """Turn errors before the run, such as a missing package, into wrong usage: exit code 2."""
     try:
         yield
     except (InvalidInput, LlmRuntimeError) as error:
@@ -234,10 +236,7 @@ def _wrong_use() -> Iterator[None]:
 
 
 def _refuse_unless_server(target: str, options: Mapping[str, object]) -> None:
-    """Errors: `InvalidInput` for an option, by name, that is given and only a server has a use for.
-
-    None is one that is not given.
-    """
+    """Raise `InvalidInput` for a given option, one that is not None, that only servers have."""
     from refllm.conform.targets import is_url
 
     given = [name for name, value in options.items() if value is not None]
@@ -248,11 +247,11 @@ def _refuse_unless_server(target: str, options: Mapping[str, object]) -> None:
         )
 
 
-def _warn_of_what_is_left_out(profile: Profile, cases: Sequence[Case]) -> None:
-    """Say which patterns of the profile name nothing among the cases that are chosen."""
+def _warn_of_unmatched(profile: Profile, cases: Sequence[Case]) -> None:
+    """Write a warning about patterns of the profile that match none of the chosen cases."""
     unmatched = profile.unmatched([case.id for case in cases])
     if unmatched:
-        named = [*unmatched[:MOST_NAMED], *(["…"] if len(unmatched) > MOST_NAMED else [])]
+        named = [*unmatched[:MAX_LISTED], *(["…"] if len(unmatched) > MAX_LISTED else [])]
         typer.echo(
             "refllm: --group, --only or --quick leave out all cases that the profile "
             f"{profile.name} has as {', '.join(named)}",
@@ -261,7 +260,7 @@ def _warn_of_what_is_left_out(profile: Profile, cases: Sequence[Case]) -> None:
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:
-    """NAME=THEIRS, each. Errors: `InvalidInput` for a name that the suite does not have."""
+    """Return NAME=THEIRS as a dict. Raises `InvalidInput` for a name that the suite lacks."""
     from refllm.conform.models import MODEL_NAMES
     from refllm.conform.suite import nearest
 
@@ -280,10 +279,10 @@ def _pairs(given: Sequence[str]) -> dict[str, str]:
 def _absent_models(
     cases: Sequence[Case], target: str, have: Sequence[str] | None, names: Mapping[str, str]
 ) -> set[str]:
-    """The models that no case may ask for.
+    """Return the models whose cases are skipped.
 
-    A server has what it says it has, or else what ships; whoever is asked otherwise says for each
-    case what is missing.
+    A server has the models of --have, or else the bundled ones; other targets report a missing
+    model in each case.
     """
     from refllm.conform.models import MODEL_NAMES
     from refllm.conform.suite import nearest

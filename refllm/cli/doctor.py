@@ -1,4 +1,4 @@
-"""`refllm doctor`: what is wrong here, and the command that mends it."""
+"""`refllm doctor`: what is wrong here, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def doctor(
 ) -> None:
     """Check this machine and the project in DIR: CPU, kernels, folders, models and spin.toml.
 
-    Each line is a finding: ok, warning or broken, the check's name and what was found; below it
-    stands what mends it. Nothing is changed. Exits with 1 if something is broken.
+    Each line is a finding: ok, warning or broken, the check's name and what was found; the line
+    below it is how to fix it. Nothing is changed. Exits with 1 if something is broken.
     """
     from refllm.doctor import examine
     from refllm.errors import InvalidInput
@@ -41,6 +41,6 @@ def doctor(
         for found in findings:
             write_text(f"{found.level:8} {found.check}: {one_line(found.what)}\n")
             if found.remedy is not None:
-                write_text(f"         mend: {one_line(found.remedy)}\n")
+                write_text(f"         fix: {one_line(found.remedy)}\n")
     if is_broken:
         raise typer.Exit(FAILED)

@@ -9,7 +9,7 @@ import io
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -32,9 +32,6 @@ from refllm.cli.text_files import texts_of
 from refllm.cli.waiting import answered_by, engine_of, loading_bar
 from refllm.interface import EmbeddingsResult
 
-if TYPE_CHECKING:
-    from refllm.engine import LocalEngine
-
 __all__ = ["embed"]
 
 
@@ -50,8 +47,8 @@ def embed(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="FILE has JSON objects or a table (.csv, .tsv): embed this key's or column's "
-            "texts.",
+            help="Embed the texts of this key of JSON objects in FILE, or of this column of a "
+            "table (.csv, .tsv).",
         ),
     ] = None,
     json: JsonOption = False,
@@ -73,16 +70,16 @@ def embed(
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
 ) -> None:
-    """Print the embedding of each TEXT by MODEL: a vector, as a rule of length 1.
+    """Print the embedding of each TEXT by MODEL: a vector, usually of length 1.
 
     FILE has plain text, or with --field JSON lines, a JSON array of objects, or a table whose name
-    ends in .csv or .tsv. These are refused without --field, because embeddings of braces, keys and
-    commas are not what is meant.
+    ends in .csv or .tsv. JSON and tables are refused without --field, which would embed braces,
+    keys and commas.
 
-    A line has the numbers of one text's vector, with spaces between them; each number is the
-    shortest decimal that is read back as the same float32 (numpy.loadtxt reads such lines). The
-    JSON object has embeddings, usage, truncated (which texts were cut) and model, the one that
-    answered. Where texts are cut, a line on standard error says how many, and at how many tokens.
+    Each line has the numbers of one text's vector, separated by spaces; each number is the shortest
+    decimal of its float32 (numpy.loadtxt reads such lines). The JSON object has embeddings, usage,
+    truncated (which texts were cut) and model, the one that answered. Where texts are cut, a line
+    on standard error has their number and the limit in tokens.
     """
     if json and npy is not None:
         raise typer.BadParameter("choose one of --json and --npy")
@@ -101,35 +98,27 @@ def embed(
     if json:
         write_json({**answered_by(engine, model_of(model)), **asdict(result)})
     elif npy is not None:
-        _write_npy(npy, result, width=_width(engine, model))
+        from refllm.models.load import BertModel
+
+        loaded = engine.load(model_of(model))
+        assert isinstance(loaded, BertModel)  # it has computed embeddings
+        _write_npy(npy, result, width=loaded.width)
     else:
-        _print_lines(result)
+        import numpy as np
 
-
-def _width(engine: LocalEngine, model: str) -> int:
-    from refllm.models.load import BertModel
-
-    loaded = engine.load(model_of(model))
-    assert isinstance(loaded, BertModel)  # it has made vectors
-    return loaded.width
+        for vector in result.embeddings:
+            write_text(" ".join(str(np.float32(value)) for value in vector) + "\n")
 
 
 def _texts(arguments: list[str], file: str | None, field: str | None) -> list[str]:
     if bool(arguments) == (file is not None):
-        raise typer.BadParameter("give either TEXT, once or more, or --file")
+        raise typer.BadParameter("give either TEXT, one or more, or --file")
     if file is None:
         if field is not None:
             raise typer.BadParameter("--field is for a --file of JSON lines or a table")
         return [argument_text(argument, f"TEXT {i}") for i, argument in enumerate(arguments, 1)]
     name = "standard input" if file == STANDARD_STREAM else file
     return texts_of(read_text(file), field, name)
-
-
-def _print_lines(result: EmbeddingsResult) -> None:
-    import numpy as np
-
-    for vector in result.embeddings:
-        write_text(" ".join(str(np.float32(value)) for value in vector) + "\n")
 
 
 def _write_npy(file: str, result: EmbeddingsResult, *, width: int) -> None:

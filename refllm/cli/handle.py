@@ -1,7 +1,7 @@
-"""`python -m refllm.spin.shim app.py --request "POST /"`: one request to a handler, no Spin.
+"""`python -m refllm.spin.shim app.py --request "POST /"`: one request to a handler, without Spin.
 
-Prints the response's status, headers and body. Exit codes are those of the command `refllm`; a
-handler that raises ends it with 1 and says in which of its lines.
+Prints the response's status, headers and body. Exit codes are those of the command `refllm`; for a
+handler that raises, the error names its line.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from refllm.cli.common import (
+    SeedOption,
     StandInsOption,
     one_line,
     speak_utf8,
@@ -47,10 +48,10 @@ def respond(
         Path, typer.Argument(metavar="HANDLER", help="The handler's file, such as app.py.")
     ],
     request: Annotated[
-        str, typer.Option(metavar='"METHOD /PATH"', help="What is asked for.")
+        str, typer.Option(metavar='"METHOD /PATH"', help="The request's method and path.")
     ] = "GET /",
     header: Annotated[
-        list[str] | None, typer.Option(metavar="NAME:VALUE", help="A header; as many as wanted.")
+        list[str] | None, typer.Option(metavar="NAME:VALUE", help="A header; repeatable.")
     ] = None,
     body: Annotated[
         str, typer.Option(help="The request's body; - reads all of standard input.")
@@ -58,32 +59,34 @@ def respond(
     model_roots: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="DIR", help="A folder of models, instead of the usual ones; as many as wanted."
+            metavar="DIR", help="A folder of models, instead of the default ones; repeatable."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Chooses the random numbers.")] = 0,
+    seed: SeedOption = 0,
     stand_ins: StandInsOption = False,
 ) -> None:
-    """Send one request to HANDLER, a Spin handler in Python, and print what it responds.
+    """Send one request to HANDLER, a Spin handler in Python, and print its response.
 
-    What the handler prints goes to standard error.
+    The handler's own output goes to standard error.
     """
     from refllm.engine import LocalEngine
 
     engine = LocalEngine(roots=model_roots or None, seed=seed, stand_ins=stand_ins or None)
-    asked = _request(request, header or [], text_of(body, "--body").encode())
-    with spin_sdk_backed_by(engine):
-        response = _response(handler, asked)
-    _write(response)
-
-
-def _request(line: str, headers: list[str], body: bytes) -> Request:
-    method, _, uri = line.rpartition(" ")
+    content = text_of(body, "--body").encode()
+    method, _, uri = request.rpartition(" ")
     if not uri.startswith("/") or " " in method:
         raise InvalidInput(
-            f'--request must be a method and a path, as in "POST /"; got {line!r:.80}'
+            f'--request must be a method and a path, as in "POST /"; got {request!r:.80}'
         )
-    return Request((method or "GET").upper(), uri, dict(map(_header, headers)), body)
+    headers = dict(map(_header, header or []))
+    with spin_sdk_backed_by(engine):
+        response = _response(handler, Request((method or "GET").upper(), uri, headers, content))
+    # As curl -i prints it, with plain line feeds.
+    known = {status.value: status.phrase for status in http.HTTPStatus}
+    status = f"HTTP/1.1 {response.status} {known.get(response.status, '')}".rstrip()
+    lines = [status, *(f"{name}: {value}" for name, value in response.headers.items()), ""]
+    write_text("".join(f"{one_line(line)}\n" for line in lines))
+    write_bytes(response.body or b"")
 
 
 def _header(argument: str) -> tuple[str, str]:
@@ -96,7 +99,7 @@ def _header(argument: str) -> tuple[str, str]:
 
 
 def _response(handler: Path, request: Request) -> Response:
-    """What the handler responds. Errors: an `LlmError` naming the handler's line if it raises."""
+    """Return the handler's response. Raises `LlmError` with the handler's line if it raises."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return handle(handler, request)
@@ -104,13 +107,13 @@ def _response(handler: Path, request: Request) -> Response:
         raise
     except (Exception, SystemExit) as error:
         place, cause = _place(error, handler), error.__cause__
-        if isinstance(error, Err) and isinstance(cause, LlmError):  # it says more than the Err
+        if isinstance(error, Err) and isinstance(cause, LlmError):  # it has more than the Err
             raise type(cause)(f"{place}: {cause.args[0]}", *cause.args[1:]) from error
         raise LlmRuntimeError(f"{place}: {type(error).__name__}: {error}") from error
 
 
 def _place(error: BaseException, handler: Path) -> str:
-    """The file and line in which the application was last, on the way to the error."""
+    """Return the last file and line of the application in the error's traceback."""
     folder = handler.absolute().parent
     places = [
         f"{path.relative_to(folder)}:{frame.lineno}"
@@ -121,20 +124,11 @@ def _place(error: BaseException, handler: Path) -> str:
     return places[-1] if places else handler.name
 
 
-def _write(response: Response) -> None:
-    """The response as curl -i prints it, with plain line feeds."""
-    known = {status.value: status.phrase for status in http.HTTPStatus}
-    status = f"HTTP/1.1 {response.status} {known.get(response.status, '')}".rstrip()
-    headers = [f"{name}: {value}" for name, value in response.headers.items()]
-    write_text("".join(f"{one_line(line)}\n" for line in [status, *headers, ""]))
-    write_bytes(response.body or b"")
-
-
 app.command()(with_exit_codes(respond))
 
 
 def main() -> None:
-    """Run the command of `sys.argv`; raises `SystemExit` with its code."""
+    """Run the command of `sys.argv`. Raises `SystemExit` with the exit code."""
     speak_utf8()
     announce_compiling()
     app(prog_name="python -m refllm.spin.shim")

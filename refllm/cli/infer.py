@@ -6,7 +6,6 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,7 +29,6 @@ from refllm.cli.waiting import answered_by, engine_of, loading_bar
 from refllm.interface import InferencingParams, as_f32
 
 if TYPE_CHECKING:
-    from refllm.engine import LocalEngine
     from refllm.generate import Chunk
 
 __all__ = ["infer"]
@@ -45,8 +43,8 @@ def infer(
         str,
         typer.Argument(
             metavar="PROMPT",
-            help='The text to continue, "" to begin one; - reads all of standard input as it is, '
-            "a newline at its end included.",
+            help='The text to continue, "" to begin one; - reads all of standard input, '
+            "including a final newline.",
         ),
     ],
     max_tokens: Annotated[
@@ -56,16 +54,16 @@ def infer(
         float, typer.Option(help="Divides the logits of recent tokens; 1 is off.")
     ] = DEFAULT.repeat_penalty,
     repeat_last_n: Annotated[
-        int, typer.Option(help="How many tokens are recent; 0 is off.")
+        int, typer.Option(help="The number of recent tokens to penalize; 0 is off.")
     ] = DEFAULT.repeat_penalty_last_n_token_count,
     temperature: Annotated[
         float, typer.Option(help="Divides all logits; 0 always takes the likeliest token.")
     ] = DEFAULT.temperature,
     top_k: Annotated[
-        int, typer.Option(help="Draw from this many likeliest tokens; 0 is off.")
+        int, typer.Option(help="Sample from this many likeliest tokens; 0 is off.")
     ] = DEFAULT.top_k,
     top_p: Annotated[
-        float, typer.Option(help="Draw from the likeliest tokens that together reach it; 1 is off.")
+        float, typer.Option(help="Sample from the likeliest tokens of this probability; 1 is off.")
     ] = DEFAULT.top_p,
     seed: SeedOption = 0,
     profile: ProfileOption = "contract",
@@ -74,10 +72,10 @@ def infer(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Continue PROMPT with MODEL, and print the new text as it comes.
+    """Continue PROMPT with MODEL, and stream the new text.
 
-    A newline ends the output. The JSON object has text and usage, and what else the text is a
-    function of: model (the one that answered), params, seed, profile and numerics.
+    A newline ends the output. The JSON object has text and usage, and everything that determines
+    the text: model (the one that answered), params, seed, profile and numerics.
     """
     params = InferencingParams(
         max_tokens=max_tokens,
@@ -89,7 +87,7 @@ def infer(
     )
     refuse_swapped(model, prompt, "infer")
     warn_of_a_file(prompt, f"refllm infer {shlex.quote(model)} - < {shlex.quote(prompt)}")
-    _warn_of_values_that_cannot_be_meant(params)
+    _warn_out_of_range(params)
     with loading_bar() as bar:
         engine = engine_of(
             seed=seed,
@@ -101,51 +99,45 @@ def infer(
         )
         text = text_of(prompt, "PROMPT")
         if json:
-            write_json(_record(engine, model_of(model), text, params))
+            record = {
+                **asdict(engine.infer(model_of(model), text, params)),
+                "params": asdict(params),
+                "seed": engine.seed,
+                "profile": engine.profile,
+                "numerics": engine.numerics,
+            }
+            write_json({**answered_by(engine, model_of(model)), **record})
         else:
-            _print_as_it_comes(engine.stream(model_of(model), text, params))
+            _stream(engine.stream(model_of(model), text, params))
 
 
-def _warn_of_values_that_cannot_be_meant(params: InferencingParams) -> None:
-    """Write a line on standard error for each value outside its range, and what it does instead.
+def _warn_out_of_range(params: InferencingParams) -> None:
+    """Write a line on standard error for each value outside its range, with its effect.
 
-    The contract gives such a value a meaning, so the result is still the contract's.
+    The contract defines the effect, so the result is still the contract's.
     """
     if params.temperature < 0 and math.isfinite(as_f32(params.temperature)):
         typer.echo(
-            f"refllm: --temperature {params.temperature:g} is below 0 and taken as 0: always the "
+            f"refllm: --temperature {params.temperature:g} is below 0 and used as 0: always the "
             "likeliest token",
             err=True,
         )
     if not 0 <= params.top_p <= 1 and math.isfinite(as_f32(params.top_p)):
         typer.echo(
-            f"refllm: --top-p {params.top_p:g} is no probability (0 to 1) and taken as 1: off",
+            f"refllm: --top-p {params.top_p:g} is no probability (0 to 1) and used as 1: off",
             err=True,
         )
 
 
-def _record(
-    engine: LocalEngine, model: str | Path, prompt: str, params: InferencingParams
-) -> dict[str, object]:
-    result = engine.infer(model, prompt, params)
-    return {
-        **answered_by(engine, model),
-        **asdict(result),
-        "params": asdict(params),
-        "seed": engine.seed,
-        "profile": engine.profile,
-        "numerics": engine.numerics,
-    }
-
-
-def _print_as_it_comes(chunks: Iterator[Chunk]) -> None:
+def _stream(chunks: Iterator[Chunk]) -> None:
+    """Print text as it arrives, and end its line even where an error follows."""
     has_begun = False
     try:
         for chunk in chunks:
-            has_begun = True  # before it is: Ctrl-C can come between
+            has_begun = True  # first, because Ctrl-C can interrupt between the two
             write_text(chunk.text)
     except BaseException:
         if has_begun:
-            write_text("\n")  # an error's line is not to hang on the text's last
+            write_text("\n")
         raise
     write_text("\n")

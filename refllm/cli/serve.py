@@ -42,17 +42,17 @@ def serve(
     token: Annotated[
         str | None,
         typer.Option(
-            help="What clients must know; REFLLM_TOKEN otherwise.",
-            show_default="none on this machine, a new one beyond",
+            help="The token that clients must send; REFLLM_TOKEN sets it, too.",
+            show_default="none on a loopback address, otherwise a random one",
         ),
     ] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A model that may be asked for; repeatable."),
+        typer.Option(metavar="NAME", help="A model that clients may use; repeatable."),
     ] = None,
     app: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A Spin application: its models, for one component."),
+        typer.Option(metavar="DIR", help="A Spin application: serve one component's models."),
     ] = None,
     component: Annotated[
         str | None, typer.Option(help="The component of --app.", show_default="its only one")
@@ -66,7 +66,7 @@ def serve(
     cors: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ORIGIN", help="A web page's origin that may ask; repeatable, '*' is all."
+            metavar="ORIGIN", help="An origin of web pages to allow; repeatable, '*' is all."
         ),
     ] = None,
     seed: SeedOption = 0,
@@ -79,32 +79,36 @@ def serve(
     max_connections: MaxConnectionsOption = 512,
     max_arrival_seconds: MaxArrivalSecondsOption = 30.0,
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Requests that wait; one more is sent away.")
+        int, typer.Option(min=1, help="Maximum queued requests; further ones get 503.")
     ] = 64,
     max_at_once: Annotated[
-        int, typer.Option(min=1, help="Requests that are answered together.")
+        int, typer.Option(min=1, help="Maximum requests answered together.")
     ] = 16,
-    max_body_bytes: Annotated[int, typer.Option(min=1, help="Of one request.")] = 4 * 2**20,
+    max_body_bytes: Annotated[
+        int, typer.Option(min=1, help="Maximum size of a request's body.")
+    ] = 4 * 2**20,
     max_text_bytes: Annotated[
-        int, typer.Option(min=1, help="Of one prompt, chat, or text to embed, in UTF-8.")
+        int, typer.Option(min=1, help="Maximum size of a prompt, chat, or text to embed, in UTF-8.")
     ] = 2**20,
-    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Of one prompt.")] = 32_768,
-    max_tokens: Annotated[int, typer.Option(min=0, help="Of one answer.")] = 4096,
-    max_texts: Annotated[int, typer.Option(min=1, help="Embedded in one request.")] = 2048,
+    max_prompt_tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum tokens of a prompt.")
+    ] = 32_768,
+    max_tokens: Annotated[int, typer.Option(min=0, help="Maximum tokens of an answer.")] = 4096,
+    max_texts: Annotated[
+        int, typer.Option(min=1, help="Maximum texts to embed in one request.")
+    ] = 2048,
     max_seconds: Annotated[
-        float, typer.Option(min=0.001, help="From a request's arrival to its answer's end.")
+        float, typer.Option(min=0.001, help="Maximum time from a request to its answer's end.")
     ] = 300.0,
     grace: Annotated[
         int,
-        typer.Option(
-            min=0, help="Seconds that answers have to finish after SIGTERM; then they are given up."
-        ),
+        typer.Option(min=0, help="Seconds for answers to finish after SIGTERM, before an abort."),
     ] = 30,
 ) -> None:
     """Answer HTTP requests: Spin's remote_http, and OpenAI's chats, completions and embeddings.
 
-    Prints what to put into Spin's runtime configuration, then nothing. SIGTERM lets what runs
-    finish within --grace seconds, a second SIGTERM ends that wait; the exit code is 0 in each case.
+    Prints a block for Spin's runtime configuration. After SIGTERM, requests that are being answered
+    have --grace seconds to finish; a second SIGTERM aborts them. The exit code is then 0.
     """
     try:
         from refllm.server.app import application
@@ -147,7 +151,13 @@ def serve(
     )
     token = _token(token, host)
     bound = bound_socket(host, port)
-    url = f"http://{_in_url(host)}:{bound.getsockname()[1]}"
+    in_url = f"[{host}]" if ":" in host else host
+    url = f"http://{in_url}:{bound.getsockname()[1]}"
+    runtime_config = (
+        f"# listening on {url}; for Spin's runtime configuration:\n"
+        f'[llm_compute]\ntype = "remote_http"\nurl = {json.dumps(url)}\n'
+        f"auth_token = {json.dumps(token or 'none')}\n"
+    )
     answer(
         application(
             engine,
@@ -159,18 +169,18 @@ def serve(
         bound,
         limits=limits,
         grace_seconds=grace,
-        ready=lambda: write_text(_runtime_config(url, token)),
+        ready=lambda: write_text(runtime_config),
     )
 
 
 def _token(given: str | None, host: str) -> str | None:
-    """The token; a new one where others than this machine's users could ask."""
+    """Return the token: a random one where other machines could send requests."""
     token = given or os.environ.get(TOKEN_VARIABLE) or None
-    if token is not None:
-        if not token.isascii() or not token.isprintable() or " " in token:
-            raise InvalidInput("the token must be of printable ASCII characters without spaces")
-        return token
-    return None if _is_loopback(host) else secrets.token_urlsafe(32)
+    if token is None:
+        return None if _is_loopback(host) else secrets.token_urlsafe(32)
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise InvalidInput("the token must be of printable ASCII characters without spaces")
+    return token
 
 
 def _only_component(app: Path) -> str:
@@ -178,8 +188,8 @@ def _only_component(app: Path) -> str:
 
     names = list(read_manifest(manifest_path(app)).components)
     if len(names) != 1:
-        said = ", ".join(names) or "none"
-        raise InvalidInput(f"{app} has not one component but {said}; choose with --component")
+        listed = ", ".join(names) or "none"
+        raise InvalidInput(f"{app} needs --component; its components are {listed}")
     return names[0]
 
 
@@ -188,16 +198,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-def _runtime_config(url: str, token: str | None) -> str:
-    """The block of Spin's runtime configuration that makes an application use this server."""
-    return (
-        f"# listening on {url}; for Spin's runtime configuration:\n"
-        f'[llm_compute]\ntype = "remote_http"\nurl = {json.dumps(url)}\n'
-        f"auth_token = {json.dumps(token or 'none')}\n"
-    )

@@ -1,11 +1,11 @@
-"""Files of texts as `refllm embed --file` reads them: a text on each line, JSON, or a table.
+"""Files of texts for `refllm embed --file`: a text on each line, JSON, or a table.
 
     docs.txt             a text on each line
     --field body         JSON lines: an object on each line; or one JSON array of objects
     docs.csv, docs.tsv   with --field: a table, whose first line has the columns' names
 
-A file of JSON or a table that is read as plain text gives vectors of braces, keys and commas, which
-look like any other vectors, so it is recognized and refused.
+Without --field, JSON and tables are refused: vectors of braces, keys and commas would look like any
+other vectors.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from refllm.errors import InvalidInput
 
 __all__ = ["texts_of"]
 
-MOST_KEYS_NAMED = 10
-LONGEST_NAMED = 200  # characters
+MAX_LISTED_KEYS = 10
+MAX_LISTED = 200  # characters
 BYTE_ORDER_MARK = "\ufeff"
 SEPARATORS: Mapping[str, str] = {".csv": ",", ".tsv": "\t"}
-"""What stands between the columns of a table, by the ending of the file's name."""
+"""The separator of a table's columns, by the ending of the file's name."""
 
 
 def texts_of(content: str, field: str | None, name: str) -> list[str]:
@@ -36,11 +36,10 @@ def texts_of(content: str, field: str | None, name: str) -> list[str]:
     Args:
         content: The whole file.
         field: The key or the column that has the texts; None for a text on each line.
-        name: What errors call the file; its ending tells tables from other files.
+        name: The file's name, for errors; its ending marks a table.
 
     Raises:
-        InvalidInput: For JSON or a table without `field`, and naming the line that has no text
-            under it.
+        InvalidInput: For JSON or a table without `field`, and for a line without a text in it.
     """
     content = content.removeprefix(BYTE_ORDER_MARK)
     separator = SEPARATORS.get(Path(name).suffix.lower())
@@ -54,7 +53,7 @@ def texts_of(content: str, field: str | None, name: str) -> list[str]:
             raise InvalidInput(
                 f"{name} is a table, and --file reads a text from each line; --field NAME embeds "
                 "the texts of one column",
-                f"the first line has {columns[:LONGEST_NAMED] or 'nothing'}",
+                f"the first line has {columns[:MAX_LISTED] or 'nothing'}",
             )
         _refuse_json(content, lines, name)
         n_empty = sum(not line.strip() for line in lines)
@@ -77,7 +76,7 @@ def texts_of(content: str, field: str | None, name: str) -> list[str]:
 
 
 def _lines(content: str) -> list[str]:
-    """Without their ends; only a line feed, or it after a carriage return, ends a line."""
+    """Return the lines; only a line feed, with or without a carriage return, ends a line."""
     # str.splitlines would also cut a text at U+2028 or a form feed.
     lines = content.split("\n")
     if not lines[-1]:
@@ -94,7 +93,7 @@ def _of_json_lines(content: str, field: str, name: str) -> Iterator[str]:
             value = _parsed(line)
         except ValueError as error:
             raise InvalidInput(
-                f"{where}: no JSON: {error}",
+                f"{where}: not JSON: {error}",
                 "with --field a file has JSON lines, one JSON array of objects, or a table; a "
                 "table's name ends in .csv or .tsv",
             ) from error
@@ -104,7 +103,7 @@ def _of_json_lines(content: str, field: str, name: str) -> Iterator[str]:
 def _of_table(content: str, field: str, name: str, separator: str) -> Iterator[str]:
     header = content.partition("\n")[0]
     if separator == "," and ";" in header and "," not in header:
-        separator = ";"  # as spreadsheets write where the comma is the decimal point
+        separator = ";"  # of spreadsheets in locales with a decimal comma
     rows = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
     usual_limit = csv.field_size_limit(max(len(content), 1))  # of the whole process
     try:
@@ -117,7 +116,7 @@ def _of_table(content: str, field: str, name: str, separator: str) -> Iterator[s
             if len(row) != len(columns):
                 raise InvalidInput(
                     f"{name}, line {rows.line_num}: has {len(row)} columns, and the first line "
-                    f"{len(columns)}; a text with {separator!r} in it stands in quotes"
+                    f"{len(columns)}; quote a text that contains {separator!r}"
                 )
             yield row[columns.index(field)]
     except csv.Error as error:
@@ -170,7 +169,7 @@ def _refuse_json(content: str, lines: list[str], name: str) -> None:
 
 
 def _parsed(text: str) -> Any:
-    """Return the value. Raises `ValueError` if it is no JSON, or nested too deep."""
+    """Return the value. Raises `ValueError` for text that is not JSON or nested too deep."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -185,8 +184,8 @@ def _parsed_or_none(text: str) -> Any:
 
 
 def _named(keys: list[str]) -> str:
-    shown = ", ".join(map(repr, keys[:MOST_KEYS_NAMED]))[:LONGEST_NAMED] or "no keys"
-    return shown + (" and more" if len(keys) > MOST_KEYS_NAMED else "")
+    shown = ", ".join(map(repr, keys[:MAX_LISTED_KEYS]))[:MAX_LISTED] or "no keys"
+    return shown + (" and more" if len(keys) > MAX_LISTED_KEYS else "")
 
 
 def _kind(value: object) -> str:

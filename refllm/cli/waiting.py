@@ -1,8 +1,8 @@
-"""The engine of a command, and what standard error shows while it takes time.
+"""The engine of a command, and messages on standard error while it takes time.
 
-Three things take time: importing, compiling (on the first run), reading a large model. The bar of
-loading is for terminals only. Compiling takes so much longer than a warm run that a script's log
-has a line about it, too; where the cache is kept between runs it comes once.
+Importing, compiling (on the first run) and reading a large model take time. The bar of loading is
+for terminals only. Compiling takes so much longer than a warm run that a script's log has a line
+about it, too; with a cache that is kept between runs it appears once.
 """
 
 from __future__ import annotations
@@ -40,13 +40,11 @@ def engine_of(
     stand_ins: bool = False,
     progress: Progress | None = None,
 ) -> LocalEngine:
-    """The engine that a command uses.
+    """Return the engine of a command. Without `stand_ins` the environment decides about them.
 
-    Without `stand_ins` the environment decides about them.
-
-    Importing it takes most of a short command's time, so only commands that compute do. What is
-    imported stays, so the garbage collector is kept from looking through it again and again, and
-    once more when the process ends: together a quarter of that time.
+    The import takes most of a short command's time, so only commands that compute call this.
+    Freezing the garbage collector saves a quarter of that time: it does not scan the imported
+    modules during the imports, nor at exit.
     """
     gc.disable()
     from refllm.engine import LocalEngine
@@ -65,7 +63,7 @@ def engine_of(
 
 
 def answered_by(engine: LocalEngine, model: str | Path) -> dict[str, str]:
-    """Which model answers where `model` is asked for, for a JSON object."""
+    """Return which model answers for `model`, for a JSON object."""
     if isinstance(model, Path):
         return {"model": str(model)}
     answering = engine.answering_model(model)
@@ -74,20 +72,17 @@ def answered_by(engine: LocalEngine, model: str | Path) -> dict[str, str]:
 
 
 def announce_compiling() -> None:
-    """Write one line on standard error before this process compiles its first kernel, if it does.
-
-    `refllm.jit.first_compilation` says what it holds.
-    """
+    """Write the line of `refllm.jit.first_compilation` on standard error, at the first one."""
     FirstCompilation(lambda line: typer.echo(line, err=True)).attach()
 
 
 @contextmanager
 def loading_bar() -> Iterator[Progress | None]:
-    """What to tell how far loading is: a bar on standard error, None where nobody sees it.
+    """Yield the callback for the progress of loading; None if standard error is no terminal.
 
-    It appears when loading has taken a second, and is gone when the model is there.
+    A bar appears once loading has taken a second, and disappears when the model is loaded.
     """
-    if not _is_watched():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
     bar = _LoadingBar()
@@ -123,7 +118,3 @@ def _started_bars(total: int) -> Bars:
     bars.add_task("loading", total=total)
     bars.start()
     return bars
-
-
-def _is_watched() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()

@@ -1,7 +1,7 @@
 """Whether a backend of the interface is right, and if not, which part of it is wrong.
 
-`golden/` holds the questions and answers; here is what asks them (`runner`) of a backend, which is
-reached as a `Target`: over HTTP (`http`), as a command that speaks JSON lines (`command`), as a
-Python object (`entry_point`) or as a component (`component`). `compare` finds the first thing that
-differs, `symptoms` says what it looks like, and the `report_…` files tell people and machines.
+Start at `runner`: it asks a target (`targets`) every case of the golden suite (`suite`), compares
+each answer with the right one (`compare`), and explains the differences by known faults
+(`faults`). `report` writes the verdicts for people and machines. `python -m refllm conform` is the
+command. This package may import everything but `refllm.cli`.
 """

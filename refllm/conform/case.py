@@ -6,8 +6,8 @@ Every group has one folder below `golden/`, and in it `cases.json`:
       {"id": "quant/q8_0-worked-by-hand", "proves": "…", "clause": "…",
        "input": {…}, "expected": {…}, "quick": true}, …]}
 
-In these files a float is a string as C's `%a` prints it, so that nothing is lost on the way; what
-goes to a target has JSON numbers instead, see `refllm.conform.wire`.
+A float in these files is a string as C's `%a` prints it, which loses nothing. A target gets JSON
+numbers instead, see `refllm.conform.wire`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
-__all__ = ["GROUPS", "Case", "Group", "Json", "is_drawn"]
+__all__ = ["GROUPS", "Case", "Group", "Json", "is_sampled"]
 
 Json: TypeAlias = Mapping[str, Any]
 Group: TypeAlias = Literal[
@@ -27,12 +27,18 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One question, and its answer.
+    """One question, and its right answer.
 
-    `id` is "group/name" and never changes; `proves` says in a sentence why the case exists, and
-    `clause` which clause of the contract (SPEC.md) it rests on. `input` is what the target gets
-    and `expected` what it must answer, both as the group's README describes, floats decoded.
-    `models` are the names of the models that the case needs. `is_quick` cases run with --quick.
+    Attributes:
+        id: "group/name"; it never changes.
+        group: The group, which decides how an answer is compared.
+        proves: Why the case exists, a sentence.
+        clause: The clause of the contract (SPEC.md) that the case rests on.
+        input: What the target gets, as the group's README describes, floats decoded.
+        expected: What the target must answer, in the same way.
+        models: The names of the models that the case needs.
+        is_quick: Whether the case runs with --quick.
+        tolerance: What the group's comparison needs besides, such as a bound and its reason.
     """
 
     id: str
@@ -43,10 +49,14 @@ class Case:
     expected: Json
     models: tuple[str, ...] = ()
     is_quick: bool = False
-    # What the group's comparison needs besides, such as a tolerance and its reason.
     tolerance: Json = field(default_factory=dict)
 
 
-def is_drawn(params: Json) -> bool:
-    """Whether a text with these six parameters depends on random numbers."""
+def is_sampled(params: Json) -> bool:
+    """Return whether a text with these six parameters depends on random numbers.
+
+    Example:
+        >>> is_sampled({"max_tokens": 8, "temperature": 0.8, "top_k": 40})
+        True
+    """
     return bool(params["max_tokens"] > 0 and params["temperature"] > 0 and params["top_k"] != 1)

@@ -2,14 +2,14 @@
 
     tiny-chat, tiny-embed            ship with refllm
     tiny-chat-F32, tiny-chat-Q4_0 …  are tiny-chat with its matrices in another type, made here
-    all-minilm-l6-v2, stories260K    are somebody else's, and here only where somebody put them
+    all-minilm-l6-v2, stories260K    are of other authors; used where a user has put them
 
-A made model is kept in a folder that is named after everything that decides its bytes:
+A made model is kept in a folder whose name is a hash of everything that decides its bytes:
 
     <folder>/9f3c0a6be41d7258/tiny-chat-Q4_0.gguf
     <folder>/9f3c0a6be41d7258/tiny-chat-Q4_0.gguf.sha256
 
-so another tiny-chat, or another quantizer, makes it anew. That folder is a root as
+so a change of tiny-chat or of the quantizer makes it again. That folder is a root as
 `refllm.models.find` describes it.
 """
 
@@ -51,30 +51,42 @@ RECIPE_PACKAGES = ("gguf", "numpy")
 
 
 def suite_model(name: str, folder: Path, *, roots: Sequence[Path] | None = None) -> Path | None:
-    """The file, or the folder with safetensors, of the model called `name`.
+    """Return the file, or the folder with safetensors, of the model called `name`.
 
-    Made models are kept in `folder`. None for a model that is not refllm's and lies in none of
-    `roots`, by default refllm's own.
-    Errors: `InvalidInput` for another name, `LlmRuntimeError` where `folder` cannot be written.
+    Args:
+        name: One of `MODEL_NAMES`.
+        folder: Where made models are kept.
+        roots: Where models of other authors are looked for, by default refllm's own roots.
+
+    Returns:
+        The path; None for a model of another author that is in none of the roots.
+
+    Raises:
+        InvalidInput: For another name.
+        LlmRuntimeError: Where `folder` cannot be written.
     """
     if name in SHIPPED:
         return SHIPPED[name]
     if name in MADE:
         return _made(name, folder)
-    if name in ELSEWHERE:
-        return _found(name, default_roots() if roots is None else roots)
-    raise InvalidInput(f"the suite has no model {name!r:.80}; it has {', '.join(MODEL_NAMES)}")
+    if name not in ELSEWHERE:
+        raise InvalidInput(f"the suite has no model {name!r:.80}; it has {', '.join(MODEL_NAMES)}")
+    try:
+        return find_model(name, default_roots() if roots is None else roots)
+    except (InvalidInput, ModelNotSupported):
+        return None
 
 
 def is_shipped_or_made(name: str) -> bool:
-    """Whether the model is there on every machine."""
+    """Return whether the model is there on every machine."""
     return name in SHIPPED or name in MADE
 
 
 def model_sha256s(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file that ships or is made, by the model's name.
+    """Return the SHA-256 of each file that ships or is made, by the model's name.
 
-    Errors: as `suite_model`.
+    Raises:
+        LlmRuntimeError: Where `folder`, in which models are made, cannot be written.
     """
     paths = {**SHIPPED, **{name: _made(name, folder) for name in MADE}}
     return {name: _sha256(path) for name, path in paths.items()}
@@ -86,7 +98,11 @@ def _made(name: str, folder: Path) -> Path:
     for path in (target, checksum):
         clear_leftovers(path)
     try:
-        if not (target.is_file() and checksum.is_file() and _is_whole(target, checksum)):
+        is_whole = target.is_file() and checksum.is_file()
+        if is_whole:
+            digest = checksum.read_text(encoding="ascii", errors="replace").strip()
+            is_whole = _sha256(target) == digest
+        if not is_whole:
             _make(target, checksum, MADE[name])
     except OSError as error:
         raise LlmRuntimeError(f"{target}: {error.strerror or error}") from error
@@ -94,7 +110,7 @@ def _made(name: str, folder: Path) -> Path:
 
 
 def _make(target: Path, checksum: Path, type_name: str) -> None:
-    """Let the model appear whole, and then its checksum; the last of several processes wins."""
+    """Write the model, then its checksum, each by a rename; the last of several processes wins."""
     with whole_file(target, parents=True) as unfinished:
         write_gguf(describe(SOURCE), unfinished, name=target.stem, type_name=type_name)
         digest = _sha256(unfinished)
@@ -102,24 +118,13 @@ def _make(target: Path, checksum: Path, type_name: str) -> None:
         unfinished.write_text(f"{digest}\n", encoding="ascii", newline="\n")
 
 
-def _is_whole(path: Path, checksum: Path) -> bool:
-    return _sha256(path) == checksum.read_text(encoding="ascii", errors="replace").strip()
-
-
 def _recipe() -> str:
-    """A hash of tiny-chat and of all that quantizes it, 16 hexadecimal digits."""
+    """Return a hash of tiny-chat and of all that quantizes it, 16 hexadecimal digits."""
     package = Path(refllm.__file__).parent
     files = sorted(path for pattern in RECIPE for path in package.glob(pattern))
     digests = [_sha256(path) for path in (SOURCE, *files)]
     versions = [f"{package} {version(package)}" for package in RECIPE_PACKAGES]
     return hashlib.sha256("\n".join([*digests, *versions]).encode()).hexdigest()[:16]
-
-
-def _found(name: str, roots: Sequence[Path]) -> Path | None:
-    try:
-        return find_model(name, roots)
-    except (InvalidInput, ModelNotSupported):
-        return None
 
 
 def _sha256(path: Path) -> str:

@@ -27,10 +27,14 @@ NEAREST = 3  # ids that are shown beside a pattern that matches none
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deviation:
-    """Cases that fail, why in a sentence, and a link to where that can be read.
+    """Cases that fail, why, and where the reason is described.
 
-    `cases` are ids or patterns with * and ?, `exceptions` those that are not meant. `may_pass`:
-    nobody promises that they fail.
+    Attributes:
+        cases: Ids, or patterns with * and ?.
+        exceptions: Those of them that the deviation does not cover.
+        because: Why they fail, a sentence.
+        link: The page that describes it.
+        may_pass: Whether a pass is as expected as a failure.
     """
 
     cases: tuple[str, ...]
@@ -40,24 +44,24 @@ class Deviation:
     may_pass: bool = False
 
     def names(self, case_id: str) -> bool:
-        """Whether the case is one of them."""
+        """Return whether the deviation covers the case."""
         return _matches(case_id, self.cases) and not _matches(case_id, self.exceptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What is known of a backend: its name, whose it is in a sentence, and its deviations."""
+    """The known deviations of a backend; `about` describes the backend in a sentence."""
 
     name: str
     about: str
     deviations: tuple[Deviation, ...]
 
     def deviation_of(self, case_id: str) -> Deviation | None:
-        """The first deviation that names the case; None where it must pass."""
+        """Return the first deviation that covers the case, None where it must pass."""
         return next((each for each in self.deviations if each.names(case_id)), None)
 
     def unmatched(self, case_ids: Collection[str]) -> tuple[str, ...]:
-        """The patterns that match none of these ids, exceptions among them; each once."""
+        """Return the patterns, of exceptions too, that match none of these ids; each once."""
         patterns = dict.fromkeys(
             pattern for each in self.deviations for pattern in (*each.cases, *each.exceptions)
         )
@@ -69,15 +73,19 @@ class Profile:
 
 
 def profile_names(root: Path | None = None) -> list[str]:
-    """The names of the profiles that come with the suite, in their order."""
+    """Return the names of the profiles that ship with the suite, sorted."""
     return sorted(path.name.removesuffix(ENDING) for path in _folder(root).glob(f"*{ENDING}"))
 
 
 def load_profile(name: str, root: Path | None = None) -> Profile:
-    """The profile of that name, or the one in the .toml file of that path.
+    """Return the profile of that name, or the one in a .toml file.
 
-    `root` is the folder of the golden files, by default those of the suite. Errors: `InvalidInput`
-    naming the file and what is wrong with it, or the profiles that there are.
+    Args:
+        name: Of a profile of the suite, or the path of a file that ends in .toml.
+        root: The folder of the golden files, by default that of `golden_root`.
+
+    Raises:
+        InvalidInput: Naming the file and what is wrong with it, or the profiles that there are.
     """
     if name.endswith(ENDING):
         path = Path(name)
@@ -94,7 +102,7 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
     except OSError as error:
         raise InvalidInput(f"{path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise InvalidInput(f"{path} is no TOML: {error}") from error
+        raise InvalidInput(f"{path} is not TOML: {error}") from error
     try:
         return _profile(document)
     except ValueError as error:
@@ -102,9 +110,12 @@ def load_profile(name: str, root: Path | None = None) -> Profile:
 
 
 def require_known_cases(profile: Profile, case_ids: Collection[str]) -> None:
-    """Raise `InvalidInput` naming the patterns that match none of the suite's ids, and the nearest.
+    """Raise unless every pattern of the profile matches one of the suite's ids.
 
-    A deviation that is misspelled would be granted to nothing, and nobody would know.
+    A misspelled deviation would have no effect, without any sign of it.
+
+    Raises:
+        InvalidInput: Naming the patterns that match none, and the nearest ids.
     """
     unmatched = profile.unmatched(case_ids)
     if unmatched:
@@ -130,7 +141,7 @@ def _matches(case_id: str, patterns: Sequence[str]) -> bool:
 
 
 def _profile(document: Mapping[str, Any]) -> Profile:
-    """Errors: `ValueError` naming the field."""
+    """Return the profile of a TOML document; raise `ValueError` naming the field."""
     _check_keys("a profile", document, ("name", "about", "deviation"))
     tables = document.get("deviation")
     if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):

@@ -1,8 +1,8 @@
-"""One case asked twice: whether the same request gets the same answer.
+"""A case asked twice: whether the same request gets the same answer.
 
-Everything that a report says of a backend rests on that. So in each group the first answer that
-could be another one is asked for again, a drawn text beside a greedy one, and of draws the first
-five, since chance gives the same token twice: fifteen requests at most.
+Every other conclusion of a report depends on that. So in each group the first answer that could
+differ is asked for again: of texts a sampled one and a greedy one, and of single sampled tokens the
+first five, since two of them may be equal by chance. That is fifteen requests at most.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from refllm.conform.case import Case, Group, Json, is_drawn
+from refllm.conform.case import Case, Group, Json, is_sampled
 from refllm.conform.reply import Answer, Reply
 from refllm.conform.verdict import Difference
 
 __all__ = ["change", "kind_of_repeat", "times_to_repeat"]
 
-# What of an answer must stay as it is. Counts follow from a text.
+# The fields of an answer that must stay the same. Counts follow from a text.
 KEPT: Mapping[Group, tuple[str, ...]] = {
     "tokenizer": ("ids", "text"),
     "quant": ("values",),
@@ -28,9 +28,9 @@ KEPT: Mapping[Group, tuple[str, ...]] = {
     "embeddings": ("embeddings",),
     "api": ("text", "embeddings"),
 }
-# A text of fewer tokens stays the same by chance.
-FEWEST_TOKENS = 8
-# Another order of sums on a GPU moves numbers by less than this.
+# A text of fewer tokens may be the same by chance.
+MIN_TOKENS = 8
+# A different order of sums on a GPU changes numbers by less than this.
 ROUNDING = 1e-3
 
 
@@ -46,11 +46,11 @@ def kind_of_repeat(case: Case, result: Json) -> str | None:
     if "text" not in result or case.group == "tokenizer":
         return case.group
     params = case.input.get("params") or {}
-    if params.get("max_tokens", FEWEST_TOKENS) < FEWEST_TOKENS:
+    if params.get("max_tokens", MIN_TOKENS) < MIN_TOKENS:
         return None
     if case.group == "text":
-        return "drawn text" if is_drawn(params) else "greedy text"
-    # An interface's request has no seed, so only a greedy text has to stay.
+        return "sampled text" if is_sampled(params) else "greedy text"
+    # A request of the interface has no seed, so only a greedy text must stay the same.
     return "api" if params.get("temperature", 1.0) <= 0 or params.get("top_k") == 1 else None
 
 
@@ -60,16 +60,24 @@ def times_to_repeat(kind: str) -> int:
 
 
 def change(case: Case, first: Json, second: Reply) -> Difference | None:
-    """Return how the second answer to the case differs from the first, None where it does not."""
+    """Return how the second answer to a case differs from the first, None where it does not.
+
+    Args:
+        case: The question.
+        first: The first answer to it.
+        second: The reply to the same request, sent again.
+    """
     if not isinstance(second, Answer):
         reason = getattr(second, "message", "") or getattr(second, "reason", "")
         return _changed("an answer", f"no answer: {reason}", second)
     if "error" in second.result:
-        return _changed("an answer", f"the error {_message(second.result)}", second)
+        error = second.result["error"]
+        message = error.get("message", error) if isinstance(error, Mapping) else error
+        return _changed("an answer", f"the error {message}", second)
     for name in KEPT[case.group]:
         one, other = first.get(name), second.result.get(name)
         if not _is_same(one, other):
-            return _changed(*_first_other(one, other), second)
+            return _changed(*_first_difference(one, other), second)
     return None
 
 
@@ -80,11 +88,6 @@ def _changed(first: object, second: object, reply: Reply) -> Difference:
         got=second,
         answer=reply.result if isinstance(reply, Answer) else {},
     )
-
-
-def _message(result: Json) -> str:
-    error = result["error"]
-    return str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -98,15 +101,15 @@ def _is_same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _first_other(one: Any, other: Any) -> tuple[Any, Any]:
-    """The innermost values that differ first."""
+def _first_difference(one: Any, other: Any) -> tuple[Any, Any]:
+    """Return the innermost values that differ first."""
     if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
         pairs = [(one[key], other[key]) for key in one]
     elif _is_list(one) and _is_list(other) and len(one) == len(other):
         pairs = list(zip(one, other, strict=True))
     else:
         return one, other
-    return next(_first_other(a, b) for a, b in pairs if not _is_same(a, b))
+    return next(_first_difference(a, b) for a, b in pairs if not _is_same(a, b))
 
 
 def _is_list(value: object) -> bool:

@@ -1,6 +1,6 @@
-"""What comes back from a target: an answer, a reason why it was not asked, or a breakdown.
+"""What a target returns: an answer, a reason why it was not asked, or that no answer arrived.
 
-A breakdown is never a wrong answer: it says that no answer came, and nothing of what one would be.
+`HarnessError` is never a wrong answer: nothing is known of what the backend would have answered.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from refllm.conform.case import Case, Group, Json
 
 __all__ = [
     "KINDS",
-    "MOST_ANSWER_BYTES",
+    "MAX_ANSWER_BYTES",
     "Answer",
-    "Broken",
+    "HarnessError",
     "Implementation",
     "NotApplicable",
     "Reply",
@@ -25,19 +25,21 @@ __all__ = [
 ]
 
 KINDS = ("invalid-input", "model-not-supported", "runtime-error")
-"""The interface's errors."""
+"""The kinds of the interface's errors."""
 
-# The largest right answer of the suite, 64 · 1536 logits of 17 digits each, is 2.4 MB. Once it is
-# read, JSON takes up to twenty times its length in memory.
-MOST_ANSWER_BYTES = 16 * 1024 * 1024
-"""How long an answer may be."""
+# The largest right answer of the suite, 64 · 1536 logits of 17 digits each, is 2.4 MB. The parsed
+# JSON takes up to twenty times its length in memory.
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+"""The length of the longest answer that is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the backend said; for a refusal {"error": {"kind": …, "message": …}}, see `KINDS`.
+    """What the backend answered.
 
-    `n_bytes` is how long it was on its way; 0 where it was on none.
+    Attributes:
+        result: The result; for a refusal {"error": {"kind": …, "message": …}}, see `KINDS`.
+        n_bytes: Its length as it was sent; 0 for an answer of this process.
     """
 
     result: Json
@@ -46,24 +48,27 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """The backend is not asked this, for a reason that its author or the user can change."""
+    """The backend is not asked the case, for a reason that its author or the user can change."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class NotApplicable:
-    """No target of this kind can be asked this: its protocol does not carry the question."""
+    """No target of this kind can be asked the case: its protocol does not carry the question."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """No answer came, or one that is no answer to the question.
+class HarnessError:
+    """No answer arrived, or one that is no answer to the question.
 
-    `is_lost`: nothing came that could be read; the target ended, kept silent, or sent something
-    else. `because_of` is the id of an earlier case whose failure is the reason for this one.
+    Attributes:
+        message: What happened instead, and what to do.
+        is_lost: Whether nothing arrived that could be read: the target ended, was silent, or sent
+            something else.
+        because_of: The id of an earlier case whose failure is the reason for this one.
     """
 
     message: str
@@ -71,14 +76,21 @@ class Broken:
     because_of: str | None = None
 
 
-Reply: TypeAlias = Answer | Skipped | NotApplicable | Broken
+Reply: TypeAlias = Answer | Skipped | NotApplicable | HarnessError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Implementation:
-    """Who is tested, as it says itself: `groups` are those that can be asked, `details` for people.
+    """What is tested, as it describes itself.
 
-    `draws_as_refllm`: the same random numbers for the same seed, so seeded texts can be compared.
+    Attributes:
+        name: Its name, such as "llama-server".
+        version: Its version, "" if it gives none.
+        language: The language that it is written in, "" if it gives none.
+        groups: The groups that it can be asked.
+        draws_as_refllm: Whether a seed gives refllm's random numbers, so that sampled texts can be
+            compared.
+        details: Anything else, for people.
     """
 
     name: str
@@ -94,16 +106,16 @@ class TargetError(Exception):
 
 
 class Target(Protocol):
-    """A backend and the way to it. `start` comes first and `stop` last, also after a failure."""
+    """A backend and the way to it. `start` is called first; `stop` last, also after a failure."""
 
     def start(self) -> Implementation:
-        """Make it ready. Errors: `TargetError`."""
+        """Make the target ready; raise `TargetError` where it cannot be."""
 
     def not_applicable(self, case: Case) -> NotApplicable | None:
         """Return why no target of this kind can be asked the case, None where it can."""
 
     def run(self, case: Case) -> Reply:
-        """Ask one case. Never raises: what goes wrong is `Broken`."""
+        """Ask one case; never raise: a failure is returned as `HarnessError`."""
 
     def stop(self) -> None:
-        """Let it go; never raises."""
+        """Release the target; never raise."""

@@ -1,4 +1,4 @@
-"""Asks a target every case, and says how each one ended."""
+"""Ask a target every case of the suite, and return how each one ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
-from refllm.conform.case import Case, Group, is_drawn
+from refllm.conform.case import Case, Group, is_sampled
 from refllm.conform.compare import compare
 from refllm.conform.compare.numbers import MalformedAnswer
 from refllm.conform.faults.diagnosis import findings_of
@@ -15,7 +15,7 @@ from refllm.conform.profiles import Profile
 from refllm.conform.repeat import change, kind_of_repeat, times_to_repeat
 from refllm.conform.reply import (
     Answer,
-    Broken,
+    HarnessError,
     Implementation,
     NotApplicable,
     Reply,
@@ -26,12 +26,17 @@ from refllm.conform.verdict import Difference, Verdict
 
 __all__ = ["run_cases", "verdict_of"]
 
-# Cases of a group that were lost one after the other: a target that lost these loses the next too,
+# Lost cases of a group in a row, after which the group is given up: the next would be lost, too,
 # and each may take as long as a case is allowed to.
-MOST_LOST = 5
-# Of wrong answers, which are kept until the causes are known. Every answer of the suite together is
-# about 20 MB.
-MOST_WRONG_BYTES = 64 * 1024 * 1024
+MAX_LOST = 5
+# Of wrong answers, which are kept until the causes are known. All right answers of the suite
+# together have about 20 MB.
+MAX_WRONG_BYTES = 64 * 1024 * 1024
+TOO_MUCH = HarnessError(
+    f"not asked: the wrong answers before are longer than {MAX_WRONG_BYTES} bytes together, "
+    "and no more are kept; fix those first",
+    is_lost=True,
+)
 
 
 def run_cases(
@@ -43,13 +48,20 @@ def run_cases(
     absent_models: Iterable[str] = (),
     each: Callable[[Verdict], object] = lambda verdict: None,
 ) -> tuple[Verdict, ...]:
-    """The verdict of every case, in their order, of a target that has started.
+    """Ask every case, and return the verdicts in the same order.
 
-    What this kind of target cannot be asked is not applicable; what the target does not answer, or
-    needs one of `absent_models`, is skipped. A group in which nothing comes back is left alone
-    after some cases. Of each kind of answer one is asked for again. `profile` names known
-    deviations. `each` is told every verdict as soon as there is one; what is wrong is known only
-    when all are in.
+    A case that no target of this kind can be asked is not applicable. One that this target does not
+    answer, or that needs one of `absent_models`, is skipped. A group is given up after `MAX_LOST`
+    lost cases in a row. Of each kind of answer one is asked for again.
+
+    Args:
+        target: A target that has started.
+        implementation: What its `start` returned.
+        cases: The questions.
+        profile: Known deviations of the backend.
+        absent_models: The names of models that the target does not have.
+        each: Called with every verdict as soon as there is one. Its `findings` are empty, since
+            faults are recognized from all verdicts together.
     """
     absent = frozenset(absent_models)
     lost: Counter[Group] = Counter()  # in a row
@@ -62,14 +74,14 @@ def run_cases(
         reply = (
             target.not_applicable(case)
             or _unasked(implementation, case, absent)
-            or (_too_much() if n_wrong_bytes > MOST_WRONG_BYTES else None)
-            or (_given_up(case, last_lost[case.group]) if lost[case.group] >= MOST_LOST else None)
+            or (TOO_MUCH if n_wrong_bytes > MAX_WRONG_BYTES else None)
+            or (_given_up(case, last_lost[case.group]) if lost[case.group] >= MAX_LOST else None)
             or target.run(case)
         )
-        if isinstance(reply, Broken) and reply.is_lost:
+        if isinstance(reply, HarnessError) and reply.is_lost:
             lost[case.group] += 1
             last_lost[case.group] = reply.because_of or case.id
-        elif isinstance(reply, Answer | Broken):
+        elif isinstance(reply, Answer | HarnessError):
             del lost[case.group]
         verdict = verdict_of(case, reply)
         if isinstance(reply, Answer) and verdict.status != "error":
@@ -87,12 +99,12 @@ def run_cases(
 
 
 def verdict_of(case: Case, reply: Reply) -> Verdict:
-    """What a reply means, known deviations aside."""
+    """Return what a reply means, known deviations aside."""
     if isinstance(reply, Skipped):
         return Verdict(case=case, status="skipped", reason=reply.reason)
     if isinstance(reply, NotApplicable):
         return Verdict(case=case, status="not applicable", reason=reply.reason)
-    if isinstance(reply, Broken):
+    if isinstance(reply, HarnessError):
         return Verdict(case=case, status="error", reason=reply.message, because_of=reply.because_of)
     try:
         difference = compare(case, reply.result)
@@ -104,41 +116,31 @@ def verdict_of(case: Case, reply: Reply) -> Verdict:
 
 
 def _unasked(implementation: Implementation, case: Case, absent: Collection[str]) -> Skipped | None:
-    """Why the case is not even asked, though it could be; None where it is."""
+    """Return why a case is not asked although a target of this kind can be; None where it is."""
     if case.group not in implementation.groups:
         return Skipped(f"{implementation.name} does not list {case.group} among its groups")
     missing = [name for name in case.models if name in absent]
     if missing:
-        return Skipped(
-            f"the target is not said to have {missing[0]}; if it has, say --have {missing[0]}"
-        )
-    is_seeded = case.group == "text" and is_drawn(case.input["params"])
+        return Skipped(f"the target may not have {missing[0]}; if it has, add --have {missing[0]}")
+    is_seeded = case.group == "text" and is_sampled(case.input["params"])
     if is_seeded and not implementation.draws_as_refllm:
         return Skipped(
-            "drawn texts are compared where the random numbers are refllm's; say so with "
+            "sampled texts are compared where the random numbers are refllm's; if they are, set "
             "--draws-as-refllm for a server, draws_as_refllm in a harness"
         )
     return None
 
 
-def _given_up(case: Case, because_of: str) -> Broken:
-    return Broken(
-        f"not asked: {MOST_LOST} cases of {case.group} in a row brought no answer; mend those",
+def _given_up(case: Case, because_of: str) -> HarnessError:
+    return HarnessError(
+        f"not asked: {MAX_LOST} cases of {case.group} in a row brought no answer; fix those first",
         is_lost=True,
         because_of=because_of,
     )
 
 
-def _too_much() -> Broken:
-    return Broken(
-        f"not asked: the wrong answers before are longer than {MOST_WRONG_BYTES} bytes together, "
-        "and no more are kept; mend those",
-        is_lost=True,
-    )
-
-
 def _with_change(verdict: Verdict, changed: Difference | None) -> Verdict:
-    """The verdict of a case that was asked again; one whose answer changed has failed."""
+    """Return the verdict of a case that was asked again; one whose answer changed has failed."""
     if changed is None:
         return verdict
     return replace(
@@ -147,7 +149,7 @@ def _with_change(verdict: Verdict, changed: Difference | None) -> Verdict:
 
 
 def _in_profile(verdict: Verdict, profile: Profile | None) -> Verdict:
-    """The verdict, seen by somebody who knows this backend's deviations."""
+    """Return the verdict with the profile's known deviations taken into account."""
     deviation = None if profile is None else profile.deviation_of(verdict.case.id)
     if deviation is None or verdict.status not in ("passed", "failed"):
         return verdict

@@ -1,4 +1,4 @@
-"""The golden suite, as it ships: every case of every group, and how quickly it can be run through.
+"""The golden suite as it ships: every case of every group.
 
 suite = load_suite()
 [case.id for case in suite.cases if case.is_quick]
@@ -23,27 +23,35 @@ from refllm.errors import InvalidInput
 
 __all__ = ["Suite", "chosen", "golden_root", "load_suite", "nearest"]
 
-# Every so many of the sampling cases run with --quick: their format, which is older, has no mark.
+# Every sixth of the sampling cases runs with --quick: their older format has no mark for it.
 QUICK_SAMPLING = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """The cases in the order they are run, and the version of the suite."""
+    """The cases in the order in which they run, and the version of the suite."""
 
     version: str
     cases: tuple[Case, ...]
 
 
 def golden_root() -> Path:
-    """The folder of the golden files: in an installed package, or in a checkout beside it."""
+    """Return the folder of the golden files: inside an installed package, beside a checkout's."""
     package = Path(__file__).resolve().parent.parent
     inside = package / "golden"
     return inside if inside.is_dir() else package.parent / "golden"
 
 
 def load_suite(root: Path | None = None) -> Suite:
-    """Every case. Errors: `OSError`, `ValueError` where a golden file is damaged."""
+    """Return every case.
+
+    Args:
+        root: The folder of the golden files, by default that of `golden_root`.
+
+    Raises:
+        OSError: Where a golden file is missing.
+        ValueError: Where a golden file is damaged.
+    """
     root = golden_root() if root is None else root
     manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
     cases = tuple(case for group in GROUPS for case in _cases(root, group))
@@ -53,10 +61,17 @@ def load_suite(root: Path | None = None) -> Suite:
 def chosen(
     suite: Suite, *, groups: Collection[str] = (), only: Sequence[str] = (), quick: bool = False
 ) -> tuple[Case, ...]:
-    """The cases of these groups whose ids match one of these patterns, perhaps only the quick ones.
+    """Return the cases of these groups whose ids match one of these patterns, by default all.
 
-    By default all. Errors: `InvalidInput` for a group that there is not, a pattern that nothing
-    matches, with the nearest that there are, and where nothing is left.
+    Args:
+        suite: All cases.
+        groups: Names of groups; none stands for all.
+        only: Patterns of ids, with * and ?; none stands for all.
+        quick: Whether only quick cases are wanted.
+
+    Raises:
+        InvalidInput: For an unknown group and for a pattern without a match, with the nearest that
+            there are; and where no case is left.
     """
     unknown = sorted(set(groups) - set(GROUPS))
     if unknown:
@@ -86,7 +101,7 @@ def chosen(
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """Return the end of a sentence about a name that there is not.
+    """Return the end of a sentence about an unknown name, with the nearest of `known`.
 
     Example:
         >>> nearest("txt", ["text", "ops"]), nearest("x", ["text", "ops"])
@@ -118,7 +133,7 @@ def _cases(root: Path, group: Group) -> Iterator[Case]:
 
 
 def _sampling_case(number: int, entry: Json) -> Case:
-    """A case of the sampling vectors, whose format is older than the suite."""
+    """Return a case of the sampling vectors, whose format is older than the suite."""
     asked = ("profile", "logits", "params", "previous_tokens", "u")
     answered = ("stages", "token", "error")
     return Case(
@@ -133,7 +148,7 @@ def _sampling_case(number: int, entry: Json) -> Case:
 
 
 def _with_arrays(value: Any, folder: Path, files: dict[str, Mapping[str, Any]]) -> Any:
-    """The value with every {"file", "tensor"} in it replaced by the array that it names."""
+    """Return the value with every {"file", "tensor"} in it replaced by the array that it names."""
     if isinstance(value, list):
         return [_with_arrays(each, folder, files) for each in value]
     if not isinstance(value, dict):

@@ -1,8 +1,8 @@
 """Floats in golden files, and floats on the way to a target.
 
-A golden file has every float as a string, as C's `%a` prints it, so that nothing is lost and a
-reader without a float parser can compare strings. A target gets JSON numbers, which every language
-reads: the shortest decimals that give the same float back. Three values have no JSON number:
+In a golden file a float is a string as C's `%a` prints it: nothing is lost, and a reader without a
+float parser can compare strings. A target gets JSON numbers, which every language reads: the
+shortest decimals that give the same float back. Three values have no JSON number:
 
     in a file "0x1.8p+1"    to a target 3.0
     in a file "nan"         to a target "nan", and so "inf" and "-inf"
@@ -15,22 +15,27 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["MOST_NESTED", "decoded", "from_wire", "is_nested_deeper", "to_wire"]
+__all__ = ["MAX_NESTING", "decoded", "from_wire", "is_nested_deeper", "to_wire"]
 
 HEXADECIMAL = re.compile(r"-?0x[01]\.?[0-9a-f]*p[+-][0-9]+")
-# Of lists and objects in one another, in any message: the suite's own are 6 deep, and what reads
-# them recursively takes some hundred.
-MOST_NESTED = 32
+# Of lists and objects in one another, in any message: the suite's own are 6 deep, and recursive
+# readers manage some hundred.
+MAX_NESTING = 32
 CONTAINERS = (list, dict)
 SPECIAL = frozenset({"nan", "inf", "-inf"})
-# Where a string is a text, whatever it looks like.
+# Keys whose strings are texts, even if one looks like a float.
 TEXTS = frozenset(
     {"body", "bytes", "message", "prompt", "says", "seed", "text", "texts", "tied_texts"}
 )
 
 
 def decoded(value: Any) -> Any:
-    """A golden file's value with every float string as a float, texts as they are."""
+    """Return a golden file's value with every float string as a float, texts unchanged.
+
+    Example:
+        >>> decoded({"logits": ["0x1.8p+1", "nan"], "text": "nan"})
+        {'logits': [3.0, nan], 'text': 'nan'}
+    """
     if isinstance(value, str):
         if value in SPECIAL or HEXADECIMAL.fullmatch(value):
             return float.fromhex(value)
@@ -43,7 +48,12 @@ def decoded(value: Any) -> Any:
 
 
 def to_wire(value: Any) -> Any:
-    """The value as JSON can carry it: floats that have no JSON number as strings."""
+    """Return the value as JSON can carry it: floats that have no JSON number as strings.
+
+    Example:
+        >>> to_wire([1.5, float("-inf")])
+        [1.5, '-inf']
+    """
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     if isinstance(value, Mapping):
@@ -54,7 +64,11 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(value: Any) -> float:
-    """A number that a target sent. Errors: `ValueError` where it is none."""
+    """Return a number that a target sent.
+
+    Raises:
+        ValueError: Where it is neither a number nor "nan", "inf" or "-inf".
+    """
     if isinstance(value, str) and value in SPECIAL:
         return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -63,7 +77,12 @@ def from_wire(value: Any) -> float:
 
 
 def is_nested_deeper(value: Any, most: int) -> bool:
-    """Whether lists and objects lie in one another more than `most` deep."""
+    """Return whether lists and objects are nested more than `most` deep.
+
+    Example:
+        >>> is_nested_deeper([[1]], 1), is_nested_deeper([[1]], 2)
+        (True, False)
+    """
     if not isinstance(value, CONTAINERS):
         return False
     inner = value.values() if isinstance(value, dict) else value

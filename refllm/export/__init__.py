@@ -1,19 +1,15 @@
-"""A model written for other programs, from whichever files it is in.
+"""Export: a model written for other programs, from whichever files it is in.
 
     spin   DIR/.spin/ai-models/llama/NAME/   config.json, tokenizer.json, an index and its shard
            DIR/.spin/ai-models/NAME/         an embedding model: model.safetensors beside them
     hf     DIR/NAME/                         what transformers loads
     gguf   DIR/NAME.gguf                     what llama.cpp loads
 
-    export_model.py, export_needs.py                      the description that all start from
-    export_hf.py, export_config.py, export_tokenizer.py   folders: tensors, config.json, tokenizer
-    export_gguf.py, gguf_writer.py, export_vocab.py       GGUF: types, the file, its vocabulary
-    export_sentence.py                                    what makes a text's vector, in both
-    export_pieces.py, export_unigram.py                   vocabularies of SentencePiece, in both
-    export_names.py, export_tensors.py                    tensors, in both
-
-Everything is written as `refllm.files.whole` does, so there is never half a model; what exists is
-never overwritten.
+`export` and `quantize` start here. They write a target from the description of `model.py`:
+`huggingface.py` a folder, with `config_json.py` and `tokenizer_files.py`; `gguf.py` a file, with
+`gguf_vocabulary.py`; `sentence_files.py` and `sentencepiece.py` serve both. May import
+`refllm.models` and every package below it. Files appear whole or not at all
+(`refllm.files.whole`), and an existing file is never overwritten.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ from refllm.errors import InvalidInput
 from refllm.export.config_json import DTYPES
 from refllm.export.gguf import FILE_TYPES, is_for_llama_cpp, write_gguf
 from refllm.export.huggingface import write_hf_folder, write_spin_folder
-from refllm.export.model import Description, describe
+from refllm.export.model import describe
 from refllm.files.whole import whole_file, whole_folder
 from refllm.models.find import INFERENCING_ARCHITECTURE, check_name
 
@@ -41,21 +37,28 @@ LOSSLESS = "F32"
 def export(
     model: Path, *, to: Path, name: str, layout: Layout, type_name: str | None = None
 ) -> Path:
-    """Write the model at `model`, a GGUF file or a folder, into `to`, and return what was written.
+    """Write a model in another layout, and return the file or folder that was written.
 
-    `type_name` is for the matrices: F32, F16 or BF16 in folders, by default F32; any of
-    `refllm.ggml.encode.QUANTIZABLE` in a GGUF file, by default what they are; where a row is no
-    whole number of blocks, the next larger type (see `refllm.export.gguf`). A GGUF file exported as
-    one without a type is copied byte for byte, unless it is in several parts, which become one, or
-    llama.cpp would compute something else (special tokens or token types without a key, vectors
-    that are not F32). Everything else is written from a description of the model, see
-    `refllm.export.model`. What a GGUF file cannot hold and no vector depends on by default is left
-    out: a text's limit in tokens, prompts that a caller chooses by name.
+    A GGUF file exported as one without a type is copied byte for byte, unless it is in several
+    parts, which become one, or llama.cpp would compute something else (special tokens or token
+    types without a key, vectors that are not F32). A GGUF file has no key for a text's limit in
+    tokens and for prompts that a caller chooses by name; they are left out.
 
-    Errors: `InvalidInput` for a layout, type or name that is none, for numbers that the type cannot
-    hold, or where the target exists; `ModelNotSupported` for what the layout cannot say, and for
-    what refllm cannot load; `LlmRuntimeError` for a damaged model, naming the tensors that are
-    missing, or a target that cannot be written.
+    Args:
+        model: A GGUF file or a folder.
+        to: The folder to write into.
+        name: The name of the exported model.
+        layout: One of `LAYOUTS`.
+        type_name: The type of matrices: F32, F16 or BF16 in folders, by default F32; any of
+            `refllm.ggml.encode.QUANTIZABLE` in a GGUF file, by default their own. A row that is no
+            whole number of blocks gets the next larger type (see `refllm.export.gguf`).
+
+    Raises:
+        InvalidInput: for an unknown layout, type or name, for numbers that the type cannot hold, or
+            if the target exists.
+        ModelNotSupported: for a model that the layout cannot describe or refllm cannot load.
+        LlmRuntimeError: for a damaged model, naming missing tensors, or a target that cannot be
+            written.
     """
     if layout not in LAYOUTS:
         raise InvalidInput(f"the format must be one of {', '.join(LAYOUTS)}, got {layout!r:.60}")
@@ -70,7 +73,9 @@ def export(
     description = describe(model)
     target, write = to / name, write_hf_folder
     if layout == "spin":
-        target, write = to.joinpath(*_place_in_spin(description), name), write_spin_folder
+        root = to / ".spin" / "ai-models"
+        folder_of_kind = root / INFERENCING_ARCHITECTURE if description.sentence is None else root
+        target, write = folder_of_kind / name, write_spin_folder
     with whole_folder(target, parents=True) as folder:
         write(description, folder, type_name=type_name or LOSSLESS)
     return target
@@ -79,7 +84,8 @@ def export(
 def quantize(model: Path, target: Path, *, type_name: str) -> None:
     """Write the model at `model` as the GGUF file `target`, its matrices as `type_name`.
 
-    Errors: as `export`.
+    Raises:
+        LlmError: as `export`.
     """
     if target.suffix != ".gguf":
         raise InvalidInput(f"{target}: a GGUF file's name ends in .gguf; give it one that does")
@@ -98,9 +104,3 @@ def _export_gguf(model: Path, target: Path, *, name: str, type_name: str | None)
         else:
             write_gguf(description, path, name=name, type_name=type_name)
     return target
-
-
-def _place_in_spin(model: Description) -> tuple[str, ...]:
-    """The folders between the project's and the model's."""
-    root = (".spin", "ai-models")
-    return (*root, INFERENCING_ARCHITECTURE) if model.sentence is None else root

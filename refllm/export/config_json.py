@@ -1,7 +1,7 @@
 """config.json from a model's hyperparameters, whichever file they come from.
 
-Nothing of the source's config.json is copied: a key that refllm did not read is irrelevant to what
-the model computes, and may say something of the source's files that is not so of the export.
+No key of the source's config.json is copied: one that refllm did not read changes no result, and
+may describe the source's files wrongly for the export.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from refllm.bert import BertConfig
+from refllm.checkpoints.hyperparameters import HYPERPARAMETERS
+from refllm.checkpoints.names import CLASSES
 from refllm.checkpoints.open import Weights
 from refllm.errors import ModelNotSupported
-from refllm.export.model import Description
+from refllm.export.model import NOT_IN_SPIN, Description, refuse_any
 from refllm.llama import LlamaConfig
 from refllm.rope import Llama3Scaling
 
@@ -25,16 +27,6 @@ __all__ = [
 ]
 
 DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# By model_type: the class that computes logits of a llama, and vectors of the others.
-CLASSES: Mapping[str, str] = {
-    "llama": "LlamaForCausalLM",
-    "bert": "BertModel",
-    "roberta": "RobertaModel",
-    "xlm-roberta": "XLMRobertaModel",
-    "camembert": "CamembertModel",
-    "distilbert": "DistilBertModel",
-    "mpnet": "MPNetModel",
-}
 # transformers' oldest name for each of `refllm.bert.ACTIVATIONS`.
 ACTIVATION_NAMES: Mapping[str, str] = {
     "gelu": "gelu",
@@ -56,18 +48,15 @@ def config_json(model: Description, *, type_name: str) -> dict[str, object]:
     """Return the content of config.json for weights in a type of `DTYPES`.
 
     Raises:
-        ModelNotSupported: Where RoPE turns a part of a head, or at frequencies that are not
-            Llama 3's: config.json has no word for it.
+        ModelNotSupported: if RoPE rotates a part of a head, or by divisors that are not Llama 3's:
+            config.json has no key for it.
     """
     if isinstance(model.config, LlamaConfig):
-        said = _llama(model, model.config)
+        keys, suffix = _llama(model, model.config), "ForCausalLM"  # the class that computes logits
     else:
-        said = _encoder(model, model.config)
-    return {
-        **said,
-        "architectures": [CLASSES[model.model_type]],
-        "torch_dtype": DTYPES[type_name],
-    }
+        keys, suffix = _encoder(model, model.config), "Model"
+    start = next(start for start, kind in CLASSES.items() if kind == model.model_type)
+    return {**keys, "architectures": [start + suffix], "torch_dtype": DTYPES[type_name]}
 
 
 def has_biases(weights: Weights) -> bool:
@@ -99,12 +88,7 @@ def refuse_what_spin_cannot(model: Description) -> None:
             f"an encoder of the kind {model.model_type}": weights.family != "bert",
             f"the activation {config.activation}": config.activation != "gelu",
         }
-    for what, is_there in ignored.items():
-        if is_there:
-            raise ModelNotSupported(
-                f"{weights.path}: has {what}, which Spin's engine does not know; export it for "
-                "another program with --format hf or gguf"
-            )
+    refuse_any(model, ignored, NOT_IN_SPIN)
 
 
 def _llama(model: Description, c: LlamaConfig) -> dict[str, object]:
@@ -115,7 +99,7 @@ def _llama(model: Description, c: LlamaConfig) -> dict[str, object]:
             "config.json cannot say of a llama; only --format gguf can"
         )
     eos_ids = sorted(ends.eos_ids)
-    said = {
+    optional = {
         "bos_token_id": ends.bos_id,
         "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else eos_ids or None,
         "rope_scaling": _rope_scaling(weights, c),
@@ -123,25 +107,17 @@ def _llama(model: Description, c: LlamaConfig) -> dict[str, object]:
     return {
         "model_type": "llama",
         "vocab_size": c.n_vocab,
-        "max_position_embeddings": c.n_ctx,
-        "hidden_size": c.n_embd,
-        "intermediate_size": c.n_ff,
-        "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads,
-        "num_key_value_heads": c.n_kv_heads,
-        "head_dim": c.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": c.rms_norm_eps,
+        **_numbers("llama", c, hidden_act="silu"),
         "rope_theta": c.rope_theta,
         "attention_bias": has_biases(weights),
         "mlp_bias": has_mlp_biases(weights),
         "tie_word_embeddings": "output.weight" not in weights.tensors,
-        **{key: value for key, value in said.items() if value is not None},
+        **{key: value for key, value in optional.items() if value is not None},
     }
 
 
 def _rope_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | None:
-    """rope_scaling as a folder has it, under either name, or as a GGUF file's numbers mean it."""
+    """Return rope_scaling as a folder has it, under either name, or from a GGUF file's numbers."""
     if weights.source == "hf":
         return _named_scaling(weights, config)
     stretches = (
@@ -172,16 +148,16 @@ def _rope_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | 
 
 
 def _named_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] | None:
-    """A folder's own parameters, all in one table and under their names of today."""
-    said = weights.hparams
-    table = dict(said.get("rope_scaling") or said.get("rope_parameters") or {})
+    """Return a folder's own parameters, all in one table and under their current names."""
+    hparams = weights.hparams
+    table = dict(hparams.get("rope_scaling") or hparams.get("rope_parameters") or {})
     table.pop("rope_theta", None)
     old_name = table.pop("type", "default")
     kind = table.setdefault("rope_type", old_name)
     if kind == "default":
         return None
     # It has a place beside the table, too, which comes first, and is the context by default.
-    trained = said.get("original_max_position_embeddings")
+    trained = hparams.get("original_max_position_embeddings")
     if trained is not None:
         table["original_max_position_embeddings"] = trained
     elif kind in ("llama3", "yarn"):
@@ -190,7 +166,7 @@ def _named_scaling(weights: Weights, config: LlamaConfig) -> dict[str, object] |
 
 
 def _llama3(weights: Weights, config: LlamaConfig, factors: tuple[float, ...]) -> dict[str, object]:
-    """The parameters that give exactly these divisors; the longest waves are divided by factor."""
+    """Return the parameters of exactly these divisors; the longest waves are divided by factor."""
     for factor in (max(factors), *LLAMA3_FACTORS):
         scaling = Llama3Scaling(factor, LLAMA3_LOW, LLAMA3_HIGH, LLAMA3_CONTEXT)
         if scaling.factors(base=config.rope_theta, rope_dim=config.rope_dim) == factors:
@@ -208,40 +184,35 @@ def _llama3(weights: Weights, config: LlamaConfig, factors: tuple[float, ...]) -
 
 
 def _encoder(model: Description, c: BertConfig) -> dict[str, object]:
-    """The keys of the model's own family, see `refllm.checkpoints.config_bert`."""
-    activation = ACTIVATION_NAMES[c.activation]
-    n_positions = c.n_ctx if c.padding_id is None else c.padding_id + 1 + c.n_ctx
-    every = {
+    """Return the keys of the model's own family, see `refllm.checkpoints.config`."""
+    family = model.weights.family
+    activation = "activation" if family == "distilbert" else "hidden_act"
+    keys: dict[str, object] = {
         "model_type": model.model_type,
         "vocab_size": model.n_vocab,
-        "max_position_embeddings": n_positions,
-    }
-    if model.weights.family == "distilbert":
-        return {
-            **every,
-            "dim": c.n_embd,
-            "hidden_dim": c.n_ff,
-            "n_layers": c.n_layers,
-            "n_heads": c.n_heads,
-            "activation": activation,
-            "sinusoidal_pos_embds": False,
-        }
-    said: dict[str, object] = {
-        **every,
-        "hidden_size": c.n_embd,
-        "intermediate_size": c.n_ff,
-        "num_hidden_layers": c.n_layers,
-        "num_attention_heads": c.n_heads,
-        "hidden_act": activation,
-        "layer_norm_eps": c.layer_norm_eps,
+        **_numbers(family, c, **{activation: ACTIVATION_NAMES[c.activation]}),
     }
     if c.padding_id is not None:
-        said["pad_token_id"] = c.padding_id
-    if model.weights.family == "mpnet":
-        return {**said, "relative_attention_num_buckets": 32}
+        keys["max_position_embeddings"] = c.padding_id + 1 + c.n_ctx
+        keys["pad_token_id"] = c.padding_id
+    if family == "distilbert":
+        return {**keys, "sinusoidal_pos_embds": False}
+    if family == "mpnet":
+        return {**keys, "relative_attention_num_buckets": 32}
     # A BERT without token types is written with a table of zeros, see `refllm.export.huggingface`.
     return {
-        **said,
+        **keys,
         "type_vocab_size": c.n_token_types or N_ZERO_TYPES,
         "position_embedding_type": "absolute",
+    }
+
+
+def _numbers(family: str, config: LlamaConfig | BertConfig, **activation: str) -> dict[str, object]:
+    """Return the keys of `HYPERPARAMETERS`, the activation between integers and floats."""
+    rows = HYPERPARAMETERS[family]
+    numbers = [(row, getattr(config, row.field)) for row in rows]
+    return {
+        **{row.json[0]: number for row, number in numbers if row.maximum is not None},
+        **activation,
+        **{row.json[0]: number for row, number in numbers if row.maximum is None},
     }

@@ -1,16 +1,15 @@
 """A model as a GGUF file: from another one, whose metadata are kept, or from a folder.
 
-Every matrix gets the type that is asked for, and what is no matrix is F32: `llama-quantize --pure`
-does that, and without --pure some matrices would get a larger type. Position and token-type
-embeddings of a BERT count as no matrices there and here, because nothing is multiplied by them. A
-type whose blocks do not divide a row is replaced by the next one that does,
+Every matrix gets the requested type, and every other tensor F32, as by `llama-quantize --pure`;
+without --pure some matrices would get a larger type. Position and token-type embeddings of a BERT
+are no matrices there and here, because they are not multiplied. A type whose blocks do not divide a
+row is replaced by the next one that does,
 
     Q4_K → Q8_0 → F16        Q4_0 → F16
 
 llama.cpp goes from Q4_K to Q5_0 instead, which can be read here and not written: a matrix whose
 rows are no multiple of 256 is larger and more exact here than `llama-quantize --pure` makes it. A
-matrix that is quantized already can be quantized again, which llama-quantize calls
---allow-requantize: its errors stay in it.
+quantized matrix can be quantized again, as by llama-quantize --allow-requantize: its errors stay.
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ import numpy as np
 from gguf import GGML_QUANT_VERSION, LlamaFileType
 
 from refllm.bert import BertConfig
-from refllm.checkpoints.gguf_writer import DEFAULT_ALIGNMENT, keys_of_file, packed, write_gguf_file
-from refllm.errors import ModelNotSupported
+from refllm.checkpoints.gguf import DEFAULT_ALIGNMENT
+from refllm.checkpoints.gguf_writer import keys_of_file, packed, write_gguf_file
+from refllm.checkpoints.hyperparameters import HYPERPARAMETERS
 from refllm.export.gguf_vocabulary import missing_keys, vocabulary_keys
-from refllm.export.model import Description
+from refllm.export.model import Description, refuse_any
 from refllm.export.sentence_files import gguf_pooling_type
 from refllm.llama import LlamaConfig
 from refllm.quant import FORMATS, Tensor
@@ -36,8 +36,8 @@ from refllm.rope import YarnScaling
 
 __all__ = ["FILE_TYPES", "fitting_type", "is_for_llama_cpp", "write_gguf"]
 
-# general.file_type for each type of `refllm.ggml.encode`: what llama.cpp says a file has most of. A
-# file that is Q4_K throughout is Q4_K_S there.
+# general.file_type for each type of `refllm.ggml.encode`, by the type of most tensors. A file that
+# is Q4_K throughout is Q4_K_S in llama.cpp.
 FILE_TYPES: Mapping[str, int] = {
     "F32": int(LlamaFileType.ALL_F32),
     "F16": int(LlamaFileType.MOSTLY_F16),
@@ -53,13 +53,22 @@ NOT_MULTIPLIED = frozenset({"position_embd.weight", "token_types.weight"})
 
 
 def write_gguf(model: Description, path: Path, *, name: str, type_name: str | None) -> None:
-    """Write the model to `path`, its matrices in a type of `FILE_TYPES`, or None: in their own.
+    """Write a model as a GGUF file.
 
-    Of a GGUF file all metadata are kept, byte for byte, but general.file_type and
-    general.quantization_version where the type changes, and keys are added without which llama.cpp
-    would take other special tokens; `name` is the general.name of a model from a folder.
-    Errors: `InvalidInput` for numbers that the type cannot hold, `ModelNotSupported` for a
-    tokenizer that GGUF has no words for, `LlmRuntimeError` for a damaged file.
+    The metadata of a GGUF file are kept, byte for byte, except general.file_type and
+    general.quantization_version if the type changes. Keys are added without which llama.cpp would
+    use other special tokens.
+
+    Args:
+        model: The model.
+        path: The file.
+        name: The general.name of a model from a folder.
+        type_name: The type of matrices, of `FILE_TYPES`; None for their own.
+
+    Raises:
+        InvalidInput: for numbers that the type cannot hold.
+        ModelNotSupported: for a tokenizer that GGUF has no keys for.
+        LlmRuntimeError: for a damaged file.
     """
     weights = model.weights
     alignment = cast("int", weights.hparams.get("general.alignment", DEFAULT_ALIGNMENT))
@@ -68,24 +77,19 @@ def write_gguf(model: Description, path: Path, *, name: str, type_name: str | No
         write_gguf_file(path, _keys(model, name), same, alignment=alignment)
         return
     tensors = [(tensor, stored_type(tensor, type_name)) for tensor in _tensors(model).values()]
-    said: dict[str, object] = {
-        "general.file_type": FILE_TYPES[_most_common_type(tensors)],
+    counts: Counter[str] = Counter()
+    for tensor, name_of_type in tensors:
+        counts[name_of_type] += math.prod(tensor.shape)
+    types: dict[str, object] = {
+        "general.file_type": FILE_TYPES[counts.most_common(1)[0][0]],
         "general.quantization_version": GGML_QUANT_VERSION,
     }
-    changed = {key: packed(key, value) for key, value in said.items()}
-    write_gguf_file(
-        path,
-        _keys(model, name) | changed,
-        tensors,
-        alignment=alignment,
-    )
+    changed = {key: packed(key, value) for key, value in types.items()}
+    write_gguf_file(path, _keys(model, name) | changed, tensors, alignment=alignment)
 
 
 def is_for_llama_cpp(model: Description) -> bool:
-    """Return whether the source is a GGUF file that llama.cpp computes as refllm does.
-
-    A copy of it is an export.
-    """
+    """Return whether a copy is an export: a GGUF file that llama.cpp computes as refllm does."""
     weights = model.weights
     if weights.source != "gguf":
         return False
@@ -95,30 +99,30 @@ def is_for_llama_cpp(model: Description) -> bool:
 
 
 def _own_type(tensor: Tensor) -> str:
-    """Its own type, or F32: llama.cpp ends the process where it adds or multiplies another one."""
+    """Return its own type, or F32 where llama.cpp ends the process for any other type."""
     return "F32" if len(tensor.shape) < 2 or tensor.name == ADDED else tensor.format.name
 
 
 def fitting_type(type_name: str, n_columns: int) -> str:
-    """`type_name`, or the next type whose blocks divide a row of so many numbers."""
+    """Return `type_name`, or the next type whose blocks divide a row of `n_columns` numbers."""
     while n_columns % FORMATS[type_name].block_size != 0:
         type_name = NEXT_TYPE[type_name]
     return type_name
 
 
 def stored_type(tensor: Tensor, type_name: str | None) -> str:
-    """The type that a tensor gets where matrices get `type_name`, or keep their own."""
+    """Return the type of a tensor in a file whose matrices get `type_name`, or keep their own."""
     if len(tensor.shape) < 2 or tensor.name in NOT_MULTIPLIED:
         return "F32"
     return fitting_type(type_name or tensor.format.name, tensor.shape[-1])
 
 
 def _tensors(model: Description) -> Mapping[str, Tensor]:
-    """The tensors as llama.cpp wants them.
+    """Return the tensors as llama.cpp reads them.
 
-    A llama's may have divisors of the frequencies, which config.json has as a rule: they are
-    Llama 3's, or those of a ramp of YaRN that the keys cannot express. Of an encoder whose
-    positions begin behind the padding token, as RoBERTa's do, the table begins there, too.
+    A llama's RoPE may have divisors, which are a rule in config.json and a tensor here: Llama 3's,
+    or those of a YaRN ramp that has no key. An encoder whose positions begin behind the padding
+    token, as RoBERTa's do, has a table of positions that begins there, too.
     """
     weights, config = model.weights, model.config
     if weights.source == "gguf":
@@ -139,69 +143,59 @@ def _tensors(model: Description) -> Mapping[str, Tensor]:
     return {**weights.tensors, name: Tensor(name, FORMATS["F32"], (len(factors),), data)}
 
 
-def _most_common_type(tensors: list[tuple[Tensor, str]]) -> str:
-    """The type of most numbers; not always the one that was asked for, see `fitting_type`."""
-    counts: Counter[str] = Counter()
-    for tensor, type_name in tensors:
-        counts[type_name] += math.prod(tensor.shape)
-    return counts.most_common(1)[0][0]
-
-
 def _keys(model: Description, name: str) -> dict[str, bytes]:
-    """A GGUF file's own metadata and what it lacks, or what a folder's files mean in these words.
+    """Return a GGUF file's own metadata and missing keys, or the keys for a folder.
 
-    Each key of a GGUF file that is kept was read, or changes nothing that is computed.
+    Each key of a GGUF file that is kept was read, or no result depends on it.
     """
     weights, config = model.weights, model.config
     if weights.source == "gguf":
         added = {key: packed(key, value) for key, value in missing_keys(weights).items()}
         return keys_of_file(weights.path) | added
+    # In the order of llama.cpp's converter.
+    numbers: dict[str, object] = dict.fromkeys(
+        ("context_length", "embedding_length", "block_count")
+    )
+    for row in HYPERPARAMETERS[weights.architecture]:
+        numbers[row.gguf] = getattr(config, row.field)
+        if row.field == "head_dim":
+            numbers["attention.value_length"] = numbers[row.gguf]
     if isinstance(config, BertConfig):
-        hyperparameters, n_token_types = _bert(model, config), config.n_token_types
+        numbers |= _bert(model, config)
+        n_token_types = config.n_token_types
     else:
-        hyperparameters, n_token_types = _llama(config), None
-    said = {
+        numbers |= _llama(config)
+        n_token_types = None
+    metadata = {
         "general.architecture": weights.architecture,
         "general.type": "model",
         "general.name": name,
-        **{f"{weights.architecture}.{key}": value for key, value in hyperparameters.items()},
+        **{f"{weights.architecture}.{key}": value for key, value in numbers.items()},
         f"{weights.architecture}.vocab_size": model.n_vocab,
         **vocabulary_keys(model.words, n_vocab=model.n_vocab, n_token_types=n_token_types),
     }
-    return {key: packed(key, value) for key, value in said.items()}
+    return {key: packed(key, value) for key, value in metadata.items()}
 
 
 def _llama(c: LlamaConfig) -> dict[str, object]:
-    said: dict[str, object] = {
-        "context_length": c.n_ctx,
-        "embedding_length": c.n_embd,
-        "block_count": c.n_layers,
-        "feed_forward_length": c.n_ff,
-        "attention.head_count": c.n_heads,
-        "attention.head_count_kv": c.n_kv_heads,
-        "attention.key_length": c.head_dim,
-        "attention.value_length": c.head_dim,
-        "attention.layer_norm_rms_epsilon": c.rms_norm_eps,
-        "rope.dimension_count": c.rope_dim,
-        "rope.freq_base": c.rope_theta,
-    }
+    keys: dict[str, object] = {"rope.dimension_count": c.rope_dim, "rope.freq_base": c.rope_theta}
     if c.rope_linear_scale != 1.0:
-        said |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_linear_scale}
+        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_linear_scale}
     magnitude = c.rope_attention_factor
     if c.rope_yarn is not None and _is_llama_cpp_s(c.rope_yarn):
-        said |= {
+        keys |= {
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": c.rope_yarn.factor,
             "rope.scaling.original_context_length": c.rope_yarn.original_context,
         }
         magnitude /= c.rope_yarn.attention_factor()
     if magnitude != 1.0:
-        said["rope.scaling.attn_factor"] = magnitude
-    return said
+        keys["rope.scaling.attn_factor"] = magnitude
+    return keys
 
 
 def _is_llama_cpp_s(yarn: YarnScaling) -> bool:
-    """Whether llama.cpp computes this ramp: of a llama it reads no other than the usual one.
+    """Return whether llama.cpp computes this ramp: for a llama it has the usual one only.
 
     Source: `load_arch_hparams` in llama.cpp's src/models/llama.cpp, which reads no yarn_beta_fast.
     """
@@ -209,29 +203,20 @@ def _is_llama_cpp_s(yarn: YarnScaling) -> bool:
 
 
 def _bert(model: Description, c: BertConfig) -> dict[str, object]:
-    """The keys of the architecture "bert", which is any encoder that llama.cpp computes as one.
+    """Return further keys of the architecture "bert", or refuse an encoder of another graph.
 
-    llama.cpp's graph has no bias for the distance of two tokens, and one activation, for which the
-    file has no key. (It is GELU's approximation by tanh.)
+    llama.cpp's graph has no bias for the distance of two tokens, and one activation, GELU's
+    approximation by tanh, for which the file has no key.
     """
     assert model.sentence is not None
     beyond = {
         "a relative attention bias, as MPNet has it": c.relative_attention,
         f"the activation {c.activation}": c.activation != "gelu",
     }
-    for what, is_there in beyond.items():
-        if is_there:
-            raise ModelNotSupported(
-                f"{model.path}: has {what}, which llama.cpp does not compute in a BERT; use "
-                "--format hf, or a server that runs sentence-transformers"
-            )
-    return {
-        "context_length": c.n_ctx,
-        "embedding_length": c.n_embd,
-        "block_count": c.n_layers,
-        "feed_forward_length": c.n_ff,
-        "attention.head_count": c.n_heads,
-        "attention.layer_norm_epsilon": c.layer_norm_eps,
-        "attention.causal": False,
-        "pooling_type": gguf_pooling_type(model, model.sentence),
-    }
+    refuse_any(
+        model,
+        beyond,
+        "which llama.cpp does not compute in a BERT; use --format hf, or a server that runs "
+        "sentence-transformers",
+    )
+    return {"attention.causal": False, "pooling_type": gguf_pooling_type(model, model.sentence)}

@@ -4,12 +4,12 @@
     tokenizer.model                          kind llama
     tokenizer.json, byte-level BPE           kind gpt2    by the rule that cuts words
     tokenizer.json, WordPiece                kind bert    "play" → "▁play", "##ing" → "ing"
-    tokenizer.json, unigram                  kind t5      refllm.export.unigram
+    tokenizer.json, unigram                  kind t5      refllm.export.sentencepiece
 
-llama.cpp has tokens of its own for what a file does not name, finds some by their spelling, and
-ends a generation at "</s>" even where the source does not. What it would compute otherwise, and no
-key can change, is refused; a warning is logged where the difference is small: a space at an edge of
-a text, or "</s>".
+llama.cpp has default ids for special tokens that a file does not name, finds some by their
+spelling, and ends a generation at "</s>" even if the source does not. A tokenizer that it would
+compute otherwise, and that no key can describe, is refused; a warning is logged for a small
+difference: a space at an edge of a text, or "</s>".
 
 Source of the keys: ggml's docs/gguf.md, llama.cpp's convert_hf_to_gguf.py, and `llama_vocab::impl`
 in llama.cpp's src/llama-vocab.cpp, as in llama-cpp-python 0.3.36.
@@ -33,14 +33,14 @@ from refllm.export.sentencepiece import (
     pieces_of_json,
     pieces_of_model,
     pieces_of_tokenizer,
-    steps_of,
     tokens_by_id,
+    unigram_steps,
 )
 from refllm.export.tokenizer_files import special_tokens_of
-from refllm.export.unigram import unigram_steps
+from refllm.tokenizer.bpe import PRE_TOKENIZERS
+from refllm.tokenizer.document import pipeline_steps
 from refllm.tokenizer.gguf_keys import DIRECTION, MAX_LENGTH, GgufKeys
 from refllm.tokenizer.hf_json import JsonTokenizer
-from refllm.tokenizer.pretokenizers import PRE_TOKENIZERS
 from refllm.tokenizer.vocabulary import (
     END_OF_GENERATION,
     SpecialIds,
@@ -65,26 +65,28 @@ NAMES = (
     ("mask_token", "mask", "[MASK]"),
 )
 SPACES = "it begins each stretch of text with a space, even before a space or a special token"
-# The token that llama.cpp takes for EOS where a file names none, by the kind of vocabulary.
+# llama.cpp's default id of EOS, by the kind of vocabulary.
 DEFAULT_EOS = {"llama": 2, "gpt2": 11, "t5": 1}
 
 
 def vocabulary_keys(
     words: TokenizerDescription, *, n_vocab: int, n_token_types: int | None = None
 ) -> dict[str, object]:
-    """Return key to value.
+    """Return the metadata of a model's tokenizer and chat templates.
 
     Args:
         words: The tokenizer and the chat templates.
-        n_vocab: How many embeddings the model has. llama.cpp wants one for each token: the list of
-            tokens is filled up with unused ones, and loses added ones that have no embedding.
-        n_token_types: How many rows an encoder's table of token types has; None for a llama.
+        n_vocab: V, the number of the model's embeddings. llama.cpp needs one token for each: the
+            list of tokens is filled up with unused ones, and added ones without embedding go.
+        n_token_types: The number of rows of an encoder's table of token types; None for a llama.
 
     Raises:
-        LlmRuntimeError: For a damaged file, naming it.
-        ModelNotSupported: For what the keys cannot describe.
+        LlmRuntimeError: for a damaged file, naming it.
+        ModelNotSupported: for a tokenizer that the keys cannot describe.
     """
-    words = replace(words, ends=_with_embeddings(words.ends, n_vocab))
+    bos_id = words.ends.bos_id if (words.ends.bos_id or 0) < n_vocab else None
+    eos_ids = frozenset(token_id for token_id in words.ends.eos_ids if token_id < n_vocab)
+    words = replace(words, ends=replace(words.ends, bos_id=bos_id, eos_ids=eos_ids))
     tokenizer = words.tokenizer
     if isinstance(tokenizer, JsonTokenizer):
         keys = _by_kind(tokenizer.document(), tokenizer.path, words, n_vocab)
@@ -107,29 +109,29 @@ def vocabulary_keys(
     if n_token_types is not None:
         # llama.cpp's converter counts one row where there is no table at all.
         keys["token_type_count"] = max(n_token_types, 1)
-    said: dict[str, object] = {PREFIX + key: value for key, value in keys.items()}
+    metadata: dict[str, object] = {PREFIX + key: value for key, value in keys.items()}
     if tokenizer.text_limit is not None:
-        said |= {MAX_LENGTH: tokenizer.text_limit, DIRECTION: tokenizer.cut_side}
+        metadata |= {MAX_LENGTH: tokenizer.text_limit, DIRECTION: tokenizer.cut_side}
     for name, template in words.templates.items():
-        said["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = template
+        metadata["tokenizer.chat_template" + ("" if name == "default" else f".{name}")] = template
     others = [name for name in words.templates if name != "default"]
-    return {**said, "tokenizer.chat_templates": others} if others else said
+    return {**metadata, "tokenizer.chat_templates": others} if others else metadata
 
 
 def missing_keys(weights: Weights) -> dict[str, object]:
     """Return the keys that a GGUF file lacks, and that llama.cpp needs to compute the same.
 
-    llama.cpp loads no encoder that does not count its token types. It reads [CLS] under the name
-    of BOS, and has numbers of its own for tokens that a WordPiece vocabulary does not name: 101,
-    102, 100, 0 and 103, whichever tokens these are.
+    llama.cpp loads no encoder without the count of its token types. It reads [CLS] under the name
+    of BOS, and has the default ids 101, 102, 100, 0 and 103 for special tokens that a WordPiece
+    vocabulary does not name.
     """
     if weights.architecture == "llama":
         return {}
     keys = GgufKeys(weights.hparams, weights.path)
     table = weights.tensors.get("token_types.weight")
-    said: dict[str, object] = {}
+    expected: dict[str, object] = {}
     if keys.get("token_type_count") is None:
-        said["token_type_count"] = 1 if table is None else table.shape[0]
+        expected["token_type_count"] = 1 if table is None else table.shape[0]
     if keys.text("model") == "bert":
         words = describe_tokenizer(weights)
         spelled = words.ids()
@@ -137,8 +139,8 @@ def missing_keys(weights: Weights) -> dict[str, object]:
         for _, key, spelling in NAMES:
             if keys.get(f"{key}_token_id") is None and spelling in spelled:
                 named.setdefault(key, spelled[spelling])
-        said |= {f"{name}_token_id": token_id for name, token_id in named.items()}
-    return {PREFIX + key: value for key, value in said.items() if keys.get(key) != value}
+        expected |= _id_keys(named)
+    return {PREFIX + key: value for key, value in expected.items() if keys.get(key) != value}
 
 
 def _by_kind(
@@ -149,7 +151,7 @@ def _by_kind(
         case {"type": "WordPiece"}:
             return _wordpiece(document, path, words.ends, n_vocab)
         case {"type": "BPE", "byte_fallback": True}:
-            cuts = steps_of(document["pre_tokenizer"])
+            cuts = pipeline_steps(document["pre_tokenizer"])
             if any(cut.get("prepend_scheme") in ("always", "first") for cut in cuts):
                 _warn(words, SPACES)
             return _pieces(_with_scores(pieces_of_json(document, path)), words, n_vocab)
@@ -166,7 +168,7 @@ def _by_kind(
 def _refuse_flags(added: Iterable[Mapping[str, Any]], words: TokenizerDescription) -> None:
     """Refuse added tokens that take spaces with them, or are none inside a word.
 
-    An encoder's mask may: no text to embed has one.
+    An encoder's mask may have these flags, because no text to embed has a mask.
     """
     masks = {"<mask>", special_tokens_of(words).get("mask_token")}
     is_encoder = words.weights.architecture != "llama"
@@ -183,19 +185,13 @@ def _warn(words: TokenizerDescription, what: str) -> None:
     logger.warning("%s: llama.cpp reads a GGUF file in another way: %s", words.path, what)
 
 
-def _with_embeddings(ends: SpecialIds, n_vocab: int) -> SpecialIds:
-    """The special ids without those of tokens that the model has no embedding of."""
-    bos_id = ends.bos_id if ends.bos_id is not None and ends.bos_id < n_vocab else None
-    eos_ids = frozenset(token_id for token_id in ends.eos_ids if token_id < n_vocab)
-    return replace(ends, bos_id=bos_id, eos_ids=eos_ids)
-
-
 def _named_ends(
     words: TokenizerDescription, vocabulary: Vocabulary, kind: str
 ) -> dict[str, object]:
-    """BOS and EOS, whether they are put around a text, and further ends of a generation.
+    """Return keys for BOS and EOS, whether they are added to a text, and further ends.
 
-    llama.cpp finds some ends by their spelling, as refllm does; the others need a key each.
+    llama.cpp finds some ends of a generation by their spelling, as refllm does; each other one
+    needs a key.
     """
     ends, is_llama = words.ends, words.weights.architecture == "llama"
     if len(ends.prefix) > 1 or len(ends.suffix) > 1:
@@ -203,11 +199,11 @@ def _named_ends(
             f"{words.path}: puts more than one token before or behind a text, which a GGUF file "
             "has no key for; only --format hf keeps it"
         )
-    ids = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
+    ids = vocabulary.ids
     named_eos = ids.get(words.tokenizer.special_tokens.get("eos_token", ""))
     first = [*ends.suffix, *([named_eos] if named_eos in ends.eos_ids else [])][:1]
     spelled = ends_of_generation(ids)
-    # Beside EOS, those that must be named, and those that are spelled as the end of a turn.
+    # Beside EOS: ends that need a key, and ends with the spelling of the end of a turn.
     turns = {ids[token] for token in END_OF_GENERATION if token in ids}
     rest = [token_id for token_id in sorted(ends.eos_ids - {*first}) if token_id not in spelled]
     rest += sorted((ends.eos_ids & turns) - {*first, *rest})
@@ -233,21 +229,46 @@ def _named_ends(
         **dict(zip(ENDS, order, strict=False)),
     }
     return {
-        **{
-            f"{name}_token_id": token_id for name, token_id in named.items() if token_id is not None
-        },
+        **_id_keys(named),
         "add_bos_token": bool(ends.prefix),
         "add_eos_token": bool(ends.suffix),
     }
 
 
-# BPE
+def _id_keys(named: Mapping[str, int | None]) -> dict[str, object]:
+    """Return the keys that name the ids of special tokens, without `PREFIX`."""
+    return {f"{name}_token_id": i for name, i in named.items() if i is not None}
+
+
+def _tokens(
+    kind: str,
+    vocabulary: Vocabulary,
+    words: TokenizerDescription,
+    *,
+    pre: str = "default",
+    scores: Iterable[float] | None = None,
+    **more: object,
+) -> dict[str, object]:
+    """Return the keys of the tokens, of their types and scores, and of the ends of a text."""
+    n_vocab = len(vocabulary.tokens)
+    return {
+        "model": kind,
+        "pre": pre,
+        "tokens": list(vocabulary.tokens),
+        **({} if scores is None else {"scores": [*map(float, scores), *[0.0] * n_vocab][:n_vocab]}),
+        "token_type": [int(token_type) for token_type in vocabulary.types],
+        **more,
+        **_named_ends(words, vocabulary, kind),
+    }
+
+
+# --- BPE -----------------------------------------------------------------------------------------
 
 
 def _with_scores(pieces: Pieces) -> Pieces:
-    """The pieces with the scores of a tokenizer.model beside them that merges in the same order.
+    """Return the pieces with the scores of the tokenizer.model beside them, if it merges alike.
 
-    One that does not would give other ids than tokenizer.json, which is what a folder is read by.
+    Other scores would give other ids than tokenizer.json, by which a folder is read.
     """
     path = pieces.vocabulary.path.with_name("tokenizer.model")
     if not path.is_file():
@@ -261,16 +282,10 @@ def _with_scores(pieces: Pieces) -> Pieces:
 
 def _pieces(pieces: Pieces, words: TokenizerDescription, n_vocab: int) -> dict[str, object]:
     vocabulary = _for_rows(pieces.vocabulary, n_vocab)
-    scores = [*map(float, pieces.scores), *[0.0] * n_vocab][:n_vocab]
     unknown = vocabulary.ids_of({TokenType.UNKNOWN})
     return {
-        "model": "llama",
-        "pre": "default",
-        "tokens": list(vocabulary.tokens),
-        "scores": scores,
-        "token_type": [int(kind) for kind in vocabulary.types],
-        **_named_ends(words, vocabulary, "llama"),
-        **({"unknown_token_id": min(unknown.values())} if unknown else {}),
+        **_tokens("llama", vocabulary, words, scores=pieces.scores),
+        **_id_keys({"unknown": min(unknown.values(), default=None)}),
         "add_space_prefix": pieces.adds_space,
     }
 
@@ -279,20 +294,14 @@ def _byte_level(
     document: Mapping[str, Any], path: Path, words: TokenizerDescription, n_vocab: int
 ) -> dict[str, object]:
     vocabulary = _for_rows(_vocabulary(document, path), n_vocab)
-    return {
-        "model": "gpt2",
-        "pre": _rule(document, path),
-        "tokens": list(vocabulary.tokens),
-        "token_type": [int(kind) for kind in vocabulary.types],
-        "merges": [" ".join(pair_of(merge)) for merge in document["model"]["merges"]],
-        **_named_ends(words, vocabulary, "gpt2"),
-    }
+    merges = [" ".join(pair_of(merge)) for merge in document["model"]["merges"]]
+    return _tokens("gpt2", vocabulary, words, pre=_rule(document, path), merges=merges)
 
 
 def _rule(document: Mapping[str, Any], path: Path) -> str:
-    """The name of the rule in `PRE_TOKENIZERS` that cuts words as tokenizer.json does."""
+    """Return the name of the rule in `PRE_TOKENIZERS` that cuts words as tokenizer.json does."""
     expressions: list[str] = []
-    for step in steps_of(document["pre_tokenizer"]):
+    for step in pipeline_steps(document["pre_tokenizer"]):
         match step:
             case {"type": "Split", "pattern": {"Regex": x}, "behavior": "Isolated"}:
                 expressions.append(x)
@@ -305,7 +314,7 @@ def _rule(document: Mapping[str, Any], path: Path) -> str:
             case _:
                 raise ModelNotSupported(f"{path}: pre_tokenizer has a step that GGUF has not")
     ignores_merges = bool(document["model"].get("ignore_merges"))
-    normalizers = steps_of(document["normalizer"])
+    normalizers = pipeline_steps(document["normalizer"])
     nfc = [step["type"] for step in normalizers] == ["NFC"]
     for name, rule in PRE_TOKENIZERS.items():
         same_words = rule.expressions == tuple(expressions)
@@ -316,9 +325,6 @@ def _rule(document: Mapping[str, Any], path: Path) -> str:
     raise ModelNotSupported(
         f"{path}: it prepares texts by a rule that is none of those known from llama.cpp"
     )
-
-
-# Unigram
 
 
 def _unigram(
@@ -336,29 +342,21 @@ def _unigram(
     types = list(vocabulary.types)
     types[unknown] = TokenType.UNKNOWN
     vocabulary = _for_rows(replace(vocabulary, types=types), n_vocab)
-    ids = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
+    ids = vocabulary.ids
     special = special_tokens_of(words)
     named = {key: ids.get(special.get(name, "")) for name, key, _ in NAMES}
     named["unknown"] = unknown
     return {
-        "model": "t5",
-        "pre": "default",
-        "tokens": list(vocabulary.tokens),
-        "scores": [*map(float, scores), *[0.0] * n_vocab][:n_vocab],
-        "token_type": [int(kind) for kind in vocabulary.types],
-        **_named_ends(words, vocabulary, "t5"),
-        **{f"{key}_token_id": i for key, i in named.items() if i is not None},
+        **_tokens("t5", vocabulary, words, scores=scores),
+        **_id_keys(named),
         "add_space_prefix": steps.adds_space,
         "remove_extra_whitespaces": steps.merges_spaces,
         **({"precompiled_charsmap": steps.charsmap} if steps.charsmap else {}),
     }
 
 
-# WordPiece
-
-
 def gguf_spelling(token: str) -> str:
-    """A token as a GGUF file of the kind `bert` spells it; undoes `bert_spelling`."""
+    """Return a token as a GGUF file of the kind `bert` spells it; undoes `bert_spelling`."""
     if token.startswith("[") and token.endswith("]"):
         return token
     return token.removeprefix(CONTINUES) if token.startswith(CONTINUES) else WORD_START + token
@@ -368,15 +366,25 @@ def _wordpiece(
     document: Mapping[str, Any], path: Path, ends: SpecialIds, n_vocab: int
 ) -> dict[str, object]:
     normalizer = document["normalizer"]
-    _check_steps_of_bert(document, path, ends)
+    kinds = [(document[stage] or {}).get("type") for stage in ("normalizer", "pre_tokenizer")]
+    is_bert = (
+        kinds == ["BertNormalizer", "BertPreTokenizer"]
+        # llama.cpp does both, without a key for them.
+        and normalizer["clean_text"] is True
+        and normalizer["handle_chinese_chars"] is True
+        and document["model"]["continuing_subword_prefix"] == CONTINUES
+        and (len(ends.prefix), len(ends.suffix)) == (1, 1)
+    )
+    if not is_bert:
+        raise ModelNotSupported(f"{path}: its steps are not those of BERT, which GGUF stands for")
     vocabulary = _for_rows(_vocabulary(document, path), n_vocab)
-    ids = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
+    ids = vocabulary.ids
     named = {key: ids.get(spelling) for _, key, spelling in NAMES}
     named["unknown"] = ids.get(document["model"]["unk_token"])
-    # llama.cpp reads [CLS] under the name of BOS, and without it takes 101, BERT's own.
+    # llama.cpp reads [CLS] under the name of BOS, with the default 101, BERT's own.
     named["bos"] = named["cls"] = ends.prefix[0]
     named["seperator"] = ends.suffix[0]
-    # Where nothing is said, accents go when capitals do: in BERT, and where the key is missing.
+    # Without a value, accents go when capitals do: in BERT, and where the key is missing.
     strips = normalizer["strip_accents"]
     return {
         "model": "bert",
@@ -385,32 +393,17 @@ def _wordpiece(
             for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
         ],
         "token_type": [int(kind) for kind in vocabulary.types],
-        **{
-            f"{name}_token_id": token_id for name, token_id in named.items() if token_id is not None
-        },
+        **_id_keys(named),
         "normalizer.lowercase": normalizer["lowercase"],
         **({} if strips is None else {"normalizer.strip_accents": strips}),
     }
 
 
-def _check_steps_of_bert(document: Mapping[str, Any], path: Path, ends: SpecialIds) -> None:
-    """Refuse what the keys have no word for: anything but BERT's own steps."""
-    kinds = [(document[stage] or {}).get("type") for stage in ("normalizer", "pre_tokenizer")]
-    is_bert = kinds == ["BertNormalizer", "BertPreTokenizer"]
-    if is_bert:
-        # llama.cpp does both, whatever a file says.
-        is_bert = document["normalizer"]["clean_text"] is True
-        is_bert = is_bert and document["normalizer"]["handle_chinese_chars"] is True
-    prefix = document["model"]["continuing_subword_prefix"]
-    if not is_bert or prefix != CONTINUES or (len(ends.prefix), len(ends.suffix)) != (1, 1):
-        raise ModelNotSupported(f"{path}: its steps are not those of BERT, which GGUF stands for")
-
-
-# Vocabularies
+# --- Vocabularies --------------------------------------------------------------------------------
 
 
 def _vocabulary(document: Mapping[str, Any], path: Path) -> Vocabulary:
-    """All tokens of a tokenizer.json; those that are added are found in a text first."""
+    """Return all tokens of a tokenizer.json; added ones are found in a text first."""
     is_special = {added["content"]: added["special"] for added in document["added_tokens"]}
     kinds = {True: TokenType.CONTROL, False: TokenType.USER_DEFINED, None: TokenType.NORMAL}
     tokens = tokens_by_id(document)
@@ -418,10 +411,10 @@ def _vocabulary(document: Mapping[str, Any], path: Path) -> Vocabulary:
 
 
 def _for_rows(vocabulary: Vocabulary, n_vocab: int) -> Vocabulary:
-    """The vocabulary with a token for each embedding, as llama.cpp wants it.
+    """Return the vocabulary with a token for each embedding, as llama.cpp needs it.
 
-    Unused tokens fill it up. Added tokens that have no embedding go: a text that names one is an
-    error of the source, and for llama.cpp it is text. What merges or scores make cannot go.
+    Unused tokens fill it up. Added tokens without an embedding go: a text that names one is an
+    error of the source, and text for llama.cpp. Tokens that texts are cut into cannot go.
     """
     names = [f"[PAD{i}]" for i in range(len(vocabulary.tokens), n_vocab)]
     kept = replace(

@@ -52,20 +52,26 @@ class Part:
 
 
 def write_hf_folder(model: Description, folder: Path, *, type_name: str) -> None:
-    """Fill `folder` with what transformers loads, all tensors in F32, F16 or BF16.
+    """Fill `folder` with the files that transformers loads, all tensors in F32, F16 or BF16.
 
-    Errors: `InvalidInput` for numbers that the type cannot hold, `ModelNotSupported` for what
-    config.json or tokenizer.json cannot say, `LlmRuntimeError` for a damaged file.
+    Raises:
+        InvalidInput: for numbers that the type cannot hold.
+        ModelNotSupported: for a model that config.json or tokenizer.json cannot describe.
+        LlmRuntimeError: for a damaged file.
     """
-    _write_words(folder, model, config_json(model, type_name=type_name))
+    _write_metadata(folder, model, config_json(model, type_name=type_name))
     _write_safetensors(folder / SINGLE, _parts(model), type_name)
 
 
 def write_spin_folder(model: Description, folder: Path, *, type_name: str) -> None:
-    """`write_hf_folder` as Spin wants it: a llama has an index, and its own output matrix.
+    """Fill `folder` as Spin loads it: a llama has an index, and its own output matrix.
 
-    Spin computes a llama in F16, whatever the type. Errors: as `write_hf_folder`, and
-    `ModelNotSupported` for a model of which Spin would ignore a part.
+    Spin computes a llama in F16, whatever the type.
+
+    Raises:
+        InvalidInput: as `write_hf_folder`.
+        ModelNotSupported: as `write_hf_folder`, and for a model of which Spin would ignore a part.
+        LlmRuntimeError: as `write_hf_folder`.
     """
     refuse_what_spin_cannot(model)
     if model.sentence is not None:
@@ -75,16 +81,16 @@ def write_spin_folder(model: Description, folder: Path, *, type_name: str) -> No
     config = config_json(model, type_name=type_name)
     scaling = config.get("rope_scaling")
     if isinstance(scaling, dict) and scaling["rope_type"] == "dynamic":
-        # It begins beyond the context, where Spin ends, and Spin's engine loads no such file.
+        # It scales beyond the context, where Spin ends, and Spin's engine refuses such a file.
         del config["rope_scaling"]
     parts = _parts(model)
     if config["tie_word_embeddings"]:
-        # Not every version of Spin's engine knows ties, and each knows a model without.
+        # Some versions of Spin's engine do not support tied embeddings.
         config["tie_word_embeddings"] = False
         name = hugging_face_name("llama", "output.weight")
         tied = Part(name, model.weights.tensors["token_embd.weight"])
         parts = [*(part for part in parts if part.name != name), tied]
-    _write_words(folder, model, config)
+    _write_metadata(folder, model, config)
     _write_safetensors(folder / SHARD, parts, type_name)
     n_bytes = sum(_n_bytes(part, type_name) for part in parts)
     index = {
@@ -95,7 +101,7 @@ def write_spin_folder(model: Description, folder: Path, *, type_name: str) -> No
 
 
 def _parts(model: Description) -> list[Part]:
-    """Every tensor, in the order of the file, with name and rows as Hugging Face has them."""
+    """Return every tensor in the order of the file, with Hugging Face's name and order of rows."""
     weights, config = model.weights, model.config
     heads: dict[str, int] = {}
     if isinstance(config, BertConfig):
@@ -114,20 +120,16 @@ def _parts(model: Description) -> list[Part]:
             tensors = _zero_biases(config, lengths) | tensors
         heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}
     return [
-        Part(
-            hugging_face_name(weights.family, name),
-            tensor,
-            heads.get(name.split(".")[-2]),
-        )
+        Part(hugging_face_name(weights.family, name), tensor, heads.get(name.split(".")[-2]))
         for name, tensor in tensors.items()
         if name not in IN_CONFIG
     ]
 
 
 def _separate_qkv(tensors: Mapping[str, Tensor], queries: int, keys: int) -> dict[str, Tensor]:
-    """The tensors, with queries, keys and values in three where a file has them in one.
+    """Return the tensors, with a fused tensor of queries, keys and values split in three.
 
-    `queries` is the number of rows for the queries, and `keys` that for the keys or the values.
+    `queries` is the number of rows of the queries, and `keys` that of the keys or the values.
     """
     ends = np.cumsum([queries, keys, keys])
     result: dict[str, Tensor] = {}
@@ -136,7 +138,7 @@ def _separate_qkv(tensors: Mapping[str, Tensor], queries: int, keys: int) -> dic
         if not module:
             result[name] = tensor
             continue
-        by_row = tensor.data.reshape(tensor.shape[0], -1)  # [(H + 2·K)·E, row_bytes]
+        by_row = tensor.data.reshape(tensor.shape[0], -1)  # [(H + 2·Hkv)·E, row_bytes]
         for part, rows in zip("qkv", np.split(by_row, ends[:-1]), strict=True):
             shape = (len(rows), *tensor.shape[1:])
             data = rows if kind == "weight" else rows.reshape(1, -1)
@@ -147,7 +149,7 @@ def _separate_qkv(tensors: Mapping[str, Tensor], queries: int, keys: int) -> dic
 
 
 def _zero_biases(config: LlamaConfig, lengths: Mapping[str, int]) -> dict[str, Tensor]:
-    """A zero bias of each module in each layer: Hugging Face has all of a layer's, or none."""
+    """Return a zero bias of each module of each layer: Hugging Face has all of them, or none."""
     return {
         name: tensor
         for layer in range(config.n_layers)
@@ -161,8 +163,8 @@ def _zeros(name: str, *shape: int) -> dict[str, Tensor]:
     return {name: Tensor(name, FORMATS["F32"], shape, data)}
 
 
-def _write_words(folder: Path, model: Description, config: dict[str, object]) -> None:
-    """config.json, the files of the tokenizer, and what makes a text's vector."""
+def _write_metadata(folder: Path, model: Description, config: dict[str, object]) -> None:
+    """Write config.json, the files of the tokenizer, and the ones of a text's vector."""
     has_token_types = model.weights.family == "bert"
     words = tokenizer_files(model.words, n_ctx=model.config.n_ctx, has_token_types=has_token_types)
     files = {"config.json": json_bytes(config), **words}
@@ -174,7 +176,7 @@ def _write_words(folder: Path, model: Description, config: dict[str, object]) ->
 
 
 def _write_safetensors(path: Path, parts: Sequence[Part], type_name: str) -> None:
-    """The file that `refllm.checkpoints.safetensors` draws; memory holds one tensor at a time."""
+    """Write the file (see `refllm.checkpoints.safetensors`) with one tensor at a time in memory."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     stop = 0
     for part in parts:

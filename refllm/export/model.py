@@ -1,12 +1,12 @@
-"""What an export is made of: one description of the model, as refllm understood its files.
+"""The description of a model that an export is written from.
 
     GGUF file  ─┐                    ┌─>  a folder for transformers, or for Spin
                 ├─>  Description  ───┤
     folder     ─┘                    └─>  a GGUF file
 
-Whatever would be refused when the model is loaded is refused here, before anything is written, so
-each key and tensor of the source was read, or is irrelevant by a table. A target is written from
-the description: no file and no key of the source is copied because it is there.
+A model that cannot be loaded is refused here, before any file is written, so each key and tensor of
+the source was read, or is irrelevant by a table. A target is written from the description: no file
+or key of the source is copied without that.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from refllm.bert import BertConfig
+from refllm.bert import Bert, BertConfig
 from refllm.checkpoints.chat_template import chat_template_of, chat_templates_of
-from refllm.checkpoints.names import CLASSES, FAMILIES
+from refllm.checkpoints.config import bert_config, llama_config
+from refllm.checkpoints.names import CLASSES, FAMILIES, hugging_face_name
 from refllm.checkpoints.open import Weights, open_weights
 from refllm.checkpoints.sentence_config import SentenceConfig
-from refllm.errors import InvalidInput
-from refllm.export.completeness import refuse_incomplete
+from refllm.errors import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.files.accounting.ledger import Ledger
-from refllm.llama import LlamaConfig
+from refllm.llama import Llama, LlamaConfig
 from refllm.models.find import absent_path
 from refllm.models.load import BertModel, build_model
 from refllm.parameters import Survey
@@ -34,24 +34,32 @@ from refllm.tokenizer.base import Tokenizer
 from refllm.tokenizer.vocabulary import SpecialIds
 
 __all__ = [
+    "NOT_IN_SPIN",
     "Description",
     "TokenizerDescription",
+    "check_complete",
     "describe",
     "describe_tokenizer",
+    "refuse_any",
     "special_ids_of",
 ]
 
 PROBE = "a"
+MAX_NAMED = 8  # tensors in one message
+
+NOT_IN_SPIN = (
+    "which Spin's engine does not know; export it for another program with --format hf or gguf"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerDescription:
-    """A model's tokenizer, with what the files beside it change, and its chat templates.
+    """A model's tokenizer with the changes of the files beside it, and its chat templates.
 
     Attributes:
         weights: The model's files.
         tokenizer: The tokenizer.
-        ends: BOS, the ends of a generation, and what is put around a text.
+        ends: BOS, the ends of a generation, and the special tokens around a text.
         templates: The chat templates by name; a chat uses "default", which is the first one.
     """
 
@@ -78,7 +86,7 @@ class Description:
         weights: The model's files, with its tensors under GGUF's names.
         config: The hyperparameters.
         words: The tokenizer and the chat templates.
-        sentence: What makes a vector of a text; None for a llama.
+        sentence: The steps from a text to its vector; None for a llama.
     """
 
     weights: Weights
@@ -100,29 +108,27 @@ class Description:
     def model_type(self) -> str:
         """The model's kind in transformers, a key of `refllm.checkpoints.names.FAMILIES`."""
         weights = self.weights
-        said: Mapping[str, Any] = weights.hparams if weights.source == "hf" else {}
-        if said.get("model_type") in FAMILIES:
-            return str(said["model_type"])
-        classes = said.get("architectures") or [""]
-        for name, family in CLASSES.items():
-            # XLMRobertaModel is no Roberta, which its name holds, too.
-            if family == weights.family and classes[0].startswith(name):
-                return {"XLMRoberta": "xlm-roberta", "Camembert": "camembert"}.get(name, family)
-        return weights.family
+        hparams: Mapping[str, Any] = weights.hparams if weights.source == "hf" else {}
+        if hparams.get("model_type") in FAMILIES:
+            return str(hparams["model_type"])
+        [name, *_] = hparams.get("architectures") or [""]
+        return next(
+            (kind for start, kind in CLASSES.items() if name.startswith(start)), weights.family
+        )
 
 
 def describe(path: Path) -> Description:
     """Return the description of the model at `path`.
 
     Raises:
-        InvalidInput: For a path where there is nothing.
-        ModelNotSupported: For what refllm does not compute.
-        LlmRuntimeError: For damaged files, and naming the tensors that are missing.
+        InvalidInput: for a path that does not exist.
+        ModelNotSupported: for a model that refllm does not compute.
+        LlmRuntimeError: for damaged files, and naming missing tensors.
     """
     if not path.exists():
         raise InvalidInput(*absent_path(path))
     weights = open_weights(path)
-    refuse_incomplete(weights)
+    check_complete(weights)
     survey = Survey(weights.path, weights.tensors, others=weights.others)
     model = build_model(path, weights, survey, ledger=Ledger())
     return Description(
@@ -133,12 +139,19 @@ def describe(path: Path) -> Description:
     )
 
 
+def refuse_any(model: Description, problems: Mapping[str, bool], why: str) -> None:
+    """Raise `ModelNotSupported` for the first problem that the model has: "PATH: has WHAT, WHY"."""
+    for what, is_there in problems.items():
+        if is_there:
+            raise ModelNotSupported(f"{model.path}: has {what}, {why}")
+
+
 def describe_tokenizer(weights: Weights) -> TokenizerDescription:
     """Return the description of a model's tokenizer.
 
     Raises:
-        LlmRuntimeError: For a damaged file.
-        ModelNotSupported: For a tokenizer that refllm does not compute.
+        LlmRuntimeError: for a damaged file.
+        ModelNotSupported: for a tokenizer that refllm does not compute.
     """
     tokenizer: Tokenizer
     if weights.source == "gguf":
@@ -153,10 +166,39 @@ def describe_tokenizer(weights: Weights) -> TokenizerDescription:
 
 
 def special_ids_of(tokenizer: Tokenizer) -> SpecialIds:
-    """Return BOS, EOS, and what the tokenizer puts around a text, found out with one."""
+    """Return BOS, EOS, and the special tokens around a text, found by encoding one."""
     inside = tokenizer.encode(PROBE, add_special=False)
     whole = tokenizer.encode(PROBE)
     n_added = len(whole) - len(inside)
     start = next(i for i in range(n_added + 1) if whole[i : i + len(inside)] == inside)
     suffix = whole[start + len(inside) :]
     return SpecialIds(tokenizer.bos_id, tokenizer.eos_ids, tuple(whole[:start]), tuple(suffix))
+
+
+def check_complete(weights: Weights) -> None:
+    """Raise unless the files have every tensor that the network asks for when it is loaded.
+
+    Raises:
+        LlmRuntimeError: naming the missing tensors as the model's files call them, and as
+            `refllm.checkpoints.config`.
+    """
+    survey = Survey(weights.path, weights.tensors, others=weights.others)
+    # The hyperparameters count the embedding's rows, so whether it is there comes first.
+    missing = [name for name in ("token_embd.weight",) if name not in weights.tensors]
+    if not missing and weights.architecture == "llama":
+        Llama(llama_config(weights), survey)
+    elif not missing:
+        Bert(bert_config(weights), survey)
+    missing += survey.missing
+    if not missing:
+        return
+    named = [
+        name if weights.source == "gguf" else hugging_face_name(weights.family, name)
+        for name in missing[:MAX_NAMED]
+    ]
+    if len(missing) > MAX_NAMED:
+        named.append(f"{len(missing) - MAX_NAMED} more")
+    raise LlmRuntimeError(
+        f"{weights.path}: lacks {', '.join(named)}, which a {weights.architecture} needs; "
+        "download the whole model again, or convert it again"
+    )

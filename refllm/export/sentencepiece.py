@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary, whatever file it is in: three to read it from, three to write it to.
+"""A SentencePiece vocabulary, read from three kinds of file and written to three.
 
     GGUF, tokenizer.ggml.model = llama  ─┐            ┌─>  the keys tokenizer.ggml.*
     tokenizer.model                      ├─> Pieces ──┼─>  tokenizer.model
@@ -10,23 +10,36 @@ that makes the token, and back:
 
     ▁th  -3      ▁ + th, ▁t + h          "▁ th", "▁t h", …
 
+A unigram vocabulary, as XLM-RoBERTa has it, is in a GGUF file of the kind t5 or a tokenizer.json.
+Both cut a text into the tokens with the largest sum of scores. A GGUF file means
+SentencePiece's steps before that: the map of characters, spaces that are merged, "▁" for a space
+and before a text. In a tokenizer.json they are spelled out, in more than one way:
+
+    Precompiled, WhitespaceSplit, Metaspace         XLM-RoBERTa
+    Precompiled, Strip, Replace " {2,}", Metaspace  what transformers makes of a SentencePiece model
+    Precompiled, Replace " {2,}", Metaspace         what older versions made; a last space stays
+    Precompiled, Replace …, Prepend "▁", Replace    what is written here
+
 Source of the merges: `SentencePieceExtractor` in transformers' convert_slow_tokenizer.py; of the
 pipeline: the tokenizer.json of Llama 2.
 """
 
 from __future__ import annotations
 
+import sys
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 
 from refllm.errors import ModelNotSupported
 from refllm.files.accounting.ledger import Ledger
 from refllm.tokenizer.base import Tokenizer
+from refllm.tokenizer.document import pipeline_steps
 from refllm.tokenizer.folder import read_folder_files
 from refllm.tokenizer.gguf_keys import GgufKeys, read_vocabulary
 from refllm.tokenizer.options import prepend_scheme
@@ -41,6 +54,7 @@ from refllm.tokenizer.vocabulary import SPECIAL_TYPES, SpecialIds, TokenType, Vo
 
 __all__ = [
     "Pieces",
+    "UnigramSteps",
     "added_token",
     "merges_of",
     "pair_of",
@@ -48,23 +62,30 @@ __all__ = [
     "pieces_of_json",
     "pieces_of_model",
     "pieces_of_tokenizer",
-    "steps_of",
     "template",
+    "tokenizer_document",
     "tokenizer_json",
     "tokenizer_model",
     "tokens_by_id",
+    "unigram_json",
+    "unigram_steps",
 ]
 
 SPACE = "▁"
 UNKNOWN = "<unk>"
 NO_PIECE = -1
+MERGES_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+CUTS_SPACES = {"type": "Replace", "pattern": {"Regex": r"\A +| +\z"}, "content": ""}
+PREPENDS = {"type": "Prepend", "prepend": SPACE}
+MERGING = [CUTS_SPACES, MERGES_SPACES]
+REPLACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 MERGEABLE = frozenset({TokenType.NORMAL, TokenType.USER_DEFINED})
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Tokens with a score each, and how they are found in a text.
+    """Tokens with a score each, and the rules by which they are found in a text.
 
     Attributes:
         vocabulary: The tokens and their types.
@@ -93,7 +114,11 @@ class Pieces:
 
 
 def pieces_of_gguf(keys: GgufKeys) -> Pieces:
-    """The pieces of a GGUF file of the kind `llama`. Errors: `LlmRuntimeError` naming the key."""
+    """Return the pieces of a GGUF file of the kind `llama`.
+
+    Raises:
+        LlmRuntimeError: naming a damaged key.
+    """
     vocabulary = read_vocabulary(keys)
     scores = read_scores(keys, len(vocabulary.tokens))
     adds_space = keys.flag("add_space_prefix", default=True)
@@ -102,10 +127,12 @@ def pieces_of_gguf(keys: GgufKeys) -> Pieces:
 
 
 def pieces_of_model(path: Path) -> Pieces:
-    """The pieces of a tokenizer.model.
+    """Return the pieces of a tokenizer.model.
 
-    Errors: `LlmRuntimeError` for one that is damaged, `ModelNotSupported` for one that is not BPE
-    or changes a text before it cuts it, which neither a GGUF file nor Llama's pipeline says.
+    Raises:
+        LlmRuntimeError: for a damaged one.
+        ModelNotSupported: for one that is not BPE or normalizes a text, which neither a GGUF file
+            nor Llama's pipeline can describe.
     """
     model = read_model(path)
     if model.trainer_spec.model_type != model.trainer_spec.BPE:
@@ -121,10 +148,12 @@ def pieces_of_model(path: Path) -> Pieces:
 
 
 def pieces_of_tokenizer(tokenizer: Tokenizer) -> Pieces:
-    """The pieces of a tokenizer.model's tokenizer, and after them the tokens added beside it.
+    """Return the pieces of a tokenizer.model's tokenizer, and after them the added tokens.
 
-    Text after an added token gets no second space, which is what the scheme "always" says.
-    Errors: as `pieces_of_model`.
+    Text after an added token gets no second space, as by the scheme "always".
+
+    Raises:
+        LlmError: as `pieces_of_model`.
     """
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise TypeError(f"{type(tokenizer).__name__} has no pieces")
@@ -146,10 +175,11 @@ def pieces_of_tokenizer(tokenizer: Tokenizer) -> Pieces:
 
 
 def pieces_of_json(document: Mapping[str, Any], path: Path) -> Pieces:
-    """The pieces of a tokenizer.json with byte fallback; the score of a token is minus its rank.
+    """Return the pieces of a tokenizer.json with byte fallback; a token's score is minus its rank.
 
-    Errors: `ModelNotSupported` where SentencePiece could not do the same: other steps before the
-    merges than Llama's, or not every pair that makes a token, one token after the other.
+    Raises:
+        ModelNotSupported: if SentencePiece could not do the same: other steps before the merges
+            than Llama's, or not every pair that makes a token, one token after the other.
     """
     model = document["model"]
     tokens = tokens_by_id(document)
@@ -172,14 +202,14 @@ def pieces_of_json(document: Mapping[str, Any], path: Path) -> Pieces:
 
 
 def tokens_by_id(document: Mapping[str, Any]) -> list[str]:
-    """Every token, added ones included; an id without a token gets a name for one."""
+    """Return every token, added ones included, and a made-up name for an id without a token."""
     named = {token_id: token for token, token_id in document["model"]["vocab"].items()}
     named |= {added["id"]: added["content"] for added in document["added_tokens"]}
     return [named.get(token_id, f"[PAD{token_id}]") for token_id in range(max(named) + 1)]
 
 
 def _type_of(token: str, model: Mapping[str, Any], is_special: Mapping[str, bool]) -> TokenType:
-    """The type of a token of tokenizer.json; `is_special` has those that are added."""
+    """Return the type of a token of tokenizer.json; `is_special` has the added ones."""
     # A file may name none, since with every byte a token nothing is unknown; a GGUF must.
     if token == (model.get("unk_token") or UNKNOWN):
         return TokenType.UNKNOWN
@@ -191,42 +221,34 @@ def _type_of(token: str, model: Mapping[str, Any], is_special: Mapping[str, bool
 
 
 def pair_of(merge: str | Sequence[str]) -> tuple[str, str]:
-    """The two tokens of an entry of `merges`, which are one string in an older tokenizer.json."""
+    """Return the two tokens of an entry of `merges`, one string in an older tokenizer.json."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 
 
 def _adds_space(document: Mapping[str, Any], path: Path) -> bool:
-    """Whether "▁" is put before a text, by a normalizer or by Metaspace."""
+    """Return whether "▁" is put before a text, by a normalizer or by Metaspace."""
     before = [document.get("normalizer"), document.get("pre_tokenizer")]
-    steps = [step for stage in before for step in steps_of(stage)]
-    replaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    steps = [step for stage in before for step in pipeline_steps(stage)]
     match steps:
-        case [{"type": "Prepend", "prepend": "▁"}, last] if last == replaces:
+        case [{"type": "Prepend", "prepend": "▁"}, last] if last == REPLACES:
             return True
-        case [only] if only == replaces:
+        case [only] if only == REPLACES:
             return False
         case [{"type": "Metaspace", "replacement": "▁", "split": False, "prepend_scheme": where}]:
             return bool(where != "never")
     raise ModelNotSupported(f"{path}: its normalizer or pre_tokenizer is not one of Llama's")
 
 
-def steps_of(stage: Mapping[str, Any] | None) -> list[Any]:
-    """The steps of a normalizer or a pre_tokenizer, one after the other."""
-    if stage is None:
-        return []
-    return list(stage.get("normalizers", stage.get("pretokenizers", [stage])))
-
-
 # --- To ------------------------------------------------------------------------------------------
 
 
 def merges_of(pieces: Pieces) -> Iterator[tuple[str, str]]:
-    """Every pair of tokens that together are one, in the order in which they are merged.
+    """Yield every pair of tokens that together are one, in the order in which they are merged.
 
-    Of equal scores the smaller id goes first. Two places that would make the same token are merged
-    from the left by SentencePiece, and here by the shorter left half: only a text such as "aaaa",
-    whose pieces overlap with themselves, can tell.
+    Of equal scores the smaller id goes first. SentencePiece merges two places that would make the
+    same token from the left, and a tokenizer.json by the shorter left half: only a text such as
+    "aaaa", whose pieces overlap with themselves, differs.
     """
     ids = pieces.vocabulary.ids_of(pieces.mergeable)
     for token, _ in sorted(ids.items(), key=lambda item: (-pieces.scores[item[1]], item[1])):
@@ -234,57 +256,50 @@ def merges_of(pieces: Pieces) -> Iterator[tuple[str, str]]:
         yield from (pair for pair in halves if pair[0] in ids and pair[1] in ids)
 
 
-def _check_letters(pieces: Pieces) -> None:
-    """SentencePiece merges a letter that is no token itself, a tokenizer.json cannot."""
-    normal = pieces.vocabulary.ids_of({TokenType.NORMAL})
+def tokenizer_json(pieces: Pieces, ends: SpecialIds) -> dict[str, Any]:
+    """Return the content of a tokenizer.json: Llama 2's pipeline around the pieces.
+
+    A user-defined token is found before everything else, and the text behind it begins like any
+    text, as in llama.cpp; SentencePiece itself puts no "▁" there.
+
+    Raises:
+        ModelNotSupported: for a token with a letter that is no token: SentencePiece merges such a
+            letter, a tokenizer.json cannot.
+    """
     letters = set(pieces.vocabulary.ids_of(pieces.mergeable))
-    for token in normal:
+    for token in pieces.vocabulary.ids_of({TokenType.NORMAL}):
         missing = next((letter for letter in token if letter not in letters), None)
         if missing is not None:
             raise ModelNotSupported(
                 f"{pieces.vocabulary.path}: token {token!r:.80} has the character {missing!r}, "
                 "which is no token itself; a tokenizer.json has no way to merge it"
             )
-
-
-def tokenizer_json(pieces: Pieces, ends: SpecialIds) -> dict[str, Any]:
-    """The content of a tokenizer.json: Llama 2's pipeline around the pieces.
-
-    A user-defined token is found before everything else, and the text behind it begins like any
-    text, as in llama.cpp; SentencePiece itself puts no "▁" there.
-    Errors: `ModelNotSupported` for a token of letters that are no tokens.
-    """
-    _check_letters(pieces)
     tokens, types = pieces.vocabulary.tokens, pieces.vocabulary.types
-    prepend = [{"type": "Prepend", "prepend": SPACE}] if pieces.adds_space else []
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    prepend = [PREPENDS] if pieces.adds_space else []
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if pieces.adds_space else []
     # The one puts "▁" before a space, too, the other does not.
-    normalizer: object = {"type": "Sequence", "normalizers": [*prepend, replace]}
+    normalizer: object = {"type": "Sequence", "normalizers": [*prepend, REPLACES]}
     pre_tokenizer: object = None
     if pieces.scheme is not None:
-        normalizer, pre_tokenizer = (
-            None,
-            {
-                "type": "Metaspace",
-                "replacement": SPACE,
-                "prepend_scheme": pieces.scheme,
-                "split": False,
-            },
-        )
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
+        normalizer = None
+        pre_tokenizer = {
+            "type": "Metaspace",
+            "replacement": SPACE,
+            "prepend_scheme": pieces.scheme,
+            "split": False,
+        }
+    return tokenizer_document(
+        [
             _added_token(pieces, token_id)
             for token_id, kind in enumerate(types)
-            if kind in SPECIAL_TYPES or _is_found_first(pieces, token_id)
+            if kind in SPECIAL_TYPES
+            # It is looked for in the text itself, which has no "▁" yet.
+            or (kind == TokenType.USER_DEFINED and SPACE not in tokens[token_id])
         ],
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": template(tokens, ends),
-        "decoder": {
+        normalizer=normalizer,
+        pre_tokenizer=pre_tokenizer,
+        post_processor=template(tokens, ends),
+        decoder={
             "type": "Sequence",
             "decoders": [
                 {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
@@ -293,7 +308,7 @@ def tokenizer_json(pieces: Pieces, ends: SpecialIds) -> dict[str, Any]:
                 *strip,
             ],
         },
-        "model": {
+        model={
             "type": "BPE",
             "dropout": None,
             "unk_token": pieces.unknown,
@@ -301,17 +316,25 @@ def tokenizer_json(pieces: Pieces, ends: SpecialIds) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": True,
             "byte_fallback": TokenType.BYTE in types,
-            "vocab": {token: token_id for token_id, token in enumerate(tokens)},
+            "vocab": pieces.vocabulary.ids,
             # A token with a space in it never comes about: spaces are "▁" by then.
             "merges": [f"{a} {b}" for a, b in merges_of(pieces) if " " not in a + b],
         },
-    }
+    )
 
 
-def _is_found_first(pieces: Pieces, token_id: int) -> bool:
-    """Whether a token is looked for in the text itself, where there is no "▁" yet."""
-    is_defined = pieces.vocabulary.types[token_id] == TokenType.USER_DEFINED
-    return is_defined and SPACE not in pieces.vocabulary.tokens[token_id]
+def tokenizer_document(
+    added_tokens: Sequence[Mapping[str, object]], *, model: Mapping[str, object], **steps: object
+) -> dict[str, Any]:
+    """Return the content of a tokenizer.json that neither cuts nor pads a text.
+
+    Args:
+        added_tokens: The tokens that are found in a text before anything else.
+        model: The vocabulary, and how words are cut into tokens.
+        steps: normalizer, pre_tokenizer, post_processor and decoder.
+    """
+    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added_tokens}
+    return {**whole, **steps, "model": model}
 
 
 def _added_token(pieces: Pieces, token_id: int) -> dict[str, Any]:
@@ -330,7 +353,7 @@ def _added_token(pieces: Pieces, token_id: int) -> dict[str, Any]:
 
 
 def added_token(token_id: int, token: str, *, is_special: bool) -> dict[str, Any]:
-    """An entry of `added_tokens`: a token that is found in a text before anything else."""
+    """Return an entry of `added_tokens`: a token that is found in a text before anything else."""
     return {
         "id": token_id,
         "content": token,
@@ -343,10 +366,10 @@ def added_token(token_id: int, token: str, *, is_special: bool) -> dict[str, Any
 
 
 def template(tokens: Sequence[str], ends: SpecialIds) -> dict[str, Any] | None:
-    """The post-processor that puts `ends.prefix` and `ends.suffix` around a text, or two; or none.
+    """Return the post-processor that puts `ends.prefix` and `ends.suffix` around texts, or None.
 
-    A second text has its own prefix in a model of the kind of Llama, whose prefix is BOS, and none
-    in BERT, which has a suffix after each.
+    A second text has its own prefix in a model like Llama, whose prefix is BOS, and none in BERT,
+    which has a suffix after each.
     """
     if not ends.prefix and not ends.suffix:
         return None
@@ -370,7 +393,7 @@ def template(tokens: Sequence[str], ends: SpecialIds) -> dict[str, Any] | None:
 
 
 def tokenizer_model(pieces: Pieces, ends: SpecialIds) -> bytes:
-    """The content of a tokenizer.model: Llama's settings around the pieces."""
+    """Return the content of a tokenizer.model: Llama's settings around the pieces."""
     tokens = pieces.vocabulary.tokens
     model = llama_model(pieces.vocabulary, pieces.scores)
     model.normalizer_spec.add_dummy_prefix = pieces.adds_space
@@ -386,3 +409,123 @@ def tokenizer_model(pieces: Pieces, ends: SpecialIds) -> bytes:
         trainer.unk_piece = pieces.unknown
         trainer.unk_id = tokens.index(pieces.unknown)
     return bytes(model.SerializeToString())
+
+
+# --- Unigram --------------------------------------------------------------------------------------
+
+
+def unigram_json(keys: GgufKeys, ends: SpecialIds) -> dict[str, Any]:
+    """Return the content of a tokenizer.json for a GGUF vocabulary of the kind t5.
+
+    Raises:
+        LlmRuntimeError: for a damaged key, naming it.
+    """
+    vocabulary = read_vocabulary(keys)
+    tokens, types = vocabulary.tokens, vocabulary.types
+    scores = read_scores(keys, len(tokens))
+    unknown = keys.token_id("unknown_token_id", len(tokens), default=2)
+    normal = [score for score, kind in zip(scores, types, strict=True) if kind == TokenType.NORMAL]
+    charsmap = keys.octets("precompiled_charsmap")
+    adds_space = keys.flag("add_space_prefix", default=False)
+    steps: list[Mapping[str, object]] = []
+    if charsmap:
+        table = b64encode(charsmap).decode()
+        steps.append({"type": "Precompiled", "precompiled_charsmap": table})
+    if keys.flag("remove_extra_whitespaces", default=False):
+        steps += MERGING
+    steps += [PREPENDS, REPLACES] if adds_space else [REPLACES]
+    return tokenizer_document(
+        [
+            added_token(i, token, is_special=kind in SPECIAL_TYPES)
+            for i, (token, kind) in enumerate(zip(tokens, types, strict=True))
+            if kind in SPECIAL_TYPES or kind == TokenType.USER_DEFINED
+        ],
+        normalizer={"type": "Sequence", "normalizers": steps},
+        pre_tokenizer=None,
+        post_processor=template(tokens, ends),
+        decoder={
+            "type": "Metaspace",
+            "replacement": SPACE,
+            "prepend_scheme": "always" if adds_space else "never",
+            "split": True,
+        },
+        model={
+            "type": "Unigram",
+            "unk_id": unknown,
+            # An unknown character costs 10 more than the worst token, so none may be worse.
+            "vocab": [
+                [token, score if kind == TokenType.NORMAL else min(normal, default=0.0)]
+                for token, score, kind in zip(tokens, scores, types, strict=True)
+            ],
+            "byte_fallback": False,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnigramSteps:
+    """The steps before a text is cut.
+
+    Attributes:
+        charsmap: SentencePiece's map of characters; empty where there is none.
+        adds_space: Whether "▁" begins a text.
+        merges_spaces: Whether several spaces are one, and spaces around a text none.
+        keeps_last_space: Whether one at the end of a text stays, for which there is no key.
+    """
+
+    charsmap: bytes
+    adds_space: bool
+    merges_spaces: bool
+    keeps_last_space: bool = False
+
+
+def unigram_steps(document: Mapping[str, Any], path: Path) -> UnigramSteps:
+    """Return the steps of a tokenizer.json.
+
+    Raises:
+        ModelNotSupported: for steps that are not those of SentencePiece.
+    """
+    steps = [*pipeline_steps(document["normalizer"]), *pipeline_steps(document["pre_tokenizer"])]
+    charsmap = b""
+    if steps and steps[0]["type"] == "Precompiled":
+        charsmap = b64decode(steps[0]["precompiled_charsmap"])
+        steps = steps[1:]
+    if steps[-1:] == [REPLACES]:
+        before = steps[:-1]
+        adds_space = before[-1:] == [PREPENDS]
+        before = before[:-1] if adds_space else before
+        if before in ([], MERGING):
+            return UnigramSteps(
+                charsmap=charsmap, adds_space=adds_space, merges_spaces=bool(before)
+            )
+    match steps:
+        case [*before, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme}] if (
+            scheme in ("always", "first") and _maps_white_space(charsmap)
+        ):
+            merges = {**MERGES_SPACES, "content": SPACE}
+            match before:
+                case [{"type": "WhitespaceSplit"}] if scheme == "always":
+                    return UnigramSteps(charsmap=charsmap, adds_space=True, merges_spaces=True)
+                case [*strips, last] if last in (merges, MERGES_SPACES) and (
+                    not strips or (len(strips) == 1 and strips[0]["type"] == "Strip")
+                ):
+                    return UnigramSteps(
+                        charsmap=charsmap,
+                        adds_space=True,
+                        merges_spaces=True,
+                        keeps_last_space=not strips or not strips[0]["strip_right"],
+                    )
+    raise ModelNotSupported(
+        f"{path}: its normalizer and pre_tokenizer are not the steps of a SentencePiece unigram "
+        "model, which is all that a GGUF file of the kind t5 can say; use --format hf"
+    )
+
+
+def _maps_white_space(charsmap: bytes) -> bool:
+    """Return whether every white space becomes spaces: a text is cut at any, by llama.cpp not."""
+    if not charsmap:
+        return False
+    library = normalizers.Precompiled(charsmap)
+    white = (chr(c) for c in range(sys.maxunicode) if chr(c).isspace())
+    # SentencePiece's own maps leave U+0085 as it is, an old line feed that texts do not have.
+    return all(not library.normalize_str(f"a{c}a").strip("a \x85") for c in white)

@@ -1,16 +1,16 @@
 """A model's tokenizer as the files that Hugging Face's and Spin's tokenizers load.
 
     GGUF, kind llama   tokenizer.json and tokenizer.model     refllm.export.sentencepiece
-    GGUF, kind t5      tokenizer.json, unigram                refllm.export.unigram
+    GGUF, kind t5      tokenizer.json, unigram                refllm.export.sentencepiece
     GGUF, kind gpt2    tokenizer.json, byte-level BPE
     GGUF, kind bert    tokenizer.json, WordPiece
     tokenizer.model    tokenizer.json and tokenizer.model     refllm.export.sentencepiece
-    a folder's others  tokenizer.json: the source's, with what the files beside it change
+    any other folder   tokenizer.json: the source's, with the changes of the files beside it
 
-tokenizer.json says all, so that Spin, which reads nothing else, has the same ids as transformers.
-tokenizer_config.json is written for it: special tokens by name, the class that takes a
-tokenizer.json as it is, the chat templates. Of what may lie beside it in a source,
-generation_config.json is kept with the ends of a generation that were found, and the rest
+tokenizer.json is complete, so that Spin, which reads no other file, has the same ids as
+transformers. tokenizer_config.json is written beside it: special tokens by name, the class that
+reads a tokenizer.json as it is, the chat templates. Of a source's other files,
+generation_config.json is kept with the ends of a generation that were found; the rest
 (added_tokens.json, special_tokens_map.json, vocab.txt, …) is in tokenizer.json.
 """
 
@@ -28,15 +28,16 @@ from refllm.export.sentencepiece import (
     pieces_of_gguf,
     pieces_of_tokenizer,
     template,
+    tokenizer_document,
     tokenizer_json,
     tokenizer_model,
+    unigram_json,
 )
-from refllm.export.unigram import unigram_json
+from refllm.files.reading import MAX_TOKENIZER_BYTES, read_json_object
 from refllm.tokenizer.base import Tokenizer
-from refllm.tokenizer.folder import read_json
+from refllm.tokenizer.bpe import PRE_TOKENIZERS
 from refllm.tokenizer.gguf_keys import GgufKeys
 from refllm.tokenizer.hf_json import JsonTokenizer
-from refllm.tokenizer.pretokenizers import PRE_TOKENIZERS
 from refllm.tokenizer.sentencepiece import model_from_bytes, vocabulary_of_model
 from refllm.tokenizer.vocabulary import (
     SPECIAL_TYPES,
@@ -49,8 +50,7 @@ from refllm.tokenizer.wordpiece import CONTINUES, MAX_CHARACTERS_PER_WORD
 
 __all__ = ["json_bytes", "special_tokens_of", "tokenizer_files", "vocabulary_files"]
 
-# The names that transformers has for special tokens of any model, and how a token of that name is
-# spelled where no file names one.
+# transformers' names of special tokens of any model, and the usual spellings of each.
 NAMES: Mapping[str, tuple[str, ...]] = {
     "bos_token": (),
     "eos_token": (),
@@ -69,52 +69,59 @@ def tokenizer_files(
 
     Args:
         words: The tokenizer and the chat templates.
-        n_ctx: The length that tokenizer_config.json names, unless the source's has a shorter one.
-        has_token_types: Whether the model is given an array of token types in transformers.
+        n_ctx: The length for tokenizer_config.json, unless the source's has a shorter one.
+        has_token_types: Whether the model takes an array of token types in transformers.
 
     Raises:
-        LlmRuntimeError: For a damaged file, naming it.
-        ModelNotSupported: As `refllm.export.sentencepiece`.
+        LlmRuntimeError: for a damaged file, naming it.
+        ModelNotSupported: as `refllm.export.sentencepiece`.
     """
     types = ["token_type_ids"] if has_token_types else []
+    source = words.path / "tokenizer_config.json"
+    limit: object = None  # refllm itself does not use it
+    if words.weights.source == "hf" and source.is_file():
+        limit = read_json_object(source, max_bytes=MAX_TOKENIZER_BYTES).get("model_max_length")
+    if isinstance(limit, int | float) and limit >= 1:
+        n_ctx = min(n_ctx, int(limit))
     special = special_tokens_of(words)
     others = {name: token for name, token in special.items() if name not in NAMES}
     special = {name: token for name, token in special.items() if name in NAMES}
-    said: dict[str, object] = {
+    config: dict[str, object] = {
         **special,
         **({"extra_special_tokens": others} if others else {}),
         # The class that builds no pipeline of its own.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": min(n_ctx, _own_limit(words) or n_ctx),
+        "model_max_length": n_ctx,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", *types, "attention_mask"],
     }
     if words.weights.architecture == "llama":
-        said["add_bos_token"] = bool(words.ends.prefix)
-        said["add_eos_token"] = bool(words.ends.suffix)
+        config["add_bos_token"] = bool(words.ends.prefix)
+        config["add_eos_token"] = bool(words.ends.suffix)
     if words.templates:
         named = [{"name": name, "template": text} for name, text in words.templates.items()]
-        said["chat_template"] = named if len(named) > 1 else named[0]["template"]
+        config["chat_template"] = named if len(named) > 1 else named[0]["template"]
     files = {
         **vocabulary_files(words),
-        "tokenizer_config.json": json_bytes(said),
+        "tokenizer_config.json": json_bytes(config),
         "special_tokens_map.json": json_bytes(special),
     }
     generation = words.path / "generation_config.json"
     if words.weights.source == "hf" and generation.is_file():
         ends = {"bos_token_id": words.ends.bos_id, "eos_token_id": sorted(words.ends.eos_ids)}
-        kept = {key: value for key, value in read_json(generation).items() if key not in ends}
+        own = read_json_object(generation)
+        kept = {key: value for key, value in own.items() if key not in ends}
         found = {key: value for key, value in ends.items() if value not in (None, [])}
         files["generation_config.json"] = json_bytes({**found, **kept})
     return files
 
 
 def vocabulary_files(words: TokenizerDescription) -> dict[str, bytes]:
-    """Return tokenizer.json, and tokenizer.model where it can say the same, as name to content.
+    """Return tokenizer.json, and a tokenizer.model of the same vocabulary, as name to content.
 
     Raises:
-        LlmRuntimeError: For a damaged file, naming it.
-        ModelNotSupported: As `refllm.export.sentencepiece`.
+        LlmRuntimeError: for a damaged file, naming it.
+        ModelNotSupported: as `refllm.export.sentencepiece`.
     """
     tokenizer, weights = words.tokenizer, words.weights
     if weights.source == "hf":
@@ -141,7 +148,7 @@ def vocabulary_files(words: TokenizerDescription) -> dict[str, bytes]:
 
 
 def special_tokens_of(words: TokenizerDescription) -> dict[str, str]:
-    """Return bos_token, eos_token, … to the token's spelling, for those that there are."""
+    """Return the spelling of each special token that the model has: bos_token, eos_token, …"""
     ids = words.ids()
     named = dict(words.tokenizer.special_tokens)
     is_encoder = words.weights.architecture != "llama"
@@ -163,17 +170,8 @@ def json_bytes(content: Mapping[str, object] | Sequence[object]) -> bytes:
     return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def _own_limit(words: TokenizerDescription) -> int | None:
-    """The length that a folder's tokenizer_config.json names; refllm itself does not use it."""
-    path = words.path / "tokenizer_config.json"
-    if words.weights.source == "gguf" or not path.is_file():
-        return None
-    limit = read_json(path).get("model_max_length")
-    return int(limit) if isinstance(limit, int | float) and limit >= 1 else None
-
-
 def _begins_with(words: TokenizerDescription, data: bytes) -> bool:
-    """Whether the first tokens are those of a tokenizer.model; one that is damaged has none."""
+    """Return whether the first tokens are those of a tokenizer.model; a damaged one has none."""
     path = words.path / "tokenizer.model"
     try:
         tokens = vocabulary_of_model(model_from_bytes(data, path), path).tokens
@@ -194,7 +192,7 @@ def _both(pieces: Pieces, words: TokenizerDescription) -> dict[str, bytes]:
 
 
 def _with_truncation(document: Mapping[str, object], tokenizer: Tokenizer) -> bytes:
-    """A tokenizer.json that cuts texts where the tokenizer does."""
+    """Return a tokenizer.json that cuts texts where the tokenizer does."""
     if tokenizer.text_limit is None:
         return json_bytes(document)
     truncation = {
@@ -263,18 +261,14 @@ def _wordpiece(keys: GgufKeys, vocabulary: Vocabulary, ends: SpecialIds) -> dict
 def _document(
     vocabulary: Vocabulary, ends: SpecialIds, *, model: Mapping[str, Any], **steps: object
 ) -> dict[str, Any]:
-    """A tokenizer.json of these steps, in which special and user-defined tokens are found first."""
+    """Return a tokenizer.json of these steps; it finds special and user-defined tokens first."""
     found_first = vocabulary.ids_of({*SPECIAL_TYPES, TokenType.USER_DEFINED})
-    ids = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
+    return tokenizer_document(
+        [
             added_token(token_id, token, is_special=vocabulary.is_special(token_id))
             for token, token_id in found_first.items()
         ],
         **steps,
-        "post_processor": template(vocabulary.tokens, ends),
-        "model": {**model, "vocab": ids},
-    }
+        post_processor=template(vocabulary.tokens, ends),
+        model={**model, "vocab": vocabulary.ids},
+    )

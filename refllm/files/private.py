@@ -1,8 +1,7 @@
-"""Files that one process keeps for the next, and that no other user could have put there.
+"""A cache of files for the next process that no other user could have written.
 
-Machine code from a file runs with all the rights of the process that loads it. A checksum tells a
-damaged file from a whole one and says nothing of its author, since the author of a file writes its
-checksum too. What counts is who could have written it, so a file is read only if
+Machine code from a file runs with all the rights of the process that loads it. A checksum finds a
+damaged file, but not a hostile one, whose author writes the checksum too. So a file is read only if
 
     the file                 is a regular file, of this user or of root, that no other user can
                              write to; a symbolic link, a pipe or a device is not opened
@@ -10,12 +9,11 @@ checksum too. What counts is who could have written it, so a file is read only i
     each folder above that   likewise, or it is one where a file belongs to its owner alone, as
                              in /tmp (the sticky bit)
 
-Otherwise another user could put a file there, or move a folder away and another into its place.
-The checksum covers what the file is for (`identity`) as well: under another file's name it is read
-as damaged.
+Otherwise another user could put a file there, or replace a folder. The checksum also covers the
+purpose of the file (`identity`): under another file's name it is read as damaged.
 
-Windows has access control lists instead, which are not looked at: a user's own folders are private
-there unless the user shares them.
+The access control lists of Windows are not checked: a user's own folders are private there unless
+the user shares them.
 """
 
 from __future__ import annotations
@@ -31,19 +29,21 @@ __all__ = ["NotPrivateError", "private_folder", "read_kept", "write_kept"]
 
 CHECKSUM_BYTES = 32
 ROOT_USER = 0
-# Others may read: a container's image may bring what its builder kept.
+# Readable by all: a container's image may come with the cache of its builder.
 FOLDER_MODE = 0o755
 FILE_MODE = 0o644
 HAS_OWNERS = os.name == "posix"
-# Of a symbolic link open fails, of a pipe it does not wait for a writer; "rb" on Windows.
+# A symbolic link fails to open, a pipe does not block; binary mode on Windows.
 FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 class NotPrivateError(Exception):
-    """Another user could put files into a folder: `place` is the folder to blame, or one above.
+    """Another user could put files into a folder.
 
-    `reason` is a clause about it, and `remedy` the command that makes it private, "" where the
-    user has no such command.
+    Attributes:
+        place: The folder with the wrong permissions: this one or one above.
+        reason: A clause about it.
+        remedy: The command that makes it private, "" if the user has no such command.
     """
 
     def __init__(self, place: Path, reason: str, remedy: str) -> None:
@@ -54,10 +54,11 @@ class NotPrivateError(Exception):
 
 
 def private_folder(folder: Path) -> Path:
-    """The folder by its real path, made if need be.
+    """Return the folder by its real path, after making it if it is absent.
 
-    Errors: `NotPrivateError` where another user could put files into it, `OSError` where it
-    cannot be made.
+    Raises:
+        NotPrivateError: if another user could put files into it.
+        OSError: if it cannot be made.
     """
     real = Path(os.path.realpath(folder))
     missing = [place for place in (real, *real.parents) if not place.exists()]
@@ -73,9 +74,9 @@ def private_folder(folder: Path) -> Path:
 
 
 def read_kept(path: Path, identity: str) -> bytes | None:
-    """What `write_kept` wrote there for the same `identity`, in a private folder.
+    """Return the bytes that `write_kept` wrote there for the same `identity`, in a private folder.
 
-    None where there is no such file, another user could have written it, or it is damaged.
+    Return None if there is no such file, another user could have written it, or it is damaged.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | FLAGS)
@@ -96,7 +97,11 @@ def read_kept(path: Path, identity: str) -> bytes | None:
 
 
 def write_kept(path: Path, identity: str, contents: bytes) -> None:
-    """Let the file appear whole or not at all. Errors: `OSError`."""
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS
@@ -110,7 +115,7 @@ def write_kept(path: Path, identity: str, contents: bytes) -> None:
 
 
 def _refuse_other_authors(folder: Path, *, is_above: bool = False) -> None:
-    """Errors: `NotPrivateError`, `OSError`.
+    """Raise `NotPrivateError` if another user could put files into the folder.
 
     `is_above`: the folder will hold folders only, no files that are read.
     """
@@ -126,9 +131,9 @@ def _refuse_other_authors(folder: Path, *, is_above: bool = False) -> None:
 
 
 def _other_authors(status: os.stat_result, *, may_be_sticky: bool = False) -> str | None:
-    """Which other users can write to a file or folder, as a clause about it; None where none can.
+    """Return which other users can write to a file or folder, as a clause, or None if none can.
 
-    `may_be_sticky`: a folder in which others can make files and not replace any is well.
+    `may_be_sticky`: allow a folder in which other users can make files and not replace any.
     """
     if not HAS_OWNERS:
         return None
@@ -144,7 +149,5 @@ def _other_authors(status: os.stat_result, *, may_be_sticky: bool = False) -> st
 
 
 def _checksum(identity: str, contents: bytes) -> bytes:
-    digest = hashlib.sha256(len(identity.encode()).to_bytes(8, "little"))
-    digest.update(identity.encode())
-    digest.update(contents)
-    return digest.digest()
+    name = identity.encode()
+    return hashlib.sha256(len(name).to_bytes(8, "little") + name + contents).digest()

@@ -1,13 +1,13 @@
-"""Files and folders that appear whole or not at all, whatever ends the process that writes them.
+"""Write files and folders that appear whole or not at all, whatever ends the writing process.
 
     DIR/report.json                                      the target: old until the rename, then new
     DIR/.report.json.1f0c64a09be2d357.unfinished/        private to one write
         report.json                                      what is being written
         lock                                             locked while its process lives
 
-The hidden folder lies beside the target, on the same file system, so that a rename publishes what
-is in it. A process that is killed leaves the folder behind, and the kernel releases the lock: the
-next write of the same target removes every such folder whose lock it can take.
+The hidden folder is beside the target, on the same file system, so a rename publishes its content.
+A process that is killed leaves the folder behind, and the kernel releases the lock: the next write
+of the same target removes every such folder whose lock it can take.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ __all__ = ["clear_leftovers", "require_whole_file", "sync", "whole_file", "whole
 
 LOCK = "lock"
 SUFFIX = ".unfinished"
+HIDDEN = re.compile(rf"(?:^|[/\\])\.[^/\\]*{re.escape(SUFFIX)}(?:$|[/\\])")  # a folder in a path
 # Characters of the target's name in the hidden folder's: at most 4 bytes each, and 29 for the rest,
 # they fit into the 255 bytes that file systems allow.
-LONGEST_PREFIX = 50
+MAX_PREFIX = 50
 # Another write of the same target can take a new folder for a leftover in the instant before it is
 # locked; losing that race this often means something else.
 ATTEMPTS = 10
@@ -50,19 +51,19 @@ def whole_file(
 ) -> Iterator[Path]:
     """Yield a path to write to, in the `with` block; when the block ends, `path` is that file.
 
-    Until then, and if the block raises, `path` stays as it was. What exists keeps its permissions,
-    and a symbolic link stays one: the file that it leads to is replaced. What is no regular file (a
-    pipe, a device, /dev/stdout) is yielded itself, because only what is written there counts.
+    Until then, and if the block raises, `path` stays as it was. An existing file keeps its
+    permissions, and a symbolic link stays one: the file that it leads to is replaced. A path that
+    is no regular file (a pipe, a device, /dev/stdout) is yielded itself.
 
     Args:
         path: The file to write.
         parents: Whether to make the folders above it where they are absent.
         overwrite: Whether to replace what exists.
-        durable: Whether the disk is to have stored the file before it becomes visible. Where the
-            reader checks a hash, a power failure does no harm without.
+        durable: Whether the disk must have stored the file before it becomes visible. A reader that
+            checks a hash does not need it.
 
     Raises:
-        InvalidInput: Without `overwrite`, where `path` exists, before the block or after it.
+        InvalidInput: without `overwrite`, where `path` exists, before the block or after it.
         LlmRuntimeError: "PATH: cannot be written: …", for every `OSError`, those of the block
             included. A `BrokenPipeError` stays what it is.
 
@@ -90,8 +91,8 @@ def whole_folder(path: Path, *, parents: bool = False) -> Iterator[Path]:
         parents: Whether to make the folders above it where they are absent.
 
     Raises:
-        InvalidInput: Where `path` exists, before the block or after it.
-        LlmRuntimeError: As `whole_file`.
+        InvalidInput: if `path` exists, before the block or after it.
+        LlmRuntimeError: as `whole_file`.
     """
     with (
         _named_errors(path),
@@ -102,12 +103,12 @@ def whole_folder(path: Path, *, parents: bool = False) -> Iterator[Path]:
 
 
 def require_whole_file(path: Path, *, parents: bool = False) -> None:
-    """Raise what `whole_file` would, before the work whose result is to be written.
+    """Raise the errors of `whole_file` before the work whose result is to be written.
 
-    Nothing is left behind, and what is there stays as it is.
+    No file is left behind or changed.
 
     Raises:
-        LlmRuntimeError: As `whole_file`.
+        LlmRuntimeError: as `whole_file`.
     """
     with _named_errors(path):
         if _is_written_in_place(path):
@@ -123,11 +124,13 @@ def require_whole_file(path: Path, *, parents: bool = False) -> None:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove what killed processes left of writing `path`; what is being written stays.
+    """Remove the unfinished files of `path` that killed processes left.
 
-    What cannot be removed, or told from what is being written, stays as well.
+    A file that another process is writing stays, and so does one that cannot be removed or locked.
     """
-    leftover = re.compile(rf"\.{re.escape(_prefix(path))}\.[0-9a-f]{{16}}{re.escape(SUFFIX)}")
+    leftover = re.compile(
+        rf"\.{re.escape(path.name[:MAX_PREFIX])}\.[0-9a-f]{{16}}{re.escape(SUFFIX)}"
+    )
     try:
         folders = [each for each in path.parent.iterdir() if leftover.fullmatch(each.name)]
     except OSError:
@@ -144,7 +147,7 @@ def clear_leftovers(path: Path) -> None:
 
 @contextmanager
 def _published(path: Path, *, parents: bool, overwrite: bool, durable: bool) -> Iterator[Path]:
-    """Yield a path in a hidden folder; rename what is there to `path` when the block ends."""
+    """Yield a path in a hidden folder; rename it to `path` when the block ends."""
     target = Path(os.path.realpath(path)) if overwrite else path
     clear_leftovers(target)
     if not overwrite:
@@ -158,7 +161,13 @@ def _published(path: Path, *, parents: bool, overwrite: bool, durable: bool) -> 
         if durable:
             sync(unfinished)
         if replaced is not None:
-            _give(unfinished, replaced)
+            if hasattr(os, "chown") and (replaced.st_uid, replaced.st_gid) != (
+                os.geteuid(),
+                os.getegid(),
+            ):
+                with contextlib.suppress(PermissionError):
+                    os.chown(unfinished, replaced.st_uid, replaced.st_gid)
+            unfinished.chmod(stat.S_IMODE(replaced.st_mode))
         if overwrite:
             _replace(unfinished, target)
         else:
@@ -177,14 +186,10 @@ def _named_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         named = error.filename2 or error.filename  # a failed copy names its source, then its target
-        if isinstance(named, str) and Path(named).name != path.name and not _is_ours(Path(named)):
+        is_another = isinstance(named, str) and Path(named).name != path.name
+        if is_another and not HIDDEN.search(os.fspath(named)):
             reason = f"{named}: {reason}"
         raise LlmRuntimeError(f"{path}: cannot be written: {reason}") from error
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether `path` is, or lies in, the hidden folder of a write."""
-    return any(part.startswith(".") and part.endswith(SUFFIX) for part in path.parts)
 
 
 def _refuse_existing(path: Path) -> None:
@@ -196,9 +201,10 @@ def _refuse_existing(path: Path) -> None:
 
 
 def _is_written_in_place(path: Path) -> bool:
-    """Return whether no file could replace `path`, a folder among others.
+    """Return whether no file could replace `path`, as of a folder.
 
-    Errors: `OSError` where nothing can be at `path`.
+    Raises:
+        OSError: if nothing can be at `path`.
     """
     if str(path.absolute()).startswith(OPEN_FILES):
         return True
@@ -209,10 +215,7 @@ def _is_written_in_place(path: Path) -> bool:
 
 
 def _status_of_writable(target: Path) -> os.stat_result | None:
-    """Return the status of what is to be replaced, None where there is nothing.
-
-    Errors: `PermissionError` where it must not be written, as opening it would raise.
-    """
+    """Return the status of the file to replace, or None; raise as `_require_writable`."""
     try:
         status = target.stat()
     except FileNotFoundError:
@@ -222,19 +225,11 @@ def _status_of_writable(target: Path) -> os.stat_result | None:
 
 
 def _require_writable(path: Path) -> None:
-    """Errors: `OSError` where opening what exists to write it would raise one."""
+    """Raise the `OSError` that opening an existing file for writing would raise."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-
-
-def _give(unfinished: Path, status: os.stat_result) -> None:
-    """Give the new file the owner, where that is allowed, and the permissions of the old one."""
-    if hasattr(os, "chown") and (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-        with contextlib.suppress(PermissionError):
-            os.chown(unfinished, status.st_uid, status.st_gid)
-    unfinished.chmod(stat.S_IMODE(status.st_mode))
 
 
 def _replace(unfinished: Path, target: Path) -> None:
@@ -248,7 +243,7 @@ def _replace(unfinished: Path, target: Path) -> None:
 
 
 def _rename_to_new(unfinished: Path, target: Path) -> None:
-    """Rename a file or folder. Errors: `InvalidInput` where `target` exists by now."""
+    """Rename a file or folder; raise `InvalidInput` if `target` exists by now."""
     try:
         os.link(unfinished, target)  # refuses what exists, which a rename replaces
     except FileExistsError:
@@ -259,10 +254,6 @@ def _rename_to_new(unfinished: Path, target: Path) -> None:
 
 
 # --- The hidden folder ---------------------------------------------------------------------------
-
-
-def _prefix(target: Path) -> str:
-    return target.name[:LONGEST_PREFIX]
 
 
 @contextmanager
@@ -282,7 +273,7 @@ def _locked_folder(target: Path) -> tuple[Path, BaseFileLock | None]:
     from filelock import Timeout
 
     for _ in range(ATTEMPTS):
-        folder = target.parent / f".{_prefix(target)}.{secrets.token_hex(8)}{SUFFIX}"
+        folder = target.parent / f".{target.name[:MAX_PREFIX]}.{secrets.token_hex(8)}{SUFFIX}"
         folder.mkdir(mode=0o700)
         lock = _lock_in(folder)
         try:
@@ -314,7 +305,7 @@ def _lock_in(folder: Path) -> BaseFileLock:
 
 
 def sync(path: Path) -> None:
-    """Have the disk store a file, or a folder and all that is in it."""
+    """Flush a file, or a folder and its content, to the disk."""
     if path.is_dir():
         for each in path.iterdir():
             sync(each)

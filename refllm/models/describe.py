@@ -1,6 +1,6 @@
-"""What a model is, read from its files; nothing is computed and nothing kept in memory.
+"""What a model is, read from its files without loading the weights.
 
-`describe` tells everything of one model, `overview` a line for each of several.
+`describe` returns everything about one model, `overview` one line of a list.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Literal
 import numpy as np
 
 from refllm.checkpoints.chat_template import chat_template_of
-from refllm.checkpoints.config_bert import bert_config
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.checkpoints.sentence_config import sentence_config
 from refllm.errors import LlmError, LlmRuntimeError
 from refllm.files.accounting.ledger import Ledger
-from refllm.models.bundled import is_embedded, is_unchanged
+from refllm.models.bundled import is_bundled, is_unchanged
 from refllm.models.find import FoundModel
 from refllm.models.load import load_path, load_tokenizer
 from refllm.models.pull import PUBLISHED, require_published
@@ -39,7 +38,7 @@ ROWS_AT_A_TIME = 1024
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The tensors of one type."""
+    """The sums over the tensors of one type."""
 
     n_tensors: int
     n_parameters: int
@@ -48,11 +47,19 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What `refllm models show` prints.
+    """A model, as `refllm models show` prints it.
 
-    `types` are by GGML's name, what takes most bytes first. `hyperparameters` are those of
-    `LlamaConfig` or `BertConfig`, and what makes a text's vector. `cache_bytes` is what the KV
-    cache takes for each token.
+    Attributes:
+        path: The file or folder.
+        kind: "inferencing" or "embedding".
+        architecture: "llama" or "bert".
+        types: The tensors by GGML's name of their type, the most bytes first.
+        hyperparameters: Those of `LlamaConfig` or `BertConfig`, and of sentence-transformers.
+        n_tokens: The tokenizer's vocabulary.
+        bos_id: The token that begins a text, None if there is none.
+        eos_ids: The tokens that end a text.
+        chat_template: The template, None if there is none.
+        cache_bytes: The size of the KV cache for one token.
     """
 
     path: Path
@@ -68,23 +75,25 @@ class Description:
 
     @property
     def n_parameters(self) -> int:
-        """The numbers in all tensors."""
+        """The number of parameters in all tensors."""
         return sum(stored.n_parameters for stored in self.types.values())
 
     @property
     def n_bytes(self) -> int:
-        """What all tensors take, in the file and in memory."""
+        """The size of all tensors, in the file and in memory."""
         return sum(stored.n_bytes for stored in self.types.values())
 
     def memory(self, n_tokens: int) -> int:
-        """Bytes for the weights and for a context of so many tokens."""
+        """Return the bytes of the weights and of a context of so many tokens."""
         return self.n_bytes + self.cache_bytes * n_tokens
 
 
 def describe(path: Path) -> Description:
-    """The model at `path`, a GGUF file or a folder.
+    """Return the description of the model at `path`, a GGUF file or a folder.
 
-    Errors: `ModelNotSupported`, `LlmRuntimeError` naming the file that is damaged or missing.
+    Raises:
+        ModelNotSupported: For a model that refllm does not compute.
+        LlmRuntimeError: With the file that is damaged or missing.
     """
     weights = open_weights(path)
     tokenizer = load_tokenizer(path, weights)
@@ -119,11 +128,10 @@ def describe(path: Path) -> Description:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """What `refllm models list` prints of a model.
+    """A model's line of `refllm models list`.
 
-    `file_type` is the type that most of its bytes have. `verified` is whether its files are those
-    that were published under its name; None for a model of which nobody published anything to
-    compare with. Of a damaged model only `problem` is known.
+    `file_type` is the type of most of its bytes. `verified` is whether its files are the published
+    ones; None if no hashes are known. A damaged model only has a `problem`.
     """
 
     name: str
@@ -138,7 +146,7 @@ class Overview:
 
 
 def overview(model: FoundModel) -> Overview:
-    """The model in a line, from its files' headers, and their hashes where known ones exist."""
+    """Return a model's line, from its files' headers, and their hashes if known ones exist."""
     try:
         weights = open_weights(model.path)
     except LlmError as error:
@@ -157,38 +165,42 @@ def overview(model: FoundModel) -> Overview:
 
 
 def _is_published(model: FoundModel) -> bool | None:
-    if is_embedded(model.path):
+    if is_bundled(model.path):
         return is_unchanged(model.path)
     if model.name not in PUBLISHED or not model.path.is_dir():
         return None
     try:
         require_published(model.path, PUBLISHED[model.name])
-    except (LlmRuntimeError, OSError):  # one that cannot be read is none that can be vouched for
+    except (LlmRuntimeError, OSError):  # a file that cannot be read is not verified
         return False
     return True
 
 
 def verify(path: Path) -> int:
-    """How many tensors the model at `path` has, each whole, of the right shape, and finite.
+    """Return the number of tensors of the model at `path`, after checking it.
 
-    Every tensor and key is used, irrelevant by a table of `refllm.files.accounting`, or refused.
+    Every tensor and key must be used, or irrelevant by a table of `refllm.files.accounting`. Each
+    tensor must have the network's shape and finite values.
 
-    Errors: `ModelNotSupported`, `LlmRuntimeError` naming the file, and the tensor that is wrong.
+    Raises:
+        ModelNotSupported: For a model that refllm does not compute.
+        LlmRuntimeError: With the file, and the tensor that is wrong.
     """
-    # What the network asks for is there, in the shapes that it asks for, and nothing else is.
     load_path(path, ledger=Ledger(strict=True))
     weights = open_weights(path)
     for tensor in weights.tensors.values():
-        if not _is_finite(tensor):
-            raise LlmRuntimeError(
-                f"{weights.path}: tensor {tensor.name} has values that are not finite; "
-                "fetch the file again"
-            )
+        n_rows = len(tensor.data)
+        for start in range(0, n_rows, ROWS_AT_A_TIME):
+            if not np.isfinite(tensor.rows(start, min(start + ROWS_AT_A_TIME, n_rows))).all():
+                raise LlmRuntimeError(
+                    f"{weights.path}: tensor {tensor.name} has values that are not finite; "
+                    "fetch the file again"
+                )
     return len(weights.tensors)
 
 
 def _types(tensors: Iterable[Tensor]) -> dict[str, Stored]:
-    """The tensors' sums by type."""
+    """Return the sums of the tensors by type."""
     types: dict[str, Stored] = {}
     for tensor in tensors:
         name = tensor.format.name
@@ -199,12 +211,3 @@ def _types(tensors: Iterable[Tensor]) -> dict[str, Stored]:
             sums.n_bytes + tensor.data.nbytes,
         )
     return dict(sorted(types.items(), key=lambda item: -item[1].n_bytes))
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether every number is, decoded some rows at a time."""
-    n_rows = len(tensor.data)
-    return all(
-        np.isfinite(tensor.rows(start, min(start + ROWS_AT_A_TIME, n_rows))).all()
-        for start in range(0, n_rows, ROWS_AT_A_TIME)
-    )

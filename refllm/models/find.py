@@ -1,7 +1,7 @@
-"""Where models live: from a model's name to the file or folder that holds it.
+"""From a model's name to its file or folder.
 
-A root is a folder such as `.spin/ai-models`. In each root a model called `tiny` is, in the order in
-which it is looked for,
+A root is a folder such as `.spin/ai-models`. In each root a model called `tiny` is searched in this
+order:
 
     <root>/<architecture>/tiny/        a folder, see below     (architecture: llama, or bert)
     <root>/<architecture>/tiny         a GGUF file
@@ -10,14 +10,14 @@ which it is looked for,
     <root>/tiny                        a GGUF file
     <root>/tiny.gguf
 
-and a model's folder holds `model.safetensors` or `model.safetensors.index.json` with its shards,
-beside `config.json` and `tokenizer.json`; or one `.gguf` file, in one or several parts (of several
-files, the one called `tiny.gguf`). The first root that has the model wins. Source: Spin's SIP 015
-and its host code, and refllm's SPEC.md where those leave a case open.
+A model's folder has `model.safetensors` or `model.safetensors.index.json` with its shards, beside
+`config.json` and `tokenizer.json`; or one `.gguf` file, in one or several parts (of several files,
+the one called `tiny.gguf`). The first root that has the model wins. Source: Spin's SIP 015 and its
+host code, and refllm's SPEC.md for the cases that they leave open.
 
-A name can never lead out of a root, because `check_name` accepts nothing that could; a symbolic
-link that the owner of a root put there is followed. Hidden files and folders are never models, so a
-download in progress is a hidden folder (`refllm.models.pull`).
+`check_name` refuses every name that could lead out of a root; symbolic links in a root are
+followed. Hidden files and folders are never models, so a download in progress is a hidden folder
+(`refllm.models.pull`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from refllm.errors import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.models import bundled
 
 __all__ = [
+    "INFERENCING_ARCHITECTURE",
     "MODEL_NOT_FOUND",
     "PULLABLE",
     "FoundModel",
@@ -62,18 +63,19 @@ PULLABLE = frozenset({"all-minilm-l6-v2", "llama2-chat", "codellama-instruct", "
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
 MODEL_FILES = (*SAFETENSORS_FILES, "config.json", "tokenizer.json", "tokenizer.model")
 MODEL_NOT_FOUND = "model_not_found"  # OpenAI's name of the error
-LONGEST_NAME = 255  # bytes; what file systems allow for one component of a path
-SHORTEST_PART = 4  # characters of a part that stands for a whole name: llama2 for llama2-chat
-# A path joins the two slashes of an address.
+MAX_NAME = 255  # bytes; the limit of file systems for one component of a path
+MIN_PART = 4  # characters of a part that suggests a whole name: llama2 for llama2-chat
+# A path has one slash where an address has two.
 HUB_REPOSITORY = re.compile(r"(?:https?:/+huggingface\.co/)?([\w-][\w.-]*/[\w-][\w.-]*)")
-LONGEST_SHOWN = 60  # characters of somebody else's text in a message of ours
+MAX_SHOWN = 60  # characters of a name in a message
+MAX_LISTED = 5  # files in a message
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A model that lies in a root: its name, the folder of its architecture, and where it is.
+    """A model in a root: its name, the folder of its architecture, and its path.
 
-    `architecture` is None in the flat layout, where only the files themselves could tell.
+    `architecture` is None in the flat layout, where the folder does not tell it.
     """
 
     name: str
@@ -82,7 +84,7 @@ class FoundModel:
 
 
 def check_name(name: str) -> None:
-    """Raise `InvalidInput`, saying why, unless `name` is a name: one plain component of a path."""
+    """Raise `InvalidInput` with the reason unless `name` is one plain component of a path."""
     if not isinstance(name, str):
         raise InvalidInput(f"a model's name must be text, got {type(name).__name__}")
     reason = _why_not_a_name(name)
@@ -91,9 +93,12 @@ def check_name(name: str) -> None:
 
 
 def pulled_models_root() -> Path:
-    """The root that models are pulled into: $REFLLM_HOME/ai-models, REFLLM_HOME being ~/.refllm.
+    """Return the root that models are pulled into: $REFLLM_HOME/ai-models.
 
-    Errors: `LlmRuntimeError` where neither REFLLM_HOME nor a home directory is known.
+    REFLLM_HOME is ~/.refllm unless set.
+
+    Raises:
+        LlmRuntimeError: If REFLLM_HOME is not set and there is no home directory.
     """
     try:
         home = Path(os.environ.get("REFLLM_HOME") or "~/.refllm").expanduser()
@@ -103,36 +108,33 @@ def pulled_models_root() -> Path:
 
 
 def default_roots() -> tuple[Path, ...]:
-    """The roots that are searched unless told otherwise, in this order.
+    """Return the default roots, in the order of the search.
 
-    `.spin/ai-models` here, then what was pulled, then what ships with the package. Errors: as
+    `.spin/ai-models` in the current folder, the pulled models, the bundled models. Raises as
     `pulled_models_root`.
     """
     return (Path(".spin", "ai-models"), pulled_models_root(), bundled.ROOT)
 
 
 def find_inferencing_model(name: str, roots: Sequence[Path]) -> Path:
-    """The GGUF file, or the folder with safetensors, of the inferencing model called `name`.
+    """Return the GGUF file, or the folder with safetensors, of an inferencing model.
 
-    Errors: `InvalidInput` if `name` is not a name or no root has the model; `ModelNotSupported` if
-    the model is only there under another architecture's folder; `LlmRuntimeError` if its folder
-    holds no weights, or several GGUF files of which none has the model's name.
+    Raises:
+        InvalidInput: If `name` is not a valid name, or no root has the model.
+        ModelNotSupported: If the model is only in another architecture's folder.
+        LlmRuntimeError: If its folder has no weights, or several GGUF files of which none has the
+            model's name.
     """
-    check_name(name)
-    path = _find(name, roots, (INFERENCING_ARCHITECTURE,))
-    if path is None:
-        _refuse_other_architecture(name, roots, (INFERENCING_ARCHITECTURE,))
-        raise InvalidInput(
-            *_absent("no model directory found for model", name, roots), code=MODEL_NOT_FOUND
-        )
-    return path
+    return _find_or_raise(name, roots, (INFERENCING_ARCHITECTURE,))
 
 
 def find_embedding_model(name: str, roots: Sequence[Path]) -> Path:
-    """The GGUF file, or the folder with safetensors, of the embedding model called `name`.
+    """Return the GGUF file, or the folder with safetensors, of an embedding model.
 
-    Errors: `InvalidInput` if `name` is not a name; `ModelNotSupported` if no root has the model;
-    `LlmRuntimeError` as `find_inferencing_model`.
+    Raises:
+        InvalidInput: If `name` is not a valid name.
+        ModelNotSupported: If no root has the model.
+        LlmRuntimeError: As `find_inferencing_model`.
     """
     check_name(name)
     path = _find(name, roots, (EMBEDDING_ARCHITECTURE,))
@@ -151,38 +153,39 @@ def find_embedding_model(name: str, roots: Sequence[Path]) -> Path:
 
 
 def find_model(name: str, roots: Sequence[Path]) -> Path:
-    """The GGUF file, or the folder with safetensors, of the model called `name`, of either kind.
+    """Return the GGUF file, or the folder with safetensors, of a model of either kind.
 
-    Errors: as `find_inferencing_model`.
+    Raises as `find_inferencing_model`.
     """
-    check_name(name)
-    architectures = (INFERENCING_ARCHITECTURE, EMBEDDING_ARCHITECTURE)
-    path = _find(name, roots, architectures)
-    if path is None:
-        _refuse_other_architecture(name, roots, architectures)
-        raise InvalidInput(
-            *_absent("no model directory found for model", name, roots), code=MODEL_NOT_FOUND
-        )
-    return path
+    return _find_or_raise(name, roots, (INFERENCING_ARCHITECTURE, EMBEDDING_ARCHITECTURE))
 
 
 def has_model(name: str, roots: Sequence[Path]) -> bool:
-    """Whether a root has a model called `name`, of either kind, whole or not.
+    """Return whether a root has a model called `name`, of either kind, whole or not.
 
-    Errors: as `find_model`, for what is there and cannot be read.
+    Raises as `find_model`, for files that cannot be read.
     """
     check_name(name)
     return _find(name, roots, (INFERENCING_ARCHITECTURE, EMBEDDING_ARCHITECTURE)) is not None
 
 
 def list_models(roots: Sequence[Path]) -> list[FoundModel]:
-    """Every model in `roots`, in the order of the roots and by name; unsupported ones included.
+    """Return every model in `roots`, by root and name; unsupported ones included.
 
     A GGUF file without the extension is found by its name, but not listed: it looks like any file.
 
-    Errors: `LlmRuntimeError` if a folder cannot be read.
+    Raises:
+        LlmRuntimeError: If a folder cannot be read.
     """
-    return [model for root in roots for model in _models_in(root)]
+    models: list[FoundModel] = []
+    for root in roots:
+        for path in _visible(root):
+            if _is_architecture_folder(path):
+                inside = filter(_looks_like_model, _visible(path))
+                models += [FoundModel(_name_of(model), path.name, model) for model in inside]
+            elif _looks_like_model(path):
+                models.append(FoundModel(_name_of(path), None, path))
+    return models
 
 
 # Names
@@ -191,9 +194,9 @@ def list_models(roots: Sequence[Path]) -> list[FoundModel]:
 def _why_not_a_name(name: str) -> str | None:
     if not name:
         return "it is empty"
-    # Counted in characters first, so that a huge name costs nothing.
-    if len(name) > LONGEST_NAME or len(name.encode("utf-8", "replace")) > LONGEST_NAME:
-        return f"it is longer than {LONGEST_NAME} bytes"
+    # Counted in characters first: encoding a huge name would take time.
+    if len(name) > MAX_NAME or len(name.encode("utf-8", "replace")) > MAX_NAME:
+        return f"it is longer than {MAX_NAME} bytes"
     if any(unicodedata.category(character) == "Cs" for character in name):
         return "it contains a lone surrogate"
     if "\0" in name:
@@ -206,17 +209,28 @@ def _why_not_a_name(name: str) -> str | None:
         return 'it contains ".."'
     if name.startswith("."):
         return "it begins with a dot"
-    # Joining "C:x" to a root leaves the root on Windows; refused everywhere, for one answer.
+    # Joining "C:x" to a root leaves the root on Windows; refused on every system.
     if PureWindowsPath(name).drive:
         return "it begins with a drive letter"
     return None
 
 
 def _shown(name: str) -> str:
-    return repr(name) if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]!r}..."
+    return repr(name) if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]!r}..."
 
 
 # Searching
+
+
+def _find_or_raise(name: str, roots: Sequence[Path], architectures: Sequence[str]) -> Path:
+    check_name(name)
+    path = _find(name, roots, architectures)
+    if path is None:
+        _refuse_other_architecture(name, roots, architectures)
+        raise InvalidInput(
+            *_absent("no model directory found for model", name, roots), code=MODEL_NOT_FOUND
+        )
+    return path
 
 
 def _find(name: str, roots: Sequence[Path], architectures: Sequence[str]) -> Path | None:
@@ -226,14 +240,14 @@ def _find(name: str, roots: Sequence[Path], architectures: Sequence[str]) -> Pat
                 kind = _kind(path)
                 if kind == "file":
                     return path
-                # `<root>/bert` is where BERT models are, and not a model called bert.
+                # `<root>/bert` is the folder of BERT models, and not a model called bert.
                 if kind == "folder" and not (folder == root and _is_architecture_folder(path)):
                     return _model_in_folder(path, name)
     return None
 
 
 def _first_part(folder: Path, name: str) -> list[Path]:
-    """The first part of a split GGUF file of this name in `folder`, if there is one."""
+    """Return the first part of a split GGUF file of this name in `folder`, if there is one."""
     return [
         path
         for path in _visible(folder)
@@ -244,7 +258,7 @@ def _first_part(folder: Path, name: str) -> list[Path]:
 
 
 def _is_later_part(path: Path) -> bool:
-    """Whether `path` is a part of a split GGUF file other than the first, which stands for all."""
+    """Return whether `path` is a part of a split GGUF file other than the first."""
     match = SPLIT_PART.fullmatch(path.name)
     return match is not None and path.suffix == ".gguf" and int(match[2]) != 1
 
@@ -261,12 +275,14 @@ def _model_in_folder(folder: Path, name: str) -> Path:
     if f"{name}.gguf" in files:
         return files[f"{name}.gguf"]
     if ggufs:
+        rest = len(ggufs) - MAX_LISTED
+        listed = ", ".join(ggufs[:MAX_LISTED]) + (f" and {rest} more" if rest > 0 else "")
         raise LlmRuntimeError(
-            f"{folder}: holds several GGUF files ({_listed(ggufs)}); "
+            f"{folder}: has several GGUF files ({listed}); "
             f"keep one of them, or call one {name}.gguf"
         )
     raise LlmRuntimeError(
-        f"{folder}: holds no weights; expected {SAFETENSORS_FILES[0]}, {SAFETENSORS_FILES[1]} "
+        f"{folder}: has no weights; expected {SAFETENSORS_FILES[0]}, {SAFETENSORS_FILES[1]} "
         "or a .gguf file"
     )
 
@@ -279,18 +295,18 @@ def _refuse_other_architecture(name: str, roots: Sequence[Path], known: Sequence
             if any(_kind(folder / entry) is not None for entry in (name, f"{name}.gguf")):
                 if folder.name == EMBEDDING_ARCHITECTURE:
                     raise ModelNotSupported(
-                        f"model {_shown(name)} lies in the folder of embedding models {folder}; "
+                        f"model {_shown(name)} is in the folder of embedding models {folder}; "
                         "it cannot generate text",
                         f"to make vectors with it: refllm embed {shlex.quote(name)} TEXT",
                     )
                 raise ModelNotSupported(
-                    f"model {_shown(name)} lies in the architecture folder {folder}; "
+                    f"model {_shown(name)} is in the architecture folder {folder}; "
                     f"the architectures supported here: {', '.join(known)}"
                 )
 
 
 def _absent(problem: str, name: str, roots: Sequence[Path]) -> Iterator[str]:
-    """The lines of the error: where was looked, how to get the model, and what could stand in."""
+    """Yield the error's lines: the searched folders, how to get the model, and alternatives."""
     looked_in = ", ".join(str(root) for root in roots) or "no folder"
     yield f"{problem} {_shown(name)}; looked in {looked_in}"
     if name in PULLABLE:
@@ -310,17 +326,17 @@ def _absent(problem: str, name: str, roots: Sequence[Path]) -> Iterator[str]:
 def _similar_names(name: str, roots: Sequence[Path]) -> list[str]:
     """Return at most three names, of models in `roots` or to pull, that are spelled like `name`."""
     known = set(PULLABLE)
-    with contextlib.suppress(LlmRuntimeError):  # of a folder that cannot be read
+    with contextlib.suppress(LlmRuntimeError):  # a folder cannot be read
         known.update(model.name for model in list_models(roots))
     by_folded = {known_name.casefold(): known_name for known_name in sorted(known)}
     folded = name.casefold()
     similar = difflib.get_close_matches(folded, by_folded)
-    inside = [k for k in by_folded if len(folded) >= SHORTEST_PART and folded in k]
+    inside = [k for k in by_folded if len(folded) >= MIN_PART and folded in k]
     return [by_folded[k] for k in dict.fromkeys([*similar, *inside])][:3]
 
 
 def absent_path(path: Path) -> Iterator[str]:
-    """Yield the lines of the error for a path without a model: the path, and what may be meant."""
+    """Yield the error's lines for a path without a model: the path, and suggestions."""
     yield f"there is no model at {str(path)[:500]}"
     here = Path.cwd()
     typed = path.relative_to(here) if path.is_relative_to(here) else path
@@ -334,27 +350,17 @@ def absent_path(path: Path) -> Iterator[str]:
             yield f"did you mean {' or '.join(str(stems[stem]) for stem in similar)}?"
 
 
-def _models_in(root: Path) -> Iterator[FoundModel]:
-    for path in _visible(root):
-        if _is_architecture_folder(path):
-            for model in _visible(path):
-                if _looks_like_model(model):
-                    yield FoundModel(_name_of(model), path.name, model)
-        elif _looks_like_model(path):
-            yield FoundModel(_name_of(path), None, path)
-
-
 # Files
 
 
 def _kind(path: Path) -> Literal["file", "folder"] | None:
-    """What `path` is; None if it is absent, or something that is neither, such as a device."""
+    """Return the kind of a path; None if it is absent or, like a device, neither kind."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # a name of 255 bytes, with .gguf after it
+        if error.errno == errno.ENAMETOOLONG:  # a name of 255 bytes, followed by .gguf
             return None
         raise LlmRuntimeError(f"{path}: {error.strerror}") from error
     if stat.S_ISDIR(mode):
@@ -363,7 +369,7 @@ def _kind(path: Path) -> Literal["file", "folder"] | None:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What lies in `folder` and is not hidden, by name; nothing if there is no such folder."""
+    """Return the entries of `folder` that are not hidden, by name; none if there is no folder."""
     if _kind(folder) != "folder":
         return []
     try:
@@ -373,7 +379,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _is_architecture_folder(folder: Path) -> bool:
-    """Whether `folder`, which lies in a root, holds models rather than the files of one."""
+    """Return whether `folder`, in a root, has models rather than the files of one model."""
     if _has_model_file(folder):
         return False
     if folder.name in (INFERENCING_ARCHITECTURE, EMBEDDING_ARCHITECTURE):
@@ -398,8 +404,3 @@ def _name_of(path: Path) -> str:
         return path.name
     match = SPLIT_PART.fullmatch(path.name)
     return path.stem if match is None else match[1]
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

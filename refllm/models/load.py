@@ -1,4 +1,4 @@
-"""A path → a model with its tokenizer, ready to run.
+"""From a path to a model with its tokenizer, ready to run.
 
 T tokens, V vocabulary, N texts, D width of an embedding.
 """
@@ -18,19 +18,16 @@ from numpy.typing import NDArray
 
 from refllm.bert import Activation, Bert, BertConfig
 from refllm.checkpoints.chat_template import LLAMA_2, chat_prompt, chat_template_of
-from refllm.checkpoints.config_bert import bert_config
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.mapped_file import release
 from refllm.checkpoints.names import hugging_face_name
 from refllm.checkpoints.open import Weights, open_weights
 from refllm.checkpoints.sentence_config import SentenceConfig, lower_cases, sentence_config
 from refllm.errors import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.files.accounting.bert_tensors import BERT_TENSORS
 from refllm.files.accounting.ledger import Ledger
-from refllm.files.accounting.tensors import IRRELEVANT_TENSORS, account_for_tensors
+from refllm.files.accounting.tensors import BERT_TENSORS, IRRELEVANT_TENSORS, account_for_tensors
 from refllm.jit.compile import use_threads
 from refllm.kernels.elementwise import gelu
-from refllm.kernels.packed.panels import Consumed
 from refllm.llama import KVCache, Llama, LlamaConfig, Segment
 from refllm.models.find import absent_path, default_roots, find_model
 from refllm.parameters import Parameters, Survey
@@ -61,15 +58,15 @@ NUMERICS = ("exact", "int8")
 
 logger = logging.getLogger("refllm")
 
-# Texts go through the encoder in groups of about this many tokens, so that what comes of one layer
-# is still in the CPU's cache when the next one reads it. No bit depends on the grouping.
+# The encoder computes groups of about this many tokens, so that a layer's output is still in the
+# CPU's cache when the next layer reads it. No bit depends on the grouping.
 GROUP_TOKENS = 512
-MOST_NAMED = 5  # tensors in one message
+MAX_LISTED = 5  # tensors in one message
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class LlamaModel:
-    """A llama, the tokenizer that belongs to it, and the chat template where it brings one."""
+    """A llama, its tokenizer, and its chat template if it has one."""
 
     path: Path
     network: Llama
@@ -82,28 +79,34 @@ class LlamaModel:
         return self.network.config
 
     def new_cache(self) -> KVCache:
-        """An empty cache: pass it to `forward` again and again to continue one sequence."""
+        """Return an empty cache. Passing it to `forward` repeatedly continues one sequence."""
         return self.network.new_cache()
 
     def forward(
         self, token_ids: Sequence[int], cache: KVCache | None = None, *, tap: Tap | None = None
     ) -> Floats:
-        """The logits that follow each of the tokens, float32 [T, V].
+        """Return the logits after each of the tokens, float32 [T, V].
 
-        With a cache, the tokens continue what is in it. `tap` sees every intermediate value.
-        Errors: `InvalidInput`, `LlmRuntimeError`; the cache is then as before.
+        Args:
+            token_ids: The tokens.
+            cache: The tokens before these; None for none. After an error it is unchanged.
+            tap: Called with every intermediate value.
+
+        Raises:
+            InvalidInput: For an id outside the vocabulary, or more tokens than the context holds.
+            LlmRuntimeError: If a value is not finite.
         """
         segment = Segment(token_ids, self.new_cache() if cache is None else cache)
         return self.network.forward([segment], tap=tap or ignore)[0]
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt that asks for a chat's next message, by the model's template or Llama 2's.
+        """Return the prompt for a chat's next message, by the model's template or Llama 2's.
 
-        Messages have `role` and `content`. The BOS that a template writes is left out where the
-        tokenizer adds its own. Errors: as `refllm.checkpoints.chat_template.chat_prompt`.
+        Messages have `role` and `content`. A template's BOS is removed if the tokenizer adds its
+        own. Raises as `refllm.checkpoints.chat_template.chat_prompt`.
         """
         tokenizer = self.tokenizer
-        # As in llama.cpp, a template can join what a vocabulary lacks to a text.
+        # As in llama.cpp, tokens that a vocabulary lacks are empty texts.
         special_tokens = {"bos_token": "", "eos_token": "", **tokenizer.special_tokens}
         template = self.chat_template or LLAMA_2
         prompt = chat_prompt(template, messages, special_tokens=special_tokens)
@@ -112,10 +115,10 @@ class LlamaModel:
         return prompt.removeprefix(bos) if adds_bos else prompt
 
     def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
-        """The token ids of a prompt, BOS included; of one that is token ids, these ids as they are.
+        """Return the token ids of a text, BOS included, or the given token ids unchanged.
 
-        Errors: `InvalidInput` where there is none, or more than the context holds, and for an id
-        that is none of the tokenizer's.
+        Raises:
+            InvalidInput: For no token, more tokens than the context holds, or an unknown id.
         """
         n_ctx = self.config.n_ctx
         if not isinstance(prompt, str):
@@ -150,12 +153,12 @@ class LlamaModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizedTexts:
-    """Texts as an encoder reads them.
+    """The token ids of texts, for an encoder.
 
     Attributes:
-        token_ids: Of each text, the prompt and special tokens included, cut to the limit.
-        n_prompt: How many tokens at the beginning of each text are the prompt's, a special token
-            that begins the text included; 0 where there is no prompt.
+        token_ids: Of each text, prompt and special tokens included, cut to the limit.
+        n_prompt: The number of tokens of the prompt at the beginning of each text, with the special
+            token that begins the text; 0 without a prompt.
         is_cut: Of each text, whether it was longer than the limit.
     """
 
@@ -165,19 +168,19 @@ class TokenizedTexts:
 
     @property
     def n_cut(self) -> int:
-        """How many of the texts were longer than the limit."""
+        """The number of texts that were cut."""
         return sum(self.is_cut)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class BertModel:
-    """A BERT encoder, the tokenizer that belongs to it, and what makes a vector of its tokens.
+    """A BERT encoder, its tokenizer, and the steps from its tokens to a text's vector.
 
     Attributes:
         path: The file or folder.
         network: The encoder.
         tokenizer: Text to token ids.
-        sentence: Pooling and what follows it, prompts, and the limit of sentence-transformers.
+        sentence: Pooling and the steps after it, prompts, and sentence-transformers' limit.
     """
 
     path: Path
@@ -192,12 +195,12 @@ class BertModel:
 
     @property
     def width(self) -> int:
-        """How many numbers a text's vector has."""
+        """The width of a text's vector."""
         return self.sentence.head.width(self.config.n_embd)
 
     @property
     def max_seq_length(self) -> int | None:
-        """The limit that sentence-transformers would use, None where no file has one."""
+        """The limit of sentence-transformers in tokens, None if no file has one."""
         return self.sentence.max_seq_length
 
     def tokenize(
@@ -213,12 +216,12 @@ class BertModel:
         Args:
             texts: The texts.
             prompt_name: A name in `sentence.prompts`, in place of the model's default prompt.
-            prompt: What is put before each text, in place of any of the model's; "" for nothing.
-            max_tokens: Where a text is cut, in place of the tokenizer file's own limit.
+            prompt: The text before each text, instead of the model's; "" for none.
+            max_tokens: Where a text is cut, instead of the tokenizer file's own limit.
 
         Raises:
-            InvalidInput: For a prompt name that the model does not have, for both a name and a
-                prompt, or as `Tokenizer.encode`.
+            InvalidInput: For an unknown prompt name, for both a name and a prompt, or as
+                `Tokenizer.encode`.
         """
         before = self._prompt(prompt_name, prompt)
         encode = self.tokenizer.encode
@@ -242,7 +245,7 @@ class BertModel:
             )
         n_prompt = 0
         if before and not self.sentence.head.pooling.include_prompt:
-            # As sentence-transformers counts: the prompt alone, without a special token at its end.
+            # As in sentence-transformers: the prompt alone, without a special token at its end.
             alone = encode(before, max_tokens=max_tokens)
             ends_special = bool(alone) and not self.tokenizer.token_bytes(alone[-1])
             n_prompt = len(alone) - ends_special
@@ -257,15 +260,15 @@ class BertModel:
         max_tokens: int | None = None,
         tap: Tap | None = None,
     ) -> Floats:
-        """Return one vector for each text, float32 [N, K].
+        """Return one vector for each text, float32 [N, D].
 
-        The model's default prompt is put before each text, as `SentenceTransformer.encode` does.
+        The model's default prompt precedes each text, as in `SentenceTransformer.encode`.
 
         Args:
             texts: The texts.
             prompt_name: The name of another of the model's prompts.
-            prompt: What is put before each text instead; "" for nothing.
-            max_tokens: Where a text is cut, in place of the tokenizer file's own limit.
+            prompt: The text before each text instead; "" for none.
+            max_tokens: Where a text is cut, instead of the tokenizer file's own limit.
             tap: Called with every intermediate value.
 
         Raises:
@@ -290,7 +293,7 @@ class BertModel:
         activation: Activation = gelu,
         tap: Tap | None = None,
     ) -> Floats:
-        """`embed` for texts that are token ids already, and with another activation if asked."""
+        """Return one vector for each list of token ids, float32 [N, D]; see `embed_groups`."""
         groups = self.embed_groups(
             texts, head=head, n_prompt=n_prompt, activation=activation, tap=tap or ignore
         )
@@ -305,16 +308,25 @@ class BertModel:
         activation: Activation = gelu,
         tap: Tap | None = None,
     ) -> Iterator[Floats]:
-        """`embed_tokens` in parts: vectors of no texts, of the first ones, …, each [., K].
+        """Yield the vectors of `embed_tokens` in groups, float32 [., D]; the first is empty.
 
-        `head` takes the place of the model's own.
+        Args:
+            texts: The token ids of each text.
+            head: Pooling and the steps after it, instead of the model's own.
+            n_prompt: The number of tokens of the prompt in each text.
+            activation: The activation of the feed-forward layers.
+            tap: Called with every intermediate value.
         """
         head = self.sentence.head if head is None else head
         yield np.empty((0, head.width(self.config.n_embd)), np.float32)
-        for group in _groups(texts):
-            yield self.network.embed(
-                group, head=head, n_prompt=n_prompt, activation=activation, tap=tap or ignore
-            )
+        start = n_tokens = 0
+        for stop in range(1, len(texts) + 1):
+            n_tokens += len(texts[stop - 1])
+            if stop == len(texts) or n_tokens + len(texts[stop]) > GROUP_TOKENS:
+                group, start, n_tokens = texts[start:stop], stop, 0
+                yield self.network.embed(
+                    group, head=head, n_prompt=n_prompt, activation=activation, tap=tap or ignore
+                )
 
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
         if prompt is not None and prompt_name is not None:
@@ -335,12 +347,18 @@ class BertModel:
 def load(
     name_or_path: str | Path, *, numerics: str = "exact", progress: Progress | None = None
 ) -> LlamaModel | BertModel:
-    """The model of this name, or at this path.
+    """Return the model of this name, or at this path.
 
-    A `Path`, or a string with a path separator or naming something that exists, is a path; any
-    other string is a name, looked up where `refllm.models.find.default_roots()` says. The calling
-    thread's kernels use as many CPUs as this process may use and finds free. Everything else as
-    `load_path`.
+    The calling thread's kernels use all CPUs that this process may use and that are free.
+
+    Args:
+        name_or_path: A `Path`, or a string that contains a path separator or exists, is a path; any
+            other string is a name in `refllm.models.find.default_roots()`.
+        numerics: As `load_path`.
+        progress: As `load_path`.
+
+    Raises:
+        InvalidInput: As `find_model` and `load_path`; they raise its other errors, too.
     """
     use_threads(None)
     is_path = isinstance(name_or_path, Path) or os.sep in name_or_path
@@ -358,28 +376,42 @@ def load_path(
     progress: Progress | None = None,
     ledger: Ledger | None = None,
 ) -> LlamaModel | BertModel:
-    """The model in a .gguf file or in a folder.
+    """Return the model in a .gguf file or in a folder.
 
-    `numerics` is "exact", or "int8" to multiply quantized weights as llama.cpp does. `progress`
-    is told again and again how many bytes are loaded, and how many there are. `ledger` records
-    what becomes of each tensor and key; a strict one refuses keys that no table lists.
+    Args:
+        path: The file or folder.
+        numerics: "exact", or "int8" to multiply quantized weights as llama.cpp does.
+        progress: `progress(loaded_bytes, total_bytes)` is called repeatedly.
+        ledger: Records the use of each tensor and key; a strict one refuses keys that no table
+            lists.
 
-    Errors: `InvalidInput` where there is nothing, `ModelNotSupported`, `LlmRuntimeError` naming
-    the file that is damaged.
+    Raises:
+        InvalidInput: If there is no such path.
+        ModelNotSupported: For a model that refllm does not compute.
+        LlmRuntimeError: With the file that is damaged.
     """
     if numerics not in NUMERICS:
         raise InvalidInput(f"numerics must be one of {', '.join(NUMERICS)}; got {numerics!r:.80}")
     _check_path(path)
     weights = open_weights(path)
     n_bytes = sum(tensor.data.nbytes for tensor in weights.tensors.values())
-    consumed = _releasing(n_bytes, progress)
+    n_done = 0
+
+    def consumed(rows: NDArray[np.uint8]) -> None:
+        """Drop the pages of a file's rows that have been packed, and report the progress."""
+        nonlocal n_done
+        release(rows)
+        n_done += rows.nbytes
+        if progress is not None:
+            progress(n_done, n_bytes)
+
     parameters = Parameters(
         weights.path,
         weights.tensors,
         numerics,
         consumed,
         others=weights.others,
-        spelling=partial(_file_s_name, weights),
+        spelling=partial(_name_in_file, weights),
     )
     model = build_model(path, weights, parameters, ledger=Ledger() if ledger is None else ledger)
     if progress is not None:
@@ -388,49 +420,49 @@ def load_path(
 
 
 def account(path: Path) -> Ledger:
-    """Return what becomes of each tensor and key of the model at `path`; no matrix is packed.
+    """Return the use of each tensor and key of the model at `path`, without loading matrices.
 
-    What is refused is in the ledger, too, and so are tensors that are missing. Errors: as
-    `load_path`, for what leaves nothing to account for, such as a damaged file.
+    Refused tensors and keys are in the ledger, too, and so are missing tensors. Raises as
+    `load_path` for a file that cannot be accounted for, such as a damaged one.
     """
     _check_path(path)
     weights = open_weights(path)
     ledger = Ledger(collecting=True)
     survey = Survey(weights.path, weights.tensors, others=weights.others)
     build_model(path, weights, survey, ledger=ledger)
-    missing = [_file_s_name(weights, name) for name in survey.missing]
-    more = f" and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
-    named = ", ".join(missing[:MOST_NAMED])
+    missing = [_name_in_file(weights, name) for name in survey.missing]
+    more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+    listed = ", ".join(missing[:MAX_LISTED])
     for name in missing:
-        reason = f"{weights.path}: lacks {named}{more}, which the network needs"
+        reason = f"{weights.path}: lacks {listed}{more}, which the network needs"
         ledger.mark_refused("tensors", name, reason)
     return ledger
 
 
-def _file_s_name(weights: Weights, name: str) -> str:
-    """What a file of its kind calls the tensor `name`, whether it has it or not."""
+def _name_in_file(weights: Weights, name: str) -> str:
+    """Return the name of the tensor `name` in files of this kind, whether they have it or not."""
     return name if weights.source == "gguf" else hugging_face_name(weights.family, name)
 
 
 def build_model(
     path: Path, weights: Weights, parameters: Parameters, *, ledger: Ledger
 ) -> LlamaModel | BertModel:
-    """Return the model of files that are open; of a `Survey`, one that computes nothing.
+    """Return the model of open files; with a `Survey`, one that computes nothing.
 
     Args:
-        path: Where the model is, for error messages.
+        path: The model's path, for error messages.
         weights: The files.
         parameters: Their tensors.
-        ledger: Where each tensor and key is recorded.
+        ledger: Records the use of each tensor and key.
 
     Raises:
-        ModelNotSupported: For what is not computed.
-        LlmRuntimeError: For what is damaged or missing.
+        ModelNotSupported: For a model that refllm does not compute.
+        LlmRuntimeError: For a tensor or file that is damaged or missing.
     """
     tokenizer = _tokenizer(weights, path, ledger)
     if weights.architecture == "llama":
         llama = Llama(llama_config(weights, ledger=ledger), parameters)
-        # Its numbers are hyperparameters: config.json gives them as a formula.
+        # Its values are hyperparameters, which config.json has as a formula.
         parameters.asked.add("rope_freqs.weight")
         _account_for_tensors(weights, parameters, ledger)
         _check_fit(tokenizer, llama.config.n_vocab, path)
@@ -445,7 +477,7 @@ def build_model(
 
 
 def _account_for_tensors(weights: Weights, parameters: Parameters, ledger: Ledger) -> None:
-    """Rule on every tensor of the files, those that the network did not ask for included."""
+    """Record every tensor of the files, also those that the network did not use."""
     family = weights.family
     if (weights.architecture, weights.source) == ("bert", "gguf"):
         family = "gguf"
@@ -464,24 +496,10 @@ def _account_for_tensors(weights: Weights, parameters: Parameters, ledger: Ledge
     )
 
 
-def _releasing(n_bytes: int, progress: Progress | None) -> Consumed:
-    """What to do with the file's rows that are packed: forget them, and say how many they are."""
-    n_done = 0
-
-    def consumed(rows: NDArray[np.uint8]) -> None:
-        nonlocal n_done
-        release(rows)
-        n_done += rows.nbytes
-        if progress is not None:
-            progress(n_done, n_bytes)
-
-    return consumed
-
-
 def load_tokenizer(path: Path, weights: Weights | None = None) -> Tokenizer:
-    """The tokenizer of the model at `path`; a GGUF may hold a vocabulary and no weights.
+    """Return the tokenizer of the model at `path`; a GGUF may have a vocabulary and no weights.
 
-    `weights` are the model's files where the caller opened them. Errors: as `load_path`.
+    `weights` are the model's files if the caller has opened them. Raises as `load_path`.
     """
     _check_path(path)
     return _tokenizer(weights or open_weights(path), path, Ledger())
@@ -493,7 +511,7 @@ def _check_path(path: Path) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether the path exists; one that the file system cannot even ask for does not."""
+    """Return whether the path exists; False for a path that the file system does not accept."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -515,13 +533,13 @@ def _tokenizer(weights: Weights, path: Path, ledger: Ledger) -> Tokenizer:
 
 
 def _check_fit(tokenizer: Tokenizer, n_vocab: int, path: Path) -> None:
-    """Tell the tokenizer how many tokens the model has embeddings of.
+    """Limit the tokenizer to the tokens that the model has embeddings of.
 
-    A smaller vocabulary is usual (embeddings are padded to a round number). Of a larger one, as of
-    tokens that were added to a tokenizer and never to its model, the rest cannot be asked for.
+    A smaller vocabulary is usual, because embeddings are padded to a round number. A larger one has
+    tokens that were added to the tokenizer only, and that cannot be used.
 
     Raises:
-        LlmRuntimeError: where even an empty text has a token that the model has no embedding of.
+        LlmRuntimeError: If even an empty text has a token without an embedding.
     """
     if tokenizer.n_vocab <= n_vocab:
         return
@@ -533,18 +551,6 @@ def _check_fit(tokenizer: Tokenizer, n_vocab: int, path: Path) -> None:
             "they do not belong together"
         )
     tokenizer.n_rows = n_vocab
-
-
-def _groups(texts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
-    """The texts in their order, as many at a time as fit GROUP_TOKENS, at least one."""
-    start = n_tokens = 0
-    for stop, text in enumerate(texts):
-        if stop > start and n_tokens + len(text) > GROUP_TOKENS:
-            yield texts[start:stop]
-            start, n_tokens = stop, 0
-        n_tokens += len(text)
-    if start < len(texts):
-        yield texts[start:]
 
 
 def _too_long(length: str, n_ctx: int) -> InvalidInput:

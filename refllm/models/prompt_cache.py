@@ -1,20 +1,20 @@
-"""The keys and values of recent prompts: a prompt that begins like one of them is read from there.
+"""A prefix cache: keys and values of recent prompts, reused by prompts with the same beginning.
 
-A token's keys and values depend on the tokens before it and on nothing else, bit for bit (see
-`refllm.llama`), so a copy of them is what computing them again would give. What is kept of a
-network is a tree of blocks of `BLOCK_TOKENS` tokens each. A path from the root is the beginning of
-a sequence, and sequences that begin alike share the blocks of their common beginning:
+A token's keys and values depend only on the tokens before it, bit for bit (see `refllm.llama`), so
+a copy equals the result of computing them again. The cache of a network is a tree of blocks of
+`BLOCK_TOKENS` tokens each. A path from the root is the beginning of a sequence; sequences share the
+blocks of their common prefix:
 
     root ── [tokens 0 … 63 of A and B] ─┬─ [64 … 127 of A] ── [128 … 150 of A]
                                         └─ [64 …  99 of B]
 
-A block that is not full ends a path. The block that was not used for longest goes first, and no
-block goes before those behind it: a use of a block is one of all blocks before it.
+A block that is not full ends a path. The least recently used block is evicted first. It never has
+children, because a use of a block is also a use of all blocks before it.
 
 Source: Kwon et al. 2023, arXiv:2309.06180 (a KV cache in blocks that requests share); vLLM calls
 this automatic prefix caching.
 
-L layers, K key/value heads, E head width, n tokens of a block.
+L layers, Hkv key/value heads, E head width, n tokens of a block.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,49 +44,48 @@ logger = logging.getLogger("refllm")
 BLOCK_TOKENS = 64
 TOKEN_ID_BYTES = np.dtype(np.int32).itemsize
 DEFAULT_BYTES = 256 * 2**20
+BY_KEY = attrgetter("key")
 
 
 class Children:
-    """The blocks that follow one block, or that begin sequences, in the order of their `key`s."""
+    """The blocks that follow a block, or begin sequences, sorted by `key`."""
 
     def __init__(self) -> None:
-        self.keys: list[bytes] = []
         self.blocks: list[Block] = []
 
     def longest(self, token_ids: Ids) -> tuple[Block, int] | None:
-        """The block that has most tokens in common with the beginning of `token_ids`, and how many.
+        """Return the block with the longest prefix of `token_ids`, and the prefix's length.
 
-        It is one of the two that `token_ids` would stand between. None where neither has one.
+        It is one of the two neighbors of `token_ids` in sorted order. None if neither has a token
+        in common.
         """
-        place = bisect_left(self.keys, token_ids[:BLOCK_TOKENS].tobytes())
+        key = token_ids[:BLOCK_TOKENS].tobytes()
+        place = bisect_left(self.blocks, key, key=BY_KEY)
         beside = self.blocks[max(place - 1, 0) : place + 1]
         pairs = ((block, block.n_common(token_ids)) for block in beside)
         best = max(pairs, key=lambda pair: pair[1], default=None)
         return best if best is not None and best[1] > 0 else None
 
     def add(self, block: Block) -> None:
-        """Put a block in its place."""
-        place = bisect_left(self.keys, block.key)
-        self.keys.insert(place, block.key)
-        self.blocks.insert(place, block)
+        """Insert a block."""
+        insort(self.blocks, block, key=BY_KEY)
 
     def remove(self, block: Block) -> None:
-        """Take a block out."""
-        place = bisect_left(self.keys, block.key)
-        del self.keys[place], self.blocks[place]
+        """Remove a block."""
+        del self.blocks[bisect_left(self.blocks, block.key, key=BY_KEY)]
 
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """Some tokens of a sequence, and their keys and values, which never change.
+    """Some tokens of a sequence with their keys and values, which never change.
 
     Attributes:
-        key: The bytes of its token ids, int32 [n]: in the order of bytes, sequences that begin
-            alike stand side by side.
-        keys: float32 [L, K, E, n].
-        values: float32 [L, K, n, E].
-        siblings: The blocks of the tree with the same blocks before them, this one included.
-        last_use: Larger than that of any earlier use of any block.
+        key: The bytes of its token ids, int32 [n]. Sorted by bytes, sequences with a common prefix
+            are adjacent.
+        keys: float32 [L, Hkv, E, n].
+        values: float32 [L, Hkv, n, E].
+        siblings: The blocks with the same blocks before them, this one included.
+        last_use: The time of the last use: larger than those of all earlier uses of any block.
         children: The blocks that follow.
     """
 
@@ -98,7 +98,7 @@ class Block:
 
     @property
     def n_bytes(self) -> int:
-        """What token ids, keys and values take."""
+        """The size of token ids, keys and values."""
         return len(self.key) + self.keys.nbytes + self.values.nbytes
 
     @property
@@ -107,7 +107,7 @@ class Block:
         return len(self.key) // TOKEN_ID_BYTES
 
     def n_common(self, token_ids: Ids) -> int:
-        """How many tokens the block and `token_ids` have in common at their beginnings."""
+        """Return the length of the common prefix of the block and `token_ids`."""
         own = np.frombuffer(self.key, np.int32)
         n = min(len(token_ids), len(own))
         differing = np.flatnonzero(own[:n] != token_ids[:n])
@@ -123,7 +123,7 @@ class Tree:
         self.n_bytes = 0
 
     def path(self, token_ids: Ids) -> Iterator[tuple[Block, int]]:
-        """The blocks of the longest known beginning of `token_ids`, and how much of each it is."""
+        """Yield the blocks of the longest cached prefix of `token_ids`, and its tokens in each."""
         children, start = self.root, 0
         while start < len(token_ids):
             found = children.longest(token_ids[start:])
@@ -142,7 +142,7 @@ class Tree:
         self.n_bytes += block.n_bytes
 
     def remove(self, block: Block) -> None:
-        """Remove a block that no other follows."""
+        """Remove a block without children."""
         siblings = block.siblings()
         assert siblings is not None
         assert not block.children.blocks
@@ -151,21 +151,21 @@ class Tree:
         self.n_bytes -= block.n_bytes
 
     def use(self, path: Sequence[Block], now: int) -> None:
-        """Make the blocks of a path the most recently used ones, the first of them most."""
+        """Make the blocks of a path the most recently used ones, the first block last of all."""
         for block in reversed(path):
             self.by_use.move_to_end(block)
             block.last_use = now
 
 
 class PromptCache:
-    """Keys and values of what networks have read, at most `budget_bytes` of them.
+    """Keys and values of the sequences of networks, at most `budget_bytes`.
 
-    Safe to use from several threads. What belongs to a network goes with it.
+    Safe to use from several threads. The blocks of a network are freed with it.
 
     Attributes:
-        budget_bytes: The most bytes of keys, values and token ids; 0 keeps nothing.
-        n_hits: How many sequences began with tokens that were known.
-        n_reused_tokens: How many tokens were copied instead of computed.
+        budget_bytes: The maximum bytes of keys, values and token ids; 0 keeps nothing.
+        n_hits: The number of sequences with a cached prefix.
+        n_reused_tokens: The number of tokens that were copied instead of computed.
 
     Example:
         >>> cache = network.new_cache()
@@ -186,21 +186,21 @@ class PromptCache:
 
     @property
     def n_bytes(self) -> int:
-        """What the keys, values and token ids of all blocks take."""
+        """The size of the keys, values and token ids of all blocks."""
         with self._lock:
             return self._n_bytes()
 
     def extend(self, network: Llama, token_ids: Sequence[int], cache: KVCache) -> int:
-        """Copy what is known of a sequence behind what `cache` has of it.
+        """Append the cached keys and values of a sequence to its KV cache.
 
         Args:
-            network: The network that the sequence is for.
+            network: The sequence's network.
             token_ids: The sequence. Its last token is never copied: the network must compute it,
-                because the logits after it are not kept.
-            cache: Holds the first tokens of the sequence, or none.
+                because the logits after it are not cached.
+            cache: Has the first tokens of the sequence, or none.
 
         Returns:
-            How many tokens were copied.
+            The number of tokens that were copied.
         """
         with self._lock:
             tree = self._trees.get(network)
@@ -223,13 +223,13 @@ class PromptCache:
             return cache.length - n_before
 
     def store(self, network: Llama, token_ids: Sequence[int], cache: KVCache) -> None:
-        """Keep a copy of the keys and values in `cache`, as much from the beginning as fits.
+        """Keep a copy of the keys and values in `cache`, from its beginning up to the budget.
 
-        Where the system has no memory for a copy, what follows is not kept.
+        If memory for a copy runs out, the rest is not kept.
 
         Args:
             network: The network that has computed them.
-            token_ids: The tokens in the cache, all that the network has read.
+            token_ids: The tokens in the cache.
             cache: Their keys and values.
         """
         bytes_each = TOKEN_ID_BYTES + cache.n_bytes_per_token
@@ -243,7 +243,7 @@ class PromptCache:
             try:
                 self._store(tree, ids, cache, path)
             except MemoryError:
-                logger.warning("refllm: there is no memory to keep a prompt in")
+                logger.warning("refllm: not enough memory to cache a prompt")
             finally:
                 tree.use(path, self._n_uses)
 
@@ -259,8 +259,7 @@ class PromptCache:
             else:
                 if found is not None and found[1] == found[0].n_tokens:
                     tree.remove(found[0])  # the new block begins with all of its tokens
-                # The blocks of the path fit the budget, and were used just now: the blocks that
-                # make room are others.
+                # Never evicts a block of this path: they fit the budget, and were used last.
                 self._make_room(len(some) * (TOKEN_ID_BYTES + cache.n_bytes_per_token))
                 keys, values = cache.copy_of(start, start + len(some))
                 block = Block(some.tobytes(), keys, values, weakref.ref(siblings))
@@ -269,7 +268,7 @@ class PromptCache:
             siblings = block.children
 
     def _make_room(self, n_bytes: int) -> None:
-        """Remove the blocks that were not used for longest until `n_bytes` more fit the budget."""
+        """Evict the least recently used blocks until `n_bytes` more fit the budget."""
         while self._n_bytes() + n_bytes > self.budget_bytes:
             trees = [tree for tree in self._trees.values() if tree.by_use]
             oldest = {id(tree): next(iter(tree.by_use)) for tree in trees}

@@ -1,4 +1,4 @@
-"""The application: routes, errors and guards put together."""
+"""The application: routes, error handlers and middleware put together."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from refllm.engine import LocalEngine
 from refllm.errors import InvalidInput, LlmError
 from refllm.server import routes_openai as openai_routes
 from refllm.server import routes_spin as spin_routes
-from refllm.server.answers import ClientGoneError
 from refllm.server.errors import error_response, refusal
 from refllm.server.limits import Limits
 from refllm.server.metrics import Metrics
 from refllm.server.middleware import (
-    BodyGuard,
-    ConnectionGuard,
-    Counting,
-    EndGuard,
-    HostGuard,
-    TokenGuard,
-    answering_head,
+    BodyMiddleware,
+    CheckMiddleware,
+    MetricsMiddleware,
+    ShutdownMiddleware,
+    check_connection,
+    head_as_get,
+    host_check,
+    token_check,
 )
 from refllm.server.pages import docs_page, first_page
-from refllm.server.service import Service
+from refllm.server.service import ClientDisconnectedError, Service
 from refllm.server.worker import Unavailable, Worker
 from refllm.server.wrong_requests import what_is_wrong, wrong_method, wrong_path
 
@@ -45,15 +45,15 @@ __all__ = ["application", "routes"]
 
 logger = logging.getLogger("refllm")
 
-SECONDS_TO_END = 1.0  # for the worker, when no client waits for an answer any more
-BETWEEN_LOOKS = 0.01
-CLIENT_CLOSED_REQUEST = 499  # nginx's name for an answer that nobody reads
+SECONDS_TO_END = 1.0  # for the worker, once no client waits for an answer
+POLL_SECONDS = 0.01
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected
 TOO_DEEP = "the body is nested too deeply; send a flatter one"
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class ErrorBody(BaseModel):
-    """OpenAI's form of an error; Spin's routes answer with a JSON string instead."""
+    """An error as OpenAI's routes answer it; Spin's routes answer with a JSON string."""
 
     error: dict[str, str | None]
 
@@ -69,19 +69,19 @@ def application(
     """Return a server's whole application; the worker starts and ends with it.
 
     Args:
-        engine: What answers.
-        limits: What a request may cost.
-        token: What clients must know; without it a request learns nothing.
-        hosts: The names beside this machine's own that clients may use for the server; None does
-            not look at the name, as where others than this machine may ask.
+        engine: The engine that answers.
+        limits: The limits of a request.
+        token: The bearer token that every request must have; None for none.
+        hosts: The names besides this machine's own that clients may use for the server; None
+            allows every name, as for a server that other machines may use.
         origins: The origins of web pages that may read answers (CORS); "*" is all.
     """
     worker = Worker(engine, limits)
     metrics = Metrics(worker)
     app: ASGIApp = routes(Service(worker, metrics))
-    app = BodyGuard(app, limits)
+    app = BodyMiddleware(app, limits)
     if token is not None:
-        app = TokenGuard(app, token)
+        app = CheckMiddleware(app, token_check(token))
     if origins:
         app = CORSMiddleware(
             app,
@@ -91,12 +91,13 @@ def application(
             expose_headers=["retry-after"],
         )
     if hosts is not None:
-        app = HostGuard(app, hosts=hosts, origins=origins)
-    return answering_head(Counting(EndGuard(ConnectionGuard(app)), metrics.count_request))
+        app = CheckMiddleware(app, host_check(hosts, origins))
+    app = ShutdownMiddleware(CheckMiddleware(app, check_connection))
+    return head_as_get(MetricsMiddleware(app, metrics.count_request))
 
 
 def routes(service: Service) -> FastAPI:
-    """All routes, and how each error is answered."""
+    """Return the application's routes, and its handlers of errors."""
 
     @asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:
@@ -105,9 +106,9 @@ def routes(service: Service) -> FastAPI:
         loop = asyncio.get_running_loop()
         until = loop.time() + SECONDS_TO_END
         while not (has_ended := service.worker.close(0)) and loop.time() < until:
-            await asyncio.sleep(BETWEEN_LOOKS)
+            await asyncio.sleep(POLL_SECONDS)
         if not has_ended:
-            logger.warning("refllm: the server ends without what it still computes")
+            logger.warning("refllm: the server ends before its worker has finished")
 
     app = FastAPI(
         title="refllm",
@@ -127,17 +128,17 @@ def routes(service: Service) -> FastAPI:
 
 
 def _errors_of(body: type) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer besides 200, for the schema; FastAPI would add 422."""
+    """Return a route's answers besides 200, for the schema; FastAPI would add 422."""
     statuses = (400, 401, 403, 404, 408, 413, 500, 503)
     errors: dict[int | str, dict[str, Any]] = {status: {"model": body} for status in statuses}
     return {**errors, "4XX": {"description": "A request that cannot be answered"}}
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
-    # Coroutines, because threads for others may all be taken.
+    # Coroutines: all threads of the pool may be in use.
     @app.get("/healthz", response_class=PlainTextResponse, tags=["Health"])
     async def healthz() -> str:
-        """The process lives."""
+        """Answer as long as the process runs."""
         return "ok\n"
 
     @app.get(
@@ -147,7 +148,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
         responses={503: {"description": "Not now", "content": {"text/plain": {}}}},
     )
     async def readyz() -> Response:
-        """The server takes requests."""
+        """Answer 200 while the server accepts requests."""
         if service.worker.is_open:
             return PlainTextResponse("ok\n")
         why = "restarting\n" if service.worker.is_restarting else "closing\n"
@@ -155,19 +156,19 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", response_class=PlainTextResponse, tags=["Health"])
     async def metrics() -> Response:
-        """Counters in Prometheus's text format."""
+        """Return counters in Prometheus's text format."""
         return Response(service.metrics.text(), media_type=PROMETHEUS_TEXT)
 
 
 def _add_pages(app: FastAPI) -> None:
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def root() -> str:
-        """What this is, and where its routes are."""
+        """Return the list of routes."""
         return first_page()
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     def docs() -> str:
-        """Each route's keys."""
+        """Return the tables of each route's keys."""
         return docs_page()
 
 
@@ -175,8 +176,8 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(LlmError)
     @app.exception_handler(Unavailable)
     async def answer_with_error(request: Request, error: LlmError | Unavailable) -> Response:
-        told = service.told(error) if isinstance(error, LlmError) else error
-        return error_response(request.scope["path"], told)
+        shown = service.for_clients(error) if isinstance(error, LlmError) else error
+        return error_response(request.scope["path"], shown)
 
     @app.exception_handler(RequestValidationError)
     async def answer_with_what_is_wrong(
@@ -204,6 +205,6 @@ def _add_errors(app: FastAPI, service: Service) -> None:
     async def answer_with_too_deep(request: Request, _: RecursionError) -> Response:
         return refusal(request.scope["path"], 400, InvalidInput.kind, TOO_DEEP)
 
-    @app.exception_handler(ClientGoneError)
-    async def answer_nobody(_: Request, __: ClientGoneError) -> Response:
+    @app.exception_handler(ClientDisconnectedError)
+    async def answer_disconnected(_: Request, __: ClientDisconnectedError) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)

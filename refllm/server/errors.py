@@ -1,7 +1,7 @@
-"""What an error looks like: its status, and a body that each protocol's clients can read.
+"""Errors over HTTP: the status, and a body that each protocol's clients can read.
 
-Spin's client never looks at the status. It reads the body as the JSON of an answer, and what its
-reader says of a JSON string contains that string: so the body is one, `"invalid-input: no model"`.
+Spin's client ignores the status. It parses the body as the JSON of an answer, and its parser's
+error message quotes a JSON string: so the body is a string, `"invalid-input: no model"`.
 OpenAI's clients read `{"error": {"message", "type", "param", "code"}}`; `code` is OpenAI's name of
 the error where it has one, otherwise the interface's, which is always in `kind`.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -29,7 +29,6 @@ __all__ = [
     "error_response",
     "for_clients",
     "openai_error",
-    "protocol_of",
     "refusal",
     "status_of",
     "unavailable",
@@ -45,12 +44,12 @@ A_FOLDER = "a folder of this server"
 RETRY_AFTER_SECONDS = "1"
 
 UNAVAILABLE: Mapping[type[Unavailable], str] = {
-    Busy: "the server has as many requests as it takes; send it again in a second",
-    Closed: "the server is about to end; send the request to another",
-    Restarting: "the server has failed and begins again; send the request again in a second",
+    Busy: "too many queued requests; retry after 1 second",
+    Closed: "the server is shutting down; send the request to another server",
+    Restarting: "the server has failed and is restarting; retry after 1 second",
 }
 
-# What does over HTTP what a command does, or an option of the server.
+# The equivalents, over HTTP or as an option of the server, of commands in the engine's messages.
 FOR_CLIENTS: Mapping[str, str] = {
     r"refllm infer \S+ PROMPT": "POST /v1/completions or POST /infer",
     r"refllm embed \S+ TEXT": "POST /v1/embeddings or POST /embed",
@@ -58,27 +57,23 @@ FOR_CLIENTS: Mapping[str, str] = {
     r"--stand-ins, LocalEngine.*": "refllm serve --stand-ins",
 }
 
-# The kinds of OpenAI's errors, by status.
+# OpenAI's types of errors, by status; every other status is an invalid_request_error.
 OPENAI_TYPES: Mapping[int, str] = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
-    404: "invalid_request_error",
-    405: "invalid_request_error",
     408: "timeout_error",
-    413: "invalid_request_error",
     500: "server_error",
     503: "server_error",
 }
 
 
 def protocol_of(path: str) -> Protocol:
-    """Whose clients ask for that path."""
+    """Return the protocol whose clients request that path."""
     return "openai" if path.startswith(OPENAI_PREFIX) else "spin"
 
 
 def error_response(path: str, error: LlmError | Unavailable) -> JSONResponse:
-    """The answer of that error to a request for that path."""
+    """Return the answer to a request for that path which ended with that error."""
     if isinstance(error, Unavailable):
         return unavailable(path, UNAVAILABLE[type(error)])
     status = status_of(error, protocol_of(path))
@@ -89,61 +84,53 @@ def error_response(path: str, error: LlmError | Unavailable) -> JSONResponse:
 def for_clients(error: LlmError, roots: Sequence[Path]) -> LlmError:
     """Return an error of the engine as clients of the server may read it.
 
-    A model's file is named as it is within its root, and a command as what does the same over HTTP.
-    Where a folder of the server is left out, the log gets the whole.
+    A model's file is named relative to its root, and a command is replaced by its equivalent over
+    HTTP. Where a folder of the server is left out, the log has the full message.
 
     Args:
-        error: The engine's.
-        roots: The folders that models are in.
+        error: The engine's error.
+        roots: The folders of models.
     """
-    if isinstance(error, KeyRefused):  # a route's own, of what the client sent
+    if isinstance(error, KeyRefused):  # a route's own error, about the client's request
         return error
-    whole = str(error)
-    said = LOOKED_IN.sub("; looked in this server's folders of models", whole)
-    said = _folders(roots).sub(lambda found: "" if found[0].endswith("/") else A_FOLDER, said)
-    if said != whole:
+    original = str(error)
+    message = LOOKED_IN.sub("; looked in this server's folders of models", original)
+    message = _folders(roots).sub(lambda found: "" if found[0].endswith("/") else A_FOLDER, message)
+    if message != original:
         level = logging.INFO if isinstance(error, InvalidInput) else logging.WARNING
-        logger.log(level, "refllm: %s", " ".join(whole.split("\n")))
-    problem, *advice = said.split("\n")
+        logger.log(level, "refllm: %s", " ".join(original.split("\n")))
+    problem, *advice = message.split("\n")
+    for command, instead in FOR_CLIENTS.items():
+        advice = [re.sub(command, instead, line) for line in advice]
     kinds = (InvalidInput, ModelNotSupported)
     kind = next((kind for kind in kinds if isinstance(error, kind)), LlmRuntimeError)
-    return kind(problem, *map(_over_http, advice), code=error.code)
+    return kind(problem, *advice, code=error.code)
 
 
 def _folders(roots: Sequence[Path]) -> re.Pattern[str]:
-    """What finds a folder of the server in a text, with the slash where a file in it follows."""
+    """Return the pattern of a folder of the server, with the slash before a file in it."""
     folders = [Path(refllm.__file__).parent, *roots]
-    with contextlib.suppress(OSError):  # of a working directory that is gone
+    with contextlib.suppress(OSError):  # the working directory is gone
         folders.append(Path.cwd())
-    with contextlib.suppress(RuntimeError):  # where no home is known
+    with contextlib.suppress(RuntimeError):  # there is no home directory
         folders.append(Path.home())
-    spelled = {str(each) for folder in folders for each in (folder, *_absolute(folder))}
+    spelled = set(map(str, folders))
+    for folder in folders:
+        with contextlib.suppress(OSError, RuntimeError):
+            spelled.add(str(folder.absolute()))
+            spelled.add(str(folder.resolve()))
     longest_first = sorted(spelled - {"/", "."}, key=lambda text: (-len(text), text))
     either = "|".join(map(re.escape, longest_first))
     return re.compile(rf"(?<![\w./-])(?:{either})(?:/+|(?![\w.-]))")
 
 
-def _absolute(folder: Path) -> Iterator[Path]:
-    """The folder as an absolute path, with its links and without."""
-    with contextlib.suppress(OSError, RuntimeError):
-        yield folder.absolute()
-        yield folder.resolve()
-
-
-def _over_http(advice: str) -> str:
-    """Advice that names a command, as a client of the server can follow it."""
-    for command, instead in FOR_CLIENTS.items():
-        advice = re.sub(command, instead, advice)
-    return advice
-
-
 def unavailable(path: str, message: str) -> JSONResponse:
-    """The answer to a request that is not taken now."""
+    """Return the answer to a request that the server does not accept now."""
     return refusal(path, 503, LlmRuntimeError.kind, message, retry_after=RETRY_AFTER_SECONDS)
 
 
 def status_of(error: LlmError, protocol: Protocol) -> int:
-    """The HTTP status of one of the interface's errors."""
+    """Return the HTTP status of one of the interface's errors."""
     is_unknown_model = protocol == "openai" and error.code == MODEL_NOT_FOUND
     if is_unknown_model or isinstance(error, ModelNotSupported):
         return 404
@@ -163,12 +150,12 @@ def refusal(
     """Return an error's answer, in the form that the clients of a path read.
 
     Args:
-        path: What was asked for.
+        path: The request's path.
         status: The HTTP status.
         kind: The interface's name of the error.
-        message: What is wrong, and what to do.
+        message: What is wrong, and how to fix it.
         code: OpenAI's name of the error.
-        param: The key that is at fault.
+        param: The key that is wrong.
         retry_after: Seconds, for the header of that name.
     """
     headers = {} if retry_after is None else {"retry-after": retry_after}

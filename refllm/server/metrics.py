@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus: GET /metrics."""
+"""The server's counters, in Prometheus's text format: GET /metrics."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from refllm.engine import LocalEngine
-from refllm.server.jobs import Tally
 from refllm.server.worker import Worker
 
 __all__ = ["Metrics"]
@@ -32,56 +30,48 @@ class Metrics:
             buckets=SECONDS,
             registry=self._registry,
         )
-        self._registry.register(_Tokens(worker.tally))
-        self._registry.register(_Memory(worker.engine))
-        waiting = Gauge("refllm_waiting", "Requests not begun.", registry=self._registry)
+        self._registry.register(_WorkerCollector(worker))
+        waiting = Gauge("refllm_waiting", "Requests queued.", registry=self._registry)
         waiting.set_function(lambda: worker.n_waiting)
-        going = Gauge("refllm_going", "Requests being answered.", registry=self._registry)
-        going.set_function(lambda: worker.n_going)
+        running = Gauge(
+            "refllm_requests_running", "Requests being answered.", registry=self._registry
+        )
+        running.set_function(lambda: worker.n_running)
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
-        """A request's end. `route` is one of the server's own, so that there are not too many."""
+        """Count an answer. `route` must be one of the server's own: each value is a time series."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
-class _Tokens(Collector):
-    """Tokens as the worker counts them, whatever becomes of the answers that they are for."""
+class _WorkerCollector(Collector):
+    """Tokens of all jobs, the prompt cache, and the models in memory."""
 
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """What has been counted until now."""
-        n_prompt, n_generated = self._tally.n_prompt_tokens, self._tally.n_generated_tokens
-        yield CounterMetricFamily("refllm_prompt_tokens", "Tokens of prompts and texts.", n_prompt)
-        yield CounterMetricFamily("refllm_generated_tokens", "Tokens drawn.", n_generated)
-
-
-class _Memory(Collector):
-    """What the engine keeps between requests, and what the prompt cache has saved."""
-
-    def __init__(self, engine: LocalEngine) -> None:
-        self._engine = engine
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        """What has been counted until now, and is there now."""
-        kept = self._engine.prompt_cache
-        yield CounterMetricFamily(
-            "refllm_prompt_cache_hits", "Prompts whose beginning was known.", kept.n_hits
-        )
-        yield CounterMetricFamily(
-            "refllm_prompt_cache_reused_tokens",
-            "Tokens of prompts that were not computed again.",
-            kept.n_reused_tokens,
+        """Yield what has been counted until now, and what is in memory now."""
+        counters, engine = self._worker.counters, self._worker.engine
+        cache = engine.prompt_cache
+        for name, what, count in (
+            ("prompt_tokens", "Tokens of prompts and texts.", counters.n_prompt_tokens),
+            ("generated_tokens", "Tokens sampled.", counters.n_generated_tokens),
+            ("prompt_cache_hits", "Prompts whose beginning was cached.", cache.n_hits),
+            (
+                "prompt_cache_reused_tokens",
+                "Tokens of prompts that were not computed again.",
+                cache.n_reused_tokens,
+            ),
+        ):
+            yield CounterMetricFamily(f"refllm_{name}", what, count)
+        yield GaugeMetricFamily(
+            "refllm_prompt_cache_bytes", "Keys and values of recent prompts.", cache.n_bytes
         )
         yield GaugeMetricFamily(
-            "refllm_prompt_cache_bytes", "Keys and values of recent prompts.", kept.n_bytes
-        )
-        yield GaugeMetricFamily(
-            "refllm_models_bytes", "Weights of loaded models.", self._engine.models_bytes
+            "refllm_models_bytes", "Weights of loaded models.", engine.models_bytes
         )

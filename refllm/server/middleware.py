@@ -1,6 +1,6 @@
-"""Who may ask, and how much: in front of the application, before a body is read as anything.
+"""Middleware: access, limits and metrics, before the application reads a request's body.
 
-Plain ASGI, because nothing else sees a request before its body. Source: ASGI specification 3.0.
+Plain ASGI, because no other layer sees a request before its body. Source: ASGI specification 3.0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ipaddress
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 from urllib.parse import urlsplit
 
 from starlette.responses import Response
@@ -25,27 +25,33 @@ from refllm.server.worker import Closed
 
 __all__ = [
     "Arrival",
-    "BodyGuard",
-    "ConnectionGuard",
-    "Counting",
-    "EndGuard",
-    "HostGuard",
-    "TokenGuard",
-    "answering_head",
+    "BodyMiddleware",
+    "CheckMiddleware",
+    "MetricsMiddleware",
+    "ShutdownMiddleware",
+    "check_connection",
+    "head_as_get",
+    "host_check",
     "is_local",
     "late",
     "one_too_many",
+    "token_check",
 ]
 
+Check: TypeAlias = Callable[[Scope], Response | None]
+
 SCHEME = b"bearer "
-NO_CONNECTION_LEFT = "the server has as many connections as it takes; come again in a second"
+TOO_MANY_CONNECTIONS = "too many connections; retry after 1 second"
 UNAUTHORIZED = "send the header authorization: bearer TOKEN, with the token of this server"
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What a connection knows of a request: until when, by the loop's clock, it must be there, and
-    whether the connection is none too many. It is in the scope's `state`, by `key`.
+    """Data of a connection about its request; in the scope's `state`, under `key`.
+
+    Attributes:
+        deadline: When the request must have arrived, by the loop's clock.
+        has_room: Whether the connection is within the limit of connections.
     """
 
     deadline: float
@@ -53,110 +59,94 @@ class Arrival:
     key: ClassVar[str] = "refllm_arrival"
 
 
-class ConnectionGuard:
-    """Sends away whoever comes over one connection too many."""
+class CheckMiddleware:
+    """Answers a request with the response of a check, or passes it on where that is None."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, check: Check) -> None:
         self._app = app
+        self._check = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with 503, or pass on."""
-        arrival = _arrival(scope)
-        if scope["type"] != "http" or arrival is None or arrival.has_room:
-            await self._app(scope, receive, send)
-            return
-        await one_too_many(scope["path"])(scope, receive, send)
+        """Answer, or pass on."""
+        response = self._check(scope) if scope["type"] == "http" else None
+        await (self._app if response is None else response)(scope, receive, send)
 
 
-class EndGuard:
-    """Answers with 503 what the server cancels because its time to end has come."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on; an answer that has begun is broken off."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        has_begun = False
-
-        async def noting(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        except asyncio.CancelledError:
-            if not has_begun:
-                response = _closing(unavailable(scope["path"], UNAVAILABLE[Closed]))
-                # Of a client that does not read: it is cancelled again when the loop ends.
-                with contextlib.suppress(asyncio.CancelledError):
-                    await response(scope, receive, send)
+def check_connection(scope: Scope) -> Response | None:
+    """Return a 503 for a request over a connection beyond the limit."""
+    arrival = _arrival(scope)
+    return None if arrival is None or arrival.has_room else one_too_many(scope["path"])
 
 
-class HostGuard:
-    """Refuses requests of web pages from elsewhere, with 403.
+def token_check(token: str) -> Check:
+    """Return the check that answers 401 to a request without the token, whatever its path."""
+    expected = token.encode()
 
-    A page whose name is made to resolve to this machine (DNS rebinding) sends its own name as
-    `Host`; any other page sends its own as `Origin`. Source: RFC 9110, 7.2; RFC 6454, 7.
+    def check(scope: Scope) -> Response | None:
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        is_bearer = len(sent) == 1 and sent[0][: len(SCHEME)].lower() == SCHEME
+        # In constant time: the duration must not reveal how much of the token is right.
+        if is_bearer and hmac.compare_digest(sent[0][len(SCHEME) :].strip(), expected):
+            return None
+        return refusal(scope["path"], 401, "unauthorized", UNAUTHORIZED)
+
+    return check
+
+
+def host_check(hosts: Iterable[str], origins: Iterable[str]) -> Check:
+    """Return the check that answers 403 to requests of other sites' web pages.
+
+    A page whose name resolves to this machine (DNS rebinding) sends its own name as `Host`; any
+    other page sends its own as `Origin`. Source: RFC 9110, 7.2; RFC 6454, 7.
 
     Args:
-        app: What answers otherwise.
         hosts: Names that clients may use for the server besides those of this machine.
-        origins: Origins that may ask, such as "https://app.example", beside this machine's and
-            those of `hosts`; "*" is all of them.
+        origins: Allowed origins, such as "https://app.example", besides this machine's and those
+            of `hosts`; "*" allows all.
     """
+    known_hosts = {host.lower() for host in hosts}
+    known_origins = {origin.lower() for origin in origins}
 
-    def __init__(self, app: ASGIApp, *, hosts: Iterable[str], origins: Iterable[str]) -> None:
-        self._app = app
-        self._hosts = {host.lower() for host in hosts}
-        self._origins = {origin.lower() for origin in origins}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with 403, or pass on."""
-        problem = self._problem(scope) if scope["type"] == "http" else None
-        if problem is None:
-            await self._app(scope, receive, send)
-            return
-        await refusal(scope["path"], 403, InvalidInput.kind, problem)(scope, receive, send)
-
-    def _problem(self, scope: Scope) -> str | None:
-        for name, value in scope["headers"]:
-            text = value.decode("latin-1").strip().lower()
-            if name == b"host" and not self._is_known(f"//{text}"):
-                return (
-                    f"the header Host is {text!r:.80}, which is not this machine; "
-                    "refllm serve --allow-host NAME allows another name"
-                )
-            if name == b"origin" and not (
-                "*" in self._origins or text in self._origins or self._is_known(text)
-            ):
-                return (
-                    f"the header Origin is {text!r:.80}, a page of another site; "
-                    "refllm serve --cors ORIGIN allows it"
-                )
-        return None
-
-    def _is_known(self, url: str) -> bool:
+    def is_known(url: str) -> bool:
         try:
             parts = urlsplit(url)
             host, _ = parts.hostname, parts.port
         except ValueError:
             return False
-        return host is not None and (host in self._hosts or is_local(host))
+        return host is not None and (host in known_hosts or is_local(host))
+
+    def check(scope: Scope) -> Response | None:
+        for name, value in scope["headers"]:
+            text = value.decode("latin-1").strip().lower()
+            problem = None
+            if name == b"host" and not is_known(f"//{text}"):
+                problem = (
+                    f"the header Host is {text!r:.80}, which is not this machine; "
+                    "refllm serve --allow-host NAME allows another name"
+                )
+            elif name == b"origin" and not (
+                "*" in known_origins or text in known_origins or is_known(text)
+            ):
+                problem = (
+                    f"the header Origin is {text!r:.80}, a page of another site; "
+                    "refllm serve --cors ORIGIN allows it"
+                )
+            if problem is not None:
+                return refusal(scope["path"], 403, InvalidInput.kind, problem)
+        return None
+
+    return check
 
 
 def is_local(host: str) -> bool:
-    """Whether a name or address can only be this machine's own."""
+    """Return whether a name or address can only be this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")  # RFC 6761, 6.3
 
 
-def answering_head(app: ASGIApp) -> ASGIApp:
+def head_as_get(app: ASGIApp) -> ASGIApp:
     """Return an application that answers HEAD as GET; the HTTP server leaves out the body."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,122 +157,121 @@ def answering_head(app: ASGIApp) -> ASGIApp:
     return answer
 
 
-class TokenGuard:
-    """Lets only requests through that know the token; others do not even learn what is here."""
+class ShutdownMiddleware:
+    """Answers 503 to requests that the server cancels when it shuts down."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._token = token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with 401, or pass on."""
-        if scope["type"] != "http" or self._knows_the_token(scope):
-            await self._app(scope, receive, send)
-            return
-        response = refusal(scope["path"], 401, "unauthorized", UNAUTHORIZED)
-        await response(scope, receive, send)
+        """Pass on; an answer that has begun is aborted."""
+        has_begun = False
 
-    def _knows_the_token(self, scope: Scope) -> bool:
-        """In constant time: how long it takes says nothing about how much of the token is right."""
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(sent) != 1 or sent[0][: len(SCHEME)].lower() != SCHEME:
-            return False
-        return hmac.compare_digest(sent[0][len(SCHEME) :].strip(), self._token)
+        async def watched_send(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            if not has_begun:
+                response = _closing(unavailable(scope["path"], UNAVAILABLE[Closed]))
+                # Cancelled again when the loop ends, if the client does not read.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await response(scope, receive, send)
 
 
-class BodyGuard:
-    """Reads the whole body first, if it is not too long and does not take too long."""
+class BodyMiddleware:
+    """Reads the whole body first, within the limits of its length and its time to arrive."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with 413 or 408, or pass on a body that is there."""
+        """Answer with 413 or 408, or pass on a body that has arrived."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        most, seconds = self._limits.max_body_bytes, self._limits.arrival_seconds
+        max_bytes, seconds = self._limits.max_body_bytes, self._limits.arrival_seconds
         arrival = _arrival(scope)
         now = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout_at(now + seconds if arrival is None else arrival.deadline):
-                body = await _body(scope, receive, most)
+                body = await _body(scope, receive, max_bytes)
         except TimeoutError:
             await late(scope["path"], seconds)(scope, receive, send)
             return
         if body is None:
-            message = f"the body is longer than this server's limit of {most} bytes"
+            message = f"the body is longer than this server's limit of {max_bytes} bytes"
             await refusal(scope["path"], 413, InvalidInput.kind, message)(scope, receive, send)
             return
-        # In the scope itself, not in a copy: `Counting` finds there what the router puts in.
-        scope["headers"] = _as_json(scope["headers"])
-        await self._app(scope, _replayed(body, receive), send)
+        # A body is JSON, whatever its type: Spin's client sends none, and `curl -d` sends a form's.
+        # In the scope itself, not in a copy: `MetricsMiddleware` finds there what the router adds.
+        scope["headers"] = [
+            *(header for header in scope["headers"] if header[0] != b"content-type"),
+            (b"content-type", b"application/json"),
+        ]
+        replay: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+        async def receive_again() -> Message:
+            nonlocal replay
+            if replay is None:
+                return await receive()
+            message, replay = replay, None
+            return message
+
+        await self._app(scope, receive_again, send)
 
 
 def late(path: str, seconds: float) -> Response:
-    """The answer to a request for that path that did not arrive in so many seconds."""
+    """Return the answer to a request for that path that did not arrive in so many seconds."""
     message = f"the request did not arrive within this server's limit of {seconds:g} s"
     return _closing(refusal(path, 408, InvalidInput.kind, message))
 
 
 def one_too_many(path: str) -> Response:
-    """The answer to a request for that path over a connection for which there is no room."""
-    return _closing(unavailable(path, NO_CONNECTION_LEFT))
+    """Return the answer to a request for that path over a connection beyond the limit."""
+    return _closing(unavailable(path, TOO_MANY_CONNECTIONS))
 
 
 def _arrival(scope: Scope) -> Arrival | None:
-    """None where another server runs the application."""
+    """Return the connection's data; None under an HTTP server other than refllm's."""
     arrival: Arrival | None = scope.get("state", {}).get(Arrival.key)
     return arrival
 
 
 def _closing(response: Response) -> Response:
-    """The response as the last of its connection."""
+    """Return the response as the last of its connection."""
     response.headers["connection"] = "close"
     return response
 
 
-def _as_json(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers with JSON for the content type: a body is JSON here, or it is refused.
-
-    Spin's client names no type at all, and `curl -d` calls everything a form.
-    """
-    others = [header for header in headers if header[0] != b"content-type"]
-    return [*others, (b"content-type", b"application/json")]
-
-
-async def _body(scope: Scope, receive: Receive, most: int) -> bytes | None:
-    """The body, None where it is longer than `most` bytes or says that it will be."""
+async def _body(scope: Scope, receive: Receive, max_bytes: int) -> bytes | None:
+    """Return the body; None where it is, or announces that it is, longer than `max_bytes`."""
     for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value[:20]) > most:
+        if name == b"content-length" and value.isdigit() and int(value[:20]) > max_bytes:
             return None
     body = bytearray()
     while True:
         message = await receive()
         body += message.get("body", b"")
-        if len(body) > most:
+        if len(body) > max_bytes:
             return None
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             return bytes(body)
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """`receive` that begins with a body which was read already."""
-    message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+class MetricsMiddleware:
+    """Counts each request's status and duration.
 
-    async def replay() -> Message:
-        nonlocal message
-        if message is None:
-            return await receive()
-        first, message = message, None
-        return first
-
-    return replay
-
-
-class Counting:
-    """Tells what a request's answer was, and how long it took."""
+    Args:
+        app: The application.
+        count: Called with the route, the status and the seconds.
+    """
 
     def __init__(self, app: ASGIApp, count: Callable[[str, int, float], object]) -> None:
         self._app = app
@@ -295,15 +284,15 @@ class Counting:
             return
         start, status = time.monotonic(), 500
 
-        async def noting(message: Message) -> None:
+        async def watched_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, watched_send)
         finally:
-            # The application's route where there is one: a path is anybody's text.
+            # The application's route, and not the path, which is any text of a client.
             route = getattr(scope.get("route"), "path", "other")
             self._count(route, status, time.monotonic() - start)

@@ -1,13 +1,13 @@
-"""What OpenAI's clients ask for, and what of it becomes the interface's parameters and wishes.
+"""The bodies of OpenAI's requests, and their conversion to the interface's parameters.
 
-What is left out has the interface's defaults, not OpenAI's, because Spin's client leaves nearly all
-of it out. `refllm.server.openai_keys` has every key that is not a field here.
+Absent keys have the interface's defaults, not OpenAI's, because Spin's client omits most keys.
+`refllm.server.openai_keys` has every key that is not a field here.
 
 Spin's client sends the interface's repeat penalty as `frequency_penalty`, in a chat with exactly
 four keys and one message of a user. In a request of that shape a value above 0 is the repeat
-penalty; in all others the key has OpenAI's meaning. A client of OpenAI's can send that shape, too,
-but not with the headers of Spin's client. A client that sends one of OpenAI's penalties, 0
-included, has chosen them: the repeat penalty is then off unless it is asked for as well.
+penalty; otherwise the key has OpenAI's meaning. OpenAI's clients can send that shape, too, but not
+with the headers of Spin's client. A client that sends one of OpenAI's penalties, 0 included, has
+chosen them: the repeat penalty is then off unless the request has it as well.
 
 Each field's description is what its value must be; errors and the documentation quote it.
 
@@ -39,28 +39,22 @@ from refllm.server.openai_keys import (
 )
 from refllm.tokenizer.grammar import JSON_OBJECT, Grammar, has_library, json_grammar
 
-__all__ = [
-    "ChatRequest",
-    "CompletionRequest",
-    "EmbeddingsRequest",
-    "Message",
-    "TextRequestBody",
-]
+__all__ = ["ChatRequest", "CompletionRequest", "EmbeddingsRequest", "Message", "TextRequestBody"]
 
 T = TypeVar("T")
 
 DEFAULT = InferencingParams()
 OFF = 1.0
 U64_MAX = 2**64 - 1
-MOST_STOPS = 4
-MOST_LIKELIEST = 20
-MOST_CHOICES = 128
-MOST_BIAS = 100
-MOST_PENALTY = 2
+MAX_STOPS = 4
+MAX_LOGPROBS = 20
+MAX_CHOICES = 128
+MAX_BIAS = 100
+MAX_PENALTY = 2
 SPIN_S_KEYS = {"messages", "model", "max_completion_tokens", "frequency_penalty"}
 
 WHOLE = f"a whole number from 0 to {U32_MAX}"
-PENALTY = f"a number from -{MOST_PENALTY} to {MOST_PENALTY}, 0 is off"
+PENALTY = f"a number from -{MAX_PENALTY} to {MAX_PENALTY}, 0 is off"
 ABOVE_0 = "a number above 0, 1 is off"
 TEXTS = "text, a list of texts, a list of token ids, or a list of lists of token ids; none empty"
 WHOSE_IDS = (
@@ -78,9 +72,9 @@ Seed = Annotated[int, Field(ge=0, le=U64_MAX)]
 Stop = Annotated[str, Field(min_length=1)]
 TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}")
 TokenId = Annotated[str, Field(pattern=f"^({TOKEN_ID.pattern})$")]
-Bias = Annotated[float, Field(ge=-MOST_BIAS, le=MOST_BIAS)]
+Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
 Penalty = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# Of a million wrong values in a list one is told; to collect all of them takes seconds.
+# fail_fast: collecting the errors of a million wrong values takes seconds, and one is reported.
 Ids = Annotated[list[U32], Field(min_length=1, fail_fast=True)]
 Texts = (
     str
@@ -92,18 +86,18 @@ NoTexts = Annotated[list[str], Field(max_length=0, fail_fast=True)]
 
 
 class Lenient(BaseModel):
-    """Unknown keys are kept, to be looked at; no text where a number belongs."""
+    """A body that keeps unknown keys for `check_keys`, and refuses text in place of a number."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     @property
     def extras(self) -> dict[str, object]:
-        """The keys that are no field."""
+        """The keys that are not fields."""
         return self.model_extra or {}
 
 
 class StreamOptions(Lenient):
-    """What else a stream has."""
+    """Options of a stream."""
 
     include_usage: bool | None = Field(None, description=FLAG)
 
@@ -120,7 +114,7 @@ class JsonSchema(Lenient):
 
 
 class ResponseFormat(Lenient):
-    """What an answer must be."""
+    """The format of an answer."""
 
     type: Literal["text", "json_object", "json_schema"] = Field(
         description='"text", "json_object" or "json_schema"'
@@ -146,7 +140,7 @@ class ResponseFormat(Lenient):
 
 
 class TextRequestBody(Lenient):
-    """What chats and completions have in common."""
+    """The keys that chats and completions share."""
 
     model: str = Field(description="text")
     max_tokens: U32 | None = Field(None, description=WHOLE)
@@ -154,8 +148,8 @@ class TextRequestBody(Lenient):
     top_p: F32 | None = Field(None, description="a number, 1 is off")
     top_k: U32 | None = Field(None, description=f"{WHOLE}, 0 is off")
     seed: Seed | None = Field(None, description=f"a whole number from 0 to {U64_MAX}")
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS, fail_fast=True)] | None = Field(
-        None, description=f"text, or a list of at most {MOST_STOPS} texts; none empty"
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = Field(
+        None, description=f"text, or a list of at most {MAX_STOPS} texts; none empty"
     )
     stop_token_ids: Annotated[list[U32], Field(fail_fast=True)] | None = Field(
         None, description="a list of token ids"
@@ -168,10 +162,10 @@ class TextRequestBody(Lenient):
     repetition_penalty: Penalty | None = Field(None, description=ABOVE_0)
     repeat_last_n: U32 | None = Field(None, description=f"{WHOLE}, 0 is off")
     logit_bias: dict[TokenId, Bias] | None = Field(
-        None, description=f"an object of token ids and numbers from -{MOST_BIAS} to {MOST_BIAS}"
+        None, description=f"an object of token ids and numbers from -{MAX_BIAS} to {MAX_BIAS}"
     )
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = Field(
-        None, description=f"a whole number from 1 to {MOST_CHOICES}"
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+        None, description=f"a whole number from 1 to {MAX_CHOICES}"
     )
     response_format: ResponseFormat | None = Field(
         None, description="an object with the `type` text, json_object or json_schema"
@@ -194,7 +188,7 @@ class TextRequestBody(Lenient):
         if not self.is_spin_s:
             for key in ("frequency_penalty", "presence_penalty"):
                 value = getattr(self, key)
-                if value is not None and not -MOST_PENALTY <= value <= MOST_PENALTY:
+                if value is not None and not -MAX_PENALTY <= value <= MAX_PENALTY:
                     raise KeyRefused(
                         key,
                         f"must be {PENALTY}; got {value!r} "
@@ -210,11 +204,12 @@ class TextRequestBody(Lenient):
     @field_validator("logit_bias", mode="before")
     @classmethod
     def _one_wrong_bias(cls, biases: object) -> object:
-        """Of biases of which several are wrong the first, which is told."""
-        if not isinstance(biases, dict):
-            return biases
-        wrong = (item for item in biases.items() if not _is_bias(*item))
-        return dict([first]) if (first := next(wrong, None)) is not None else biases
+        """Return only the first wrong bias, if any: collecting all errors can take seconds."""
+        for token_id, value in biases.items() if isinstance(biases, dict) else ():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and -MAX_BIAS <= value <= MAX_BIAS and TOKEN_ID.fullmatch(token_id)):
+                return {token_id: value}
+        return biases
 
     @property
     def is_spin_s(self) -> bool:
@@ -228,33 +223,33 @@ class TextRequestBody(Lenient):
 
     @property
     def n_choices(self) -> int:
-        """How many answers there are to each prompt."""
+        """The number of answers to each prompt."""
         return 1 if self.n is None else self.n
 
     @property
-    def wanted_tokens(self) -> int | None:
-        """The most tokens that are asked for."""
+    def token_limit(self) -> int | None:
+        """The maximum number of tokens of the answer."""
         return self.max_tokens
 
     @property
     def schemas(self) -> dict[str, object]:
-        """What the answer must be, by the key that asks for it; several keys are refused."""
-        asked = {"json_schema": self.json_schema, "guided_json": self.guided_json}
-        form = self.response_format
-        if form is not None and form.type == "json_object":
-            asked["response_format"] = dict(JSON_OBJECT)
-        elif form is not None and form.json_schema is not None:
-            asked[SCHEMA_KEY] = form.json_schema.schema_
-        return {key: schema for key, schema in asked.items() if schema is not None}
+        """The JSON schemas of the answer, by their keys; `grammar` refuses several."""
+        schemas = {"json_schema": self.json_schema, "guided_json": self.guided_json}
+        wanted = self.response_format
+        if wanted is not None and wanted.type == "json_object":
+            schemas["response_format"] = dict(JSON_OBJECT)
+        elif wanted is not None and wanted.json_schema is not None:
+            schemas[SCHEMA_KEY] = wanted.json_schema.schema_
+        return {key: schema for key, schema in schemas.items() if schema is not None}
 
     def grammar(self) -> Grammar | None:
-        """Return the grammar of the answer. Errors: `KeyRefused` naming the key of a schema."""
+        """Return the grammar of the answer. Raises `KeyRefused` with the key of a schema."""
         schemas = self.schemas
         if not schemas:
             return None
-        *others, key = schemas
-        if others:
-            raise KeyRefused(others[0], f"and {key} both say what the answer must be; send one")
+        *earlier, key = schemas
+        if earlier:
+            raise KeyRefused(earlier[0], f"and {key} both set the format of the answer; send one")
         if not has_library():
             raise KeyRefused(
                 key, f"is not supported here; it needs llguidance: {how_to_install('grammar')}"
@@ -272,15 +267,15 @@ class TextRequestBody(Lenient):
             raise KeyRefused(key, f"cannot be used: {error}") from error
 
     def params(self) -> InferencingParams:
-        """The interface's six."""
-        asked = _either(self.repeat_penalty, self.repetition_penalty)
-        if asked is None and self._has_repeat_penalty_of_spin:
-            asked = self.frequency_penalty
-        elif asked is None and (self.frequency_penalty, self.presence_penalty) != (None, None):
-            asked = OFF
+        """Return the interface's parameters."""
+        penalty = _either(self.repeat_penalty, self.repetition_penalty)
+        if penalty is None and self._has_repeat_penalty_of_spin:
+            penalty = self.frequency_penalty
+        elif penalty is None and (self.frequency_penalty, self.presence_penalty) != (None, None):
+            penalty = OFF
         return InferencingParams(
-            max_tokens=_either(self.wanted_tokens, DEFAULT.max_tokens),
-            repeat_penalty=_either(asked, DEFAULT.repeat_penalty),
+            max_tokens=_either(self.token_limit, DEFAULT.max_tokens),
+            repeat_penalty=_either(penalty, DEFAULT.repeat_penalty),
             repeat_penalty_last_n_token_count=_either(
                 self.repeat_last_n, DEFAULT.repeat_penalty_last_n_token_count
             ),
@@ -290,7 +285,7 @@ class TextRequestBody(Lenient):
         )
 
     def wishes(self) -> Wishes:
-        """What is asked for beyond the interface's six."""
+        """Return the settings beyond the interface's parameters."""
         frequency = 0.0 if self._has_repeat_penalty_of_spin else self.frequency_penalty
         return Wishes(
             adjustments=Adjustments(
@@ -331,9 +326,9 @@ class Message(Lenient):
     thinking: str | None = Field(None, description="text")
 
     def as_text(self, where: str) -> dict[str, str]:
-        """Return what a chat template reads; a developer is whom others call the system.
+        """Return the message for a chat template; the role `developer` becomes `system`.
 
-        `where` is the message's place, for the `KeyRefused` of what is not read here.
+        Raises `KeyRefused` for unsupported parts, which are named after `where`.
         """
         served = type(self).model_fields
         check_keys(self.extras, served=served, refused=MESSAGE_REFUSED, where=f"{where}.")
@@ -367,8 +362,8 @@ class ChatRequest(TextRequestBody):
     )
     max_completion_tokens: U32 | None = Field(None, description=WHOLE)
     logprobs: bool | None = Field(None, description=FLAG)
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = Field(
-        None, description=f"a whole number from 0 to {MOST_LIKELIEST}"
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None, description=f"a whole number from 0 to {MAX_LOGPROBS}"
     )
 
     def check(self) -> None:
@@ -392,18 +387,17 @@ class ChatRequest(TextRequestBody):
 
     @property
     def chat(self) -> list[dict[str, str]]:
-        """The messages as a chat template reads them."""
+        """The messages for a chat template."""
         return [message.as_text(f"messages[{i}]") for i, message in enumerate(self.messages)]
 
     @property
-    def wanted_tokens(self) -> int | None:
-        """The newer name before the older."""
-        newer = self.max_completion_tokens
-        return self.max_tokens if newer is None else newer
+    def token_limit(self) -> int | None:
+        """`max_completion_tokens`, the newer name, or `max_tokens`."""
+        return _either(self.max_completion_tokens, self.max_tokens)
 
     @property
-    def n_likeliest(self) -> int | None:
-        """How many alternatives to each token are asked for; None: not even its own probability."""
+    def n_top_logprobs(self) -> int | None:
+        """The number of alternatives to each token; None without `logprobs`."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
@@ -412,8 +406,8 @@ class CompletionRequest(TextRequestBody):
 
     prompt: Texts = Field(description=TEXTS)
     echo: bool | None = Field(None, description=FLAG)
-    logprobs: Annotated[int, Field(ge=0, le=MOST_LIKELIEST)] | None = Field(
-        None, description=f"a whole number from 0 to {MOST_LIKELIEST}"
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None, description=f"a whole number from 0 to {MAX_LOGPROBS}"
     )
 
     def check(self) -> None:
@@ -451,10 +445,10 @@ class EmbeddingsRequest(Lenient):
         """Raise `KeyRefused` for a key, or a value of it, that is not served.
 
         Args:
-            is_spin_s: Whether Spin's client asks, which sends an empty list for no texts and reads
-                an empty answer; other clients of this protocol expect a refusal, as OpenAI's is.
-            is_openai_s: Whether OpenAI's own package asks, with which LangChain sends ids of
-                OpenAI's tokenizer; ids must then be said to be the model's.
+            is_spin_s: Whether the client is Spin's, which may send an empty list and reads an empty
+                answer; other clients expect OpenAI's error.
+            is_openai_s: Whether the client is OpenAI's own package, with which LangChain sends ids
+                of OpenAI's tokenizer; ids then need `add_special_tokens` false.
         """
         if not self.input and not isinstance(self.input, str) and not is_spin_s:
             raise KeyRefused("input", f"must be {TEXTS}; got []")
@@ -472,23 +466,17 @@ class EmbeddingsRequest(Lenient):
 
     @property
     def texts(self) -> Sequence[str | Sequence[int]]:
-        """What is to be embedded."""
+        """The texts to embed, or their token ids."""
         return _each(self.input)
 
     @property
     def text_limit(self) -> int | None:
-        """Where a text is cut; None is the model's own limit."""
+        """The number of tokens at which a text is cut; None is the model's own limit."""
         return _either(self.max_tokens, self.truncate_prompt_tokens)
 
 
-def _is_bias(token_id: str, value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return -MOST_BIAS <= value <= MOST_BIAS and TOKEN_ID.fullmatch(token_id) is not None
-
-
 def _each(texts: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    """One text, or the ids of one, as a list of one."""
+    """Return a list of texts or token ids, also for a single one."""
     if isinstance(texts, str):
         return [texts]
     ids = [item for item in texts if isinstance(item, int)]

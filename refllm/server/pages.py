@@ -1,4 +1,4 @@
-"""What `GET /` and `GET /docs` show, and the tables of keys in docs/serving.md: one source."""
+"""The pages of `GET /` and `GET /docs`, and the tables of keys in docs/serving.md: one source."""
 
 from __future__ import annotations
 
@@ -20,26 +20,22 @@ from refllm.server.openai_keys import (
     WITHOUT_EFFECT,
     Refused,
 )
-from refllm.server.openai_requests import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingsRequest,
-)
+from refllm.server.openai_requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 
 __all__ = ["ROUTES", "docs_page", "first_page", "keys_in_markdown"]
 
 ROUTES: Mapping[str, str] = {
-    "POST /infer": "continues a prompt, as Spin's remote_http asks",
-    "POST /embed": "embeds texts, as Spin's remote_http asks",
-    "POST /v1/chat/completions": "the next message of a chat, as OpenAI's clients ask",
-    "POST /v1/completions": "continues prompts, as OpenAI's clients ask",
-    "POST /v1/embeddings": "embeds texts, as OpenAI's clients ask",
-    "GET /v1/models": "the models that can be asked",
-    "GET /v1/models/{model}": "one of them",
+    "POST /infer": "continues a prompt: the protocol of Spin's remote_http",
+    "POST /embed": "embeds texts: the protocol of Spin's remote_http",
+    "POST /v1/chat/completions": "answers a chat: the protocol of OpenAI's clients",
+    "POST /v1/completions": "continues prompts: the protocol of OpenAI's clients",
+    "POST /v1/embeddings": "embeds texts: the protocol of OpenAI's clients",
+    "GET /v1/models": "lists the models",
+    "GET /v1/models/{model}": "describes one model",
     "GET /docs": "each key of OpenAI's routes: served, refused, or without effect",
     "GET /openapi.json": "all routes as a schema",
-    "GET /healthz": "the process lives",
-    "GET /readyz": "the server takes requests",
+    "GET /healthz": "200 as long as the process runs",
+    "GET /readyz": "200 while the server accepts requests",
     "GET /metrics": "counters in Prometheus's text format",
 }
 BODIES: Mapping[str, type[BaseModel]] = {
@@ -56,20 +52,20 @@ Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 
 def first_page() -> str:
-    """Return the page of `GET /`: what this is, and where its routes are."""
+    """Return the page of `GET /`: the list of routes."""
     routes = _html_table(
-        ("route", "what it is"), [(f"`{route}`", what) for route, what in ROUTES.items()]
+        ("route", "what it does"), [(f"`{route}`", what) for route, what in ROUTES.items()]
     )
     return _page(
-        "<p>A server of models for applications of Spin's Serverless AI and for OpenAI's clients. "
-        "It is the reference for what their answers are.</p>"
+        "<p>Models over HTTP, for applications of Spin's Serverless AI and for OpenAI's clients: "
+        "the reference implementation.</p>"
         f"{routes}<p>An OpenAI client's base URL is this address with /v1. "
         '<a href="docs">Each key of a request</a></p>'
     )
 
 
 def docs_page() -> str:
-    """Return the page of `GET /docs`: every key of OpenAI's routes, and what becomes of it."""
+    """Return the page of `GET /docs`: every key of OpenAI's routes, and its effect."""
     tables = (
         f"<h2>{html.escape(title)}</h2>{_html_table(head, rows)}" for title, head, rows in _tables()
     )
@@ -77,8 +73,15 @@ def docs_page() -> str:
 
 
 def keys_in_markdown() -> str:
-    """Return the same tables as `docs_page`, as docs/serving.md has them."""
-    return "\n".join(_markdown(*table) for table in _tables())
+    """Return the tables of `docs_page` in Markdown, for docs/serving.md."""
+
+    def row(cells: tuple[str, ...]) -> str:
+        return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+    return "\n".join(
+        "\n".join([f"### {title}\n", row(head), "|" + "---|" * len(head), *map(row, rows)]) + "\n"
+        for title, head, rows in _tables()
+    )
 
 
 def _tables() -> Iterator[Table]:
@@ -130,27 +133,15 @@ def _refused(before: str, refused: Mapping[str, Refused]) -> Iterator[tuple[str,
         yield f"`{before}{key}`", neutral, entry.instead
 
 
-def _markdown(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [f"### {title}\n", _row(head), "|" + "---|" * len(head), *map(_row, rows)]
-    return "\n".join(lines) + "\n"
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-
-
 def _html_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{_html(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    heads = "".join(f"<th>{cell}</th>" for cell in head)
+    def cell(text: str) -> str:
+        parts = html.escape(text).split("`")  # every second part is between backticks
+        code = (f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+        return f"<td>{''.join(code)}</td>"
+
+    lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
+    heads = "".join(f"<th>{name}</th>" for name in head)
     return f"<table><tr>{heads}</tr>{lines}</table>"
-
-
-def _html(text: str) -> str:
-    """A cell; what is between backticks is code."""
-    parts = html.escape(text).split("`")
-    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
 
 
 def _page(body: str) -> str:

@@ -1,14 +1,13 @@
-"""POST /infer and POST /embed, as Spin's `remote_http` speaks to the cloud-gpu proxy.
+"""POST /infer and POST /embed: the protocol of Spin's `remote_http`.
 
-The names are those of its JSON. A number is what the interface has, u32 or f32; a key that the
-protocol does not have is refused, because whoever wrote it expects something of it.
+The names are those of its JSON. Numbers are the interface's, u32 or f32. A key that the protocol
+does not have is refused, because the client expects an effect of it.
 
 Source: Spin's crates/llm-remote-http (default api type).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
@@ -18,9 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from refllm.errors import InvalidInput
 from refllm.generate import Chunk
 from refllm.interface import U32_MAX, InferencingParams
-from refllm.server.answers import unless_gone
-from refllm.server.jobs import Done, Echo, TextEvent
-from refllm.server.service import Service, TextRequest
+from refllm.server.jobs import Echo, Finished, TextRequest
+from refllm.server.service import Service, cancel_on_disconnect
 
 __all__ = ["EmbedRequest", "InferRequest", "Options", "router_of"]
 
@@ -33,17 +31,14 @@ F32 = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
-    """No key that is not known, and no text where a number belongs."""
+    """A body that refuses unknown keys, and text in place of a number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     @model_validator(mode="before")
     @classmethod
     def _one_unknown_key(cls, body: object) -> object:
-        """Of a body with many keys that are not known the first, which is told.
-
-        To collect an error for each of them takes seconds.
-        """
+        """Keep only the first unknown key: collecting an error for each can take seconds."""
         if not isinstance(body, dict):
             return body
         known = {field.alias or name for name, field in cls.model_fields.items()}
@@ -73,7 +68,7 @@ class Options(Strict):
     top_p: F32 = Field(default=DEFAULT.top_p, alias="topP", description="a number, 1 is off")
 
     def params(self) -> InferencingParams:
-        """Return the parameters. An `InvalidInput` names the key as the protocol does."""
+        """Return the parameters. Raises `InvalidInput` with the protocol's name of the key."""
         params = InferencingParams(**self.model_dump())
         try:
             params.check()
@@ -93,7 +88,7 @@ class InferRequest(Strict):
 
 
 class InferUsage(BaseModel):
-    """Tokens of the prompt, and drawn ones."""
+    """Tokens of the prompt, and sampled tokens."""
 
     promptTokenCount: int  # noqa: N815 - the protocol's name
     generatedTokenCount: int  # noqa: N815
@@ -133,41 +128,40 @@ class EmbedResponse(BaseModel):
 
 
 def router_of(service: Service) -> APIRouter:
-    """Both routes."""
+    """Return both routes."""
     router = APIRouter(tags=["Spin"])
 
     @router.post("/infer", response_model=InferResponse)
     async def infer(request: Request, body: InferRequest) -> Response:
-        """The continuation of a prompt."""
+        """Continue a prompt."""
         params = body.options.params()
-        asked = TextRequest(model=body.model, prompt=body.prompt, params=params)
-        text, done = await unless_gone(request, _whole(service.text(asked)))
+        text_request = TextRequest(model=body.model, prompt=body.prompt, params=params)
+
+        async def answer() -> tuple[str, Finished]:
+            *chunks, end = [event async for event in service.text(text_request)]
+            assert isinstance(end, Finished)
+            return "".join(part.text for part in chunks if isinstance(part, Chunk | Echo)), end
+
+        text, end = await cancel_on_disconnect(request, answer())
         usage = InferUsage(
-            promptTokenCount=done.n_prompt_tokens, generatedTokenCount=done.n_generated_tokens
+            promptTokenCount=end.n_prompt_tokens, generatedTokenCount=end.n_generated_tokens
         )
         return JSONResponse({"text": text, "usage": usage.model_dump()})
 
     @router.post("/embed", response_model=EmbedResponse)
     async def embed(request: Request, body: EmbedRequest) -> Response:
-        """One vector for each text."""
+        """Return one vector for each text."""
         embedding = service.embed(body.model, body.input, max_tokens=body.max_tokens)
         try:
-            vectors, done = await unless_gone(request, embedding)
+            vectors, end = await cancel_on_disconnect(request, embedding)
         except InvalidInput as error:
             if str(error).startswith("max_tokens "):
                 raise InvalidInput(str(error).replace("max_tokens", "maxTokens", 1)) from error
             raise
-        usage = EmbedUsage(promptTokenCount=done.n_prompt_tokens)
+        usage = EmbedUsage(promptTokenCount=end.n_prompt_tokens)
         # A key that Spin's protocol does not have; its client skips it.
-        truncated = {"truncated": done.is_cut} if any(done.is_cut) else {}
+        truncated = {"truncated": end.is_cut} if any(end.is_cut) else {}
         answer = {"embeddings": vectors.tolist(), "usage": usage.model_dump(), **truncated}
         return JSONResponse(answer)
 
     return router
-
-
-async def _whole(events: AsyncIterator[TextEvent]) -> tuple[str, Done]:
-    """The text of all parts, and what it took."""
-    *chunks, done = [event async for event in events]
-    assert isinstance(done, Done)
-    return "".join(chunk.text for chunk in chunks if isinstance(chunk, Chunk | Echo)), done

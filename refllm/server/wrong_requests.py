@@ -1,4 +1,4 @@
-"""What a request that no route takes gets to hear: what is wrong with it, and what to send."""
+"""Error messages for requests that no route accepts: what is wrong, and what to send instead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refllm.server.openai_requests import ChatRequest, CompletionRequest, Embedd
 from refllm.server.pages import ROUTES
 from refllm.server.routes_spin import EmbedRequest, InferRequest
 
-__all__ = ["what_is_wrong", "wrong_method", "wrong_path"]
+__all__ = ["ELSEWHERE", "METHODS", "what_is_wrong", "wrong_method", "wrong_path"]
 
 BODIES: Mapping[str, type[BaseModel]] = {
     "/infer": InferRequest,
@@ -26,8 +26,8 @@ BODIES: Mapping[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingsRequest,
 }
-LONGEST_SHOWN = 200  # characters of a request in an error
-LONGEST_PLACE = 20  # characters of a body that is no JSON
+MAX_SHOWN = 200  # characters of a request in an error
+MAX_PLACE = 20  # characters of a body that is not JSON
 METHODS = {path: method for method, _, path in (route.partition(" ") for route in ROUTES)}
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 ELSEWHERE: Mapping[str, str] = {
@@ -45,20 +45,19 @@ ELSEWHERE: Mapping[str, str] = {
     "/health": "/healthz",
     "/v1": "/v1/models",
 }
-"""Routes of Ollama, llama.cpp, TGI and others, and what does the same here."""
+"""Routes of Ollama, llama.cpp, TGI and other servers, with their equivalents here."""
 CLOSE = 0.8  # of difflib's ratio
 
 
 def wrong_path(path: str) -> str:
-    """Return what is wrong with a path that no route has."""
-    shown = path if len(path) <= LONGEST_SHOWN else f"{path[:LONGEST_SHOWN]}..."
+    """Return the message about a path that is no route."""
     meant = _meant_path(path)
     instead = "" if meant is None else f"did you mean {METHODS[meant]} {meant}? "
-    return f"there is no route {shown_key(shown)} here; {instead}GET / lists the routes"
+    return f"there is no route {shown_key(path)} here; {instead}GET / lists the routes"
 
 
 def _meant_path(path: str) -> str | None:
-    """The route that a path is a misspelling of, or whose work it asks for."""
+    """Return the route of a misspelled path, or the equivalent of another server's path."""
     plain = re.sub(r"^(/v1)+(?=/v1/)", "", re.sub(r"/+", "/", path.lower()).rstrip("/"))
     for candidate in (plain, f"/v1{plain}", plain.removeprefix("/v1")):
         if candidate in METHODS:
@@ -70,17 +69,17 @@ def _meant_path(path: str) -> str | None:
 
 
 def wrong_method(method: str, path: str, allowed: str) -> str:
-    """Return what is wrong with a method that a route does not take."""
+    """Return the message about a method that a route does not accept."""
     body = " with a JSON object as the body" if allowed == "POST" else ""
     return f"{path} takes {allowed}{body}, not {method}"
 
 
 def what_is_wrong(error: RequestValidationError, path: str) -> tuple[str | None, str]:
-    """Return the key that is wrong with a body, and what is wrong with it and what it must be.
+    """Return the wrong key of a body, and the message with what it must be.
 
     Args:
-        error: What the validator found; the first of it counts.
-        path: The route; what each key must be is its field's description.
+        error: The validator's errors; the first counts.
+        path: The route; its fields' descriptions are what their values must be.
     """
     first = error.errors()[0]
     if first["type"] == "json_invalid":
@@ -110,18 +109,18 @@ def what_is_wrong(error: RequestValidationError, path: str) -> tuple[str | None,
 
 
 def _not_json(text: str, position: object, reason: object) -> str:
-    """Return why a body is no JSON: where, and the mistake where it is a usual one."""
+    """Return the message about a body that is not JSON: the place, and the usual mistakes."""
     at = position if isinstance(position, int) else 0
-    place, before = text[at : at + LONGEST_PLACE], text[:at].rstrip()
+    place, before = text[at : at + MAX_PLACE], text[:at].rstrip()
     if not text.lstrip().startswith(("{", "[", '"')):
-        begin = text[:LONGEST_PLACE]
+        begin = text[:MAX_PLACE]
         return f"the body is not JSON: it begins with {begin!r}; send a JSON object"
     if not place.strip():
-        return f"the body is not JSON: it ends too early, after {text[-LONGEST_PLACE:]!r}"
+        return f"the body is not JSON: it ends too early, after {text[-MAX_PLACE:]!r}"
     if (before.endswith(",") and place[0] in "}]") or re.match(r",\s*[}\]]", text[at:]):
-        reason = "a comma stands before the end of an object or list"
+        reason = "remove the comma before the end of an object or list"
     elif place[0] == "'":
-        reason = "texts and keys stand in double quotes"
+        reason = "write texts and keys in double quotes"
     return f"the body is not JSON: {reason}, at character {at}: {place!r}"
 
 
@@ -134,14 +133,11 @@ def _unknown_key(part: str, inside: str, fields: Mapping[str, FieldInfo]) -> str
         inner = [field.alias or each_name for each_name, field in deeper.items()]
         if not meant and did_you_mean(part, inner):
             meant = did_you_mean(part, inner).replace("did you mean ", f"did you mean {name}.")
-    return (
-        f"{where}{shown_key(part)} is not a key that is known here; {meant}"
-        f"the keys are {', '.join(names)}"
-    )
+    return f"{where}{shown_key(part)} is an unknown key; {meant}the keys are {', '.join(names)}"
 
 
 def _other_route(body: object, path: str) -> str:
-    """Return which other route has a key that the body has and this route has not."""
+    """Return a note about a key of the body that another route has and this one has not."""
     if not isinstance(body, Mapping) or path not in BODIES:
         return ""
     own = {each.alias or name for name, each in BODIES[path].model_fields.items()}
@@ -151,20 +147,18 @@ def _other_route(body: object, path: str) -> str:
             if key in body and key not in own and key in model.model_fields and prefix in other:
                 return f" ({key} is a key of POST {other})"
     unknown = [shown_key(key) for key in body if key not in own]
-    return f" ({unknown[0]} is not a key that is known here)" if unknown else ""
+    return f" ({unknown[0]} is an unknown key)" if unknown else ""
 
 
 def _as_json(value: Any) -> str:
     try:
-        shown = json.dumps(value, ensure_ascii=False, default=repr)
-    except RecursionError:  # what could just be read cannot always be written
-        return "what is nested too deeply to be shown"
-    shown = shown if shown.isprintable() else ascii(shown)[1:-1]
-    return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+        return shown_key(json.dumps(value, ensure_ascii=False, default=repr), MAX_SHOWN)
+    except RecursionError:  # the parser's limit is higher than the writer's
+        return "a value that is nested too deeply to be shown"
 
 
 def _fields_inside(annotation: object) -> Mapping[str, FieldInfo]:
-    """The fields of the object that a field may hold, as in `list[Part] | None`."""
+    """Return the fields of the model in an annotation such as `list[Part] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation.model_fields
     inside = (_fields_inside(each) for each in get_args(annotation))

@@ -5,16 +5,15 @@
     open_ai   POST /v1/chat/completions   {"messages", "model", "max_completion_tokens", ...}
               POST /v1/embeddings         {"input": [...], "model"}
 
-An answer may say more than is read here; what is read must have the types of the interface. Source:
-Spin's crate llm-remote-http.
+Keys of an answer beyond those of the interface are ignored; the keys that are read must have the
+interface's types. Source: Spin's crate llm-remote-http.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, Protocol
 
 from refllm.interface import (
     U32_MAX,
@@ -26,7 +25,7 @@ from refllm.interface import (
     as_f32,
 )
 
-__all__ = ["API_TYPES", "ApiType", "WrongShapeError", "as_json", "parsed"]
+__all__ = ["API_TYPES", "ApiType", "WrongShapeError", "as_json", "parse_json"]
 
 F32_MAX = (2 - 2**-23) * 2.0**127
 
@@ -35,111 +34,134 @@ class WrongShapeError(ValueError):
     """The answer is not what the dialect says; the message is a clause about "it"."""
 
 
-@dataclass(frozen=True, slots=True)
-class ApiType:
+def as_json(value: object) -> bytes:
+    """Return `value` as Spin writes it: UTF-8, without spaces between.
+
+    Example:
+        >>> as_json({"model": "m", "input": ["ä"]}).decode()
+        '{"model":"m","input":["ä"]}'
+    """
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def parse_json(body: bytes) -> object:
+    """Return the JSON value that `body` is.
+
+    Raises:
+        WrongShapeError: Where it is not JSON; NaN and infinities are none.
+    """
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(name)
+
+    try:
+        return json.loads(body.decode(), parse_constant=refuse)
+    except (ValueError, RecursionError):
+        raise WrongShapeError("it is not JSON") from None  # the cause would quote the server
+
+
+class ApiType(Protocol):
     """A dialect: its two paths, its headers, its requests, and how its answers are read.
 
-    The readers raise `WrongShapeError`; that of embeddings is told how many vectors there must be.
+    The readers raise `WrongShapeError`.
     """
 
     infer_path: str
     embed_path: str
     headers: Mapping[str, str]
-    infer_request: Callable[[str, str, InferencingParams], object]
-    embed_request: Callable[[str, Sequence[str]], object]
-    infer_result: Callable[[object], InferencingResult]
-    embed_result: Callable[[object, int], EmbeddingsResult]
+
+    def infer_request(self, model: str, prompt: str, params: InferencingParams) -> object:
+        """Return the body that asks for a continuation of `prompt`."""
+
+    def embed_request(self, model: str, texts: Sequence[str]) -> object:
+        """Return the body that asks for the vectors of `texts`."""
+
+    def infer_result(self, answer: object) -> InferencingResult:
+        """Return the result that is in the JSON of an answer."""
+
+    def embed_result(self, answer: object, n_texts: int) -> EmbeddingsResult:
+        """Return the result that is in the JSON of an answer, which must have `n_texts` vectors."""
 
 
-def as_json(value: object) -> bytes:
-    """`value` as Spin writes it: UTF-8, without spaces between."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+class _Default:
+    """What the proxy of Spin's cloud-gpu speaks."""
+
+    infer_path = "/infer"
+    embed_path = "/embed"
+    headers: Mapping[str, str] = {}
+
+    def infer_request(self, model: str, prompt: str, params: InferencingParams) -> object:
+        options = {
+            "maxTokens": params.max_tokens,
+            "repeatPenalty": as_f32(params.repeat_penalty),
+            "repeatPenaltyLastNTokenCount": params.repeat_penalty_last_n_token_count,
+            "temperature": as_f32(params.temperature),
+            "topK": params.top_k,
+            "topP": as_f32(params.top_p),
+        }
+        return {"model": model, "prompt": prompt, "options": options}
+
+    def embed_request(self, model: str, texts: Sequence[str]) -> object:
+        return {"model": model, "input": list(texts)}
+
+    def infer_result(self, answer: object) -> InferencingResult:
+        usage = InferencingUsage(
+            _count(answer, "usage", "promptTokenCount"),
+            _count(answer, "usage", "generatedTokenCount"),
+        )
+        return InferencingResult(_text(answer, "text"), usage)
+
+    def embed_result(self, answer: object, n_texts: int) -> EmbeddingsResult:
+        vectors = _vectors(_list(answer, "embeddings"), n_texts)
+        usage = EmbeddingsUsage(_count(answer, "usage", "promptTokenCount"))
+        flags = answer.get("truncated") if isinstance(answer, dict) else None
+        return EmbeddingsResult(vectors, usage, _truncated(flags, n_texts))
 
 
-def parsed(body: bytes) -> object:
-    """The JSON value that `body` is. Errors: `WrongShapeError`, for NaN and infinities too."""
-    try:
-        return json.loads(body.decode(), parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise WrongShapeError("it is not JSON") from None  # the cause would quote the server
+class _OpenAi:
+    """OpenAI's protocol, as far as Spin uses it."""
+
+    infer_path = "/v1/chat/completions"
+    embed_path = "/v1/embeddings"
+    # Spin sends it in this dialect alone, and servers of it refuse a body without.
+    headers: Mapping[str, str] = {"content-type": "application/json"}
+
+    def infer_request(self, model: str, prompt: str, params: InferencingParams) -> object:
+        return {
+            "messages": [{"role": "user", "content": prompt}],
+            "model": model,
+            "max_completion_tokens": params.max_tokens,
+            # Not the same as a repeat penalty, but Spin sends one as the other.
+            "frequency_penalty": as_f32(params.repeat_penalty),
+        }
+
+    def embed_request(self, model: str, texts: Sequence[str]) -> object:
+        return {"input": list(texts), "model": model}
+
+    def infer_result(self, answer: object) -> InferencingResult:
+        usage = InferencingUsage(
+            _count(answer, "usage", "prompt_tokens"),
+            _count(answer, "usage", "completion_tokens"),
+        )
+        return InferencingResult(_text(answer, "choices", 0, "message", "content"), usage)
+
+    def embed_result(self, answer: object, n_texts: int) -> EmbeddingsResult:
+        vectors = [_at(item, "embedding") for item in _list(answer, "data")]
+        usage = EmbeddingsUsage(_count(answer, "usage", "prompt_tokens"))
+        items = [item for item in _list(answer, "data") if isinstance(item, dict)]
+        flags = [item["truncated"] for item in items if "truncated" in item]
+        return EmbeddingsResult(_vectors(vectors, n_texts), usage, _truncated(flags, n_texts))
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(name)
+API_TYPES: Mapping[str, ApiType] = {"default": _Default(), "open_ai": _OpenAi()}
+"""The dialects by their name in Spin's runtime configuration."""
 
 
-# default
-
-
-def _default_infer_request(model: str, prompt: str, params: InferencingParams) -> object:
-    options = {
-        "maxTokens": params.max_tokens,
-        "repeatPenalty": as_f32(params.repeat_penalty),
-        "repeatPenaltyLastNTokenCount": params.repeat_penalty_last_n_token_count,
-        "temperature": as_f32(params.temperature),
-        "topK": params.top_k,
-        "topP": as_f32(params.top_p),
-    }
-    return {"model": model, "prompt": prompt, "options": options}
-
-
-def _default_embed_request(model: str, texts: Sequence[str]) -> object:
-    return {"model": model, "input": list(texts)}
-
-
-def _default_infer_result(answer: object) -> InferencingResult:
-    usage = InferencingUsage(
-        _count(answer, "usage", "promptTokenCount"),
-        _count(answer, "usage", "generatedTokenCount"),
-    )
-    return InferencingResult(_text(answer, "text"), usage)
-
-
-def _default_embed_result(answer: object, n_texts: int) -> EmbeddingsResult:
-    vectors = _vectors(_list(answer, "embeddings"), n_texts)
-    usage = EmbeddingsUsage(_count(answer, "usage", "promptTokenCount"))
-    flags = answer.get("truncated") if isinstance(answer, dict) else None
-    return EmbeddingsResult(vectors, usage, _truncated(flags, n_texts))
-
-
-# open_ai
-
-
-def _open_ai_infer_request(model: str, prompt: str, params: InferencingParams) -> object:
-    return {
-        "messages": [{"role": "user", "content": prompt}],
-        "model": model,
-        "max_completion_tokens": params.max_tokens,
-        # Another thing than a repeat penalty, but this is what Spin sends as one.
-        "frequency_penalty": as_f32(params.repeat_penalty),
-    }
-
-
-def _open_ai_embed_request(model: str, texts: Sequence[str]) -> object:
-    return {"input": list(texts), "model": model}
-
-
-def _open_ai_infer_result(answer: object) -> InferencingResult:
-    usage = InferencingUsage(
-        _count(answer, "usage", "prompt_tokens"),
-        _count(answer, "usage", "completion_tokens"),
-    )
-    return InferencingResult(_text(answer, "choices", 0, "message", "content"), usage)
-
-
-def _open_ai_embed_result(answer: object, n_texts: int) -> EmbeddingsResult:
-    vectors = [_at(item, "embedding") for item in _list(answer, "data")]
-    usage = EmbeddingsUsage(_count(answer, "usage", "prompt_tokens"))
-    items = [item for item in _list(answer, "data") if isinstance(item, dict)]
-    flags = [item["truncated"] for item in items if "truncated" in item]
-    return EmbeddingsResult(_vectors(vectors, n_texts), usage, _truncated(flags, n_texts))
-
-
-# Reading
+# --- Reading -------------------------------------------------------------------------------------
 
 
 def _truncated(flags: object, n_texts: int) -> tuple[bool, ...]:
-    """Whether each text was cut, as a server of refllm answers; of any other answer nothing."""
+    """Return whether each text was cut, as refllm's server answers; () for any other answer."""
     if not isinstance(flags, list) or len(flags) != n_texts:
         return ()
     booleans = tuple(flag for flag in flags if isinstance(flag, bool))
@@ -147,7 +169,7 @@ def _truncated(flags: object, n_texts: int) -> tuple[bool, ...]:
 
 
 def _at(value: object, *path: str | int) -> object:
-    """What is at `path` inside `value`."""
+    """Return the value at `path` inside `value`."""
     found: Any = value
     for depth, step in enumerate(path, start=1):
         try:
@@ -187,8 +209,12 @@ def _list(answer: object, *path: str | int) -> list[object]:
 
 
 def _vectors(items: Sequence[object], n_texts: int) -> list[list[float]]:
-    """One vector for each text, every value a float32."""
-    vectors = [_vector(item, place) for place, item in enumerate(items)]
+    """Return one vector for each text, every value a float32."""
+    vectors: list[list[float]] = []
+    for place, item in enumerate(items):
+        if not isinstance(item, list) or not item or not all(map(_is_f32, item)):
+            raise WrongShapeError(f"vector {place} is not a list of float32 numbers")
+        vectors.append([as_f32(value) for value in item])
     if len(vectors) != n_texts:
         raise WrongShapeError(f"it has {len(vectors)} vectors for {n_texts} texts")
     for place, vector in enumerate(vectors):
@@ -199,35 +225,6 @@ def _vectors(items: Sequence[object], n_texts: int) -> list[list[float]]:
     return vectors
 
 
-def _vector(item: object, place: int) -> list[float]:
-    if not isinstance(item, list) or not item or not all(map(_is_f32, item)):
-        raise WrongShapeError(f"vector {place} is not a list of float32 numbers")
-    return [as_f32(value) for value in item]
-
-
 def _is_f32(value: object) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and -F32_MAX <= value <= F32_MAX  # type: ignore[operator]
-
-
-API_TYPES: Mapping[str, ApiType] = {
-    "default": ApiType(
-        infer_path="/infer",
-        embed_path="/embed",
-        headers={},
-        infer_request=_default_infer_request,
-        embed_request=_default_embed_request,
-        infer_result=_default_infer_result,
-        embed_result=_default_embed_result,
-    ),
-    "open_ai": ApiType(
-        infer_path="/v1/chat/completions",
-        embed_path="/v1/embeddings",
-        # Spin sends it in this dialect alone, and servers of it refuse a body without.
-        headers={"content-type": "application/json"},
-        infer_request=_open_ai_infer_request,
-        embed_request=_open_ai_embed_request,
-        infer_result=_open_ai_infer_result,
-        embed_result=_open_ai_embed_result,
-    ),
-}

@@ -1,17 +1,17 @@
 """The pytest plugin: real models in tests, fast and the same on every machine.
 
     def test_it_asks_for_a_short_answer(llm):
-        import app                                  # a Spin handler, or anything that uses refllm
+        import app                                  # a Spin handler, or any code that uses refllm
         handle(app, Request("POST", "/", {}, b"I love it!"))
         assert llm.calls[0].params.max_tokens == 8
 
-`llm` is behind `refllm.infer` and its sisters, and behind `spin_sdk`, while a test runs that asks
-for it. `refllm_server` is the same behind HTTP, for applications in any language. Options in
-pytest's configuration file: `refllm_seed` (0), and `refllm_stand_ins` (false), which lets the
-embedded models answer for Spin's large ones.
+During a test that has the fixture `llm`, it is the engine of `refllm.infer` and the other
+module-level functions, and of `spin_sdk`. `refllm_server` is the same over HTTP, for applications
+in any language. Options in pytest's configuration file: `refllm_seed` (0), and `refllm_stand_ins`
+(false), which lets the bundled models answer for Spin's large ones.
 
-pytest imports this module in every run of everybody who has refllm installed. So it imports no
-engine before a test wants one.
+pytest imports this module in every run where refllm is installed, so engines are imported only
+inside fixtures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,37 +36,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("refllm_seed", "seed of the fixture refllm_engine (a whole number)", default="0")
     parser.addini(
         "refllm_stand_ins",
-        "let the embedded models answer for Spin's large ones in tests",
+        "let the bundled models answer for Spin's large ones in tests",
         type="bool",
         default=False,
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse options that mean nothing before any test runs. Errors: `pytest.UsageError`."""
+    """Check the options before any test runs. Raises `pytest.UsageError`."""
     _seed(config)
     _stand_ins(config)
 
 
 @pytest.fixture(scope="session")
 def refllm_engine(request: pytest.FixtureRequest) -> Iterator[LocalEngine]:
-    """The engine that all tests share: what it has loaded stays loaded.
+    """Yield the engine that all tests share, so that a model is loaded once.
 
-    One line on standard error, which is not captured, precedes the compilation of kernels.
+    Before kernels are compiled, a line is written on standard error, past pytest's capture.
     """
     from refllm.engine import LocalEngine
     from refllm.jit.first_compilation import FirstCompilation
 
-    with FirstCompilation(partial(_write_past_the_capture, request.config)):
+    def write(line: str) -> None:
+        capture = request.config.pluginmanager.getplugin("capturemanager")
+        with nullcontext() if capture is None else capture.global_and_fixture_disabled():
+            print(f"\n{line}", file=sys.stderr, flush=True)
+
+    with FirstCompilation(write):
         yield LocalEngine(seed=_seed(request.config), stand_ins=_stand_ins(request.config))
 
 
 @pytest.fixture
 def llm(refllm_engine: LocalEngine) -> Iterator[RecordingEngine]:
-    """Records this test's calls, and answers them with `refllm_engine`'s models.
+    """Yield an engine that records this test's calls and answers with `refllm_engine`'s models.
 
-    It is the engine of `refllm.infer` and its sisters, and of the `spin_sdk` that a handler
-    imports in this test.
+    It is the engine of `refllm.infer` and the other module-level functions, and of the `spin_sdk`
+    that a handler imports in this test.
     """
     from refllm.spin.shim.install import spin_sdk_backed_by
     from refllm.testing.recording import RecordingEngine
@@ -80,21 +84,16 @@ def llm(refllm_engine: LocalEngine) -> Iterator[RecordingEngine]:
 
 @pytest.fixture(scope="session")
 def refllm_server(request: pytest.FixtureRequest) -> Iterator[RunningServer]:
-    """`refllm serve` on a free port of this machine, one for all tests; `.url` is its address.
+    """Yield one `refllm serve` for all tests, on a free port of this machine, with its `.url`.
 
-    Errors: `refllm.LlmRuntimeError` saying what is missing if it cannot start.
+    Raises:
+        refllm.LlmRuntimeError: If it cannot start.
     """
     from refllm.testing.server_process import running_server
 
     stand_ins = ["--stand-ins"] if _stand_ins(request.config) else []
     with running_server(["--seed", str(_seed(request.config)), *stand_ins]) as server:
         yield server
-
-
-def _write_past_the_capture(config: pytest.Config, line: str) -> None:
-    capture = config.pluginmanager.getplugin("capturemanager")
-    with nullcontext() if capture is None else capture.global_and_fixture_disabled():
-        print(f"\n{line}", file=sys.stderr, flush=True)
 
 
 def _seed(config: pytest.Config) -> int:
@@ -107,7 +106,7 @@ def _seed(config: pytest.Config) -> int:
 
 
 def _stand_ins(config: pytest.Config) -> bool | None:
-    """True if they are wanted, or None: then the environment says."""
+    """Return True, or None: the environment decides."""
     try:
         return bool(config.getini("refllm_stand_ins")) or None
     except (ValueError, pytest.UsageError) as error:  # pytest 8, and 9, which names no option

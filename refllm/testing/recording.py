@@ -1,4 +1,4 @@
-"""An engine that remembers what it was asked, and fails when it is told to: for tests.
+"""An engine for tests that records its calls, and fails on request.
 
 engine = RecordingEngine(LocalEngine())
 engine.fail_next(LlmRuntimeError("out of memory"))
@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from refllm.errors import LlmError
@@ -25,10 +25,16 @@ Result = TypeVar("Result", InferencingResult, EmbeddingsResult)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One request to an engine and its outcome: either `result` or `error` is None.
+    """One request to an engine and its outcome.
 
-    `infer` has a `prompt`, and `params` as they arrived (None: all defaults);
-    `generate_embeddings` has `texts`.
+    Attributes:
+        operation: "infer" or "generate_embeddings".
+        model: The model's name.
+        prompt: Of `infer`.
+        texts: Of `generate_embeddings`.
+        params: Of `infer`, as given; None is all defaults.
+        result: None if the call raised an error.
+        error: None if the call has a result.
     """
 
     operation: Literal["infer", "generate_embeddings"]
@@ -56,10 +62,12 @@ class RecordingEngine:
             return tuple(self._calls)
 
     def fail_next(self, error: LlmError) -> None:
-        """Let the next call raise `error` instead of asking the engine.
+        """Let the next call raise `error` instead of calling the engine.
 
-        Several errors wait for as many calls, first come, first raised. Errors: `TypeError` if
-        `error` is not one of the interface's.
+        Several errors are raised by as many calls, in their order.
+
+        Raises:
+            TypeError: If `error` is not one of the interface's.
         """
         if not isinstance(error, LlmError):
             raise TypeError(
@@ -72,49 +80,29 @@ class RecordingEngine:
     def infer(
         self, model: str, prompt: str, params: InferencingParams | None = None
     ) -> InferencingResult:
-        """The engine's continuation of `prompt`. Errors: the engine's, and those told to be."""
-        return self._recorded(
-            lambda: self._engine.infer(model, prompt, params),
-            lambda result, error: Call(
-                operation="infer",
-                model=model,
-                prompt=prompt,
-                params=params,
-                result=result,
-                error=error,
-            ),
-        )
+        """Return the engine's continuation of `prompt`. Raises its errors, and `fail_next`'s."""
+        call = Call(operation="infer", model=model, prompt=prompt, params=params)
+        return self._record(call, lambda: self._engine.infer(model, prompt, params))
 
     def generate_embeddings(self, model: str, texts: Sequence[str]) -> EmbeddingsResult:
-        """The engine's vectors for `texts`. Errors: the engine's, and those told to be."""
-        kept = tuple(texts) if isinstance(texts, Iterable) else ()  # which the engine refuses
-        return self._recorded(
-            lambda: self._engine.generate_embeddings(model, texts),
-            lambda result, error: Call(
-                operation="generate_embeddings",
-                model=model,
-                texts=kept,
-                result=result,
-                error=error,
-            ),
-        )
+        """Return the engine's vectors for `texts`. Raises its errors, and `fail_next`'s."""
+        kept = tuple(texts) if isinstance(texts, Iterable) else ()  # the engine refuses others
+        call = Call(operation="generate_embeddings", model=model, texts=kept)
+        return self._record(call, lambda: self._engine.generate_embeddings(model, texts))
 
-    def _recorded(
-        self,
-        ask: Callable[[], Result],
-        call: Callable[[Result | None, Exception | None], Call],
-    ) -> Result:
-        """The answer of `ask`, unless a failure waits; `call` says how either is kept."""
+    def _record(self, call: Call, compute: Callable[[], Result]) -> Result:
+        """Return the result of `compute`, or raise the next failure; keep the call with either."""
         try:
-            self._fail_if_told_to()
-            result = ask()
+            self._raise_failure()
+            result = compute()
         except Exception as error:
-            self._keep(call(None, error))
+            self._keep(replace(call, error=error))
             raise
-        self._keep(call(result, None))
+        self._keep(replace(call, result=result))
         return result
 
-    def _fail_if_told_to(self) -> None:
+    def _raise_failure(self) -> None:
+        """Raise the next error of `fail_next`, if any."""
         with self._lock:
             failure = self._failures.popleft() if self._failures else None
         if failure is not None:

@@ -1,4 +1,4 @@
-"""`refllm serve` as a process of its own, for tests: on a free port, gone at the end."""
+"""`refllm serve` as a process of its own, for tests: on a free port, stopped at the end."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ __all__ = ["RunningServer", "running_server"]
 
 LISTENING = re.compile(r"# listening on (\S+);")
 SECONDS_TO_END = 60
-MOST_LOG_BYTES = 2**24
+MAX_LOG_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """A server that answers: its address, such as http://127.0.0.1:40001, and its process.
+    """A server that accepts requests.
 
-    `complaints` is what it writes to its standard error.
+    Attributes:
+        url: Its address, such as http://127.0.0.1:40001.
+        process: Its process.
+        errors: The file that its standard error goes to.
     """
 
     url: str
     process: subprocess.Popen[str]
-    complaints: IO[bytes]
+    errors: IO[bytes]
 
     def log(self) -> str:
-        """Return what it has written to its standard error so far, where the system is POSIX.
+        """Return its standard error so far, on POSIX systems.
 
-        It reads without moving the place in the file, which is the server's, too.
+        The file's position, which it shares with the server, does not move.
         """
-        return os.pread(self.complaints.fileno(), MOST_LOG_BYTES, 0).decode("utf-8", "replace")
+        return os.pread(self.errors.fileno(), MAX_LOG_BYTES, 0).decode("utf-8", "replace")
 
 
 @contextmanager
@@ -48,35 +51,41 @@ def running_server(
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningServer]:
-    """A server with these arguments of `refllm serve`, in that folder; it has ended afterwards.
+    """Run a server, and stop it at the end of the block.
 
-    Errors: `LlmRuntimeError` with what it said if it does not start.
+    Args:
+        arguments: Of `refllm serve`.
+        folder: Its working directory.
+        environment: Its environment variables, instead of this process's.
+
+    Raises:
+        LlmRuntimeError: With its standard error, if it does not start.
     """
-    # Not into a pipe: nobody reads what a server that runs for long complains about.
-    with tempfile.TemporaryFile() as complaints:
+    # A file, because a pipe that is not read fills up and blocks the server.
+    with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "refllm", "serve", "--port", "0", *arguments],
             cwd=folder,
             env=dict(os.environ if environment is None else environment),
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=errors,
             text=True,
         )
         assert process.stdout is not None
         try:
             listening = LISTENING.match(process.stdout.readline())
             if listening is None:
-                _end(process)
-                complaints.seek(0)
-                said = complaints.read().decode("utf-8", "replace").strip()
-                raise LlmRuntimeError(f"refllm serve does not start: {said}")
-            yield RunningServer(listening[1], process, complaints)
+                _stop(process)
+                errors.seek(0)
+                log = errors.read().decode("utf-8", "replace").strip()
+                raise LlmRuntimeError(f"refllm serve does not start: {log}")
+            yield RunningServer(listening[1], process, errors)
         finally:
-            _end(process)
+            _stop(process)
             process.stdout.close()
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _stop(process: subprocess.Popen[str]) -> None:
     process.terminate()
     try:
         process.wait(timeout=SECONDS_TO_END)

@@ -1,17 +1,18 @@
-"""Tokenizers by where they come from: GGUF metadata, a file, or a model's folder.
+"""Tokenizers, by their source: GGUF metadata, a file, or a model's folder.
 
-The interface is in `tokenizer_base`; one module for each kind of vocabulary does the work:
+The three functions `tokenizer_from_…` are here, the interface `Tokenizer` is in `base.py`, and a
+module for each kind of vocabulary implements it through a library:
 
-    GGUF  tokenizer.ggml.model = llama    vocab_spm        the sentencepiece library
-          tokenizer.ggml.model = t5       vocab_spm        the same, for XLM-R
-          tokenizer.ggml.model = gpt2     vocab_bpe        the tokenizers library
-          tokenizer.ggml.model = bert     vocab_wordpiece  the tokenizers library
-    tokenizer.model                       vocab_spm
-    tokenizer.json                        vocab_json       the tokenizers library
-    vocab.txt and other older files       vocab_files      a tokenizer.json made of them
+    GGUF, tokenizer.ggml.model = llama, t5    sentencepiece.py    sentencepiece
+    GGUF, tokenizer.ggml.model = gpt2         bpe.py              tokenizers
+    GGUF, tokenizer.ggml.model = bert         wordpiece.py        tokenizers
+    tokenizer.model                           sentencepiece.py    sentencepiece
+    tokenizer.json                            hf_json.py          tokenizers
+    vocab.txt and other older files           older_files.py      a tokenizer.json made of them
 
-What the files beside a vocabulary say is in `vocab_folder`, what they change of a tokenizer.json in
-`vocab_options`.
+`gguf_keys.py`, `folder.py` and `options.py` read the keys and files beside a vocabulary,
+`document.py` checks it before a library reads it. `grammar.py` binds answers to a grammar. May
+import `refllm.files` and nothing above it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from tokenizers import AddedToken
@@ -33,10 +33,11 @@ from refllm.files.accounting.tokenizer_keys import (
     GGUF_LLAMA_TOKENIZER,
     GGUF_TOKENIZER,
 )
+from refllm.files.reading import MAX_TOKENIZER_BYTES, read_text
 from refllm.tokenizer.base import NO_LIMIT, TextStream, Tokenizer
 from refllm.tokenizer.bpe import bpe_from_gguf
 from refllm.tokenizer.document import read_document
-from refllm.tokenizer.folder import FolderFiles, read_file, read_folder_files
+from refllm.tokenizer.folder import FolderFiles, read_folder_files
 from refllm.tokenizer.gguf_keys import GgufKeys, read_truncation
 from refllm.tokenizer.hf_json import JsonTokenizer, account_for_document
 from refllm.tokenizer.older_files import document_from_vocabulary
@@ -68,26 +69,22 @@ __all__ = [
     "tokenizer_from_gguf",
 ]
 
-GGUF_KINDS: Mapping[str, tuple[Callable[[GgufKeys], Tokenizer], Known]] = MappingProxyType(
-    {
-        "llama": (sentencepiece_from_gguf, GGUF_LLAMA_TOKENIZER),
-        "gpt2": (bpe_from_gguf, GGUF_LLAMA_TOKENIZER),
-        "bert": (wordpiece_from_gguf, GGUF_BERT_TOKENIZER),
-        "t5": (unigram_from_gguf, GGUF_LLAMA_TOKENIZER),
-    }
-)
+GGUF_KINDS: Mapping[str, tuple[Callable[[GgufKeys], Tokenizer], Known]] = {
+    "llama": (sentencepiece_from_gguf, GGUF_LLAMA_TOKENIZER),
+    "gpt2": (bpe_from_gguf, GGUF_LLAMA_TOKENIZER),
+    "bert": (wordpiece_from_gguf, GGUF_BERT_TOKENIZER),
+    "t5": (unigram_from_gguf, GGUF_LLAMA_TOKENIZER),
+}
 # The other kinds of llama.cpp (src/llama-vocab.cpp in llama-cpp-python 0.3.36).
-OTHER_KINDS: Mapping[str, str] = MappingProxyType(
-    {
-        "rwkv": "the vocabulary of an RWKV model",
-        "plamo2": "the vocabulary of a PLaMo 2 model",
-        "gemma4": "the vocabulary of a Gemma 4 model",
-        "hybriddna": "a vocabulary of DNA",
-        "whitespace": "a vocabulary of whole words",
-        "none": "a file without a vocabulary",
-        "no_vocab": "a file without a vocabulary",
-    }
-)
+OTHER_KINDS: Mapping[str, str] = {
+    "rwkv": "the vocabulary of an RWKV model",
+    "plamo2": "the vocabulary of a PLaMo 2 model",
+    "gemma4": "the vocabulary of a Gemma 4 model",
+    "hybriddna": "a vocabulary of DNA",
+    "whitespace": "a vocabulary of whole words",
+    "none": "a file without a vocabulary",
+    "no_vocab": "a file without a vocabulary",
+}
 # Vocabularies of a folder without tokenizer.json and tokenizer.model, the first one first.
 VOCABULARY_FILES = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 
@@ -117,7 +114,7 @@ def tokenizer_from_gguf(
     read, table = GGUF_KINDS[kind]
     tokenizer = read(keys)
     read_truncation(keys, tokenizer)
-    keys.account(GGUF_TOKENIZER, table)
+    keys.account(GGUF_TOKENIZER, table, unknown="refuse")
     return tokenizer
 
 
@@ -130,26 +127,27 @@ def tokenizer_from_file(path: Path) -> Tokenizer:
         LlmRuntimeError: naming the file.
     """
     if path.suffix == ".json":
-        return JsonTokenizer(_text(path), path)
+        return JsonTokenizer(read_text(path, max_bytes=MAX_TOKENIZER_BYTES), path)
     return _load_model(path)
 
 
 def tokenizer_from_folder(folder: Path, ledger: Ledger | None = None) -> Tokenizer:
     """Return the tokenizer of a model's folder.
 
-    It is in the first of these files that there is: tokenizer.json; tokenizer.model; vocab.txt
-    (BERT); vocab.json and merges.txt (GPT-2, RoBERTa); sentencepiece.bpe.model (XLM-R).
+    The first of these files that exists is read: tokenizer.json; tokenizer.model; vocab.txt (BERT);
+    vocab.json and merges.txt (GPT-2, RoBERTa); sentencepiece.bpe.model (XLM-R).
 
-    What `encode` adds to a text is up to tokenizer.json itself; for a tokenizer.model
-    `add_bos_token` and `add_eos_token` of tokenizer_config.json decide, by default BOS alone.
+    A tokenizer.json itself defines which special tokens `encode` adds to a text; for a
+    tokenizer.model `add_bos_token` and `add_eos_token` of tokenizer_config.json do, by default BOS
+    alone.
 
     Args:
         folder: The model's folder.
         ledger: Where each key of the files is recorded, but for config.json's.
 
     Raises:
-        LlmRuntimeError: for a file that is damaged, naming the file and, where it applies, the key.
-        ModelNotSupported: for one that is not computed.
+        LlmRuntimeError: for a damaged file, naming the file and the key, if any.
+        ModelNotSupported: for a tokenizer that is not computed.
     """
     ledger = Ledger() if ledger is None else ledger
     names = ("tokenizer.json", "tokenizer.model", *VOCABULARY_FILES)
@@ -161,7 +159,7 @@ def tokenizer_from_folder(folder: Path, ledger: Ledger | None = None) -> Tokeniz
         )
     tokenizer: Tokenizer
     if path.name == "tokenizer.json":
-        source = _text(path)
+        source = read_text(path, max_bytes=MAX_TOKENIZER_BYTES)
         document = read_document(source, path)
         own = {token["id"]: token["content"] for token in document.get("added_tokens") or []}
         files = read_folder_files(folder, ledger, own_added=own)
@@ -182,13 +180,6 @@ def tokenizer_from_folder(folder: Path, ledger: Ledger | None = None) -> Tokeniz
     return tokenizer
 
 
-def _text(path: Path) -> str:
-    try:
-        return read_file(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LlmRuntimeError(f"{path}: not UTF-8 text: {error}") from error
-
-
 def _json_tokenizer(
     source: str, path: Path, files: FolderFiles, *, checked: Mapping[str, Any] | None = None
 ) -> JsonTokenizer:
@@ -206,9 +197,9 @@ def _ends(
 ) -> SpecialIds:
     """Return BOS and the ends of a generation as the files name them, else as the vocabulary does.
 
-    A generation ends at each token that the files name, and at each that is spelled as an end.
-    But `</s>`, which many a vocabulary keeps from the model that it was made of, is an end by its
-    spelling only where the files name none.
+    A generation ends at each token that the files name, and at each token with the spelling of an
+    end. But `</s>`, which many vocabularies keep from the model that they were made of, is an end
+    by its spelling only if the files name none.
     """
     named = {name: tokens[one.content] for name, one in files.special.items()}
     bos_ids = [*files.bos_ids, *(named[key] for key in ("bos_token",) if key in named)]
@@ -221,7 +212,7 @@ def _ends(
 def _special_tokens(
     files: FolderFiles | None, special: SpecialIds, tokenizer: Tokenizer, unknown: str | None
 ) -> dict[str, str]:
-    """Return the special tokens by name; where no file names them, those of the vocabulary."""
+    """Return the special tokens by name, by default those of the vocabulary."""
     found = {} if files is None else {name: one.content for name, one in files.special.items()}
     if unknown is not None:
         found.setdefault("unk_token", unknown)
@@ -243,7 +234,7 @@ def _load_model(path: Path, files: FolderFiles | None = None) -> SentencePieceTo
         alone.special_tokens = _special_tokens(None, own, alone, unknown)
         return alone
     vocabulary, added = _with_added(own_vocabulary, files)
-    tokens = {token: token_id for token_id, token in enumerate(vocabulary.tokens)}
+    tokens = vocabulary.ids
     files = files.with_known(tokens, path)
     files.check_ids(len(tokens))
     special = _ends(
@@ -270,10 +261,10 @@ def _load_model(path: Path, files: FolderFiles | None = None) -> SentencePieceTo
 def _with_added(
     vocabulary: Vocabulary, files: FolderFiles
 ) -> tuple[Vocabulary, AddedTokens | None]:
-    """Return the vocabulary with the files' added tokens, and what finds these in a text.
+    """Return the vocabulary with the files' added tokens, and the finder of these in a text.
 
-    An added token with the id of another piece takes its place, as in transformers: a vocabulary
-    may come with pieces that are kept free for it.
+    An added token with the id of another piece replaces it, as in transformers: a vocabulary may
+    reserve pieces for this.
     """
     tokens, types = list(vocabulary.tokens), list(vocabulary.types)
     ids = {token: token_id for token_id, token in enumerate(tokens)}

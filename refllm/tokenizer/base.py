@@ -1,8 +1,8 @@
-"""What every tokenizer can do, and how token ids become text again.
+"""The interface of all tokenizers, and the rule by which token ids become text.
 
-Text out of tokens follows one rule for all of them: a token writes bytes, and a text is the UTF-8
-reading of its tokens' bytes. Only the first token that writes anything may write something else,
-because vocabularies whose words begin with a space drop the space of a text's first word:
+A token writes bytes, and a text is the UTF-8 decoding of its tokens' bytes. Only the first token
+that writes any bytes may write other ones, because vocabularies whose words begin with a space drop
+the space of a text's first word:
 
     token       inside a text    opening a text
     ▁Once       " Once"          "Once"
@@ -10,9 +10,9 @@ because vocabularies whose words begin with a space drop the space of a text's f
     <0xE2>      one byte, E2     one byte, E2
     <s>         nothing          nothing
 
-A stream is that rule, one token at a time. A text continued from a prompt does not open: the
-prompt did. So `" Once"` generated after "…said." keeps its space, and generated after nothing but
-BOS it loses it, as in llama2.c.
+A stream applies that rule to one token at a time. When a generation continues a prompt, the rule
+was already applied to the prompt: `" Once"` keeps its space after a prompt with text, and loses it
+after BOS alone, as in llama2.c.
 """
 
 from __future__ import annotations
@@ -48,18 +48,21 @@ CHARACTERS_PER_TOKEN = 8  # more than most texts have, spaces included
 class Tokenizer(ABC):
     """Text to token ids and back; the ids are 0 … n_vocab-1.
 
-    `bos_id` begins a text, or is None; `eos_ids` are the tokens that end a generation.
-    `text_limit` is how many tokens the file itself lets a text have, or None; a longer text loses
-    tokens at its `cut_side`, "right" or "left".
-    `longest_token` is how many characters of text one token can stand for at most, or 0 where no
-    such bound is known (a normalizer that shortens text, a truncation).
-    `separators` are characters at which a text can be parted: the tokens of what stands before one
-    of them are those with which the whole text begins. Empty where no such characters are known.
-    `special_tokens` are the special tokens that the files name, by the names that transformers
-    gives them: "bos_token" to "<s>", "eos_token", "unk_token", "pad_token", "sep_token",
-    "cls_token", "mask_token", and others by the files' own keys. `eos_token` is the one that the
-    files name, not every token of `eos_ids`.
-    `n_rows` is how many tokens the model has embeddings of, None where the tokenizer stands alone.
+    Attributes:
+        n_vocab: The size of the vocabulary.
+        bos_id: The token that begins a text, or None.
+        eos_ids: The tokens that end a generation.
+        longest_token: The most characters of text that one token can stand for, or 0 if no bound is
+            known (a normalizer that shortens text, a truncation).
+        separators: Characters at which a text can be cut: the tokens of the part before one of them
+            are the first tokens of the whole text. Empty if no such characters are known.
+        text_limit: The file's own limit of tokens in a text, or None.
+        cut_side: The side at which a longer text loses tokens.
+        special_tokens: The special tokens that the files name, by transformers' names: "bos_token"
+            to "<s>", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token",
+            "mask_token", and by the files' own keys. `eos_token` is the named one, not every token
+            of `eos_ids`.
+        n_rows: How many tokens the model has embeddings of; None for a tokenizer without a model.
     """
 
     n_vocab: int
@@ -81,41 +84,49 @@ class Tokenizer(ABC):
         parse_special: bool = True,
         max_tokens: int | None = None,
     ) -> list[int]:
-        """The ids of `text`.
+        """Return the ids of a text.
 
-        `add_special` puts around them what the file says (BOS, EOS, [CLS], [SEP]);
-        `parse_special` reads "<s>" in the text as the token <s>, otherwise it is three characters.
-        A text of more than `max_tokens`, special ones included, loses tokens at its `cut_side`;
-        None means the limit that the file itself has, if any, and `NO_LIMIT` none.
-        Errors: `InvalidInput` for a lone surrogate, naming where it is, for `max_tokens` that not
-        even the added tokens fit, and for a token that the model has no embedding of.
+        Args:
+            text: The text.
+            add_special: Whether to add the file's special tokens around it (BOS, EOS, [CLS],
+                [SEP]).
+            parse_special: Whether "<s>" in the text is the token <s>, or three characters.
+            max_tokens: The limit, special tokens included; a longer text loses tokens at its
+                `cut_side`. None means the file's own limit, and `NO_LIMIT` none.
+
+        Raises:
+            InvalidInput: for a lone surrogate, naming its place; for `max_tokens` below the number
+                of added tokens; for a token that the model has no embedding of.
         """
 
     @abstractmethod
     def piece(self, token_id: int) -> str:
-        """How the token is written in the vocabulary ("▁Once", "Ġthe", "##ing"), for traces.
+        """Return the token's spelling in the vocabulary ("▁Once", "Ġthe", "##ing"), for traces.
 
-        Errors: `InvalidInput` for an id outside the vocabulary.
+        Raises:
+            InvalidInput: for an id outside the vocabulary.
         """
 
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
-        """What a known token writes inside a text; nothing for a special token."""
+        """Return the bytes of a known token inside a text; none for a special token."""
 
     def opening_bytes(self, token_id: int) -> bytes:
-        """What a known token writes as the first of a text that writes anything."""
+        """Return the bytes of a known token that is the first of a text to write any."""
         return self.token_bytes(token_id)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids` from its beginning, special tokens removed.
+        """Return the text of `ids` from its beginning, special tokens removed.
 
         Bytes that are not UTF-8 become U+FFFD, one for each maximal subpart (Unicode 16, §3.9).
-        Errors: `InvalidInput` for an id outside the vocabulary.
+
+        Raises:
+            InvalidInput: for an id outside the vocabulary.
         """
         return self.decode_continuation((), ids)
 
     def decode_continuation(self, previous: Sequence[int], ids: Sequence[int]) -> str:
-        """What `ids` add to the text of `previous`: the same as `stream(previous=previous)`.
+        """Return what `ids` add to the text of `previous`, as `stream(previous=previous)`.
 
         decode(previous) + decode_continuation(previous, ids) == decode(previous + ids), unless a
         character has bytes in both: then either half is U+FFFD.
@@ -124,21 +135,23 @@ class Tokenizer(ABC):
         return "".join([*map(stream.push, ids), stream.finish()])
 
     def stream(self, *, previous: Sequence[int] = ()) -> TextStream:
-        """A decoder that takes one id at a time and continues the text of `previous`."""
+        """Return a decoder that takes one id at a time and continues the text of `previous`."""
         return TextStream(self, previous)
 
     def minimum_tokens(self, text: str) -> int:
-        """A lower bound of `len(encode(text))` that only looks at the length; 0 if unknown.
+        """Return a lower bound of `len(encode(text))` from the text's length; 0 if unknown.
 
-        It refuses a prompt of a million characters before a tokenizer has to read it.
+        By it, a prompt of a million characters is refused without tokenizing it.
         """
         return -(-len(text) // self.longest_token) if self.longest_token else 0
 
     def beginning(self, text: str, n_tokens: int) -> str:
-        """Return a beginning of `text` with as many of its first tokens as asked for, or all of it.
+        """Return a beginning of `text` that has its first `n_tokens` tokens, or all of it.
 
-        So that of a megabyte of text a tokenizer reads only what is not cut off. Errors:
-        `InvalidInput` for a lone surrogate anywhere in the text.
+        Of a megabyte of text, only the part that is not cut off is tokenized.
+
+        Raises:
+            InvalidInput: for a lone surrogate anywhere in the text.
         """
         check_text(text)
         stop = CHARACTERS_PER_TOKEN * n_tokens
@@ -172,7 +185,11 @@ class Tokenizer(ABC):
 
 
 def room_for_text(max_tokens: int, n_added: int) -> int:
-    """How many of `max_tokens` are left beside the tokens added around a text."""
+    """Return how many of `max_tokens` are left beside the tokens added around a text.
+
+    Raises:
+        InvalidInput: if the added tokens alone are more.
+    """
     if max_tokens < n_added:
         raise InvalidInput(f"max_tokens is {max_tokens}, the special tokens alone are {n_added}")
     return max_tokens - n_added
@@ -189,9 +206,10 @@ class TextStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that this token completes, possibly none.
+        """Return the characters that this token completes, possibly none.
 
-        Errors: `InvalidInput` for an id outside the vocabulary.
+        Raises:
+            InvalidInput: for an id outside the vocabulary.
         """
         self._tokenizer.check_id(token_id)
         inside = self._tokenizer.token_bytes(token_id)
@@ -200,7 +218,7 @@ class TextStream:
         return self._utf8.decode(written)
 
     def finish(self) -> str:
-        """What is left when no token follows: U+FFFD for an unfinished character, or nothing."""
+        """Return U+FFFD for a character that is not complete when no token follows, or ""."""
         return self._utf8.decode(b"", final=True)
 
 
@@ -217,10 +235,10 @@ def check_text(text: str) -> None:
 
 
 def encoding_of(library: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
-    """Return what the tokenizers library makes of a text, without added special tokens.
+    """Return the tokenizers library's encoding of a text, without added special tokens.
 
-    Its `encode` keeps all other threads of the process waiting until it ends, and its
-    `encode_batch_fast` does not (tokenizers 0.23.3); for a short text the first is faster.
+    Its `encode` holds Python's interpreter lock until it ends, and its `encode_batch_fast` does not
+    (tokenizers 0.23.3); for a short text the first is faster.
     """
     if len(text) < LONG_TEXT:
         return library.encode(text, add_special_tokens=False)

@@ -1,8 +1,8 @@
-"""A `tokenizer.json` as an object, checked before the tokenizers library reads it.
+"""Check a `tokenizer.json` before the tokenizers library reads it.
 
-The library takes memory by what the file says: a table as long as the largest id, an automaton for
-the added tokens, a text as long as the normalizer makes it. A process that runs out of memory
-cannot answer, so the numbers are compared here with what the file itself has.
+The library allocates memory by the file's numbers: a table as long as the largest id, an automaton
+for the added tokens, a text as long as the normalizer makes it. A process that runs out of memory
+cannot answer, so these numbers are limited here.
 """
 
 from __future__ import annotations
@@ -12,25 +12,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from refllm.errors import LlmRuntimeError, ModelNotSupported
-from refllm.files.json_values import MAX_TOKENIZER_VALUES
-from refllm.tokenizer.charsmap import LONGEST_STRING, check_charsmap
-from refllm.tokenizer.folder import MOST_TOKEN_BYTES, parse_json
+from refllm.files.reading import MAX_TOKENIZER_VALUES, parse_json_object
+from refllm.tokenizer.folder import MAX_TOKEN_BYTES
 
-__all__ = ["check_pipeline", "check_vocabulary", "growth_of", "read_document", "steps_of"]
+__all__ = [
+    "check_charsmap",
+    "check_pipeline",
+    "check_vocabulary",
+    "growth_of",
+    "pipeline_steps",
+    "read_document",
+]
 
-MOST_ID = 2**32 - 1
-MOST_SCORE = 2.0**128  # a score is a float32
-MOST_HOLES = 4  # times as many ids as tokens: padded vocabularies have holes
-MOST_ADDED_BYTES = 2**24  # of all added tokens; 200,000 tokens of a codec's sounds have 4 MB
-MOST_STEPS = 1000  # of one stage; a file that replaces runs of spaces of each length has about 100
-MOST_PATTERN = 2**13  # characters of all expressions of a stage; published files have some hundred
-MOST_PIECE = 256  # characters of a unigram, the time for a text is the square of it; XLM-R has 48
-MOST_WORD = 256  # characters of a word for WordPiece, whose time is the cube of it; BERT has 100
-MOST_SPECIAL = 1000  # tokens that a post-processor puts around a text; a translator has 4
-MOST_GROWTH = 2**14  # of `growth_of`; one that names runs of spaces of each length has 1000
+MAX_ID = 2**32 - 1
+MAX_SCORE = 2.0**128  # a score is a float32
+MAX_HOLES = 4  # times as many ids as tokens: padded vocabularies have holes
+MAX_ADDED_BYTES = 2**24  # of all added tokens; 200,000 tokens of a codec's sounds have 4 MB
+MAX_STEPS = 1000  # of one stage; a file that replaces runs of spaces of each length has about 100
+MAX_PATTERN = 2**13  # characters of all expressions of a stage; published files have some hundred
+MAX_PIECE = 256  # characters of a unigram, the time for a text is the square of it; XLM-R has 48
+MAX_WORD = 256  # characters of a word for WordPiece, whose time is the cube of it; BERT has 100
+MAX_SPECIAL = 1000  # tokens that a post-processor puts around a text; a translator has 4
+MAX_GROWTH = 2**14  # of `growth_of`; one that names runs of spaces of each length has 1000
 WRITING = ("ByteLevel", "Metaspace")  # steps that write up to 4 bytes for one
-MOST_WRITING = 3  # a published file has 2
+MAX_WRITING = 3  # a published file has 2
+CHARSMAP_UNIT_BYTES = 4
+MAX_STRING_BYTES = 64  # of a charsmap; Unicode's longest compatibility mapping (U+FDFA) has 33
 FORM_GROWTH = 11  # of U+FDFA in form KC: 3 bytes become 33
 
 STAGES: Mapping[str, str] = {
@@ -43,7 +53,7 @@ STAGES: Mapping[str, str] = {
 
 
 def read_document(source: str, path: Path) -> dict[str, Any]:
-    """Return a tokenizer.json whose numbers no library has to be afraid of.
+    """Return the content of a tokenizer.json whose numbers are within the limits.
 
     Args:
         source: Its text.
@@ -52,7 +62,7 @@ def read_document(source: str, path: Path) -> dict[str, Any]:
     Raises:
         LlmRuntimeError: naming the file and the key.
     """
-    document = parse_json(source, path, most=MAX_TOKENIZER_VALUES)
+    document = parse_json_object(source, path=path, max_values=MAX_TOKENIZER_VALUES)
     n_tokens, largest = _check_vocabulary(document, path)
     n_added, largest_added = _check_added(document, path)
     _check_holes(n_tokens + n_added, max(largest, largest_added), path)
@@ -78,10 +88,10 @@ def check_vocabulary(tokens: Mapping[str, object], path: Path) -> None:
 def _largest_id(tokens: Mapping[str, object], where: str) -> int:
     largest = 0
     for token, token_id in tokens.items():
-        if type(token_id) is not int or not 0 <= token_id <= MOST_ID:
+        if type(token_id) is not int or not 0 <= token_id <= MAX_ID:
             raise LlmRuntimeError(
                 f"{where} gives {token!r:.80} the id {token_id!r:.80}; an id is a whole number "
-                f"from 0 to {MOST_ID}"
+                f"from 0 to {MAX_ID}"
             )
         largest = max(largest, token_id)
     return largest
@@ -90,7 +100,7 @@ def _largest_id(tokens: Mapping[str, object], where: str) -> int:
 def _check_holes(n_tokens: int, largest: int, path: Path) -> None:
     if n_tokens == 0:
         raise LlmRuntimeError(f"{path}: the vocabulary is empty")
-    if largest >= MOST_HOLES * n_tokens:
+    if largest >= MAX_HOLES * n_tokens:
         raise LlmRuntimeError(
             f"{path}: there are {n_tokens} tokens, but one has the id {largest}; ids count the "
             "tokens, with few holes between them"
@@ -115,12 +125,12 @@ def _check_vocabulary(document: Mapping[str, Any], path: Path) -> tuple[int, int
         raise LlmRuntimeError(f"{path}: model.vocab must have the tokens, is {vocabulary!r:.80}")
     for index, piece in enumerate(vocabulary):
         match piece:
-            case [str() as token, int() | float() as score] if abs(score) < MOST_SCORE:
-                if len(token) <= MOST_PIECE:
+            case [str() as token, int() | float() as score] if abs(score) < MAX_SCORE:
+                if len(token) <= MAX_PIECE:
                     continue
         raise LlmRuntimeError(
             f"{path}: model.vocab has {piece!r:.80} at index {index}, and must have a token of "
-            f"at most {MOST_PIECE} characters and its score"
+            f"at most {MAX_PIECE} characters and its score"
         )
     unknown = model.get("unk_id")
     if unknown is not None and (
@@ -133,10 +143,10 @@ def _check_vocabulary(document: Mapping[str, Any], path: Path) -> tuple[int, int
 
 
 def _check_merges(model: Mapping[str, Any], path: Path) -> None:
-    """Refuse merges that the library cuts a prefix from where there is none.
+    """Refuse merges whose second token lacks the prefix that the library cuts off.
 
-    It takes as many bytes from the second token of each pair as the prefix has characters, and ends
-    the process where that is no place between two characters.
+    The library cuts as many bytes as the prefix has characters, and ends the process if that is no
+    boundary of a character.
     """
     prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
     if not isinstance(prefix, str) or not prefix or not isinstance(merges, list):
@@ -163,25 +173,20 @@ def _check_added(document: Mapping[str, Any], path: Path) -> tuple[int, int]:
     for index, token in enumerate(added):
         match token:
             case {"id": int() as token_id, "content": str() as content} if (
-                type(token_id) is int and 0 <= token_id <= MOST_ID
+                type(token_id) is int and 0 <= token_id <= MAX_ID
             ):
                 n_token_bytes = len(content.encode("utf-8", "surrogatepass"))
             case _:
                 raise LlmRuntimeError(
                     f"{path}: added_tokens has {token!r:.80} at index {index}, and must have an "
-                    f"object with a content and an id, a whole number from 0 to {MOST_ID}"
+                    f"object with a content and an id, a whole number from 0 to {MAX_ID}"
                 )
-        if n_token_bytes > MOST_TOKEN_BYTES:
-            raise LlmRuntimeError(
-                f"{path}: added_tokens has a token of {n_token_bytes} bytes, {content!r:.80}; "
-                f"it may have {MOST_TOKEN_BYTES}"
-            )
+        _check_limit(
+            f"{path}: added_tokens: {content!r:.80}", n_token_bytes, "bytes", MAX_TOKEN_BYTES
+        )
         largest = max(largest, token_id)
         n_bytes += n_token_bytes
-    if n_bytes > MOST_ADDED_BYTES:
-        raise LlmRuntimeError(
-            f"{path}: added_tokens have {n_bytes} bytes, and may have {MOST_ADDED_BYTES}"
-        )
+    _check_limit(f"{path}: added_tokens", n_bytes, "bytes", MAX_ADDED_BYTES)
     return len(added), largest
 
 
@@ -203,43 +208,36 @@ def _checked_steps(stage: object, plural: str, where: str) -> Iterator[dict[str,
 
 
 def _check_stage(steps: Sequence[Mapping[str, Any]], where: str) -> None:
-    if len(steps) > MOST_STEPS:
-        raise LlmRuntimeError(f"{where} has {len(steps)} steps, and may have {MOST_STEPS}")
+    _check_limit(where, len(steps), "steps", MAX_STEPS)
     patterns = [step["pattern"] for step in steps if isinstance(step.get("pattern"), dict)]
     n_characters = sum(len(str(pattern.get("Regex", ""))) for pattern in patterns)
-    if n_characters > MOST_PATTERN:
-        raise LlmRuntimeError(
-            f"{where}: pattern.Regex has {n_characters} characters, and may have {MOST_PATTERN}"
-        )
+    _check_limit(f"{where}: pattern.Regex", n_characters, "characters", MAX_PATTERN)
     for step in steps:
         if step.get("type") == "FixedLength" and step.get("length") == 0:
             raise LlmRuntimeError(f"{where} has FixedLength with length 0; the least is 1")
-        _check_table(step, where)
+        table = step.get("precompiled_charsmap")
+        if isinstance(table, str) and table:
+            try:
+                data = binascii.a2b_base64(table, strict_mode=True)
+            except ValueError as error:
+                raise LlmRuntimeError(
+                    f"{where}: precompiled_charsmap is not base64: {error}"
+                ) from error
+            check_charsmap(data, f"{where}: precompiled_charsmap")
 
 
-def _check_table(step: Mapping[str, Any], where: str) -> None:
-    table = step.get("precompiled_charsmap")
-    if isinstance(table, str) and table:
-        try:
-            data = binascii.a2b_base64(table, strict_mode=True)
-        except ValueError as error:
-            raise LlmRuntimeError(
-                f"{where}: precompiled_charsmap is not base64: {error}"
-            ) from error
-        check_charsmap(data, f"{where}: precompiled_charsmap")
-
-
-def steps_of(stage: Mapping[str, Any] | None, plural: str) -> list[dict[str, Any]]:
-    """Return the steps of a stage, those of a Sequence in its place."""
-    if stage is None:
+def pipeline_steps(stage: object) -> list[dict[str, Any]]:
+    """Return the steps of a stage of a tokenizer.json, those of a Sequence in its place."""
+    if not isinstance(stage, dict):
         return []
-    if not isinstance(stage.get(plural), list):
-        return [dict(stage)]
-    return [step for part in stage[plural] for step in steps_of(part, plural)]
+    inner = next((stage[key] for key in STAGES.values() if isinstance(stage.get(key), list)), None)
+    if inner is None:
+        return [stage]
+    return [step for part in inner for step in pipeline_steps(part)]
 
 
 def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: Path) -> None:
-    """Refuse a pipeline that makes out of a text what no text should become.
+    """Refuse a pipeline that makes a text too long, or adds tokens that do not exist.
 
     Args:
         document: The file as the library renders it, with every key.
@@ -250,25 +248,21 @@ def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: 
         LlmRuntimeError: naming the file and the key.
     """
     growth = growth_of(document.get("normalizer"))
-    if growth > MOST_GROWTH:
+    if growth > MAX_GROWTH:
         raise LlmRuntimeError(
             f"{path}: normalizer may make a text {growth:.3g} times as long, and may make it "
-            f"{MOST_GROWTH} times as long"
+            f"{MAX_GROWTH} times as long"
         )
-    words = steps_of(document.get("pre_tokenizer"), STAGES["pre_tokenizer"])
-    writing = [step for step in words if step["type"] in WRITING]
-    if len(writing) > MOST_WRITING:
+    words = pipeline_steps(document.get("pre_tokenizer"))
+    n_writing = sum(step["type"] in WRITING for step in words)
+    _check_limit(f"{path}: pre_tokenizer", n_writing, "steps that write characters", MAX_WRITING)
+    n_characters = document["model"].get("max_input_chars_per_word") or 0
+    if n_characters > MAX_WORD:
         raise LlmRuntimeError(
-            f"{path}: pre_tokenizer has {len(writing)} steps that write characters, and may have "
-            f"{MOST_WRITING}"
-        )
-    most = document["model"].get("max_input_chars_per_word") or 0
-    if most > MOST_WORD:
-        raise LlmRuntimeError(
-            f"{path}: model.max_input_chars_per_word is {most}, and may be {MOST_WORD}"
+            f"{path}: model.max_input_chars_per_word is {n_characters}, and may be {MAX_WORD}"
         )
     n_special = 0
-    for step in steps_of(document.get("post_processor"), STAGES["post_processor"]):
+    for step in pipeline_steps(document.get("post_processor")):
         ids = [step[end][1] for end in ("sep", "cls") if end in step]
         if step["type"] == "TemplateProcessing":
             tokens = step["special_tokens"]
@@ -291,24 +285,23 @@ def check_pipeline(document: Mapping[str, Any], known: Mapping[int, str], path: 
                 raise LlmRuntimeError(
                     f"{path}: post_processor has the id {token_id}, which no token has"
                 )
-    if n_special > MOST_SPECIAL:
-        raise LlmRuntimeError(
-            f"{path}: post_processor puts {n_special} tokens around a text, and may put "
-            f"{MOST_SPECIAL}"
-        )
+    _check_limit(f"{path}: post_processor", n_special, "tokens around a text", MAX_SPECIAL)
+
+
+def _check_limit(where: str, number: int, what: str, maximum: int) -> None:
+    if number > maximum:
+        raise LlmRuntimeError(f"{where} has {number} {what}, and may have {maximum}")
 
 
 def growth_of(normalizer: Mapping[str, Any] | None) -> float:
-    """Return how many bytes the normalizer writes at most for each byte of a text.
-
-    It is a bound, and mostly far above what a text gives.
+    """Return an upper bound of the bytes that a normalizer writes for each byte of a text.
 
     Args:
         normalizer: As the library renders it.
     """
     growth = 1.0
     in_form = False  # what is in a form of Unicode does not grow by another one
-    for step in steps_of(normalizer, STAGES["normalizer"]):
+    for step in pipeline_steps(normalizer):
         content = len(str(step.get("content", "")).encode())
         is_form = False
         match step:
@@ -321,9 +314,61 @@ def growth_of(normalizer: Mapping[str, Any] | None) -> float:
             case {"type": "ByteLevel"}:
                 growth *= 2
             case {"type": "Precompiled"}:
-                growth *= LONGEST_STRING
+                growth *= MAX_STRING_BYTES
             case _:
                 is_form = True
                 growth *= 1 if in_form else FORM_GROWTH
         in_form = is_form
     return growth
+
+
+def check_charsmap(table: bytes, where: str) -> None:
+    """Refuse SentencePiece's table of characters in which the lookup of some text leaves the table.
+
+    The table (`precompiled_charsmap`) defines how a text is normalized. It is a tree over the
+    bytes of UTF-8, the double array of Darts-clone, and the strings that its leaves name:
+
+        4 bytes          size of the tree in bytes, little endian
+        units, 4 bytes   a node: label (bits 0 … 7), has a leaf (8), offset (10 … 30; * 256 if
+                         bit 9)
+                         a leaf: bit 31, and where its string begins (bits 0 … 30)
+        strings          UTF-8, a NUL byte after each
+
+    From the node at index i the byte b leads to the index i ^ offset ^ b, and b = 0 to the leaf.
+    The libraries follow that without a check against the end of the array.
+
+    Args:
+        table: The table, not empty.
+        where: The file and the key, with which the error begins.
+
+    Raises:
+        LlmRuntimeError: naming what is damaged.
+    """
+    size = int.from_bytes(table[:CHARSMAP_UNIT_BYTES], "little")
+    strings = table[CHARSMAP_UNIT_BYTES + size :]
+    if size < CHARSMAP_UNIT_BYTES or size % CHARSMAP_UNIT_BYTES or not strings:
+        raise LlmRuntimeError(
+            f"{where} is damaged: it has {len(table)} bytes, and says that {size} of them are a "
+            "tree, with strings after it"
+        )
+    try:
+        longest = max(map(len, strings.decode("utf-8").encode().split(b"\0")))
+    except UnicodeDecodeError as error:
+        raise LlmRuntimeError(f"{where} is damaged: its strings are not UTF-8: {error}") from error
+    if longest > MAX_STRING_BYTES:
+        raise LlmRuntimeError(
+            f"{where} writes {longest} bytes for one character, and may write {MAX_STRING_BYTES}"
+        )
+    n_units = size // CHARSMAP_UNIT_BYTES
+    units = np.frombuffer(table, "<u4", n_units, CHARSMAP_UNIT_BYTES).astype(np.int64)
+    nodes = np.flatnonzero(units < 2**31)
+    of_nodes = units[nodes]
+    below = nodes ^ (of_nodes >> 10 << ((of_nodes & 0x200) >> 6))
+    if below.size == 0 or int((below | 0xFF).max()) >= units.size:
+        raise LlmRuntimeError(f"{where} is damaged: a node of its tree leads out of it")
+    begins = units[below[of_nodes & 0x100 != 0]] & (2**31 - 1)
+    is_outside = begins.size > 0 and int(begins.max()) >= len(strings)
+    if is_outside or not strings.endswith(b"\0"):
+        raise LlmRuntimeError(f"{where} is damaged: a string lies beyond its end")
+    if bool((np.frombuffer(strings, np.uint8)[begins] & 0xC0 == 0x80).any()):
+        raise LlmRuntimeError(f"{where} is damaged: a string begins inside of a character")

@@ -1,4 +1,4 @@
-"""What the files beside a vocabulary say of it: special tokens, added tokens, options.
+"""The files beside a vocabulary: special tokens, added tokens, options.
 
     tokenizer_config.json      the class whose options apply, special tokens by name, added tokens
     special_tokens_map.json    special tokens by name
@@ -13,20 +13,18 @@ Where files disagree, what `AutoTokenizer` of transformers 5.24.0 does decides:
   added_tokens.json are added, but for ids that tokenizer.json itself has as added tokens.
 - A token that a file names as special is one, whatever the vocabulary has it as.
 
-Where transformers adds a token that the files name as special and the vocabulary lacks, with an id
-that no file has, one that texts need (bos, eos, unk, sep, cls, mask) is an error here. Any other
-named one is left out: a pad, since nothing is padded, and a placeholder such as CodeLlama's
-`fill_token`. Those of `additional_special_tokens` and `extra_special_tokens` have no names, and are
-added after the last one, as by transformers.
+transformers adds a token that the files name as special and the vocabulary lacks, with an id that
+no file has. Here such a token is an error if texts need it (bos, eos, unk, sep, cls, mask), and is
+left out otherwise: a pad, since nothing is padded, and a placeholder such as CodeLlama's
+`fill_token`. The tokens of `additional_special_tokens` and `extra_special_tokens` have no names,
+and are added after the last one, as by transformers.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,43 +41,29 @@ from refllm.files.accounting.tokenizer_keys import (
     SPECIAL_TOKENS_MAP,
     TOKENIZER_CONFIG,
 )
-from refllm.files.json_values import MAX_VALUES, check_json_values, object_without_duplicates
+from refllm.files.reading import MAX_TOKENIZER_BYTES, read_json_object
 
-__all__ = [
-    "MOST_TOKEN_BYTES",
-    "Added",
-    "FolderFiles",
-    "Named",
-    "parse_json",
-    "read_file",
-    "read_folder_files",
-    "read_json",
-]
+__all__ = ["MAX_TOKEN_BYTES", "Added", "FolderFiles", "Named", "read_folder_files"]
 
-MOST_BYTES = 2**26  # about twice what the largest tokenizer.json has, with 262,144 tokens
-MOST_DEPTH = 32  # such files have 8 levels; the tokenizers library takes 128
 # Of a token that is looked for in a text. Those that files add have names of some 30 bytes; the
 # tokenizers library builds an automaton with up to a kilobyte for each of their bytes.
-MOST_TOKEN_BYTES = 1000
+MAX_TOKEN_BYTES = 1000
 ID = re.compile("[0-9]{1,10}")
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 NEEDED = frozenset(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "cls", "mask"))
 EXTRA = ("additional_special_tokens", "extra_special_tokens")
 # The class of a folder that names none, by config.json's model_type, where transformers 5.24 takes
 # one with options of its own (models/auto/tokenization_auto.py).
-CLASS_OF_MODEL_TYPE: Mapping[str, str] = MappingProxyType(
-    {
-        "bert": "BertTokenizer",
-        "distilbert": "BertTokenizer",
-        "electra": "BertTokenizer",
-        "mpnet": "MPNetTokenizer",
-        "roberta": "RobertaTokenizer",
-        "xlm-roberta": "XLMRobertaTokenizer",
-    }
-)
+CLASS_OF_MODEL_TYPE: Mapping[str, str] = {
+    "bert": "BertTokenizer",
+    "distilbert": "BertTokenizer",
+    "electra": "BertTokenizer",
+    "mpnet": "MPNetTokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +96,17 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class FolderFiles:
-    """What the files of one folder say; empty for a folder without them.
+    """The contents of one folder's files; empty for a folder without them.
 
     Attributes:
-        tokenizer_class: The name of transformers' class, without "Fast"; None where nothing says.
-        config: tokenizer_config.json, whose options the reader of a vocabulary takes.
+        tokenizer_class: transformers' class, without "Fast"; None if no file names one.
+        config: tokenizer_config.json, with options for the reader of a vocabulary.
         special_map: special_tokens_map.json.
         special: Special tokens by name ("eos_token").
-        added: Added tokens in the order of their ids; those without an id come last.
-        bos_ids: The id that generation_config.json or config.json names as BOS.
-        eos_ids: The ids that one of them names as ends of a generation.
-        id_sources: File and key that `bos_ids` and `eos_ids` are from, for error messages.
+        added: Added tokens in the order of their ids; tokens without an id come last.
+        bos_ids: The id of BOS in generation_config.json or config.json.
+        eos_ids: The ids of the ends of a generation in one of them.
+        id_sources: File and key of `bos_ids` and `eos_ids`, for error messages.
     """
 
     tokenizer_class: str | None
@@ -135,14 +119,14 @@ class FolderFiles:
     id_sources: Mapping[str, str] = field(default_factory=dict)
 
     def with_known(self, known: Iterable[str], vocabulary: Path) -> FolderFiles:
-        """Return the same without the special tokens that `known` lacks, which are dismissed.
+        """Return the same without the special tokens that a vocabulary lacks; dismiss these.
 
         Args:
-            known: Every token.
-            vocabulary: The file that they are from.
+            known: Every token of the vocabulary.
+            vocabulary: Its file.
 
         Raises:
-            LlmRuntimeError: for one that texts need, naming file and key.
+            LlmRuntimeError: for a missing one that texts need, naming file and key.
         """
         tokens = frozenset(known)
         missing = {n: one for n, one in self.special.items() if one.content not in tokens}
@@ -158,10 +142,7 @@ class FolderFiles:
         return replace(self, special=special)
 
     def account(self) -> None:
-        """Record each key of tokenizer_config.json and special_tokens_map.json.
-
-        All their readers have read by then.
-        """
+        """Record each key of tokenizer_config.json and special_tokens_map.json, after all reads."""
         self.config.account(TOKENIZER_CONFIG, unknown="warn")
         if self.config.get("added_tokens_decoder") is None:
             self.special_map.account(SPECIAL_TOKENS_MAP, unknown="warn")
@@ -180,7 +161,7 @@ class FolderFiles:
 def read_folder_files(
     folder: Path, ledger: Ledger, *, own_added: Mapping[int, str] = MappingProxyType({})
 ) -> FolderFiles:
-    """Return what the files beside a vocabulary say.
+    """Return the contents of the files beside a vocabulary.
 
     Args:
         folder: The model's folder.
@@ -214,7 +195,7 @@ def read_folder_files(
     known = {str(one.token.content) for one in added}
     own = frozenset(own_added.values())
     for name, (one, flags) in named.items():
-        # A named token is special; it has the flags of the added token that is spelled so, if any.
+        # A named token is special; an added token of the same spelling gives its flags.
         if one.content not in known and (one.content not in own or flags is not None):
             token = AddedToken(one.content, special=True) if flags is None else flags
             added.append(Added(None, token, one.path, name, must_exist=True))
@@ -234,74 +215,8 @@ def read_folder_files(
     )
 
 
-def read_file(path: Path, *, most: int | None = None) -> bytes:
-    """Return the content of a file of a tokenizer, of at most `MOST_BYTES` or `most` bytes.
-
-    Errors: `LlmRuntimeError` naming it.
-    """
-    most = MOST_BYTES if most is None else most
-    try:
-        if path.exists() and not path.is_file():  # a pipe might never end
-            raise LlmRuntimeError(f"{path}: cannot be read: it is no file")
-        with path.open("rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise LlmRuntimeError(f"{path}: cannot be read: {error.strerror}") from error
-    if not data:
-        raise LlmRuntimeError(f"{path}: the file is empty")
-    if len(data) > most:
-        raise LlmRuntimeError(f"{path}: has more than {most} bytes, and no tokenizer needs as many")
-    if data.startswith(LFS_POINTER):
-        raise LlmRuntimeError(
-            f"{path}: a Git LFS pointer, not the file itself; `git lfs pull` fetches it"
-        )
-    return data
-
-
-def read_json(path: Path, *, most: int = MAX_VALUES) -> dict[str, Any]:
-    """Return the JSON object in a file, of `most` values at most.
-
-    Errors: `LlmRuntimeError` naming it.
-    """
-    try:
-        text = read_file(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LlmRuntimeError(f"{path}: not JSON: not UTF-8 text: {error}") from error
-    return parse_json(text, path, most=most)
-
-
-def parse_json(text: str, path: Path, *, most: int = MAX_VALUES) -> dict[str, Any]:
-    """Return the JSON object that a text is, which another reader cannot take for another one.
-
-    Args:
-        text: The file's content.
-        path: The file, for error messages.
-        most: How many values it may have.
-
-    Raises:
-        LlmRuntimeError: where it is no JSON object, has a key twice in one object, or is larger or
-            nested deeper than what a tokenizer needs.
-    """
-    check_json_values(text, path=path, most=most)
-    try:
-        content = json.loads(text, object_pairs_hook=object_without_duplicates)
-        level = [content] if isinstance(content, dict | list) else []
-        for _ in range(MOST_DEPTH):
-            parts = chain.from_iterable(v.values() if type(v) is dict else v for v in level)
-            level = [inside for inside in parts if type(inside) in (dict, list)]
-    except RecursionError:
-        level = [{}]
-    except ValueError as error:
-        raise LlmRuntimeError(f"{path}: not JSON: {error}") from error
-    if level:
-        raise LlmRuntimeError(f"{path}: not JSON for a tokenizer: deeper than {MOST_DEPTH} levels")
-    if not isinstance(content, dict):
-        raise LlmRuntimeError(f"{path}: not a JSON object")
-    return content
-
-
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json_object(path, max_bytes=MAX_TOKENIZER_BYTES) if path.is_file() else {}
 
 
 def _keys(path: Path, ledger: Ledger) -> Keys:
@@ -344,15 +259,21 @@ def _extras(keys: Keys) -> list[Added]:
     return [_special(one) for one in found]
 
 
+def _check_content(content: str, where: str) -> None:
+    if LONE_SURROGATE.search(content):
+        raise LlmRuntimeError(f"{where} has the token {content!r:.80}, which is not Unicode text")
+    if len(content.encode()) > MAX_TOKEN_BYTES:
+        raise LlmRuntimeError(
+            f"{where} has a token of more than {MAX_TOKEN_BYTES} bytes, {content!r:.80}"
+        )
+
+
 def _token(keys: Keys, key: str, value: object) -> AddedToken:
     """Return a token that a file gives as its spelling, or as an object with flags."""
     content = value.get("content") if isinstance(value, Mapping) else value
     if not isinstance(content, str):
         raise keys.error(key, f"must be a token, is {value!r:.80}")
-    if LONE_SURROGATE.search(content):
-        raise keys.error(key, f"has the token {content!r:.80}, which is not Unicode text")
-    if len(content.encode()) > MOST_TOKEN_BYTES:
-        raise keys.error(key, f"has a token of more than {MOST_TOKEN_BYTES} bytes, {content!r:.80}")
+    _check_content(content, f"{keys.path}: {key}")
     if not isinstance(value, Mapping):
         return AddedToken(content, special=True)
     flags = {flag: value[flag] for flag in FLAGS if value.get(flag) is not None}
@@ -392,12 +313,7 @@ def _added_json(
     for content, token_id in _optional(path).items():
         if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
             raise LlmRuntimeError(f"{path}: {content!r:.80} must be an id, is {token_id!r:.80}")
-        if LONE_SURROGATE.search(content):
-            raise LlmRuntimeError(f"{path}: the token {content!r:.80} is not Unicode text")
-        if len(content.encode()) > MOST_TOKEN_BYTES:
-            raise LlmRuntimeError(
-                f"{path}: has a token of more than {MOST_TOKEN_BYTES} bytes, {content!r:.80}"
-            )
+        _check_content(content, f"{path}:")
         if token_id in own_added:
             ledger.dismiss(path.name, content, "tokenizer.json has the token with this id")
             continue
@@ -432,11 +348,7 @@ def _ids_of_ends(folder: Path, ledger: Ledger) -> dict[str, tuple[tuple[int, ...
 
 
 def _tokenizer_class(config: Keys, folder: Path) -> str | None:
-    """Return the class that transformers 5.24 takes the options of.
-
-    The file's own where it names one; "TokenizersBackend" and "PreTrainedTokenizerFast" take a
-    tokenizer.json as it is.
-    """
+    """Return transformers' class whose options apply: the file's own, or that of the model type."""
     model = _keys(folder / "config.json", Ledger())
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
     if name is None:

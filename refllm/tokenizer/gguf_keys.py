@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, UnionType
-from typing import Any, Literal
+from types import UnionType
+from typing import Any
 
 from refllm.errors import LlmRuntimeError
-from refllm.files.accounting.keys import Keys, Known
+from refllm.files.accounting.keys import Keys
 from refllm.files.accounting.ledger import Ledger
 from refllm.tokenizer.base import Tokenizer
 from refllm.tokenizer.vocabulary import (
@@ -36,19 +36,17 @@ __all__ = [
 
 # Names of special tokens in transformers, and the GGUF key that names the same token's id
 # ("seperator" is the key's own spelling).
-SPECIAL_TOKENS: Mapping[str, str] = MappingProxyType(
-    {
-        "bos_token": "bos",
-        "eos_token": "eos",
-        "eot_token": "eot",
-        "eom_token": "eom",
-        "unk_token": "unknown",
-        "sep_token": "seperator",
-        "pad_token": "padding",
-        "cls_token": "cls",
-        "mask_token": "mask",
-    }
-)
+SPECIAL_TOKENS: Mapping[str, str] = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "eot_token": "eot",
+    "eom_token": "eom",
+    "unk_token": "unknown",
+    "sep_token": "seperator",
+    "pad_token": "padding",
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
 
 # The truncation of the tokenizer.json that the vocabulary was made of. These two keys are refllm's:
 # neither the specification nor llama.cpp has one for it, and llama.cpp cuts no text.
@@ -56,13 +54,16 @@ MAX_LENGTH = "tokenizer.huggingface.truncation.max_length"
 DIRECTION = "tokenizer.huggingface.truncation.direction"
 
 MAX_TOKENS = 2**19  # the largest vocabularies have 262,144
-NO_TOKEN = 0xFFFFFFFF  # how a GGUF file says "there is no such token" in a 32-bit id
+NO_TOKEN = 0xFFFFFFFF  # the 32-bit id that means "no such token" in a GGUF file
 
 
-class GgufKeys:
-    """Typed access to the metadata of the file at `path`; keys are given without `prefix`.
+class GgufKeys(Keys):
+    """The tokenizer's keys in the metadata of a GGUF file; `prefix` may be left out of a key.
 
-    Each key that is read is recorded in the ledger when `account` is called.
+    Args:
+        metadata: Every key of the file.
+        path: The file, for error messages.
+        ledger: Where `account` records each `tokenizer.*` key, but for those of chat templates.
     """
 
     prefix = "tokenizer.ggml."
@@ -70,72 +71,37 @@ class GgufKeys:
     def __init__(
         self, metadata: Mapping[str, Any], path: Path, *, ledger: Ledger | None = None
     ) -> None:
-        self.path = path
-        others = {
+        own = {
             key: value
             for key, value in metadata.items()
             if key.startswith("tokenizer.") and not key.startswith("tokenizer.chat_template")
         }
-        self._keys = Keys(path, others, ledger=ledger, by="tokenizer")
+        super().__init__(path, own, ledger=ledger, by="tokenizer")
 
-    def error(self, key: str, problem: str) -> LlmRuntimeError:
-        """The error that says what is wrong with `key`."""
-        return LlmRuntimeError(f"{self.path}: {self.prefix}{key} {problem}")
+    def get(self, key: str, default: object = None) -> Any:
+        """Return the value as the file has it, or `default` where it is absent."""
+        return super().get(self._whole(key), default)
 
-    def get(self, key: str) -> object:
-        """The value as the file has it, or None."""
-        return self._keys.get(self.prefix + key)
+    def error(self, key: str, what: str) -> LlmRuntimeError:
+        """Return the error that names the file and the key."""
+        return super().error(self._whole(key), what)
 
-    def truncation(self) -> tuple[int | None, Literal["left", "right"]]:
-        """How many tokens a text may have, None for any number, and the side that it loses them."""
-        limit, side = self._keys.get(MAX_LENGTH), self._keys.get(DIRECTION)
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
-            raise LlmRuntimeError(f"{self.path}: {MAX_LENGTH} must be a number, got {limit!r:.80}")
-        if side not in (None, "left", "right"):
-            raise LlmRuntimeError(
-                f"{self.path}: {DIRECTION} must be left or right, got {side!r:.80}"
-            )
-        return limit, "left" if side == "left" else "right"
-
-    def account(self, *known: Known) -> None:
-        """Record what becomes of each `tokenizer.*` key, but for those of the chat template.
-
-        Raises:
-            ModelNotSupported: for a key that no table lists, naming it.
-        """
-        self._keys.account(*known, unknown="refuse")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        """A string; an error if it is neither there nor has a default."""
-        value = default if self.get(key) is None else self.get(key)
-        if value is None:
-            raise self.error(key, "is missing")
-        if not isinstance(value, str):
-            raise self.error(key, f"must be a string, got {value!r:.80}")
-        return value
-
-    def flag(self, key: str, *, default: bool) -> bool:
-        """A boolean."""
-        value = self.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.error(key, f"must be true or false, got {value!r:.80}")
-        return value
+    def _whole(self, key: str) -> str:
+        return key if key.startswith("tokenizer.") else self.prefix + key
 
     def strings(self, key: str) -> list[str]:
-        """An array of strings that must be there; it may be empty."""
+        """Return an array of strings, which must be there and may be empty."""
         return [str(value) for value in self._array(key, str)]
 
     def numbers(self, key: str, count: int) -> list[float]:
-        """An array of numbers that must be there, one for each of `count` tokens."""
+        """Return an array of numbers, which must be there, one for each of `count` tokens."""
         values = self._array(key, int | float)
         if len(values) != count:
             raise self.error(key, f"has {len(values)} entries for {count} tokens")
         return list(values)
 
     def octets(self, key: str) -> bytes:
-        """An array of whole numbers of 8 bits, with a sign or not; empty where it is missing."""
+        """Return an array of numbers of 8 bits, with a sign or not; empty where it is absent."""
         if self.get(key) is None:
             return b""
         values = self._array(key, int)
@@ -144,11 +110,9 @@ class GgufKeys:
         return bytes(value & 0xFF for value in values)
 
     def _array(self, key: str, item_type: type | UnionType) -> Sequence[Any]:
-        values = self.get(key)
-        if values is None:
-            raise self.error(key, "is missing")
+        values = self._required(key, None)
         if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-            raise self.error(key, f"must be an array, got {values!r:.80}")
+            raise self.error(key, f"must be an array, is {values!r:.80}")
         for index, value in enumerate(values):
             if not isinstance(value, item_type):
                 raise self.error(key, f"has {value!r:.80} at index {index}, of a wrong type")
@@ -157,7 +121,7 @@ class GgufKeys:
     def token_id(
         self, key: str, n_vocab: int, *, default: int | None = None, strict: bool = True
     ) -> int | None:
-        """The id of a token, or None where the file names none.
+        """Return the id of a token, or None where the file names none.
 
         An id outside the vocabulary is an error, or, as in llama.cpp, none where not `strict`.
         """
@@ -165,7 +129,7 @@ class GgufKeys:
         if value is None:
             return default if default is not None and default < n_vocab else None
         if not isinstance(value, int) or isinstance(value, bool):
-            raise self.error(key, f"must be a token id, got {value!r:.80}")
+            raise self.error(key, f"must be a token id, is {value!r:.80}")
         if value in (NO_TOKEN, -1):
             return None
         if not 0 <= value < n_vocab:
@@ -176,7 +140,7 @@ class GgufKeys:
 
 
 def read_vocabulary(keys: GgufKeys) -> Vocabulary:
-    """The tokens and their types; a token without a type is a normal one.
+    """Return the tokens and their types; a token without a type is a normal one.
 
     As in llama.cpp an empty token is called `[EMPTY_<id>]`, two equal tokens are an error, and the
     spelling of a few tokens overrules their type: see `types_by_spelling`.
@@ -192,18 +156,13 @@ def read_vocabulary(keys: GgufKeys) -> Vocabulary:
         if first_ids.setdefault(token, token_id) != token_id:
             both = f"{first_ids[token]} and {token_id}"
             raise keys.error("tokens", f"has the token {token!r:.80} twice, at {both}")
-    types = types_by_spelling(first_ids, _read_types(keys, len(tokens)), _roles(keys, len(tokens)))
+    types: list[int] = [TokenType.NORMAL] * len(tokens)
+    if keys.get("token_type") is not None:
+        known = frozenset(TokenType)
+        numbers = keys.numbers("token_type", len(tokens))
+        types = [int(number) if number in known else TokenType.NORMAL for number in numbers]
+    types = types_by_spelling(first_ids, types, _roles(keys, len(tokens)))
     return Vocabulary(keys.path, tokens, types)
-
-
-def _read_types(keys: GgufKeys, n_vocab: int) -> list[int]:
-    if keys.get("token_type") is None:
-        return [TokenType.NORMAL] * n_vocab
-    known = frozenset(TokenType)
-    return [
-        int(token_type) if token_type in known else TokenType.NORMAL
-        for token_type in keys.numbers("token_type", n_vocab)
-    ]
 
 
 def _roles(keys: GgufKeys, n_vocab: int) -> dict[str, int | None]:
@@ -228,10 +187,10 @@ def read_special_ids(
     default_add_bos: bool,
     default_add_eos: bool = False,
 ) -> SpecialIds:
-    """BOS, every token that ends a generation, and which of them are added to a text.
+    """Return BOS, every token that ends a generation, and which of them are added to a text.
 
-    The ends are the tokens that the keys eos, eot and eom name, and those with a well-known
-    spelling, of whatever type: see `ends_of_generation`.
+    The ends are the tokens of the keys eos, eot and eom, and tokens of any type with a well-known
+    spelling: see `ends_of_generation`.
     """
     n_vocab = len(vocabulary.tokens)
     bos_id = keys.token_id("bos_token_id", n_vocab, default=default_bos)
@@ -242,7 +201,7 @@ def read_special_ids(
     return SpecialIds(
         bos_id,
         ends_of_generation(
-            {token: token_id for token_id, token in enumerate(vocabulary.tokens)},
+            vocabulary.ids,
             named=[token_id for token_id in ends if token_id is not None],
             roles=_roles(keys, n_vocab),
         ),
@@ -259,7 +218,7 @@ def read_special_tokens(
     Args:
         keys: The metadata.
         vocabulary: The tokens.
-        defaults: Ids by the same names, for those that the file names none for.
+        defaults: The ids of tokens that the file does not name, by the same names.
     """
     n_vocab = len(vocabulary.tokens)
     special = {}
@@ -273,17 +232,20 @@ def read_special_tokens(
 
 
 def read_truncation(keys: GgufKeys, tokenizer: Tokenizer) -> None:
-    """Let the tokenizer cut texts where the file's keys say, if they do.
+    """Set the tokenizer's limit of a text, and the side that it loses, from the file's keys.
 
     Raises:
         LlmRuntimeError: for a key of a wrong type, or a length that no text fits.
     """
-    limit, tokenizer.cut_side = keys.truncation()
+    limit, side = keys.get(MAX_LENGTH), keys.get(DIRECTION, "right")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+        raise keys.error(MAX_LENGTH, f"must be a number, is {limit!r:.80}")
+    if side not in ("left", "right"):
+        raise keys.error(DIRECTION, f"must be left or right, is {side!r:.80}")
+    tokenizer.cut_side = side
     n_added = len(tokenizer.encode(""))
     if limit is not None and limit < n_added:
-        raise LlmRuntimeError(
-            f"{keys.path}: {MAX_LENGTH} is {limit}, the special tokens alone are {n_added}"
-        )
+        raise keys.error(MAX_LENGTH, f"is {limit}, the special tokens alone are {n_added}")
     if limit is not None:
         tokenizer.text_limit = limit
         tokenizer.longest_token = 0  # a text of any length is cut
@@ -297,5 +259,5 @@ def _added(
     if token_id is not None:
         return (token_id,)
     if keys.get(flag) is None and keys.get(id_key) is not None:
-        return ()  # the file says that there is no such token, and only a default asks for it
+        return ()  # the file names no such token, and only the default adds it
     raise keys.error(id_key, f"names no token, but {keys.prefix}{flag} is true")

@@ -1,4 +1,4 @@
-"""Answers that are bound to a grammar: which tokens may come next, by the library llguidance.
+"""Answers bound to a grammar: the tokens that may come next, by the library llguidance.
 
 A token may come next where the text so far with the token's bytes begins a text of the grammar, and
 an end token where the text so far is one. That is the mask of the next draw: it comes before every
@@ -10,9 +10,9 @@ Where a text is forced, llguidance by default allows the one token that a tokeni
 Here the model chooses among all that fit (`no_forcing`), so that the rule above is the whole rule,
 and holds for tokenizers that put a space before a text.
 
-A JSON text has no whitespace around it, and inside at each place at most what llama.cpp's grammars
-allow: one space, or one or two line feeds and an indent. So a model that is in doubt cannot write
-whitespace for ever, and a schema of finitely many values ends.
+A JSON text has no whitespace around it, and inside at each place at most as much as in llama.cpp's
+grammars: one space, or one or two line feeds and an indent. So a model cannot write whitespace for
+ever, and a schema of finitely many values ends.
 
 Sources: JSON Schema 2020-12; llguidance (docs/json_schema.md has what it reads); llama.cpp's
 common/json-schema-to-grammar.cpp.
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JSON_OBJECT",
-    "MOST_BYTES",
-    "MOST_DEPTH",
+    "MAX_BYTES",
+    "MAX_DEPTH",
     "Grammar",
     "Matcher",
     "has_library",
@@ -62,13 +62,13 @@ LIBRARY = "llguidance"
 TRIAL = "refllm.tokenizer.grammar_trial"
 
 # Of a schema. OpenAI's own limits are 120,000 characters and 10 levels.
-MOST_BYTES = 2**17
-MOST_DEPTH = 64
-MOST_COMPILED = 8  # grammars that are kept for a tokenizer
-MOST_TRIED = 256  # grammars that are known to compile
-MOST_TRIALS = 2  # at the same time; further threads wait
+MAX_BYTES = 2**17
+MAX_DEPTH = 64
+MAX_COMPILED = 8  # grammars that are kept for a tokenizer
+MAX_TRIED = 256  # grammars that are known to compile
+MAX_TRIALS = 2  # at the same time; further threads block
 TRIAL_SECONDS = 60.0  # wall time, for a busy machine; the limit of CPU time is the trial's own
-MOST_WORDS = 300  # characters of the library's message
+MAX_WORDS = 300  # characters of the library's message
 
 OPTIONS = "x-guidance"  # a key of llguidance's own in a schema
 WHITESPACE = r" |\n{1,2}[ \t]{0,20}"
@@ -77,13 +77,13 @@ JSON_OBJECT: Mapping[str, object] = {"type": "object"}
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer must be, as llguidance writes it; `json_grammar` makes one."""
+    """A grammar in llguidance's language; `json_grammar` makes one."""
 
     text: str
 
 
 class Matcher:
-    """What may come next in one text that is bound to a grammar; see `matcher_of`."""
+    """The tokens that may come next in one text bound to a grammar; see `matcher_of`."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
@@ -92,7 +92,7 @@ class Matcher:
         """Return of each token whether it may come next, bool [V]; at least one may.
 
         Raises:
-            InvalidInput: Where no token of the vocabulary fits, or a limit is reached.
+            InvalidInput: if no token of the vocabulary fits, or a limit is reached.
         """
         with _library_errors(InvalidInput, "the grammar has no next token"):
             words = self._matcher.compute_bitmask()  # a bit of each token, the lowest first
@@ -101,7 +101,11 @@ class Matcher:
         return bits.astype(np.bool_)
 
     def advance(self, token_id: int) -> None:
-        """Append a token that is allowed. Errors: `InvalidInput` as `allowed`."""
+        """Append a token that is allowed.
+
+        Raises:
+            InvalidInput: as `allowed`.
+        """
         with _library_errors(InvalidInput, "the grammar has no next token"):
             self._matcher.consume_token(token_id)
             self._check()
@@ -115,7 +119,7 @@ class Matcher:
 
 
 def has_library() -> bool:
-    """Whether llguidance is installed."""
+    """Return whether llguidance is installed."""
     return importlib.util.find_spec(LIBRARY) is not None
 
 
@@ -129,7 +133,7 @@ def json_grammar(schema: Mapping[str, object]) -> Grammar:
         schema: A JSON schema, as an object.
 
     Raises:
-        InvalidInput: For a schema that is no JSON, too long or too deep, or has a key that is
+        InvalidInput: for a schema that is no JSON, too long or too deep, or has a key that is
             llguidance's own. What the library itself refuses is found by `matcher_of`.
 
     Example:
@@ -144,14 +148,14 @@ def json_grammar(schema: Mapping[str, object]) -> Grammar:
         text = json.dumps({**schema, OPTIONS: options}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"the schema must be what JSON can hold: {error}") from error
-    if len(text) > MOST_BYTES:
-        raise InvalidInput(f"the schema has {len(text)} bytes, and may have {MOST_BYTES}")
+    if len(text) > MAX_BYTES:
+        raise InvalidInput(f"the schema has {len(text)} bytes, and may have {MAX_BYTES}")
     return Grammar(f'%llguidance {{"no_forcing": true}}\nstart: %json {text}')
 
 
 def _check_depth(schema: Mapping[str, object]) -> None:
     level: list[Any] = [schema]  # objects and lists
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         level = [
             inside
             for value in level
@@ -160,7 +164,7 @@ def _check_depth(schema: Mapping[str, object]) -> None:
         ]
         if not level:
             return
-    raise InvalidInput(f"the schema is nested deeper than {MOST_DEPTH} levels")
+    raise InvalidInput(f"the schema is nested deeper than {MAX_DEPTH} levels")
 
 
 def matcher_of(tokenizer: Tokenizer, grammar: Grammar) -> Matcher:
@@ -173,9 +177,9 @@ def matcher_of(tokenizer: Tokenizer, grammar: Grammar) -> Matcher:
         grammar: The answer's.
 
     Raises:
-        InvalidInput: For a grammar that llguidance refuses, with its reason.
-        ModelNotSupported: For a model without an end token.
-        LlmRuntimeError: Where llguidance is not installed.
+        InvalidInput: for a grammar that llguidance refuses, with its reason.
+        ModelNotSupported: for a model without an end token.
+        LlmRuntimeError: if llguidance is not installed.
 
     Example:
         >>> matcher = matcher_of(model.tokenizer, json_grammar({"type": "boolean"}))
@@ -210,7 +214,7 @@ class _Vocabulary:
         ):
             tokens = TokenizerWrapper(_Tokens(tokenizer, eos_ids[0]))
             self._tokens = LLTokenizer(tokens, eos_token=eos_ids)
-        self._compiled = functools.lru_cache(MOST_COMPILED)(self._compile)
+        self._compiled = functools.lru_cache(MAX_COMPILED)(self._compile)
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """Return a matcher of its own, at the beginning."""
@@ -227,10 +231,9 @@ class _Vocabulary:
 
 
 class _Tokens:
-    """What `llguidance.TokenizerWrapper` asks of a tokenizer: each token's bytes.
+    """Each token's bytes, in the form of `llguidance.TokenizerWrapper`.
 
-    A token that writes nothing is special, and no part of a text; nor is an end token, whatever it
-    writes.
+    A token that writes nothing is special, and no part of a text; nor is any end token.
     """
 
     bos_token_id = None
@@ -251,7 +254,7 @@ _lock = threading.Lock()
 _vocabularies: weakref.WeakKeyDictionary[Tokenizer, _Vocabulary] = weakref.WeakKeyDictionary()
 
 
-@functools.lru_cache(MOST_TRIED)
+@functools.lru_cache(MAX_TRIED)
 def try_grammar(grammar: Grammar) -> None:
     """Compile a grammar in a process of its own, with limits of time and memory.
 
@@ -259,7 +262,7 @@ def try_grammar(grammar: Grammar) -> None:
     cannot be ended. A grammar that was tried is not tried again.
 
     Raises:
-        InvalidInput: For a grammar that llguidance refuses, with its reason, or that reaches a
+        InvalidInput: for a grammar that llguidance refuses, with its reason, or that reaches a
             limit of `refllm.tokenizer.grammar_trial`.
     """
     with _trials:
@@ -280,7 +283,7 @@ def try_grammar(grammar: Grammar) -> None:
         raise InvalidInput(_words(ended.stdout.decode()))
 
 
-_trials = threading.BoundedSemaphore(MOST_TRIALS)
+_trials = threading.BoundedSemaphore(MAX_TRIALS)
 
 
 def _too_complex() -> InvalidInput:
@@ -289,7 +292,7 @@ def _too_complex() -> InvalidInput:
 
 @contextmanager
 def _library_errors(kind: type[LlmError], failed: str) -> Iterator[None]:
-    """Turn whatever llguidance raises into an error of that kind."""
+    """Turn every error of llguidance into one of that kind."""
     try:
         yield
     except (LlmError, KeyboardInterrupt, SystemExit):
@@ -300,6 +303,6 @@ def _library_errors(kind: type[LlmError], failed: str) -> Iterator[None]:
 
 def _words(message: str) -> str:
     """Return llguidance's own words of an error, without the place in the grammar's text."""
-    said = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", message)
-    said = said.split("\n   1 | %llguidance")[0].removesuffix("<non-verbose/>")
-    return " ".join(said.split())[:MOST_WORDS]
+    words = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", message)
+    words = words.split("\n   1 | %llguidance")[0].removesuffix("<non-verbose/>")
+    return " ".join(words.split())[:MAX_WORDS]

@@ -1,10 +1,9 @@
 """The process that tries a grammar: `python -m refllm.tokenizer.grammar_trial`.
 
-A schema comes from a client. Most compile in a millisecond, but some that are short are the product
-of many choices, and nothing can end a thread that compiles, or catch a library that runs out of
-memory. So `refllm.tokenizer.grammar.try_grammar` starts this process. It reads a grammar from
-standard input, and writes why it is refused, or nothing; at a limit it ends with another code than
-0.
+A schema comes from a client. Most compile in a millisecond, but a short one may be the product of
+many choices. A thread that compiles cannot be ended, nor can a library's lack of memory be caught,
+so `refllm.tokenizer.grammar.try_grammar` starts this process. It reads a grammar from standard
+input and writes the reason of a refusal, or nothing; at a limit its exit code is not 0.
 
 This module imports llguidance and the standard library, so that the process starts in a tenth of a
 second.

@@ -1,7 +1,7 @@
 """Any `tokenizer.json`, through the tokenizers library that defines the format.
 
 The file's own pipeline encodes: normalizer, words, model, BOS and EOS by its post-processor. Its
-truncation holds unless a call says `max_tokens`. Padding is switched off: a text's ids never depend
+truncation holds unless a call has `max_tokens`. Padding is switched off: a text's ids never depend
 on other texts.
 
 Decoding asks the file's decoder what each token writes, so that text can come out token by token.
@@ -28,15 +28,9 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from refllm.errors import InvalidInput, LlmError, LlmRuntimeError
 from refllm.files.accounting.ledger import Ledger
 from refllm.files.accounting.tokenizer_keys import TOKENIZER_JSON
-from refllm.tokenizer.base import (
-    Tokenizer,
-    check_text,
-    encoding_of,
-    library_errors,
-    room_for_text,
-)
+from refllm.tokenizer.base import Tokenizer, check_text, encoding_of, library_errors, room_for_text
 from refllm.tokenizer.bpe import BYTE_OF, byte_level_bytes
-from refllm.tokenizer.document import check_pipeline, growth_of, read_document, steps_of
+from refllm.tokenizer.document import check_pipeline, growth_of, pipeline_steps, read_document
 from refllm.tokenizer.folder import Added
 from refllm.tokenizer.native_messages import hold_native_messages
 from refllm.tokenizer.vocabulary import SpecialIds, ends_of_generation
@@ -44,22 +38,27 @@ from refllm.tokenizer.vocabulary import SpecialIds, ends_of_generation
 __all__ = ["JsonTokenizer", "account_for_document"]
 
 BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
-MOST_NORMALIZED = 2**22  # bytes; the library takes up to 100 bytes, and a microsecond, for each
-MOST_GROWN = 16  # times as many bytes as a text may be normalized to at any length
+MAX_NORMALIZED = 2**22  # bytes; the library takes up to 100 bytes, and a microsecond, for each
+MAX_GROWN = 16  # times as many bytes as a text may be normalized to at any length
 STRETCH = 1024  # characters that are normalized at once to measure how long a text becomes
-MOST_DECODED = 2**20  # bytes of a token
+MAX_DECODED = 2**20  # bytes of a token
 # Each changes a character by itself, or together with combining marks behind it.
 LOCAL_NORMALIZERS = ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents")
+# The steps that a decoder like Llama 2's may have behind its replacements.
+AFTER_REPLACES: tuple[list[str], ...] = (
+    *([], ["Fuse"], ["Fuse", "Strip"], ["ByteFallback", "Fuse"]),
+    ["ByteFallback", "Fuse", "Strip"],
+)
 SPACES = " \n"
-WORD = "a"  # a token that stands before another one, to see what the other writes inside a text
+WORD = "a"  # a token before another one, which is then decoded as inside a text
 PROBE = "Once upon a time, é 12\n"  # a library that panics for this panics for other texts, too
 
 
 class JsonTokenizer(Tokenizer):
     """The tokenizers library over the text of a `tokenizer.json`.
 
-    Unless told otherwise by `declare`, BOS is the special token that the post-processor puts first,
-    and a generation ends at special tokens with a well-known spelling.
+    Before `declare`, BOS is the special token that the post-processor puts first, and a generation
+    ends at special tokens with a well-known spelling.
     """
 
     def __init__(
@@ -141,9 +140,7 @@ class JsonTokenizer(Tokenizer):
         self._spelled_ends: frozenset[int] = frozenset()
         if rendered["model"].get("type") != "WordPiece":
             # A BERT ends no text; its [PAD] is no end of a file.
-            self._spelled_ends = ends_of_generation(
-                {token: token_id for token_id, token in self._tokens.items()}
-            )
+            self._spelled_ends = ends_of_generation(self.tokens())
         self.eos_ids = self._spelled_ends
 
     def declare(self, special: SpecialIds, special_tokens: Mapping[str, str]) -> None:
@@ -167,7 +164,7 @@ class JsonTokenizer(Tokenizer):
     def lowercase_first(self) -> None:
         """Lower-case every text before the file's own normalizer, unless that begins so anyway."""
         document = json.loads(self._source)
-        own = steps_of(document.get("normalizer"), "normalizers")
+        own = pipeline_steps(document.get("normalizer"))
         if any(step.get("type") == "Lowercase" for step in own):
             return
         steps = [{"type": "Lowercase"}, *own]
@@ -179,7 +176,7 @@ class JsonTokenizer(Tokenizer):
         self._fails = self._fails_for(PROBE)
 
     def find(self, token: str) -> int | None:
-        """The id of the token that is spelled so."""
+        """Return the id of the token with this spelling, or None."""
         token_id = self._library.token_to_id(token)
         return None if token_id is None else int(token_id)
 
@@ -224,7 +221,7 @@ class JsonTokenizer(Tokenizer):
         parse_special: bool = True,
         max_tokens: int | None = None,
     ) -> list[int]:
-        """The ids of `text`; see `Tokenizer.encode`."""
+        """Return the ids of `text`; see `Tokenizer.encode`."""
         check_text(text)
         self._check_growth(text)
         library = self._library if parse_special else self._library_for_plain_text
@@ -257,15 +254,15 @@ class JsonTokenizer(Tokenizer):
         return False
 
     def _messages(self) -> AbstractContextManager[None]:
-        """Hold back messages where there may be any: that takes longer than to cut a short text."""
+        """Hold back messages of a library that fails; that takes longer than a short text does."""
         return hold_native_messages() if self._fails else nullcontext()
 
     def _check_growth(self, text: str) -> None:
         """Refuse a text that the normalizer makes so long that the library runs out of memory."""
         n_bytes = len(text.encode())
-        if n_bytes * self._growth <= MOST_NORMALIZED or self._library.normalizer is None:
+        if n_bytes * self._growth <= MAX_NORMALIZED or self._library.normalizer is None:
             return
-        most = max(MOST_NORMALIZED, MOST_GROWN * n_bytes)
+        most = max(MAX_NORMALIZED, MAX_GROWN * n_bytes)
         n_normalized = 0
         for start in range(0, len(text), STRETCH):
             with library_errors(self.path, "tokenizers cannot normalize"), self._messages():
@@ -278,23 +275,21 @@ class JsonTokenizer(Tokenizer):
                 )
 
     def piece(self, token_id: int) -> str:
-        """The token as the file spells it; "" for an id that the file leaves out."""
+        """Return the token as the file spells it; "" for an id that the file leaves out."""
         self.check_id(token_id)
         return self._tokens.get(token_id, "")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What the file's decoder writes for the token after another one."""
+        """Return the bytes that the file's decoder writes for the token after another one."""
         if self._is_silent(token_id):
             return b""
-        writes_inside, _ = self._writers
-        return writes_inside(self._tokens[token_id])
+        return self._writers[0](self._tokens[token_id])
 
     def opening_bytes(self, token_id: int) -> bytes:
-        """What the file's decoder writes for the token as the first one."""
+        """Return the bytes that the file's decoder writes for the token as the first one."""
         if self._is_silent(token_id):
             return b""
-        _, writes_opening = self._writers
-        return writes_opening(self._tokens[token_id])
+        return self._writers[1](self._tokens[token_id])
 
     def _is_silent(self, token_id: int) -> bool:
         is_known = token_id in self._tokens
@@ -302,7 +297,7 @@ class JsonTokenizer(Tokenizer):
 
     @cached_property
     def _writers(self) -> tuple[Callable[[str], bytes], Callable[[str], bytes]]:
-        """What the decoder writes for a token: inside a text, and opening it."""
+        """Two functions from a token to its bytes: inside a text, and as its first token."""
         decoder = _plainest(self._decoder)
         match decoder:
             case None:
@@ -317,11 +312,15 @@ class JsonTokenizer(Tokenizer):
                 )
             case {"type": "Sequence", "decoders": [*steps]} if _is_llama_like(steps):
                 longest = max(len(token.encode()) for token in self._tokens.values())
-                if longest * growth_of({"normalizers": steps}) > MOST_DECODED:
+                if longest * growth_of({"normalizers": steps}) > MAX_DECODED:
                     raise LlmRuntimeError(
-                        f"{self.path}: decoder may write more than {MOST_DECODED} bytes for a token"
+                        f"{self.path}: decoder may write more than {MAX_DECODED} bytes for a token"
                     )
-                return lambda token: _fallback(steps, token), lambda token: _strip(steps, token)
+                space = b" " if any(step["type"] == "Strip" for step in steps) else b""
+                return (
+                    lambda token: _bytes_inside(steps, token),
+                    lambda token: _bytes_inside(steps, token).removeprefix(space),
+                )
         raise LlmRuntimeError(
             f"{self.path}: decoding token by token is not known for {json.dumps(decoder):.200}"
         )
@@ -356,7 +355,7 @@ def account_for_document(
 ) -> None:
     """Record each key of a tokenizer.json; the library drops one that it does not know silently.
 
-    The library's own rendering of the file has every key that it knows.
+    The library's own rendering of the file has all keys of the library.
 
     Args:
         document: The file.
@@ -405,94 +404,84 @@ def _unknown_keys(stated: object, rendered: object, prefix: str) -> list[tuple[s
 
 
 def _is_llama_like(steps: list[Any]) -> bool:
-    """Replace …, then at most one each of ByteFallback, Fuse, and after Fuse Strip of one space."""
+    """Return whether a decoder is Replace …, then [ByteFallback], [Fuse, [Strip of one space]]."""
     kinds = [step.get("type") for step in steps]
-    replaces = [step for step in steps if step.get("type") == "Replace"]
+    n_replaces = kinds.count("Replace")
+    rest = kinds[n_replaces:]
     strips = [step for step in steps if step.get("type") == "Strip"]
-    rest = kinds[len(replaces) :]
-    ends: tuple[list[str], ...] = (
-        ["ByteFallback", "Fuse", "Strip"],
-        ["ByteFallback", "Fuse"],
-        ["Fuse"],
-        [],
-    )
     return (
-        all("String" in step["pattern"] for step in replaces)
-        and "Replace" not in rest
-        and rest in (*ends, ["Fuse", "Strip"])
+        kinds[:n_replaces] == ["Replace"] * n_replaces
+        and all("String" in step["pattern"] for step in steps[:n_replaces])
+        and rest
+        in (
+            [],
+            ["Fuse"],
+            ["Fuse", "Strip"],
+            ["ByteFallback", "Fuse"],
+            ["ByteFallback", "Fuse", "Strip"],
+        )
         and all((step["content"], step["start"], step["stop"]) == (" ", 1, 0) for step in strips)
     )
 
 
-def _fallback(steps: list[Any], token: str) -> bytes:
-    """A token inside a text: its replacements, or its byte."""
-    kinds = [step["type"] for step in steps]
+def _bytes_inside(steps: list[Any], token: str) -> bytes:
+    """Return the bytes of a token inside a text: its replacements, or its byte."""
     for step in steps:
         if step["type"] == "Replace":
             token = token.replace(step["pattern"]["String"], step["content"])
-    byte = BYTE_TOKEN.fullmatch(token) if "ByteFallback" in kinds else None
+    falls_back = any(step["type"] == "ByteFallback" for step in steps)
+    byte = BYTE_TOKEN.fullmatch(token) if falls_back else None
     return bytes.fromhex(byte[1]) if byte else token.encode()
 
 
-def _strip(steps: list[Any], token: str) -> bytes:
-    """A token that opens a text: without the space that Strip takes from the whole."""
-    inside = _fallback(steps, token)
-    return inside.removeprefix(b" ") if any(step["type"] == "Strip" for step in steps) else inside
-
-
 def _longest_token(document: Mapping[str, Any], tokens: Iterable[str]) -> int:
-    """How many characters of text a token can stand for: the longest token's, or 0 for no bound.
+    """Return how many characters of text a token can stand for: the longest token's, or 0.
 
-    There is a bound where every step of the pipeline keeps every character of the text.
+    There is a bound if every step of the pipeline keeps every character of the text.
     """
     known = set(tokens)
+    words = pipeline_steps(document.get("pre_tokenizer"))
+    if document["model"].get("byte_fallback"):
+        has_every_byte = all(f"<0x{byte:02X}>" in known for byte in range(256))
+    else:
+        is_byte_level = any(step["type"] == "ByteLevel" for step in words)
+        has_every_byte = is_byte_level and known >= BYTE_OF.keys()
     keeps_all = (
         document.get("truncation") is None
         and document["model"].get("type") == "BPE"
         and all(
-            _normalizer_keeps(step) for step in steps_of(document.get("normalizer"), "normalizers")
+            step["type"] == "Prepend"
+            or (
+                step["type"] == "Replace"
+                and "String" in step["pattern"]
+                and len(step["content"]) >= len(step["pattern"]["String"])
+            )
+            for step in pipeline_steps(document.get("normalizer"))
         )
         and all(
-            _words_keep(step) for step in steps_of(document.get("pre_tokenizer"), "pretokenizers")
+            step["type"] in ("ByteLevel", "Digits", "Metaspace")
+            or (step["type"] in ("Split", "Punctuation") and step["behavior"] != "Removed")
+            for step in words
         )
         and not any(token["lstrip"] or token["rstrip"] for token in document["added_tokens"])
-        and _has_every_byte(document, known)
+        and has_every_byte
     )
     return max(map(len, known)) if keeps_all else 0
 
 
 def _separators(document: Mapping[str, Any]) -> str:
-    """The spaces, where no token and nothing that a normalizer changes goes on behind one; or "".
+    """Return the spaces, if no token and no change by a normalizer crosses one; else "".
 
     That is known of BERT's pipeline and its relatives.
     """
-    normalizers = steps_of(document.get("normalizer"), "normalizers")
-    words = steps_of(document.get("pre_tokenizer"), "pretokenizers")
+    words = pipeline_steps(document.get("pre_tokenizer"))
     knows_all = (
         document["model"].get("type") == "WordPiece"
-        and all(step["type"] in LOCAL_NORMALIZERS for step in normalizers)
+        and all(
+            step["type"] in LOCAL_NORMALIZERS for step in pipeline_steps(document.get("normalizer"))
+        )
         and bool(words)
         and words[0]["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
         and not any(s in token["content"] for token in document["added_tokens"] for s in SPACES)
     )
     return SPACES if knows_all else ""
-
-
-def _normalizer_keeps(step: Mapping[str, Any]) -> bool:
-    if step["type"] == "Replace":
-        pattern = step["pattern"].get("String")
-        return pattern is not None and len(step["content"]) >= len(pattern)
-    return bool(step["type"] == "Prepend")
-
-
-def _words_keep(step: Mapping[str, Any]) -> bool:
-    if step["type"] in ("Split", "Punctuation"):
-        return bool(step["behavior"] != "Removed")
-    return step["type"] in ("ByteLevel", "Digits", "Metaspace")
-
-
-def _has_every_byte(document: Mapping[str, Any], known: set[str]) -> bool:
-    if document["model"].get("byte_fallback"):
-        return all(f"<0x{byte:02X}>" in known for byte in range(256))
-    words = steps_of(document.get("pre_tokenizer"), "pretokenizers")
-    return any(step["type"] == "ByteLevel" for step in words) and known >= BYTE_OF.keys()

@@ -1,18 +1,16 @@
-"""What native code writes on standard error by itself, held back while a library reads a file.
+"""Hold back the messages of native code on standard error while a library reads a file.
 
-A library in Rust or C++ reports a damaged file twice: as an exception, of which refllm makes an
-error that names the file, and before that as text on file descriptor 2, past `sys.stderr`. Here
-that descriptor leads to a file in memory for the time of the call. The library's text, its
-warnings too, goes to the logger "refllm" at level DEBUG; everything else, such as the lines of
-other threads, goes on to standard error when the last call that runs has ended, or half a second
-after the first one began.
+A library in Rust or C++ reports a damaged file twice: as an exception, which refllm turns into an
+error that names the file, and before that as text on file descriptor 2, past `sys.stderr`. For the
+time of the call that descriptor is redirected to a file in memory. The library's text and warnings
+go to the logger "refllm" at level DEBUG; all other text, such as the lines of other threads, goes
+on to standard error when the last running call has ended, or half a second after the first began.
 
-What is held back when native code ends the process is lost; so this is for the short time in which
-a file is read. A process that another thread starts meanwhile inherits the file in memory as its
-standard error, unless it is given another one.
+Text in memory is lost when native code ends the process, so a call should be short. A process that
+another thread starts meanwhile inherits the file in memory as its standard error by default.
 
-Where there is no such descriptor, on Windows (where native code asks the system for its standard
-error), or when no file can be opened, nothing is held back.
+Nothing is held back without such a descriptor, on Windows (where native code asks the system for
+its standard error), or if no file can be opened.
 """
 
 from __future__ import annotations
@@ -31,11 +29,11 @@ from contextlib import contextmanager
 __all__ = ["hold_native_messages"]
 
 STANDARD_ERROR = 2
-LONGEST_HOLD = 0.5  # seconds: of calls in several threads, one may always be running
-MOST_KEPT = 2**20  # bytes that have gone on to standard error
-MOST_LOGGED = 4000  # characters
-# What the standard library of Rust writes of a panic, and the log of sentencepiece and protobuf.
-# A message of several lines is known from the exception.
+MAX_HOLD_SECONDS = 0.5  # seconds: of calls in several threads, one may always be running
+MAX_KEPT = 2**20  # bytes that have gone on to standard error
+MAX_LOGGED = 4000  # characters
+# A panic in the standard library of Rust, and the logs of sentencepiece and protobuf. A message of
+# several lines is known from the exception.
 PANIC = (
     r"\n?thread '[^'\n]*'(?: \(\d+\))? panicked at [^\n]*\n(?:{message}|[^\n]*)(?:\n|\Z)"
     r"(?:stack backtrace:\n(?: +[^\n]*\n)*)?(?:note: [^\n]*\n)*"
@@ -50,7 +48,7 @@ logger = logging.getLogger("refllm")
 
 @contextmanager
 def hold_native_messages() -> Iterator[None]:
-    """Hold back what native code writes on standard error within the block.
+    """Hold back messages of native code on standard error within the block.
 
     Blocks may be nested, and run in several threads at the same time.
     """
@@ -66,7 +64,7 @@ def hold_native_messages() -> Iterator[None]:
 
 
 class _Held:
-    """The file that descriptor 2 leads to while any block runs."""
+    """The file that descriptor 2 is redirected to while any block runs."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -91,13 +89,13 @@ class _Held:
             self._blocks -= 1
             if self._blocks == 0:
                 native = self._restore()
-            elif time.monotonic() - self._since > LONGEST_HOLD and self._real >= 0:
+            elif time.monotonic() - self._since > MAX_HOLD_SECONDS and self._real >= 0:
                 native = self._pass_on()
-                if self._n_passed_on > MOST_KEPT:  # a new file, so that this one gives its memory
+                if self._n_passed_on > MAX_KEPT:  # a new file, so that this one gives its memory
                     native += self._restore()
                     self._redirect()
         if native:
-            logger.debug("native code wrote on standard error: %.*s", MOST_LOGGED, native)
+            logger.debug("native code wrote on standard error: %.*s", MAX_LOGGED, native)
 
     def _redirect(self) -> None:
         try:
@@ -105,19 +103,23 @@ class _Held:
         except OSError:  # it is closed, or there are no more descriptors
             return
         try:
-            self._file = _new_file()
+            if hasattr(os, "memfd_create"):
+                self._file = os.memfd_create("refllm-standard-error")
+            else:
+                with tempfile.TemporaryFile() as file:  # it vanishes when it is closed
+                    self._file = os.dup(file.fileno())
             self._n_passed_on, self._since = 0, time.monotonic()
             os.dup2(self._file, STANDARD_ERROR)
         except OSError:
             self._close()
 
     def _restore(self) -> str:
-        """Lead the descriptor to where it did, pass on what is held, and return what is native."""
+        """Undo the redirection, pass on the held text, and return the native part of it."""
         if self._real < 0:
             self._messages = []
             return ""
         with contextlib.suppress(OSError):
-            # Another thread may have led it elsewhere.
+            # Another thread may have redirected it.
             if os.path.sameopenfile(STANDARD_ERROR, self._file):
                 os.dup2(self._real, STANDARD_ERROR)
         native = self._pass_on()
@@ -125,7 +127,7 @@ class _Held:
         return native
 
     def _pass_on(self) -> str:
-        """Write what is held and not native, and return what is."""
+        """Write the held text that is not native, and return the native part."""
         messages, self._messages = self._messages, []
         self._since = time.monotonic()
         n_bytes = os.fstat(self._file).st_size - self._n_passed_on
@@ -144,14 +146,6 @@ class _Held:
             if descriptor >= 0:
                 os.close(descriptor)
         self._real = self._file = -1
-
-
-def _new_file() -> int:
-    """Return a descriptor of a new file that vanishes when it is closed."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("refllm-standard-error")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _split(text: bytes, messages: list[str]) -> tuple[str, bytes]:

@@ -1,4 +1,4 @@
-"""Vocabularies as older tools wrote them, as the tokenizer.json that transformers makes of each.
+"""Vocabularies of older tools, as the tokenizer.json that transformers makes of each.
 
     vocab.txt                    WordPiece     BertTokenizer, and MPNetTokenizer by its class
     vocab.json and merges.txt    bytes' BPE    RobertaTokenizer, and GPT2Tokenizer by its class
@@ -26,11 +26,15 @@ from tokenizers import (
 )
 
 from refllm.errors import LlmRuntimeError, ModelNotSupported
-from refllm.files.json_values import MAX_TOKENIZER_VALUES
+from refllm.files.reading import (
+    MAX_TOKENIZER_BYTES,
+    MAX_TOKENIZER_VALUES,
+    read_json_object,
+    read_text,
+)
 from refllm.tokenizer.base import library_errors
-from refllm.tokenizer.charsmap import check_charsmap
-from refllm.tokenizer.document import check_vocabulary
-from refllm.tokenizer.folder import FolderFiles, read_file, read_json
+from refllm.tokenizer.document import check_charsmap, check_vocabulary
+from refllm.tokenizer.folder import FolderFiles
 from refllm.tokenizer.native_messages import hold_native_messages
 from refllm.tokenizer.sentencepiece import read_model
 from refllm.tokenizer.vocabulary import TokenType
@@ -43,7 +47,7 @@ def document_from_vocabulary(path: Path, files: FolderFiles) -> dict[str, Any]:
 
     Args:
         path: vocab.txt, vocab.json or sentencepiece.bpe.model.
-        files: What the files beside it say.
+        files: The files beside it.
 
     Raises:
         LlmRuntimeError: for a file that is damaged.
@@ -72,21 +76,18 @@ def _id(vocabulary: dict[str, int], token: str, path: Path) -> int:
 
 
 def _check_class(path: Path, files: FolderFiles, *classes: str) -> str:
-    """Return the class that makes the pipeline: the first one where no file names any."""
+    """Return the class that makes the pipeline, by default the first one."""
     name = files.tokenizer_class or classes[0]
     if name not in classes:
         raise ModelNotSupported(
-            f"{path}: what tokenizer_class {name!r:.80} does with the file is not computed; let "
+            f"{path}: the pipeline of tokenizer_class {name!r:.80} is not computed; let "
             "transformers' save_pretrained write a tokenizer.json"
         )
     return name
 
 
 def _lines(path: Path, errors: str = "strict") -> list[str]:
-    try:
-        text = read_file(path).decode("utf-8", errors)
-    except UnicodeDecodeError as error:
-        raise LlmRuntimeError(f"{path}: not UTF-8 text: {error}") from error
+    text = read_text(path, max_bytes=MAX_TOKENIZER_BYTES, errors=errors)
     text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
     if text.count("\n") >= MAX_TOKENIZER_VALUES:
         raise LlmRuntimeError(
@@ -97,20 +98,17 @@ def _lines(path: Path, errors: str = "strict") -> list[str]:
 
 def _wordpiece(path: Path, files: FolderFiles) -> Tokenizer:
     mpnet = _check_class(
-        path,
-        files,
-        *("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer"),
+        path, files, *("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MPNetTokenizer")
     ).startswith("MPNet")
-    # Lines as Python reads a text file: a token may hold U+2028, and no line feed.
+    # Lines as Python reads a text file: a token may contain U+2028, and no line feed.
     lines = _lines(path)
     vocabulary = {token: token_id for token_id, token in enumerate(lines)}
     if len(vocabulary) < len(lines):
         [(twice, _)] = Counter(lines).most_common(1)
         raise LlmRuntimeError(f"{path}: has the token {twice!r:.80} twice")
-    cls = _spelling(files, "cls_token", "<s>" if mpnet else "[CLS]")
-    sep = _spelling(files, "sep_token", "</s>" if mpnet else "[SEP]")
-    pad = _spelling(files, "pad_token", "<pad>" if mpnet else "[PAD]")
-    mask = _spelling(files, "mask_token", "<mask>" if mpnet else "[MASK]")
+    usual = ("<s>", "</s>", "<pad>", "<mask>") if mpnet else ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+    names = ("cls_token", "sep_token", "pad_token", "mask_token")
+    cls, sep, pad, mask = map(_spelling, [files] * len(names), names, usual)
     unknown = _spelling(files, "unk_token", "[UNK]")
     _id(vocabulary, unknown, path)
     library = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
@@ -138,7 +136,9 @@ def _wordpiece(path: Path, files: FolderFiles) -> Tokenizer:
 
 def _byte_level(path: Path, files: FolderFiles) -> Tokenizer:
     name = _check_class(path, files, "RobertaTokenizer", "GPT2Tokenizer")
-    vocabulary = read_json(path, most=MAX_TOKENIZER_VALUES)
+    vocabulary = read_json_object(
+        path, max_bytes=MAX_TOKENIZER_BYTES, max_values=MAX_TOKENIZER_VALUES
+    )
     check_vocabulary(vocabulary, path)
     merges_path = path.with_name("merges.txt")
     if not merges_path.is_file():
@@ -193,12 +193,8 @@ def _unigram(path: Path, files: FolderFiles) -> Tokenizer:
         library.normalizer = normalizers.Precompiled(charsmap)
     adds_space = files.config.flag("add_prefix_space", default=True)
     scheme = "always" if adds_space else "never"
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme),
-        ]
-    )
+    metaspace = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
+    library.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace])
     library.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
     if any(piece.type == TokenType.USER_DEFINED for piece in model.pieces[3:]):
         raise ModelNotSupported(f"{path}: user-defined pieces are not computed")

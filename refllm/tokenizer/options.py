@@ -1,7 +1,8 @@
 """Options of tokenizer_config.json that change what a tokenizer.json does.
 
-transformers 5.24 builds the pipeline of some classes anew, and takes of tokenizer.json the
-vocabulary, the merges and the post-processor only. What tokenizer_config.json then says counts:
+transformers 5.24 builds the pipeline of some classes anew, and takes only the vocabulary, the
+merges and the post-processor from tokenizer.json. Then these options of tokenizer_config.json
+count:
 
     class                                option                                  where
     BertTokenizer and its like, MPNet    do_lower_case, strip_accents,           normalizer
@@ -12,13 +13,11 @@ vocabulary, the merges and the post-processor only. What tokenizer_config.json t
     CodeLlamaTokenizer, XLMRoberta-      add_prefix_space                        normalizer,
     Tokenizer, CamembertTokenizer                                                pre_tokenizer
 
-Only options that the file has count here. For one that it has not, transformers takes the class's
-default even where tokenizer.json says otherwise (a cased BERT without `do_lower_case` becomes
-lower-cased); here tokenizer.json decides, as in Spin, which reads nothing else.
-
-PreTrainedTokenizerFast takes a tokenizer.json as it is. transformers builds the pipelines of yet
-other classes anew (AlbertTokenizer, DebertaV2Tokenizer …), which is not computed: there, too,
-tokenizer.json decides.
+For an option that the file lacks, transformers takes the class's default even against
+tokenizer.json (a cased BERT without `do_lower_case` becomes lower-cased); here tokenizer.json
+decides, as in Spin, which reads no other file. It also decides for PreTrainedTokenizerFast, as in
+transformers, and for further classes whose pipelines transformers builds anew (AlbertTokenizer,
+DebertaV2Tokenizer …).
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from __future__ import annotations
 from typing import Any
 
 from refllm.files.accounting.keys import Keys
+from refllm.tokenizer.document import pipeline_steps
 
 __all__ = ["prepend_scheme", "with_options"]
 
@@ -85,22 +85,13 @@ def prepend_scheme(config: Keys) -> str | None:
     return "always" if legacy else "first"
 
 
-def _steps(stage: object, plural: str) -> list[dict[str, Any]]:
-    if not isinstance(stage, dict):
-        return []
-    inner = stage.get(plural)
-    if not isinstance(inner, list):
-        return [stage]
-    return [step for part in inner for step in _steps(part, plural)]
-
-
 def _bert(document: dict[str, Any], config: Keys) -> dict[str, Any]:
     if not any(option in config.values for option, _, _ in BERT_OPTIONS):
         return {}
     stated = next(
         (
             step
-            for step in _steps(document.get("normalizer"), "normalizers")
+            for step in pipeline_steps(document.get("normalizer"))
             if step.get("type") == "BertNormalizer"
         ),
         {},
@@ -162,7 +153,7 @@ def _llama(document: dict[str, Any], scheme: str | None, *, strips: bool = False
         scheme: As `prepend_scheme`.
         strips: Whether a space before the first word is no text even where none is put there.
     """
-    steps = _steps(document.get("pre_tokenizer"), "pretokenizers")
+    steps = pipeline_steps(document.get("pre_tokenizer"))
     if any(step.get("type") == "ByteLevel" for step in steps):
         return {}  # transformers takes such a file (Llama 3's) as it is
     if scheme is None:
@@ -174,12 +165,7 @@ def _llama(document: dict[str, Any], scheme: str | None, *, strips: bool = False
     ]
     if strips or scheme != "never":
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    metaspace = {
-        "type": "Metaspace",
-        "replacement": "▁",
-        "prepend_scheme": scheme,
-        "split": False,
-    }
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
     return {
         "normalizer": None,
         "pre_tokenizer": metaspace,

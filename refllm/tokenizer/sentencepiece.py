@@ -1,15 +1,15 @@
 """SentencePiece: from a `tokenizer.model`, or a GGUF vocabulary of the kinds `llama` and `t5`.
 
-All end in the sentencepiece library. A GGUF file keeps the library's own pieces, scores and types,
-so its `ModelProto` can be put together again: BPE with byte fallback, no normalization, and a space
-before the first word, which are Llama's settings.
+Both use the sentencepiece library. A GGUF file has the library's own pieces, scores and types, so
+its `ModelProto` can be made again: BPE with byte fallback, no normalization, and a space before the
+first word, which are Llama's settings.
 
-Text around special tokens follows llama.cpp: each stretch of plain text between them gets the space
-before its first word, not only the first stretch ("<s>Hi" and "Hi" have the same last token).
-In a GGUF file user-defined tokens are cut out of a text as special ones are, write what they are
-spelled as, and are a piece like any other where merges give them; unused tokens are such pieces,
-too, but write nothing: all as in llama.cpp. A `tokenizer.model` leaves both to the library, which
-never splits a user-defined piece and adds no space after it.
+As in llama.cpp, each stretch of plain text between special tokens gets the space before its first
+word, not only the first stretch ("<s>Hi" and "Hi" have the same last token). User-defined tokens of
+a GGUF file are cut out of a text as special ones are, write their spelling, and are a piece like
+any other where merges give them; unused tokens are such pieces, too, but write nothing. For a
+`tokenizer.model` the library decides: it never splits a user-defined piece and adds no space after
+it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from refllm.errors import LlmRuntimeError
+from refllm.files.reading import read_file
 from refllm.tokenizer.base import library_errors
-from refllm.tokenizer.charsmap import check_charsmap
-from refllm.tokenizer.folder import read_file
+from refllm.tokenizer.document import check_charsmap
 from refllm.tokenizer.gguf_keys import (
     GgufKeys,
     read_special_ids,
@@ -60,14 +60,14 @@ NO_TEXT = "\U0010ffffunknown"  # beside a noncharacter
 BETWEEN = "\0"
 N_BYTES = 256
 BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
-MOST_MODEL_BYTES = 2**24  # of a file; the largest that is published has 5 MB, and 256,000 pieces
-MOST_PIECE_BYTES = 1000  # in one piece; those that are published have up to about 100
+MAX_MODEL_BYTES = 2**24  # of a file; the largest that is published has 5 MB, and 256,000 pieces
+MAX_PIECE_BYTES = 1000  # in one piece; published ones have up to about 100
 
 
 class SentencePieceTokenizer(VocabularyTokenizer):
     """The sentencepiece library over a `ModelProto`.
 
-    Unknown pieces write nothing: there is no text that they stand for (the library writes " ⁇ ").
+    Unknown pieces write nothing, because they stand for no text (the library writes " ⁇ ").
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class SentencePieceTokenizer(VocabularyTokenizer):
             vocabulary: Its pieces, and the added tokens after them.
             special: BOS, EOS, and what is added to a text.
             added: Tokens of the files beside the model, found in a text before it is cut.
-            scheme: Where a space is put before a word, as `vocab_options.prepend_scheme`; None
-                for what the model itself says.
-            of_gguf: Whether user-defined and unused tokens are what they are in a GGUF file.
+            scheme: Where a space is put before a word, as `refllm.tokenizer.options`; None for the
+                model's own setting.
+            of_gguf: Whether user-defined and unused tokens have their meaning in a GGUF file.
         """
         found_first = vocabulary.ids_of({TokenType.USER_DEFINED}) if of_gguf else {}
         super().__init__(vocabulary, special, found_first)
@@ -108,13 +108,7 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         if scheme is not None:
             self._drops_first_space = scheme != "never"
         self._own_prefix = own_prefix
-        with (
-            library_errors(vocabulary.path, "not a usable SentencePiece model"),
-            hold_native_messages(),
-        ):
-            self._processor = sentencepiece.SentencePieceProcessor(
-                model_proto=model.SerializeToString()
-            )
+        self._processor = _processor(model, vocabulary.path)
         shortens = normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces
         self._n_pieces = len(model.pieces)
         strips = added is not None and added.strips
@@ -127,23 +121,19 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         model = _new_model()
         model.ParseFromString(self._processor.serialized_model_proto())
         model.normalizer_spec.add_dummy_prefix = False
-        with (
-            library_errors(self.vocabulary.path, "not a usable SentencePiece model"),
-            hold_native_messages(),
-        ):
-            return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+        return _processor(model, self.vocabulary.path)
 
     def fragments(self, text: str, *, parse_special: bool) -> list[str | int]:
-        """What is between special and added tokens, and their ids; see `VocabularyTokenizer`."""
+        """Return the text between special and added tokens, and their ids in its place."""
         if self._added is None:
             return super().fragments(text, parse_special=parse_special)
         return self._added.split(text, parse_special=parse_special)
 
     def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
-        """The library's ids, with a space before the first word.
+        """Return the library's ids, with a space before the first word.
 
-        The library puts one there even before a space. transformers' LlamaTokenizer does not, and
-        so neither do a scheme that its options ask for, and text after an added token.
+        The library puts one there even before a space. transformers' LlamaTokenizer does not, so a
+        scheme of its options does not either, nor does text after an added token.
         """
         processor = self._processor
         after_added = after is not None and after >= self._n_pieces
@@ -163,7 +153,7 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         return ids
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The piece with its spaces, or its byte; see `Tokenizer.token_bytes`."""
+        """Return the piece with its spaces, or its byte; see `Tokenizer.token_bytes`."""
         if self.vocabulary.is_special(token_id):
             return b""
         piece = self.vocabulary.tokens[token_id]
@@ -176,17 +166,22 @@ class SentencePieceTokenizer(VocabularyTokenizer):
         return piece.replace(SPACE, " ").encode()
 
     def opening_bytes(self, token_id: int) -> bytes:
-        """Without the space that the library puts before the first word."""
+        """Return the bytes without the space that the library puts before the first word."""
         is_byte = self.vocabulary.types[token_id] == TokenType.BYTE
         inside = self.token_bytes(token_id)
         return inside.removeprefix(b" ") if self._drops_first_space and not is_byte else inside
 
 
-class AddedTokens:
-    """Tokens that are found in a text before it is cut into pieces, as the tokenizers library does.
+def _processor(model: Model, path: Path) -> sentencepiece.SentencePieceProcessor:
+    with library_errors(path, "not a usable SentencePiece model"), hold_native_messages():
+        return sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
 
-    The library looks for the leftmost and longest one that is not normalized, then for those that
-    are, in what is left. A token with `lstrip` or `rstrip` takes the spaces on that side with it;
+
+class AddedTokens:
+    """Tokens that are found in a text before it is cut into pieces, as by the tokenizers library.
+
+    The library finds the leftmost and longest one that is not normalized, then normalized ones in
+    the rest. A token with `lstrip` or `rstrip` takes the spaces on that side with it;
     one with `single_word` is none inside of a word.
     """
 
@@ -196,7 +191,7 @@ class AddedTokens:
         self._libraries = {}
         self._contents: dict[int, str] = {}
         for parse_special in (False, True):
-            # One word is what lies between two tokens; what it is called does not matter.
+            # The text between two tokens is one word, of any name.
             library = LibraryTokenizer(models.WordLevel({BETWEEN: 0}, unk_token=BETWEEN))
             library.add_tokens(list(tokens.values()))
             library.encode_special_tokens = not parse_special
@@ -214,11 +209,13 @@ class AddedTokens:
 
 
 def sentencepiece_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
-    """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `llama`.
+    """Return the tokenizer of a GGUF file whose `tokenizer.ggml.model` is `llama`.
 
-    As in llama.cpp, scores that are missing are 0, and types that are missing are normal. What the
-    sentencepiece library needs besides is only told to the library: which tokens are bytes, by
-    their spelling, and exactly one unknown token.
+    As in llama.cpp, missing scores are 0, and missing types are normal. The library also needs to
+    know which tokens are bytes, by their spelling, and exactly one unknown token.
+
+    Raises:
+        LlmRuntimeError: naming a damaged key.
     """
     vocabulary = read_vocabulary(keys)
     special = read_special_ids(keys, vocabulary, default_bos=1, default_eos=2, default_add_bos=True)
@@ -232,11 +229,13 @@ def sentencepiece_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
 
 
 def unigram_from_gguf(keys: GgufKeys) -> SentencePieceTokenizer:
-    """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `t5`, as XLM-R's are.
+    """Return the tokenizer of a GGUF file whose `tokenizer.ggml.model` is `t5`, as XLM-R's are.
 
-    The cut with the largest sum of scores is taken, and not what merges give; texts are normalized
-    by the file's `precompiled_charsmap`. Unless the file says otherwise EOS follows a text, as in
-    llama.cpp.
+    It takes the cut with the largest sum of scores, without merges, after normalizing a text by the
+    file's `precompiled_charsmap`. By default EOS follows a text, as in llama.cpp.
+
+    Raises:
+        LlmRuntimeError: naming a damaged key.
     """
     vocabulary = read_vocabulary(keys)
     special = read_special_ids(
@@ -301,7 +300,7 @@ def _types_for_the_library(
 
 
 def llama_model(vocabulary: Vocabulary, scores: Iterable[float]) -> Model:
-    """A `ModelProto` with Llama's settings around the vocabulary, one score for each token."""
+    """Return a `ModelProto` with Llama's settings and the vocabulary, a score for each token."""
     model = _new_model()
     model.trainer_spec.model_type = model.trainer_spec.BPE
     model.trainer_spec.byte_fallback = TokenType.BYTE in vocabulary.types
@@ -315,16 +314,15 @@ def llama_model(vocabulary: Vocabulary, scores: Iterable[float]) -> Model:
 
 
 def read_model(path: Path) -> Model:
-    """Return the `ModelProto` in a file. Errors: as `model_from_bytes`."""
-    return model_from_bytes(read_file(path, most=MOST_MODEL_BYTES), path)
+    """Return the `ModelProto` in a file; raise as `model_from_bytes`."""
+    return model_from_bytes(read_file(path, max_bytes=MAX_MODEL_BYTES), path)
 
 
 def model_from_bytes(data: bytes, path: Path) -> Model:
     """Return the `ModelProto` in `data`, the contents of a `tokenizer.model`.
 
     Raises:
-        LlmRuntimeError: naming the file, and the piece or the field that the library would trip
-            over, or that no piece can have.
+        LlmRuntimeError: naming the file, and a piece or a field with an impossible value.
     """
     model = _new_model()
     with library_errors(path, "not a SentencePiece model"):
@@ -337,10 +335,10 @@ def model_from_bytes(data: bytes, path: Path) -> Model:
         if not isinstance(token, str):  # protobuf gives bytes where they are not UTF-8
             raise LlmRuntimeError(f"{path}: token {token_id}, {token!r:.80}, is not UTF-8")
         n_bytes = len(token.encode())
-        if not 1 <= n_bytes <= MOST_PIECE_BYTES:
+        if not 1 <= n_bytes <= MAX_PIECE_BYTES:
             raise LlmRuntimeError(
                 f"{path}: token {token_id}, {token!r:.80}, has {n_bytes} bytes, and must have 1 to "
-                f"{MOST_PIECE_BYTES}"
+                f"{MAX_PIECE_BYTES}"
             )
         if seen.setdefault(token, token_id) != token_id:
             both = f"{seen[token]} and {token_id}"
@@ -368,15 +366,15 @@ def _check_piece(token_id: int, token: str, piece: Any, path: Path) -> None:
 
 
 def vocabulary_of_model(model: Model, path: Path) -> Vocabulary:
-    """The pieces of a `ModelProto` as a vocabulary."""
+    """Return the pieces of a `ModelProto` as a vocabulary."""
     tokens = [piece.piece for piece in model.pieces]
     return Vocabulary(path, tokens, [piece.type for piece in model.pieces])
 
 
 def special_ids_of_model(model: Model, vocabulary: Vocabulary) -> SpecialIds:
-    """Llama's convention for a `tokenizer.model`: BOS is added to a text, EOS is not.
+    """Return special ids by Llama's convention: BOS is added to a text, EOS is not.
 
-    The model names the two pieces, "<s>" and "</s>" if it says nothing.
+    The model names the two pieces, by default "<s>" and "</s>".
     """
     control = vocabulary.ids_of({TokenType.CONTROL})
     bos_id = control.get(model.trainer_spec.bos_piece)

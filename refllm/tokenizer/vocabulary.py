@@ -2,19 +2,21 @@
 
 GGUF files and SentencePiece models describe a vocabulary alike: a token's id is its place in the
 list, and its type has the same number in both (SentencePiece's `ModelProto.SentencePiece.Type`,
-GGUF's `tokenizer.ggml.token_type`). What remains to a kind of tokenizer is plain text.
+GGUF's `tokenizer.ggml.token_type`). The text between special tokens is left to each kind of
+tokenizer.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from types import MappingProxyType
 
-from refllm.tokenizer.base import Tokenizer, check_text, room_for_text
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from refllm.tokenizer.base import Tokenizer, check_text, encoding_of, library_errors, room_for_text
 
 __all__ = [
     "END_OF_GENERATION",
@@ -27,61 +29,40 @@ __all__ = [
     "types_by_spelling",
 ]
 
-# Tokens that end a generation whatever the file names as EOS. A chat model's file often names only
-# the end of a document; its turns end with one of these. The spellings, and the three tables below,
-# are those of llama.cpp as in llama-cpp-python 0.3.36 (src/llama-vocab.cpp, the lists behind
-# llama_vocab_is_eog).
+# Tokens that end a generation beside the file's EOS: a chat model's file often names only the end
+# of a document, and its turns end with one of these. The spellings, and the three tables below, are
+# those of llama.cpp as in llama-cpp-python 0.3.36 (src/llama-vocab.cpp, llama_vocab_is_eog).
 END_OF_GENERATION = frozenset(
     {
-        "</s>",
-        "<EOT>",
-        "_<EOT>",
-        "[EOT]",
-        "[EOS]",
-        "[e~[",
-        "<eos>",
-        "<end_of_turn>",
-        "<end_of_utterance>",
-        "<turn|>",
-        "<|tool_response>",
-        "<|call|>",
-        "<|calls|>",
-        "<|end_of_text|>",
-        "<|end|>",
-        "<|endoftext|>",
-        "<|eom_id|>",
-        "<|eot_id|>",
-        "<|flush|>",
-        "<|im_end|>",
-        "<|return|>",
-        "<｜end▁of▁sentence｜>",
+        *("</s>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[e~[", "<eos>", "<end_of_turn>"),
+        *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<|call|>", "<|calls|>"),
+        *("<|end_of_text|>", "<|end|>", "<|endoftext|>", "<|eom_id|>", "<|eot_id|>", "<|flush|>"),
+        *("<|im_end|>", "<|return|>", "<｜end▁of▁sentence｜>"),
     }
 )
 
 # Tokens of a model that fills in the middle of a text. Each of them is a control token. A model
 # asked to go on with a text also ends it at "pad", "rep" and "sep": what follows is another file.
-FILL_IN_THE_MIDDLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "pre": (
-            *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>"),
-            *("▁<PRE>", "<|code_prefix|>", "<|prefix|>"),
-        ),
-        "suf": (
-            *("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>"),
-            *("▁<SUF>", "<|code_suffix|>", "<|suffix|>"),
-        ),
-        "mid": (
-            *("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>"),
-            *("▁<MID>", "<|code_middle|>", "<|middle|>"),
-        ),
-        "pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
-        "rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
-        "sep": ("<|file_sep|>",),
-    }
-)
+FILL_IN_THE_MIDDLE: Mapping[str, tuple[str, ...]] = {
+    "pre": (
+        *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>"),
+        *("▁<PRE>", "<|code_prefix|>", "<|prefix|>"),
+    ),
+    "suf": (
+        *("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>"),
+        *("▁<SUF>", "<|code_suffix|>", "<|suffix|>"),
+    ),
+    "mid": (
+        *("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>"),
+        *("▁<MID>", "<|code_middle|>", "<|middle|>"),
+    ),
+    "pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "sep": ("<|file_sep|>",),
+}
 ENDING_ROLES = ("pad", "rep", "sep")
 
-# gpt-oss writes these around its channels; they are text that the caller is to see.
+# gpt-oss writes these around its channels; they are text for the caller.
 ALWAYS_TEXT = frozenset({"<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"})
 
 
@@ -101,7 +82,7 @@ SPECIAL_TYPES = frozenset({TokenType.UNKNOWN, TokenType.CONTROL})
 
 @dataclass(frozen=True, slots=True)
 class SpecialIds:
-    """Which tokens begin and end a text, and which of them `encode` adds by itself."""
+    """The tokens that begin and end a text, and the ones that `encode` adds to it."""
 
     bos_id: int | None
     eos_ids: frozenset[int]
@@ -117,8 +98,13 @@ class Vocabulary:
     tokens: Sequence[str]
     types: Sequence[int]
 
+    @property
+    def ids(self) -> dict[str, int]:
+        """Return token to id."""
+        return {token: token_id for token_id, token in enumerate(self.tokens)}
+
     def ids_of(self, types: Collection[int]) -> dict[str, int]:
-        """Token to id, for the tokens of these types."""
+        """Return token to id for the tokens of these types."""
         return {
             token: token_id
             for token_id, (token, token_type) in enumerate(
@@ -128,16 +114,18 @@ class Vocabulary:
         }
 
     def is_special(self, token_id: int) -> bool:
-        """True for a token that stands for no text: control and unknown."""
+        """Return whether a token stands for no text: control and unknown."""
         return self.types[token_id] in SPECIAL_TYPES
 
 
 class VocabularyTokenizer(Tokenizer):
-    """A tokenizer over a `Vocabulary`: the special tokens are found here, the rest is plain text.
+    """A tokenizer over a `Vocabulary` that finds special tokens; a library encodes plain text.
 
-    `indivisible` are the tokens that plain text is split at too (user-defined ones, where the
-    library that does the rest does not know them).
+    `indivisible` are tokens that plain text is split at, too: user-defined ones that the library
+    does not know.
     """
+
+    _library: LibraryTokenizer
 
     def __init__(
         self, vocabulary: Vocabulary, special: SpecialIds, indivisible: Mapping[str, int]
@@ -159,7 +147,7 @@ class VocabularyTokenizer(Tokenizer):
         parse_special: bool = True,
         max_tokens: int | None = None,
     ) -> list[int]:
-        """The ids of `text`; see `Tokenizer.encode`."""
+        """Return the ids of `text`; see `Tokenizer.encode`."""
         check_text(text)
         prefix = self._special.prefix if add_special else ()
         suffix = self._special.suffix if add_special else ()
@@ -181,45 +169,44 @@ class VocabularyTokenizer(Tokenizer):
         """Return what is between the special tokens in the text, and their ids in place of them."""
         return split_at_tokens(text, self._in_text if parse_special else self._indivisible)
 
-    @abstractmethod
     def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
-        """The ids of a text that is not empty and has no special token in it.
+        """Return the library's ids of a text that is not empty and has no special token in it.
 
         `after` is the special token before it, None at the beginning.
         """
+        with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
+            return list(encoding_of(self._library, text).ids)
 
     def piece(self, token_id: int) -> str:
-        """The token as the vocabulary spells it; see `Tokenizer.piece`."""
+        """Return the token as the vocabulary spells it; see `Tokenizer.piece`."""
         self.check_id(token_id)
         return self.vocabulary.tokens[token_id]
 
 
 def split_at_tokens(text: str, tokens: Mapping[str, int]) -> list[str | int]:
-    """What is between `tokens` in the text, and their ids in place of them; no part is empty.
+    """Return what is between `tokens` in the text, and their ids in place of them.
 
-    Tokens are looked for in the mapping's order, each in all that is left; with the longest first
-    this is what llama.cpp does.
+    No part is empty. Tokens are searched in the mapping's order, each in all that is left; with the
+    longest first, llama.cpp does the same.
 
-        split_at_tokens("<s>Hi</s>", {"</s>": 2, "<s>": 1})  ->  [1, "Hi", 2]
+    Example:
+        >>> split_at_tokens("<s>Hi</s>", {"</s>": 2, "<s>": 1})
+        [1, 'Hi', 2]
     """
     fragments: list[str | int] = [text] if text else []
     for token, token_id in tokens.items():
-        if token in text:
-            fragments = [
-                part for fragment in fragments for part in _split(fragment, token, token_id)
-            ]
+        if token not in text:
+            continue
+        whole, fragments = fragments, []
+        for fragment in whole:
+            if isinstance(fragment, int):
+                fragments.append(fragment)
+                continue
+            first, *rest = fragment.split(token)
+            fragments += [first] if first else []
+            for part in rest:
+                fragments += [token_id, part] if part else [token_id]
     return fragments
-
-
-def _split(fragment: str | int, token: str, token_id: int) -> Iterator[str | int]:
-    if isinstance(fragment, int):
-        yield fragment
-        return
-    for index, part in enumerate(fragment.split(token)):
-        if index > 0:
-            yield token_id
-        if part:
-            yield part
 
 
 def _longest_first(tokens: Mapping[str, int]) -> dict[str, int]:

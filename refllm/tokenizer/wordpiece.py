@@ -1,13 +1,12 @@
 """WordPiece from a GGUF vocabulary of the kind `bert`, through the tokenizers library.
 
-A GGUF file spells BERT's tokens the other way round: a token that begins a word has "▁" before it,
-and one that continues a word lost its "##".
+A GGUF file marks the other tokens than BERT: one that begins a word has "▁" before it, and one that
+continues a word has no "##".
 
     in the GGUF file    ▁play    ing      [CLS]
     here, as in BERT    play     ##ing    [CLS]
 
-The library's limit of 100 characters for a word that is not [UNK] holds, as in BERT; llama.cpp has
-none.
+A word of more than 100 characters is [UNK], as in BERT; llama.cpp has no such limit.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import replace
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from refllm.tokenizer.base import encoding_of, library_errors
+from refllm.tokenizer.base import library_errors
 from refllm.tokenizer.gguf_keys import GgufKeys, read_special_tokens, read_vocabulary
 from refllm.tokenizer.native_messages import hold_native_messages
 from refllm.tokenizer.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
@@ -43,12 +42,12 @@ class WordPieceTokenizer(VocabularyTokenizer):
     ) -> None:
         super().__init__(vocabulary, special, vocabulary.ids_of({TokenType.USER_DEFINED}))
         self.longest_token = 0  # spaces stand for no token, and an unknown word is one
-        # Neither a word nor what the normalizer changes goes on behind a space.
+        # Neither a word nor a change by the normalizer crosses a space.
         if not any(space in token for token in self._in_text for space in SPACES):
             self.separators = SPACES
         self._library = Tokenizer(
             models.WordPiece(
-                vocab={token: token_id for token_id, token in enumerate(vocabulary.tokens)},
+                vocab=vocabulary.ids,
                 unk_token=unknown,
                 max_input_chars_per_word=MAX_CHARACTERS_PER_WORD,
                 continuing_subword_prefix=CONTINUES,
@@ -62,26 +61,21 @@ class WordPieceTokenizer(VocabularyTokenizer):
         )
         self._library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 
-    def encode_plain(self, text: str, *, after: int | None = None) -> list[int]:
-        """The library's ids of the words."""
-        with library_errors(self.vocabulary.path, "tokenizers cannot tokenize the text"):
-            return list(encoding_of(self._library, text).ids)
-
     def token_bytes(self, token_id: int) -> bytes:
-        """A space and the word, or a word's continuation; see `Tokenizer.token_bytes`."""
+        """Return a space and the word, or a continuation; see `Tokenizer.token_bytes`."""
         if self.vocabulary.is_special(token_id):
             return b""
         token = self.vocabulary.tokens[token_id]
         return (token[2:] if token.startswith(CONTINUES) else f" {token}").encode()
 
     def opening_bytes(self, token_id: int) -> bytes:
-        """The token as it is spelled, as the library's WordPiece decoder does."""
+        """Return the token's spelling, as the library's WordPiece decoder."""
         is_special = self.vocabulary.is_special(token_id)
         return b"" if is_special else self.vocabulary.tokens[token_id].encode()
 
 
 def bert_spelling(token: str, token_type: int) -> str:
-    """A GGUF token as BERT spells it; tokens in brackets and special ones are as they are."""
+    """Return a GGUF token as BERT spells it; tokens in brackets and special ones are the same."""
     in_brackets = token.startswith("[") and token.endswith("]")
     if in_brackets or token_type in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
         return token
@@ -91,10 +85,13 @@ def bert_spelling(token: str, token_type: int) -> str:
 
 
 def wordpiece_from_gguf(keys: GgufKeys) -> WordPieceTokenizer:
-    """The tokenizer of a GGUF file whose `tokenizer.ggml.model` is `bert`.
+    """Return the tokenizer of a GGUF file whose `tokenizer.ggml.model` is `bert`.
 
-    [CLS] and [SEP] go around a text. They and [UNK] are the tokens that the keys bos (or cls),
-    seperator (the key's own spelling) and unknown name, else those that are spelled so.
+    [CLS] and [SEP] go around a text. They and [UNK] are the tokens of the keys bos (or cls),
+    seperator (the key's own spelling) and unknown, else the tokens with these spellings.
+
+    Raises:
+        LlmRuntimeError: naming a damaged or missing key.
     """
     stored = read_vocabulary(keys)
     tokens = [bert_spelling(*token) for token in zip(stored.tokens, stored.types, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from refllm.models import bundled
-from tests.model_files import tiny_llama_gguf
+from tests.support.model_files import tiny_llama_gguf
 
 __all__ = ["model_roots"]
 

@@ -1,6 +1,6 @@
 """Right values, made by the libraries that users compare with; each module is one topic.
 
-    python -m tools.peer_values.pooling     writes tests/peer_values/pooling.json
+    python -m tools.peer_values.pooling     writes tests/support/peer_values/pooling.json
 
 Models are the tiny random ones that the tests make, from seeds and shapes in code. A module needs
 its library installed; the tests read only what is recorded.

@@ -1,6 +1,6 @@
 """Right values of GGUF files of architecture "bert", by llama.cpp.
 
-    python -m tools.peer_values.bert_gguf    writes tests/peer_values/bert_gguf.json
+    python -m tools.peer_values.bert_gguf    writes tests/support/peer_values/bert_gguf.json
 
 The first four numbers of each text's mean-pooled vector, divided by its length, are recorded.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llama_cpp import Llama
 
-from tests.encoder_cases import GGUF_CASES, GGUF_TEXTS, GgufCase
+from tests.support.encoder_cases import GGUF_CASES, GGUF_TEXTS, GgufCase
 from tools.peer_values import write_peer_values
 
 

@@ -1,6 +1,6 @@
 """What transformers makes of chat templates, and which of several templates it takes.
 
-python -m tools.peer_values.chat_templates     writes tests/peer_values/chat_templates.json
+python -m tools.peer_values.chat_templates     writes tests/support/peer_values/chat_templates.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Right values of BERT's family, and of its activations, by transformers.
 
-    python -m tools.peer_values.encoders    writes tests/peer_values/encoders.json
+    python -m tools.peer_values.encoders    writes tests/support/peer_values/encoders.json
 
 The vector of a text is the mean of the last layer over all of its tokens, special ones and padding
 tokens within the text included, divided by its length; the first four numbers are recorded.
@@ -17,8 +17,8 @@ import transformers
 from transformers import AutoConfig, AutoModel
 from transformers.activations import ACT2FN
 
-from tests.encoder_cases import ACTIVATION_INPUTS, CASES, TEXTS, EncoderCase
-from tests.tiny_encoders import ENCODERS
+from tests.support.encoder_cases import ACTIVATION_INPUTS, CASES, TEXTS, EncoderCase
+from tests.support.tiny_encoders import ENCODERS
 from tools.peer_values import write_peer_values
 
 # What a model of transformers has and the files of the tests have not.

@@ -1,6 +1,6 @@
 """What llama-cpp-python, transformers and sentence-transformers compute of refllm's exports.
 
-    python -m tools.peer_values.exports    writes tests/peer_values/exports.json
+    python -m tools.peer_values.exports    writes tests/support/peer_values/exports.json
 
 Beside what an engine computes stands the SHA-256 of the export. An export that changes asks for
 another run.
@@ -12,7 +12,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.exported_models import MODELS, said_by, sha256_of
+from tests.support.exported_models import MODELS, said_by, sha256_of
 from tools.peer_values import write_peer_values
 
 __all__: list[str] = []

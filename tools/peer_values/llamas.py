@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.llama_variants import FOLDERS, GGUFS, PROMPT, SAMPLED
+from tests.support.llama_variants import FOLDERS, GGUFS, PROMPT, SAMPLED
 from tools.peer_values import write_peer_values
 
 __all__ = ["main"]

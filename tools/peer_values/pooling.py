@@ -1,9 +1,9 @@
-"""What sentence-transformers and llama.cpp make of the cases of tests/sentence_folders.py.
+"""What sentence-transformers and llama.cpp make of the cases of tests/support/sentence_folders.py.
 
     python -m tools.peer_values.pooling
 
 For each case the width of the vectors, their lengths, and some of their numbers.
-tests/peer_values/pooling_gguf.json has llama.cpp's, by the file's pooling type.
+tests/support/peer_values/pooling_gguf.json has llama.cpp's, by the file's pooling type.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from llama_cpp import Llama
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from tests.model_files import tiny_bert_gguf
-from tests.sentence_folders import CASES, GGUF_KEYS, GGUF_TEXTS, TEXTS, recorded_places
+from tests.support.model_files import tiny_bert_gguf
+from tests.support.sentence_folders import CASES, GGUF_KEYS, GGUF_TEXTS, TEXTS, recorded_places
 from tools.peer_values import write_peer_values
 
 __all__ = ["main"]

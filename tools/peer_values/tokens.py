@@ -1,6 +1,6 @@
-"""Token ids by transformers and llama.cpp, of the tokenizers in `tests.token_cases`.
+"""Token ids by transformers and llama.cpp, of the tokenizers in `tests.support.token_cases`.
 
-    python -m tools.peer_values.tokens    writes tests/peer_values/tokens.json
+    python -m tools.peer_values.tokens    writes tests/support/peer_values/tokens.json
 
 For a folder: the ids of each text by AutoTokenizer, and its special tokens. For a GGUF file: the
 ids of each text by llama.cpp with BOS and special tokens, every token that ends a generation, and
@@ -20,7 +20,7 @@ from typing import Any
 
 from gguf import GGUFWriter
 
-from tests.token_cases import (
+from tests.support.token_cases import (
     FOLDERS,
     GGUFS,
     TEXTS,

@@ -1,12 +1,13 @@
-"""What a target answered against what it must answer: the first thing that differs, or nothing.
+"""What a target answered against the right answer: the first thing that differs, or nothing.
 
-One function for each group, chosen by `compare`. What every group has in common: a refusal is an
-answer too, {"error": {"kind", "message"}}. Where a case expects one, its kind must be the same and
-its message must contain what the case says it names; where a case expects a result, a refusal is
-the difference.
+Start at `compare`, which chooses one function for each group: `model` has those of logits, texts
+and embeddings, `sampling` and `api` one each, and the others are below. `numbers` reads what a
+target sent. This package may import everything below `refllm.conform`.
 
-What cannot be read as an answer is `MalformedAnswer`: a broken harness says nothing about the
-backend.
+A refusal is an answer, too: {"error": {"kind", "message"}}. Where a case expects one, its kind must
+be the same, and its message must contain what the case names. Where a case expects a result, a
+refusal is the difference. What cannot be read as an answer is `MalformedAnswer`: a fault of the
+harness, which proves nothing about the backend.
 """
 
 from __future__ import annotations
@@ -21,34 +22,39 @@ from refllm.conform.compare.api import compare_api
 from refllm.conform.compare.model import compare_embeddings, compare_logits, compare_text
 from refllm.conform.compare.numbers import (
     MalformedAnswer,
-    around,
     array,
+    as_float32,
+    difference_at,
     different_ids,
     distances,
-    items,
+    integers,
     numbers,
-    of_float32,
     refusal,
+    sequence,
     text,
     ulp_of_float32,
-    wholes,
 )
 from refllm.conform.compare.sampling import compare_sampling
 from refllm.conform.verdict import Difference
-from refllm.conform.wire import MOST_NESTED, is_nested_deeper
+from refllm.conform.wire import MAX_NESTING, is_nested_deeper
 
 __all__ = ["MalformedAnswer", "compare"]
 
 
 def compare(case: Case, result: Json) -> Difference | None:
-    """What differs first between the case's answer and this one; None where it is right.
+    """Return the first difference between a result and the case's, None where there is none.
 
-    Errors: `MalformedAnswer`.
+    Args:
+        case: The question, and the right answer.
+        result: What the target sent.
+
+    Raises:
+        MalformedAnswer: Where the result is no answer to the question.
     """
     if not isinstance(result, Mapping):
         raise MalformedAnswer(f"the result is {result!r:.80}, not an object")
-    if is_nested_deeper(result, MOST_NESTED):
-        raise MalformedAnswer(f"the result is nested more than {MOST_NESTED} deep")
+    if is_nested_deeper(result, MAX_NESTING):
+        raise MalformedAnswer(f"the result is nested more than {MAX_NESTING} deep")
     difference = _difference(case, result)
     return None if difference is None else replace(difference, answer=result)
 
@@ -56,15 +62,12 @@ def compare(case: Case, result: Json) -> Difference | None:
 def _difference(case: Case, result: Json) -> Difference | None:
     if case.group == "api":
         return compare_api(case, result)
-    if "error" in case.expected:
-        return _compare_refusal(case.expected["error"], result)
-    if "error" in result:
+    if "error" not in case.expected and "error" not in result:
+        return COMPARISONS[case.group](case, result)
+    if "error" not in case.expected:
         got = ": ".join(filter(None, refusal(result)))
         return Difference(where="the answer", expected="an answer", got=got)
-    return COMPARISONS[case.group](case, result)
-
-
-def _compare_refusal(expected: Json, result: Json) -> Difference | None:
+    expected = case.expected["error"]
     if "error" not in result:
         wanted = f"an error of the kind {expected['kind']}"
         return Difference(where="the answer", expected=wanted, got="an answer")
@@ -78,7 +81,7 @@ def _compare_refusal(expected: Json, result: Json) -> Difference | None:
 
 
 def _compare_tokenizer(case: Case, result: Json) -> Difference | None:
-    expected, got = case.expected, wholes(result, "ids")
+    expected, got = case.expected, integers(result, "ids")
     decoded = text(result, "text")
     difference = different_ids("token", expected["ids"], got)
     if difference is None and decoded != expected["text"]:
@@ -88,25 +91,20 @@ def _compare_tokenizer(case: Case, result: Json) -> Difference | None:
 
 def _compare_quant(case: Case, result: Json) -> Difference | None:
     expected = np.array(case.expected["values"], np.float64)
-    values = items(result, "values")
+    values = sequence(result, "values")
     if len(values) != expected.size:
         raise MalformedAnswer(f"there are {len(values)} values, the case asks for {expected.size}")
-    got = of_float32(numbers(values, "values"))
+    got = as_float32(numbers(values, "values"))
     wrong = distances(got, expected, 0.0) > 0
     if not wrong.any():
         return None
     first = int(np.argmax(wrong))
-    return Difference(
-        where=f"value {first}, the first of {int(wrong.sum())} of {wrong.size} that differ",
-        expected=float(expected[first]),
-        got=float(got[first]),
-        expected_values=around(expected, first),
-        got_values=around(got, first),
-    )
+    where = f"value {first}, the first of {int(wrong.sum())} of {wrong.size} that differ"
+    return difference_at(first, where, expected, got)
 
 
 def _compare_ops(case: Case, result: Json) -> Difference | None:
-    expected, got = array(case.expected, "output"), of_float32(array(result, "output"))
+    expected, got = array(case.expected, "output"), as_float32(array(result, "output"))
     if got.shape != expected.shape:
         raise MalformedAnswer(
             f"the output's shape is {list(got.shape)}, the case asks for {list(expected.shape)}"
@@ -119,14 +117,8 @@ def _compare_ops(case: Case, result: Json) -> Difference | None:
         return None
     first = int(np.argmax(wrong))
     index = [int(i) for i in np.unravel_index(first, got.shape)]
-    return Difference(
-        where=f"output{index}, the first of {int(wrong.sum())} of {wrong.size} that differ",
-        expected=float(expected.flat[first]),
-        got=float(got.flat[first]),
-        tolerances=float(apart.flat[first]),
-        expected_values=around(expected, first),
-        got_values=around(got, first),
-    )
+    where = f"output{index}, the first of {int(wrong.sum())} of {wrong.size} that differ"
+    return difference_at(first, where, expected, got, tolerances=apart)
 
 
 COMPARISONS: Mapping[str, Callable[[Case, Json], Difference | None]] = {

@@ -1,15 +1,15 @@
-"""The group `api`: an answer against what `golden/api/README.md` says that it must be.
+"""The group `api`: an answer against what `golden/api/README.md` requires.
 
-An answer has the fields of the interface's result, or {"error": {"kind", "message"}}. One that came
-over HTTP has `protocol` and `status` besides; its error may lack `kind`, and has the `form` of its
-body. Over HTTP a field that is missing, or none of its kind, is the backend's own fault, so it is a
-difference; elsewhere it is the harness's, so it is `MalformedAnswer`.
+An answer has the fields of the interface's result, or {"error": {"kind", "message"}}. Over HTTP it
+has `protocol` and `status` besides; its error may lack `kind`, and has the `form` of its body.
+Over HTTP a field that is missing or of another type is the backend's own fault, so it is a
+difference. Elsewhere it is the harness's, so it is `MalformedAnswer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -19,19 +19,20 @@ from refllm.conform.compare.numbers import (
     MalformedAnswer,
     array,
     distances,
-    first_other,
-    items,
+    first_difference,
+    integer,
     numbers,
     refusal,
+    sequence,
     table,
     text,
-    whole,
 )
 from refllm.conform.verdict import Difference
 
 __all__ = ["compare_api"]
 
 T = TypeVar("T")
+Check: TypeAlias = Callable[[Case, Json, Any], Iterator[Difference]]
 
 NOTHING = "nothing"
 # Of a vector's length from 1, and of equal vectors' components: far more than any arithmetic needs.
@@ -39,69 +40,75 @@ VECTOR_ERROR = 1e-3
 
 
 def compare_api(case: Case, result: Json) -> Difference | None:
-    """The first thing in which the answer is not what the case expects; None where there is none.
+    """Return the first thing in which the answer differs from the case, None where there is none.
 
-    Errors: `MalformedAnswer`.
+    Raises:
+        MalformedAnswer: Where a harness's answer lacks a field.
     """
-    differences = _refusals if "error" in case.expected else _answers
+    differences = _in_refusal if "error" in case.expected else _in_answer
     return next(differences(case, result), None)
 
 
-# Errors
+# --- Errors --------------------------------------------------------------------------------------
 
 
-def _refusals(case: Case, result: Json) -> Iterator[Difference]:
+def _in_refusal(case: Case, result: Json) -> Iterator[Difference]:
     expected = case.expected["error"]
     if "error" not in result:
-        yield _differs("the answer", _wanted(expected), _shown(result))
+        of_kind = f" {expected['kind']}" if "kind" in expected else ""
+        says = f" that says {', '.join(expected['says'])}" if expected["says"] else ""
+        yield _differs("the answer", f"the error{of_kind}{says}", _in_few_words(result))
         return
     kind, message = _refusal(result)
     if _is_over_http(result):
-        yield from _statuses(expected, result, message)
+        protocol, status = result["protocol"], result["status"]
+        allowed = expected["status"][protocol]
+        if status not in allowed:
+            yield _differs(
+                "the HTTP status", " or ".join(map(str, allowed)), f"{status}: {message}"
+            )
+        form = expected.get("form", {}).get(protocol)
+        if form is not None and result["error"]["form"] != form:
+            yield _differs("the form of the error's body", form, result["error"]["form"])
     if kind is not None and kind != expected.get("kind", kind):
         yield _differs("the error's kind", expected["kind"], f"{kind}: {message}")
-    for said in expected["says"]:
-        if _folded(said) not in _folded(message):
-            yield _differs(
-                "the error's message", f"a message that says {said!r}", message or NOTHING
-            )
+    for phrase in expected["says"]:
+        if _folded(phrase) not in _folded(message):
+            wanted = f"a message that says {phrase!r}"
+            yield _differs("the error's message", wanted, message or NOTHING)
 
 
 def _refusal(result: Json) -> tuple[str | None, str]:
-    """The error's kind, None where HTTP does not tell it, and its message."""
+    """Return the error's kind, None where HTTP carries none, and its message."""
     if not _is_over_http(result):
         return refusal(result)
     error = table(result, "error")
     return error.get("kind"), text(error, "message")
 
 
-def _wanted(expected: Json) -> str:
-    """The error that a case expects, in words."""
-    kind = f" {expected['kind']}" if "kind" in expected else ""
-    says = f" that says {', '.join(expected['says'])}" if expected["says"] else ""
-    return f"the error{kind}{says}"
+def _folded(name: str) -> str:
+    """Return one spelling of `repeatPenalty`, `repeat-penalty` and `repeat_penalty`."""
+    return name.lower().replace("_", "").replace("-", "")
 
 
-def _statuses(expected: Json, result: Json, message: str) -> Iterator[Difference]:
-    protocol, status = result["protocol"], result["status"]
-    allowed = expected["status"][protocol]
-    if status not in allowed:
-        wanted = " or ".join(map(str, allowed))
-        yield _differs("the HTTP status", wanted, f"{status}: {message}")
-    form = expected.get("form", {}).get(protocol)
-    if form is not None and result["error"]["form"] != form:
-        yield _differs("the form of the error's body", form, result["error"]["form"])
+# --- Answers -------------------------------------------------------------------------------------
+
+# By the field of the case that asks for it, in the order in which they are applied: what explains
+# most is first, and what looks into vectors is after their shape.
+CHECKS: dict[str, Check] = {}
 
 
-def _folded(said: str) -> str:
-    """`repeatPenalty`, `repeat-penalty` and `repeat_penalty` are one name."""
-    return said.lower().replace("_", "").replace("-", "")
+def _checks(name: str) -> Callable[[Check], Check]:
+    """Register a check of the field `name`: of a case, a result, and what the case expects."""
+
+    def register(check: Check) -> Check:
+        CHECKS[name] = check
+        return check
+
+    return register
 
 
-# Answers
-
-
-def _answers(case: Case, result: Json) -> Iterator[Difference]:
+def _in_answer(case: Case, result: Json) -> Iterator[Difference]:
     if "error" in result:
         yield _differs("the answer", "an answer", ": ".join(filter(None, _refusal(result))))
         return
@@ -110,19 +117,23 @@ def _answers(case: Case, result: Json) -> Iterator[Difference]:
             yield from check(case, result, case.expected[name])
 
 
+@_checks("text")
 def _text(_: Case, result: Json, expected: str) -> Iterator[Difference]:
     got = _read(result, lambda: text(result, "text"))
     if got != expected:
-        yield _differs(f"the text, from character {first_other(expected, got)}", expected, got)
+        where = f"the text, from character {first_difference(expected, got)}"
+        yield _differs(where, expected, got)
 
 
-def _text_does_not_begin_with(_: Case, result: Json, prompt: str) -> Iterator[Difference]:
+@_checks("text_does_not_begin_with")
+def _beginning(_: Case, result: Json, prompt: str) -> Iterator[Difference]:
     got = _read(result, lambda: text(result, "text"))
     if got is NOTHING or got.startswith(prompt):
         wanted = "the generated text only, without the prompt"
         yield _differs("the beginning of the text", wanted, got)
 
 
+@_checks("usage")
 def _usage(_: Case, result: Json, expected: Json) -> Iterator[Difference]:
     for name, count in expected.items():
         got = _count(result, name)
@@ -130,16 +141,18 @@ def _usage(_: Case, result: Json, expected: Json) -> Iterator[Difference]:
             yield _differs(f"usage.{name}", count, got)
 
 
+@_checks("generated_at_most")
 def _generated_at_most(_: Case, result: Json, most: int) -> Iterator[Difference]:
     got = _count(result, "generated_token_count")
     if isinstance(got, str) or got > most:
         yield _differs("usage.generated_token_count", f"at most {most}", got)
 
 
-def _embeddings_shape(_: Case, result: Json, shape: Sequence[int]) -> Iterator[Difference]:
+@_checks("embeddings_shape")
+def _shape(_: Case, result: Json, shape: tuple[int, int]) -> Iterator[Difference]:
     n_texts, width = shape
     n_given = _n_vectors(result)
-    # Of far too many the number is enough.
+    # Far too many vectors are counted and not read.
     vectors = _vectors(result) if n_given == n_texts else []
     if len(vectors) != n_texts:
         n_read = 0 if n_given == n_texts else n_given
@@ -149,6 +162,7 @@ def _embeddings_shape(_: Case, result: Json, shape: Sequence[int]) -> Iterator[D
             yield _differs(f"the components of vector {i}", width, len(vector))
 
 
+@_checks("unit_length")
 def _unit_length(_: Case, result: Json, __: bool) -> Iterator[Difference]:
     for i, vector in enumerate(_vectors(result)):
         with np.errstate(all="ignore"):
@@ -158,21 +172,38 @@ def _unit_length(_: Case, result: Json, __: bool) -> Iterator[Difference]:
             yield _differs(f"the length of vector {i}", 1.0, length, tolerances=apart)
 
 
-def _same_vectors(_: Case, result: Json, pairs: Sequence[Sequence[int]]) -> Iterator[Difference]:
+@_checks("same_vectors")
+def _same_vectors(_: Case, result: Json, pairs: list[tuple[int, int]]) -> Iterator[Difference]:
     vectors = _vectors(result)
     for one, other in pairs:
         where = f"vector {other}, of the same text as vector {one}"
-        yield from _different(where, vectors[one], vectors[other], VECTOR_ERROR)
+        yield from _in_vectors(where, vectors[one], vectors[other], VECTOR_ERROR)
 
 
+@_checks("first_components")
 def _first_components(case: Case, result: Json, _: Json) -> Iterator[Difference]:
     expected = array(case.expected, "first_components")
     got = _vectors(result)[0][: len(expected)]
     allowed = float(case.tolerance["first_components"])
-    yield from _different("vector 0", expected, got, allowed)
+    yield from _in_vectors("vector 0", expected, got, allowed)
 
 
-def _different(where: str, expected: Doubles, got: Doubles, allowed: float) -> Iterator[Difference]:
+@_checks("stream_ends")
+def _stream_end(_: Case, result: Json, expected: bool) -> Iterator[Difference]:
+    if (got := result.get("stream_ends", NOTHING)) != expected:
+        yield _differs("stream ends", expected, got)
+
+
+@_checks("encoding")
+def _encoding(_: Case, result: Json, expected: str) -> Iterator[Difference]:
+    if (got := result.get("encoding", NOTHING)) != expected:
+        yield _differs("encoding", expected, got)
+
+
+def _in_vectors(
+    where: str, expected: Doubles, got: Doubles, allowed: float
+) -> Iterator[Difference]:
+    """Yield the component that is farthest off, if it is farther than `allowed`."""
     if got.shape != expected.shape:
         yield _differs(f"the components of {where}", len(expected), len(got))
         return
@@ -190,37 +221,11 @@ def _different(where: str, expected: Doubles, got: Doubles, allowed: float) -> I
     )
 
 
-def _as_said(name: str) -> Callable[[Case, Json, Any], Iterator[Difference]]:
-    """The check of a field that must be as the case says."""
-
-    def check(_: Case, result: Json, expected: object) -> Iterator[Difference]:
-        got = result.get(name, NOTHING)
-        if got != expected:
-            yield _differs(name.replace("_", " "), expected, got)
-
-    return check
-
-
-# What says most comes first; what looks into vectors comes after their shape.
-CHECKS: dict[str, Callable[[Case, Json, Any], Iterator[Difference]]] = {
-    "text": _text,
-    "text_does_not_begin_with": _text_does_not_begin_with,
-    "usage": _usage,
-    "generated_at_most": _generated_at_most,
-    "embeddings_shape": _embeddings_shape,
-    "unit_length": _unit_length,
-    "same_vectors": _same_vectors,
-    "first_components": _first_components,
-    "stream_ends": _as_said("stream_ends"),
-    "encoding": _as_said("encoding"),
-}
-
-
-# Reading
+# --- Reading -------------------------------------------------------------------------------------
 
 
 def _read(result: Json, read: Callable[[], T]) -> T | str:
-    """What is read, or `NOTHING` in an answer over HTTP. Errors: `MalformedAnswer`."""
+    """Return what `read` returns; `NOTHING` where it raises `MalformedAnswer` over HTTP."""
     try:
         return read()
     except MalformedAnswer:
@@ -230,23 +235,22 @@ def _read(result: Json, read: Callable[[], T]) -> T | str:
 
 
 def _count(result: Json, name: str) -> int | str:
-    return _read(result, lambda: whole(table(result, "usage"), name))
+    return _read(result, lambda: integer(table(result, "usage"), name))
 
 
 def _n_vectors(result: Json) -> int:
-    vectors = _read(result, lambda: items(result, "embeddings"))
+    vectors = _read(result, lambda: sequence(result, "embeddings"))
     return 0 if vectors is NOTHING else len(vectors)
 
 
 def _vectors(result: Json) -> list[Doubles]:
     vectors = _read(
-        result, lambda: [numbers(vector, "a vector") for vector in items(result, "embeddings")]
+        result, lambda: [numbers(vector, "a vector") for vector in sequence(result, "embeddings")]
     )
     return [] if isinstance(vectors, str) else vectors
 
 
-def _shown(result: Json) -> str:
-    """An answer in a few words."""
+def _in_few_words(result: Json) -> str:
     if "text" in result:
         return f"the text {result['text']!r:.60}"
     if "embeddings" in result:

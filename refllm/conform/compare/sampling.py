@@ -1,8 +1,8 @@
-"""Whether a sampler's stages and its token are those of the case; the rule is in golden/sampling.
+"""A sampler's stages and its token against those of the case; the rule is in golden/sampling.
 
-Ids and their order are equal. Logits after the penalty and the temperature are equal to the last
-bit, each being one IEEE operation. Probabilities are within 4 ulp, those below 2^-1022 within one
-unit of 2^-1074. A target may leave out stages, all of them if it only knows the token.
+Ids and their order must be equal. Logits after the penalty and the temperature must be equal to the
+last bit, because each is one IEEE operation. Probabilities must be within 4 ulp, those below
+2^-1022 within one unit of 2^-1074. A target may leave out stages, even all of them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import numpy as np
 
 from refllm.conform.case import Case, Json
 from refllm.conform.compare.numbers import (
-    Doubles,
     MalformedAnswer,
-    around,
+    difference_at,
     distances,
-    first_other,
-    items,
+    first_difference,
+    integer,
+    integers,
     numbers,
+    sequence,
     text,
-    whole,
-    wholes,
 )
 from refllm.conform.verdict import Difference
 
@@ -34,13 +33,14 @@ ONE = {"logits": "logit", "probabilities": "probability"}
 
 
 def compare_sampling(case: Case, result: Json) -> Difference | None:
-    """The first stage that differs, else the token, else None.
+    """Return the first stage that differs, else the token, else None.
 
-    Errors: `MalformedAnswer` where the result has no token, or a stage is not one.
+    Raises:
+        MalformedAnswer: Where the result has no token, or a stage has not the fields of one.
     """
     expected = case.expected
-    token = whole(result, "token")
-    stages = items(result, "stages") if result.get("stages") is not None else ()
+    token = integer(result, "token")
+    stages = sequence(result, "stages") if result.get("stages") is not None else ()
     got_names = [text(stage, "stage") for stage in stages]
     names = [stage["stage"] for stage in expected["stages"]]
     places = _places(got_names, names)
@@ -60,7 +60,7 @@ def compare_sampling(case: Case, result: Json) -> Difference | None:
 
 
 def _places(given: Sequence[str], known: Sequence[str]) -> list[int] | None:
-    """Where each given stage stands among the known ones, which may be more; None if nowhere."""
+    """Return the place of each given stage among the known ones, None if one is not there."""
     places: list[int] = []
     for name in given:
         first = places[-1] + 1 if places else 0
@@ -71,27 +71,27 @@ def _places(given: Sequence[str], known: Sequence[str]) -> list[int] | None:
 
 
 def _compare_stage(expected: Json, got: Json) -> Difference | None:
-    name, ids = expected["stage"], wholes(got, "ids")
+    name, ids = expected["stage"], integers(got, "ids")
     for key in ONE:
-        if key in got and len(items(got, key)) != len(ids):
+        if key in got and len(sequence(got, key)) != len(ids):
             raise MalformedAnswer(f"stage {name} has {len(ids)} ids and not as many {key}")
     if ids != list(expected["ids"]):
         return _other_candidates(name, expected["ids"], ids)
-    for key, unit in (("logits", _exactly), ("probabilities", _within_ulps)):
+    for key, one in ONE.items():
         if key not in expected or key not in got:
             continue
         wanted, found = np.array(expected[key]), numbers(got[key], f"{name}.{key}")
-        apart = distances(found, wanted, unit(wanted))
+        if key == "logits":
+            allowed = np.zeros_like(wanted)
+        else:
+            ulps = np.where(wanted >= sys.float_info.min, PROBABILITY_ULPS, 1.0)
+            allowed = ulps * np.spacing(wanted)
+        apart = distances(found, wanted, allowed)
         if (apart > 1.0).any():
             first = int(np.argmax(apart > 1.0))
-            return Difference(
-                where=f"stage {name}, the {ONE[key]} of token {ids[first]}",
-                expected=float(wanted[first]),
-                got=float(found[first]),
-                tolerances=float(apart[first]) if key == "probabilities" else None,
-                expected_values=around(wanted, first),
-                got_values=around(found, first),
-            )
+            where = f"stage {name}, the {one} of token {ids[first]}"
+            tolerances = apart if key == "probabilities" else None
+            return difference_at(first, where, wanted, found, tolerances=tolerances)
     return None
 
 
@@ -99,18 +99,9 @@ def _other_candidates(stage: str, expected: Sequence[int], got: Sequence[int]) -
     if len(expected) != len(got):
         where = f"stage {stage}, how many candidates are left"
         return Difference(where=where, expected=len(expected), got=len(got))
-    first = first_other(expected, got)
+    first = first_difference(expected, got)
     return Difference(
         where=f"stage {stage}, candidate {first}",
         expected=f"token {expected[first]}",
         got=f"token {got[first]}",
     )
-
-
-def _exactly(values: Doubles) -> Doubles:
-    return np.zeros_like(values)
-
-
-def _within_ulps(values: Doubles) -> Doubles:
-    ulps = np.where(values >= sys.float_info.min, PROBABILITY_ULPS, 1.0)
-    return ulps * np.spacing(values)

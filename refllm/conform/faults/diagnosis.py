@@ -15,11 +15,10 @@ from dataclasses import replace
 from refllm.conform.case import Case, Json
 from refllm.conform.compare import compare
 from refllm.conform.compare.numbers import MalformedAnswer
-from refllm.conform.consequence import consequence_of
 from refllm.conform.faults.breakdowns import lost_answers, repeated_errors
 from refllm.conform.faults.causes import likely_cause, symptom_named
 from refllm.conform.faults.second_faults import WITHOUT, with_right_content
-from refllm.conform.verdict import Consequence, Finding, Verdict
+from refllm.conform.verdict import Consequence, Finding, Verdict, consequence_of
 
 __all__ = ["findings_of"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.bert import BertConfig
-from refllm.checkpoints.config_bert import bert_config
+from refllm.checkpoints.config import bert_config
 from refllm.conform.case import Case, Json
 from refllm.conform.compare.numbers import Doubles
 from refllm.conform.faults.activations import gelu_sigmoid, gelu_tanh, relu, silu

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.checkpoints.config_llama import llama_config
+from refllm.checkpoints.config import llama_config
 from refllm.conform.case import Case, Json
 from refllm.conform.compare.numbers import Doubles, array
 from refllm.conform.faults.activations import gelu, gelu_tanh, relu, sigmoid

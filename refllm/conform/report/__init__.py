@@ -1,8 +1,12 @@
-"""What a run found out, ready to be told: the `report_…` modules write it for people and machines.
+"""What a run found, and one module for each form in which it is written.
 
-report_text     a terminal          report_html     a browser, one file
-report_json     programs            report_junit    a CI system
-report_badge    a README
+text    a terminal          html     a browser, one file
+json    programs            junit    a CI system
+badge   a README
+
+Start at `Report`. `files` writes reports to files; `values` and `plot` show values and numbers.
+This package may import everything but `refllm.cli`, `refllm.conform.runner` and
+`refllm.conform.faults`.
 """
 
 from __future__ import annotations
@@ -20,18 +24,17 @@ from urllib.parse import urlsplit, urlunsplit
 
 from refllm import __version__
 from refllm.conform.case import GROUPS, Group
-from refllm.conform.consequence import rank
 from refllm.conform.reply import Implementation
 from refllm.conform.targets import is_url
-from refllm.conform.verdict import Consequence, Status, Verdict
+from refllm.conform.verdict import Consequence, Status, Verdict, rank
 from refllm.jit.threads import available_cpus
 
 __all__ = ["STATUSES", "Cause", "Report", "counted", "environment_here", "without_password"]
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 
-# What is wrong first.
-TOLD: tuple[Status, ...] = (
+# In a summary: what is wrong comes first.
+SUMMARY_ORDER: tuple[Status, ...] = (
     *("failed", "error", "unexpected pass"),
     *("passed", "expected failure", "skipped", "not applicable"),
 )
@@ -47,9 +50,13 @@ PLURALS: Mapping[Status, str] = {
 class Cause:
     """One fault of the target, and every case that shows it.
 
-    `consequence` is the worst that the fault does in one of them. The cases are in the order in
-    which to look at them: those in which it does that, and of these the smallest first. `n_later`
-    are those in which it is seen only once another fault is taken out of the answer.
+    Attributes:
+        cause: What is wrong and what to do, in sentences.
+        consequence: The worst that the fault does to users in one of the cases.
+        is_recognized: Whether the fault is a known one.
+        verdicts: Of the cases, in the order in which to look at them: those with the worst
+            consequence first, and of these the smallest.
+        n_later: How many cases show the fault only once another is taken out of the answer.
     """
 
     cause: str
@@ -60,7 +67,7 @@ class Cause:
 
     @property
     def example(self) -> Verdict:
-        """The case to begin with."""
+        """Return the verdict of the case to begin with."""
         return self.verdicts[0]
 
 
@@ -68,10 +75,17 @@ class Cause:
 class Report:
     """A run of the suite against one target.
 
-    `target` is what the user wrote, `profile` the name of the known deviations, if any were
-    granted. `environment` describes the machine that asked, `started` is in UTC, and `seconds` is
-    how long the whole run took. `verdicts` are in the order in which the cases ran. `command` asks
-    the target again, but for which cases; "" where the target alone says how.
+    Attributes:
+        implementation: What was tested, as it describes itself.
+        target: What the user wrote for TARGET.
+        verdicts: In the order in which the cases ran.
+        suite_version: The version of the golden suite.
+        profile: The name of the known deviations, None if none were granted.
+        environment: The machine that asked, see `environment_here`.
+        started: When the run began, in UTC.
+        seconds: How long the whole run took.
+        command: The command that asks the target again, without the choice of cases; "" where the
+            target needs no options.
     """
 
     implementation: Implementation
@@ -86,18 +100,18 @@ class Report:
 
     @property
     def name(self) -> str:
-        """Who was tested, for a list: "llama-server b4404"."""
+        """Return what was tested, for a list: "llama-server b4404"."""
         return f"{self.implementation.name} {self.implementation.version}".strip()
 
     def command_for(self, case_id: str) -> str:
-        """The command that asks the target one case."""
+        """Return the command that asks the target one case."""
         target = without_password(self.target)
-        asking = self.command or shlex.join(["refllm", "conform", target])
-        return f"{asking} --only {shlex.quote(case_id)}"
+        command = self.command or shlex.join(["refllm", "conform", target])
+        return f"{command} --only {shlex.quote(case_id)}"
 
     @property
     def headline(self) -> str:
-        """Who was tested, and how it was asked: "llama-server b4404 (C++) at http://…".
+        """Return what was tested and how it was asked: "llama-server b4404 (C++) at http://…".
 
         A name that is the target itself is not repeated.
         """
@@ -110,49 +124,48 @@ class Report:
 
     @property
     def details(self) -> dict[str, str]:
-        """What the target says of itself besides, by name; without the password of a URL."""
-        said = sorted(self.implementation.details.items())
-        return {key: without_password(value) for key, value in said}
+        """Return the implementation's further details, sorted, without the password of a URL."""
+        details = sorted(self.implementation.details.items())
+        return {key: without_password(value) for key, value in details}
 
     def groups(self) -> tuple[Group, ...]:
-        """The groups that have a verdict, in the suite's order."""
+        """Return the groups that have a verdict, in the suite's order."""
         present = {verdict.case.group for verdict in self.verdicts}
         return tuple(group for group in GROUPS if group in present)
 
     def of_group(self, group: Group) -> tuple[Verdict, ...]:
-        """The verdicts of one group."""
+        """Return the verdicts of one group."""
         return tuple(verdict for verdict in self.verdicts if verdict.case.group == group)
 
     def with_status(self, *statuses: Status) -> tuple[Verdict, ...]:
-        """The verdicts that ended in one of these ways."""
+        """Return the verdicts with one of these statuses."""
         return tuple(verdict for verdict in self.verdicts if verdict.status in statuses)
 
     @property
     def counts(self) -> dict[Group, dict[Status, int]]:
-        """How many verdicts of each group, present or not, ended in each way."""
+        """Return how many verdicts each group, present or not, has of each status."""
         found = Counter((verdict.case.group, verdict.status) for verdict in self.verdicts)
         return {group: {status: found[group, status] for status in STATUSES} for group in GROUPS}
 
     @property
     def totals(self) -> dict[Status, int]:
-        """How many verdicts ended in each way."""
+        """Return how many verdicts have each status."""
         found = Counter(verdict.status for verdict in self.verdicts)
         return {status: found[status] for status in STATUSES}
 
     @property
     def summary(self) -> str:
-        """The totals that are not 0, in words: "1 failed, 300 passed, 11 skipped"."""
+        """Return the totals that are not 0, in words: "1 failed, 300 passed, 11 skipped"."""
         totals = self.totals
-        present = [counted(totals[status], status) for status in TOLD if totals[status]]
+        present = [counted(totals[status], status) for status in SUMMARY_ORDER if totals[status]]
         return ", ".join(present) or "no cases"
 
     @cached_property
     def causes(self) -> tuple[Cause, ...]:
-        """What is wrong with the target: the worst consequence first, then the highest count.
+        """Return the target's faults: the worst consequence first, then the highest count.
 
-        Cases in which the fault is seen only behind another one count less than all others.
-
-        Known deviations are none of it.
+        Cases in which a fault is only seen behind another one do not count. Known deviations are no
+        faults.
         """
         cases: dict[tuple[str, bool], list[tuple[Verdict, int]]] = {}
         for verdict in self.with_status("failed", "error"):
@@ -160,19 +173,24 @@ class Report:
                 key = (finding.cause, finding.is_recognized)
                 cases.setdefault(key, []).append((verdict, place))
         causes = [_cause(*key, found) for key, found in cases.items()]
-        return tuple(sorted(causes, key=_place))
+
+        def order(cause: Cause) -> tuple[int, int, int]:
+            n = len(cause.verdicts)
+            return rank(cause.consequence), cause.n_later - n, -n
+
+        return tuple(sorted(causes, key=order))
 
     @property
     def order_of_causes(self) -> str:
-        """In which order causes are, and how certain they are, in a few words."""
+        """Return the order of the causes in words, or that only the first is certain."""
         is_certain = all(each.consequence != "answers change" for each in self.causes)
         return "the worst first" if is_certain else "the first makes the others uncertain"
 
     @property
     def exit_code(self) -> int:
-        """0 all as expected; 1 the target was asked, and something is not; 2 it was asked nothing.
+        """Return 0 where all is as expected, 1 where something is not, 2 where nothing was asked.
 
-        A target that brings no answer is not as expected, as one whose answer is wrong.
+        A missing answer is not as expected, like a wrong one.
         """
         totals = self.totals
         if totals["failed"] or totals["unexpected pass"] or totals["error"]:
@@ -181,21 +199,25 @@ class Report:
 
     @property
     def outcome(self) -> str:
-        """What the exit code means, in a few words."""
+        """Return what the exit code means, in a few words."""
         if self._is_empty:
             return "nothing was tested"
         return ("all as expected", "not as expected")[self.exit_code]
 
     @property
     def _is_empty(self) -> bool:
-        """Whether no case was asked."""
+        """Return whether no case was asked."""
         return self.totals["skipped"] + self.totals["not applicable"] == len(self.verdicts)
 
 
 def _cause(cause: str, is_recognized: bool, found: Sequence[tuple[Verdict, int]]) -> Cause:
-    def order(each: tuple[Verdict, int]) -> tuple[int, int, tuple[bool, int]]:
+    def order(each: tuple[Verdict, int]) -> tuple[int, int, bool, int]:
         verdict, place = each
-        return rank(verdict.findings[place].consequence), place, _size(verdict)
+        answer = {} if verdict.difference is None else verdict.difference.answer
+        size = len(str(verdict.case.input)) + len(str(answer))
+        # A case that was not asked because of another one comes last.
+        is_lost = verdict.because_of is not None
+        return rank(verdict.findings[place].consequence), place, is_lost, size
 
     in_order = sorted(found, key=order)
     return Cause(
@@ -207,49 +229,45 @@ def _cause(cause: str, is_recognized: bool, found: Sequence[tuple[Verdict, int]]
     )
 
 
-def _place(cause: Cause) -> tuple[int, int, int]:
-    n = len(cause.verdicts)
-    return rank(cause.consequence), cause.n_later - n, -n
-
-
-def _size(verdict: Verdict) -> tuple[bool, int]:
-    """How much there is to look at; what was not asked because of another case comes last."""
-    answer = {} if verdict.difference is None else verdict.difference.answer
-    return verdict.because_of is not None, len(str(verdict.case.input)) + len(str(answer))
-
-
 def counted(n: int, status: Status) -> str:
-    """So many of them in words: "3 passed", "1 error", "2 unexpected passes"."""
+    """Return a count in words.
+
+    Example:
+        >>> counted(3, "passed"), counted(1, "error"), counted(2, "unexpected pass")
+        ('3 passed', '1 error', '2 unexpected passes')
+    """
     return f"{n} {status if n == 1 else PLURALS.get(status, status)}"
 
 
 def environment_here() -> dict[str, str]:
-    """This machine and its software, for people: no name of a host, of a user or of a path."""
-    # Whoever reads reports shall not wait for numba.
+    """Return this machine and its software by name, without the name of a host, user or path."""
+    # Imported here so that reading a report does not import numba.
     from refllm.jit.cpu import NAME
 
+    system = platform.system()
+    if system == "Linux":  # the kernel's version may contain its builder's name
+        system = ", ".join(filter(None, (system, " ".join(platform.libc_ver()).strip())))
+    else:
+        system = f"{system} {platform.release()}".strip()
     return {
         "refllm": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "numpy": version("numpy"),
         "numba": version("numba"),
-        "system": _system(),
+        "system": system,
         "machine": platform.machine(),
         "cpu": NAME,
         "cpus": str(available_cpus()),
     }
 
 
-def _system() -> str:
-    """The C library says more about a Linux than its kernel, whose name says who built it."""
-    system = platform.system()
-    if system == "Linux":
-        return ", ".join(filter(None, (system, " ".join(platform.libc_ver()).strip())))
-    return f"{system} {platform.release()}".strip()
-
-
 def without_password(target: str) -> str:
-    """The target without the user and the password that a URL can hold; reports are passed on."""
+    """Return the target without the user and password of a URL, because reports are passed on.
+
+    Example:
+        >>> without_password("http://me:secret@127.0.0.1:8177/")
+        'http://127.0.0.1:8177/'
+    """
     try:
         url = urlsplit(target)
     except ValueError:  # a command in which something looks like the start of an IPv6 address

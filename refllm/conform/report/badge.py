@@ -1,12 +1,15 @@
 """The badge for a README, in the flat style of shields.io: "refllm conformance | 312/312".
 
-The number before the slash passed, the one behind was asked; what was skipped is said beside it,
-and what a target of this kind cannot be asked is left out.
+Before the slash is the number of cases that passed, behind it the number of those that were asked.
+Skipped cases are counted beside it; cases that do not apply to the target are left out.
 
     green       all that was asked passed
-    olive       known deviations aside, all passed
-    red         something failed, brought no answer, or passed that was known to fail
-    gray        nothing was asked
+    olive       all but known deviations passed
+    red         a case failed, got no answer, or passed although it was known to fail
+    gray        no case was asked
+
+It is an SVG, not JSON for shields.io: a file works offline and in private repositories, and the
+server of shields.io need not reach it.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ __all__ = ["badge_of"]
 
 LABEL = "refllm conformance"
 
-# White on each of them has a contrast of at least 4.5, as WCAG 2 asks for.
+# White on each of them has a contrast of at least 4.5, which WCAG 2 requires.
 GREEN, OLIVE, RED, GRAY = "#2d7d32", "#6b7010", "#c62828", "#616161"
 
-# How far Verdana's characters advance at 11 px, in tenths of a px. Readers without Verdana get
-# their own font stretched to this length.
+# The advance widths of Verdana's characters at 11 px, in tenths of a px. A browser without Verdana
+# stretches its own font to this length.
 ADVANCES = {
     **dict.fromkeys("0123456789", 70),
     **{" ": 39, ",": 40, "/": 50, "a": 66, "b": 69, "c": 57, "d": 69, "e": 66, "f": 39, "g": 69},
@@ -59,7 +62,7 @@ textLength="{message_length}">{message}</text>
 
 
 def badge_of(report: Report) -> str:
-    """The badge as an SVG file of ASCII; the same totals give the same bytes."""
+    """Return the badge as an SVG file of ASCII; the same totals give the same bytes."""
     message, color = _message(report.totals)
     label_length, message_length = _length(LABEL), _length(message)
     split, rest = (round((length + 2 * PADDING) / 10) for length in (label_length, message_length))
@@ -78,7 +81,7 @@ def badge_of(report: Report) -> str:
 
 
 def _message(totals: dict[Status, int]) -> tuple[str, str]:
-    """What the badge says, and its color."""
+    """Return the badge's right half: its text and its color."""
     bad: tuple[Status, ...] = ("failed", "unexpected pass", "error")
     wrong = [counted(totals[status], status) for status in bad if totals[status]]
     if wrong:

@@ -1,4 +1,4 @@
-"""The report as files: whether one can be written is asked before a run, which takes its time."""
+"""The report as files. Whether they can be written is checked before the run, which takes long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refllm.files.whole import require_whole_file, whole_file
 
 __all__ = ["require_writable", "write_reports"]
 
-# By the name of the option that asks for one.
+# By the name of the command's option.
 KINDS: Mapping[str, Callable[[Report], str]] = {
     "badge": badge_of,
     "html": html_of,
@@ -25,9 +25,13 @@ KINDS: Mapping[str, Callable[[Report], str]] = {
 
 
 def require_writable(files: Mapping[str, Path]) -> None:
-    """Raise `InvalidInput` for a file, by the kind of report, that `write_reports` could not write.
+    """Raise unless `write_reports` could write every file; leave everything as it is.
 
-    Nothing is left behind, and what is there stays as it is.
+    Args:
+        files: By the kind of report.
+
+    Raises:
+        InvalidInput: Naming the option and the file.
     """
     for kind, path in files.items():
         try:

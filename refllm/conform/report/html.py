@@ -1,12 +1,13 @@
-"""The report for a browser: one file that fetches nothing, on a telephone or a large screen.
+"""The report for a browser: one file that fetches nothing, for telephones and large screens.
 
-`report.html.jinja` beside this file is what it looks like. Every case has an anchor, its id, so
-`report.html#sampling/top-p-crossing` leads there. Jinja escapes all that is put in, and what does
-not print is shown as `refllm.conform.report.values` does it.
+`report.html.jinja` beside this file is its template. Every case has an anchor, its id, so
+`report.html#sampling/top-p-crossing` leads there. Jinja escapes everything that is inserted, and
+characters that do not print are escaped by `refllm.conform.report.values`.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
@@ -16,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from refllm.conform.case import Group
 from refllm.conform.report import STATUSES, Report, counted
-from refllm.conform.report.plot import MOST_POINTS, plot
+from refllm.conform.report.plot import MAX_POINTS, plot
 from refllm.conform.report.values import (
     Comparison,
     clipped,
@@ -38,14 +39,18 @@ VALUE_LENGTH = 2000
 TEXT_LENGTH = 10_000
 
 OPENED = ("failed", "unexpected pass", "error")
-# Of one cause in one group; the others are folded.
-MOST_OPENED = 3
-MOST_LINKS = 10
+# Cases of one cause in one group; the others are folded.
+MAX_OPENED = 3
+MAX_LINKS = 10
 ALWAYS = ("passed", "failed")  # columns, even where all are 0; a telephone has no room for more
 
 
 def require_packages() -> None:
-    """Nothing, where the page can be made. Errors: `LlmRuntimeError` naming what is missing."""
+    """Check that the page can be made.
+
+    Raises:
+        LlmRuntimeError: Naming the package that is missing, and how to install it.
+    """
     try:
         import jinja2  # noqa: F401
     except ModuleNotFoundError as error:
@@ -55,21 +60,22 @@ def require_packages() -> None:
 
 
 def html_of(report: Report) -> str:
-    """The report as a page for a file in UTF-8, ending in a line feed.
+    """Return the report as a page for a file in UTF-8, ending in a line feed.
 
-    Errors: `LlmRuntimeError` where jinja2 is not installed.
+    Raises:
+        LlmRuntimeError: Where jinja2 is not installed.
     """
     require_packages()
     import jinja2
     from markupsafe import Markup
 
-    def told(value: object) -> object:
-        """What Jinja is about to escape, with what does not print made visible."""
+    def as_printable(value: object) -> object:
+        """Return what Jinja is about to escape, with all characters printable."""
         return clipped(printable(value), TEXT_LENGTH) if type(value) is str else value
 
     environment = jinja2.Environment(
         autoescape=True,
-        finalize=told,
+        finalize=as_printable,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -85,7 +91,7 @@ def html_of(report: Report) -> str:
         statuses=[status for status, n in report.totals.items() if n or status in ALWAYS],
         counts=report.counts,
         sections=[_section(report, group, Markup) for group in report.groups()],
-        fragment=_fragment,
+        fragment=lambda case_id: quote(printable(case_id), safe="/"),  # after the # of a link
     )
 
 
@@ -100,7 +106,7 @@ class _Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """A case as the page shows it; `link` only where a browser may follow it."""
+    """A case as the page shows it; `link` only where it leads to a page."""
 
     id: str
     status: str
@@ -129,7 +135,7 @@ class _Cause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Section:
-    """A group: what a reader came for, and what can stay folded."""
+    """A group: the cases that are open, and folded ones under their headings."""
 
     group: Group
     opened: list[_Entry]
@@ -147,8 +153,8 @@ def _causes(report: Report) -> list[_Cause]:
                 cause=cause.cause,
                 n_cases=len(ids),
                 n_later=cause.n_later,
-                first=ids[:MOST_LINKS],
-                others=ids[MOST_LINKS:],
+                first=ids[:MAX_LINKS],
+                others=ids[MAX_LINKS:],
                 command=report.command_for(ids[0]),
             )
         )
@@ -165,10 +171,10 @@ def _section(report: Report, group: Group, markup: Callable[[str], Any]) -> _Sec
             first = verdict.findings[0].cause if verdict.findings else None
             same = alike.setdefault(first, [])
             same.append(_entry(verdict, numbers, markup))
-            if len(same) <= MOST_OPENED:
+            if len(same) <= MAX_OPENED:
                 opened.append(same[-1])
     for cause, entries in alike.items():
-        rest = entries[MOST_OPENED:]
+        rest = entries[MAX_OPENED:]
         if rest:
             of = f" of cause {numbers[cause]}" if cause in numbers else ""
             folded.append((f"{len(rest)} more{of}", rest))
@@ -181,7 +187,10 @@ def _section(report: Report, group: Group, markup: Callable[[str], Any]) -> _Sec
 
 def _entry(verdict: Verdict, numbers: Mapping[str, int], markup: Callable[[str], Any]) -> _Entry:
     difference = seen_difference(verdict)
-    link = _followable(verdict.link)
+    link = None
+    with contextlib.suppress(ValueError):  # no URL
+        if verdict.link and urlsplit(verdict.link).scheme in ("http", "https"):
+            link = verdict.link
     expected = () if difference is None else difference.expected_values
     got = () if difference is None else difference.got_values
     causes = [
@@ -202,29 +211,16 @@ def _entry(verdict: Verdict, numbers: Mapping[str, int], markup: Callable[[str],
         values=None
         if difference is None
         else compared(difference.expected, difference.got, length=VALUE_LENGTH),
-        plot=markup(plot(expected, got)),  # numbers, and words of ours
+        plot=markup(plot(expected, got)),  # holds no text of the backend
         rows=_rows(expected, got),
     )
 
 
 def _rows(expected: tuple[float, ...], got: tuple[float, ...]) -> list[_Row]:
-    """The first numbers of a plot, for who reads them; what one side lacks is "nothing"."""
-    n = min(max(len(expected), len(got)), MOST_POINTS) if expected and got else 0
+    """Return the first numbers of a plot as a table; where one side has none, "nothing"."""
+    n = min(max(len(expected), len(got)), MAX_POINTS) if expected and got else 0
     pairs = [
         (shown(expected[i] if i < len(expected) else None), shown(got[i] if i < len(got) else None))
         for i in range(n)
     ]
     return [_Row(expected=left, got=right, is_different=left != right) for left, right in pairs]
-
-
-def _followable(link: str | None) -> str | None:
-    """The link if a browser goes to a page with it, and does nothing else."""
-    try:
-        return link if link and urlsplit(link).scheme in ("http", "https") else None
-    except ValueError:
-        return None
-
-
-def _fragment(case_id: str) -> str:
-    """What follows the # of a link to the case."""
-    return quote(printable(case_id), safe="/")

@@ -1,33 +1,34 @@
-"""The report for programs: everything, with every number as exact as it was.
+"""The report for programs: everything, and every number exactly.
 
 `report.schema.json` beside this file describes it. Floats are the shortest decimals that give the
 same float64 back; the three that JSON has no number for are the strings "nan", "inf" and "-inf".
-What was asked is not repeated: a case's id and the suite's version say it.
+The questions are left out: a case's id and the suite's version identify them.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC
 from typing import Any
 
 from refllm.conform.case import GROUPS
 from refllm.conform.report import Cause, Report, without_password
 from refllm.conform.report.values import plain
-from refllm.conform.verdict import Difference, Finding, Verdict
+from refllm.conform.verdict import Difference, Verdict
 from refllm.conform.wire import to_wire
 
 __all__ = ["VERSION", "json_of"]
 
 VERSION = 2
-"""Of the format: a field more does not change it, anything else does.
+"""The version of the format: a new field does not change it, anything else does.
 
-1 had no status "not applicable", and in `causes` how many cases each explains, by its text.
+Version 1 had no status "not applicable", and `causes` mapped each text to its number of cases.
 """
 
 
 def json_of(report: Report) -> str:
-    """The report as ASCII, ending in a line feed; the same report gives the same bytes."""
+    """Return the report as ASCII, ending in a line feed; the same report gives the same bytes."""
     document = {
         "version": VERSION,
         "suite_version": report.suite_version,
@@ -48,13 +49,13 @@ def json_of(report: Report) -> str:
 
 
 def _implementation(report: Report) -> dict[str, Any]:
-    who = report.implementation
+    implementation = report.implementation
     return {
-        "name": who.name,
-        "version": who.version,
-        "language": who.language,
-        "groups": [group for group in GROUPS if group in who.groups],
-        "draws_as_refllm": who.draws_as_refllm,
+        "name": implementation.name,
+        "version": implementation.version,
+        "language": implementation.language,
+        "groups": [group for group in GROUPS if group in implementation.groups],
+        "draws_as_refllm": implementation.draws_as_refllm,
         "details": report.details,
     }
 
@@ -71,7 +72,7 @@ def _case(verdict: Verdict) -> dict[str, Any]:
         "reason": verdict.reason,
         "link": verdict.link,
         "cause": verdict.cause,
-        "findings": [_finding(finding) for finding in verdict.findings],
+        "findings": [asdict(finding) for finding in verdict.findings],
         "difference": None if verdict.difference is None else _difference(verdict.difference),
         "change": None if verdict.change is None else _difference(verdict.change),
         "seconds": verdict.seconds,
@@ -84,14 +85,6 @@ def _cause(cause: Cause) -> dict[str, Any]:
         "consequence": cause.consequence,
         "is_recognized": cause.is_recognized,
         "cases": [verdict.case.id for verdict in cause.verdicts],
-    }
-
-
-def _finding(finding: Finding) -> dict[str, Any]:
-    return {
-        "cause": finding.cause,
-        "consequence": finding.consequence,
-        "is_recognized": finding.is_recognized,
     }
 
 

@@ -4,8 +4,8 @@
     error                                       <error>
     skipped, not applicable, expected failure   <skipped>, whose message begins with the latter two
 
-A testcase's names are made of its id and of nothing else, so a CI system can follow it from run to
-run. There is no standard; this keeps to what Jenkins, GitLab and GitHub's actions have in common.
+A testcase's names depend on its id alone, so that a CI system can follow it from run to run. There
+is no standard; this is what Jenkins, GitLab and GitHub's actions have in common.
 Source: https://llg.cubic.org/docs/junit/ and Jenkins' jenkins-junit.xsd.
 """
 
@@ -35,7 +35,7 @@ REASON_LENGTH = 10_000
 
 
 def junit_of(report: Report) -> str:
-    """The report as XML for a file in UTF-8, ending in a line feed."""
+    """Return the report as XML for a file in UTF-8, ending in a line feed."""
     suites = ET.Element("testsuites", name="refllm conformance")
     _count(suites, report.verdicts, seconds=report.seconds)
     for group in report.groups():
@@ -49,14 +49,13 @@ def _suite(report: Report, group: Group) -> ET.Element:
     verdicts = report.of_group(group)
     suite = ET.Element("testsuite", name=group)
     _count(suite, verdicts, seconds=sum(verdict.seconds for verdict in verdicts))
-    # ISO 8601 without a zone is what the format has, and UTC what readers take it for.
+    # The format has ISO 8601 without a zone, which readers take for UTC.
     suite.set("timestamp", report.started.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S"))
     properties = ET.SubElement(suite, "properties")
     for name, value in _properties(report).items():
-        told = clipped(printable(value), MESSAGE_LENGTH)
-        ET.SubElement(
-            properties, "property", name=clipped(printable(name), MESSAGE_LENGTH), value=told
-        )
+        texts = {"name": name, "value": value}
+        shown = {key: clipped(printable(text), MESSAGE_LENGTH) for key, text in texts.items()}
+        ET.SubElement(properties, "property", shown)
     suite.extend(_testcase(verdict) for verdict in verdicts)
     return suite
 
@@ -73,7 +72,7 @@ def _properties(report: Report) -> dict[str, str]:
 
 
 def _causes(report: Report) -> list[str]:
-    """The causes of the whole run, the worst first, as a reader of one suite needs them, too."""
+    """Return the causes of the whole run, the worst first; every suite has them."""
     return [
         f"{cause.consequence}, {len(cause.verdicts)} of {len(report.verdicts)} cases, such as "
         f"{cause.example.case.id}: {cause.cause}"
@@ -109,7 +108,7 @@ def _testcase(verdict: Verdict) -> ET.Element:
 
 
 def _kind(verdict: Verdict) -> str | None:
-    """The element that says how the case ended, None for one that passed."""
+    """Return the name of the element for how a case ended, None for one that passed."""
     match verdict.status:
         case "passed":
             return None
@@ -123,16 +122,16 @@ def _kind(verdict: Verdict) -> str | None:
 
 
 def _message(verdict: Verdict) -> str:
-    """The case's end in one line."""
+    """Return how the case ended, in one line."""
     if verdict.status in ("not applicable", "expected failure", "unexpected pass"):
-        said = f"{verdict.status}: {verdict.reason}"
+        text = f"{verdict.status}: {verdict.reason}"
     elif verdict.difference is not None:
         causes = [finding.cause for finding in verdict.findings if finding.is_recognized]
         cause = f"; likely cause: {' '.join(causes)}" if causes else ""
-        said = f"differs: {verdict.difference.where}{cause}"
+        text = f"differs: {verdict.difference.where}{cause}"
     else:
-        said = verdict.reason or verdict.status
-    return " ".join(printable(said).split())
+        text = verdict.reason or verdict.status
+    return " ".join(printable(text).split())
 
 
 def _details(verdict: Verdict) -> list[str]:

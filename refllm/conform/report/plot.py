@@ -1,8 +1,8 @@
-"""Two rows of numbers and their difference, as an SVG to stand inside a page.
+"""Two rows of numbers and their difference, as an SVG inside a page.
 
-The upper panel has what was expected as a line and what came as dots, the lower one the difference
-as bars, each with a scale of its own: a difference in the last bit still shows. The page colors the
-classes `expected`, `got`, `difference`, `axis` and `bad`; shape alone tells them apart as well.
+The upper panel shows the expected numbers as a line and the target's as dots, the lower panel the
+differences as bars. Each has its own scale, so that a difference in the last bit is visible. The
+page colors the classes `expected`, `got`, `difference`, `axis` and `bad`; their shapes differ, too.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MOST_POINTS", "plot"]
+__all__ = ["MAX_POINTS", "plot"]
 
-MOST_POINTS = 160
+MAX_POINTS = 160
 
-# In units of the drawing, which a telephone shows at about one px each.
+# In units of the drawing, about one px each on a telephone.
 WIDTH = 360
 LEFT, RIGHT = 6, 354
 UPPER_TOP, UPPER_BOTTOM = 22, 112
@@ -25,30 +25,34 @@ HEIGHT = 214
 
 
 def plot(expected: Sequence[float], got: Sequence[float]) -> str:
-    """An `<svg>` element, or "" where there are not two rows of at least two numbers.
+    """Return an `<svg>` element, or "" unless both rows have at least two numbers.
 
-    Of more than `MOST_POINTS` numbers, those around the largest difference are drawn. What is not
-    finite cannot be placed: it is marked at the top of its panel.
+    Of more than `MAX_POINTS` numbers, those around the largest difference are drawn. A number that
+    is not finite is marked at the top of its panel.
+
+    Args:
+        expected: The right numbers.
+        got: The target's, perhaps fewer or more.
     """
     if min(len(expected), len(got)) < 2:
         return ""
     shared = min(len(expected), len(got))
     differences = [_difference(expected[i], got[i]) for i in range(shared)]
     begin = _begin(differences)
-    end = min(begin + MOST_POINTS, max(len(expected), len(got)))
-    wanted, came = expected[begin:end], got[begin:end]
+    end = min(begin + MAX_POINTS, max(len(expected), len(got)))
+    right, theirs = expected[begin:end], got[begin:end]
     off = differences[begin:end]
     place = _Places(first=begin, last=max(begin + 1, end - 1))
-    upper = _Scale.of([*wanted, *came], UPPER_TOP, UPPER_BOTTOM)
+    upper = _Scale.of([*right, *theirs], UPPER_TOP, UPPER_BOTTOM)
     lower = _Scale.of([0.0, *off], LOWER_TOP, LOWER_BOTTOM)
     parts = (
         *_labels(upper, UPPER_TOP, "expected (line), got (dots)"),
-        *_line(wanted, place, upper),
-        *_dots(came, place, upper),
+        *_line(right, place, upper),
+        *_dots(theirs, place, upper),
         *_labels(lower, LOWER_TOP, "got − expected"),
         *_bars(off, place, lower),
-        *_marks(wanted, place, UPPER_TOP),
-        *_marks(came, place, UPPER_TOP),
+        *_marks(right, place, UPPER_TOP),
+        *_marks(theirs, place, UPPER_TOP),
         *_marks(off, place, LOWER_TOP),
     )
     return (
@@ -59,9 +63,9 @@ def plot(expected: Sequence[float], got: Sequence[float]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """Where a panel has its numbers: `low` at the bottom, `high` at the top.
+    """The vertical scale of a panel: `low` at the bottom, `high` at the top.
 
-    Everything is divided by `unit`, the largest magnitude, so that no span overflows.
+    Numbers are divided by `unit`, the largest magnitude, so that no difference overflows.
     """
 
     low: float
@@ -86,7 +90,7 @@ class _Scale:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where the number with an index is, from left to right."""
+    """The horizontal places of the numbers from index `first` to `last`."""
 
     first: int
     last: int
@@ -100,7 +104,7 @@ class _Places:
 
 
 def _difference(expected: float, got: float) -> float:
-    """The difference, the largest float64 where it is larger, nan where one is not a number."""
+    """Return the difference, the largest float64 where it is larger, nan where one is nan."""
     if expected == got or (math.isnan(expected) and math.isnan(got)):
         return 0.0
     difference = got - expected
@@ -110,16 +114,16 @@ def _difference(expected: float, got: float) -> float:
 
 
 def _begin(differences: Sequence[float]) -> int:
-    """The first number to draw: the largest difference is in the middle, where there is room."""
-    if len(differences) <= MOST_POINTS:
+    """Return the first index to draw, so that the largest difference is in the middle."""
+    if len(differences) <= MAX_POINTS:
         return 0
     sizes = [abs(each) if math.isfinite(each) else math.inf for each in differences]
     worst = sizes.index(max(sizes))
-    return max(0, min(worst - MOST_POINTS // 2, len(differences) - MOST_POINTS))
+    return max(0, min(worst - MAX_POINTS // 2, len(differences) - MAX_POINTS))
 
 
 def _labels(scale: _Scale, top: int, title: str) -> Iterator[str]:
-    """The panel's title, the numbers at its edges, and its frame."""
+    """Yield the panel's title, the numbers at its edges, and its frame."""
     yield f'<text x="{LEFT}" y="{top - 8}">{title}</text>'
     yield (
         f'<text x="{RIGHT}" y="{top - 8}" text-anchor="end">'
@@ -135,7 +139,7 @@ def _labels(scale: _Scale, top: int, title: str) -> Iterator[str]:
 
 
 def _line(values: Sequence[float], place: _Places, scale: _Scale) -> Iterator[str]:
-    """The numbers as a line that is interrupted where one is not finite."""
+    """Yield the numbers as a line that is interrupted where one is not finite."""
     command, steps = "M", []
     for offset, value in enumerate(values):
         if not math.isfinite(value):
@@ -164,7 +168,7 @@ def _bars(values: Sequence[float], place: _Places, scale: _Scale) -> Iterator[st
 
 
 def _marks(values: Sequence[float], place: _Places, top: int) -> Iterator[str]:
-    """A cross where a number is not finite."""
+    """Yield a cross where a number is not finite."""
     for offset, value in enumerate(values):
         if not math.isfinite(value):
             x = place.x(offset)
@@ -176,18 +180,18 @@ def _marks(values: Sequence[float], place: _Places, top: int) -> Iterator[str]:
 
 
 def _described(differences: Sequence[float], begin: int) -> str:
-    """What the drawing shows, for who does not see it."""
+    """Return the text alternative for the plot."""
     n_bad = sum(not math.isfinite(each) for each in differences)
     finite = [abs(each) if math.isfinite(each) else 0.0 for each in differences]
-    said = f"{len(differences)} numbers"
+    text = f"{len(differences)} numbers"
     if any(finite):
         worst = finite.index(max(finite))
-        said += f"; the largest difference, {max(finite):.4g}, is at number {begin + worst}"
+        text += f"; the largest difference, {max(finite):.4g}, is at number {begin + worst}"
     if n_bad:
-        said += f"; {n_bad} differ by what is not finite"
-    return said
+        text += f"; {n_bad} differ by what is not finite"
+    return text
 
 
 def _number(value: float) -> str:
-    """A coordinate, to a tenth."""
+    """Return a coordinate, to a tenth."""
     return f"{value:.1f}".replace("-0.0", "0.0")

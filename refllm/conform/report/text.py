@@ -1,7 +1,7 @@
 """The report for a terminal: causes, an example of each, a table by group, what was not tested.
 
 text_of     the report, in 80 columns, without color
-progress    how far the run is, on a terminal's last line
+progress    a bar on a terminal's last line while the cases run
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ LABEL_COLUMNS = 13  # "  1000 cases "
 VALUE_LENGTH = 3 * (COLUMNS - LABEL_COLUMNS) - 2  # three lines, with a mark at both ends
 REASON_LENGTH = 600
 CAUSE_COLUMNS = 4
-# Of each cause: what its other cases show is the same.
-MOST_IDS = 3
-MOST_EXAMPLES = 10
+# Of the cases of one cause, and of the causes with an example.
+MAX_IDS = 3
+MAX_EXAMPLES = 10
 ALWAYS = ("passed", "failed")  # columns, even where all are 0
 
 HEADINGS: dict[Status, tuple[str, str]] = {
@@ -47,34 +47,40 @@ HEADINGS: dict[Status, tuple[str, str]] = {
 }
 
 
-def text_of(report: Report, *, most_examples: int = MOST_EXAMPLES) -> str:
-    """The report as lines of at most 80 columns, ending in a line feed.
+def text_of(report: Report, *, max_examples: int = MAX_EXAMPLES) -> str:
+    """Return the report as lines of at most 80 columns, ending in a line feed.
 
-    What is wrong comes first: every cause with some of its cases, and then of the first
-    `most_examples` causes a case with what differs.
+    Failures come first: every cause with some of its cases, then one case with its difference for
+    each of the first `max_examples` causes.
     """
+    profile = f", profile {report.profile}" if report.profile else ""
+    head = [f"refllm conformance, suite {report.suite_version}{profile}", report.headline]
+    if report.exit_code:
+        head.append(f"{report.summary}: {report.outcome}")
+    n_cases = _cases(len(report.verdicts))
+    end = f"{n_cases} in {report.seconds:.1f} s: {report.summary}: {report.outcome}"
     sections = (
-        _head(report),
+        [line for each in head for line in _wrapped(clipped(each, REASON_LENGTH), COLUMNS)],
         _causes(report),
         _next_step(report),
-        *_examples(report, most_examples),
+        *_examples(report, max_examples),
         *map(_failure, report.with_status("unexpected pass")),
         _table(report),
-        _reasons("EXPECTED FAILURES (the profile knows)", report, "expected failure"),
+        _reasons("EXPECTED FAILURES (known to the profile)", report, "expected failure"),
         _reasons("SKIPPED (you can change that)", report, "skipped"),
         _reasons(
             "NOT APPLICABLE (a target of this kind cannot be asked)", report, "not applicable"
         ),
-        _end(report),
+        _wrapped(end, COLUMNS),
     )
     return "\n".join("".join(f"{line}\n" for line in lines) for lines in sections if lines)
 
 
 @contextmanager
 def progress(n_cases: int) -> Iterator[Callable[[Verdict], None]]:
-    """What to tell each verdict as it comes: a bar on standard error, where somebody sees it.
+    """Yield a function to call with each verdict, which moves a bar on standard error.
 
-    Nothing is written where standard error is no terminal, and the bar is gone at the end.
+    Nothing is written where standard error is no terminal, and the bar is removed at the end.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda verdict: None
@@ -96,31 +102,23 @@ def progress(n_cases: int) -> Iterator[Callable[[Verdict], None]]:
         yield show
 
 
-def _head(report: Report) -> list[str]:
-    profile = f", profile {report.profile}" if report.profile else ""
-    lines = [f"refllm conformance, suite {report.suite_version}{profile}", report.headline]
-    if report.exit_code:
-        lines.append(f"{report.summary}: {report.outcome}")
-    return [line for text in lines for line in _wrapped(clipped(text, REASON_LENGTH), COLUMNS)]
-
-
 def _causes(report: Report) -> list[str]:
-    """Each cause: its consequence, how many cases show it, what it is, and some of the cases."""
+    """Return each cause: its consequence, how many cases show it, its text, some of the cases."""
     lines = [f"CAUSES, {report.order_of_causes}"] if report.causes else []
     for number, cause in enumerate(report.causes, 1):
         n = len(cause.verdicts)
         behind = f", in {cause.n_later} of them behind another cause" if cause.n_later else ""
         heading = f"{number:2}  {cause.consequence.upper()} in {_cases(n)}{behind}"
-        said = _wrapped(clipped(cause.cause, REASON_LENGTH), COLUMNS - CAUSE_COLUMNS)
-        lines += [heading, *(" " * CAUSE_COLUMNS + line for line in (*said, *_some(cause)))]
+        text = _wrapped(clipped(cause.cause, REASON_LENGTH), COLUMNS - CAUSE_COLUMNS)
+        lines += [heading, *(" " * CAUSE_COLUMNS + line for line in (*text, *_some(cause)))]
     return lines
 
 
 def _some(cause: Cause) -> list[str]:
-    """The ids of the first cases, as many as fit on a line, and how many more there are."""
+    """Return the ids of the first cases, as many as fit on a line, and how many more there are."""
     ids = [printable(verdict.case.id) for verdict in cause.verdicts]
     room = COLUMNS - CAUSE_COLUMNS
-    for n in range(min(len(ids), MOST_IDS), 0, -1):
+    for n in range(min(len(ids), MAX_IDS), 0, -1):
         more = f" and {len(ids) - n} more" if len(ids) > n else ""
         line = ", ".join(ids[:n]) + more
         if len(line) <= room or n == 1:
@@ -131,20 +129,20 @@ def _some(cause: Cause) -> list[str]:
 def _next_step(report: Report) -> list[str]:
     if not report.causes:
         return []
-    asked = report.causes[0].example.case.id
-    command = clipped(printable(report.command_for(asked)), REASON_LENGTH)
+    example = report.causes[0].example.case.id
+    command = clipped(printable(report.command_for(example)), REASON_LENGTH)
     lines, line = [], " "
     for word in command.split(" "):
         if len(line) + len(word) + 3 > COLUMNS and line.strip():
             lines.append(f"{line} \\")
             line = "   "
         line += f" {word}"
-    text = "NEXT: mend the first cause, and ask its smallest case again"
+    text = "NEXT: fix the first cause, and run its smallest case again"
     return [text, *(piece for each in (*lines, line) for piece in _cut(each, COLUMNS))]
 
 
 def _examples(report: Report, most: int) -> Iterator[list[str]]:
-    """Of each cause one case, with all that is known of it; no case twice."""
+    """Yield one case for each cause, with all that is known of it; no case twice."""
     seen: set[str] = set()
     for number, cause in enumerate(report.causes[:most], 1):
         example = next((v for v in cause.verdicts if v.case.id not in seen), None)
@@ -173,7 +171,7 @@ def _table(report: Report) -> list[str]:
 def _failure(verdict: Verdict, heading: str = "") -> list[str]:
     lines = [f"{heading or verdict.status.upper()}: {printable(verdict.case.id)}"]
     for label, text in explanation(verdict):
-        if label == "cause" and heading:  # it is told above
+        if label == "cause" and heading:  # it is in the list of causes
             continue
         lines += _labeled(label, _wrapped(clipped(text, REASON_LENGTH), COLUMNS - LABEL_COLUMNS))
         difference = seen_difference(verdict)
@@ -186,7 +184,7 @@ def _failure(verdict: Verdict, heading: str = "") -> list[str]:
 
 
 def _reasons(heading: str, report: Report, status: Status) -> list[str]:
-    """The reasons of all that ended so, and where to read on, the most frequent first."""
+    """Return the reasons of the verdicts with this status, the most frequent first."""
     reasons = Counter(
         " ".join(filter(None, (verdict.reason or "no reason given", verdict.link)))
         for verdict in report.with_status(status)
@@ -201,24 +199,18 @@ def _reasons(heading: str, report: Report, status: Status) -> list[str]:
     return [heading, *lines] if lines else []
 
 
-def _end(report: Report) -> list[str]:
-    n = len(report.verdicts)
-    text = f"{_cases(n)} in {report.seconds:.1f} s: {report.summary}: {report.outcome}"
-    return _wrapped(text, COLUMNS)
-
-
 def _cases(n: int) -> str:
     return f"{n} case{'' if n == 1 else 's'}"
 
 
 def _labeled(label: str, lines: Sequence[str]) -> list[str]:
-    """The lines, the first behind its label and the others below it."""
+    """Return the lines, the first behind its label and the next below it."""
     labels = [f"  {label}", *[""] * (len(lines) - 1)]
     return [f"{each:{LABEL_COLUMNS}}{line}" for each, line in zip(labels, lines, strict=True)]
 
 
 def _wrapped(text: str, columns: int) -> list[str]:
-    """Prose as lines, broken between words where that is possible; at least one line."""
+    """Return prose as lines, broken between words where possible; at least one line."""
     lines = textwrap.wrap(
         printable(text), columns, break_on_hyphens=False, break_long_words=False
     ) or [""]
@@ -226,7 +218,7 @@ def _wrapped(text: str, columns: int) -> list[str]:
 
 
 def _cut(text: str, columns: int) -> list[str]:
-    """A text as lines, cut wherever a line is full; characters of East Asia are two wide."""
+    """Return a text as lines, cut where a line is full; East Asian characters are two wide."""
     lines, width = [""], 0
     for character in text:
         advance = 2 if east_asian_width(character) in "WF" else 1

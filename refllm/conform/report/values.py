@@ -1,7 +1,7 @@
-"""How values and texts from anywhere are shown, so that no reader is misled and no format broken.
+"""Values and texts of a backend as reports show them: no reader misled, no format broken.
 
 A backend's text may hold anything: markup, control characters, half a surrogate pair, marks that
-turn the writing direction around, megabytes. What cannot be printed is shown as Python escapes it.
+reverse the writing direction, megabytes. Characters that do not print are escaped as Python does.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ CUT = "…"
 
 
 def plain(value: Any) -> Any:
-    """The value of JSON's types only, floats still floats; keys are texts, in their order.
+    """Return the value in JSON's types, floats still floats, keys as sorted texts.
 
-    Bytes become hexadecimal, arrays and sets lists, and what JSON has no form for its text.
+    Bytes become hexadecimal, arrays and sets lists, and any other type its text.
+
+    Example:
+        >>> plain({2: np.float32(0.5), 1: b"ab"})
+        {'1': '6162', '2': 0.5}
     """
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
@@ -54,14 +58,19 @@ def plain(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """The value on one line, texts in quotes: what a reader can copy and tell apart."""
+    """Return the value on one line, texts in quotes; None is "nothing".
+
+    Example:
+        >>> shown(["3", 3])
+        '["3", 3]'
+    """
     if value is None:
         return "nothing"
     return printable(json.dumps(plain(value), ensure_ascii=False))
 
 
 def printable(text: str) -> str:
-    """The text, line feeds and tabs kept, with all else that does not print escaped.
+    """Return the text with every character escaped that does not print, but line feeds and tabs.
 
     Every character of the result is allowed in XML 1.0 and in UTF-8, and none of them changes the
     direction in which its neighbors are written.
@@ -77,13 +86,18 @@ def printable(text: str) -> str:
 
 
 def clipped(text: str, length: int) -> str:
-    """The text's first `length` characters, with a mark where that is not all."""
+    """Return the text, cut to `length` characters, the last of which then is a mark.
+
+    Example:
+        >>> clipped("conformance", 8)
+        'conform…'
+    """
     return text if len(text) <= length else text[: length - 1] + CUT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two shown values as a reader compares them: what they share around what differs."""
+    """Two shown values: the part that differs, and what both have before and after it."""
 
     before: str
     expected: str
@@ -92,19 +106,20 @@ class Comparison:
 
     @property
     def whole_expected(self) -> str:
-        """What was expected, what is shared included."""
+        """Return the expected value with what is shared."""
         return self.before + self.expected + self.after
 
     @property
     def whole_got(self) -> str:
-        """What came, what is shared included."""
+        """Return the target's value with what is shared."""
         return self.before + self.got + self.after
 
 
 def compared(expected: Any, got: Any, *, length: int) -> Comparison:
-    """Both values shown, each cut to about `length` characters around the first that differs.
+    """Return both values shown, each cut to about `length` characters around the first difference.
 
-    Of texts, lists and objects; whatever else differs, such as a number, differs as a whole.
+    Texts, lists and objects are compared by character; any other value, such as a number, differs
+    as a whole.
     """
     left, right = shown(expected), shown(got)
     if not isinstance(plain(expected), str | list | dict):
@@ -126,29 +141,34 @@ def compared(expected: Any, got: Any, *, length: int) -> Comparison:
 
 
 def distance(tolerances: float) -> str:
-    """How far apart, in units of what is allowed, in words."""
+    """Return in words how far apart two values are, in units of what is allowed.
+
+    Example:
+        >>> distance(2.5)
+        '2.5 times what is allowed'
+    """
     is_readable = 1000 <= tolerances < 1e9
     return f"{tolerances:{',.0f' if is_readable else '.3g'}} times what is allowed"
 
 
 def seen_difference(verdict: Verdict) -> Difference | None:
-    """What to show of a case: how its answer changed, else how it differs from the right one."""
+    """Return how a case's answer changed, else how it differs from the right one."""
     return verdict.change or verdict.difference
 
 
 def sides(verdict: Verdict) -> tuple[str, str]:
-    """What the two values of `seen_difference` are called."""
+    """Return the names of the two values of `seen_difference`."""
     return ("first", "again") if verdict.change is not None else ("expected", "got")
 
 
 def explanation(verdict: Verdict) -> list[tuple[str, str]]:
-    """What to know about a case besides its values, as labels and texts in the order to read.
+    """Return what a report says of a case besides its values, as labels and texts in their order.
 
     The labels are proves, clause, differs, off by, cause, reason and link; only those that apply.
     """
     difference = seen_difference(verdict)
     away = None if difference is None else difference.tolerances
-    said = (
+    facts = (
         ("proves", verdict.case.proves),
         ("clause", verdict.case.clause),
         ("differs", "" if difference is None else difference.where),
@@ -157,11 +177,11 @@ def explanation(verdict: Verdict) -> list[tuple[str, str]]:
         ("reason", verdict.reason),
         ("link", verdict.link or ""),
     )
-    return [(label, printable(text)) for label, text in said if text]
+    return [(label, printable(text)) for label, text in facts if text]
 
 
 def _n_shared(left: str, right: str) -> int:
-    """How many characters both begin with."""
+    """Return how many characters both begin with."""
     pairs = enumerate(zip(left, right, strict=False))
     different = next((i for i, (a, b) in pairs if a != b), None)
     return min(len(left), len(right)) if different is None else different

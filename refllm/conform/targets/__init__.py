@@ -1,9 +1,13 @@
-"""What a user wrote for TARGET → the target.
+"""The ways to reach a backend, and which one a user means by TARGET.
 
-http://127.0.0.1:8177         a server (`http`)
+http://127.0.0.1:8177         a server (`http`, with `http_dialects`)
 app.wasm                      a component that refllm hosts (`component`)
-my_backend.spin:Backend       a Python object (`entry_point`)
-node harness.js               anything else is a command (`command`)
+my_backend.spin:Backend       a Python object (`python`)
+node harness.js               any other text is a command (`command`)
+
+Start at `target_of`. `protocol` has the JSON lines of a command, `harness` helps to write one in
+Python, and `itself` is refllm as a target. This package may import all below `refllm.conform`, and
+of that `case`, `reply`, `wire` and `models`.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "is_url", "target_of"]
 
-START_SECONDS = 60.0  # that a command has at least, to load its models
+MIN_START_SECONDS = 60.0  # for a command to load its models
 
 # A colon between two dotted names and nothing else: no command looks like it.
 ENTRY_POINT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -32,9 +36,13 @@ HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(/\S*)?")
 class Options:
     """How a target is asked.
 
-    `model_map` has a server's names for the suite's models. `draws_as_refllm` says that a server's
-    random numbers are refllm's, with seed 0, so seeded texts can be compared. `seconds` is how long
-    one case may take.
+    Attributes:
+        protocol: What a server speaks.
+        token: What a server wants as `authorization: bearer`, None for nothing.
+        model_map: A server's names of the suite's models, by the suite's.
+        draws_as_refllm: Whether a server's random numbers are refllm's, with seed 0, so that
+            sampled texts can be compared.
+        seconds: How long one case may take.
     """
 
     protocol: Protocol = "spin"
@@ -45,12 +53,20 @@ class Options:
 
 
 def is_url(text: str) -> bool:
-    """Whether the target is a server."""
+    """Return whether the target is a server."""
     return text.startswith(("http://", "https://"))
 
 
 def target_of(text: str, options: Options) -> Target:
-    """The target; nothing is started yet. Errors: `TargetError` for one that cannot be."""
+    """Return the target; nothing is started yet.
+
+    Args:
+        text: What the user wrote for TARGET.
+        options: How it is asked.
+
+    Raises:
+        TargetError: Where the text can be no target.
+    """
     if is_url(text):
         from refllm.conform.targets.http import HttpTarget
 
@@ -64,7 +80,8 @@ def target_of(text: str, options: Options) -> Target:
         )
     if HOST_AND_PORT.fullmatch(text):
         raise TargetError(f"a server's URL begins with http:// or https://, got {text!r}")
-    if _is_component(text):
+    # A path; `wasmtime run harness.wasm` is a command.
+    if text.endswith(".wasm") and (Path(text).is_file() or len(text.split()) == 1):
         from refllm.conform.targets.component import ComponentTarget
 
         return ComponentTarget(text, seconds=options.seconds)
@@ -74,10 +91,5 @@ def target_of(text: str, options: Options) -> Target:
         return EntryPointTarget(text)
     from refllm.conform.targets.command import CommandTarget
 
-    start_seconds = max(START_SECONDS, options.seconds)
+    start_seconds = max(MIN_START_SECONDS, options.seconds)
     return CommandTarget(text, start_seconds=start_seconds, run_seconds=options.seconds)
-
-
-def _is_component(text: str) -> bool:
-    """Whether it is a path; `wasmtime run harness.wasm` is a command."""
-    return text.endswith(".wasm") and (Path(text).is_file() or len(text.split()) == 1)

@@ -2,9 +2,10 @@
 
     CommandTarget("node docs/harnesses/harness.js")
 
-What a harness does wrong never reaches the backend's account. It has ended, keeps silent, says what
-the protocol does not have: the case is `Broken`, the process is ended with all that it started, and
-the next case begins with a new one. One that does not start again is not tried any more.
+A fault of the harness is never counted as one of the backend. Where the process ends, is silent or
+prints what the protocol does not have, the reply is `HarnessError`: the process is ended with all
+that it started, and the next case begins with a new one. A command that does not start again is not
+tried any more.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import IO, Any
 
 from refllm.conform.case import Case
 from refllm.conform.reply import (
-    MOST_ANSWER_BYTES,
-    Broken,
+    MAX_ANSWER_BYTES,
+    HarnessError,
     Implementation,
     NotApplicable,
     Reply,
@@ -42,14 +43,14 @@ from refllm.conform.targets.protocol import (
 
 __all__ = ["CommandTarget"]
 
-LINES_SHOWN = 20  # of what a harness said on standard error
-LONGEST_LINE_SHOWN = 500
-PIECE = 1 << 16  # bytes of standard error read at a time
-SECONDS_FOR_LAST_WORDS = 1.0
+LINES_SHOWN = 20  # of a harness's standard error
+MAX_LINE_SHOWN = 500
+CHUNK_BYTES = 1 << 16  # of standard error, read at a time
+PIPE_SECONDS = 1.0  # for the threads to read what an ended process has written
 
 
 class CommandTarget:
-    """A harness behind a command; `start_seconds` and `run_seconds` are how long it may think."""
+    """A harness behind a command."""
 
     def __init__(
         self,
@@ -59,9 +60,13 @@ class CommandTarget:
         run_seconds: float = 120.0,
         end_seconds: float = 5.0,
     ) -> None:
-        """`command` is split as a POSIX shell does where it is one text, and run without a shell.
+        """Create a target; the command runs from `start` on, without a shell.
 
-        `end_seconds` are those that the process has to end by itself, once it is told to.
+        Args:
+            command: Its words, or one text that is split as a POSIX shell does.
+            start_seconds: How long it may take to answer the start.
+            run_seconds: How long it may take to answer a case.
+            end_seconds: How long it may take to end after the stop message.
         """
         self._command = command
         self._start_seconds = start_seconds
@@ -71,7 +76,11 @@ class CommandTarget:
         self._does_not_start = ""  # once it has broken: why
 
     def start(self) -> Implementation:
-        """Start the command. Errors: `TargetError` with what it said on standard error."""
+        """Start the command, and return its answer.
+
+        Raises:
+            TargetError: With the end of the command's standard error.
+        """
         running = self._running = _Running(_arguments(self._command))
         try:
             message, _ = running.ask({"cmd": "start", "version": VERSION}, self._start_seconds)
@@ -84,7 +93,7 @@ class CommandTarget:
         return unaskable(case)
 
     def run(self, case: Case) -> Reply:
-        """The harness's reply to the case; `Broken` says what it did instead, and what to do."""
+        """Return the harness's reply; `HarnessError` has what it did instead, and what to do."""
         not_applicable = unaskable(case)
         if not_applicable is not None:
             return not_applicable
@@ -95,7 +104,7 @@ class CommandTarget:
                 self._does_not_start = str(error)
         running = self._running
         if running is None:
-            return Broken(
+            return HarnessError(
                 f"the harness did not start again after a failure: {self._does_not_start}",
                 is_lost=True,
             )
@@ -103,32 +112,32 @@ class CommandTarget:
             message, n_bytes = running.ask(run_message(case), self._run_seconds)
             return reply_of(message, case.id, n_bytes=n_bytes)
         except ProtocolError as error:
-            return Broken(self._give_up(running, error), is_lost=True)
+            return HarnessError(self._give_up(running, error), is_lost=True)
 
     def stop(self) -> None:
-        """Tell the harness to end, and end it if it does not."""
+        """Send the stop message, and end the process if it does not end by itself."""
         running, self._running = self._running, None
         if running is not None:
             running.end(self._end_seconds, last={"cmd": "stop"})
 
     def _give_up(self, running: _Running, error: ProtocolError) -> str:
-        """End the process; what is to be said about it."""
+        """End the process, and return what it did wrong with the end of its standard error."""
         self._running = None
         running.end(self._end_seconds)
-        said = "".join(f"\n  {line}" for line in running.last_words())
-        return f"the harness {error}" + (f"\nIts standard error ends with:{said}" if said else "")
+        lines = "".join(f"\n  {line}" for line in running.last_errors())
+        return f"the harness {error}" + (f"\nIts standard error ends with:{lines}" if lines else "")
 
 
 class _Running:
     """A process that is asked one line at a time.
 
-    Three threads keep its pipes moving, so that nothing here waits longer than it wants to, even
-    for a process that reads nothing. Of standard output they read one line ahead, of standard
-    error they keep the end, so a process that prints without end fills no memory but waits.
+    Three threads write and read its pipes, so that a method here never blocks longer than its time
+    limit, even if the process reads nothing. They read one line of standard output ahead and keep
+    the end of standard error, so a process that prints without end blocks and fills no memory.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        """Errors: `TargetError` if there is no such program."""
+        """Start the process; raise `TargetError` if there is no such program."""
         try:
             self._process = subprocess.Popen(
                 arguments,
@@ -146,26 +155,26 @@ class _Running:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         assert self._process.stderr is not None
-        self._asked: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._answered: queue.Queue[bytes | None] = queue.Queue(maxsize=1)
-        self._is_over = threading.Event()
-        self._said: deque[str] = deque(maxlen=LINES_SHOWN)
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._lines: queue.Queue[bytes | None] = queue.Queue(maxsize=1)
+        self._is_finished = threading.Event()
+        self._error_lines: deque[str] = deque(maxlen=LINES_SHOWN)
         self._threads = [
             threading.Thread(target=target, args=arguments, daemon=True)
             for target, arguments in (
-                (_write, (self._process.stdin, self._asked)),
-                (_read, (self._process.stdout, self._answered, self._is_over)),
-                (_keep, (self._process.stderr, self._said)),
+                (_write_requests, (self._process.stdin, self._requests)),
+                (_read_answers, (self._process.stdout, self._lines, self._is_finished)),
+                (_keep_errors, (self._process.stderr, self._error_lines)),
             )
         ]
         for thread in self._threads:
             thread.start()
 
     def ask(self, message: Mapping[str, Any], seconds: float) -> tuple[Mapping[str, Any], int]:
-        """The message that it answers, and the length of its line. Errors: `ProtocolError`."""
-        self._asked.put(line_of(message))
+        """Return the answer to a message, and the length of its line; raise `ProtocolError`."""
+        self._requests.put(line_of(message))
         try:
-            line = self._answered.get(timeout=seconds)
+            line = self._lines.get(timeout=seconds)
         except queue.Empty:
             raise ProtocolError(
                 f"did not answer {message['cmd']} within {seconds:g} seconds; let it skip what "
@@ -173,35 +182,36 @@ class _Running:
             ) from None
         if line is None:
             raise ProtocolError(f"{self._ending()} instead of answering {message['cmd']}")
-        if len(line) > MOST_ANSWER_BYTES:
-            raise ProtocolError(f"printed a line of more than {MOST_ANSWER_BYTES} bytes")
+        if len(line) > MAX_ANSWER_BYTES:
+            raise ProtocolError(f"printed a line of more than {MAX_ANSWER_BYTES} bytes")
         return message_of(line), len(line)
 
     def end(self, seconds: float, *, last: Mapping[str, Any] | None = None) -> None:
-        """End the process and those that it started, the hard way if it takes longer than that.
+        """End the process and those that it started.
 
-        With a `last` message it first has a chance to end by itself.
+        With a `last` message it has so many seconds to end by itself. After SIGTERM it has them
+        again, then it is killed.
         """
         if last is not None:
-            self._asked.put(line_of(last))
-        self._asked.put(None)
+            self._requests.put(line_of(last))
+        self._requests.put(None)
         if last is None or not self._has_ended(seconds):
             self._signal(signal.SIGTERM)
             self._has_ended(seconds)
         self._signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
         self._has_ended(seconds)
-        self._is_over.set()
-        with contextlib.suppress(queue.Empty):  # for which the thread that reads may wait
-            self._answered.get_nowait()
+        self._is_finished.set()
+        with contextlib.suppress(queue.Empty):  # the reading thread may wait for room in the queue
+            self._lines.get_nowait()
         for thread in self._threads:
-            thread.join(SECONDS_FOR_LAST_WORDS)
+            thread.join(PIPE_SECONDS)
 
-    def last_words(self) -> list[str]:
-        """The end of what it said on standard error."""
-        return list(self._said)
+    def last_errors(self) -> list[str]:
+        """Return the last lines of standard error."""
+        return list(self._error_lines)
 
     def _ending(self) -> str:
-        if not self._has_ended(SECONDS_FOR_LAST_WORDS):
+        if not self._has_ended(PIPE_SECONDS):
             return "closed its standard output"
         code = self._process.returncode
         if code >= 0:
@@ -218,7 +228,7 @@ class _Running:
         return True
 
     def _signal(self, number: int) -> None:
-        # The group outlives its first process while another of it runs.
+        # The process group exists until its last process ends, longer than the first one.
         with contextlib.suppress(OSError):
             if os.name == "posix":
                 os.killpg(self._process.pid, number)
@@ -238,27 +248,29 @@ def _arguments(command: str | Sequence[str]) -> list[str]:
     return arguments
 
 
-def _write(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
-    # A process that has ended is noticed where its answers are read.
+def _write_requests(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
+    # The reader of the answers reports a process that has ended.
     with contextlib.suppress(OSError, ValueError), stream:
         for line in iter(lines.get, None):
             stream.write(line)
             stream.flush()
 
 
-def _read(stream: IO[bytes], lines: queue.Queue[bytes | None], is_over: threading.Event) -> None:
+def _read_answers(
+    stream: IO[bytes], lines: queue.Queue[bytes | None], is_finished: threading.Event
+) -> None:
     with stream:
-        for line in iter(lambda: stream.readline(MOST_ANSWER_BYTES + 1), b""):
+        for line in iter(lambda: stream.readline(MAX_ANSWER_BYTES + 1), b""):
             lines.put(line)
-            if is_over.is_set():
+            if is_finished.is_set():
                 return
     lines.put(None)
 
 
-def _keep(stream: IO[bytes], said: deque[str]) -> None:
+def _keep_errors(stream: IO[bytes], lines: deque[str]) -> None:
     begins_a_line = True
     with stream:
-        for piece in iter(lambda: stream.readline(PIECE), b""):
+        for chunk in iter(lambda: stream.readline(CHUNK_BYTES), b""):
             if begins_a_line:
-                said.append(piece.decode("utf-8", "replace").rstrip()[:LONGEST_LINE_SHOWN])
-            begins_a_line = piece.endswith(b"\n")
+                lines.append(chunk.decode("utf-8", "replace").rstrip()[:MAX_LINE_SHOWN])
+            begins_a_line = chunk.endswith(b"\n")

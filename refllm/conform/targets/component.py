@@ -1,7 +1,7 @@
 """A target that is a WebAssembly component, with refllm as its host: what `refllm run` does.
 
 The component answers HTTP requests (`wasi:http/incoming-handler`) in the protocol that Spin calls
-`remote_http`, and asks its import `fermyon:spin/llm` for what it answers:
+`remote_http`, and calls its import `fermyon:spin/llm` for the result:
 
     POST /infer  {"model", "prompt", "options": {"maxTokens", "repeatPenalty",
                   "repeatPenaltyLastNTokenCount", "temperature", "topK", "topP"}}
@@ -13,8 +13,8 @@ An error of the interface has a status of 400 or more, and as body a JSON string
 message: "invalid-input: …", or "model-not-supported", which has no message in a component.
 `tests/guests/remote` is such a component.
 
-So what is tested is the way through WebAssembly: records, numbers and errors into a guest and out
-again. Each case has the host that it asks for: its seed, its models, its ai_models.
+So the way through WebAssembly is tested: records, numbers and errors into a guest and out again.
+Each case gets its own host settings: its seed, its models, its ai_models.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ from typing import TYPE_CHECKING, Any
 from refllm import __version__
 from refllm.conform.case import Case, Group
 from refllm.conform.reply import (
-    KINDS,
     Answer,
-    Broken,
+    HarnessError,
     Implementation,
     NotApplicable,
     Reply,
@@ -47,11 +46,11 @@ from refllm.engine import LocalEngine
 from refllm.errors import LlmRuntimeError, how_to_install
 from refllm.interface import U32_MAX, InferencingParams, as_f32
 from refllm.models.bundled import ROOT
-from refllm.spin.dialects import API_TYPES, as_json, parsed
+from refllm.spin.dialects import API_TYPES, as_json, parse_json
+from refllm.spin.http_client import parse_error_body
 
 if TYPE_CHECKING:
     from refllm.wasm.host import Host, Program
-    from refllm.wasm.wasi.http import Response
 
 __all__ = ["ComponentTarget"]
 
@@ -68,7 +67,13 @@ class ComponentTarget:
     def __init__(
         self, path: str | Path, *, models: SuiteModels | None = None, seconds: float = 60.0
     ) -> None:
-        """`models` are those that the host has, `seconds` those that the component may compute."""
+        """Create a target; the component is compiled in `start`.
+
+        Args:
+            path: The component's file.
+            models: The suite's models, which the host has.
+            seconds: How long the component may compute one answer.
+        """
         self._path = Path(path)
         self._seconds = seconds
         self._models = models or SuiteModels()
@@ -77,7 +82,11 @@ class ComponentTarget:
         self._loaded: tuple[Host, Program] | None = None
 
     def start(self) -> Implementation:
-        """Compile the component. Errors: `TargetError` if it is none that can be asked."""
+        """Compile the component.
+
+        Raises:
+            TargetError: Where the file is no component that can be asked.
+        """
         if not self._path.is_file():
             raise TargetError(f"there is no component at {self._path}; build it first")
         try:
@@ -88,7 +97,8 @@ class ComponentTarget:
                 f"a component needs the package {str(error.name).partition('.')[0]}; "
                 f"{how_to_install('wasm')}"
             ) from error
-        # The message of an error that a guest does not get is logged; here nobody is to read it.
+        # The host logs the message of an error whose type has none in a component. Without a
+        # handler, Python would print it.
         logging.getLogger("refllm.wasm").addHandler(logging.NullHandler())
         host = self._running.enter_context(Host(Limits(seconds=self._seconds)))
         try:
@@ -114,32 +124,38 @@ class ComponentTarget:
         return unaskable(case) or _of_another_type(case)
 
     def run(self, case: Case) -> Reply:
-        """What the component answers; one that traps or answers nothing is `Broken`."""
+        """Return the component's answer; `HarnessError` where it traps or gives none."""
         not_applicable = self.not_applicable(case)
         if not_applicable is not None:
             return not_applicable
         try:
-            return Answer(self._answer(case.group, to_wire(case.input)))
+            return Answer(self._result(case.group, to_wire(case.input)))
         except Skip as skip:
             return Skipped(str(skip))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other end wants to know
-            return Broken(f"the component gave no answer: {error}", is_lost=True)
+        except Exception as error:  # noqa: BLE001 - the report has it, whatever it is
+            return HarnessError(f"the component gave no answer: {error}", is_lost=True)
 
     def stop(self) -> None:
         """End the host."""
         self._running.close()
         self._models.close()
 
-    def _answer(self, group: str, asked: Asked) -> Asked:
-        """The result. Errors: `Skip`, and others that say what the component did instead."""
+    def _result(self, group: str, asked: Asked) -> Asked:
+        """Return the result; raise `Skip`, or an error that says what the component did instead."""
+        model = asked["model"]
         with self._engine(group, asked) as engine:
             if group == "embeddings" or asked.get("operation") == "generate_embeddings":
-                return self._embedded(engine, asked)
-            return self._inferred(engine, asked)
+                body = DIALECT.embed_request(model, asked["texts"])
+                value, error = self._responded(engine, DIALECT.embed_path, body)
+                return error or asdict(DIALECT.embed_result(value, len(asked["texts"])))
+            params = generation_params(asked) or InferencingParams()
+            body = DIALECT.infer_request(model, asked["prompt"], params)
+            value, error = self._responded(engine, DIALECT.infer_path, body)
+            return error or asdict(DIALECT.infer_result(value))
 
     @contextmanager
     def _engine(self, group: str, asked: Asked) -> Iterator[LocalEngine]:
-        """The engine of the host that the case asks for."""
+        """Yield the engine of a host with the settings of the case."""
         if asked.get("setup"):
             with engine_of(asked["setup"]) as engine:
                 yield engine
@@ -149,21 +165,10 @@ class ComponentTarget:
         engine.seed = int(asked.get("seed", "0"))
         yield engine
 
-    def _inferred(self, engine: LocalEngine, asked: Asked) -> Asked:
-        params = generation_params(asked) or InferencingParams()
-        body = DIALECT.infer_request(asked["model"], asked["prompt"], params)
-        said, error = self._responded(engine, DIALECT.infer_path, body)
-        return error or asdict(DIALECT.infer_result(said))
-
-    def _embedded(self, engine: LocalEngine, asked: Asked) -> Asked:
-        body = DIALECT.embed_request(asked["model"], asked["texts"])
-        said, error = self._responded(engine, DIALECT.embed_path, body)
-        return error or asdict(DIALECT.embed_result(said, len(asked["texts"])))
-
     def _responded(self, engine: LocalEngine, path: str, body: object) -> tuple[object, Asked]:
-        """The JSON that the component responds, or else a result that is the interface's error.
+        """Return the JSON of the component's response, or a result that is the interface's error.
 
-        Errors: `ValueError` with what it printed if it responds neither.
+        Where it is neither, raise `ValueError` with what the component printed.
         """
         from refllm.wasm.guest import GuestFailed, Output
         from refllm.wasm.host import Services
@@ -176,14 +181,18 @@ class ComponentTarget:
         try:
             response = host.respond(program, request, Services(engine), output)
             if response.status < FIRST_ERROR:
-                return parsed(response.body), {}
-            return None, {"error": _refusal_in(response)}
+                return parse_json(response.body), {}
         except (GuestFailed, ValueError) as error:
             raise ValueError(f"{error}\n{output.text()}".rstrip()) from error
+        refusal = parse_error_body(response.body)
+        if refusal.form != "string" or refusal.kind is None:
+            problem = f"it responded {response.status} and {shown(response.body)}"
+            raise ValueError(f"{problem}\n{output.text()}".rstrip())
+        return None, {"error": {"kind": refusal.kind, "message": refusal.message}}
 
 
 def _of_another_type(case: Case) -> NotApplicable | None:
-    """Why a component cannot be given a number that the interface's types, u32 and f32, lack."""
+    """Return why a number does not fit the interface's types, u32 and f32; None where all do."""
     for parameter in fields(InferencingParams):
         value = (case.input.get("params") or {}).get(parameter.name, parameter.default)
         is_u32 = isinstance(value, int) and 0 <= value <= U32_MAX
@@ -191,12 +200,3 @@ def _of_another_type(case: Case) -> NotApplicable | None:
         if not (is_u32 or is_f32):
             return NotApplicable(f"a component cannot be given {value!r} as {parameter.name}")
     return None
-
-
-def _refusal_in(response: Response) -> Mapping[str, str]:
-    """The interface's error that the body says. Errors: `ValueError` if it says none."""
-    said = parsed(response.body) if response.body.startswith(b'"') else None
-    kind, _, message = said.partition(": ") if isinstance(said, str) else ("", "", "")
-    if kind not in KINDS:
-        raise ValueError(f"it responded {response.status} and {shown(response.body)}")
-    return {"kind": kind, "message": message}

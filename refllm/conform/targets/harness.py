@@ -1,4 +1,4 @@
-"""For harnesses in Python: the word for a skip, and the loop that speaks the protocol.
+"""For harnesses in Python: the exception for a skip, and the loop that speaks the protocol.
 
     from refllm.conform.targets.harness import Skip, serve
 
@@ -15,8 +15,8 @@
     if __name__ == "__main__":
         serve(Mine())
 
-The same class can be asked without a process of its own, as the entry point `my_module:Mine`.
-docs/harnesses/harness.py does without this module.
+The same class can be asked in refllm's process, as the entry point `my_module:Mine`.
+docs/harnesses/harness.py is a harness without this module.
 """
 
 from __future__ import annotations
@@ -43,27 +43,30 @@ Run = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 
 
 class Skip(Exception):
-    """Raised by `run` where the backend cannot be asked this; the text says why."""
+    """Raised by `run` where the backend cannot be asked the case; the text is the reason."""
 
 
 class Harness(Protocol):
-    """What `serve` and the entry point's target call; `start` and `stop` may be missing."""
+    """What `serve` and the target of a Python object call; `start` and `stop` may be missing."""
 
     def start(self) -> Mapping[str, Any] | None:
-        """Who answers: {"implementation": {"name", …}, "groups": […], "draws_as_refllm"}.
+        """Return {"implementation": {"name", …}, "groups": […], "draws_as_refllm"}.
 
-        None, or no such method: one of whom only the name is known, and who is asked every group.
+        None, or no such method, stands for every group; the name then is that of the class.
         """
 
     def run(self, group: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The result of a case's input.
+        """Return the result of a case's input.
 
-        Errors: `Skip`. An exception whose `kind` is one of the interface's is the interface's
-        error, and as good a result as any; every other says that the harness is broken.
+        An exception whose `kind` is one of the interface's is the interface's error, which is a
+        result like any other. Every other exception is a fault of the harness.
+
+        Raises:
+            Skip: Where the backend cannot be asked the case.
         """
 
     def stop(self) -> None:
-        """Let everything go."""
+        """Release everything."""
 
 
 def serve(
@@ -71,9 +74,14 @@ def serve(
     source: BinaryIO | None = None,
     sink: BinaryIO | None = None,
 ) -> None:
-    """Answer what comes in from standard input on standard output, until told to stop.
+    """Answer messages of standard input on standard output, until one says stop.
 
-    What the harness itself prints goes to standard error meanwhile.
+    What the harness itself prints is redirected to standard error.
+
+    Args:
+        harness: An object with the methods of `Harness`.
+        source: Where messages are read, by default standard input.
+        sink: Where answers are written, by default standard output.
     """
     source = sys.stdin.buffer if source is None else source
     sink = sys.stdout.buffer if sink is None else sink
@@ -83,36 +91,45 @@ def serve(
                 asked = json.loads(line)
                 if asked["cmd"] == "stop":
                     return
-                sink.write(line_of(_reply(harness, asked)))
+                if asked["cmd"] == "start":
+                    reply = hello(harness, type(harness).__name__)
+                else:
+                    result = answer(harness.run, asked["group"], asked["input"])
+                    reply = {"id": asked["id"], **to_wire(result)}
+                sink.write(line_of(reply))
                 sink.flush()
         finally:
             getattr(harness, "stop", lambda: None)()
 
 
-def _reply(harness: Any, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-    if asked["cmd"] == "start":
-        return hello(harness, type(harness).__name__)
-    said = answer(harness.run, asked["group"], asked["input"])
-    return {"id": asked["id"], **to_wire(said)}
-
-
 def hello(harness: Any, name: str) -> Mapping[str, Any]:
-    """The answer to start, as the harness's `start` gives it; `name` is that of one that is silent.
+    """Return the answer to the start message, from the harness's own `start`.
 
-    Errors: `ProtocolError`, and whatever `start` raises.
+    Args:
+        harness: An object with the methods of `Harness`.
+        name: The name of a harness whose `start` returns None or is missing.
+
+    Raises:
+        ProtocolError: Where `start` returns something else than a dictionary.
+        Exception: Whatever `start` raises.
     """
-    said = getattr(harness, "start", lambda: None)()
-    if said is None:
-        said = {"implementation": {"name": name}, "groups": list(GROUPS)}
-    if not isinstance(said, Mapping):
-        raise ProtocolError(f"must give a dictionary; it gave {shown(said)}")
-    return {"version": VERSION, **said}
+    description = getattr(harness, "start", lambda: None)()
+    if description is None:
+        description = {"implementation": {"name": name}, "groups": list(GROUPS)}
+    if not isinstance(description, Mapping):
+        raise ProtocolError(f"must give a dictionary; it gave {shown(description)}")
+    return {"version": VERSION, **description}
 
 
 def answer(run: Run, group: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `run` says to a case: {"result": …}, {"skip": …} or {"error": …}; never raises.
+    """Return the outcome of `run`: {"result": …}, {"skip": …} or {"error": …}; never raise.
 
-    Arrays and numbers of NumPy, torch and others with a `tolist` become lists and numbers.
+    Arrays and numbers of NumPy, torch and other libraries with a `tolist` become lists and numbers.
+
+    Args:
+        run: The method of a harness.
+        group: The case's group.
+        asked: The case's input.
     """
     try:
         result = run(group, asked)
@@ -125,13 +142,19 @@ def answer(run: Run, group: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         refusal = _refusal(error)
         if refusal is not None:
             return {"result": {"error": refusal}}
-        return {"error": f"{type(error).__name__}: {error} ({_place(error)})"}
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}"
+        return {"error": f"{type(error).__name__}: {error} ({place})"}
 
 
 def params_of(asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The parameters of a case's input by name, NaN and infinities as floats; None if it has none.
+    """Return the parameters of a case's input by name, None if it has none.
 
-    Whole numbers stay whole, and what is no parameter at all stays as it is.
+    NaN and infinities, which JSON carries as strings, become floats; all else is unchanged.
+
+    Example:
+        >>> params_of({"params": {"top_p": "nan", "top_k": 40}})
+        {'top_p': nan, 'top_k': 40}
     """
     params = asked.get("params")
     if params is None:
@@ -142,14 +165,8 @@ def params_of(asked: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _place(error: BaseException) -> str:
-    """The line that raised it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{Path(frame.filename).name}, line {frame.lineno}"
-
-
 def _refusal(error: BaseException) -> Mapping[str, str] | None:
-    """The interface's error that an exception stands for: by `kind`, or as the Spin SDK's `Err`."""
+    """Return the interface's error of an exception: from `kind`, or as the Spin SDK's `Err`."""
     kind = getattr(error, "kind", None)
     if kind in KINDS:
         return {"kind": str(kind), "message": str(error)}

@@ -3,8 +3,8 @@
     refllm conform refllm.conform.targets.itself:Refllm
     refllm conform "python -m refllm.conform.targets.itself"
 
-Everything is asked of refllm's own modules, by name and at the time, and nothing is copied here. So
-a function that is replaced there is tested as replaced.
+Every function is looked up in refllm's own modules when it is called, and none is copied here. So
+a test that replaces a function there tests the replacement.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ import refllm
 from refllm import engine, quant, sampling
 from refllm.conform import models
 from refllm.conform.case import GROUPS
-from refllm.conform.targets import itself_ops as own_ops
+from refllm.conform.targets import itself_ops
 from refllm.conform.targets.harness import Skip, params_of, serve
 from refllm.conform.wire import from_wire
 from refllm.errors import LlmError
@@ -41,24 +41,29 @@ __all__ = ["Refllm", "SuiteModels", "engine_of", "generation_params"]
 Asked = Mapping[str, Any]
 Result = Mapping[str, Any]
 
-MOST_DIGITS = 1 << 20  # of blocks in a question; the suite's have a thousand
+MAX_DIGITS = 1 << 20  # hexadecimal, of the blocks in a case; the suite's have a thousand
 
 
 class SuiteModels:
-    """Where the suite's models are; made ones are kept for the next run where there is a cache."""
+    """Where the suite's models are; made ones are kept for the next run if there is a cache."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder` is for models that are made, by default one beside the kernels' cache."""
+        """Keep made models in `folder`, by default one beside the kernels' cache."""
         self._folder = folder
         self._paths: dict[str, Path] = {}
         self._temporary = ExitStack()
 
     def path(self, name: str) -> Path:
-        """The model's file or folder. Errors: `Skip` if it is not here; `RuntimeError`."""
+        """Return the model's file or folder.
+
+        Raises:
+            Skip: Where the model is not on this machine.
+            RuntimeError: Where the model cannot be made.
+        """
         if name not in self._paths:
             try:
-                path = models.suite_model(name, self._made())
-            except LlmError as error:  # which is not the interface's answer to a case
+                path = models.suite_model(name, self._folder_of_made())
+            except LlmError as error:  # not the interface's answer to a case
                 raise RuntimeError(str(error)) from error
             if path is None:
                 raise Skip(f"the model {name} is not here")
@@ -66,10 +71,10 @@ class SuiteModels:
         return self._paths[name]
 
     def close(self) -> None:
-        """Remove what was made and is not kept."""
+        """Remove made models where no cache keeps them."""
         self._temporary.close()
 
-    def _made(self) -> Path:
+    def _folder_of_made(self) -> Path:
         if self._folder is None:
             kernels = cache_folder(os.environ, kernel_sources())
             self._folder = (
@@ -81,7 +86,7 @@ class SuiteModels:
 
 
 class _RecordingEngine(engine.LocalEngine):
-    """Remembers the generation that it opened last, for the tokens that were drawn."""
+    """Keeps the generation that it opened last, for the ids of the generated tokens."""
 
     opened: tuple[int, Generation] | None = None
 
@@ -94,7 +99,7 @@ class _RecordingEngine(engine.LocalEngine):
         seed: int | None = None,
         wishes: Wishes | None = None,
     ) -> tuple[loading.LlamaModel, Generation]:
-        """As `LocalEngine.open`."""
+        """Open a generation as `LocalEngine.open` does, and keep it."""
         llama, generation = super().open(model, prompt, params, seed=seed, wishes=wishes)
         self.opened = (len(generation.tokens), generation)
         return llama, generation
@@ -104,21 +109,21 @@ class Refllm:
     """A harness, as `refllm.conform.targets.harness` describes it."""
 
     def __init__(self, suite: SuiteModels | None = None) -> None:
-        """`suite` are its models."""
+        """Create a harness; `suite` finds the models, by default in the cache."""
         self._models = suite or SuiteModels()
         self._engines = {
             numerics: _RecordingEngine(
                 roots=[bundled.ROOT],
                 numerics=numerics,
                 stand_ins=False,
-                prompt_cache_bytes=0,  # each case is computed anew, whatever was asked before
+                prompt_cache_bytes=0,  # no case depends on those before
             )
             for numerics in loading.NUMERICS
         }
-        self._tokenizers: dict[str, Tokenizer] = {}
+        self._tokenizers: dict[Path, Tokenizer] = {}
 
     def start(self) -> Mapping[str, Any]:
-        """Who answers: refllm, every group."""
+        """Return refllm's name and version, and every group."""
         return {
             "implementation": {
                 "name": "refllm",
@@ -130,65 +135,63 @@ class Refllm:
         }
 
     def run(self, group: str, asked: Asked) -> Result:
-        """The result. Errors: `Skip`, and the interface's."""
-        answers: Mapping[str, Callable[[Asked], Result]] = {
-            "tokenizer": self._tokenizer,
-            "quant": _quant,
-            "ops": own_ops.answer,
-            "sampling": _sampling,
-            "logits": self._logits,
-            "text": self._text,
-            "embeddings": self._embeddings,
-            "api": self._api,
-        }
-        return answers[group](asked)
+        """Return the result of a case's input.
+
+        Raises:
+            Skip: For what refllm does not have.
+            LlmError: For a request that the interface refuses.
+        """
+        match group:
+            case "quant":
+                return _quant(asked)
+            case "ops":
+                return itself_ops.answer(asked)
+            case "sampling":
+                return _sampling(asked)
+            case "api":
+                return self._api(asked)
+        path = self._models.path(asked["model"])
+        exact = self._engines["exact"]
+        match group:
+            case "tokenizer":
+                if path not in self._tokenizers:
+                    self._tokenizers[path] = loading.load_tokenizer(path)
+                ids = self._tokenizers[path].encode(asked["text"], max_tokens=NO_LIMIT)
+                return {"ids": ids, "text": self._tokenizers[path].decode(ids)}
+            case "logits":
+                numerics = self._engines[asked["numerics"]]
+                model = numerics.inferencing_model(path)
+                with numerics.computing():
+                    logits = model.forward(asked["token_ids"])  # [T, V]
+                return {"logits": {"shape": list(logits.shape), "values": logits.ravel().tolist()}}
+            case "text":
+                exact.seed, exact.opened = int(asked["seed"]), None
+                result = asdict(exact.infer(path, asked["prompt"], generation_params(asked)))
+                if exact.opened is None:
+                    return result
+                n_prompt, generation = exact.opened
+                return {**result, "token_ids": generation.tokens[n_prompt:]}
+            case "embeddings":
+                limit = asked.get("max_tokens")
+                return asdict(exact.generate_embeddings(path, asked["texts"], max_tokens=limit))
+        raise Skip(f"refllm has no group {group}")
 
     def stop(self) -> None:
-        """Remove what was made."""
+        """Remove made models where no cache keeps them."""
         self._models.close()
 
-    def _tokenizer(self, asked: Asked) -> Result:
-        name = asked["model"]
-        if name not in self._tokenizers:
-            self._tokenizers[name] = loading.load_tokenizer(self._models.path(name))
-        ids = self._tokenizers[name].encode(asked["text"], max_tokens=NO_LIMIT)
-        return {"ids": ids, "text": self._tokenizers[name].decode(ids)}
-
-    def _logits(self, asked: Asked) -> Result:
-        numerics = self._engines[asked["numerics"]]
-        model = numerics.inferencing_model(self._models.path(asked["model"]))
-        with numerics.computing():
-            logits = model.forward(asked["token_ids"])  # [T, V]
-        return {"logits": {"shape": list(logits.shape), "values": logits.ravel().tolist()}}
-
-    def _text(self, asked: Asked) -> Result:
-        exact = self._engines["exact"]
-        exact.seed, exact.opened = int(asked["seed"]), None
-        path = self._models.path(asked["model"])
-        result = asdict(exact.infer(path, asked["prompt"], generation_params(asked)))
-        if exact.opened is None:
-            return result
-        n_prompt, generation = exact.opened
-        return {**result, "token_ids": generation.tokens[n_prompt:]}
-
-    def _embeddings(self, asked: Asked) -> Result:
-        exact = self._engines["exact"]
-        path = self._models.path(asked["model"])
-        limit = asked.get("max_tokens")
-        return asdict(exact.generate_embeddings(path, asked["texts"], max_tokens=limit))
-
     def _api(self, asked: Asked) -> Result:
-        with engine_of(asked["setup"]) if asked.get("setup") else self._unset() as host:
+        host: contextlib.AbstractContextManager[engine.LocalEngine]
+        if asked.get("setup"):
+            host = engine_of(asked["setup"])
+        else:
+            self._engines["exact"].seed = 0
+            host = contextlib.nullcontext(self._engines["exact"])
+        with host as local:
             if asked["operation"] == "infer":
                 params = generation_params(asked)
-                return asdict(host.infer(asked["model"], asked["prompt"], params))
-            return asdict(host.generate_embeddings(asked["model"], asked["texts"]))
-
-    @contextmanager
-    def _unset(self) -> Iterator[engine.LocalEngine]:
-        """The engine of a host that nothing is special about."""
-        self._engines["exact"].seed = 0
-        yield self._engines["exact"]
+                return asdict(local.infer(asked["model"], asked["prompt"], params))
+            return asdict(local.generate_embeddings(asked["model"], asked["texts"]))
 
 
 # --- The groups that need no model of the suite --------------------------------------------------
@@ -198,8 +201,8 @@ def _quant(asked: Asked) -> Result:
     name, written = asked["format"], asked["bytes"]
     if name not in quant.FORMATS:
         raise Skip(f"refllm has no format {name}")
-    if len(written) > MOST_DIGITS:  # of which each may become 64 bytes of a list
-        raise ValueError(f"bytes has {len(written)} digits; this harness takes {MOST_DIGITS}")
+    if len(written) > MAX_DIGITS:  # each may become 64 bytes of a list
+        raise ValueError(f"bytes has {len(written)} digits; this harness takes {MAX_DIGITS}")
     stored = np.frombuffer(bytes.fromhex(written), np.uint8)
     return {"values": quant.FORMATS[name].decode(stored[None])[0].tolist()}
 
@@ -221,15 +224,15 @@ def _sampling(asked: Asked) -> Result:
 def _stages(
     logits: NDArray[np.float32], params: InferencingParams, step: sampling.Step
 ) -> Iterator[tuple[str, Any, str, Any]]:
-    """Every stage's name, ids, and their logits or probabilities; `Step` has the latter only."""
+    """Yield each stage's name, ids, and logits or probabilities; `Step` has only the latter."""
     penalized = logits.astype(np.float64)
     penalized[step.penalties.ids] = step.penalties.after
     yield "penalty", np.arange(len(logits)), "logits", penalized
-    before = np.arange(len(logits))  # the ids that the stage before left
+    before = np.arange(len(logits))  # the ids that the previous stage kept
     for stage in step.stages:
         ids, probabilities = stage.candidates.ids, stage.candidates.probabilities
         if stage.name == "softmax":
-            # The temperature is what softmax is taken of.
+            # The stage temperature is the input of softmax.
             scaled = sampling.apply_temperature(penalized[before], params.temperature)
             yield "temperature", before, "logits", scaled
         is_of_logits = stage.name == "top_k" and stage is step.stages[0]
@@ -241,11 +244,13 @@ def _stages(
 
 @contextmanager
 def engine_of(setup: Asked) -> Iterator[engine.LocalEngine]:
-    """An engine for a case of the group api; `setup` says what is special about its host.
+    """Yield an engine with the host settings of a case of the group api.
 
-    It has the models that ship, those of `ai_models` are allowed (None: all), `files` by path
-    (their bytes in hexadecimal digits) lie in a root of their own, and it is `enabled` unless told
-    otherwise.
+    It has the models that ship.
+
+    Args:
+        setup: `ai_models` are those that are allowed (all, by default). `files` are more files for
+            a root of their own, hexadecimal digits by path. `enabled` is true by default.
     """
     with tempfile.TemporaryDirectory() as folder:
         for path, content in setup.get("files", {}).items():
@@ -261,7 +266,7 @@ def engine_of(setup: Asked) -> Iterator[engine.LocalEngine]:
 
 
 def generation_params(asked: Asked) -> InferencingParams | None:
-    """The parameters of a case's input; None if it has none."""
+    """Return the parameters of a case's input, None if it has none."""
     params = params_of(asked)
     return None if params is None else InferencingParams(**params)
 

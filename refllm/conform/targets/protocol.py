@@ -1,7 +1,8 @@
 """The JSON lines that a harness speaks, as `protocol.schema.json` describes them, read and checked.
 
-The checks here and the schema accept the same messages; here a message that is wrong is told apart
-by what is wrong with it, and nothing needs a library.
+These checks and the schema accept the same messages. The checks here are written out, because a
+schema's validator is one more package and names a path of the schema; the errors here name the key,
+the value and the fix.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any, NoReturn
 from refllm.conform.case import GROUPS, Case
 from refllm.conform.reply import (
     Answer,
-    Broken,
+    HarnessError,
     Implementation,
     NotApplicable,
     Reply,
     Skipped,
 )
-from refllm.conform.wire import MOST_NESTED, is_nested_deeper, to_wire
+from refllm.conform.wire import MAX_NESTING, is_nested_deeper, to_wire
 
 __all__ = [
     "VERSION",
@@ -34,13 +35,13 @@ __all__ = [
 ]
 
 VERSION = 1
-LONGEST_SHOWN = 120  # characters of what a harness printed, in a message of ours
-LONGEST_TEXT = 10_000  # characters of a reason or a name that a harness gives
-MOST_DETAILS = 100
+MAX_SHOWN = 120  # characters of a harness's output in a message of ours
+MAX_TEXT = 10_000  # characters of a reason or a name that a harness gives
+MAX_DETAILS = 100
 
 
 class ProtocolError(Exception):
-    """What came is not what the protocol says; the message is a clause about the harness."""
+    """The harness broke the protocol; the message is a clause whose subject is the harness."""
 
 
 # --- To a harness --------------------------------------------------------------------------------
@@ -53,12 +54,12 @@ def unaskable(case: Case) -> NotApplicable | None:
 
 
 def run_message(case: Case) -> Mapping[str, Any]:
-    """What asks a harness the case."""
+    """Return the message that asks a harness the case."""
     return {"cmd": "run", "id": case.id, "group": case.group, "input": to_wire(case.input)}
 
 
 def line_of(message: Mapping[str, Any]) -> bytes:
-    """The message as one line. It is ASCII, so a reader with another encoding reads it as well."""
+    """Return the message as one line of ASCII, which readers of most encodings understand."""
     return json.dumps(message, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
@@ -66,13 +67,24 @@ def line_of(message: Mapping[str, Any]) -> bytes:
 
 
 def message_of(line: bytes) -> Mapping[str, Any]:
-    """The JSON object that is in the line. Errors: `ProtocolError`."""
+    """Return the JSON object that is in the line.
+
+    Raises:
+        ProtocolError: Where the line is something else.
+    """
+
+    def refuse(name: str) -> NoReturn:
+        raise ProtocolError(
+            f'printed {name}, which JSON does not have; such numbers are the strings "nan", "inf" '
+            'and "-inf"'
+        )
+
     try:
         text = line.decode()
     except UnicodeDecodeError:
         raise ProtocolError(f"printed a line that is not UTF-8: {shown(line)}") from None
     try:
-        message = json.loads(text, parse_constant=_no_constant)
+        message = json.loads(text, parse_constant=refuse)
     except ProtocolError:
         raise
     except (ValueError, RecursionError):
@@ -85,15 +97,12 @@ def message_of(line: bytes) -> Mapping[str, Any]:
     return message
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ProtocolError(
-        f'printed {name}, which JSON does not have; such numbers are the strings "nan", "inf" and '
-        '"-inf"'
-    )
-
-
 def implementation_of(message: Mapping[str, Any]) -> Implementation:
-    """Who answers, from the answer to start. Errors: `ProtocolError`."""
+    """Return what is tested, from a harness's answer to the start message.
+
+    Raises:
+        ProtocolError: Naming the key that is wrong, or why the harness cannot start.
+    """
     _check_nesting(message)
     if "error" in message:
         _check_keys("its answer to start", message, {"error"})
@@ -106,74 +115,82 @@ def implementation_of(message: Mapping[str, Any]) -> Implementation:
         )
     answer = "its answer to start"
     _check_keys(answer, message, {"version", "implementation", "groups", "draws_as_refllm"})
-    said = message.get("implementation")
-    if not isinstance(said, dict):
-        raise ProtocolError(f"did not say its implementation: {answer} has {shown(said)}")
-    _check_keys("implementation", said, {"name", "version", "language", "details"})
+    about = message.get("implementation")
+    if not isinstance(about, dict):
+        raise ProtocolError(f"did not name its implementation: {answer} has {shown(about)}")
+    _check_keys("implementation", about, {"name", "version", "language", "details"})
     groups = message.get("groups")
     if not isinstance(groups, list) or any(group not in GROUPS for group in groups):
         raise ProtocolError(f"has groups {shown(groups)}; they must be among {', '.join(GROUPS)}")
     draws = message.get("draws_as_refllm", False)
     if not isinstance(draws, bool):
         raise ProtocolError(f"has draws_as_refllm {shown(draws)}, which must be true or false")
+    details = about.get("details", {})
+    if not isinstance(details, dict) or not all(isinstance(v, str) for v in details.values()):
+        raise ProtocolError(f"has details {shown(details)}; they must be texts by name")
     return Implementation(
-        name=_text(said, "name"),
-        version=_text(said, "version", default=""),
-        language=_text(said, "language", default=""),
+        name=_text(about, "name"),
+        version=_text(about, "version", default=""),
+        language=_text(about, "language", default=""),
         groups=frozenset(groups),
         draws_as_refllm=draws,
-        details=_details(said.get("details", {})),
+        details={
+            str(name)[:MAX_SHOWN]: text[:MAX_TEXT]
+            for name, text in list(details.items())[:MAX_DETAILS]
+        },
     )
 
 
 def reply_of(message: Mapping[str, Any], case_id: str, *, n_bytes: int = 0) -> Reply:
-    """What a harness replied to the case, in so many bytes. Errors: `ProtocolError`."""
+    """Return a harness's reply to the case.
+
+    Args:
+        message: What the harness sent.
+        case_id: The id that it was asked with.
+        n_bytes: The length of the message as it was sent.
+
+    Raises:
+        ProtocolError: Where the message is no reply to the case.
+    """
     _check_nesting(message)
     if message.get("id") != case_id:
         raise ProtocolError(
             f"answered {shown(message.get('id'))} when it was asked {case_id!r}; each case gets "
             "one line, with the id that it came with"
         )
-    said = message.keys() & {"result", "skip", "error"}
-    if len(said) != 1:
-        raise ProtocolError(f"must give one of result, skip and error; it gave {_listed(said)}")
-    _check_keys("its answer", message, {"id", *said})
+    outcome = message.keys() & {"result", "skip", "error"}
+    if len(outcome) != 1:
+        raise ProtocolError(f"must give one of result, skip and error; it gave {_listed(outcome)}")
+    _check_keys("its answer", message, {"id", *outcome})
     if "skip" in message:
         return Skipped(_text(message, "skip"))
     if "error" in message:
-        return Broken(_text(message, "error"))
+        return HarnessError(_text(message, "error"))
     if not isinstance(message["result"], dict):
         raise ProtocolError(f"gave a result that is not an object: {shown(message['result'])}")
     return Answer(message["result"], n_bytes)
 
 
 def shown(value: object) -> str:
-    """What came, short and on one line."""
+    """Return a value of a harness as a message shows it: short, on one line."""
     if isinstance(value, bytes):
-        begin = value[: 4 * LONGEST_SHOWN]
+        begin = value[: 4 * MAX_SHOWN]
         text = repr(begin.decode("utf-8", "backslashreplace").rstrip("\r\n"))
     else:
         text = "nothing" if value is None else repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _text(message: Mapping[str, Any], key: str, *, default: str | None = None) -> str:
     text = message.get(key, default)
     if not isinstance(text, str) or (not text and default is None):
         raise ProtocolError(f"must give a text as {key}; it gave {shown(text)}")
-    return text[:LONGEST_TEXT]
-
-
-def _details(said: object) -> Mapping[str, str]:
-    if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
-        raise ProtocolError(f"has details {shown(said)}; they must be texts by name")
-    some = list(said.items())[:MOST_DETAILS]
-    return {str(name)[:LONGEST_SHOWN]: text[:LONGEST_TEXT] for name, text in some}
+    return text[:MAX_TEXT]
 
 
 def _check_nesting(message: Mapping[str, Any]) -> None:
-    if is_nested_deeper(message, MOST_NESTED):
-        raise ProtocolError(f"gave lists or objects more than {MOST_NESTED} deep in one another")
+    if is_nested_deeper(message, MAX_NESTING):
+        raise ProtocolError(f"gave lists or objects more than {MAX_NESTING} deep in one another")
 
 
 def _check_keys(what: str, message: Mapping[str, Any], known: Set[str]) -> None:
@@ -185,4 +202,4 @@ def _check_keys(what: str, message: Mapping[str, Any], known: Set[str]) -> None:
 
 
 def _listed(keys: Set[str]) -> str:
-    return ", ".join(sorted(keys))[:LONGEST_TEXT] or "none of them"
+    return ", ".join(sorted(keys))[:MAX_TEXT] or "none of them"

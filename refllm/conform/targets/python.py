@@ -7,8 +7,8 @@ The object is one of
                  as the Spin Python SDK has them: a module `spin_sdk.llm`, or anything like it
     a function   of a group and an input, that gives the result
 
-or a class of the first two, of which one is made. What it prints goes to standard error. Nothing
-can end what hangs here; a harness that might is better run as a command.
+or a class of the first two, of which one object is made. What it prints is redirected to standard
+error. A case that never returns cannot be ended here; run such a harness as a command.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from refllm.conform.case import Case
-from refllm.conform.reply import Broken, Implementation, NotApplicable, Reply, TargetError
+from refllm.conform.reply import HarnessError, Implementation, NotApplicable, Reply, TargetError
 from refllm.conform.targets.harness import Skip, answer, hello, params_of
 from refllm.conform.targets.protocol import ProtocolError, implementation_of, reply_of, unaskable
 from refllm.conform.wire import to_wire
@@ -37,12 +37,20 @@ class EntryPointTarget:
     """The object that an entry point names; the working directory's modules can be imported."""
 
     def __init__(self, entry_point: str) -> None:
-        """`entry_point` is "module:object", or "module" where the module itself is the object."""
+        """Create a target; the module is imported in `start`.
+
+        Args:
+            entry_point: "module:object", or "module" where the module itself is the object.
+        """
         self._entry_point = entry_point
         self._harness: Any = None
 
     def start(self) -> Implementation:
-        """Import the object and start it. Errors: `TargetError` naming what cannot be imported."""
+        """Import the object and start it.
+
+        Raises:
+            TargetError: Naming what cannot be imported or does not start.
+        """
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 self._harness = _harness_of(_imported(self._entry_point), self._entry_point)
@@ -63,19 +71,19 @@ class EntryPointTarget:
         return unaskable(case)
 
     def run(self, case: Case) -> Reply:
-        """What the object says; an exception that is no error of the interface is `Broken`."""
+        """Return the object's reply; an exception that is not the interface's is `HarnessError`."""
         not_applicable = self.not_applicable(case)
         if not_applicable is not None:
             return not_applicable
         with contextlib.redirect_stdout(sys.stderr):
-            said = answer(self._harness.run, case.group, to_wire(case.input))
+            reply = answer(self._harness.run, case.group, to_wire(case.input))
         try:
-            return reply_of({"id": case.id, **said}, case.id)
+            return reply_of({"id": case.id, **reply}, case.id)
         except ProtocolError as error:
-            return Broken(f"{self._entry_point} {error}")
+            return HarnessError(f"{self._entry_point} {error}")
 
     def stop(self) -> None:
-        """Stop the object, if it can be."""
+        """Stop the object, if it has such a method."""
         with contextlib.suppress(Exception, SystemExit):
             getattr(self._harness, "stop", lambda: None)()
 
@@ -88,7 +96,7 @@ class SdkHarness:
         self._name = name
 
     def start(self) -> Mapping[str, Any]:
-        """Its name, and the groups that its functions can answer."""
+        """Return its name, and the groups that its functions can answer."""
         implementation = {"name": self._name, "language": "Python"}
         return {"implementation": implementation, "groups": list(SDK_GROUPS)}
 
@@ -103,11 +111,16 @@ class SdkHarness:
         return None
 
     def run(self, group: str, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The result. Errors: `Skip`, and whatever the functions raise."""
-        is_embedding = group == "embeddings" or asked.get("operation") == "generate_embeddings"
-        return self._embedded(asked) if is_embedding else self._inferred(asked)
+        """Return the result.
 
-    def _inferred(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        Raises:
+            Skip: Where the function that answers the case is missing.
+            Exception: Whatever the functions raise.
+        """
+        if group == "embeddings" or asked.get("operation") == "generate_embeddings":
+            result = self._function("generate_embeddings")(asked["model"], asked["texts"])
+            embedding_usage = {"prompt_token_count": result.usage.prompt_token_count}
+            return {"embeddings": result.embeddings, "usage": embedding_usage}
         params = params_of(asked)
         make = getattr(self._sdk, "InferencingParams", InferencingParams)
         options = None if params is None else make(**params)
@@ -118,11 +131,6 @@ class SdkHarness:
             "generated_token_count": result.usage.generated_token_count,
         }
         return {"text": result.text, "usage": usage}
-
-    def _embedded(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        result = self._function("generate_embeddings")(asked["model"], asked["texts"])
-        usage = {"prompt_token_count": result.usage.prompt_token_count}
-        return {"embeddings": result.embeddings, "usage": usage}
 
     def _function(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] | None = getattr(self._sdk, name, None)
@@ -139,7 +147,7 @@ class _Function:
 
 
 def _imported(entry_point: str) -> Any:
-    """The object that the entry point names. Errors: `TargetError`."""
+    """Return the object that the entry point names; raise `TargetError` where there is none."""
     module_name, _, path = entry_point.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -147,7 +155,7 @@ def _imported(entry_point: str) -> Any:
     found: Any = _module(module_name)
     name = module_name
     for part in filter(None, path.split(".")):
-        with contextlib.suppress(ImportError):  # spin_sdk:llm is a module that nobody imported yet
+        with contextlib.suppress(ImportError):  # spin_sdk:llm is a module not imported yet
             if not hasattr(found, part):
                 importlib.import_module(f"{name}.{part}")
         if not hasattr(found, part):
@@ -167,7 +175,7 @@ def _module(name: str) -> object:
 
 
 def _harness_of(found: Any, name: str) -> Any:
-    """What the object is a harness by. Errors: `TargetError`."""
+    """Return the object as a harness; raise `TargetError` where it is none."""
     made = found() if isinstance(found, type) else found
     if callable(getattr(made, "run", None)):
         return made

@@ -1,14 +1,14 @@
 """GGUF metadata: what is irrelevant, and what must have the one value that is computed.
 
-Sources: ggml's docs/gguf.md, and the keys that llama.cpp reads (src/llama-arch.cpp and
-src/llama-model.cpp as llama-cpp-python 0.3.36 has them).
+Sources: ggml's docs/gguf.md, the constants of gguf-py 0.19, and the keys that llama.cpp reads
+(src/llama-arch.cpp and src/llama-model.cpp as llama-cpp-python 0.3.36 has them).
 """
 
 from __future__ import annotations
 
 from refllm.files.accounting.keys import Known, MustBe
 
-__all__ = ["ANY_GGUF", "LLAMA_GGUF"]
+__all__ = ["ANY_GGUF", "BERT_GGUF", "LLAMA_GGUF"]
 
 EXPERTS = "a mixture of experts; only dense models are computed"
 WINDOW = "attention that sees a part of the context; only full attention is computed"
@@ -67,13 +67,17 @@ LLAMA_GGUF: Known = {
     "llama.router_logit_softcapping": MustBe((0,), EXPERTS),
     "llama.use_parallel_residual": MustBe((False,), "attention and feed-forward side by side"),
     "llama.hidden_activation": MustBe(("silu", "swish"), "another activation than SiLU"),
-    "llama.logit_scale": MustBe((0, 1), SCALED),
-    "llama.residual_scale": MustBe((0, 1), SCALED),
-    "llama.embedding_scale": MustBe((0, 1), SCALED),
-    "llama.expert*": MustBe((0,), EXPERTS),
-    "llama.interleave_moe_layer_step": MustBe((0,), EXPERTS),
-    "llama.moe_*": MustBe((0,), EXPERTS),
-    "llama.leading_dense_block_count": MustBe((0,), EXPERTS),
+    **dict.fromkeys(
+        ("llama.logit_scale", "llama.residual_scale", "llama.embedding_scale"),
+        MustBe((0, 1), SCALED),
+    ),
+    **dict.fromkeys(
+        (
+            *("llama.expert*", "llama.interleave_moe_layer_step", "llama.moe_*"),
+            "llama.leading_dense_block_count",
+        ),
+        MustBe((0,), EXPERTS),
+    ),
     "llama.nextn_predict_layers": MustBe(
         (0,), "layers that predict further tokens; remove them when converting the model"
     ),
@@ -90,3 +94,20 @@ LLAMA_GGUF: Known = {
         (0,), "YaRN with the magnitude of DeepSeek 2; write it as rope.scaling.attn_factor"
     ),
 }
+
+NO_RELATIVE = "llama.cpp's graph of this architecture has a table of positions and nothing else"
+BERT_GGUF: Known = {
+    "bert.attention.causal": MustBe((False,), "an encoder attends in both directions"),
+    "bert.attention.sliding_window": MustBe((0,), "attention within a window"),
+    "bert.attention.max_alibi_bias": MustBe((0.0,), "ALiBi is not computed"),
+    "bert.attention.clamp_kqv": MustBe((0.0,), "clamped queries, keys and values"),
+    "bert.attention.scale": MustBe((0.0,), "a scale of attention other than 1/√(head's width)"),
+    "bert.expert_count": MustBe((0,), "experts are not computed"),
+    "bert.expert_used_count": MustBe((0,), "experts are not computed"),
+    "bert.use_parallel_residual": MustBe((False,), "attention beside the feed-forward part"),
+    "bert.vocab_size": "the embedding's rows are counted",
+    "bert.attention.layer_norm_rms_epsilon": "its norms have another epsilon, layer_norm_epsilon",
+    "bert.rope.*": NO_RELATIVE,
+    "bert.classifier.output_labels": "it belongs to a head for another task",
+}
+"""Keys under "bert."; the reader of the pooling decides about `bert.pooling_type`."""

@@ -18,7 +18,6 @@ from refllm.files.accounting.ledger import Ledger
 
 __all__ = ["Keys", "Known", "MustBe"]
 
-ABSENT = object()
 MAX_KEYS = 2**12  # of one object; each is compared with all patterns (a config.json has some 60)
 
 
@@ -27,8 +26,8 @@ class MustBe:
     """A key that may only have these values, because no other is computed.
 
     Attributes:
-        values: The values that ask for what is computed. A JSON null always is one.
-        otherwise: What another value asks for, and what the user can do about it.
+        values: The values that are computed. A JSON null always is one.
+        otherwise: The meaning of any other value, and what the user can do.
     """
 
     values: tuple[object, ...]
@@ -47,8 +46,8 @@ class Keys:
         values: Key to value.
         ledger: Where each key is recorded.
         where: The ledger's name of the file: "metadata", "config.json".
-        by: What reads the keys: "llama", "tokenizer", "pooling".
-        prefix: What stands before each key in errors and in the ledger: "rope_scaling.".
+        by: The reader of the keys: "llama", "tokenizer", "pooling".
+        prefix: The prefix of each key in errors and in the ledger: "rope_scaling.".
     """
 
     def __init__(
@@ -80,24 +79,26 @@ class Keys:
         value = self.values.get(key)
         return default if value is None else value
 
-    def integer(self, key: str, *, most: int, default: int | None = None, least: int = 1) -> int:
-        """Return the whole number under `key`, from `least` to `most`.
+    def integer(
+        self, key: str, *, maximum: int, default: int | None = None, minimum: int = 1
+    ) -> int:
+        """Return the whole number under `key`, from `minimum` to `maximum`.
 
-        An array that repeats one number, as llama.cpp writes for some models one for each layer,
-        counts as that number. Raises `LlmRuntimeError`; `ModelNotSupported` where the array's
-        numbers differ.
+        In GGUF metadata an array of equal numbers, one for each layer, counts as that number.
+
+        Raises:
+            LlmRuntimeError: for a missing or impossible number.
+            ModelNotSupported: for an array of different numbers.
         """
         value = self._one_for_all_layers(key, self._required(key, default))
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             raise self.error(
-                key, f"must be a whole number from {least} to {most}, is {value!r:.80}"
+                key, f"must be a whole number from {minimum} to {maximum}, is {value!r:.80}"
             )
         return value
 
-    def number(
-        self, key: str, *, default: float | None = None, above: float = 0.0, zero: bool = False
-    ) -> float:
-        """Return the finite number under `key`, greater than `above`, or 0 where `zero`."""
+    def number(self, key: str, *, default: float | None = None, zero: bool = False) -> float:
+        """Return the finite number under `key`, greater than 0, or also 0 if `zero`."""
         value = self._one_for_all_layers(key, self._required(key, default))
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, f"must be a number, is {value!r:.80}")
@@ -105,8 +106,8 @@ class Keys:
             number = float(value)
         except OverflowError:  # a whole number beyond float64
             number = math.inf
-        if not math.isfinite(number) or not (number > above or (zero and number == 0)):
-            raise self.error(key, f"must be finite and greater than {above:g}, is {value!r:.80}")
+        if not math.isfinite(number) or not (number > 0 or (zero and number == 0)):
+            raise self.error(key, f"must be finite and greater than 0, is {value!r:.80}")
         return number
 
     def flag(self, key: str, *, default: bool) -> bool:
@@ -147,15 +148,14 @@ class Keys:
         among: str = "*",
         apart_from: Sequence[str] = (),
     ) -> None:
-        """Record what becomes of every key whose name matches `among` and not `apart_from`.
+        """Record the verdict on every key whose name matches `among` and not `apart_from`.
 
-        A key that was read is used. Of the others, the tables decide: an entry of the key's own
-        name, else the first pattern that matches it. A key that no table lists is refused, or
-        recorded as unknown.
+        A key that was read is used. For each other one the tables decide: the entry of its own
+        name, else the first pattern that matches it.
 
         Args:
             known: Tables of keys that are irrelevant or must have one value.
-            unknown: What becomes of a key that no table lists.
+            unknown: The verdict on a key that no table lists.
             among: A pattern; other keys are left to another reader of the same file.
             apart_from: Patterns of keys that are left to another reader.
 
@@ -220,16 +220,13 @@ class Keys:
         self._ledger.refuse(self._where, name, ModelNotSupported(problem))
 
     def _required(self, key: str, default: object) -> object:
-        self._read.add(key)
-        value = self.values.get(key, ABSENT)
-        if value is ABSENT or (value is None and default is not None):
-            if default is None:
-                raise self.error(key, "is missing")
-            return default
+        value = self.get(key, default)
+        if value is None and key not in self.values:
+            raise self.error(key, "is missing")
         return value
 
     def _one_for_all_layers(self, key: str, value: object) -> object:
-        if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        if self._where != "metadata" or not isinstance(value, list) or not value:
             return value
         if any(item != value[0] for item in value):
             raise ModelNotSupported(

@@ -1,4 +1,4 @@
-"""The ledger of a model: what becomes of each of its tensors and keys."""
+"""The ledger of a model: a verdict on each of its tensors and keys."""
 
 from __future__ import annotations
 

@@ -43,19 +43,12 @@ TRANSFORMER_CONFIG: Known = {
         "other input than text, or another output than the encoder's last layer",
     ),
     "processing_kwargs": MustBe(({},), "arguments for the tokenizer; set them in its own files"),
-    "model_args": MustBe(({}, {"trust_remote_code": True}, {"trust_remote_code": False}), LOADING),
-    "model_kwargs": MustBe(
-        ({}, {"trust_remote_code": True}, {"trust_remote_code": False}), LOADING
-    ),
-    "config_args": MustBe(({}, {"trust_remote_code": True}, {"trust_remote_code": False}), LOADING),
-    "config_kwargs": MustBe(
-        ({}, {"trust_remote_code": True}, {"trust_remote_code": False}), LOADING
-    ),
-    "tokenizer_args": MustBe(
-        ({}, {"trust_remote_code": True}, {"trust_remote_code": False}), LOADING
-    ),
-    "processor_kwargs": MustBe(
-        ({}, {"trust_remote_code": True}, {"trust_remote_code": False}), LOADING
+    **dict.fromkeys(
+        (
+            *("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args"),
+            "processor_kwargs",
+        ),
+        MustBe(({}, {"trust_remote_code": True}, {"trust_remote_code": False}), LOADING),
     ),
     "tokenizer_name_or_path": MustBe(
         (), "a tokenizer from another place; copy its files beside the weights, remove the key"
@@ -79,26 +72,25 @@ SENTENCE_TRANSFORMERS_CONFIG: Known = {
     ),
 }
 
-BESIDE_A_MODE = "counts only in a file without pooling_mode"
 POOLING_CONFIG: Known = {
-    "pooling_mode_cls_token": BESIDE_A_MODE,
-    "pooling_mode_max_tokens": BESIDE_A_MODE,
-    "pooling_mode_mean_tokens": BESIDE_A_MODE,
-    "pooling_mode_mean_sqrt_len_tokens": BESIDE_A_MODE,
-    "pooling_mode_weightedmean_tokens": BESIDE_A_MODE,
-    "pooling_mode_lasttoken": BESIDE_A_MODE,
+    **dict.fromkeys(
+        (
+            *("pooling_mode_cls_token", "pooling_mode_max_tokens", "pooling_mode_mean_tokens"),
+            *("pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens"),
+            "pooling_mode_lasttoken",
+        ),
+        "counts only in a file without pooling_mode",
+    ),
     "pooling_mode_*": MustBe((False,), "a pooling that is not computed"),
 }
 
-DENSE_CONFIG: Known = {
-    "module_input_name": MustBe(("sentence_embedding",), ONLY_THE_VECTOR),
-    "module_output_name": MustBe(("sentence_embedding",), ONLY_THE_VECTOR),
-    "use_residual": MustBe((False,), "the layer's input added to its output"),
-}
+NORMALIZE_CONFIG: Known = dict.fromkeys(
+    ("module_input_name", "module_output_name"), MustBe(("sentence_embedding",), ONLY_THE_VECTOR)
+)
 
-NORMALIZE_CONFIG: Known = {
-    "module_input_name": MustBe(("sentence_embedding",), ONLY_THE_VECTOR),
-    "module_output_name": MustBe(("sentence_embedding",), ONLY_THE_VECTOR),
+DENSE_CONFIG: Known = {
+    **NORMALIZE_CONFIG,
+    "use_residual": MustBe((False,), "the layer's input added to its output"),
 }
 
 DROPOUT_CONFIG: Known = {"dropout": "nothing is dropped outside training"}

@@ -13,7 +13,7 @@ from pathlib import Path
 from refllm.errors import ModelNotSupported
 from refllm.files.accounting.ledger import Ledger
 
-__all__ = ["IRRELEVANT_TENSORS", "OTHER_KINDS", "account_for_tensors"]
+__all__ = ["BERT_TENSORS", "IRRELEVANT_TENSORS", "OTHER_KINDS", "account_for_tensors"]
 
 IRRELEVANT_TENSORS: Mapping[str, str] = {
     "*rotary_emb.inv_freq": "RoPE's frequencies, which config.json gives; saved by transformers "
@@ -25,53 +25,89 @@ IRRELEVANT_TENSORS: Mapping[str, str] = {
 }
 """Patterns of names (GGUF's or the file's own): why no result depends on the tensor."""
 
-EXPERTS = "a mixture of experts; only dense models are computed"
-MULTIMODAL = "a multimodal model; extract its language model first"
-QUANTIZED = "weights with scales of their own (GPTQ, AWQ, FP8, bitsandbytes); take the "
-QUANTIZED += "unquantized model, or a GGUF file"
+QUANTIZED = (
+    "weights with scales of their own (GPTQ, AWQ, FP8, bitsandbytes); take the unquantized model, "
+    "or a GGUF file"
+)
 
 OTHER_KINDS: Mapping[str, str] = {
     "*lora_*": "a LoRA adapter; merge it into its base model first (merge_and_unload of peft, or "
     "llama-export-lora)",
-    "*.qweight": QUANTIZED,
-    "*.qzeros": QUANTIZED,
-    "*.g_idx": QUANTIZED,
-    "*.scales": QUANTIZED,
-    "*.absmax": QUANTIZED,
-    "*.quant_map": QUANTIZED,
-    "*.quant_state.*": QUANTIZED,
-    "*.SCB": QUANTIZED,
-    "*weight_scale*": QUANTIZED,
-    "*weight_packed": QUANTIZED,
-    "*input_scale*": QUANTIZED,
-    "*.scale": QUANTIZED,
-    "*experts*": EXPERTS,
-    "*_exps*": EXPERTS,
-    "*_shexp*": EXPERTS,
-    "*block_sparse_moe*": EXPERTS,
-    "*ffn_gate_inp*": EXPERTS,
+    **dict.fromkeys(
+        (
+            *("*.qweight", "*.qzeros", "*.g_idx", "*.scales", "*.absmax", "*.quant_map"),
+            *("*.quant_state.*", "*.SCB", "*weight_scale*", "*weight_packed", "*input_scale*"),
+            "*.scale",
+        ),
+        QUANTIZED,
+    ),
+    **dict.fromkeys(
+        ("*experts*", "*_exps*", "*_shexp*", "*block_sparse_moe*", "*ffn_gate_inp*"),
+        "a mixture of experts; only dense models are computed",
+    ),
     "*q_norm*": "norms of queries and keys, which a llama has not",
     "*k_norm*": "norms of queries and keys, which a llama has not",
     "*sinks*": "attention sinks, which a llama has not",
     "*rope_factors_*": "RoPE stretched by longrope; only linear, Llama 3's and YaRN are computed",
     "*post_attention_norm*": "norms behind attention and feed-forward, as Gemma 2 has them",
     "*post_ffw_norm*": "norms behind attention and feed-forward, as Gemma 2 has them",
-    "*vision*": MULTIMODAL,
-    "*visual*": MULTIMODAL,
-    "*audio*": MULTIMODAL,
-    "*multi_modal_projector*": MULTIMODAL,
-    "mm.*": MULTIMODAL,
-    "v.*": MULTIMODAL,
-    "a.*": MULTIMODAL,
-    "score.*": "a classifier; only text generation and embeddings are computed",
-    "classifier.*": "a classifier; only text generation and embeddings are computed",
-    "cls.output.*": "a classifier; only text generation and embeddings are computed",
+    **dict.fromkeys(
+        ("*vision*", "*visual*", "*audio*", "*multi_modal_projector*", "mm.*", "v.*", "a.*"),
+        "a multimodal model; extract its language model first",
+    ),
+    **dict.fromkeys(
+        ("score.*", "classifier.*", "cls.output.*"),
+        "a classifier; only text generation and embeddings are computed",
+    ),
     "*nextn*": "layers that predict further tokens",
     "mtp.*": "layers that predict further tokens",
 }
 """Patterns of names that say what kind of model a file holds instead."""
 
-MOST_NAMED = 5
+BERT_POOLER = "the pooler: an embedding is pooled from the last layer's output itself"
+NUMBERS = "the numbers 0, 1, 2, …, which older versions of transformers save as a buffer"
+PREDICTS = "the head that predicts hidden tokens"
+CLASSIFIES = "a head that classifies texts, tokens or spans"
+
+
+def _encoder(prefix: str, *, pooler: bool) -> dict[str, str]:
+    names = {"embeddings.position_ids": NUMBERS, "embeddings.token_type_ids": NUMBERS}
+    if pooler:
+        names |= {"pooler.dense.weight": BERT_POOLER, "pooler.dense.bias": BERT_POOLER}
+    return names | {prefix + name: reason for name, reason in names.items()}
+
+
+OF_EVERY_FAMILY = {"classifier.*": CLASSIFIES, "qa_outputs.*": CLASSIFIES}
+
+BERT_TENSORS: Mapping[str, Mapping[str, str]] = {
+    "bert": {
+        **_encoder("bert.", pooler=True),
+        "cls.predictions.*": PREDICTS,
+        "cls.seq_relationship.*": "the head that predicts whether one sentence follows another",
+        **OF_EVERY_FAMILY,
+    },
+    "roberta": {**_encoder("roberta.", pooler=True), "lm_head.*": PREDICTS, **OF_EVERY_FAMILY},
+    "distilbert": {
+        **_encoder("distilbert.", pooler=False),
+        "vocab_transform.*": PREDICTS,
+        "vocab_layer_norm.*": PREDICTS,
+        "vocab_projector.*": PREDICTS,
+        "pre_classifier.*": CLASSIFIES,
+        **OF_EVERY_FAMILY,
+    },
+    "mpnet": {**_encoder("mpnet.", pooler=True), "lm_head.*": PREDICTS, **OF_EVERY_FAMILY},
+    "gguf": dict.fromkeys(
+        ("cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias", "cls.norm.weight"),
+        CLASSIFIES,
+    ),
+}
+"""What an embedding does not use: by family of `HUGGING_FACE_NAMES`, or "gguf"; and the reason.
+
+Names are those in the file, as transformers 5.24 and earlier versions save them, with the prefix
+of a model that has a head and without it.
+"""
+
+MAX_NAMED = 5
 
 
 def account_for_tensors(
@@ -83,19 +119,18 @@ def account_for_tensors(
     ledger: Ledger,
     irrelevant: Mapping[str, str] = IRRELEVANT_TENSORS,
 ) -> None:
-    """Record what becomes of each tensor of a file.
+    """Record the verdict on each tensor of a file.
 
     Args:
         path: The file or folder, for the error.
         architecture: "llama" or "bert".
         used: The names of the tensors that the network asked for.
-        left_over: The name of each other tensor, and what it is: "F32 [64]".
+        left_over: The name of each other tensor, and its type and shape: "F32 [64]".
         ledger: Where each tensor is recorded.
         irrelevant: Patterns of names, and why no result depends on such a tensor.
 
     Raises:
-        ModelNotSupported: naming the first five tensors that no table lists, and how many they
-            are.
+        ModelNotSupported: naming the first five tensors that no table lists, and their number.
     """
     for name in used:
         ledger.use("tensors", name, architecture)
@@ -110,8 +145,8 @@ def account_for_tensors(
         return
     kinds = {name: _matching(OTHER_KINDS, name) for name in unlisted}
     kind = next((kind for kind in kinds.values() if kind is not None), None)
-    named = ", ".join(f"{name!s:.80} ({left_over[name]})" for name in unlisted[:MOST_NAMED])
-    more = f" and {len(unlisted) - MOST_NAMED} more" if len(unlisted) > MOST_NAMED else ""
+    named = ", ".join(f"{name!s:.80} ({left_over[name]})" for name in unlisted[:MAX_NAMED])
+    more = f" and {len(unlisted) - MAX_NAMED} more" if len(unlisted) > MAX_NAMED else ""
     what = f"this is {kind}" if kind else "without it another model would be computed"
     plural = "tensor" if len(unlisted) == 1 else "tensors"
     error = ModelNotSupported(
@@ -124,4 +159,4 @@ def account_for_tensors(
 
 
 def _matching(table: Mapping[str, str], name: str) -> str | None:
-    return next((said for pattern, said in table.items() if fnmatchcase(name, pattern)), None)
+    return next((why for pattern, why in table.items() if fnmatchcase(name, pattern)), None)

@@ -1,9 +1,11 @@
-"""Keys of tokenizers: in GGUF metadata, and in the JSON files of a model's folder.
+"""Keys of tokenizers and chat templates: in GGUF metadata, and in a folder's JSON files.
 
 What a key of GGUF metadata means is what llama.cpp does with it, as in llama-cpp-python 0.3.36
 (src/llama-vocab.cpp, src/llama-arch.cpp; gguf-py/gguf/constants.py for keys that only a writer
 knows). What a key of a JSON file means is what `AutoTokenizer` of transformers 5.24.0 does with it
-(tokenization_utils_base.py, tokenization_utils_tokenizers.py, and the classes of models).
+(tokenization_utils_base.py, tokenization_utils_tokenizers.py, and the classes of models). Of
+several chat templates a chat uses one: `GGUFWriter.add_chat_template` of gguf-py 0.19.0, and
+`get_chat_template` of transformers.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ from __future__ import annotations
 from refllm.files.accounting.keys import Known, MustBe
 
 __all__ = [
+    "CHAT_TEMPLATE_JSON",
     "GENERATION_CONFIG",
     "GGUF_BERT_TOKENIZER",
+    "GGUF_CHAT_TEMPLATES",
     "GGUF_LLAMA_TOKENIZER",
     "GGUF_TOKENIZER",
     "NO_PADDING",
@@ -20,6 +24,7 @@ __all__ = [
     "SPECIAL_TOKENS_MAP",
     "TOKENIZER_CONFIG",
     "TOKENIZER_JSON",
+    "UNUSED_TEMPLATE",
 ]
 
 ONLY_UNIGRAM = "llama.cpp reads it, but uses it for a vocabulary of the kind t5 only"
@@ -76,9 +81,7 @@ GGUF_BERT_TOKENIZER: Known = {
 NO_PADDING = "a text's ids never depend on other texts, so nothing is padded"
 PLACEHOLDER = "names a token that the vocabulary lacks, so the network has no row for it"
 
-SPECIAL_TOKENS_MAP: Known = {
-    "extra_special_tokens": "no tokens besides the added ones",
-}
+SPECIAL_TOKENS_MAP: Known = {"extra_special_tokens": "no tokens besides the added ones"}
 
 NO_IDS = "changes no ids"
 OTHER_CLASS = (
@@ -102,36 +105,37 @@ TOKENIZER_CONFIG: Known = {
     "clean_up_tokenization_spaces*": (
         "an option of transformers' decode; Spin decodes with the tokenizers library, without it"
     ),
-    "model_max_length": "the tokenizer.json's own truncation holds, as in Spin",
-    "max_len": "the tokenizer.json's own truncation holds, as in Spin",
-    "max_seq_length": "the tokenizer.json's own truncation holds, as in Spin",
-    "max_length": "the tokenizer.json's own truncation holds, as in Spin",
+    **dict.fromkeys(
+        ("model_max_length", "max_len", "max_seq_length", "max_length"),
+        "the tokenizer.json's own truncation holds, as in Spin",
+    ),
     "truncation*": "an option of transformers' calls; the tokenizer.json's own truncation holds",
     "stride": "an option of transformers' calls, for texts that are cut into several",
     "pad*": NO_PADDING,
-    "model_input_names": "which arrays transformers returns beside the ids",
-    "return_token_type_ids": "which arrays transformers returns beside the ids",
-    "return_attention_mask": "which arrays transformers returns beside the ids",
-    "return_tensors": "which arrays transformers returns beside the ids",
-    "name_or_path": "where the files came from",
-    "_name_or_path": "where the files came from",
-    "special_tokens_map_file": "a path on the machine where the files were written",
-    "tokenizer_file": "a path on the machine where the files were written",
-    "vocab_file": "a path on the machine where the files were written",
-    "merges_file": "a path on the machine where the files were written",
+    **dict.fromkeys(
+        (
+            *("model_input_names", "return_token_type_ids", "return_attention_mask"),
+            "return_tensors",
+        ),
+        "which arrays transformers returns beside the ids",
+    ),
+    **dict.fromkeys(("name_or_path", "_name_or_path"), "where the files came from"),
+    **dict.fromkeys(
+        ("special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file"),
+        "a path on the machine where the files were written",
+    ),
     "fast_tokenizer_files": MustBe(
         ([],), "other tokenizer files for other versions of transformers; keep one tokenizer.json"
     ),
     "vocab_size": "the vocabulary's own size counts; transformers 5.24 reads it nowhere",
     "unk_id": "beside a tokenizer.json transformers 5.24 does not use it; the model there rules",
-    "is_local": PYTHON,
-    "local_files_only": PYTHON,
-    "files_loaded": PYTHON,
-    "verbose": PYTHON,
-    "use_fast": PYTHON,
-    "revision": PYTHON,
-    "cache_dir": PYTHON,
-    "device_map": PYTHON,
+    **dict.fromkeys(
+        (
+            *("is_local", "local_files_only", "files_loaded", "verbose", "use_fast", "revision"),
+            *("cache_dir", "device_map"),
+        ),
+        PYTHON,
+    ),
     "from_slow": "transformers 5.24 has one implementation only, and ignores it",
     "tokenizer_type": "transformers 5.24 reads it nowhere",
     "init_inputs": MustBe(([],), "arguments of a Python class without their names"),
@@ -153,14 +157,13 @@ TOKENIZER_CONFIG: Known = {
     "trim_offsets": "moves offsets, and no ids",
     "add_bos_token": "beside a tokenizer.json transformers 5.24 drops it; the post-processor rules",
     "add_eos_token": "beside a tokenizer.json transformers 5.24 drops it; the post-processor rules",
-    "do_lower_case": OTHER_CLASS,
-    "strip_accents": OTHER_CLASS,
-    "tokenize_chinese_chars": OTHER_CLASS,
-    "add_prefix_space": OTHER_CLASS,
-    "legacy": OTHER_CLASS,
-    "keep_accents": OTHER_CLASS,
-    "do_lowercase": OTHER_CLASS,
-    "remove_space": OTHER_CLASS,
+    **dict.fromkeys(
+        (
+            *("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"),
+            *("legacy", "keep_accents", "do_lowercase", "remove_space"),
+        ),
+        OTHER_CLASS,
+    ),
     "image_token*": "a model of texts alone is given no images",
     "audio_token*": "a model of texts alone is given no sounds",
     "video_token*": "a model of texts alone is given no videos",
@@ -180,13 +183,8 @@ GENERATION_CONFIG: Known = {
             *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "top_h"),
             *("epsilon_cutoff", "eta_cutoff", "repetition_penalty", "max_length", "min_length"),
             *("max_new_tokens", "min_new_tokens", "max_time", "stop_strings", "early_stopping"),
-            *(
-                "num_beams",
-                "num_beam_groups",
-                "diversity_penalty",
-                "length_penalty",
-                "penalty_alpha",
-            ),
+            *("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty"),
+            "penalty_alpha",
             *("no_repeat_ngram_size", "encoder_*", "bad_words_ids", "sequence_bias"),
             *("suppress_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty"),
             *("renormalize_logits", "remove_invalid_values", "constraints", "force_words_ids"),
@@ -214,3 +212,15 @@ TOKENIZER_JSON: Known = {
     "*prefix_space": "an old name of prepend_scheme, which the library reads",
 }
 """Keys of a tokenizer.json that are not in the library's own rendering of the file."""
+
+UNUSED_TEMPLATE = "a chat uses another of the model's templates"
+
+GGUF_CHAT_TEMPLATES: Known = {
+    "tokenizer.chat_templates": "names of templates, which are in the keys of the templates, too",
+    "tokenizer.chat_template": UNUSED_TEMPLATE,
+    "tokenizer.chat_template.*": UNUSED_TEMPLATE,
+}
+"""Keys of a GGUF file's metadata, for what is not read."""
+
+CHAT_TEMPLATE_JSON: Known = {"chat_template": UNUSED_TEMPLATE}
+"""Keys of chat_template.json, where another file has a template."""

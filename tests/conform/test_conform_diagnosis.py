@@ -1,0 +1,229 @@
+"""From the verdicts of a run to its faults: the second below the first, errors that repeat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from refllm.conform.case import Case, Group
+from refllm.conform.faults.causes import SYMPTOMS, symptom_named
+from refllm.conform.faults.diagnosis import findings_of
+from refllm.conform.faults.second_faults import WITHOUT
+from refllm.conform.reply import Answer, HarnessError
+from refllm.conform.runner import verdict_of
+from refllm.conform.verdict import Consequence, Verdict, consequence_of
+
+USAGE = {"prompt_token_count": 2, "generated_token_count": 3}
+REFUSAL = {"kind": "invalid-input", "says": ["top_p"], "status": {"spin": [400]}}
+
+
+def text_case(name: str = "one", **expected: Any) -> Case:
+    return Case(
+        id=f"text/{name}",
+        group="text",
+        proves="",
+        clause="",
+        input={
+            "model": "stories260K",
+            "prompt": "Once",
+            "params": {"max_tokens": 9, "temperature": 0.0, "top_k": 40, "repeat_penalty": 1.0},
+            "seed": "0",
+        },
+        expected={
+            "text": " upon a time",
+            "token_ids": [5, 6, 7],
+            "usage": USAGE,
+            "certified": True,
+            **expected,
+        },
+    )
+
+
+def case_of(group: Group, expected: dict[str, Any], **asked: Any) -> Case:
+    return Case(
+        id=f"{group}/one",
+        group=group,
+        proves="",
+        clause="",
+        input={"operation": "infer", "prompt": "Once", **asked},
+        expected=expected,
+        tolerance={"absolute": 1e-6},
+    )
+
+
+def told(*verdicts: Verdict) -> list[list[str]]:
+    """The first words of each case's findings, in the order of the cases."""
+    found = findings_of(verdicts)
+    return [
+        [f"{f.consequence}: {f.cause[:30]}" for f in found.get(v.case.id, ())] for v in verdicts
+    ]
+
+
+def answered(case: Case, text: str, prompt: int = 2, generated: int = 3) -> Verdict:
+    usage = {"prompt_token_count": prompt, "generated_token_count": generated}
+    return verdict_of(case, Answer({"text": text, "usage": usage}))
+
+
+# --- Two faults in one answer --------------------------------------------------------------------
+
+ECHO = "wrong text: The text begins with the promp"
+UNKNOWN = "wrong text: The text or a token is another"
+
+
+@pytest.mark.parametrize(
+    ("text", "counts", "findings"),
+    [
+        ("Once upon a time", (2, 3), [ECHO]),
+        ("Once upon a time", (1, 3), [ECHO, "wrong counts: The prompt's count is one too "]),
+        ("Once upon a time</s>", (2, 3), [ECHO, "wrong text: Special tokens are shown"]),
+        ("Once upon a time and on", (2, 5), [ECHO, "wrong text: The text goes on after the end"]),
+        ("Once and for all it was so", (2, 20), [ECHO, "wrong text: More tokens are generated"]),
+        ("Once nothing else", (2, 3), [ECHO, UNKNOWN]),
+        (" nothing else", (1, 3), [UNKNOWN, "wrong counts: The prompt's count is one too "]),
+        (" upon a time", (2, 3), []),
+    ],
+)
+def test_what_is_wrong_behind_a_fault_is_told_too(
+    text: str, counts: tuple[int, int], findings: list[str]
+) -> None:
+    [found] = told(answered(text_case(), text, *counts))
+    assert [each[: len(wanted)] for each, wanted in zip(found, findings, strict=True)] == findings
+
+
+def test_vectors_that_are_too_long_are_compared_once_more_when_they_are_scaled() -> None:
+    asked = {"model": "stories260K", "texts": ["a"]}
+    expected = {"embeddings": [[0.6, 0.8]], "usage": {"prompt_token_count": 3}}
+    case = Case(
+        id="embeddings/one",
+        group="embeddings",
+        proves="",
+        clause="",
+        input=asked,
+        expected=expected,
+        tolerance={"absolute": 1e-6},
+    )
+    long = {"embeddings": [[3.0, 4.0]], "usage": {"prompt_token_count": 1}}
+    [found] = told(verdict_of(case, Answer(long)))
+    assert found[0] == "wrong numbers: The vectors are not scaled to "
+    assert found[1].startswith("wrong counts: The ")
+
+
+def test_each_fault_that_can_be_taken_out_is_a_known_one() -> None:
+    names = {symptom.name for symptom in SYMPTOMS}
+    assert set(WITHOUT) <= names
+    assert all(symptom_named(name).cause for name in WITHOUT)
+
+
+# --- Errors --------------------------------------------------------------------------------------
+
+
+def lost(name: str, message: str, because_of: str | None = None) -> Verdict:
+    return verdict_of(text_case(name), HarnessError(message, because_of=because_of))
+
+
+def test_messages_that_differ_in_numbers_names_and_paths_are_one_cause() -> None:
+    verdicts = [
+        lost("a", "POST http://h:1/infer: no whole answer came within 3 s"),
+        lost("b", "POST http://h:1/embed: no whole answer came within 9 s"),
+        lost("c", "KeyError: 'x' (mine.py, line 3)"),
+        lost("d", "KeyError: 'y' (mine.py, line 7)"),
+    ]
+    causes = [findings[0].cause for findings in findings_of(verdicts).values()]
+    first, third = verdicts[0].reason, verdicts[2].reason
+    assert causes == [first, first, third, third]
+
+
+def test_other_exceptions_are_other_causes() -> None:
+    verdicts = [lost("a", "KeyError: 'x'"), lost("b", "ValueError: 'x'"), lost("c", "no answer")]
+    assert len({f[0].cause for f in findings_of(verdicts).values()}) == 3
+
+
+def test_a_case_that_was_lost_because_of_another_has_its_cause() -> None:
+    verdicts = [lost("a", "it ended"), lost("b", "not asked", because_of="text/a")]
+    assert told(*verdicts) == [["no answer: it ended"]] * 2
+
+
+def test_of_a_program_s_last_words_the_last_is_told() -> None:
+    [found] = findings_of(
+        [lost("a", "it ended\nIts standard error ends with:\n  at x\n  bad")]
+    ).values()
+    assert found[0].cause == "it ended: bad"
+
+
+def refused(name: str, message: str, **expected: Any) -> Verdict:
+    error = {"kind": "runtime-error", "message": message}
+    return verdict_of(text_case(name, **expected), Answer({"error": error}))
+
+
+def test_an_error_that_valid_requests_end_in_again_and_again_is_a_cause() -> None:
+    verdicts = [refused(str(i), f"TypeError: no {i} of undefined") for i in range(3)]
+    found = told(*verdicts)
+    assert found == [["refused: Valid requests end in the erro"]] * 3
+    assert "TypeError: no 0 of undefined" in findings_of(verdicts)["text/2"][0].cause
+
+
+def test_an_error_of_one_case_is_that_case_s() -> None:
+    assert told(refused("a", "TypeError: no")) == [["refused: A valid request is refused."]]
+
+
+def test_a_known_mistake_explains_an_error_that_it_explains_whole() -> None:
+    asked = [text_case(name) for name in "ab"]
+    zero = [
+        Case(
+            id=case.id,
+            group="text",
+            proves="",
+            clause="",
+            input={**case.input, "params": {**case.input["params"], "top_k": 0}},
+            expected=case.expected,
+        )
+        for case in asked
+    ]
+    error = Answer({"error": {"kind": "invalid-input", "message": "top_k must be above 0"}})
+    assert (
+        told(*(verdict_of(case, error) for case in zero))
+        == [["refused: A top_k of 0 is refused: it sw"]] * 2
+    )
+
+
+# --- Consequences --------------------------------------------------------------------------------
+
+ANSWER = {"text": " so", "usage": USAGE}
+
+
+@pytest.mark.parametrize(
+    ("case", "result", "consequence"),
+    [
+        (text_case(), {"text": " no", "usage": USAGE}, "wrong text"),
+        (
+            text_case(),
+            {"text": " upon a time", "usage": {**USAGE, "prompt_token_count": 9}},
+            "wrong counts",
+        ),
+        (text_case(), {"error": {"kind": "runtime-error", "message": "no"}}, "refused"),
+        (case_of("api", {"error": REFUSAL}), ANSWER, "accepted"),
+        (
+            case_of("api", {"error": REFUSAL}),
+            {"error": {"kind": "runtime-error", "message": "top_p"}},
+            "wrong error",
+        ),
+        (
+            case_of("api", {"error": REFUSAL}),
+            {"error": {"kind": "invalid-input", "message": "no"}},
+            "unclear error",
+        ),
+        (case_of("api", {"text": " a", "usage": USAGE}), ANSWER, "wrong text"),
+        (case_of("api", {"usage": {"prompt_token_count": 9}}), ANSWER, "wrong counts"),
+        (case_of("api", {"unit_length": True}), {"embeddings": [[3.0]]}, "wrong numbers"),
+        (case_of("quant", {"values": [1.0]}), {"values": [2.0]}, "wrong numbers"),
+        (case_of("tokenizer", {"ids": [1], "text": ""}), {"ids": [2], "text": ""}, "wrong text"),
+        (case_of("sampling", {"token": 1, "stages": []}), {"token": 2}, "wrong text"),
+    ],
+)
+def test_a_difference_has_the_consequence_that_its_user_has(
+    case: Case, result: dict[str, Any], consequence: Consequence
+) -> None:
+    verdict = verdict_of(case, Answer(result))
+    assert verdict.difference is not None
+    assert consequence_of(case, verdict.difference) == consequence

@@ -1,0 +1,167 @@
+"""Who may ask a server on loopback: local names, named ones, and pages of origins that may."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator, Mapping
+from urllib.parse import urlsplit
+
+import pytest
+
+from refllm.testing.server_process import running_server
+from tests.support.server import ask
+
+PATHS = ["/", "/infer", "/v1/models", "/healthz", "/nothing"]
+GUEST = "box.example"
+PAGE = "https://page.example"
+LOCAL = [
+    "localhost",
+    "LOCALHOST:81",
+    "127.0.0.1",
+    "127.8.9.1:5",
+    "[::1]",
+    "[::1]:81",
+    "a.localhost",
+]
+FOREIGN = [
+    "elsewhere.example",
+    "elsewhere.example:80",
+    "localhost.elsewhere.example",
+    "127.0.0.1.elsewhere.example",
+    "192.168.0.7",
+    "[::2]",
+    "[::1",
+    "localhost:x",
+    "user@elsewhere.example",
+    "0.0.0.0",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_server() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def open_url() -> Iterator[str]:
+    arguments = ["--allow-host", GUEST, "--cors", PAGE, "--token", "secret"]
+    with running_server(arguments) as server:
+        yield server.url
+
+
+def status(url: str, path: str, headers: Mapping[str, str]) -> int:
+    return ask(url, path, headers=headers).status
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_foreign_host_is_refused_on_every_path(path: str, host: str, url: str) -> None:
+    answer = ask(url, path, headers={"host": host})
+    assert answer.status == 403
+    assert b"--allow-host" in answer.body
+
+
+@pytest.mark.parametrize("host", LOCAL)
+def test_a_name_that_is_this_machine_s_own_is_not(host: str, url: str) -> None:
+    assert status(url, "/healthz", {"host": host}) == 200
+
+
+@pytest.mark.parametrize("origin", [PAGE, "null", "http://elsewhere.example:8177", "file://"])
+def test_a_page_from_elsewhere_is_refused(origin: str, url: str) -> None:
+    answer = ask(url, "/infer", {}, headers={"origin": origin})
+    assert answer.status == 403
+    assert "--cors" in answer.json
+
+
+def test_a_local_page_may_ask_and_its_browser_may_not_read(url: str) -> None:
+    answer = ask(url, "/healthz", headers={"origin": "http://localhost:5173"})
+    assert answer.status == 200
+    assert [name for name in answer.headers if name.startswith("access-control")] == []
+
+
+def test_a_refusal_has_the_form_of_its_route(url: str) -> None:
+    headers = {"host": "elsewhere.example"}
+    assert ask(url, "/infer", headers=headers).json.startswith("invalid-input: the header Host")
+    error = ask(url, "/v1/models", headers=headers).json["error"]
+    assert (error["type"], error["kind"]) == ("permission_error", "invalid-input")
+
+
+def test_a_name_that_is_allowed_is_answered(open_url: str) -> None:
+    headers = {"authorization": "bearer secret"}
+    assert status(open_url, "/healthz", {**headers, "host": f"{GUEST}:8177"}) == 200
+    assert status(open_url, "/healthz", {**headers, "host": f"x.{GUEST}"}) == 403
+    assert status(open_url, "/healthz", {"host": GUEST}) == 401
+
+
+def test_a_page_that_may_ask_may_read(open_url: str) -> None:
+    headers = {"authorization": "bearer secret", "origin": PAGE}
+    answer = ask(open_url, "/v1/models", headers=headers)
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, PAGE)
+    refused = ask(open_url, "/v1/models", headers={"origin": PAGE})
+    assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, PAGE)
+
+
+def test_a_browser_that_asks_first_needs_no_token(open_url: str) -> None:
+    headers = {
+        "origin": PAGE,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    answer = ask(open_url, "/v1/chat/completions", method="OPTIONS", headers=headers)
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, PAGE)
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert "authorization" in answer.headers["access-control-allow-headers"]
+    other = {**headers, "origin": "https://other.example"}
+    assert ask(open_url, "/infer", method="OPTIONS", headers=other).status == 403
+
+
+def test_beyond_this_machine_any_name_may_be_used_with_the_token() -> None:
+    with running_server(["--host", "0.0.0.0", "--token", "secret"]) as server:
+        local = server.url.replace("0.0.0.0", "127.0.0.1")
+        headers = {"host": "elsewhere.example", "authorization": "bearer secret"}
+        assert status(local, "/healthz", headers) == 200
+
+
+# What is there
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/healthz", "/readyz", "/metrics", "/v1/models", "/openapi.json"]
+)
+def test_head_is_get_without_a_body(path: str, url: str) -> None:
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    answers = {}
+    for method in ("HEAD", "GET"):  # over one connection: a body would be the next answer
+        connection.request(method, path)
+        response = connection.getresponse()
+        answers[method] = (response.status, response.getheader("content-type"))
+        assert bool(response.read()) == (method == "GET")
+    connection.close()
+    assert answers["HEAD"] == answers["GET"]
+    assert answers["GET"][0] == 200
+
+
+def test_head_is_refused_where_get_is(url: str) -> None:
+    assert ask(url, "/infer", method="HEAD").status == 405
+    assert ask(url, "/nothing", method="HEAD").status == 404
+    assert ask(url, "/healthz", b"{}").headers["allow"] == "GET, HEAD"
+
+
+def test_the_first_page_has_every_route(url: str) -> None:
+    page = ask(url, "/")
+    assert page.headers["content-type"].startswith("text/html")
+    text = page.body.decode()
+    paths = ask(url, "/openapi.json").json["paths"]
+    assert len(paths) == 10
+    assert [path for path in paths if f" {path}</code>" not in text] == []
+
+
+def test_the_page_of_the_keys_has_them_all(url: str) -> None:
+    from refllm.server.openai_keys import REFUSED, SERVED, WITHOUT_EFFECT
+
+    text = ask(url, "/docs").body.decode()
+    keys = [*SERVED, *WITHOUT_EFFECT, *REFUSED]
+    assert [key for key in keys if f"<code>{key}</code>" not in text] == []

@@ -1,0 +1,216 @@
+"""What slow clients and many connections come to at `refllm serve`, and what is counted."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import select
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from refllm.testing.server_process import running_server
+from tests.conftest import HUNG_SECONDS
+from tests.support.server import Answer, ask, eventually, is_idle
+from tests.support.slow_client import BODY_WITHOUT_END, HEAD_WITHOUT_END, answer_to_drops
+
+ONE_AND_A_HALF = (
+    b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nx-slow: "
+)
+CHUNKS_WITHOUT_END = (
+    b"POST /infer HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nffff\r\n"
+)
+GENERATED = re.compile(rb"refllm_generated_tokens_total ([0-9.]+)")
+STORY: Mapping[str, object] = {"model": "tiny-chat", "prompt": "Once upon a time", "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with running_server() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def hasty_url() -> Iterator[str]:
+    with running_server(["--max-arrival-seconds", "0.5", "--max-body-bytes", "90000"]) as server:
+        yield server.url
+
+
+# Slow clients
+
+
+@pytest.mark.parametrize(
+    ("begin", "status"),
+    [
+        (HEAD_WITHOUT_END, b"408"),
+        (CHUNKS_WITHOUT_END, b"408"),
+        (ONE_AND_A_HALF, b"408"),
+        (BODY_WITHOUT_END, b"413"),  # refused at once, and read no longer than others
+    ],
+    ids=["head", "body", "second head", "refused body"],
+)
+def test_a_client_that_sends_too_slowly_is_not_heard_to_its_end(
+    begin: bytes, status: bytes, hasty_url: str
+) -> None:
+    *_, answer = answer_to_drops(hasty_url, begin).split(b"HTTP/1.1 ")
+    assert answer.startswith(status)
+    if status == b"408":
+        assert b"connection: close" in answer.lower()
+        assert b"did not arrive within this server's limit of 0.5 s" in answer
+
+
+def test_head_and_body_have_the_time_together(hasty_url: str) -> None:
+    answer = answer_to_drops(hasty_url, CHUNKS_WITHOUT_END.replace(b"\r\n\r\n", b"\r\nx: "))
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_says_nothing_is_hung_up_on(hasty_url: str) -> None:
+    address = urlsplit(hasty_url)
+    with socket.create_connection(
+        (address.hostname, address.port), timeout=HUNG_SECONDS
+    ) as connection:
+        assert connection.recv(1) == b""
+
+
+def test_a_connection_that_is_kept_has_the_time_anew_for_each_request() -> None:
+    # As much as a client may be kept from sending by what else the machine does.
+    seconds = 3.0
+    with running_server(["--max-arrival-seconds", str(seconds)]) as server:
+        assert asked_twice_with_a_rest_between(server.url, 1.1 * seconds) == [200, 200]
+
+
+def asked_twice_with_a_rest_between(url: str, seconds: float) -> list[int]:
+    """The statuses of two requests on one connection, which rests between them and stays open."""
+    statuses = []
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(
+        address.hostname or "", address.port, timeout=HUNG_SECONDS
+    )
+    with closing(connection):
+        for rests in (True, False):
+            connection.request("POST", "/v1/completions", json.dumps({**STORY, "max_tokens": 400}))
+            response = connection.getresponse()
+            assert response.read()[:1] == b"{"
+            statuses.append(response.status)
+            if rests:
+                assert select.select([connection.sock], [], [], seconds) == ([], [], [])
+    return statuses
+
+
+# Many connections
+
+
+@contextmanager
+def held(url: str) -> Iterator[None]:
+    """A connection whose request does not come."""
+    address = urlsplit(url)
+    with socket.create_connection(
+        (address.hostname, address.port), timeout=HUNG_SECONDS
+    ) as connection:
+        connection.sendall(b"GET ")
+        yield
+
+
+def test_a_connection_beyond_the_limit_gets_503_and_retry_after() -> None:
+    with running_server(["--max-connections", "1"]) as server:
+        with held(server.url):
+            spin, openai = ask(server.url, "/healthz"), ask(server.url, "/v1/models")
+        assert answers_again(server.url)
+    for answer in (spin, openai):
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert answer.headers["connection"] == "close"
+    assert "too many connections; retry after 1 second" in spin.json
+    assert "too many connections; retry after 1 second" in openai.json["error"]["message"]
+
+
+def answers_again(url: str) -> bool:
+    return eventually(lambda: ask(url, "/healthz").status == 200)
+
+
+# What is counted
+
+
+def n_generated(url: str) -> float:
+    """What is counted when nothing goes on: a step may end later than the answer it was for."""
+    assert eventually(lambda: is_idle(url))
+    found = GENERATED.search(ask(url, "/metrics").body)
+    return float(found[1]) if found else 0.0
+
+
+def completion(url: str, **options: object) -> Answer:
+    return ask(url, "/v1/completions", {**STORY, "max_tokens": 40, **options})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_are_counted_where_a_stop_ends_the_text(stream: bool, url: str) -> None:
+    text = completion(url).json["choices"][0]["text"]
+    before = n_generated(url)
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    answer = completion(url, stop=text[20:24], stream=stream, **options)
+    last = answer.body.split(b"data: ")[-2] if stream else answer.body
+    n_tokens = json.loads(last)["usage"]["completion_tokens"]
+    assert 0 < n_tokens < 40
+    assert n_generated(url) - before >= n_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_are_counted_once(stream: bool, url: str) -> None:
+    before = n_generated(url)
+    completion(url, stream=stream, max_tokens=7)
+    assert n_generated(url) - before == 7
+
+
+def test_tokens_are_counted_where_the_client_does_not_wait_for_the_end(url: str) -> None:
+    before = n_generated(url)
+    address = urlsplit(url)
+    body = json.dumps({**STORY, "max_tokens": 4000, "temperature": 5, "top_k": 0, "stream": True})
+    connection = http.client.HTTPConnection(
+        address.hostname or "", address.port, timeout=HUNG_SECONDS
+    )
+    with closing(connection):
+        connection.request("POST", "/v1/completions", body)
+        assert connection.getresponse().readline().startswith(b"data: ")
+    assert n_generated(url) > before
+
+
+# Long texts
+
+LONG = "é" * 51  # 102 bytes
+
+
+@pytest.fixture(scope="module")
+def curt_url() -> Iterator[str]:
+    with running_server(["--max-text-bytes", "100"]) as server:
+        yield server.url
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "what"),
+    [
+        ("/infer", {"model": "tiny-chat", "prompt": LONG}, "the prompt"),
+        ("/embed", {"model": "tiny-embed", "input": ["a", LONG]}, "text 2 of 2"),
+        ("/v1/completions", {"model": "tiny-chat", "prompt": ["a", LONG]}, "the prompt"),
+        ("/v1/embeddings", {"model": "tiny-embed", "input": LONG}, "text 1 of 1"),
+        (
+            "/v1/chat/completions",
+            {"model": "tiny-chat", "messages": [{"role": "user", "content": "é" * 50}] * 2},
+            "the chat",
+        ),
+    ],
+)
+def test_a_text_that_is_too_long_is_refused_before_it_is_read(
+    path: str, body: object, what: str, curt_url: str
+) -> None:
+    answer = ask(curt_url, path, body)
+    assert answer.status == 400
+    assert f"{what} has " in answer.body.decode()
+    assert "this server's limit is 100 (--max-text-bytes)" in answer.body.decode()
+
+
+def test_a_text_of_as_many_bytes_as_may_be_is_answered(curt_url: str) -> None:
+    body = {"model": "tiny-embed", "input": ["é" * 50, "a" * 100]}
+    assert ask(curt_url, "/embed", body).status == 200

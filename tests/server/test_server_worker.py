@@ -1,0 +1,98 @@
+"""The worker's queue, and the socket and the process around it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from refllm.api import InvalidInput
+from refllm.engine import LocalEngine
+from refllm.server.jobs import EmbeddingJob, Event, Finished
+from refllm.server.limits import Limits
+from refllm.server.run import bound_socket
+from refllm.server.worker import Busy, Worker
+from refllm.testing.server_process import running_server
+from tests.conftest import HUNG_SECONDS
+from tests.support.server import ask
+
+SECONDS = HUNG_SECONDS
+
+
+class Held(EmbeddingJob):
+    """A job that takes a turn only when it is told to, and says when one has begun."""
+
+    def __init__(self) -> None:
+        deadline = time.monotonic() + SECONDS
+        super().__init__("model", [], deliver=self.note, deadline=deadline)
+        self.events: list[Event] = []
+        self.turns, self.may_go_on = threading.Semaphore(0), threading.Semaphore(0)
+        self.is_last = False
+
+    def note(self, events: Sequence[Event]) -> None:
+        self.events += events
+
+    def load(self, engine: LocalEngine, limits: Limits) -> None:
+        """Nothing is loaded."""
+
+    def prepare(self, engine: LocalEngine, limits: Limits) -> None:
+        """Nothing is read."""
+
+    def run_step(self) -> None:
+        self.turns.release()
+        assert self.may_go_on.acquire(timeout=SECONDS)
+        if self.is_last:
+            self.emit(Finished(1))
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    """A worker that answers one request at a time, while one more may wait."""
+    worker = Worker(LocalEngine(), Limits(max_waiting=1, max_at_once=1))
+    worker.start()
+    yield worker
+    worker.close()
+
+
+def test_a_queued_job_that_is_cancelled_leaves_its_place_to_another(worker: Worker) -> None:
+    going, waiting, another = Held(), Held(), Held()
+    worker.submit(going)
+    assert going.turns.acquire(timeout=SECONDS)
+    worker.submit(waiting)
+    with pytest.raises(Busy):
+        worker.submit(another)
+    waiting.is_wanted = False
+    going.may_go_on.release()
+    assert going.turns.acquire(timeout=SECONDS)
+    try:
+        worker.submit(another)
+    finally:
+        for job in (going, another):
+            job.is_last = True
+            job.may_go_on.release()
+    worker.close()
+    assert (waiting.events, going.events, another.events) == ([], [Finished(1)], [Finished(1)])
+
+
+def test_a_socket_that_cannot_be_bound_is_closed() -> None:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with suppress(InvalidInput):
+            bound_socket("192.0.2.1", 0)
+        gc.collect()
+    assert warned == []
+
+
+def test_a_server_that_complains_at_length_is_ready_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.stderr.write('a warning\\n' * 100_000)\n"
+    )
+    with running_server(environment={**os.environ, "PYTHONPATH": str(tmp_path)}) as server:
+        assert ask(server.url, "/healthz").status == 200

@@ -1,0 +1,123 @@
+"""Every benchmark runs, without peers too. No test looks at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.__main__ import app
+from benchmarks.report import latest_entries
+from benchmarks.results import REFLLM, read
+from benchmarks.reuse import WITHOUT
+from benchmarks.sharing import QUICK_SITUATIONS
+from refllm.models.load import NUMERICS
+from tests.support.benchmark_runs import NOBODY, quick_entry
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the benchmarks' models are made in, once for all tests here."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_models: Path) -> Path:
+    return tiny_models / "embedder"
+
+
+@pytest.mark.parametrize("command", ["decode", "prefill", "load"])
+def test_a_benchmark_of_llamas_runs_and_says_which_peer_was_missing(
+    work: Path, tmp_path: Path, command: str
+) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", command, "--type", "F16")
+    assert entry.figures
+    for figure in entry.figures:
+        assert figure.peers == ()
+        assert len(figure.samples[REFLLM]) == 1
+    assert str(NOBODY) in entry.skipped["llama.cpp"]
+
+
+def test_types_that_only_llama_cpp_can_make_are_skipped_without_it(
+    work: Path, tmp_path: Path
+) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "prefill", "--type", "Q4_K_M")
+    assert entry.figures == []
+    assert str(NOBODY) in entry.skipped["tiny Q4_K_M"]
+
+
+def test_the_embedding_benchmark_runs_on_each_of_its_jobs(
+    work: Path, bert: Path, tmp_path: Path
+) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "embed", "--model", str(bert))
+    works = [figure.labels["work"] for figure in entry.figures]
+    assert works == ["mixed lengths", "uniform length", "one sentence"]
+    assert set(entry.skipped) == {"sentence-transformers", "onnxruntime"}
+
+
+def test_the_startup_benchmark_runs(work: Path, data_dir: Path, tmp_path: Path) -> None:
+    model = data_dir / "stories260K" / "stories260K.gguf"
+    entry = quick_entry(work, tmp_path / "results.json", "startup", "--model", str(model))
+    assert [figure.unit for figure in entry.figures] == ["s", "tokens/s"]
+
+
+def test_each_way_to_run_threads_is_measured_beside_busy_processes(
+    work: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    model = data_dir / "stories260K" / "stories260K.gguf"
+    entry = quick_entry(work, tmp_path / "results.json", "sharing", "--model", str(model))
+    situations = [figure.labels["beside"] for figure in entry.figures]
+    assert {*situations, *entry.skipped} == set(QUICK_SITUATIONS)
+    assert situations[:2] == ["idle", "one busy process"]
+    assert all(figure.peers == ("one thread",) for figure in entry.figures)
+
+
+def test_a_prompt_is_measured_new_and_repeated_with_the_cache_and_without(
+    work: Path, tmp_path: Path
+) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "reuse")
+    measured = [(figure.labels["work"], figure.labels["numerics"]) for figure in entry.figures]
+    works = ("new prompt", "repeated prompt")
+    assert measured == [(work, numerics) for numerics in NUMERICS for work in works]
+    assert all(figure.peers == (WITHOUT,) for figure in entry.figures)
+
+
+def test_the_limits_of_this_cpu_are_measured_with_two_roundings_and_with_one(
+    work: Path, tmp_path: Path
+) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "limits")
+    assert [figure.labels["operations"] for figure in entry.figures] == ["rounded twice", "fused"]
+    assert all(figure.median(REFLLM) > 0 for figure in entry.figures)
+
+
+def test_a_benchmark_that_cannot_make_its_model_says_in_a_line_what_is_missing(
+    bert: Path, tmp_path: Path
+) -> None:
+    options = ["--quick", "--work", str(tmp_path), "--peer-python", str(tmp_path / "absent")]
+    command = ["growth", "--model", str(bert), "--type", "Q8_0"]
+    outcome = CliRunner().invoke(app, [*options, *command], catch_exceptions=False)
+    assert outcome.exit_code == 1
+    [line] = outcome.stderr.splitlines()
+    assert "cannot be run" in line
+    assert "--peer-python" in line
+
+
+def test_the_growth_benchmark_fits_every_cost(work: Path, bert: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    entry = quick_entry(work, results, "growth", "--model", str(bert), "--type", "F16")
+    assert {(fit.cost, fit.against) for fit in entry.fits} == {
+        ("prefill", "prompt length"),
+        ("decode a token", "prompt length"),
+        ("decode a token each", "batch"),
+        ("prefill", "parameters"),
+        ("decode a token", "parameters"),
+        ("embed", "batch"),
+        ("embed", "text length"),
+    }
+
+
+def test_a_quick_run_is_not_reported(work: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    quick_entry(work, results, "prefill", "--type", "F16")
+    assert latest_entries(read(results)) == {}

@@ -1,0 +1,154 @@
+"""Contestants take turns and are compared fairly; one that fails is told with its reason."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import __main__ as commands
+from benchmarks import compare
+from benchmarks.compare import Entrant, Outcome, alternate, figure_of
+from benchmarks.llamas import require_different
+from benchmarks.peer import PROJECT, Contestant, Unavailable, contestant
+from benchmarks.results import REFLLM, read
+from benchmarks.sources import sha256_of_sources
+from tests.support.benchmark_runs import a_bench, a_figure
+
+
+def test_what_a_library_prints_does_not_reach_the_driver() -> None:
+    program = """if True:
+        from benchmarks.contestants.serve import serve
+        def noisy(text):
+            print("a banner")
+            return {"said": text}
+        serve({"speak": noisy})"""
+    request = json.dumps({"run": "speak", "with": {"text": "hello"}})
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PROJECT,
+        input=f"{request}\n",
+        capture_output=True,
+        check=True,
+        encoding="utf-8",
+    )
+    assert json.loads(process.stdout) == {"said": "hello"}
+    assert process.stderr == "a banner\n"
+
+
+def test_a_failure_in_a_contestant_is_told_with_its_reason() -> None:
+    with (
+        contestant("refllm_llama", python=Path(sys.executable), threads=1) as refllm,
+        pytest.raises(Unavailable, match=r"nowhere\.gguf"),
+    ):
+        refllm.run("load", path="nowhere.gguf", threads=1, n_ctx=1)
+
+
+@pytest.mark.parametrize(
+    ("library", "program"),
+    [
+        ("llama_cpp", "llama_cpp_llama"),
+        ("torch", "torch_bert"),
+        ("onnxruntime", "onnx_bert"),
+    ],
+)
+def test_a_peer_whose_library_is_missing_says_so(
+    library: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Found before one that is installed, and says what Python says where none is.
+    absent = f"raise ModuleNotFoundError(\"No module named '{library}'\")\n"
+    (tmp_path / f"{library}.py").write_text(absent)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        contestant(program, python=Path(sys.executable), threads=1) as peer,
+        pytest.raises(Unavailable, match=f"No module named '{library}'"),
+    ):
+        peer.run("load")
+
+
+def scripted(name: str, replies: Sequence[Mapping[str, Any]], requests: io.StringIO) -> Entrant:
+    """An entrant whose answers are known beforehand."""
+    lines = "".join(json.dumps(reply) + "\n" for reply in replies)
+    program = Contestant(name, requests, io.StringIO(lines), io.StringIO(), 0)
+    return Entrant(name, program, "run", {"who": name})
+
+
+def test_entrants_take_turns_each_is_first_once_and_the_first_round_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compare, "PAUSE", 0)
+    requests = io.StringIO()
+    a = scripted("a", [{"seconds": [s]} for s in (9, 1, 2)], requests)
+    b = scripted("b", [{"seconds": [s]} for s in (9, 3, 4)], requests)
+    outcomes = alternate([a, b], rounds=2, bench=a_bench())
+    turns = [json.loads(line)["with"]["who"] for line in requests.getvalue().splitlines()]
+    assert turns == ["a", "b", "b", "a", "a", "b"]
+    assert outcomes == {"a": Outcome([1, 2]), "b": Outcome([3, 4])}
+
+
+def test_an_entrant_that_fails_is_skipped_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compare, "PAUSE", 0)
+    requests = io.StringIO()
+    a = scripted("a", [{"seconds": [1]}, {"error": "no memory"}], requests)
+    b = scripted("b", [{"seconds": [s]} for s in (1, 2, 3)], requests)
+    bench = a_bench()
+    outcomes = alternate([a, b], rounds=2, bench=bench)
+    assert outcomes == {"b": Outcome([2, 3])}
+    assert bench.skipped == {"a, run": "a: no memory"}
+
+
+def test_a_figure_holds_rates_or_times_and_how_far_answers_differ() -> None:
+    outcomes = {REFLLM: Outcome([2.0], [1.0, 5.0]), "peer": Outcome([4.0], [1.5, 5.0])}
+    rate = figure_of({"work": "w"}, outcomes, unit="tokens/s", amount=8)
+    time = figure_of({"work": "w"}, outcomes, unit="ms", amount=8)
+    assert rate.samples == {REFLLM: [4.0], "peer": [2.0]}
+    assert time.samples == {REFLLM: [250.0], "peer": [500.0]}
+    assert rate.differences == {"peer": 0.5}
+    assert (rate.ratio("peer"), time.ratio("peer")) == (2.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("of_int8", "refusal"),
+    [([0.5, 2.0], "exact and int8 gave the same logits"), ([0.5, 2.1], None)],
+)
+def test_numerics_are_refused_as_mislabeled_where_their_logits_are_the_same(
+    of_int8: list[float], refusal: str | None
+) -> None:
+    outcomes = {"exact": Outcome([1.0], [0.5, 2.0]), "int8": Outcome([1.0], of_int8)}
+    said = None
+    try:
+        require_different(outcomes, ("exact", "int8"))
+    except ValueError as error:
+        said = str(error)
+    assert (said is None) == (refusal is None)
+    assert (refusal or "") in (said or "")
+
+
+def test_any_change_of_the_sources_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    before = sha256_of_sources(tmp_path)
+    assert sha256_of_sources(tmp_path) == before
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert sha256_of_sources(tmp_path) != before
+
+
+def test_a_run_during_which_the_sources_changed_is_not_complete(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hashes = iter(["before", "after"])
+    monkeypatch.setattr(commands, "sha256_of_sources", lambda: next(hashes))
+    options = replace(a_bench().options, is_quick=False)
+    session = commands.Session(options, tmp_path / "results.json")
+    session.run("decode", lambda bench: bench.add(a_figure(refllm=1)))
+    entry = read(tmp_path / "results.json")[0]
+    assert not entry.is_complete
+    assert "changed" in entry.skipped["report"]
