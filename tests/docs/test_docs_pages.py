@@ -145,7 +145,9 @@ def test_a_fragment_of_the_changelog_has_an_issue_or_a_word_and_a_known_type() -
     types = "|".join(kind["directory"] for kind in settings["type"])
     folder = PROJECT / settings["directory"]
     names = {path.name for path in folder.iterdir()} - {"README.md"}
-    assert [n for n in names if not re.fullmatch(rf"(\d+|\+[\w-]+)\.({types})(\.\d+)?\.md", n)] == []
+    assert [
+        n for n in names if not re.fullmatch(rf"(\d+|\+[\w-]+)\.({types})(\.\d+)?\.md", n)
+    ] == []
     readme = (folder / "README.md").read_text("utf-8")
     assert [kind for kind in types.split("|") if f"| `{kind}` |" not in readme] == []
     assert settings["start_string"].strip() in (PROJECT / settings["filename"]).read_text("utf-8")
