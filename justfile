@@ -20,6 +20,18 @@ test:
 quick:
     pytest -m quick
 
+# The documentation as a site, in docs/_build/html; notebooks that did not change are not run again.
+docs:
+    python -m sphinx -W --keep-going docs docs/_build/html
+
+# Every link of the documentation, those to other sites included.
+links:
+    python -m sphinx -b linkcheck docs docs/_build/links
+
+# What CHANGELOG.md would get from changelog.d/ for a version: `just changes 0.2.0`.
+changes version:
+    towncrier build --draft --version {{version}}
+
 # Format every file.
 format:
     ruff format .

@@ -13,25 +13,22 @@ from typing import Any
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.compare import Bench
 from benchmarks.results import REFLLM, Figure
-from refllm.kernels.packed.tile import MOST_ROWS
+from refllm.jit.buffers import FLOAT_BYTES, Floats
+from refllm.kernels.packed.tile import MAX_ROWS
 from refllm.kernels.simd.lanes import LANES, load_f32
 from refllm.kernels.simd.rows import load_rows_of, splat_rows_of, store_rows
 
 __all__ = ["measure_limits"]
 
-Floats = NDArray[np.float32]
-
 N_TERMS = 256  # with 16 lanes, 16 KiB of weights: half of a first cache
 REPEATS = 20_000
 QUICK_REPEATS = 10
-FLOAT_BYTES = 4
 
-load_rows = load_rows_of(MOST_ROWS)
-splat_rows = splat_rows_of("f32", MOST_ROWS)
+load_rows = load_rows_of(MAX_ROWS)
+splat_rows = splat_rows_of("f32", MAX_ROWS)
 
 
 def tile(x: Floats, weights: Floats, sums: Floats, repeats: int) -> None:
@@ -59,14 +56,14 @@ def measure_limits(bench: Bench) -> None:
                 rates[name].append(rate)
     for name, samples in rates.items():
         labels: dict[str, str | int] = {"work": "tile", "operations": name}
-        labels |= {"rows": MOST_ROWS, "lanes": LANES}
+        labels |= {"rows": MAX_ROWS, "lanes": LANES}
         bench.add(Figure(labels=labels, unit="G MAC/s", samples={REFLLM: samples}))
 
 
 def _rate(kernel: Callable[..., Any], repeats: int) -> float:
     """10⁹ multiplications with their additions per second; all numbers are zero and stay so."""
-    x, weights = np.zeros(MOST_ROWS * N_TERMS, np.float32), np.zeros(N_TERMS * LANES, np.float32)
-    sums = np.zeros(MOST_ROWS * LANES, np.float32)
+    x, weights = np.zeros(MAX_ROWS * N_TERMS, np.float32), np.zeros(N_TERMS * LANES, np.float32)
+    sums = np.zeros(MAX_ROWS * LANES, np.float32)
     start = time.perf_counter()
     kernel(x, weights, sums, repeats)
-    return MOST_ROWS * LANES * N_TERMS * repeats / (time.perf_counter() - start) / 1e9
+    return MAX_ROWS * LANES * N_TERMS * repeats / (time.perf_counter() - start) / 1e9

@@ -1,4 +1,12 @@
-"""refllm: the reference implementation of Spin's Serverless AI interface."""
+"""refllm: the reference implementation of Spin's Serverless AI interface.
+
+    import refllm
+    model = refllm.load("tiny-chat")                 a model with its tokenizer
+    refllm.infer("tiny-chat", "Once upon a time")    what a Spin application calls
+
+The files beside this one are the textbook: `api`, `generate`, `sampling`, `llama`, `bert`, `rope`,
+`quant` and `oracle`, which every kernel must equal in every bit. Folders have everything else.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from refllm.errors import InvalidInput, LlmRuntimeError
 from refllm.kernels.attention import attention_scale, attention_weights, key_value_buffers
 from refllm.kernels.elementwise import apply_rope, rms_norm, rope_table, swiglu
-from refllm.kernels.kv_attention import attention, caches_of, remember
+from refllm.kernels.kv_attention import append_kv, attention, describe_caches
 from refllm.kernels.linear import Matrix, embedding, linear
 from refllm.parameters import Parameters
 from refllm.rope import YarnScaling, rope_frequencies
@@ -211,7 +211,7 @@ class Llama:
         token_ids = np.concatenate([np.asarray(s.token_ids, np.int64) for s in segments])  # [T]
         positions = np.concatenate([_positions(segment) for segment in segments])  # [T]
         table = rope_table(positions, self.frequencies, c.rope_attention_factor)  # [2, T, R/2]
-        caches = caches_of(
+        caches = describe_caches(
             [(segment.cache.keys, segment.cache.values) for segment in segments],
             n_before=[segment.cache.length for segment in segments],
             n_new=[len(segment.token_ids) for segment in segments],
@@ -223,7 +223,7 @@ class Llama:
             h = rms_norm(x, layer.attn_norm, c.rms_norm_eps)  # [T, D]
             show("attn_norm", h)
             qkv = self._queries_keys_values(layer, h, table, show)  # [T, H + 2·Hkv, E]
-            remember(qkv, caches, layer=i)
+            append_kv(qkv, caches, layer=i)
             heads = attention(qkv, caches, positions + 1, n_heads=c.n_heads, layer=i)  # [T, H, E]
             if show is not ignore:
                 for weights in _attention_weights(i, qkv[:, : c.n_heads], segments):

@@ -1,13 +1,13 @@
 """The rule in plain NumPy: what every kernel must equal, bit for bit.
 
-T tokens, D model width, N outputs of a matrix, H heads, K key/value heads, E head width,
-R rotated part of a head, S tokens seen, V vocabulary.
+T tokens, S context so far, D model width, N outputs of a matrix, H heads, Hkv key/value heads, E
+head width, F feed-forward width, R rotated part of a head, V vocabulary.
 
-Every formula of the two networks stands here once more, slowly and without a cache: sums over the
+This module has every formula of the two networks, slow and without a cache. Sums over the
 contracted axis are a Python loop or `np.add.accumulate`, which adds from left to right by
-definition. Given float32 arrays the functions follow SPEC.md's rule exactly; given float64 arrays
-the same lines compute in float64 with NumPy's own elementary functions, and show how large the
-error of float32 is.
+definition. With float32 arrays the functions follow SPEC.md's rule exactly. With float64 arrays the
+same lines compute in float64 with NumPy's own elementary functions, which measures the error of
+float32.
 """
 
 from __future__ import annotations
@@ -49,47 +49,47 @@ Arrays = Mapping[str, Array]
 
 
 def matmul(x: Array, w: Array) -> Array:
-    """x [T, D] times the rows of w [N, D]: one product and one sum at a time, [T, N]."""
+    """Return x [T, D] times the rows of w [N, D], one product and one sum at a time: [T, N]."""
     y = np.zeros((len(x), len(w)), x.dtype)  # [T, N]
     for d in range(x.shape[1]):
         y = y + x[:, d, None] * w[None, :, d]
     return y
 
 
-def total(x: Array) -> Array:
-    """The float64 sum of the last axis from left to right."""
+def row_sums(x: Array) -> Array:
+    """Return the float64 sums of the last axis from left to right, [..., 1]."""
     return np.add.accumulate(x.astype(np.float64), axis=-1)[..., -1:]  # [..., 1]
 
 
 def mean_rows(x: Array) -> Array:
-    """The mean of the rows of x [T, D], [D]."""
-    return (total(x.T) / len(x)).astype(x.dtype)[:, 0]
+    """Return the mean of the rows of x [T, D], [D]."""
+    return (row_sums(x.T) / len(x)).astype(x.dtype)[:, 0]
 
 
 # Elementary functions: float64 inside, rounded once
 
 
 def exp(x: Array) -> Array:
-    """e**x."""
+    """Return e**x."""
     return (_exp(x.astype(np.float64)) if x.dtype == np.float32 else np.exp(x)).astype(x.dtype)
 
 
 def silu(x: Array) -> Array:
-    """x / (1 + e**−x)."""
+    """Return x / (1 + e**−x)."""
     wide = x.astype(np.float64)
     e = _exp(-wide) if x.dtype == np.float32 else np.exp(-wide)
     return (wide / (1.0 + e)).astype(x.dtype)
 
 
 def gelu(x: Array) -> Array:
-    """x·Φ(x), with the upper tail of the normal distribution where x is negative."""
+    """Return x·Φ(x), by the upper tail of the normal distribution where x is negative."""
     wide = x.astype(np.float64)
     tail = (_upper_tail if x.dtype == np.float32 else _erfc_tail)(np.abs(wide))
     return (wide * np.where(wide < 0, tail, 1.0 - tail)).astype(x.dtype)
 
 
 def activation(name: str, x: Array) -> Array:
-    """What stands between a BERT's two feed-forward products, by its name in `BertConfig`."""
+    """Return the activation in a BERT's feed-forward block, by its name in `BertConfig`."""
     wide = x.astype(np.float64)
     if name in ("gelu", "gelu_clipped"):
         result: Array = gelu(x)
@@ -105,17 +105,26 @@ def activation(name: str, x: Array) -> Array:
     return (wide / (1.0 + e)).astype(x.dtype)
 
 
+# ln 2 in two parts. The high one has 38 bits, so its product with an integer n of up to 15 bits is
+# exact in float64; LN2_LOW has the next 53 bits. With n·ln2 as one rounded product, r would be
+# wrong by up to 2^-44.
+LOG2_E = 1.4426950408889634
+LN2_HIGH = 0.6931471805582987
+LN2_LOW = 1.6465949582897082e-12
+
+
 def _exp(x: Array) -> Array:
-    """The rule's e**x in float64: 2**n times a Taylor series of degree 10."""
+    """Return the rule's e**x in float64: x = n·ln2 + r, so 2**n times e**r's Taylor series."""
     x = np.clip(x, -708.0, 708.0)
-    n = np.rint(x * 1.4426950408889634)
-    r = (x - n * 0.6931471805582987) - n * 1.6465949582897082e-12
+    n = np.rint(x * LOG2_E)
+    r = (x - n * LN2_HIGH) - n * LN2_LOW
     series = np.full_like(x, 1 / math.factorial(10))
     for k in range(9, -1, -1):
         series = series * r + 1 / math.factorial(k)
     return series * np.ldexp(1.0, n.astype(np.int64))
 
 
+# Of the polynomial in `_upper_tail`, highest power first; printed by `tools/fit_gelu.py`.
 TAIL_COEFFICIENTS = (
     6.678069290679525e-06,
     1.571064635189188e-05,
@@ -135,7 +144,10 @@ TAIL_COEFFICIENTS = (
 
 
 def _upper_tail(a: Array) -> Array:
-    """The rule's erfc(a/√2)/2 in float64, a ≥ 0."""
+    """Return the rule's erfc(a/√2)/2 in float64, a ≥ 0.
+
+    It is e**(−a²/2) · P(u)/(a + 5), with u = (a − 5)/(a + 5) and a polynomial P.
+    """
     a = np.minimum(a, 40.0)
     inverse = 1.0 / (a + 5.0)
     u = (a - 5.0) * inverse
@@ -150,11 +162,19 @@ def _erfc_tail(a: Array) -> Array:
     return result
 
 
+# π/2 in three parts of 33, 33 and 53 bits, for the same reason: products with integers below 2^20
+# are exact.
+TWO_OVER_PI = 0.6366197723675814
+HALF_PI_1 = 1.5707963267341256
+HALF_PI_2 = 6.077100506303966e-11
+HALF_PI_3 = 2.0222662487959506e-21
+
+
 def _cos_sin(angle: Array) -> tuple[Array, Array]:
-    """The rule's cosine and sine in float64, |angle| ≤ 2^20."""
-    n = np.rint(angle * 0.6366197723675814)
-    r = angle - n * 1.5707963267341256
-    r = (r - n * 6.077100506303966e-11) - n * 2.0222662487959506e-21
+    """Return the rule's cosine and sine in float64, |angle| ≤ 2^20: angle = n·π/2 + r."""
+    n = np.rint(angle * TWO_OVER_PI)
+    r = angle - n * HALF_PI_1
+    r = (r - n * HALF_PI_2) - n * HALF_PI_3
     square = r * r
     s, c = np.zeros_like(r), np.zeros_like(r)
     for k in range(15, 1, -2):  # −1/15!, 1/13!, …, −1/3!
@@ -174,58 +194,59 @@ def _cos_sin(angle: Array) -> tuple[Array, Array]:
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    """x / √(mean(x²) + ε) · weight, [T, D]."""
+    """Return x / √(mean(x²) + ε) · weight, [T, D]."""
     wide = x.astype(np.float64)
-    mean_square = (total(wide * wide) / x.shape[1]).astype(x.dtype)  # [T, 1]
+    mean_square = (row_sums(wide * wide) / x.shape[1]).astype(x.dtype)  # [T, 1]
     result: Array = (x * (1 / np.sqrt(mean_square + x.dtype.type(eps)))) * weight
     return result
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
-    """(x − mean) / √(variance + ε) · weight + bias, [T, D]."""
-    centered = x - (total(x) / x.shape[1]).astype(x.dtype)  # [T, D]
+    """Return (x − mean) / √(variance + ε) · weight + bias, [T, D]."""
+    centered = x - (row_sums(x) / x.shape[1]).astype(x.dtype)  # [T, D]
     wide = centered.astype(np.float64)
-    variance = (total(wide * wide) / x.shape[1]).astype(x.dtype)  # [T, 1]
+    variance = (row_sums(wide * wide) / x.shape[1]).astype(x.dtype)  # [T, 1]
     result: Array = (centered * (1 / np.sqrt(variance + x.dtype.type(eps)))) * weight + bias
     return result
 
 
 def softmax(scores: Array) -> Array:
-    """e**(x − max) / Σ e**(x − max) over the last axis."""
+    """Return e**(x − max) / Σ e**(x − max) over the last axis."""
     e = exp(scores - scores.max(axis=-1, keepdims=True))
-    result: Array = e / total(e).astype(scores.dtype)
+    result: Array = e / row_sums(e).astype(scores.dtype)
     return result
 
 
 def normalize(x: Array) -> Array:
-    """x / max(‖x‖, 1e-12) over the last axis."""
+    """Return x / max(‖x‖, 1e-12) over the last axis."""
     wide = x.astype(np.float64)
-    length = np.sqrt(total(wide * wide)).astype(x.dtype)
+    length = np.sqrt(row_sums(wide * wide)).astype(x.dtype)
     result: Array = x / np.maximum(length, x.dtype.type(1e-12))
     return result
 
 
 def rope(x: Array, positions: Array, frequencies: Array, magnitude: float = 1.0) -> Array:
-    """x [T, H, E] with its pairs (2i, 2i+1), i < R/2, turned by position · frequency.
+    """Return x [T, H, E] with its pairs (2i, 2i+1), i < R/2, rotated by position · frequency.
 
-    A turned pair is also `magnitude` times as long.
+    A rotated pair is also multiplied by `magnitude`.
     """
     angle = positions[:, None] * frequencies  # [T, R/2]
     exact = x.dtype == np.float64
-    turn = (np.cos(angle), np.sin(angle)) if exact else _cos_sin(angle)
-    cosine, sine = ((part * magnitude).astype(x.dtype)[:, None, :] for part in turn)  # [T, 1, R/2]
+    cos_sin = (np.cos(angle), np.sin(angle)) if exact else _cos_sin(angle)
+    # Two arrays [T, 1, R/2].
+    cosine, sine = ((part * magnitude).astype(x.dtype)[:, None, :] for part in cos_sin)
     out = x.copy()
-    turned = 2 * len(frequencies)
-    a, b = x[..., 0:turned:2], x[..., 1:turned:2]  # [T, H, R/2]
-    out[..., 0:turned:2] = a * cosine - b * sine
-    out[..., 1:turned:2] = a * sine + b * cosine
+    rotated = 2 * len(frequencies)  # R
+    a, b = x[..., 0:rotated:2], x[..., 1:rotated:2]  # [T, H, R/2]
+    out[..., 0:rotated:2] = a * cosine - b * sine
+    out[..., 1:rotated:2] = a * sine + b * cosine
     return out
 
 
 def attention(
     q: Array, k: Array, v: Array, n_visible: Sequence[int], bias: Array | None = None
 ) -> Array:
-    """softmax(q·k/√E + bias)·v: q [T, H, E], k and v [S, K, E], bias [H, T, S] → [T, H, E]."""
+    """Return softmax(q·k/√E + bias)·v, [T, H, E]: q [T, H, E], k, v [S, Hkv, E], bias [H, T, S]."""
     out = np.empty_like(q)
     scale = q.dtype.type(1 / math.sqrt(q.shape[2]))
     group = q.shape[1] // k.shape[1]
@@ -242,7 +263,7 @@ def attention(
 
 
 def llama(config: LlamaConfig, w: Arrays, token_ids: Sequence[int]) -> Array:
-    """The logits after each token [T, V]; `w` are a llama's tensors by canonical name."""
+    """Return the logits after each token [T, V]; `w` are a llama's tensors by canonical name."""
     c = config
     n_tokens = len(token_ids)
     positions = np.arange(n_tokens)
@@ -273,7 +294,7 @@ def llama(config: LlamaConfig, w: Arrays, token_ids: Sequence[int]) -> Array:
 
 
 def bert(config: BertConfig, w: Arrays, token_ids: Sequence[int]) -> Array:
-    """The normalized embedding [D] of one text; `w` are a BERT's tensors by canonical name."""
+    """Return the normalized embedding [D] of a text; `w` are a BERT's tensors by canonical name."""
     c = config
     n_tokens = len(token_ids)
     n_visible = [n_tokens] * n_tokens
@@ -301,24 +322,25 @@ def bert(config: BertConfig, w: Arrays, token_ids: Sequence[int]) -> Array:
 
 
 def _bias_of_distances(by_bucket: Array, n_tokens: int) -> Array:
-    """MPNet's bias [H, T, S] from that of its 32 buckets [32, H].
+    """Return MPNet's bias [H, T, S] from that of its 32 buckets [32, H].
 
-    Half of the buckets are for keys behind the query. Of a half, the first eight are distances and
-    the others grow with the logarithm, to 128; what is beyond shares the last.
+    Half of the buckets are for keys behind the query. Of a half, the first eight are distances; the
+    others are logarithmic up to 128, and the last is for all larger distances, too.
     """
     out = np.empty((by_bucket.shape[1], n_tokens, n_tokens), by_bucket.dtype)
     for t in range(n_tokens):
         for s in range(n_tokens):
             bucket = distance = abs(s - t)
             if distance >= 8:
-                # The small addend keeps powers of two, whose logarithms are not exact, at home.
+                # The small addend keeps powers of two, whose logarithms are inexact, from rounding
+                # down into the bucket before.
                 bucket = min(15, int(8 + 8 * math.log(distance / 8) / math.log(16) + 1e-9))
             out[:, t, s] = by_bucket[bucket + (16 if s > t else 0)]
     return out
 
 
 def _under(w: Arrays, prefix: str) -> Arrays:
-    """The tensors whose names begin with `prefix`, without it."""
+    """Return the tensors whose names begin with `prefix`, by their names without it."""
     return {name.removeprefix(prefix): w[name] for name in w if name.startswith(prefix)}
 
 

@@ -1,10 +1,10 @@
 """The rule of the numerics "int8" in plain NumPy: `refllm.kernels.int8` equals it bit by bit.
 
-T rows of x, N rows of w (outputs), B blocks in a row of either, K numbers in a block.
+T rows of x, N outputs (rows of w), D columns of both, B blocks of D/B numbers in a row of either.
 
-ggml, the library under llama.cpp, multiplies quantized weights on a CPU like this: it quantizes the
-activations too, multiplies integers, and scales the sums. This is that, with one order of additions
-where ggml's depends on the CPU. All floats are float32, and every operation is rounded.
+ggml, llama.cpp's library, multiplies quantized weights on a CPU in this way: it quantizes the
+activations, too, multiplies integers, and scales the sums. This rule fixes one order of additions;
+ggml's order depends on the CPU. All floats are float32, and every operation is rounded.
 
 **1. Activations** become integers a and a scale d_x, block by block. Round means to the nearest
 integer.
@@ -22,10 +22,10 @@ integer.
 
   So the largest becomes −127. (ggml limits a to 127; as |f · x| ≤ 127 but for rounding, it is.)
 
-- Where 1 / d or f is infinite, which is to say that the block is zero or next to it, a = 0 and
-  d_x = 0 (in Q8_0: d_x = float16(d), which is 0, too). ggml says so for zero, and C says nothing
-  about what it does beyond. A block that holds an infinity or a NaN, which C does not define
-  either, has a = 0 and d_x = s_x = NaN.
+- Where 1 / d or f is infinite, because the block is zero or almost zero, a = 0 and d_x = 0 (in
+  Q8_0: d_x = float16(d), which is 0, too). ggml defines this for zero; for almost zero its C code
+  has undefined behaviour. A block with an infinity or a NaN, undefined in C as well, has a = 0 and
+  d_x = s_x = NaN.
 
 **2. Weights** are integers already. Every format means d_w · w − m_w · v or (Q4_1, Q5_1)
 d_w · w + m_w, with integers w and v for each weight and floats d_w and m_w for each block. In a
@@ -43,11 +43,12 @@ W = Σ w·a and V = Σ v·a.
 
 Sources: ggml, `ggml-quants.c` (`quantize_row_q8_0_ref`, `quantize_row_q8_1_ref`,
 `quantize_row_q8_K_ref`) and `ggml-cpu/quants.c` (`ggml_vec_dot_*_generic`), from which the
-operations of a block and their order are taken. Where this is not what ggml's portable code does:
-its functions for Q3_K to Q6_K scale eight partial sums of W and add those at the end, and that for
-IQ4_XS scales each sub-block of 32. And its code for a certain CPU is not its portable code: it adds
-in other orders, fuses multiplications with additions, and on x86 computes 127 / amax instead of
-1 / d and rounds ties to even. So llama.cpp is near, and not equal, to this and to itself elsewhere.
+operations of a block and their order are taken. ggml's portable code differs from this in some
+formats: its functions for Q3_K to Q6_K scale eight partial sums of W and add those at the end, and
+that for IQ4_XS scales each sub-block of 32. ggml's code for a specific CPU differs from its
+portable code: it adds in other orders, fuses multiplications with additions, and on x86 computes
+127 / amax instead of 1 / d and rounds ties to even. So llama.cpp is close, but not equal, to this
+rule and to itself on other CPUs.
 """
 
 from __future__ import annotations
@@ -57,16 +58,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.jit.buffers import Floats, Ints
 from refllm.quant import Tensor
 
 __all__ = ["Activations", "Weights", "integer_weights", "matmul", "quantize_q8_0", "quantize_q8_k"]
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-
 NAN = np.float32(np.nan)
 
-# Where the halves d and m begin in a block, for the formats where that is not 0, or that have m.
+# Where d and m begin in a block, for formats where d is not at 0 and for formats with m.
 D_AT = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}
 M_AT = {"Q4_1": 2, "Q5_1": 2, "Q2_K": 82, "Q4_K": 2, "Q5_K": 2}
 
@@ -74,7 +73,7 @@ M_AT = {"Q4_1": 2, "Q5_1": 2, "Q2_K": 82, "Q4_K": 2, "Q5_K": 2}
 class Activations(NamedTuple):
     """x ≈ d · a; s is float16(d · Σa), for blocks of 32."""
 
-    a: Ints  # [T, B, K]
+    a: Ints  # [T, B, D/B]
     d: Floats  # [T, B]
     s: Floats  # [T, B]
 
@@ -82,8 +81,8 @@ class Activations(NamedTuple):
 class Weights(NamedTuple):
     """d · w − m · v, or d · w + m."""
 
-    w: Ints  # [N, B, K]
-    v: Ints  # [N, B, K]
+    w: Ints  # [N, B, D/B]
+    v: Ints  # [N, B, D/B]
     d: Floats  # [N, B]
     m: Floats  # [N, B]
 
@@ -92,7 +91,7 @@ class Weights(NamedTuple):
 
 
 def quantize_q8_0(x: Floats) -> Activations:
-    """The rows of x [T, D] in blocks of 32: a and d as ggml's Q8_0, s as its Q8_1."""
+    """Return the rows of x [T, D] in blocks of 32: a and d as ggml's Q8_0, s as its Q8_1."""
     blocks = x.reshape(len(x), -1, 32)  # [T, B, 32]
     amax = np.abs(blocks).max(axis=2)  # [T, B], NaN where one is
     defined = np.isfinite(amax)
@@ -108,7 +107,7 @@ def quantize_q8_0(x: Floats) -> Activations:
 
 
 def quantize_q8_k(x: Floats) -> Activations:
-    """The rows of x [T, D] in blocks of 256, as ggml's Q8_K; it has no s."""
+    """Return the rows of x [T, D] in blocks of 256, as ggml's Q8_K; it has no s."""
     blocks = x.reshape(len(x), -1, 256)  # [T, B, 256]
     defined = np.isfinite(blocks).all(axis=2)  # [T, B]
     place = np.abs(blocks).argmax(axis=2)  # [T, B], the first of several
@@ -123,7 +122,7 @@ def quantize_q8_k(x: Floats) -> Activations:
 
 
 def _half_away(x: Floats) -> Ints:
-    """The nearest integers, ties away from zero; in float64, where adding a half is exact."""
+    """Return the nearest integers, ties away from zero; adding a half is exact in float64."""
     wide = x.astype(np.float64)
     return np.copysign(np.floor(np.abs(wide) + 0.5), wide).astype(np.int64)
 
@@ -136,14 +135,14 @@ def _rounded_to_half(x: Floats) -> Floats:
 
 
 def integer_weights(weight: Tensor) -> Weights:
-    """The integers and floats of which the rows of weight [N, D] are made.
+    """Return the integers and floats of which the rows of weight [N, D] are made.
 
-    w is what the format decodes to where d is 1 and m is 0. −v is what a super-block decodes to
-    where d is 0 and m is 1; in Q4_1 and Q5_1, m itself is added.
+    w are the decoded numbers with d = 1 and m = 0. −v are those of a super-block with d = 0 and
+    m = 1; in Q4_1 and Q5_1, m itself is added.
     """
-    stored_as = weight.format
-    blocks = weight.data.reshape(len(weight.data), -1, stored_as.block_bytes)  # [N, B, bytes]
-    d_at, m_at = D_AT.get(stored_as.name, 0), M_AT.get(stored_as.name, -1)
+    fmt = weight.format
+    blocks = weight.data.reshape(len(weight.data), -1, fmt.block_bytes)  # [N, B, bytes]
+    d_at, m_at = D_AT.get(fmt.name, 0), M_AT.get(fmt.name, -1)
     d = _half_at(blocks, d_at).astype(np.float32)  # [N, B]
     m = _half_at(blocks, m_at).astype(np.float32) if m_at >= 0 else np.zeros_like(d)
 
@@ -152,14 +151,14 @@ def integer_weights(weight: Tensor) -> Weights:
         _half_at(changed, d_at)[...] = new_d
         if m_at >= 0:
             _half_at(changed, m_at)[...] = new_m
-        rows = stored_as.decode(changed.reshape(weight.data.shape))  # [N, D]
-        return rows.reshape(*d.shape, stored_as.block_size).astype(np.int64)
+        rows = fmt.decode(changed.reshape(weight.data.shape))  # [N, D]
+        return rows.reshape(*d.shape, fmt.block_size).astype(np.int64)
 
     return Weights(decoded_with(1, 0), -decoded_with(0, 1), d, m)
 
 
 def _half_at(blocks: NDArray[np.uint8], byte: int) -> NDArray[np.float16]:
-    """The halves that begin at that byte of each block, a view."""
+    """Return the halves that begin at that byte of each block, a view."""
     return blocks[..., byte : byte + 2].view("<f2")[..., 0]
 
 
@@ -167,7 +166,7 @@ def _half_at(blocks: NDArray[np.uint8], byte: int) -> NDArray[np.float16]:
 
 
 def matmul(x: Floats, weight: Tensor) -> Floats:
-    """x [T, D], quantized, times the rows of weight [N, D]: float32 [T, N]."""
+    """Return x [T, D], quantized, times the rows of weight [N, D]: float32 [T, N]."""
     name = weight.format.name
     x_ = quantize_q8_0(x) if weight.format.block_size == 32 else quantize_q8_k(x)
     w_ = integer_weights(weight)

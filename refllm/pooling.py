@@ -20,14 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.errors import InvalidInput
-from refllm.kernels.elementwise import gelu, l2_normalize, mean_rows
+from refllm.kernels.elementwise import gelu, l2_normalize, mean_rows, relu, silu
 from refllm.kernels.linear import Matrix, linear
 from refllm.kernels.pooling import (
     max_rows,
     mean_sqrt_rows,
-    relu,
     sigmoid,
-    silu,
     tanh,
     weighted_mean_rows,
 )

@@ -56,8 +56,8 @@ from numpy.typing import NDArray
 
 from refllm.errors import InvalidInput, LlmRuntimeError
 from refllm.interface import InferencingParams, as_f32
-from refllm.kernels.math64 import exp_of_each, shares_of_each
-from refllm.kernels.topk import ids_of_largest
+from refllm.kernels import math64
+from refllm.kernels.topk import topk
 
 __all__ = [
     "PROFILES",
@@ -160,7 +160,7 @@ def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
         >>> softmax(np.array([3.0, 2.0, 1.0])).round(3)
         array([0.665, 0.245, 0.09 ])
     """
-    return shares_of_each(logits)
+    return math64.softmax(logits)
 
 
 def exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -174,7 +174,7 @@ def exp(x: NDArray[np.float64]) -> NDArray[np.float64]:
     rounded twice, the second time to a multiple of 2^-1074, and the worst found is 0.81 of that;
     it is 0 below about -745.13.
     """
-    return exp_of_each(x)
+    return math64.exp(x)
 
 
 def top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
@@ -188,7 +188,7 @@ def top_k(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
     if not 0 < k < n:
         return np.argsort(-scores, kind="stable")
     if k <= INSERTION_LIMIT:
-        return ids_of_largest(scores, k)
+        return topk(scores, k)
     border = np.partition(scores, n - k)[n - k]  # the k-th largest, without sorting V scores
     above = np.flatnonzero(scores > border)  # fewer than k, ascending ids
     tied = np.flatnonzero(scores == border)[: k - len(above)]

@@ -33,7 +33,7 @@ __all__ = ["BEGIN", "END", "PAGE", "rewritten", "tables"]
 
 PROJECT = Path(__file__).parents[1]
 PAGE = PROJECT / "docs" / "models.md"
-PEER_VALUES = PROJECT / "tests" / "peer_values"
+PEER_VALUES = PROJECT / "tests" / "support" / "peer_values"
 BEGIN = "<!-- Begin of what `python -m tools.accounting_page` writes. -->"
 END = "<!-- End of what `python -m tools.accounting_page` writes. -->"
 
@@ -45,7 +45,7 @@ class Computed:
     Attributes:
         what: What a model may have.
         how: Which kinds of it are computed.
-        topics: The files of `tests/peer_values` that have the right values.
+        topics: The files of `tests/support/peer_values` that have the right values.
         others: Other sources of right values.
     """
 

@@ -9,9 +9,9 @@ Source of the layouts: ggml, `ggml-common.h` (the blocks) and `ggml-quants.c` (t
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refllm.ggml.format import Format, half_at
+from refllm.jit.buffers import Bytes, Floats
 from refllm.jit.compile import jit
 
 __all__ = ["IQ4_NL", "IQ4_VALUES", "Q1_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q8_1"]
@@ -39,7 +39,7 @@ class Q1_0(Format):
     block_bytes = 18
 
     @staticmethod
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         d = blocks[:, :2].view("<f2").astype(np.float32)  # [n, 1]
         bits = np.unpackbits(blocks[:, 2:], axis=1, bitorder="little")  # [n, 128]
         out[...] = np.where(bits, d, -d)
@@ -64,7 +64,7 @@ class Q4_0(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 0)
             for j in range(16):
@@ -92,7 +92,7 @@ class Q4_1(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 0)
             m = half_at(blocks, b, 2)
@@ -103,13 +103,13 @@ class Q4_1(Format):
 
 
 @jit
-def _fifth_bit(blocks: NDArray[np.uint8], b: int, byte: int, j: int) -> int:
-    """16 if bit `j` of the 32 bits from `byte` on is set, else 0: the top bit of a 5-bit value."""
+def _fifth_bit(blocks: Bytes, b: int, byte: int, j: int) -> int:
+    """Return 16 if bit `j` of the 32 bits from `byte` on is set, else 0: the fifth bit."""
     return ((int(blocks[b, byte + (j >> 3)]) >> (j & 7)) & 1) << 4
 
 
 class Q5_0(Format):
-    """5 bits a value, symmetric; the fifth bits lie together in h.
+    """5 bits a value, symmetric; the fifth bits are together in h.
 
     byte   0     1     2            5     6             21
          +-----------+------+-----+------+------+-----+-------+
@@ -128,7 +128,7 @@ class Q5_0(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 0)
             for j in range(16):
@@ -140,7 +140,7 @@ class Q5_0(Format):
 
 
 class Q5_1(Format):
-    """5 bits a value, with a minimum; the fifth bits lie together in h.
+    """5 bits a value, with a minimum; the fifth bits are together in h.
 
     byte   0     1     2     3     4            7     8             23
          +-----------+-----------+------+-----+------+------+-----+-------+
@@ -159,7 +159,7 @@ class Q5_1(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 0)
             m = half_at(blocks, b, 2)
@@ -189,7 +189,7 @@ class Q8_0(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 0)
             for j in range(32):
@@ -208,7 +208,7 @@ class Q8_1(Format):
 
     y = d * q
 
-    ggml quantizes activations so; no tool writes it to a file. (The `gguf` package counts 40
+    ggml quantizes activations to it; no tool writes it to a file. (The `gguf` package counts 40
     bytes: `d` and `s` were float32 once.)
     """
 
@@ -217,9 +217,9 @@ class Q8_1(Format):
     block_bytes = 36
 
     @staticmethod
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         d = blocks[:, :2].view("<f2").astype(np.float32)  # [n, 1]
-        with np.errstate(invalid="ignore"):  # an infinite or NaN scale is the file's, not ours
+        with np.errstate(invalid="ignore"):  # the file may have an infinite or NaN scale
             np.multiply(d, blocks[:, 4:].view(np.int8), out=out)  # [n, 32]
 
 
@@ -242,7 +242,7 @@ class IQ4_NL(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 0)
             for j in range(16):

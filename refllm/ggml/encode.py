@@ -1,12 +1,11 @@
 """Floats → GGML blocks: what `llama-quantize` does to a matrix.
 
-Plain numbers and blocks of 32 are the `gguf` package's, which has ggml's own rounding. It has no
-Q4_K; that is here, after `make_qkx2_quants` and `quantize_row_q4_K_ref` in ggml's ggml-quants.c.
-Rounding to the nearest level is half the work there: which levels there are is a choice, and ggml
-tries twenty.
+The `gguf` package encodes plain numbers and blocks of 32, with ggml's own rounding. It has no
+encoder for Q4_K; this module has one, after `make_qkx2_quants` and `quantize_row_q4_K_ref` in
+ggml's ggml-quants.c. Rounding to the nearest level is half of the task. The other half is the
+choice of the levels, for which ggml tries twenty-one.
 
-B blocks of 256, S sub-blocks of 32, N rows, D columns; other letters as drawn in
-`refllm.ggml.superblocks`.
+B blocks of 256, N rows, D columns; other letters as drawn in `refllm.ggml.superblocks`.
 """
 
 from __future__ import annotations
@@ -16,17 +15,16 @@ import numpy as np
 from gguf import quants
 from numpy.typing import NDArray
 
-__all__ = ["QUANTIZABLE", "encode"]
+from refllm.jit.buffers import Bytes, Floats
 
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
+__all__ = ["QUANTIZABLE", "encode"]
 
 QUANTIZABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K")
 
 SUPER_BLOCK, SUB_BLOCK = 256, 32
-MOST_LEVEL = 15  # of four bits
-MOST_SCALE = 63  # of six bits
-# How far the levels may reach beyond the largest weight, or fall short of it, in levels.
+MAX_LEVEL = 15  # of four bits
+MAX_SCALE = 63  # of six bits
+# By how many levels the highest level is beyond the largest weight, or short of it.
 TRIED = np.arange(21, dtype=np.float32) * np.float32(0.1) - np.float32(1.0)
 
 
@@ -47,7 +45,7 @@ def _q4_k(rows: Floats) -> Bytes:
     step = d.astype(np.float32) * sc  # [B, 8]
     floor = dmin.astype(np.float32) * mn
     divisor = np.where(step == 0, np.float32(1), step)[..., None]
-    q = np.rint((x + floor[..., None]) / divisor).clip(0, MOST_LEVEL).astype(np.uint8)
+    q = np.rint((x + floor[..., None]) / divisor).clip(0, MAX_LEVEL).astype(np.uint8)
     pairs = q.reshape(-1, 4, 2, SUB_BLOCK)  # sub-blocks 0 and 1, 2 and 3, …: [B, 4, 2, 32]
     nibbles = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, SUPER_BLOCK // 2)
     halves = np.concatenate([d, dmin], axis=1).view(np.uint8)  # [B, 4]
@@ -55,15 +53,15 @@ def _q4_k(rows: Floats) -> Bytes:
 
 
 def _levels(x: Floats) -> tuple[Floats, Floats]:
-    """(scale, minimum) of each sub-block [S, 32], so that x ≈ scale·q − minimum, 0 ≤ q ≤ 15.
+    """Return (scale, minimum) of sub-blocks [sub-blocks, 32]: x ≈ scale·q − minimum, 0 ≤ q ≤ 15.
 
-    For each of the tried reaches the weights' nearest levels are taken as given, and scale and
-    minimum are those of the least squares; the best of them all wins. Weights that are far from
-    zero count more.
+    For each of the tried reaches the numbers are rounded to levels, and scale and minimum are
+    fitted to these levels by least squares. The fit with the smallest error is returned. Numbers
+    far from zero count more in the error.
     """
-    mean_square = np.mean(x * x, axis=1, keepdims=True)  # [S, 1]
-    importance = np.sqrt(mean_square) + np.abs(x)  # [S, 32]
-    largest = x.max(axis=1, keepdims=True)  # [S, 1]
+    mean_square = np.mean(x * x, axis=1, keepdims=True)  # [sub-blocks, 1]
+    importance = np.sqrt(mean_square) + np.abs(x)  # [sub-blocks, 32]
+    largest = x.max(axis=1, keepdims=True)  # [sub-blocks, 1]
     least = np.minimum(x.min(axis=1, keepdims=True), 0)
     reach = largest - least
     is_flat = reach == 0
@@ -74,17 +72,17 @@ def _levels(x: Floats) -> tuple[Floats, Floats]:
         return total
 
     def nearest(levels: Floats) -> Floats:
-        return np.rint(levels).clip(0, MOST_LEVEL).astype(np.float32)
+        return np.rint(levels).clip(0, MAX_LEVEL).astype(np.float32)
 
-    scale = (reach / np.float32(MOST_LEVEL)).astype(np.float32)
+    scale = (reach / np.float32(MAX_LEVEL)).astype(np.float32)
     start = least.astype(np.float32)
     best = error(scale, start, nearest((x - least) / scale))
     sum_w = importance.sum(axis=1, keepdims=True)
     sum_x = (importance * x).sum(axis=1, keepdims=True)
     for extra in TRIED:
-        # From the best start so far, which ggml's search goes on from, too.
+        # From the best start so far, as in ggml.
         reach = np.where(largest > start, largest - start, np.float32(1))
-        q = nearest((MOST_LEVEL + extra) / reach * (x - start))
+        q = nearest((MAX_LEVEL + extra) / reach * (x - start))
         sum_q = (importance * q).sum(axis=1, keepdims=True)
         sum_q2 = (importance * q * q).sum(axis=1, keepdims=True)
         sum_qx = (importance * q * x).sum(axis=1, keepdims=True)
@@ -93,7 +91,7 @@ def _levels(x: Floats) -> tuple[Floats, Floats]:
         determinant = np.where(is_solvable, determinant, np.float32(1))
         new_scale = (sum_w * sum_qx - sum_x * sum_q) / determinant
         new_start = (sum_q2 * sum_x - sum_q * sum_qx) / determinant
-        # A minimum is never negative: where it would be, the levels begin at zero.
+        # A minimum must not be negative; the levels then begin at zero.
         is_above = new_start > 0
         from_zero = sum_qx / np.where(sum_q2 == 0, np.float32(1), sum_q2)
         new_scale = np.where(is_above, from_zero, new_scale)
@@ -108,15 +106,15 @@ def _levels(x: Floats) -> tuple[Floats, Floats]:
 
 
 def _six_bits(numbers: Floats) -> tuple[NDArray[np.float16], Bytes]:
-    """A float16 for each block [B, 1], and whole numbers up to 63 that it is multiplied with."""
+    """Return a float16 for each block [B, 1], and integers up to 63 to multiply it with [B, 8]."""
     largest = numbers.max(axis=1, keepdims=True)  # [B, 1]
-    inverse = np.where(largest > 0, MOST_SCALE / np.where(largest > 0, largest, 1), 0)
-    whole = np.rint(inverse * numbers).clip(0, MOST_SCALE).astype(np.uint8)
-    return (np.maximum(largest, 0) / MOST_SCALE).astype(np.float16), whole
+    inverse = np.where(largest > 0, MAX_SCALE / np.where(largest > 0, largest, 1), 0)
+    whole = np.rint(inverse * numbers).clip(0, MAX_SCALE).astype(np.uint8)
+    return (np.maximum(largest, 0) / MAX_SCALE).astype(np.float16), whole
 
 
 def _packed(sc: Bytes, mn: Bytes) -> Bytes:
-    """Eight scales and minima of six bits, [B, 8] each, in the twelve bytes that Q4_K draws."""
+    """Return scales and minima of six bits, [B, 8] each, as the a[0..11] of `Q4_K`, [B, 12]."""
     upper_sc, upper_mn = sc[:, 4:] >> 4 << 6, mn[:, 4:] >> 4 << 6
     lower = (sc[:, 4:] & 15) | (mn[:, 4:] & 15) << 4
     return np.concatenate([sc[:, :4] | upper_sc, mn[:, :4] | upper_mn, lower], axis=1)

@@ -1,6 +1,6 @@
 """What a format is, how a half becomes a float, and the formats that store plain numbers.
 
-Letters: n blocks, N rows, K columns. All stored numbers are little-endian; float16 and bfloat16
+Letters: n blocks, N rows, D columns. All stored numbers are little-endian; float16 and bfloat16
 are IEEE 754 binary16 and the upper half of a float32.
 """
 
@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refllm.errors import LlmRuntimeError
+from refllm.jit.buffers import Bytes, Floats
 from refllm.jit.compile import jit
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
 class Format(ABC):
     """A way to store float32 values in blocks: every `block_size` values take `block_bytes` bytes.
 
-    Each subclass draws its block in its docstring and writes its formula as `_decode_blocks`.
+    Each subclass has a drawing of its block in its docstring and its formula in `_decode_blocks`.
     """
 
     name: ClassVar[str]
@@ -42,13 +42,18 @@ class Format(ABC):
 
     @staticmethod
     @abstractmethod
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-        """The formula alone, on arrays that `decode_into` has found to fit."""
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
+        """Decode blocks; `decode_into` has checked the arrays."""
 
-    def decode_into(self, blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
-        """Write the values of `blocks`, uint8 [n, block_bytes], to `out`, float32 [n, block_size].
+    def decode_into(self, blocks: Bytes, out: Floats) -> None:
+        """Write the values of blocks to `out`.
 
-        Raises `LlmRuntimeError` where the two do not fit: a compiled kernel checks no bounds.
+        Args:
+            blocks: uint8 [n, block_bytes].
+            out: float32 [n, block_size].
+
+        Raises:
+            LlmRuntimeError: The shapes or types do not fit; compiled kernels check no bounds.
         """
         n = len(blocks)
         blocks_fit = blocks.shape == (n, self.block_bytes) and blocks.dtype == np.uint8
@@ -61,27 +66,35 @@ class Format(ABC):
             )
         if n == 0:
             return
-        # A read-only array is another type to numba than a writable one. A memory map is read-only,
-        # so every input is made to look like one: each kernel is then compiled once, not twice.
+        # numba compiles a version for read-only arrays and one for writable arrays. Memory maps are
+        # read-only, so with a read-only view for all only one version is compiled.
         blocks = np.ascontiguousarray(blocks).view()
         blocks.flags.writeable = False
         self._decode_blocks(blocks, out)
 
-    def decode(self, data: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The values of whole rows: uint8 [N, row_bytes] -> float32 [N, K].
+    def decode(self, data: Bytes) -> Floats:
+        """Return the values of rows.
 
-        Raises `LlmRuntimeError` where a row is not a whole number of blocks.
+        Args:
+            data: uint8 [N, row_bytes].
+
+        Returns:
+            float32 [N, D].
+
+        Raises:
+            LlmRuntimeError: A row is not a whole number of blocks.
         """
         n_rows, n_bytes = data.shape
         per_row = self._blocks_in(n_bytes)
         out = np.empty((n_rows * per_row, self.block_size), np.float32)  # [n, block_size]
         self.decode_into(data.reshape(n_rows * per_row, self.block_bytes), out)
-        return out.reshape(n_rows, per_row * self.block_size)  # [N, K]
+        return out.reshape(n_rows, per_row * self.block_size)  # [N, D]
 
     def row_bytes(self, n_columns: int) -> int:
-        """How many bytes a row of `n_columns` values takes.
+        """Return how many bytes a row of `n_columns` values takes.
 
-        Raises `LlmRuntimeError` where that is not a whole number of blocks.
+        Raises:
+            LlmRuntimeError: The row is not a whole number of blocks.
         """
         if n_columns < 0 or n_columns % self.block_size:
             raise LlmRuntimeError(
@@ -101,7 +114,7 @@ class Format(ABC):
 
 @jit
 def f16_to_f32(half: int) -> np.float32:
-    """The float32 equal to a float16 given as its 16 bits; a NaN stays a NaN.
+    """Return the float32 that equals a float16, given as its 16 bits; a NaN stays a NaN.
 
         bit   15   14..10     9..0
             +----+----------+----------+
@@ -109,8 +122,8 @@ def f16_to_f32(half: int) -> np.float32:
             +----+----------+----------+
 
     Exponent 0 means (-1)^s * 2^-14 * (fraction / 1024), exponent 31 an infinity or a NaN.
-    Integer operations, because numba compiles a conversion from float16 to a call that only a
-    CPU with F16C can do without.
+    By integer operations: numba compiles a conversion from float16 to a call of a library function
+    that it cannot resolve, unless the CPU has F16C.
     Source: IEEE 754-2019, section 3.4.
     """
     sign = (half & 0x8000) << 16
@@ -124,8 +137,8 @@ def f16_to_f32(half: int) -> np.float32:
 
 
 @jit
-def half_at(blocks: NDArray[np.uint8], b: int, byte: int) -> np.float32:
-    """The float16 at bytes `byte` and `byte + 1` of block `b`, as float32."""
+def half_at(blocks: Bytes, b: int, byte: int) -> np.float32:
+    """Return the float16 at bytes `byte` and `byte + 1` of block `b` as float32."""
     return f16_to_f32(int(blocks[b, byte]) | int(blocks[b, byte + 1]) << 8)
 
 
@@ -144,7 +157,7 @@ class F16(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             out[b, 0] = half_at(blocks, b, 0)
 
@@ -164,32 +177,34 @@ class BF16(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             bits = int(blocks[b, 0]) << 16 | int(blocks[b, 1]) << 24
             out[b, 0] = np.uint32(bits).view(np.float32)
 
 
 class _NumPyNumbers(Format):
-    """Numbers that NumPy itself can read; what float32 cannot hold is rounded once."""
+    """Numbers that NumPy can read; a number that is no float32 is rounded once."""
 
     block_size = 1
     stored: ClassVar[str]  # NumPy's name for the stored type
 
-    def decode(self, data: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The values of whole rows: uint8 [N, row_bytes] -> float32 [N, K].
+    def decode(self, data: Bytes) -> Floats:
+        """Return the values of rows, uint8 [N, row_bytes], as float32 [N, D].
 
-        A view of `data`, read-only if that is, where it holds aligned float32 already. Raises
-        `LlmRuntimeError` where a row is not a whole number of values.
+        Of aligned float32 the result is a view, which is read-only if `data` is.
+
+        Raises:
+            LlmRuntimeError: A row is not a whole number of values.
         """
         self._blocks_in(data.shape[1])
-        values = np.ascontiguousarray(data).view(self.stored)  # [N, K]
+        values = np.ascontiguousarray(data).view(self.stored)  # [N, D]
         # A float64 beyond float32's range becomes an infinity, as a C cast does, without a warning.
         with np.errstate(over="ignore", invalid="ignore"):
             return np.require(values, np.float32, ["ALIGNED", "ENSUREARRAY"])
 
     @classmethod
-    def _decode_blocks(cls, blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(cls, blocks: Bytes, out: Floats) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
             out[...] = blocks.view(cls.stored)
 

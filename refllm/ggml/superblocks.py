@@ -13,10 +13,10 @@ Source of the layouts: ggml, `ggml-common.h` (the blocks) and `ggml-quants.c` (t
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refllm.ggml.blocks import IQ4_VALUES
 from refllm.ggml.format import Format, half_at
+from refllm.jit.buffers import Bytes, Floats
 from refllm.jit.compile import jit
 
 __all__ = ["IQ4_XS", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K"]
@@ -43,7 +43,7 @@ class Q2_K(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 80)
             dmin = half_at(blocks, b, 82)
@@ -82,7 +82,7 @@ class Q3_K(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 108)
             for g in range(16):
@@ -99,16 +99,16 @@ class Q3_K(Format):
 
 
 @jit
-def _scale_6_bits(blocks: NDArray[np.uint8], b: int, s: int) -> int:
-    """`sc` of sub-block `s`, 0..63, from the twelve bytes that `Q4_K` draws as a[0..11]."""
+def _scale_6_bits(blocks: Bytes, b: int, s: int) -> int:
+    """Return `sc` of sub-block `s`, 0..63, from the twelve bytes that `Q4_K` draws as a[0..11]."""
     if s < 4:
         return int(blocks[b, 4 + s]) & 63
     return (int(blocks[b, 8 + s]) & 15) | (int(blocks[b, s]) >> 6) << 4
 
 
 @jit
-def _minimum_6_bits(blocks: NDArray[np.uint8], b: int, s: int) -> int:
-    """`mn` of sub-block `s`, 0..63, from the twelve bytes that `Q4_K` draws as a[0..11]."""
+def _minimum_6_bits(blocks: Bytes, b: int, s: int) -> int:
+    """Return `mn` of sub-block `s`, 0..63, from the twelve bytes that `Q4_K` draws as a[0..11]."""
     if s < 4:
         return int(blocks[b, 8 + s]) & 63
     return (int(blocks[b, 8 + s]) >> 4) | (int(blocks[b, 4 + s]) >> 6) << 4
@@ -131,6 +131,11 @@ class Q4_K(Format):
                  bits 7..4  ->  y[64*p + 32 + j]
 
     y[32*s ..] = (d * sc) * nibble - dmin * mn
+
+    For example, with d = 0.5 and dmin = 0.25, sub-block 0 with sc = 5 and mn = 3, and q[0] = 0x19,
+    whose lower nibble is 9:
+
+        y[0] = (0.5 * 5) * 9 - 0.25 * 3 = 22.5 - 0.75 = 21.75
     """
 
     name = "Q4_K"
@@ -139,7 +144,7 @@ class Q4_K(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 0)
             dmin = half_at(blocks, b, 2)
@@ -174,7 +179,7 @@ class Q5_K(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 0)
             dmin = half_at(blocks, b, 2)
@@ -211,7 +216,7 @@ class Q6_K(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 208)
             for g in range(16):
@@ -239,7 +244,7 @@ class Q8_K(Format):
 
     y = d * q
 
-    ggml quantizes activations so; no tool writes it to a file.
+    ggml quantizes activations to it; no tool writes it to a file.
     """
 
     name = "Q8_K"
@@ -247,10 +252,10 @@ class Q8_K(Format):
     block_bytes = 292
 
     @staticmethod
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         d = blocks[:, :4].view("<f4")  # [n, 1]
         q = blocks[:, 4:260].view(np.int8)  # [n, 256]
-        with np.errstate(over="ignore", invalid="ignore"):  # such a scale is the file's, not ours
+        with np.errstate(over="ignore", invalid="ignore"):  # the file may have such a scale
             np.multiply(d, q, out=out)
 
 
@@ -276,7 +281,7 @@ class IQ4_XS(Format):
 
     @staticmethod
     @jit
-    def _decode_blocks(blocks: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+    def _decode_blocks(blocks: Bytes, out: Floats) -> None:
         for b in range(blocks.shape[0]):
             d = half_at(blocks, b, 0)
             for s in range(8):

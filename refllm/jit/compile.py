@@ -1,81 +1,239 @@
-"""The one way this package compiles a function: `jit`, and `prange` for its parallel loops.
+"""How this package compiles a function; every kernel goes through one of the functions here.
 
-Every kernel is compiled with the same options, and the options are part of the numerics:
-no `fastmath`, so that LLVM neither fuses, reorders nor approximates; `error_model="numpy"`, so
-that x/0 is an IEEE value and not an exception. `nogil=True` lets other Python threads run
-meanwhile. Nothing is compiled before its first call, and what was compiled once on a machine is
-found on disk from then on (`refllm.jit.disk_cache`).
+    jit             a kernel for the calling thread
+    parallel_jit    a kernel whose `prange` loops are shared among threads
+    both            a kernel in both forms, chosen at each call by the amount of work
+    inner           a part of kernels, inlined into each of them
+    elementary      an `inner` function that Python can call too
+    template        a function that is compiled several times, with other parts filled in
 
-Kernels copy arrays element by element: `a[t] = b[t]` takes numba seconds to compile, because the
-shapes might not agree.
+All kernels are compiled with the same options, which are part of the numerics: no `fastmath`, so
+LLVM neither fuses, reorders nor approximates; `error_model="numpy"`, so x/0 is an IEEE value
+instead of an exception. `nogil=True` lets other Python threads run meanwhile. A kernel is compiled
+at its first call, and later processes load it from disk (`refllm.jit.disk_cache`).
+
+Kernels copy arrays element by element: numba takes seconds to compile `a[t] = b[t]`, because it
+also compiles the error for shapes that do not agree.
+
+Templates
+---------
+
+A product with Q4_0 weights and one with Q6_K weights are one text with different parts. That text
+is written once, as a template. Its parts are *holes*, global names that are declared so:
+
+    decode_block: Any = HOLE
+    block_bytes: Any = HOLE
+
+    @template
+    def gemv(panel, x):
+        for block in range(...):
+            total = decode_block(panel, block * block_bytes, ...)
+
+    gemv.fill("Q4_0_gemv", decode_block=q4_0, block_bytes=18)      a function, ready for `inner`
+
+`fill` returns a copy of the function in which the holes have these values, and raises `TypeError`
+where a hole is left open or a name is no hole of the function. A template that is called by another
+is a hole of it as well, under its own name. A closure over the parts would be
+plainer Python, but numba treats a function in a closure as an address in memory, and machine code
+with addresses cannot be stored on disk. A global name is a constant for numba, and the copy's own
+name, which must differ for other values, identifies it in the cache.
 """
 
 from __future__ import annotations
 
+import dis
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, update_wrapper
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 import numba
 from numba.core.dispatcher import Dispatcher
+from numba.core.registry import CPUDispatcher
 
 from refllm.jit.cpu_sharing import CpuSharing
 from refllm.jit.disk_cache import KernelCache
 from refllm.jit.threads import default_threads
 
-__all__ = ["inner", "jit", "n_threads", "parallel_jit", "prange", "specialized", "use_threads"]
+__all__ = [
+    "HOLE",
+    "SERIAL_WORK",
+    "Both",
+    "Template",
+    "both",
+    "elementary",
+    "inner",
+    "jit",
+    "n_threads",
+    "parallel_jit",
+    "prange",
+    "template",
+    "use_threads",
+]
 
 F = TypeVar("F", bound=Callable[..., object])
 
-# numba's own thread pool, its last resort where there is neither OpenMP nor TBB, ends the process
-# when two threads use it at once.
+# Work that one thread finishes before a second one has started: so many elements of an elementwise
+# kernel. Other kernels divide their multiplications by how many of them take as long as an element.
+SERIAL_WORK = 1 << 15
+
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+# What an `inner` function does without: entries for Python and for C.
+NO_ENTRIES: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+# numba's own thread pool, which it uses where there is neither OpenMP nor TBB, aborts the process
+# when two threads call it at once.
 UNSAFE_LAYER = "workqueue"
 ONE_AT_A_TIME = threading.Lock()
 
 
 def jit(function: F) -> F:
-    """`function`, compiled for the calling thread alone."""
-    return cast(F, _kept_on_disk(numba.njit(nogil=True, error_model="numpy")(function)))
-
-
-def inner(function: F) -> F:
-    """`function`, compiled into the kernels that call it, and not kept on disk by itself.
-
-    For functions that take functions: numba cannot find those in its cache again.
-    """
-    return cast(F, numba.njit(nogil=True, error_model="numpy", forceinline=True)(function))
+    """Return `function` compiled for the calling thread alone."""
+    return cast(F, _kept_on_disk(numba.njit(**OPTIONS)(function)))
 
 
 def parallel_jit(function: F) -> F:
-    """`function`, compiled so that its `prange` loops are shared among threads.
+    """Return `function` compiled so that its `prange` loops are shared among threads.
 
-    A `prange` body may write only to places that belong to its own index: then the number of
-    threads cannot change a bit. Several Python threads may call it at once.
+    A `prange` body may write only to places that belong to its own index; then no bit depends on
+    the number of threads. Several Python threads may call the result at once.
     """
-    compile_ = numba.njit(nogil=True, error_model="numpy", parallel=True)
-    return cast(F, _ParallelKernel(_kept_on_disk(compile_(function))))
+    compiled = numba.njit(**OPTIONS, parallel=True)(function)
+    return cast(F, _ParallelKernel(_kept_on_disk(compiled)))
 
 
-def specialized(template: F, name: str, **names: object) -> F:
-    """A copy of `template` called `name`, in which the given global names mean these values.
+@dataclass(frozen=True, slots=True)
+class Both(Generic[F]):
+    """One function compiled twice: `serial` as by `jit`, `parallel` as by `parallel_jit`."""
 
-    One kernel's text, compiled once for each value of a name. A closure would do, but a function
-    held there counts as an address in memory, and code with addresses cannot be kept on disk; what
-    a global name means is fixed by the copy's own name.
+    serial: F
+    parallel: F
+
+    def choose(self, work: int) -> F:
+        """Return the faster one for this much work, counted as `SERIAL_WORK` is."""
+        return self.serial if work < SERIAL_WORK else self.parallel
+
+
+def both(function: F) -> Both[F]:
+    """Return `function` compiled for one thread and for several.
+
+    Its loops are written with `prange`, which means `range` in what is compiled for one thread.
     """
-    copy = FunctionType(template.__code__, {**template.__globals__, **names}, name)
+    name = function.__name__
+    return Both(
+        jit(_copy(function, f"{name}_serial", {})),
+        parallel_jit(_copy(function, f"{name}_parallel", {})),
+    )
+
+
+def elementary(function: F) -> F:
+    """Return `function` compiled into the kernels that call it; Python can call it as well.
+
+    Such a function is compiled anew by each process: numba cannot load a forcibly inlined function
+    from a cache.
+    """
+    return cast(F, numba.njit(**OPTIONS, forceinline=True)(function))
+
+
+def inner(function: F) -> F:
+    """Return `function` compiled into the kernels that call it; Python cannot call it.
+
+    It may take and return values that only numba has, such as vectors and pointers. Without the
+    code that converts Python's arguments it takes half as long to compile.
+    """
+    compiled = numba.njit(**OPTIONS, **NO_ENTRIES, forceinline=True)(function)
+    if isinstance(compiled, Dispatcher):
+        compiled.__class__ = _Inner
+    return cast(F, compiled)
+
+
+class _Inner(CPUDispatcher):
+    """A compiled function that has no entry for Python; calling it would crash the process."""
+
+    def __call__(self, *_arguments: object) -> object:
+        raise TypeError(f"{self.py_func.__qualname__} can be called by kernels only")
+
+
+# --- Templates -----------------------------------------------------------------------------------
+
+
+class _Hole:
+    """The type of `HOLE`."""
+
+    def __repr__(self) -> str:
+        return "HOLE"
+
+
+# The value of a global name that `Template.fill` gives a meaning.
+HOLE: Final[Any] = _Hole()
+
+
+class Template(Generic[F]):
+    """A function with holes: global names that have the value `HOLE` or are templates."""
+
+    def __init__(self, function: F) -> None:
+        self._function = function
+        self.name = function.__name__
+        self.__doc__ = function.__doc__
+
+    def __call__(self, *_arguments: object) -> Any:
+        """Raise `TypeError`: kernels call what `fill` returns."""
+        raise TypeError(f"{self.name} is a template; fill its holes and compile it")
+
+    @property
+    def holes(self) -> frozenset[str]:
+        """The names that `fill` needs values for."""
+        names = self._function.__globals__
+        loaded = {
+            each.argval
+            for each in dis.get_instructions(self._function)
+            if each.opname == "LOAD_GLOBAL"
+        }
+        return frozenset(
+            name
+            for name in loaded
+            if names.get(name) is HOLE or isinstance(names.get(name), Template)
+        )
+
+    def fill(self, name: str, **values: object) -> F:
+        """Return a copy of the function called `name` in which each hole has its value.
+
+        Raises:
+            TypeError: A hole has no value, or a value has no hole.
+        """
+        if values.keys() != self.holes:
+            raise TypeError(
+                f"the template {self.name} has the holes {sorted(self.holes)}, and values were "
+                f"given for {sorted(values)}"
+            )
+        return _copy(self._function, name, values)
+
+
+def template(function: F) -> Template[F]:
+    """Return `function` as a template; the module's documentation has an example."""
+    return Template(function)
+
+
+def _copy(function: F, name: str, values: dict[str, object]) -> F:
+    """Return the function under another name, in which these global names have these values."""
+    # Its module's own names where there are no values: they may be defined later.
+    names = {**function.__globals__, **values} if values else function.__globals__
+    copy = FunctionType(function.__code__, names, name)
     copy.__qualname__ = name
-    copy.__module__ = template.__module__
-    copy.__annotations__ = template.__annotations__
-    copy.__doc__ = template.__doc__
+    copy.__module__ = function.__module__
+    copy.__annotations__ = function.__annotations__
+    copy.__doc__ = function.__doc__
     return cast(F, copy)
 
 
+# --- Threads -------------------------------------------------------------------------------------
+
+
 class _Calling(threading.local):
-    """Whether the calling thread leaves its number of threads to `CpuSharing`, and the number."""
+    """The calling thread's number of threads, and whether `CpuSharing` chooses it."""
 
     is_sharing = False
     n_threads = 0
@@ -85,27 +243,26 @@ _calling = _Calling()
 
 
 def use_threads(n_threads: int | None) -> None:
-    """Let the calling thread's kernels run on `n_threads`.
+    """Run the calling thread's kernels on `n_threads`. No result depends on the number.
 
     Args:
-        n_threads: More than numba has threads is as many as it has. None: as many as find a CPU,
-            at most one for each CPU that this process may use (`refllm.jit.cpu_sharing`). The
-            results are the same for any number.
+        n_threads: At most numba's number of threads is used. None: as many as find a free CPU, at
+            most one for each CPU that this process may use (`refllm.jit.cpu_sharing`).
     """
     chosen = _sharing().n_threads() if n_threads is None else n_threads
     _calling.is_sharing = n_threads is None
     _calling.n_threads = chosen
-    numba.set_num_threads(min(chosen, _most_threads()))
+    numba.set_num_threads(min(chosen, _max_threads()))
 
 
 def n_threads() -> int:
-    """How many threads the calling thread's kernels run on."""
+    """Return the number of threads that the calling thread's kernels run on."""
     return min(numba.get_num_threads(), _default_threads())
 
 
 @cache
 def _sharing() -> CpuSharing:
-    return CpuSharing(min(_default_threads(), _most_threads()))
+    return CpuSharing(min(_default_threads(), _max_threads()))
 
 
 @cache
@@ -113,15 +270,16 @@ def _default_threads() -> int:
     return default_threads(os.environ)
 
 
-def _most_threads() -> int:
-    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    return most
+def _max_threads() -> int:
+    threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return threads
 
 
 def _kept_on_disk(dispatcher: Any) -> Any:
-    """The dispatcher, with our cache if the function is ours: of others we know no sources.
+    """Give the dispatcher a `KernelCache`, if its function is in this package.
 
-    NUMBA_DISABLE_JIT makes it a plain function.
+    The cache's stamp covers this package's sources only. With NUMBA_DISABLE_JIT the argument is a
+    plain function.
     """
     if isinstance(dispatcher, Dispatcher) and dispatcher.py_func.__module__.startswith("refllm."):
         dispatcher._cache = KernelCache(dispatcher.py_func)  # type: ignore[attr-defined]
@@ -129,9 +287,9 @@ def _kept_on_disk(dispatcher: Any) -> Any:
 
 
 class _ParallelKernel:
-    """A compiled function that several Python threads may call at once, whatever shares its work.
+    """A compiled function that several Python threads may call at once, on any thread pool.
 
-    All that a dispatcher can tell (`stats`, `inspect_asm`, …) this tells too.
+    Its other attributes (`stats`, `inspect_asm`, …) are the dispatcher's.
     """
 
     def __init__(self, kernel: Any) -> None:
@@ -155,7 +313,7 @@ class _ParallelKernel:
 
 @cache
 def _calls_may_overlap() -> bool:
-    numba.get_num_threads()  # starts the threads: only then is it known which kind they are
+    numba.get_num_threads()  # starts the thread pool; `threading_layer` raises before that
     layer: str = numba.threading_layer()  # type: ignore[attr-defined]
     return layer != UNSAFE_LAYER
 

@@ -1,10 +1,10 @@
-"""What the CPU that kernels are compiled for has: it decides how wide panels and tiles are.
+"""The features of the CPU that kernels are compiled for; they decide how wide panels and tiles are.
 
-Only speed depends on it. A wider register computes more outputs side by side, and more registers
+Only speed depends on them. A wider register computes more outputs side by side, and more registers
 hold more sums at a time; each sum is the same operations in the same order (rule 2 of SPEC.md).
 
-numba names a CPU as LLVM does. If it is this machine's own, a list of features comes with the name;
-if somebody chose another (`NUMBA_CPU_NAME`), the name alone has to tell.
+numba has LLVM's name of the CPU. For this machine's CPU it has a list of features as well; for
+another one (`NUMBA_CPU_NAME`) there is only the name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numba.core.registry import cpu_target
 
 __all__ = ["CPU", "NAME", "Cpu", "described"]
 
-# CPUs, by LLVM's name, that have these instructions although no list of features says so.
+# CPUs with these instructions, by LLVM's name, for when there is no list of features.
 AVX512_VNNI_CPUS = frozenset(
     {
         *("cascadelake", "cooperlake", "icelake-client", "icelake-server", "rocketlake"),
@@ -27,17 +27,20 @@ AVX_VNNI_CPUS = frozenset(
     {"alderlake", "raptorlake", "meteorlake", "arrowlake", "lunarlake", "sierraforest"}
 )
 AVX2_CPUS = AVX_VNNI_CPUS | {"haswell", "x86-64-v3", "znver1", "znver2", "znver3"}
-# They do what AVX2 says, half a register at a time, and some of it slower than by halves.
+# These execute AVX2 by half registers, and some instructions slower than SSE2's halves.
 HALF_AVX2_CPUS = frozenset({"znver1"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
-    """A CPU's vector registers, and the instructions that kernels ask for by name.
+    """A CPU's vector registers, and the instructions that kernels call by name.
 
-    `float_lanes` are the float32 in a register. `has_vnni`: it adds up products of bytes in one
-    instruction, `vpdpbusd`. `shuffles_bytes`: it has SSSE3 and what followed. `converts_halves`: it
-    turns halves into floats by itself.
+    Attributes:
+        registers: The number of vector registers.
+        float_lanes: The float32 numbers in a register.
+        has_vnni: It adds up products of bytes in one instruction, `vpdpbusd`.
+        shuffles_bytes: It has SSSE3 or its successors.
+        converts_halves: It has an instruction that converts halves to floats.
     """
 
     registers: int
@@ -48,15 +51,15 @@ class Cpu:
 
     @property
     def panel_lanes(self) -> int:
-        """How many rows of a matrix lie side by side: one cache line of bytes, or of floats."""
+        """How many rows of a matrix are side by side: one cache line of bytes, or of floats."""
         return 64 if self.float_lanes == 16 else 16
 
     @property
     def tile_rows(self) -> int:
         """How many rows of activations a tile of sums has.
 
-        Their sums leave room for a vector of weights, and two registers to broadcast and multiply.
-        More than six rows would win nothing, because six hide an addition's delay.
+        Their sums leave registers for a vector of weights and two more, to broadcast and multiply.
+        Six rows hide the latency of an addition, so more would not be faster.
         """
         vector = self.panel_lanes // self.float_lanes
         return min(6, (self.registers - vector - 2) // vector)
@@ -65,7 +68,7 @@ class Cpu:
     def integer_tile_rows(self) -> int:
         """The same for integer sums, which become floats block by block.
 
-        Where registers are wide there are enough of them to keep both.
+        CPUs with wide registers have enough of them for both kinds of sums.
         """
         if self.float_lanes == 16:
             return 3
@@ -73,12 +76,12 @@ class Cpu:
 
     @property
     def multiplies_bytes_by_pairs(self) -> bool:
-        """Whether sums of two products of bytes, in 16 bits, are the best that it has."""
+        """Whether sums of two products of bytes, in 16 bits, are its fastest dot product."""
         return self.shuffles_bytes and not self.has_vnni and self.float_lanes < 16
 
 
 def described(triple: str, name: str, features: str) -> Cpu:
-    """What a CPU has, from numba's names for its kind, its model and its features."""
+    """Return a CPU's features, from LLVM's triple, CPU name and list of features."""
     if not triple.startswith(("x86", "i686")):
         return Cpu(registers=32, float_lanes=4)
     has = set(features.split(","))

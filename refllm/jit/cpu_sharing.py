@@ -1,18 +1,18 @@
-"""How many of a kernel's threads find a CPU, beside what else this machine does.
+"""How many of a kernel's threads get a CPU of their own, beside the machine's other processes.
 
 The threads of a kernel wait for each other at its end, and a kernel of a tiny model is done in
-microseconds. Where another process has the CPU of one thread, the others wait until the scheduler
-takes that CPU away from it: milliseconds, kernel after kernel. One thread less is faster then, and
-as many as there are CPUs are faster on an idle machine. No bit depends on their number.
+microseconds. If another process runs on the CPU of one thread, the others wait until the scheduler
+moves it: milliseconds, kernel after kernel. Then one thread less is faster; on an idle machine one
+thread for each CPU is. No bit depends on their number.
 
-Linux counts for each thread how long it was ready to run and had no CPU. While a thread has waited
-so for a good part of the time, as many threads as waited are given up; after a pause one more is
-tried. The pause grows with each trial that fails, until one lasts. Where nothing is counted (other
-systems), all threads are used.
+Linux counts for each thread how long it was ready to run and had no CPU. If a thread waited for a
+large part of the time, the number of threads is reduced by as many as waited; after a pause one
+more is tried. The pause doubles with each trial that fails. Other systems have no such counts; all
+threads are used there.
 
 Sources: https://docs.kernel.org/scheduler/sched-stats.html (/proc/<pid>/schedstat: the second
 number); Chiu and Jain 1989, "Analysis of the Increase and Decrease Algorithms for Congestion
-Avoidance in Computer Networks" (why one more, and many less).
+Avoidance in Computer Networks" (additive increase, multiplicative decrease).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pathlib import Path
 __all__ = ["CpuSharing", "waited_ns"]
 
 MS = 1_000_000  # ns
-# A scheduler's slice is about 3 ms: a shorter window would see all of one or nothing.
+# A scheduler's slice is about 3 ms; a shorter window would contain all of one or nothing.
 SHORTEST_WINDOW_NS = 5 * MS
 # Reading the counts takes 0.05 ms: too long for each 5 ms of a calm machine.
 LONGEST_WINDOW_NS = 80 * MS
-# Work ended during a longer window, and a share of it says nothing.
+# The kernels were idle for a part of a longer window, so shares of it mean nothing.
 LONGEST_MEASURED_NS = 4 * LONGEST_WINDOW_NS
 CROWDED = 0.3  # of the window, that one thread waited
 SHORTEST_PAUSE_NS = 100 * MS
@@ -48,29 +48,29 @@ def waited_ns() -> Mapping[int, int]:
     for file in TASKS.glob("*/schedstat"):
         try:
             waited[int(file.parent.name)] = int(file.read_bytes().split()[1])
-        except (OSError, IndexError, ValueError):  # the thread has ended, or nothing is counted
+        except (OSError, IndexError, ValueError):  # the thread has ended, or there are no counts
             continue
     return waited
 
 
 class CpuSharing:
-    """Decides how many threads a kernel runs on; asked before each kernel, by any thread.
+    """Decides how many threads a kernel runs on; any thread may call it, before each kernel.
 
     Args:
-        most: The threads of an idle machine.
+        max_threads: The number of threads on an idle machine.
         waited: The counts, as `waited_ns` returns them.
         clock: The time in ns.
     """
 
     def __init__(
         self,
-        most: int,
+        max_threads: int,
         *,
         waited: Callable[[], Mapping[int, int]] = waited_ns,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._most = most
-        self._n_threads = most
+        self._max_threads = max_threads
+        self._n_threads = max_threads
         self._waited = waited
         self._clock = clock
         self._lock = threading.Lock()
@@ -81,8 +81,12 @@ class CpuSharing:
         self._open_window(clock())
 
     def n_threads(self) -> int:
-        """Return the number of threads for the next kernel, 1 to `most`."""
-        if self._most > 1 and self._clock() >= self._look_at_ns and self._lock.acquire(False):
+        """Return the number of threads for the next kernel, 1 to `max_threads`."""
+        if (
+            self._max_threads > 1
+            and self._clock() >= self._look_at_ns
+            and self._lock.acquire(False)
+        ):
             try:
                 self._look()
             finally:
@@ -112,7 +116,7 @@ class CpuSharing:
         if self._is_trial and is_longest:
             self._is_trial = False
             self._pause_ns = SHORTEST_PAUSE_NS
-        if self._n_threads < self._most and now >= self._try_at_ns:
+        if self._n_threads < self._max_threads and now >= self._try_at_ns:
             self._n_threads += 1
             self._is_trial = True
             self._window_ns = SHORTEST_WINDOW_NS

@@ -1,27 +1,27 @@
-"""Machine code on disk, so that only the first run on a machine waits for the compiler.
+"""Machine code on disk, so that only the first run on a machine compiles.
 
-numba can keep machine code by itself, but it decides by a file's own text whether what it kept is
-still good: a change in `blocks.py` would leave the old code of `linear.py` in use, which has the
-blocks compiled into it. Here the code of all kernels depends on the sources of all kernels:
+numba has a cache, too, but checks only the source file of the cached function: after a change in
+`blocks.py` it would use old code of `linear.py`, which has the blocks compiled into it. Here the
+code of all kernels depends on the sources of all kernels:
 
     <cache>/kernels-2f1c9ab0d4e8773165d0/       hash of sources and of the compiler's versions
         linear.Q8_0_row_parallel-8d0c51….nbc    hash of CPU, argument types and Python's version
 
 A file never changes once it is written. It appears whole, under its name, by a rename, so
-processes can write and read at the same time. Two things decide whether it is run:
+processes can write and read at the same time. Two checks decide whether it is run:
 
     Is it what was written?    A checksum, over the contents and over the kernel, the types, the
-                               CPU and the sources that they are for. What a full disk left behind,
-                               or what was renamed, is compiled again.
-    Who could have written it? This user or root only: see `refllm.files.private`. A checksum
-                               cannot tell, since an author of false code writes that, too.
+                               CPU and the sources that they are for. A file that is incomplete or
+                               renamed is compiled again.
+    Which users can write it?  This user and root only: see `refllm.files.private`. A checksum does
+                               not protect against another user, who can write one as well.
 
 The cache is the first of these that can be used: `$REFLLM_CACHE_DIR`, `$NUMBA_CACHE_DIR/refllm`,
 the user's cache folder `/refllm` (Linux: `$XDG_CACHE_HOME` or `~/.cache`, macOS:
 `~/Library/Caches`, Windows: `%LOCALAPPDATA%`), a folder of this user's among the temporary files.
-One that another user could write to is left out, with a warning that says how to make it private.
-One that brings code and cannot be written to is used, as in the image of a container. Where none
-can be used, everything is compiled by each process.
+A folder that another user could write to is skipped, with a warning that has the command to make it
+private. A read-only folder with code in it is used, as in the image of a container. Without a
+folder each process compiles all that it needs.
 
 The logger "refllm.kernels" gets a message before each compilation, and that warning; a program
 with a user interface should show both.
@@ -69,7 +69,7 @@ logger = logging.getLogger("refllm.kernels")
 
 
 class KernelCache:
-    """What numba asks for compiled versions of one function, and gives new ones to."""
+    """numba's interface of a cache for one function's compiled versions."""
 
     def __init__(self, function: Callable[..., object]) -> None:
         self._module = function.__module__
@@ -77,15 +77,15 @@ class KernelCache:
 
     @property
     def cache_path(self) -> str | None:
-        """The folder, for numba's statistics; None where there is none."""
+        """The folder, for numba's statistics, or None."""
         folder = _folder()
         return None if folder is None else str(folder)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
-        """The compiled version for arguments of these types, None where it is to be compiled.
+        """Return the compiled version for arguments of these types, None if it must be compiled.
 
-        numba's own cache first loads all that a compiler needs to know about Python and NumPy,
-        a tenth of a second. Finished code needs its runtime only; the compiler loads the rest.
+        numba's own cache first loads the compiler's registries of Python and NumPy, a tenth of a
+        second. Compiled code needs numba's runtime only; the compiler loads the rest.
         """
         rtsys.initialize(target)
         folder = _folder()
@@ -99,7 +99,7 @@ class KernelCache:
         return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Keep a version that has just been compiled, if that is possible."""
+        """Write a version that has just been compiled, if that is possible."""
         if compiled.library.has_dynamic_globals:
             warnings.warn(f"{self._name} cannot be kept: it holds an address", stacklevel=2)
             return
@@ -112,19 +112,19 @@ class KernelCache:
             warnings.warn(f"{self._name} cannot be kept: it holds {error}", stacklevel=2)
             return
         key = self._key(signature, compiled.target_context)
-        # A kernel that cannot be kept still runs: a full disk only makes the next start slow.
+        # With a full disk the kernel still runs; only the next start is slow.
         with contextlib.suppress(OSError):
             write_kept(self._path(folder, key), self._identity(folder, key), contents)
 
     def flush(self) -> None:
-        """Forget every version of this function."""
+        """Remove every version of this function."""
         folder = _folder()
         if folder is not None:
             for path in folder.glob(f"{self._name}-*{SUFFIX}"):
                 path.unlink(missing_ok=True)
 
     def _key(self, signature: Any, target: Any) -> str:
-        """What a version depends on besides the sources."""
+        """Return what a version depends on besides the sources."""
         cpu = target.codegen().magic_tuple()
         return f"{sys.implementation.cache_tag} {sys.abiflags} {cpu} {signature}"
 
@@ -139,7 +139,7 @@ class KernelCache:
 
 
 def kernel_sources() -> list[Path]:
-    """The files whose text decides what a kernel computes; none where Python runs without them."""
+    """Return the files whose text decides what a kernel computes; none if only bytecode exists."""
     package = Path(__file__).parent.parent
     folders = (package / name for name in ("jit", "ggml", "kernels"))
     return sorted(
@@ -148,7 +148,7 @@ def kernel_sources() -> list[Path]:
 
 
 def stamp(sources: Iterable[Path]) -> str:
-    """A hash of the texts and of the versions of what compiles them, 20 hexadecimal digits."""
+    """Return a hash of the texts and of the compiler's versions, 20 hexadecimal digits."""
     versions = f"{numba.__version__} {llvmlite.__version__} {np.__version__}"
     digest = hashlib.sha256(versions.encode())
     for path in sources:
@@ -161,9 +161,9 @@ def stamp(sources: Iterable[Path]) -> str:
 
 
 def cache_folder(environment: Mapping[str, str], sources: Iterable[Path]) -> Path | None:
-    """The folder for the machine code of these sources, made if need be; None where none can be.
+    """Return the folder for the machine code of these sources, made if needed; None if impossible.
 
-    A folder that is better and not private is logged, once a process.
+    A better folder that is not private is logged, once a process.
     """
     folder, refused = find_cache(environment, sources)
     for error in refused:
@@ -174,10 +174,9 @@ def cache_folder(environment: Mapping[str, str], sources: Iterable[Path]) -> Pat
 def find_cache(
     environment: Mapping[str, str], sources: Iterable[Path]
 ) -> tuple[Path | None, tuple[NotPrivateError, ...]]:
-    """The folder as in `cache_folder`, and why better ones are not used that are not private.
+    """Return the folder as `cache_folder` does, and an error for each better one that is public.
 
-    A folder that is complete and cannot be written to is used too: an image with a read-only disk
-    may bring one.
+    A read-only folder with code in it is used, too: a container's image may have one.
     """
     sources = list(sources)
     refused: list[NotPrivateError] = []
@@ -197,7 +196,7 @@ def find_cache(
 
 
 def warn_of(error: NotPrivateError) -> None:
-    """Log, once a process, that a folder is not used and what makes it private."""
+    """Log, once a process, that a folder is not used and how to make it private."""
     remedy = f"{error.remedy}, or " if error.remedy else ""
     _warn(
         f"{error}, so another user could put code there and it is not used; {remedy}name a "
@@ -216,7 +215,7 @@ def _folder() -> Path | None:
 
 
 def _roots(environment: Mapping[str, str]) -> Iterator[Path]:
-    """Where the cache may be, best first."""
+    """Yield the folders that may have the cache, best first."""
     if environment.get("REFLLM_CACHE_DIR"):
         yield Path(environment["REFLLM_CACHE_DIR"])
     if environment.get("NUMBA_CACHE_DIR"):
@@ -234,27 +233,29 @@ def _roots(environment: Mapping[str, str]) -> Iterator[Path]:
     temporary = Path(tempfile.gettempdir(), f"refllm-{user}")
     with contextlib.suppress(OSError):
         temporary.mkdir(mode=0o700, exist_ok=True)
-        if not temporary.is_symlink():  # which another user may have made
+        if not temporary.is_symlink():  # another user may have made one
             yield temporary
 
 
 def _usable(folder: Path) -> Path | None:
-    """The folder, made if need be; None if it holds nothing and cannot be written to.
+    """Return the folder, made if needed; None if it is empty and cannot be written to.
 
-    Errors: `OSError`, `NotPrivateError`.
+    Raises:
+        OSError: It cannot be made or read.
+        NotPrivateError: Another user can write to it.
     """
     was_there = folder.is_dir()
     folder = private_folder(folder)
     if not was_there:
         _remove_unused(folder.parent)
     if os.access(folder, os.W_OK):
-        os.utime(folder)  # says that it is used
+        os.utime(folder)  # `_remove_unused` looks at it
         return folder
     return folder if any(folder.glob(f"*{SUFFIX}")) else None
 
 
 def _remove_unused(root: Path) -> None:
-    """Remove what other versions kept and no process has used for a long time."""
+    """Remove folders of other versions that no process has used for a long time."""
     oldest = time.time() - UNUSED_DAYS * SECONDS_PER_DAY
     for folder in root.glob("kernels-*"):
         if folder.stat().st_mtime < oldest:

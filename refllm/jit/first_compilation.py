@@ -1,7 +1,7 @@
 """The line that a process writes before it compiles its first kernel.
 
-A cold cache makes a command or a test run take half a minute longer, silently. The line has the
-cost, the folder that keeps the kernels, and how a later run avoids the cost.
+With an empty cache a command or a test run takes half a minute longer. The line has the cost, the
+folder of the compiled kernels, and how a later run avoids the cost.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ LOGGER = "refllm.kernels"  # refllm.jit.disk_cache logs there before each compil
 
 
 class FirstCompilation(logging.Handler):
-    """Writes the line at the first of many records: one run compiles all the kernels it needs.
+    """A handler that writes the line at the first compilation and ignores the following ones.
 
-    As a context manager it is attached for a while; `attach` alone is for a whole process.
+    As a context manager it is attached for a block; `attach` is for the rest of the process.
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -28,21 +28,21 @@ class FirstCompilation(logging.Handler):
         self._level_before = logging.NOTSET
 
     def attach(self) -> None:
-        """Begin to wait for the record."""
+        """Attach to the logger of the compilations."""
         logger = logging.getLogger(LOGGER)
         self._level_before = logger.level
         logger.addHandler(self)
         logger.setLevel(logging.INFO)
 
     def detach(self) -> None:
-        """Leave the logger as it was, if it still has this handler."""
+        """Restore the logger, if it still has this handler."""
         logger = logging.getLogger(LOGGER)
         if self in logger.handlers:
             logger.removeHandler(self)
             logger.setLevel(self._level_before)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the line, and no other; a warning is passed on."""
+        """Write the line once; write every warning."""
         if record.levelno > logging.INFO:
             self._write(f"refllm: {record.getMessage()}")
             return

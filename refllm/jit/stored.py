@@ -5,8 +5,9 @@
     machine code, bitcode (LLVM's, for kernels that call this one)
 
 numba's own cache pickles these parts, and a pickle may call anything. Here the header is data, in
-which every name has a fixed meaning. The types of the arguments are not in it: a version is looked
-for by them. What a header has no form for is `NotStorableError`: none of our kernels has it.
+which every name has a fixed meaning. The types of the arguments are not in it, because a version
+is looked up by them. A version that a header cannot describe is a `NotStorableError`; no kernel of
+this package is one.
 """
 
 from __future__ import annotations
@@ -27,25 +28,29 @@ from numba.core.typing.templates import Signature
 __all__ = ["NotStorableError", "restored", "stored"]
 
 SIZES = struct.Struct("<3Q")
-# What is told of a function, besides its types: texts, numbers, and lists of texts.
+# The attributes of a function besides its types: texts, numbers, and lists of texts.
 FIELDS = (
     *("native", "qualname", "unique_name", "doc", "inline", "noalias", "env_name", "uid"),
     *("mangled_name", "args", "abi_tags"),
 )
 SCALARS = {each.name: each for each in (types.none, types.boolean, *types.number_domain)}
 CONSTANTS = (bool, int, float, str, type(None))
-# Of which modules a kernel may refer to objects, besides its own: they are imported.
+# The packages whose modules a kernel may refer to, besides its own; they are imported.
 PACKAGES = ("numba", "refllm")
 
 Json = Mapping[str, Any]
 
 
 class NotStorableError(Exception):
-    """The version holds something that cannot be stored; the message says what."""
+    """The version has a part that cannot be stored, which the message names."""
 
 
 def stored(compiled: Any, signature: Sequence[Any]) -> bytes:
-    """A version for arguments of these types as bytes. Errors: `NotStorableError`."""
+    """Return a version for arguments of these types as bytes.
+
+    Raises:
+        NotStorableError: It has a part that cannot be stored.
+    """
     library, function, environment, typed, is_object_mode, lifted, annotation, reload, others = (
         compiled._reduce()
     )
@@ -70,9 +75,10 @@ def stored(compiled: Any, signature: Sequence[Any]) -> bytes:
 
 
 def restored(contents: bytes, signature: Sequence[Any], target: Any, module: str) -> Any:
-    """The version for arguments of these types, of a function in `module`.
+    """Return the version for arguments of these types, of a function in `module`.
 
-    Errors: `ValueError`, `KeyError` or `TypeError` where the contents are something else.
+    Raises:
+        ValueError, KeyError, TypeError: The contents are no stored version.
     """
     if len(contents) < SIZES.size:
         raise ValueError("there are no sizes")
@@ -82,7 +88,7 @@ def restored(contents: bytes, signature: Sequence[Any], target: Any, module: str
         parts.append(contents[start : start + size])
         start += size
     if start != len(contents):
-        raise ValueError("the sizes are those of something else")
+        raise ValueError("the sizes do not fit the contents")
     written, machine_code, bitcode = parts
     header = json.loads(written)
     result = _type_of(header["result"])
@@ -102,7 +108,7 @@ def restored(contents: bytes, signature: Sequence[Any], target: Any, module: str
 
 
 def _function(described: Json, signature: Sequence[Any], result: Any, module: str) -> Any:
-    """numba's description of a function, by which others call it."""
+    """Return numba's description of a function, which its callers need."""
     lists = {name: tuple(described[name]) for name in ("args", "abi_tags")}
     names = [name for name in FIELDS if name not in (*lists, "mangled_name")]
     return PythonFunctionDescriptor(  # type: ignore[no-untyped-call]
@@ -157,7 +163,7 @@ def _constant(described: Any) -> object:
 
 
 def _type_as_json(result: Any) -> Any:
-    """A scalar's name, an array's properties, or a list of the types in a tuple."""
+    """Return a scalar's name, an array's properties, or a list of the types in a tuple."""
     if result.name in SCALARS and result == SCALARS[result.name]:
         return result.name
     if type(result) is types.Array and result.dtype.name in SCALARS:

@@ -1,7 +1,7 @@
 """How many CPUs this process may use, and how many threads it runs on them.
 
 Two things limit it: the CPUs that it is allowed to run on (its affinity), and the time that its
-control group gives it (a container's `--cpus 1.5`). Threads beyond that wait for each other.
+control group allows (a container's `--cpus 1.5`). More threads than that wait for each other.
 
 Source: "CPU Interface Files" in https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), and
 https://docs.kernel.org/scheduler/sched-bwc.html (cpu.cfs_quota_us).
@@ -21,18 +21,18 @@ UNLIMITED = "max"
 
 
 def available_cpus() -> int:
-    """The CPUs that this process may use, at least 1; of a quota of 1.5 CPUs, 2."""
+    """Return how many CPUs this process may use, at least 1; with a quota of 1.5 CPUs, 2."""
     quota = cpu_quota(Path("/"))
     n_cpus = _allowed_cpus()
     return n_cpus if quota is None else max(1, min(n_cpus, math.ceil(quota)))
 
 
 def default_threads(environment: Mapping[str, str]) -> int:
-    """The threads that kernels run on at most where no number is given.
+    """Return the largest number of threads for kernels, if the caller gives none.
 
     Args:
-        environment: Of its variables, OMP_NUM_THREADS limits them, as it does in programs that use
-            OpenMP; of several numbers ("4,2", one for each level of nesting) the first counts.
+        environment: OMP_NUM_THREADS in it is a limit, as in programs that use OpenMP; of several
+            numbers ("4,2", one for each level of nesting) the first counts.
     """
     n_cpus = available_cpus()
     asked = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
@@ -48,10 +48,13 @@ def _allowed_cpus() -> int:
 
 
 def cpu_quota(root: Path) -> float | None:
-    """The CPUs' worth of time that this process's control group gets, None where unlimited.
+    """Return how many CPUs' time this process's control group gets, None if unlimited.
 
-    `root` is the folder that holds proc and sys. A group is limited by its own quota and by those
-    of the groups around it. Whatever cannot be read does not limit.
+    A group is limited by its own quota and by those of the groups around it. A quota that cannot be
+    read is no limit.
+
+    Args:
+        root: The folder that has proc and sys in it.
     """
     return min(_quotas(root), default=None)
 
@@ -77,7 +80,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _quota_of_v2(group: Path) -> Iterator[float]:
-    """Its cpu.max: "150000 100000" is 150 ms of every 100 ms, of several CPUs together."""
+    """Yield cpu.max as a number: "150000 100000" is 150 ms of every 100 ms, on several CPUs."""
     for line in _lines(group / "cpu.max"):
         quota, _, period = line.partition(" ")
         if quota != UNLIMITED:
@@ -91,7 +94,7 @@ def _quota_of_v1(group: Path) -> Iterator[float]:
 
 
 def _ratio(quota: str, period: str) -> Iterator[float]:
-    """quota / period; nothing if that is not a positive number (version 1 says -1 for no limit)."""
+    """Yield quota / period, if that is a positive number (in version 1, -1 means no limit)."""
     try:
         ratio = int(quota) / int(period)
     except (ValueError, ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""Norms, rotary embedding, activations and pooling: what happens to one row at a time.
+"""Norms, rotary embedding, activations and pooling: functions of one row at a time.
 
 T tokens, D model width, F feed-forward width, H heads, E head width, R rotated part of a head.
 Every function takes and returns float32; statistics are float64 sums from left to right, rounded
@@ -12,11 +12,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.jit.buffers import empty
-from refllm.jit.compile import inner, jit, parallel_jit, prange
+from refllm.jit.buffers import Floats, Ints, empty
+from refllm.jit.compile import both, inner, jit, prange
 from refllm.kernels.math import exp, gelu_f32, silu_f32, sin_cos
 
 __all__ = [
+    "SUM_ROWS",
     "apply_rope",
     "gelu",
     "gelu_clipped",
@@ -28,65 +29,182 @@ __all__ = [
     "relu",
     "rms_norm",
     "rope_table",
+    "row_sums",
     "silu",
     "swiglu",
 ]
 
-Floats = NDArray[np.float32]
+# Rows whose sums advance together: each addition depends on the one before it, so the CPU would
+# wait for it if there were one sum only.
+SUM_ROWS = 4
 
 
-# Sums of several rows advance together, because an addition waits for the one before it.
-ROWS = 4
-# Below this many elements one thread is done before a second has woken up.
-SERIAL_WORK = 1 << 15
+# Sums
+
+
+@inner
+def row_sums(x: Floats, r: int, n: int) -> tuple[float, float, float, float]:
+    """Return Σ x[i, :n] for the rows i = r … r + 3, each a float64 sum from left to right."""
+    sum0 = sum1 = sum2 = sum3 = 0.0
+    for d in range(n):
+        sum0 += np.float64(x[r, d])
+        sum1 += np.float64(x[r + 1, d])
+        sum2 += np.float64(x[r + 2, d])
+        sum3 += np.float64(x[r + 3, d])
+    return sum0, sum1, sum2, sum3
+
+
+@inner
+def _square_sums(x: Floats, center: Floats) -> tuple[float, float, float, float]:
+    """Return Σ (x − center)² of four rows, each with its center; the difference is float32."""
+    sum0 = sum1 = sum2 = sum3 = 0.0
+    for d in range(x.shape[1]):
+        x0, x1 = np.float64(x[0, d] - center[0]), np.float64(x[1, d] - center[1])
+        x2, x3 = np.float64(x[2, d] - center[2]), np.float64(x[3, d] - center[3])
+        sum0 += x0 * x0
+        sum1 += x1 * x1
+        sum2 += x2 * x2
+        sum3 += x3 * x3
+    return sum0, sum1, sum2, sum3
+
+
+@inner
+def _four_rows(x: Floats, group: int) -> tuple[Floats, int]:
+    """Return rows 4·group … of x [T, D] as four rows, padded with zeros, and how many are real."""
+    first = group * SUM_ROWS
+    n_rows = min(SUM_ROWS, x.shape[0] - first)
+    if n_rows == SUM_ROWS:
+        return x[first : first + SUM_ROWS], n_rows
+    padded = np.zeros((SUM_ROWS, x.shape[1]), np.float32)
+    for r in range(n_rows):
+        for d in range(x.shape[1]):
+            padded[r, d] = x[first + r, d]
+    return padded, n_rows
+
+
+# Norms
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
-    """x / √(mean(x²) + ε) · weight for each row of x [T, D].
+    """Return x / √(mean(x²) + ε) · weight for each row of x.
 
     The mean is rounded to float32; everything after it is float32.
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+
+    Args:
+        x: [T, D].
+        weight: [D].
+        eps: ε, rounded to float32.
+
+    Returns:
+        [T, D].
     """
     out = empty(*x.shape)  # [T, D]
-    run = _rms_norm_serial if x.size < SERIAL_WORK else _rms_norm_parallel
-    run(x, weight, eps, out)
+    _rms_norm.choose(x.size)(x, weight, eps, out)
     return out
+
+
+@both
+def _rms_norm(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
+    for group in prange((x.shape[0] + SUM_ROWS - 1) // SUM_ROWS):
+        _rms_norm_rows(group, x, weight, eps, out)
+
+
+@inner
+def _rms_norm_rows(group: int, x: Floats, weight: Floats, eps: float, out: Floats) -> None:
+    width = x.shape[1]
+    rows, n_rows = _four_rows(x, group)
+    sums = _square_sums(rows, np.zeros(SUM_ROWS, np.float32))
+    for i in range(n_rows):
+        mean_square = np.float32(sums[i] / width)
+        scale = np.float32(1.0) / np.sqrt(mean_square + np.float32(eps))
+        for d in range(width):
+            out[group * SUM_ROWS + i, d] = (rows[i, d] * scale) * weight[d]
 
 
 def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
-    """(x − mean) / √(mean((x − mean)²) + ε) · weight + bias for each row of x [T, D].
+    """Return (x − mean) / √(mean((x − mean)²) + ε) · weight + bias for each row of x.
 
     Both means are rounded to float32; everything between and after them is float32.
     Source: Ba et al. 2016, arXiv:1607.06450.
+
+    Args:
+        x: [T, D].
+        weight: [D].
+        bias: [D].
+        eps: ε, rounded to float32.
+
+    Returns:
+        [T, D].
     """
     out = empty(*x.shape)  # [T, D]
-    run = _layer_norm_serial if x.size < SERIAL_WORK else _layer_norm_parallel
-    run(x, weight, bias, eps, out)
+    _layer_norm.choose(x.size)(x, weight, bias, eps, out)
     return out
 
 
+@both
+def _layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float, out: Floats) -> None:
+    for group in prange((x.shape[0] + SUM_ROWS - 1) // SUM_ROWS):
+        _layer_norm_rows(group, x, weight, bias, eps, out)
+
+
+@inner
+def _layer_norm_rows(
+    group: int, x: Floats, weight: Floats, bias: Floats, eps: float, out: Floats
+) -> None:
+    width = x.shape[1]
+    rows, n_rows = _four_rows(x, group)
+    means = np.empty(SUM_ROWS, np.float32)
+    sums = row_sums(rows, 0, width)
+    for i in range(SUM_ROWS):
+        means[i] = np.float32(sums[i] / width)
+    sums = _square_sums(rows, means)
+    for i in range(n_rows):
+        variance = np.float32(sums[i] / width)
+        scale = np.float32(1.0) / np.sqrt(variance + np.float32(eps))
+        for d in range(width):
+            normal = (rows[i, d] - means[i]) * scale
+            out[group * SUM_ROWS + i, d] = normal * weight[d] + bias[d]
+
+
+# Activations
+
+
 def swiglu(gate_up: Floats) -> Floats:
-    """silu(gate) · up, [T, F], element by element: gate and up are the halves of rows [T, 2·F].
+    """Return silu(gate) · up, element by element, [T, F]; gate and up are halves of rows [T, 2·F].
 
     Source: Shazeer 2020, arXiv:2002.05202.
     """
     out = empty(gate_up.shape[0], gate_up.shape[1] // 2)  # [T, F]
-    run = _swiglu_serial if out.size < SERIAL_WORK else _swiglu_parallel
-    run(gate_up, out)
+    _swiglu.choose(out.size)(gate_up, out)
     return out
+
+
+@both
+def _swiglu(gate_up: Floats, out: Floats) -> None:
+    width = out.shape[1]
+    for t in prange(out.shape[0]):
+        for f in range(width):
+            out[t, f] = silu_f32(gate_up[t, f]) * gate_up[t, width + f]
 
 
 def gelu(x: Floats) -> Floats:
-    """x·Φ(x), the exact GELU, element by element, [T, F]."""
+    """Return x·Φ(x), the exact GELU, element by element, [T, F]."""
     out = empty(*x.shape)  # [T, F]
-    run = _gelu_serial if x.size < SERIAL_WORK else _gelu_parallel
-    run(x, out)
+    _gelu.choose(x.size)(x, out)
     return out
+
+
+@both
+def _gelu(x: Floats, out: Floats) -> None:
+    for t in prange(x.shape[0]):
+        for f in range(x.shape[1]):
+            out[t, f] = gelu_f32(x[t, f])
 
 
 @jit
 def gelu_tanh(x: Floats) -> Floats:
-    """The approximation of GELU that some engines use instead, element by element, [T, F].
+    """Return the tanh approximation of GELU, element by element, [T, F].
 
     x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³))), written as x·sigmoid of twice the argument.
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
@@ -102,9 +220,9 @@ def gelu_tanh(x: Floats) -> Floats:
 
 @jit
 def gelu_clipped(x: Floats) -> Floats:
-    """The exact GELU, but 10 where it is greater, element by element, [T, F].
+    """Return the exact GELU, but 10 where it is greater, element by element, [T, F].
 
-    GELU is never below −0.17, so the lower bound of −10 that goes with it bounds nothing.
+    The published function is also bounded by −10 from below, but GELU is never below −0.17.
     Source: Wu et al. 2020, arXiv:2004.09602.
     """
     out = np.empty_like(x)  # [T, F]
@@ -117,7 +235,7 @@ def gelu_clipped(x: Floats) -> Floats:
 
 @jit
 def quick_gelu(x: Floats) -> Floats:
-    """x·sigmoid(1.702·x), element by element, [T, F].
+    """Return x·sigmoid(1.702·x), element by element, [T, F].
 
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
     """
@@ -131,7 +249,7 @@ def quick_gelu(x: Floats) -> Floats:
 
 @jit
 def silu(x: Floats) -> Floats:
-    """x·sigmoid(x), element by element, [T, F]."""
+    """Return x·sigmoid(x), element by element, [T, F]."""
     out = np.empty_like(x)  # [T, F]
     for t in range(x.shape[0]):
         for f in range(x.shape[1]):
@@ -141,7 +259,7 @@ def silu(x: Floats) -> Floats:
 
 @jit
 def relu(x: Floats) -> Floats:
-    """x where it is positive, otherwise 0, element by element, [T, F]; NaN stays NaN."""
+    """Return x where it is positive, otherwise 0, element by element, [T, F]; NaN stays NaN."""
     out = np.empty_like(x)  # [T, F]
     for t in range(x.shape[0]):
         for f in range(x.shape[1]):
@@ -149,138 +267,22 @@ def relu(x: Floats) -> Floats:
     return out
 
 
-@inner
-def _totals(x: Floats, t: int) -> tuple[float, float, float, float]:
-    """Σ x of rows t … t + 3."""
-    total0 = total1 = total2 = total3 = 0.0
-    for d in range(x.shape[1]):
-        total0 += np.float64(x[t, d])
-        total1 += np.float64(x[t + 1, d])
-        total2 += np.float64(x[t + 2, d])
-        total3 += np.float64(x[t + 3, d])
-    return total0, total1, total2, total3
-
-
-@inner
-def _square_totals(x: Floats, t: int, center: Floats) -> tuple[float, float, float, float]:
-    """Σ (x − center)² of rows t … t + 3, each with its own center; the difference is float32."""
-    total0 = total1 = total2 = total3 = 0.0
-    for d in range(x.shape[1]):
-        x0, x1 = np.float64(x[t, d] - center[0]), np.float64(x[t + 1, d] - center[1])
-        x2, x3 = np.float64(x[t + 2, d] - center[2]), np.float64(x[t + 3, d] - center[3])
-        total0 += x0 * x0
-        total1 += x1 * x1
-        total2 += x2 * x2
-        total3 += x3 * x3
-    return total0, total1, total2, total3
-
-
-@inner
-def _rows_together(x: Floats, group: int) -> tuple[Floats, int]:
-    """Rows 4·group … of x [T, D] as four rows, and how many of them are real."""
-    first = group * ROWS
-    n_rows = min(ROWS, x.shape[0] - first)
-    if n_rows == ROWS:
-        return x[first : first + ROWS], n_rows
-    filled = np.zeros((ROWS, x.shape[1]), np.float32)
-    for r in range(n_rows):
-        for d in range(x.shape[1]):
-            filled[r, d] = x[first + r, d]
-    return filled, n_rows
-
-
-@inner
-def _rms_norm_rows(group: int, x: Floats, weight: Floats, eps: float, out: Floats) -> None:
-    width = x.shape[1]
-    rows, n_rows = _rows_together(x, group)
-    totals = _square_totals(rows, 0, np.zeros(ROWS, np.float32))
-    for i in range(n_rows):
-        mean_square = np.float32(totals[i] / width)
-        scale = np.float32(1.0) / np.sqrt(mean_square + np.float32(eps))
-        for d in range(width):
-            out[group * ROWS + i, d] = (rows[i, d] * scale) * weight[d]
-
-
-@inner
-def _layer_norm_rows(
-    group: int, x: Floats, weight: Floats, bias: Floats, eps: float, out: Floats
-) -> None:
-    width = x.shape[1]
-    rows, n_rows = _rows_together(x, group)
-    means = np.empty(ROWS, np.float32)
-    totals = _totals(rows, 0)
-    for i in range(ROWS):
-        means[i] = np.float32(totals[i] / width)
-    totals = _square_totals(rows, 0, means)
-    for i in range(n_rows):
-        variance = np.float32(totals[i] / width)
-        scale = np.float32(1.0) / np.sqrt(variance + np.float32(eps))
-        for d in range(width):
-            normal = (rows[i, d] - means[i]) * scale
-            out[group * ROWS + i, d] = normal * weight[d] + bias[d]
+# Rotary embedding
 
 
 @jit
-def _rms_norm_serial(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
-    for group in range((x.shape[0] + ROWS - 1) // ROWS):
-        _rms_norm_rows(group, x, weight, eps, out)
-
-
-@parallel_jit
-def _rms_norm_parallel(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
-    for group in prange((x.shape[0] + ROWS - 1) // ROWS):
-        _rms_norm_rows(group, x, weight, eps, out)
-
-
-@jit
-def _layer_norm_serial(x: Floats, weight: Floats, bias: Floats, eps: float, out: Floats) -> None:
-    for group in range((x.shape[0] + ROWS - 1) // ROWS):
-        _layer_norm_rows(group, x, weight, bias, eps, out)
-
-
-@parallel_jit
-def _layer_norm_parallel(x: Floats, weight: Floats, bias: Floats, eps: float, out: Floats) -> None:
-    for group in prange((x.shape[0] + ROWS - 1) // ROWS):
-        _layer_norm_rows(group, x, weight, bias, eps, out)
-
-
-@jit
-def _swiglu_serial(gate_up: Floats, out: Floats) -> None:
-    width = out.shape[1]
-    for t in range(out.shape[0]):
-        for f in range(width):
-            out[t, f] = silu_f32(gate_up[t, f]) * gate_up[t, width + f]
-
-
-@parallel_jit
-def _swiglu_parallel(gate_up: Floats, out: Floats) -> None:
-    width = out.shape[1]
-    for t in prange(out.shape[0]):
-        for f in range(width):
-            out[t, f] = silu_f32(gate_up[t, f]) * gate_up[t, width + f]
-
-
-@jit
-def _gelu_serial(x: Floats, out: Floats) -> None:
-    for t in range(x.shape[0]):
-        for f in range(x.shape[1]):
-            out[t, f] = gelu_f32(x[t, f])
-
-
-@parallel_jit
-def _gelu_parallel(x: Floats, out: Floats) -> None:
-    for t in prange(x.shape[0]):
-        for f in range(x.shape[1]):
-            out[t, f] = gelu_f32(x[t, f])
-
-
-@jit
-def rope_table(
-    positions: NDArray[np.int64], frequencies: NDArray[np.float64], magnitude: float
-) -> Floats:
-    """(cos, sin) of position · frequency, times magnitude, [2, T, R/2].
+def rope_table(positions: Ints, frequencies: NDArray[np.float64], magnitude: float) -> Floats:
+    """Return (cos, sin) of position · frequency, times magnitude.
 
     The angle is one float64 product; sine and cosine times magnitude are another, rounded once.
+
+    Args:
+        positions: int64 [T].
+        frequencies: float64 [R/2], in radians for each position.
+        magnitude: A factor for both.
+
+    Returns:
+        [2, T, R/2].
     """
     n_tokens, n_pairs = positions.size, frequencies.size
     table = np.empty((2, n_tokens, n_pairs), np.float32)  # [2, T, R/2]
@@ -293,19 +295,31 @@ def rope_table(
 
 
 def apply_rope(x: Floats, table: Floats, n_heads: int) -> Floats:
-    """x [T, ≥ H, E] with the pairs (2i, 2i+1) of its first H heads turned by `rope_table`'s angles.
+    """Return x with the pairs (2i, 2i+1) of its first heads rotated by the table's angles.
 
-    Heads wider than the table (R < E) keep their other elements. Source: Su et al. 2021,
-    arXiv:2104.09864, with the pairs side by side, as GGUF files store them.
+    Source: Su et al. 2021, arXiv:2104.09864, with the pairs side by side, as GGUF files store them.
+
+    Args:
+        x: [T, ≥ H, E].
+        table: From `rope_table`, [2, T, R/2]. Heads wider than R keep their other elements.
+        n_heads: H, the number of heads to rotate.
+
+    Returns:
+        [T, ≥ H, E].
     """
     out = empty(*x.shape)  # [T, ≥ H, E]
-    run = _rope_serial if x.size < SERIAL_WORK else _rope_parallel
-    run(x, table, n_heads, out)
+    _rope.choose(x.size)(x, table, n_heads, out)
     return out
 
 
+@both
+def _rope(x: Floats, table: Floats, n_heads: int, out: Floats) -> None:
+    for t in prange(x.shape[0]):
+        _rotate_token(t, x, table, n_heads, out)
+
+
 @inner
-def _turn_token(t: int, x: Floats, table: Floats, n_heads: int, out: Floats) -> None:
+def _rotate_token(t: int, x: Floats, table: Floats, n_heads: int, out: Floats) -> None:
     for h in range(x.shape[1]):
         for e in range(x.shape[2]):
             out[t, h, e] = x[t, h, e]
@@ -317,21 +331,12 @@ def _turn_token(t: int, x: Floats, table: Floats, n_heads: int, out: Floats) -> 
             out[t, h, 2 * pair + 1] = a * sine + b * cosine
 
 
-@jit
-def _rope_serial(x: Floats, table: Floats, n_heads: int, out: Floats) -> None:
-    for t in range(x.shape[0]):
-        _turn_token(t, x, table, n_heads, out)
-
-
-@parallel_jit
-def _rope_parallel(x: Floats, table: Floats, n_heads: int, out: Floats) -> None:
-    for t in prange(x.shape[0]):
-        _turn_token(t, x, table, n_heads, out)
+# Pooling
 
 
 @jit
 def mean_rows(x: Floats) -> Floats:
-    """The mean of the rows of x [T, D], [D]."""
+    """Return the mean of the rows of x [T, D], [D]."""
     n_rows, width = x.shape
     totals = np.zeros(width, np.float64)  # [D]
     for t in range(n_rows):
@@ -345,7 +350,7 @@ def mean_rows(x: Floats) -> Floats:
 
 @jit
 def l2_normalize(x: Floats) -> Floats:
-    """x / max(‖x‖, 1e-12), [D]: the length is rounded to float32 before the division."""
+    """Return x / max(‖x‖, 1e-12), [D]: the length is rounded to float32 before the division."""
     total = 0.0
     for d in range(x.size):
         total += np.float64(x[d]) * np.float64(x[d])

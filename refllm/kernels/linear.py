@@ -1,18 +1,33 @@
 """Matrix product: y[t, n] = ((x[t,0]·w[n,0] + x[t,1]·w[n,1]) + x[t,2]·w[n,2]) + …, in float32.
 
-T rows of x, N rows of w (outputs), D columns of both. A bias b[n] is added to the finished sum.
+T rows of x (tokens), N outputs (rows of w), D columns of both, W lanes. A bias b[n] is added to the
+finished sum.
 
-L lanes: the rows of w, and outputs, of one panel; 16 or 64 of them, as the CPU likes it.
+A sum from left to right leaves no freedom within one output, so the parallelism is across outputs:
+W of them are computed side by side (`refllm.kernels.simd.lanes`), from a panel of W rows of w
+(`refllm.kernels.packed.panels`). W is 16 or 64, depending on the CPU.
 
-A sum from left to right leaves no freedom within one output, so the freedom is taken across
-outputs: L of them are computed side by side (`refllm.kernels.simd.lanes`), from L rows of w that
-lie side by side (`refllm.kernels.packed.panels`).
+One case, written out: `linear(x, pack(w))` with one row of x [1, 4096] and w in Q4_0 [4096, 4096],
+on a CPU with 64 lanes.
 
-- One row of x (generating a text): each weight is used once, so it is decoded in registers and
-  forgotten.
-- A few rows (several texts that are continued together): the same, for some rows at a time.
-- Many rows (reading a prompt, embedding): a piece of a panel is decoded into a buffer that stays
-  in the cache, and meets all rows of x from there, several at a time
+1. `pack` made 64 panels of 64 rows. A block of Q4_0 has 32 columns in 18 bytes, so a panel is
+   4096 / 32 · 18 · 64 bytes.
+2. `_kernel("Q4_0", "gemv")` fills the templates: `q4_0` of `packed.decode_blocks` with the consumer
+   `add_product`, `_gemv` with that decoder and with 32 and 18, `_product_of_panels` with that
+   `_gemv`. numba compiles the last, and the others into it, unless the kernel is on disk.
+3. 4096 · 4096 multiplications are worth several threads: `prange` gives each some of the panels.
+4. For a panel `_gemv` holds 64 sums in registers. For each of 128 blocks `q4_0` loads 64 scales d
+   and, for each of 32 columns, 64 nibbles; `add_product` adds (d · (nibble − 8)) · x[column] to the
+   sums. No decoded weight is written to memory.
+5. `_gemv` stores the sums to y[0, 64·panel …], and `_epilogue` would add a bias.
+
+Three algorithms share this:
+
+- GEMV, one row of x (generating a text): as above.
+- Small batch, a few rows (several texts continued together): the same, `MICRO_BATCH` rows at a
+  time.
+- GEMM, many rows (reading a prompt, embedding): a K-block, `K_BLOCK` columns of a panel, is decoded
+  to a buffer that stays in the cache and is multiplied with all rows of x, several at a time
   (`refllm.kernels.packed.tile`).
 """
 
@@ -23,31 +38,28 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refllm.ggml.format import Format
-from refllm.jit.buffers import empty
-from refllm.jit.compile import inner, jit, parallel_jit, prange, specialized
+from refllm.jit.buffers import FLOAT_BYTES, Bytes, Floats, Ints, empty
+from refllm.jit.compile import HOLE, Both, both, inner, prange, template
 from refllm.kernels.packed import decode_blocks as blocks
 from refllm.kernels.packed import decode_superblocks as superblocks
-from refllm.kernels.packed.decode_blocks import FEW
+from refllm.kernels.packed.decode_blocks import MICRO_BATCH
 from refllm.kernels.packed.panels import Panels
 from refllm.kernels.packed.tile import add_products
 from refllm.kernels.simd.lanes import LANES, load_f32, store, zeros
 from refllm.kernels.simd.rows import load_rows_of, store_rows
 from refllm.quant import FORMATS, Tensor
 
-__all__ = ["Matrix", "embedding", "linear"]
+__all__ = ["DECODERS", "Algorithm", "Matrix", "embedding", "linear"]
 
 if TYPE_CHECKING:
     from refllm.kernels.int8.product import Int8Panels
 
 Matrix: TypeAlias = "Panels | Int8Panels"
-Rows: TypeAlias = Literal["row", "few", "rows"]
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
+Algorithm: TypeAlias = Literal["gemv", "small_batch", "gemm"]
 
-WALKS = {
+DECODERS = {
     "F32": blocks.f32,
     "F16": blocks.f16,
     "BF16": blocks.bf16,
@@ -65,41 +77,47 @@ WALKS = {
     "IQ4_XS": superblocks.iq4_xs,
 }
 
-# Columns that are decoded at a time: 512 of them are 32 KiB of floats for 16 rows.
-PIECE = 512
-FLOAT_BYTES = 4
-# Below this many multiplications one thread is done before a second has woken up.
-SERIAL_WORK = 1 << 19
-load_few = load_rows_of(FEW)
+# Columns of a K-block: 512 of them are 32 KiB of floats for 16 lanes.
+K_BLOCK = 512
+# So many multiplications take as long as one element of an elementwise kernel (`SERIAL_WORK`).
+MULTIPLICATIONS = 16
 NO_BIAS = np.empty(0, np.float32)
 
+load_micro_batch = load_rows_of(MICRO_BATCH)
 
-def embedding(token_ids: NDArray[np.int64], weight: Tensor) -> Floats:
-    """The rows of weight [V, D] that the token ids name, float32 [T, D]."""
+
+def embedding(token_ids: Ints, weight: Tensor) -> Floats:
+    """Return the rows of weight [V, D] with these indices, decoded: float32 [T, D]."""
     shape = (len(token_ids), weight.shape[1])
     return Tensor(weight.name, weight.format, shape, weight.data[token_ids]).array()
 
 
 def linear(x: Floats, *weights: Matrix, bias: Floats | None = None) -> Floats:
-    """x [T, D] times the rows of the weights, plus the bias [N]: float32 [T, N].
+    """Return x times the rows of the weights, plus the bias.
 
-    N counts the rows of all weights [n, D], whose outputs stand side by side in that order. How a
-    weight was packed says by which numerics: exact here, as integers in
-    `refllm.kernels.int8.product`.
+    Args:
+        x: [T, D].
+        weights: Matrices [n, D], whose outputs are side by side in this order. Each is multiplied
+            by the numerics that it was packed for: exact here, int8 in
+            `refllm.kernels.int8.product`.
+        bias: [N], where N is the number of rows of all weights.
+
+    Returns:
+        float32 [T, N].
     """
     n_tokens = len(x)
-    if 1 < n_tokens < FEW:  # a few rows are never fewer than that
-        x = np.concatenate([x, np.zeros((FEW - n_tokens, x.shape[1]), np.float32)])
+    if 1 < n_tokens < MICRO_BATCH:
+        x = np.concatenate([x, np.zeros((MICRO_BATCH - n_tokens, x.shape[1]), np.float32)])
     out = empty(len(x), sum(weight.n_rows for weight in weights))  # [≥ T, N]
     first = 0
     for weight in weights:
         last = first + weight.n_rows
         if isinstance(weight, Panels):
-            is_small = x.size * weight.n_rows < SERIAL_WORK
-            kernel = _kernel(weight.format.name, _kind(weight.format, n_tokens), is_small)
-            kernel(weight.data, x, NO_BIAS if bias is None else bias, out, first, last)
+            kernel = _kernel(weight.format.name, _algorithm(weight.format, n_tokens))
+            run = kernel.choose(x.size * weight.n_rows // MULTIPLICATIONS)
+            run(weight.data, x, NO_BIAS if bias is None else bias, out, first, last)
         else:
-            # Whoever computes exactly shall not wait for the other kernels.
+            # Imported here so that exact numerics do not load the int8 kernels.
             from refllm.kernels.int8.product import multiply_int8
 
             multiply_int8(x, weight, out, first, last)
@@ -109,131 +127,129 @@ def linear(x: Floats, *weights: Matrix, bias: Floats | None = None) -> Floats:
     return out[:n_tokens]
 
 
-def _kind(stored_as: Format, n_tokens: int) -> Rows:
-    """Whether weights meet one row of x, few or many.
+def _algorithm(fmt: Format, n_tokens: int) -> Algorithm:
+    """Return the fastest algorithm.
 
-    Few where decoding for every few rows takes less time than decoding once and keeping it: never
-    for floats, which need no decoding; for blocks of 256, which need much, as long as it is once.
+    Decoding once for each micro-batch is faster than decoding to memory up to a number of
+    micro-batches: none for F32, which needs no decoding, one for super-blocks, which need much.
     """
     if n_tokens == 1:
-        return "row"
-    turns = {1: 2, 32: 2, 256: 1}[stored_as.block_size] if stored_as.name != "F32" else 0
-    return "few" if n_tokens <= turns * FEW else "rows"
+        return "gemv"
+    micro_batches = {1: 2, 32: 2, 256: 1}[fmt.block_size] if fmt.name != "F32" else 0
+    return "small_batch" if n_tokens <= micro_batches * MICRO_BATCH else "gemm"
 
 
 @cache
-def _kernel(format_name: str, rows: Rows, serial: bool) -> Callable[..., None]:
-    """The product for a format: compiled at its first use, found on disk from then on."""
-    stored_as = FORMATS[format_name]
-    walk = specialized(WALKS[format_name], f"{format_name}_{rows}_walk", visit=VISITORS[rows])
-    product = inner(
-        specialized(
-            _float_rows_product if (format_name, rows) == ("F32", "rows") else PRODUCTS[rows],
-            f"{format_name}_{rows}_product",
-            walk=inner(walk),
-            block_bytes=stored_as.block_bytes,
-            block_size=stored_as.block_size,
+def _kernel(format_name: str, algorithm: Algorithm) -> Both[Callable[..., None]]:
+    """Return the product for a format; its two forms are compiled or loaded at their first call."""
+    fmt, name = FORMATS[format_name], f"{format_name}_{algorithm}"
+    decoder = DECODERS[format_name].fill(f"{name}_decoder", consume=CONSUMERS[algorithm])
+    if name == "F32_gemm":
+        product = _gemm_of_floats
+    else:
+        product = ALGORITHMS[algorithm].fill(
+            f"{name}_product",
+            decode_block=inner(decoder),
+            block_bytes=fmt.block_bytes,
+            block_size=fmt.block_size,
         )
-    )
-    if serial:
-        return jit(specialized(_serial, f"{format_name}_{rows}_serial", product=product))
-    return parallel_jit(specialized(_parallel, f"{format_name}_{rows}_parallel", product=product))
+    return both(_product_of_panels.fill(name, product=inner(product)))
 
 
-# In the templates below these stand for a format's own; `_kernel` puts them in.
-walk: Any = None
-product: Any = None
-block_bytes = block_size = 0
+decode_block: Any = HOLE
+block_bytes: Any = HOLE
+block_size: Any = HOLE
+product: Any = HOLE
 
 
-def _serial(panels: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
-    for panel in range(panels.shape[0]):
-        product(panels[panel], x, bias, out, first + panel * LANES, last)
-
-
-def _parallel(panels: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
+@template
+def _product_of_panels(
+    panels: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int
+) -> None:
+    """Write the outputs of all panels [N / W, bytes] to columns `first` … `last` − 1 of out."""
     for panel in prange(panels.shape[0]):
         product(panels[panel], x, bias, out, first + panel * LANES, last)
 
 
-def _row_product(panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
-    """Outputs `first` … `first` + L − 1, but none from `last` on, for the one row of x."""
+@template
+def _gemv(panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
+    """Write outputs `first` … `first` + W − 1, but none from `last` on, for the one row of x."""
     row = x[0]
     total = zeros()
     for block in range(row.size // block_size):
         at = block * block_bytes * LANES
-        total = walk(panel, at, total, row, block * block_size)
-    sums, place = _room(out, first, last)
-    store(sums, place * FLOAT_BYTES, total)
-    _finish(sums, place, bias, out, first, last)
+        total = decode_block(panel, at, total, row, block * block_size)
+    sums, column = _accumulator(out, first, last)
+    store(sums, column * FLOAT_BYTES, total)
+    _epilogue(sums, column, bias, out, first, last)
 
 
-def _few_product(panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
-    """`_row_product` for FEW rows of x and more: the last rows are computed twice, if need be."""
-    sums, place = _room(out, first, last)
+@template
+def _small_batch(panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
+    """`_gemv` for each of ≥ MICRO_BATCH rows of x; the last micro-batch may repeat some rows."""
+    sums, column = _accumulator(out, first, last)
     width = sums.shape[1] * FLOAT_BYTES
-    for start in range(0, x.shape[0], FEW):
-        r = min(start, x.shape[0] - FEW)
-        some, at_sums = x[r : r + FEW], r * width + place * FLOAT_BYTES
-        for t in range(r, r + FEW):
-            store(sums, t * width + place * FLOAT_BYTES, zeros())
-        totals = load_few(sums, at_sums, width)
+    for start in range(0, x.shape[0], MICRO_BATCH):
+        r = min(start, x.shape[0] - MICRO_BATCH)
+        rows, at_sums = x[r : r + MICRO_BATCH], r * width + column * FLOAT_BYTES
+        for t in range(r, r + MICRO_BATCH):
+            store(sums, t * width + column * FLOAT_BYTES, zeros())
+        totals = load_micro_batch(sums, at_sums, width)
         for block in range(x.shape[1] // block_size):
             at = block * block_bytes * LANES
-            totals = walk(panel, at, totals, some, block * block_size)
+            totals = decode_block(panel, at, totals, rows, block * block_size)
         store_rows(sums, at_sums, width, totals)
-    _finish(sums, place, bias, out, first, last)
+    _epilogue(sums, column, bias, out, first, last)
 
 
-def _rows_product(
-    panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int
-) -> None:
-    """`_row_product` for every row of x."""
+@template
+def _gemm(panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
+    """`_gemv` for each row of x, K-block by K-block."""
     n_columns = x.shape[1]
-    sums, place = _room(out, first, last)
-    _clear(sums, place)
-    buffer = np.empty(PIECE * LANES, np.float32)
-    piece = buffer.reshape(PIECE, LANES)  # [columns, L]
-    for start in range(0, n_columns, PIECE):
-        columns = min(PIECE, n_columns - start)
+    sums, column = _accumulator(out, first, last)
+    _clear(sums, column)
+    buffer = np.empty(K_BLOCK * LANES, np.float32)
+    weights = buffer.reshape(K_BLOCK, LANES)  # [columns, W]
+    for start in range(0, n_columns, K_BLOCK):
+        columns = min(K_BLOCK, n_columns - start)
         for block in range(columns // block_size):
             at = (start // block_size + block) * block_bytes * LANES
-            walk(panel, at, zeros(), buffer, block * block_size)
-        add_products(x, start, columns, piece, 0, sums, place)
-    _finish(sums, place, bias, out, first, last)
+            decode_block(panel, at, zeros(), buffer, block * block_size)
+        add_products(x, start, columns, weights, 0, sums, column)
+    _epilogue(sums, column, bias, out, first, last)
 
 
-def _float_rows_product(
+def _gemm_of_floats(
     panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int
 ) -> None:
-    """`_rows_product` of F32, where a panel is what the buffer would be."""
-    weights = panel.view(np.float32).reshape(-1, LANES)  # [D, L]
-    sums, place = _room(out, first, last)
-    _clear(sums, place)
-    for start in range(0, x.shape[1], PIECE):
-        columns = min(PIECE, x.shape[1] - start)
-        add_products(x, start, columns, weights[start : start + columns], 0, sums, place)
-    _finish(sums, place, bias, out, first, last)
+    """`_gemm` of F32, whose panels need no decoding."""
+    weights = panel.view(np.float32).reshape(-1, LANES)  # [D, W]
+    sums, column = _accumulator(out, first, last)
+    _clear(sums, column)
+    for start in range(0, x.shape[1], K_BLOCK):
+        columns = min(K_BLOCK, x.shape[1] - start)
+        add_products(x, start, columns, weights[start : start + columns], 0, sums, column)
+    _epilogue(sums, column, bias, out, first, last)
 
 
 @inner
-def _room(out: Floats, first: int, last: int) -> tuple[Floats, int]:
-    """A matrix [T, ≥ L] for the sums, and their first column: where they belong, if all do."""
+def _accumulator(out: Floats, first: int, last: int) -> tuple[Floats, int]:
+    """Return a matrix [T, ≥ W] and a column in it for the sums; `out`, if a whole vector fits."""
     if first + LANES <= last:
         return out, first
     return np.empty((out.shape[0], LANES), np.float32), 0
 
 
 @inner
-def _clear(sums: Floats, place: int) -> None:
-    """Let every sum of L columns be +0."""
+def _clear(sums: Floats, column: int) -> None:
+    """Set the sums in W columns to +0."""
     for t in range(sums.shape[0]):
-        store(sums, (t * sums.shape[1] + place) * FLOAT_BYTES, zeros())
+        store(sums, (t * sums.shape[1] + column) * FLOAT_BYTES, zeros())
 
 
 @inner
-def _finish(sums: Floats, place: int, bias: Floats, out: Floats, first: int, last: int) -> None:
-    """Add the bias, if there is one, and put the sums where they belong, if they are not there."""
+def _epilogue(sums: Floats, column: int, bias: Floats, out: Floats, first: int, last: int) -> None:
+    """Add the bias, if there is one, and copy the sums to `out`, if they are not in it."""
     n_lanes = min(LANES, last - first)
     if n_lanes < LANES:
         for t in range(out.shape[0]):
@@ -247,6 +263,9 @@ def _finish(sums: Floats, place: int, bias: Floats, out: Floats, first: int, las
             store(out, at, load_f32(out, at) + shift)
 
 
-# What becomes of a weight, and of a panel, by how many rows there are.
-VISITORS = {"row": blocks.add_product, "few": blocks.add_products, "rows": blocks.keep}
-PRODUCTS = {"row": _row_product, "few": _few_product, "rows": _rows_product}
+CONSUMERS = {
+    "gemv": blocks.add_product,
+    "small_batch": blocks.add_products,
+    "gemm": blocks.store_column,
+}
+ALGORITHMS = {"gemv": _gemv, "small_batch": _small_batch, "gemm": _gemm}

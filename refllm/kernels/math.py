@@ -2,9 +2,10 @@
 
 `exp` of the C library, of Intel's SVML and of NumPy differ in the last bit, between each other and
 between versions. The functions here use only what IEEE 754 defines exactly (+, −, ×, ÷ on float64)
-and moves of bits, with fixed coefficients, so that they cannot differ. Those that return float32
-round once, at the end: the error before that rounding is below 2^-13 of a float32 unit in the last
-place (ULP), so the result is the correctly rounded one but for a few inputs in ten thousand.
+and operations on bits, with fixed coefficients, so they cannot differ. Functions that return
+float32 round once, at the end: the error before that rounding is below 2^-13 of a float32 unit in
+the last place (ULP), so the result is the correctly rounded one but for a few inputs in ten
+thousand.
 
 The stated worst errors are over every float32 input (`python tools/measure_math.py` repeats the
 measurement); 0.5 ULP is what perfect rounding would give.
@@ -13,15 +14,18 @@ measurement); 0.5 ULP is what perfect rounding would give.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from refllm.jit.compile import inner
+from refllm.jit.buffers import Floats
+from refllm.jit.compile import elementary, inner
 
 __all__ = [
+    "ROUNDER",
+    "bits_of",
     "exp",
     "exp_f32",
+    "float_of",
     "gelu_f32",
-    "largest_of",
+    "row_max",
     "sigmoid_f32",
     "silu_f32",
     "sin_cos",
@@ -39,15 +43,15 @@ HALF_PI_1 = 1.5707963267341256
 HALF_PI_2 = 6.077100506303966e-11
 HALF_PI_3 = 2.0222662487959506e-21
 
-# Adding 1.5·2^52 pushes a float64's fraction out: what stays is the nearest integer, ties to even,
-# and it stands in the lowest bits of the sum as well.
+# x + 1.5·2^52 has no bits for a fraction, so the addition rounds x to the nearest integer, ties to
+# even. The lowest bits of the sum are that integer, too.
 ROUNDER = 6755399441055744.0
 ONE_BITS = 0x3FF0000000000000
 
 
 @inner
 def exp(x: float) -> float:
-    """e**x as float64 for −708 ≤ x ≤ 708; beyond, the value at that end. NaN stays NaN.
+    """Return e**x as float64 for −708 ≤ x ≤ 708; beyond, the value at that end. NaN stays NaN.
 
     x = n·ln2 + r with |r| ≤ ln2/2, so e**x = 2**n · e**r, and e**r is its Taylor series
     1 + r + r²/2! + … + r¹⁰/10!, whose remainder is below 2^-41.
@@ -74,15 +78,15 @@ def exp(x: float) -> float:
     return series * two_to_n
 
 
-@inner
+@elementary
 def exp_f32(x: np.float32) -> np.float32:
-    """e**x, rounded once. Worst error 0.500002 ULP, over every float32 x ≤ 0 (softmax)."""
+    """Return e**x, rounded once. Worst error 0.500002 ULP, over every float32 x ≤ 0 (softmax)."""
     return np.float32(exp(np.float64(x)))
 
 
-@inner
+@elementary
 def silu_f32(x: np.float32) -> np.float32:
-    """x·sigmoid(x) = x / (1 + e**−x), rounded once. Worst error 0.500004 ULP.
+    """Return x·sigmoid(x) = x / (1 + e**−x), rounded once. Worst error 0.500004 ULP.
 
     Source: Elfwing et al. 2017, arXiv:1702.03118.
     """
@@ -90,15 +94,15 @@ def silu_f32(x: np.float32) -> np.float32:
     return np.float32(wide / (1.0 + exp(-wide)))
 
 
-@inner
+@elementary
 def sigmoid_f32(x: np.float32) -> np.float32:
-    """1 / (1 + e**−x), rounded once. Worst error 0.500002 ULP."""
+    """Return 1 / (1 + e**−x), rounded once. Worst error 0.500002 ULP."""
     return np.float32(1.0 / (1.0 + exp(-np.float64(x))))
 
 
-@inner
+@elementary
 def tanh_f32(x: np.float32) -> np.float32:
-    """tanh x, rounded once. Worst error 0.500002 ULP.
+    """Return tanh x, rounded once. Worst error 0.500002 ULP.
 
     1 − 2/(1 + e**2a) with a = |x|; below 1/4, where that cancels, the Taylor series up to a¹⁵,
     whose remainder is below 2^-42 of the result.
@@ -117,9 +121,9 @@ def tanh_f32(x: np.float32) -> np.float32:
     return np.float32(np.copysign(1.0 - 2.0 / (1.0 + exp(2.0 * a)), x))
 
 
-@inner
+@elementary
 def gelu_f32(x: np.float32) -> np.float32:
-    """x·Φ(x) = x/2·(1 + erf(x/√2)), rounded once. Worst error 0.500016 ULP.
+    """Return x·Φ(x) = x/2·(1 + erf(x/√2)), rounded once. Worst error 0.500016 ULP.
 
     This is the exact GELU, not the tanh approximation. For negative x, where 1 + erf cancels,
     Φ(x) is the upper tail at |x|. Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
@@ -132,11 +136,11 @@ def gelu_f32(x: np.float32) -> np.float32:
 
 @inner
 def upper_tail(a: float) -> float:
-    """Q(a) = erfc(a/√2)/2, the normal distribution's mass above a ≥ 0; relative error below 2^-38.
+    """Return Q(a) = erfc(a/√2)/2, the normal distribution's mass above a ≥ 0.
 
     e**(−a²/2) · P(u)/(a + 5) with u = (a − 5)/(a + 5) and a polynomial P of degree 13, fitted by
-    `tools/fit_gelu.py` for a ≤ 16. Beyond, every result is less than half of the smallest
-    float32, whatever float32 it is multiplied with, and only that is promised.
+    `tools/fit_gelu.py` for a ≤ 16, with a relative error below 2^-38. Beyond, the only promise is
+    that its product with any float32 is less than half of the smallest float32.
     """
     if a > 40.0:
         a = 40.0
@@ -159,12 +163,12 @@ def upper_tail(a: float) -> float:
     return exp(-0.5 * (a * a)) * (p * inverse)
 
 
-@inner
+@elementary
 def sin_cos(x: float) -> tuple[np.float32, np.float32]:
-    """(sin x, cos x) for a float64 |x| ≤ 2^20, each rounded once to float32.
+    """Return (sin x, cos x) for a float64 |x| ≤ 2^20, each rounded once to float32.
 
     x = n·π/2 + r with |r| ≤ π/4 (Cody and Waite's reduction, π/2 in three parts), then the Taylor
-    series of sine and cosine; n modulo 4 says which of them, and with which sign. Worst error
+    series of sine and cosine; n modulo 4 selects the series and the sign. Worst error
     0.5000001 ULP, over every float32 in the range.
     """
     shifted = x * TWO_OVER_PI + ROUNDER
@@ -197,12 +201,13 @@ def sin_cos(x: float) -> tuple[np.float32, np.float32]:
     return np.float32(-c), np.float32(s)
 
 
-@inner
-def largest_of(row: NDArray[np.float32]) -> np.float32:
-    """The largest of some numbers; a NaN with sign + counts as larger than all.
+@elementary
+def row_max(row: Floats) -> np.float32:
+    """Return the largest number; a NaN with sign + counts as larger than all.
 
-    As integers, because a compiler may compare those in any order, and so several at a time. Bits
-    of a negative float grow with its size; all but the sign turned around, they fall.
+    Floats are compared as integers, which a compiler may compare in any order, so several at a
+    time. The bits of a negative float grow with its magnitude; with all but the sign inverted, they
+    fall.
     """
     bits = row.view(np.int32)
     largest = np.int32(-(2**31))
@@ -218,11 +223,11 @@ def _ordered(bits: np.int32) -> np.int32:
 
 @inner
 def bits_of(x: float) -> np.int64:
-    """The 64 bits of a float64, as an integer."""
+    """Return the 64 bits of a float64 as an integer."""
     return np.float64(x).view(np.int64)
 
 
 @inner
 def float_of(bits: np.int64) -> np.float64:
-    """The float64 that these 64 bits are."""
+    """Return the float64 with these 64 bits."""
     return np.int64(bits).view(np.float64)

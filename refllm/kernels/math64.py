@@ -1,7 +1,9 @@
-"""e^x for the probabilities that a token is drawn from: float64, each of V logits at once.
+"""exp and softmax in float64, for the probabilities that a token is sampled from.
 
-`refllm.kernels.math.exp` is for results that are rounded to float32 afterwards; this one is what
+`refllm.kernels.math.exp` is for results that are rounded to float32 afterwards. This one is what
 `refllm.sampling` defines, to the last bit of a float64.
+
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from refllm.jit.compile import inner, jit
 from refllm.kernels.math import ROUNDER, bits_of, float_of
 
-__all__ = ["exp_of_each", "shares_of_each"]
+__all__ = ["exp", "softmax"]
 
 Doubles = NDArray[np.float64]
 
@@ -28,21 +30,21 @@ BIAS, MANTISSA_BITS = 1023, 52
 
 
 @jit
-def exp_of_each(x: Doubles) -> Doubles:
-    """e^x for each x <= 0 of [V], as `refllm.sampling.exp` says."""
+def exp(x: Doubles) -> Doubles:
+    """Return e^x for each x <= 0 of [V], as `refllm.sampling.exp` defines it."""
     out = np.empty_like(x)
     for i in range(x.size):
-        out[i] = _exp(x[i])
+        out[i] = _exp_of_one(x[i])
     return out
 
 
 @jit
-def shares_of_each(logits: Doubles) -> Doubles:
-    """e^(logit - largest) over the sum of all of them, left to right, for each of [V]."""
+def softmax(logits: Doubles) -> Doubles:
+    """Return e^(logit - max) over the sum of all of them, left to right, for each of [V]."""
     largest = logits.max()
     powers = np.empty_like(logits)  # [V]
     for i in range(logits.size):
-        powers[i] = _exp(logits[i] - largest)
+        powers[i] = _exp_of_one(logits[i] - largest)
     total = 0.0
     for i in range(logits.size):
         total += powers[i]
@@ -52,7 +54,7 @@ def shares_of_each(logits: Doubles) -> Doubles:
 
 
 @inner
-def _exp(x: float) -> float:
+def _exp_of_one(x: float) -> float:
     if x < UNDERFLOW:
         x = UNDERFLOW
     shifted = x * INVERSE_LN2 + ROUNDER

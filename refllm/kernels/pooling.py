@@ -1,7 +1,7 @@
-"""One vector from a text's tokens, and the activations of a layer that follows it.
+"""One vector from a text's tokens, and two activations of the layer that follows it.
 
-T tokens of one text, D model width, N texts, K width of a vector. Every function takes and returns
-float32; sums are float64 from left to right, rounded once (rule 3 of SPEC.md).
+T tokens of one text, D width of a vector, N vectors. Every function takes and returns float32; sums
+are float64 from left to right, rounded once (rule 3 of SPEC.md).
 """
 
 from __future__ import annotations
@@ -9,22 +9,18 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
+from refllm.jit.buffers import Floats
 from refllm.jit.compile import jit
-from refllm.kernels.math import sigmoid_f32, silu_f32, tanh_f32
+from refllm.kernels.math import sigmoid_f32, tanh_f32
 
 __all__ = [
     "max_rows",
     "mean_sqrt_rows",
-    "relu",
     "sigmoid",
-    "silu",
     "tanh",
     "weighted_mean_rows",
 ]
-
-Floats = NDArray[np.float32]
 
 
 @jit
@@ -78,39 +74,19 @@ def weighted_mean_rows(x: Floats, first_weight: int) -> Floats:
 
 @jit
 def tanh(x: Floats) -> Floats:
-    """Return the hyperbolic tangent, element by element, [N, K]."""
-    out = np.empty_like(x)  # [N, K]
+    """Return the hyperbolic tangent, element by element, [N, D]."""
+    out = np.empty_like(x)  # [N, D]
     for n in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            out[n, k] = tanh_f32(x[n, k])
+        for d in range(x.shape[1]):
+            out[n, d] = tanh_f32(x[n, d])
     return out
 
 
 @jit
 def sigmoid(x: Floats) -> Floats:
-    """Return 1 / (1 + e**−x), element by element, [N, K]."""
-    out = np.empty_like(x)  # [N, K]
+    """Return 1 / (1 + e**−x), element by element, [N, D]."""
+    out = np.empty_like(x)  # [N, D]
     for n in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            out[n, k] = sigmoid_f32(x[n, k])
-    return out
-
-
-@jit
-def silu(x: Floats) -> Floats:
-    """Return x·sigmoid(x), element by element, [N, K]."""
-    out = np.empty_like(x)  # [N, K]
-    for n in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            out[n, k] = silu_f32(x[n, k])
-    return out
-
-
-@jit
-def relu(x: Floats) -> Floats:
-    """Return max(x, 0), element by element, [N, K]; NaN stays NaN."""
-    out = np.empty_like(x)  # [N, K]
-    for n in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            out[n, k] = np.float32(0.0) if x[n, k] <= 0 else x[n, k]
+        for d in range(x.shape[1]):
+            out[n, d] = sigmoid_f32(x[n, d])
     return out

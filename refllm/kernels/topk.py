@@ -1,6 +1,6 @@
-"""The most probable of V tokens, without sorting all of them.
+"""The most probable tokens, without sorting the vocabulary.
 
-V scores, K of them kept.
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,19 +10,25 @@ from numpy.typing import NDArray
 
 from refllm.jit.compile import jit
 
-__all__ = ["ids_of_largest"]
+__all__ = ["topk"]
 
 
 @jit
-def ids_of_largest(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
-    """Ids int64 [K] of the k largest of scores [V], 0 < k <= V.
+def topk(scores: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Return the ids of the k largest scores.
 
-    Ordered by descending score, then ascending id. On a tie for the last place the lower ids win.
-    An insertion sort that forgets what falls behind the k-th place: where k is far below V, few
-    scores come in at all.
+    An insertion sort that drops what falls behind the k-th place. It is fast where k is far below
+    V, because few scores are inserted at all.
+
+    Args:
+        scores: float64 [V].
+        k: 0 < k <= V.
+
+    Returns:
+        int64 [k], by descending score, then ascending id; of equal scores the lower ids are kept.
     """
-    ids = np.empty(k, np.int64)  # [K]
-    best = np.full(k, -np.inf)  # [K], the scores of `ids`
+    ids = np.empty(k, np.int64)  # [k]
+    best = np.full(k, -np.inf)  # [k], the scores of `ids`
     for i in range(scores.size):
         place = min(i, k)
         if place == k and scores[i] <= best[k - 1]:

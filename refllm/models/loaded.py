@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from refllm.bert import Bert
 from refllm.checkpoints.open import open_weights
 from refllm.errors import InvalidInput, LlmError
-from refllm.jit.buffers import begin_piece
+from refllm.jit.buffers import begin_arena
 from refllm.llama import Llama
 from refllm.models.load import BertModel, LlamaModel
 
@@ -58,11 +58,11 @@ class LoadedModels:
         model = self._model_in_memory(path)
         if model is None:
             self._make_room(path)
-            begin_piece()  # a piece of memory of its own is freed with the model
+            begin_arena()  # an arena of its own is freed with the model
             try:
                 model = load(path)
             finally:
-                begin_piece()
+                begin_arena()
             self._in_memory[path] = (weakref.ref(model), weight_bytes(model))
         self._kept[path] = model
         self._kept.move_to_end(path)

@@ -20,8 +20,8 @@ from numba import float32, float64, int64, types, uint8
 from numpy.typing import NDArray
 
 from refllm.jit.compile import jit
-from refllm.kernels.linear import Rows, _kernel
-from refllm.kernels.math64 import exp_of_each
+from refllm.kernels import math64
+from refllm.kernels.linear import Algorithm, _kernel
 from refllm.kernels.simd.lanes import load_f32, splat, store, zeros
 from tests.conftest import PROJECT
 from tests.support.other_cpus import (
@@ -69,10 +69,10 @@ def left_to_right(weights: Floats, x: Floats, out: Floats) -> None:
 
 
 @pytest.mark.usefixtures("cpu_can_fuse")
-@pytest.mark.parametrize("rows", ["row", "few", "rows"])
-def test_the_product_with_q4_0_multiplies_and_adds_and_never_fuses(rows: Rows) -> None:
+@pytest.mark.parametrize("algorithm", ["gemv", "small_batch", "gemm"])
+def test_the_product_with_q4_0_multiplies_and_adds_and_never_fuses(algorithm: Algorithm) -> None:
     signature = (PANELS, MATRIX, VECTOR, MATRIX, int64, int64)
-    text = assembly(_kernel("Q4_0", rows, True), signature)
+    text = assembly(_kernel("Q4_0", algorithm).serial, signature)
     assert MULTIPLIED.search(text)
     assert ADDED.search(text)
     assert FUSED.findall(text) == []
@@ -87,7 +87,7 @@ def test_the_same_search_finds_what_a_compiler_that_may_fuse_makes_of_the_same_l
 
 @pytest.mark.usefixtures("cpu_can_fuse")
 def test_the_powers_of_a_draw_are_multiplied_and_added_and_never_fused() -> None:
-    text = assembly(exp_of_each, (float64[::1],))
+    text = assembly(math64.exp, (float64[::1],))
     assert MULTIPLIED_DOUBLES.search(text)
     assert FUSED.findall(text) == []
 
@@ -127,7 +127,7 @@ def test_no_kernel_of_two_models_fuses_on_any_cpu(
     skip_unless_runnable(cpu)
     text = assembly_of_two_models(cpu, tmp_path)
     assert set(re.findall(r"%([xyz]mm)\d", text)) == registers, "compiled for another CPU"
-    products = [f"Q4_0_{rows}_" for rows in ("row", "few", "rows")]
-    kernels = (*products, "cached_attention", "texts", "swiglu", "gelu", "layer_norm")
+    products = [f"Q4_0_{algorithm}_" for algorithm in ("gemv", "small_batch", "gemm")]
+    kernels = (*products, "kv_attention", "texts", "swiglu", "gelu", "layer_norm")
     assert [name for name in kernels if name not in text] == [], "not everything was compiled"
     assert FUSED.findall(text) == []

@@ -35,14 +35,14 @@ def random_floats(*shape: int, seed: int = 0) -> Floats:
 
 def random_weight(type_name: str, n_rows: int, n_columns: int, *, seed: int = 0) -> Tensor:
     """Any bytes are weights; only the halves d and m are chosen, to be ordinary numbers."""
-    stored_as = FORMATS[type_name]
-    n_bytes = stored_as.row_bytes(n_columns)
+    fmt = FORMATS[type_name]
+    n_bytes = fmt.row_bytes(n_columns)
     rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, 256, (n_rows, n_bytes), np.uint8).reshape(-1, stored_as.block_bytes)
+    blocks = rng.integers(0, 256, (n_rows, n_bytes), np.uint8).reshape(-1, fmt.block_bytes)
     for byte in half_places(type_name):
         halves = rng.uniform(-0.02, 0.02, len(blocks)).astype("<f2")
         blocks[:, byte : byte + 2] = halves[:, None].view(np.uint8)
-    return Tensor("test", stored_as, (n_rows, n_columns), blocks.reshape(n_rows, n_bytes))
+    return Tensor("test", fmt, (n_rows, n_columns), blocks.reshape(n_rows, n_bytes))
 
 
 def half_places(type_name: str) -> list[int]:
@@ -72,7 +72,7 @@ def test_a_product_equals_the_oracle(type_name: str, n_tokens: int) -> None:
 
 @pytest.mark.parametrize("n_tokens", [1, 4])
 @pytest.mark.parametrize(("type_name", "n_columns"), [("Q8_0", 32), ("Q5_1", 288), ("Q6_K", 256)])
-def test_a_last_piece_may_be_short(type_name: str, n_columns: int, n_tokens: int) -> None:
+def test_a_last_k_block_may_be_short(type_name: str, n_columns: int, n_tokens: int) -> None:
     x, weight = random_floats(n_tokens, n_columns), random_weight(type_name, 3, n_columns)
     assert same_bits(linear(x, pack_int8(weight)), oracle_int8.matmul(x, weight))
 
@@ -284,12 +284,12 @@ def activations_for_ggml() -> Floats:
 
 def weight_for_ggml(type_name: str) -> Tensor:
     """A row of 2048 weights; d and m are made ordinary numbers by their exponents' bits."""
-    stored_as = FORMATS[type_name]
-    n_bytes = stored_as.row_bytes(2048)
-    blocks = splitmix64(n_bytes, 2).astype(np.uint8).reshape(-1, stored_as.block_bytes)
+    fmt = FORMATS[type_name]
+    n_bytes = fmt.row_bytes(2048)
+    blocks = splitmix64(n_bytes, 2).astype(np.uint8).reshape(-1, fmt.block_bytes)
     for byte in half_places(type_name):
         blocks[:, byte + 1] = blocks[:, byte + 1] & 0x83 | 0x20
-    return Tensor("test", stored_as, (1, 2048), blocks.reshape(1, n_bytes))
+    return Tensor("test", fmt, (1, 2048), blocks.reshape(1, n_bytes))
 
 
 def as_q8_0(x: oracle_int8.Activations) -> Bytes:

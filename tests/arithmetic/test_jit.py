@@ -18,6 +18,8 @@ import pytest
 
 import refllm
 from refllm.jit import disk_cache as cache
+from refllm.jit.compile import HOLE, SERIAL_WORK, inner, jit, prange, template
+from refllm.jit.compile import both as in_both_forms
 from refllm.jit.disk_cache import KernelCache, cache_folder, kernel_sources, stamp
 from refllm.jit.stored import stored
 from tests.checkpoints.test_private_files import owned_by_another
@@ -383,3 +385,65 @@ def test_many_processes_can_fill_the_cache_at_once(tmp_path: Path) -> None:
     last = subprocess.check_output(command, env=environment, text=True)
     assert last.split() == ["[0.6", "0.8]", "1"]
     assert [path.suffix for path in tmp_path.glob("*/*")] == [".nbc"]
+
+
+# --- Templates, parts of kernels and both forms --------------------------------------------------
+
+factor: Any = HOLE
+
+
+@template
+def times(x: Any) -> Any:
+    return factor * x
+
+
+@template
+def times_and_one(x: Any) -> Any:
+    return times(x) + 1
+
+
+def test_a_filled_template_is_a_function_with_these_values_and_this_name() -> None:
+    double, triple = times.fill("double", factor=2), times.fill("triple", factor=3)
+    assert (double(5), triple(5), double.__name__) == (10, 15, "double")
+
+
+def test_a_template_that_another_one_calls_is_a_hole_of_it() -> None:
+    assert times_and_one.holes == {"times"}
+    assert times_and_one.fill("six_and_one", times=times.fill("six", factor=6))(2) == 13
+
+
+@pytest.mark.parametrize("values", [{}, {"factor": 2, "summand": 1}], ids=["open", "unknown"])
+def test_every_hole_needs_a_value_and_every_value_a_hole(values: dict[str, int]) -> None:
+    with pytest.raises(TypeError, match=r"the template times has the holes \['factor'\]"):
+        times.fill("double", **values)
+
+
+def test_a_template_is_not_called_before_it_is_filled() -> None:
+    with pytest.raises(TypeError, match="times is a template"):
+        times(2)
+
+
+def test_a_part_of_kernels_is_called_by_kernels_only() -> None:
+    part = inner(twice)
+
+    def kernel(x: float) -> float:
+        return part(x) + 1
+
+    assert jit(kernel)(3) == 7
+    with pytest.raises(TypeError, match="twice can be called by kernels only"):
+        part(3)
+
+
+@in_both_forms
+def counted(out: np.ndarray) -> None:
+    for i in prange(out.size):
+        out[i] = i
+
+
+@pytest.mark.parametrize("work", [SERIAL_WORK - 1, SERIAL_WORK])
+def test_the_form_is_chosen_by_the_amount_of_work(work: int) -> None:
+    run = counted.choose(work)
+    assert run is (counted.serial if work < SERIAL_WORK else counted.parallel)
+    out = np.zeros(1000)
+    run(out)
+    assert np.array_equal(out, np.arange(1000))

@@ -20,7 +20,7 @@ from refllm.kernels.attention import (
     key_value_buffers,
 )
 from refllm.kernels.int8.product import pack_int8
-from refllm.kernels.kv_attention import Caches, attention, caches_of, remember
+from refllm.kernels.kv_attention import Caches, append_kv, attention, describe_caches
 from refllm.kernels.linear import embedding, linear
 from refllm.kernels.packed.fields import WIDE_FIELDS
 from refllm.kernels.packed.panels import pack
@@ -75,10 +75,10 @@ def test_the_matrix_product_rounds_each_product_and_each_sum() -> None:
 
 def random_blocks(type_name: str, n_rows: int, n_columns: int) -> Tensor:
     """A matrix of random bytes in a GGML format, with scales of an ordinary size."""
-    stored_as = FORMATS[type_name]
+    fmt = FORMATS[type_name]
     rng = np.random.default_rng(0)
-    n_blocks = n_columns // stored_as.block_size
-    blocks = rng.integers(0, 256, (n_rows, n_blocks, stored_as.block_bytes), np.uint8)
+    n_blocks = n_columns // fmt.block_size
+    blocks = rng.integers(0, 256, (n_rows, n_blocks, fmt.block_bytes), np.uint8)
     for place, width in WIDE_FIELDS[type_name].items():
         if width == 2:
             scales = rng.standard_normal((n_rows, n_blocks)).astype(np.float16)
@@ -87,14 +87,14 @@ def random_blocks(type_name: str, n_rows: int, n_columns: int) -> Tensor:
             blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
     if type_name == "F32":
         blocks = rng.standard_normal((n_rows, n_columns, 1), np.float32).view(np.uint8)
-    return Tensor("test", stored_as, (n_rows, n_columns), blocks.reshape(n_rows, -1))
+    return Tensor("test", fmt, (n_rows, n_columns), blocks.reshape(n_rows, -1))
 
 
-# One row; fewer than a few; a few, twice, some of them in both; many.
+# GEMV; less than a micro-batch; two that overlap; GEMM.
 @pytest.mark.parametrize("n_tokens", [1, 2, 7, 10])
 @pytest.mark.parametrize("type_name", WIDE_FIELDS)
 def test_a_quantized_matrix_is_its_decoded_numbers(type_name: str, n_tokens: int) -> None:
-    # 130 rows are two panels and two rows; 768 columns are a piece and a half.
+    # 130 rows are two panels and two rows; 768 columns are a K-block and a half.
     x, weight = random_floats(n_tokens, 768), random_blocks(type_name, 130, 768)
     assert same_bits(linear(x, pack(weight)), oracle.matmul(x, weight.array()))
 
@@ -184,7 +184,7 @@ SEQUENCES = [[(0, 1)], [(7, 1), (0, 3), (20, 1)], [(90, 1)] * 8, [(0, 50), (300,
 
 
 @pytest.mark.parametrize("sequences", SEQUENCES)
-def test_sequences_together_remember_and_attend_as_the_oracle_says_of_each(
+def test_sequences_together_append_and_attend_as_the_oracle_does_for_each(
     sequences: list[tuple[int, int]],
 ) -> None:
     n_heads, n_kv_heads, head_dim, layer = 4, 2, 8, 1
@@ -194,7 +194,7 @@ def test_sequences_together_remember_and_attend_as_the_oracle_says_of_each(
         [random_floats(before, n_kv_heads, head_dim, seed=2 * n + i) for i in range(2)]
         for n, (before, _) in enumerate(sequences)
     ]
-    caches = caches_of(
+    caches = describe_caches(
         [
             cache_of(k, v, n_new=0, n_layers=3, layer=layer, n_free=new).buffers[0]
             for (k, v), new in zip(old, n_new, strict=True)
@@ -203,7 +203,7 @@ def test_sequences_together_remember_and_attend_as_the_oracle_says_of_each(
         n_new=n_new,
     )
     n_visible = np.concatenate([before + 1 + np.arange(new) for before, new in sequences])
-    remember(qkv, caches, layer=layer)
+    append_kv(qkv, caches, layer=layer)
     got = attention(qkv, caches, n_visible, n_heads=n_heads, layer=layer)
     ends = np.cumsum(n_new)
     for rows, (k_old, v_old), (before, new), heads in zip(
@@ -251,7 +251,7 @@ def cache_of(
     keys[:], values[:] = 1e30, 1e30
     keys[layer, ..., :n_seen] = k.transpose(1, 2, 0)
     values[layer, :, :n_seen] = v.transpose(1, 0, 2)
-    return caches_of([(keys, values)], n_before=[n_seen - n_new], n_new=[n_new])
+    return describe_caches([(keys, values)], n_before=[n_seen - n_new], n_new=[n_new])
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e15])

@@ -1,7 +1,7 @@
-"""Memory for what is large.
+"""Memory for large arrays.
 
-That of results is used again: never while somebody looks at it, and not without bound. Weights lie
-end to end.
+Results reuse it: never while an array or view of it exists, and not without bound. Weights are
+placed end to end.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from refllm.jit import buffers as memory
-from refllm.jit.buffers import LARGE_PAGE, LEAST_BYTES, begin_piece, empty, zeros
+from refllm.jit.buffers import LARGE_PAGE, MIN_BYTES, begin_arena, empty, zeros
 
-N = LEAST_BYTES // 4  # floats
+N = MIN_BYTES // 4  # floats
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_an_array_is_like_any_other(shape: tuple[int, ...]) -> None:
     assert array.flags.aligned
 
 
-def test_memory_that_nobody_looks_at_is_used_again() -> None:
+def test_memory_without_an_array_is_used_again() -> None:
     array = empty(2, N)
     before = address(array)
     del array
@@ -72,7 +72,7 @@ def test_sizes_that_are_almost_the_same_take_turns() -> None:
     ],
     ids=["itself", "slice", "steps", "view of a view", "buffer"],
 )
-def test_memory_that_somebody_looks_at_is_not_used_again(view: object) -> None:
+def test_memory_of_an_array_or_a_view_is_not_used_again(view: object) -> None:
     seen = view(empty(2, N))  # type: ignore[operator]
     assert not np.shares_memory(np.asarray(seen), empty(2, N))
 
@@ -89,14 +89,14 @@ def test_threads_do_not_get_each_other_s_memory() -> None:
 
 
 def test_what_would_be_too_much_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "MOST_BYTES", 3 * LEAST_BYTES)
+    monkeypatch.setattr(memory, "MAX_BYTES", 3 * MIN_BYTES)
     arrays = [empty(N) for _ in range(5)]
     del arrays
-    assert sum(block.nbytes for block in memory._free) == 3 * LEAST_BYTES
+    assert sum(block.nbytes for block in memory._free) == 3 * MIN_BYTES
 
 
 def test_sizes_that_are_no_longer_wanted_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "MOST_BYTES", 3 * LEAST_BYTES)
+    monkeypatch.setattr(memory, "MAX_BYTES", 3 * MIN_BYTES)
     small = [empty(N) for _ in range(3)]
     del small
     large = empty(2 * N)
@@ -149,25 +149,25 @@ def test_weights_do_not_share_a_byte() -> None:
         assert all(pool.map(is_kept, range(100)))
 
 
-def test_a_piece_is_given_back_when_nobody_looks_at_any_part_of_it(
+def test_an_arena_is_freed_when_no_array_in_it_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(memory, "PIECE_BYTES", LARGE_PAGE)
+    monkeypatch.setattr(memory, "ARENA_BYTES", LARGE_PAGE)
     first, second = zeros(1, LARGE_PAGE // 2), zeros(1, 200)
-    piece = weakref.ref(first.base)
-    zeros(1, LARGE_PAGE)  # does not fit, so there is a piece after it
+    arena = weakref.ref(first.base)
+    zeros(1, LARGE_PAGE)  # does not fit, so there is an arena after it
     del first
-    assert piece() is not None
+    assert arena() is not None
     del second
-    assert piece() is None
+    assert arena() is None
 
 
-def test_what_is_asked_for_between_two_beginnings_of_pieces_shares_none() -> None:
+def test_weights_between_two_beginnings_of_arenas_share_none() -> None:
     first = zeros(1, 200)
-    begin_piece()
+    begin_arena()
     second, third = zeros(1, 200), zeros(1, 200)
-    begin_piece()
+    begin_arena()
     assert second.base is third.base is not first.base
-    piece = weakref.ref(second.base)
+    arena = weakref.ref(second.base)
     del second, third
-    assert piece() is None
+    assert arena() is None

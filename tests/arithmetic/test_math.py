@@ -19,7 +19,7 @@ from refllm.kernels.elementwise import gelu, gelu_tanh, rope_table, swiglu
 from refllm.kernels.math import (
     exp_f32,
     gelu_f32,
-    largest_of,
+    row_max,
     sigmoid_f32,
     silu_f32,
     sin_cos,
@@ -144,10 +144,10 @@ def test_the_rope_table_holds_cosine_and_sine_of_position_times_frequency() -> N
         np.random.default_rng(0).standard_normal(100).tolist(),
     ],
 )
-def test_the_largest_of_a_row_is_found_by_its_bits(row: list[float]) -> None:
-    assert largest_of(np.array(row, np.float32)) == np.array(row, np.float32).max()
+def test_the_row_max_a_row_is_found_by_its_bits(row: list[float]) -> None:
+    assert row_max(np.array(row, np.float32)) == np.array(row, np.float32).max()
 
 
 @pytest.mark.parametrize("row", [[np.nan, 1.0], [1.0, np.nan, np.inf]])
 def test_a_nan_counts_as_the_largest(row: list[float]) -> None:
-    assert np.isnan(largest_of(np.array(row, np.float32)))
+    assert np.isnan(row_max(np.array(row, np.float32)))

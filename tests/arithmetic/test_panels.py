@@ -93,10 +93,12 @@ def test_fields_can_stand_in_another_order() -> None:
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_a_large_matrix_is_packed_in_slabs(n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_matrix_is_packed_in_chunks(
+    n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use_threads(n_threads)
     tensor = random_tensor("Q8_0", 16 * LANES - 5, 256)
-    monkeypatch.setattr(panels, "SLAB_BYTES", 3 * LANES * tensor.data.shape[1])
+    monkeypatch.setattr(panels, "CHUNK_BYTES", 3 * LANES * tensor.data.shape[1])
     seen: list[Bytes] = []
     packed = pack(tensor, consumed=seen.append)
     assert np.array_equal(packed.data, as_drawn(tensor.data, widths_of("Q8_0")))
@@ -104,12 +106,12 @@ def test_a_large_matrix_is_packed_in_slabs(n_threads: int, monkeypatch: pytest.M
     assert np.array_equal(np.concatenate(seen), tensor.data)
 
 
-def test_a_format_without_a_kernel_becomes_float32_slab_by_slab(
+def test_a_format_without_a_kernel_becomes_float32_chunk_by_chunk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     numbers = np.random.default_rng(0).standard_normal((300, 32))
     tensor = Tensor("test", FORMATS["F64"], numbers.shape, numbers.view(np.uint8))
-    monkeypatch.setattr(panels, "SLAB_BYTES", 2 * LANES * 32 * 4)
+    monkeypatch.setattr(panels, "CHUNK_BYTES", 2 * LANES * 32 * 4)
     seen: list[Bytes] = []
     packed = pack(tensor, consumed=seen.append)
     floats = numbers.astype(np.float32).view(np.uint8)

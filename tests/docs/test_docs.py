@@ -1,7 +1,8 @@
-"""README and SPEC say what is true: every command and every figure in them is run or computed."""
+"""README, first steps and SPEC are true: each command and figure in them is run or computed."""
 
 from __future__ import annotations
 
+import ast
 import itertools
 import os
 import re
@@ -21,20 +22,26 @@ from refllm.parameters import Parameters
 from tests.conftest import PROJECT, QUICK_FILES
 
 README = (PROJECT / "README.md").read_text("utf-8")
+START = (PROJECT / "docs" / "start.md").read_text("utf-8")
 SPEC = (PROJECT / "SPEC.md").read_text("utf-8")
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
 
 
-def blocks(kind: str) -> list[str]:
-    return [body for found, body in BLOCK.findall(README) if found == kind]
+def blocks(kind: str, page: str = README) -> list[str]:
+    return [body for found, body in BLOCK.findall(page) if found == kind]
+
+
+def commands_and_outputs() -> list[tuple[str, str]]:
+    """Each command of both pages with the output that is shown below it, each pair once."""
+    found = COMMAND.findall("\n".join([*blocks("console"), *blocks("console", START)]))
+    return list(dict.fromkeys(found))
 
 
 def programs_and_outputs() -> list[tuple[str, str]]:
-    """Each Python block with the text block behind it."""
-    found = BLOCK.findall(README)
-    pairs = itertools.pairwise(found)
+    """Each Python block of the first steps with the text block behind it."""
+    pairs = itertools.pairwise(BLOCK.findall(START))
     return [(a[1], b[1]) for a, b in pairs if (a[0], b[0]) == ("python", "text")]
 
 
@@ -46,7 +53,7 @@ def matches(shown: str, printed: str) -> bool:
 
 @pytest.fixture
 def reader(tmp_path: Path, minilm_dir: Path, data_dir: Path) -> dict[str, str]:
-    """The environment of somebody who follows the README in an empty folder: tmp_path."""
+    """The environment of a reader who follows the pages in an empty folder: tmp_path."""
     shutil.copy(data_dir / "stories260K" / "stories260K.gguf", tmp_path)
     home = tmp_path / "home"
     home.mkdir()
@@ -70,17 +77,23 @@ def run(command: list[str] | str, folder: Path, environment: dict[str, str]) -> 
 
 
 @pytest.mark.network
-@pytest.mark.parametrize(("command", "shown"), COMMAND.findall("\n".join(blocks("console"))))
-def test_a_command_of_the_readme_prints_what_it_shows(
+@pytest.mark.parametrize(("command", "shown"), commands_and_outputs())
+def test_a_command_of_the_readme_and_first_steps_prints_what_it_shows(
     command: str, shown: str, tmp_path: Path, reader: dict[str, str]
 ) -> None:
     printed = run(command, tmp_path, reader)
     assert matches(shown, printed), printed
 
 
+def test_no_command_or_program_was_overlooked() -> None:
+    assert len(commands_and_outputs()) >= 12
+    assert len(programs_and_outputs()) == len(blocks("python", START)) == 2
+    assert blocks("python") == []
+
+
 @pytest.mark.network
 @pytest.mark.parametrize(("program", "shown"), programs_and_outputs())
-def test_a_program_of_the_readme_prints_what_it_shows(
+def test_a_program_of_the_first_steps_prints_what_it_shows(
     program: str, shown: str, tmp_path: Path, reader: dict[str, str]
 ) -> None:
     assert len(program.splitlines()) <= 9, "eight lines and a blank one"
@@ -102,7 +115,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 def test_the_readme_names_the_quick_tests_and_their_files_are_there() -> None:
     assert "`pytest -m quick`" in README
     assert "pytest -m quick" in (PROJECT / "justfile").read_text("utf-8")
-    assert [name for name in QUICK_FILES if not (PROJECT / "tests" / name).is_file()] == []
+    assert {path.name for path in (PROJECT / "tests").rglob("test_*.py")} >= QUICK_FILES
 
 
 def test_a_test_of_a_quick_file_is_quick_unless_it_fetches_something() -> None:
@@ -137,11 +150,34 @@ def test_a_run_of_the_tests_shows_which_kernels_it_compiles(tmp_path: Path) -> N
     compiled = re.findall(r"^compiling (\S+) for this machine", done.stderr, re.M)
     assert compiled
     assert len(compiled) == len(list(tmp_path.rglob("*.nbc")))
+    assert matches(blocks("text")[0], done.stdout.splitlines()[-1])
 
 
-def test_the_readme_names_every_file() -> None:
-    modules = [path for path in (PROJECT / "refllm").rglob("*.py") if path.name != "__init__.py"]
-    assert [path.name for path in modules if f"{path.name}`" not in README] == []
+def test_the_readme_is_a_screen_and_a_half_with_a_table_of_ten_rows() -> None:
+    assert len(README.splitlines()) <= 75
+    table = README.partition("| made for |")[2].partition("\n\n")[0]
+    assert len(table.splitlines()) == 10
+    assert README.count("\n- **[") == 3, "three doors"
+
+
+PACKAGES = [path.parent for path in sorted((PROJECT / "refllm").rglob("__init__.py"))]
+BEING_WRITTEN = {
+    *("checkpoints", "files", "ggml", "jit", "kernels", "kernels.int8", "kernels.packed"),
+    *("kernels.simd", "models", "testing", "wasm.http", "wasm.wasi"),
+}
+"""Packages whose docstring is written in the changes of their modules; then the name goes here."""
+
+
+def package_case(folder: Path) -> object:
+    name = ".".join(folder.relative_to(PROJECT).parts)
+    written = name.removeprefix("refllm.") not in BEING_WRITTEN
+    return pytest.param(folder, id=name, marks=[] if written else [pytest.mark.xfail])
+
+
+@pytest.mark.parametrize("package", [package_case(folder) for folder in PACKAGES])
+def test_a_package_says_in_three_lines_or_more_what_is_in_it(package: Path) -> None:
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))) or ""
+    assert len(docstring.splitlines()) >= 3
 
 
 def test_spec_and_docstrings_state_the_same_errors() -> None:

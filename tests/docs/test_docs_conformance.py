@@ -59,13 +59,6 @@ def test_the_causes_of_the_page_are_those_that_such_a_harness_is_told() -> None:
     assert f"\n\n{shown}\n" in report
 
 
-def test_every_link_of_the_pages_leads_somewhere() -> None:
-    for page in (PAGE, PEERS):
-        links = [link for link in re.findall(r"\]\((\S+?)\)", page) if "://" not in link]
-        missing = [link for link in links if not (PROJECT / "docs" / link).exists()]
-        assert missing == []
-
-
 def test_the_messages_of_the_page_are_those_of_the_protocol() -> None:
     schema = json.loads(
         (PROJECT / "refllm" / "conform" / "protocol.schema.json").read_text("utf-8")

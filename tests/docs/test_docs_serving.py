@@ -1,4 +1,4 @@
-"""docs/serving.md says what is true: its server runs, and answers its commands and its program."""
+"""docs/serving.md is true: its server runs, and answers its commands and its program."""
 
 from __future__ import annotations
 
@@ -116,4 +116,4 @@ def test_the_page_says_how_much_memory_a_token_of_a_prompt_takes_and_how_much_th
     one_line = " ".join(PAGE.split())
     assert "2 KiB in tiny-chat, 44 KiB in TinyLlama 1.1B, 1 MiB in Llama 2 7B" in one_line
     assert DEFAULT_BYTES == PROMPT_CACHE_MIB * MEBIBYTE
-    assert f"is how many MiB they may take, {PROMPT_CACHE_MIB} unless told otherwise" in one_line
+    assert f"`--prompt-cache-mib` is the limit in MiB (default {PROMPT_CACHE_MIB})" in one_line

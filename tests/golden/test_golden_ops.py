@@ -18,7 +18,7 @@ from refllm.conform.faults.catalog import Fault
 from refllm.conform.faults.ops import OPS
 from refllm.kernels import elementwise
 from refllm.kernels.attention import attention_weights, key_value_buffers
-from refllm.kernels.kv_attention import attention, caches_of
+from refllm.kernels.kv_attention import attention, describe_caches
 from refllm.kernels.linear import linear
 from refllm.kernels.packed.panels import pack
 from refllm.quant import FORMATS, Tensor
@@ -95,7 +95,7 @@ def attention_by_kernels(q: Array, k: Array, v: Array, causal: bool) -> Array:
     n_seen, n_heads, head_dim = k.shape
     keys, values = key_value_buffers(1, n_heads, n_tokens=n_seen, head_dim=head_dim)
     keys[0, ..., :n_seen], values[0, :, :n_seen] = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
-    cache = caches_of([(keys, values)], n_before=[n_seen - len(q)], n_new=[len(q)])
+    cache = describe_caches([(keys, values)], n_before=[n_seen - len(q)], n_new=[len(q)])
     return attention(q, cache, n_visible(q, k, causal), n_heads=q.shape[1])
 
 

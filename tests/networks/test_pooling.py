@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.checkpoints.sentence_config import SentenceConfig
 from refllm.engine import LocalEngine
-from refllm.kernels.elementwise import gelu_tanh, l2_normalize, mean_rows
-from refllm.kernels.pooling import max_rows, mean_sqrt_rows, relu, weighted_mean_rows
+from refllm.kernels.elementwise import gelu_tanh, l2_normalize, mean_rows, relu
+from refllm.kernels.pooling import max_rows, mean_sqrt_rows, weighted_mean_rows
 from refllm.models.load import BertModel, load_path
 from refllm.pooling import Pooling, PoolingMode, SentenceHead
 from tests.conftest import handed_cases

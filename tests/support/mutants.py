@@ -409,7 +409,7 @@ def attention_by(n: Network) -> Changes:
         query: Floats, caches: Caches, n_visible: Ints, *, n_heads: int, layer: int = 0
     ) -> Floats:
         out = np.empty((len(query), n_heads, query.shape[2]), np.float32)
-        for place, (keys, values) in zip(caches.places, caches.buffers, strict=True):
+        for place, (keys, values) in zip(caches.descriptors, caches.buffers, strict=True):
             n_seen = place["n_before"] + place["n_new"]
             rows = slice(place["first"], place["first"] + place["n_new"])
             visible = np.arange(n_seen) < n_visible[rows, None]

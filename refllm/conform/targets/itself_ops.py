@@ -129,7 +129,7 @@ def attention(asked: Asked) -> Array:
     keys, values = LLAMA.key_value_buffers(1, n_kv_heads, n_tokens=n_seen, head_dim=head_dim)
     keys[0, ..., :n_seen] = k.transpose(1, 2, 0)
     values[0, :, :n_seen] = v.transpose(1, 0, 2)
-    cache = LLAMA.caches_of([(keys, values)], n_before=[n_seen - n_new], n_new=[n_new])
+    cache = LLAMA.describe_caches([(keys, values)], n_before=[n_seen - n_new], n_new=[n_new])
     before = n_seen - n_new if asked["causal"] else n_seen - 1
     n_visible = before + 1 + np.arange(n_new) * int(asked["causal"])
     return LLAMA.attention(q, cache, n_visible, n_heads=n_heads)

@@ -1,8 +1,8 @@
 """How each GGML format becomes integers: quads of unsigned weights, small scales, minima.
 
 Every format here means d·w − m·v, with floats d and m of a block and integers w and v of a weight
-(Q4_1 and Q5_1: d·w + m). A product with activations needs Σw·a and Σv·a, the rest is `finish`. The
-integers come in parts, each a vector with a lane for each row of a panel:
+(Q4_1 and Q5_1: d·w + m). A product with activations needs Σw·a and Σv·a; `finish` does the rest.
+The integers are decoded in parts, each a vector with a lane for each row of a panel:
 
     quads(panel, at, j)    w + offset of columns 4j … 4j + 3 of the block, in the lane's four bytes;
                            in formats with groups, what the group's scale is multiplied with
@@ -10,15 +10,15 @@ integers come in parts, each a vector with a lane for each row of a panel:
     minimum(panel, at, g)  v of group g
     finish(total, …)       the float part: total + d_w·d_x·Σw·a …
 
-`panel` is a matrix as `refllm.kernels.int8.product` packs it, `at` the place where its rows' blocks
-begin. The bytes of a block that hold weights are there by fours, so that one load brings a quad:
+`panel` is packed by `refllm.kernels.int8.product`; its rows' blocks begin at byte `at`. A block's
+bytes with weights are together by fours, so that one load gives a quad:
 
     row 0: q0 q1 q2 q3   row 1: q0 q1 q2 q3   …   row 15: q0 q1 q2 q3   row 0: q4 q5 q6 q7   …
 
-Why an offset: the dot product takes unsigned weights (`refllm.kernels.simd.ints`). It brings
-Σ(w + offset)·a, which is offset·Σa too large. Σa is known when the activations are quantized, so
-sums do not start at 0 but at −offset·Σa. Where the CPU wants signed bytes instead, `signed_quads`
-gives w as it is.
+Why an offset: the dot product takes unsigned weights (`refllm.kernels.simd.ints`). It computes
+Σ(w + offset)·a, which is offset·Σa too large. Σa is computed when the activations are quantized, so
+sums start at −offset·Σa instead of 0. Where the CPU's instruction takes signed bytes,
+`signed_quads` gives w itself.
 
 Layouts and letters are drawn in `refllm.ggml.blocks` and `refllm.ggml.superblocks`.
 """
@@ -31,9 +31,9 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refllm.ggml.blocks import IQ4_VALUES
+from refllm.jit.buffers import Bytes
 from refllm.jit.compile import inner
 from refllm.kernels.packed.decode_superblocks import (
     BIT_0,
@@ -49,8 +49,7 @@ from refllm.kernels.simd.lanes import LANES, load_i8, load_i32, splat_int
 
 __all__ = ["FORMATS_AS_INTEGERS", "AsIntegers"]
 
-Bytes = NDArray[np.uint8]
-# A vector of floats or ints, or several rows of them; only numba knows its type.
+# A vector of floats or ints, or several rows of them; only numba has its type.
 Lanes: TypeAlias = Any
 
 # The same bits in each of a lane's four bytes.
@@ -87,7 +86,7 @@ def fifth_bits(panel: Bytes, at: int, first: int, j: int) -> Lanes:
 
 @inner
 def q8_0(panel: Bytes, at: int, j: int) -> Lanes:
-    """q + 128: its highest bit turned."""
+    """q + 128: q with its highest bit inverted."""
     return load_i32(panel, at + (2 + 4 * j) * LANES) ^ splat_int(BIT_7)
 
 
@@ -201,7 +200,7 @@ def q2_k_minimum(panel: Bytes, at: int, g: int) -> Lanes:
 
 @inner
 def iq4_xs_nibbles(panel: Bytes, at: int, j: int) -> Lanes:
-    """The nibbles of quad j, which say the level."""
+    """The nibbles of quad j, which select the level."""
     first = 8 + 16 * (j >> 3) + 4 * (j & 3)
     return part(panel, at, first, 4 * ((j >> 2) & 1), BITS_3_0)
 
@@ -228,7 +227,7 @@ def iq4_xs_scale(panel: Bytes, at: int, s: int) -> Lanes:
 
 @inner
 def one(panel: Bytes, at: int, g: int) -> Lanes:
-    """The scale of weights that are scaled already."""
+    """1: the scale where weights have none."""
     return splat_int(np.int32(1))
 
 
@@ -246,7 +245,7 @@ def times_both(
 
 
 @inner
-def times_one_then_the_other(
+def times_each_in_turn(
     total: Lanes, w_a: Lanes, v_a: Lanes, d: Lanes, m: Lanes, d_x: Lanes, s_x: Lanes
 ) -> Lanes:
     """total + (Σw·a · d) · d_x."""
@@ -271,14 +270,19 @@ def less_minima(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsIntegers:
-    """What the kernels must know of a format; see above.
+    """How the kernels decode a format; the functions are described at the top.
 
-    `fields` are the widths in bytes of what stays together in a panel, and together a block of the
-    file. `order` names the file's bytes in the order that they have in the panel, where it is
-    another; all other places are those in the panel. `d_at` and `m_at` are where d and m begin.
-    `groups` is how many parts of a block have a scale; 1 where there is none beside d. `minima` is
-    how many parts have a v. `strands` quads lie in the same bytes, each `stride` quads after the
-    one before.
+    Attributes:
+        fields: The widths in bytes of a block's fields, in the file's order.
+        order: The file's bytes in the panel's order, where that is another; all other places are
+            those in the panel.
+        largest: The largest unsigned weight.
+        d_at: Where d begins.
+        m_at: Where m begins.
+        groups: How many parts of a block have a scale; 1 where there is only d.
+        minima: How many parts of a block have a v.
+        strands: How many quads share the same bytes.
+        stride: The distance between these, in quads.
     """
 
     fields: tuple[int, ...]
@@ -301,7 +305,7 @@ class AsIntegers:
 # Scales and minima come before quads, so that a block is read from beginning to end.
 Q2_K_ORDER = (*range(80, 84), *range(80))
 Q3_K_ORDER = (*range(96, 110), *range(96))
-# After the scales and d, what four quads have in common: upper bits of all, lower bits of two each.
+# After the scales and d, the bytes of four quads: upper bits of all, then lower bits of two each.
 Q6_K_ORDER = (
     *range(192, 210),
     *(
@@ -315,7 +319,7 @@ Q6_K_ORDER = (
 
 # Fields: a byte, a half, a quad.
 BYTE, HALF, QUAD = (1,), (2,), (4,)
-# Q4_K and Q5_K have all but their quads in common.
+# Q4_K and Q5_K differ in their quads only.
 WITH_6_BITS: dict[str, Any] = {
     "finish": less_minima,
     "m_at": 2,
@@ -336,7 +340,7 @@ FORMATS_AS_INTEGERS: Mapping[str, AsIntegers] = MappingProxyType(
             quads=q4_0,
             largest=15,
             offset=8,
-            finish=times_one_then_the_other,
+            finish=times_each_in_turn,
         ),
         "Q4_1": AsIntegers(
             fields=2 * HALF + 4 * QUAD, quads=q4_1, largest=15, m_at=2, finish=plus_minimum

@@ -1,18 +1,19 @@
-"""The inner loops of an int8 product: rows of activations meet the rows of weights of a panel.
+"""The inner loops of an int8 product: activations times the W rows of weights of a panel.
 
-T rows of activations, a multiple of `ROWS` where there are several; B blocks in a row; L lanes, the
+T rows of activations, a multiple of `ROWS` where there are several; B blocks in a row; W lanes, the
 rows of a panel.
 
-The functions are templates: `refllm.kernels.int8.product` puts a format's own functions and numbers
-(`refllm.kernels.int8.blocks`) in the place of the global names below and compiles (`specialized`).
+The functions are templates, which `refllm.kernels.int8.product` fills with a format's own functions
+and numbers (`refllm.kernels.int8.blocks`).
 
-- One row: a block's weights become quads in registers, meet the row and are forgotten.
-- Many rows: a *piece* of a panel, some blocks long, is made ready once. Its quads, scales and
-  minima are written to where the cache keeps them, and all rows pass by, `ROWS` at a time.
+- GEMV, one row: a block's weights become quads in registers and are multiplied with the row.
+- GEMM, many rows: a *K-block*, some blocks of a panel, is decoded once. Its quads, scales and
+  minima are written to a buffer that stays in the cache and are multiplied with all rows, `ROWS` at
+  a time.
 
-A block is gone through in *runs* of quads. What becomes of a run depends on what the CPU can do
-(`refllm.kernels.simd.ints`): four products at a time are added up in 32 bits, a run being all quads
-that have a scale in common; or pairs of products in 16 bits, as many as they can hold.
+The quads of a block are multiplied in *runs*. What a run is depends on the CPU's instructions
+(`refllm.kernels.simd.ints`): with sums of four products in 32 bits, a run is all quads that have a
+scale in common; with sums of two products in 16 bits, as many quads as these can hold.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from refllm.jit.compile import inner
+from refllm.jit.buffers import Bytes, Floats
+from refllm.jit.compile import HOLE, inner, template
 from refllm.kernels.int8.quantize import Activations
 from refllm.kernels.simd.ints import (
     ROWS,
@@ -50,70 +51,81 @@ from refllm.kernels.simd.rows import store_rows
 
 __all__ = [
     "add_block",
-    "add_piece",
     "add_run_of_pairs_rows",
     "add_run_of_quads_rows",
     "add_turn_of_four",
     "add_turn_of_one",
     "add_turn_of_pairs",
     "add_turn_of_two",
-    "make_ready",
+    "decode_k_block",
+    "gemm",
+    "gemv",
     "minima_pair",
+    "multiply_k_block",
     "pair_scale",
     "quad_of",
-    "row_product",
-    "rows_product",
     "scaled",
     "start_of",
 ]
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
 Lanes = Any
 
-# The columns of a piece: 4 KiB of quads with 16 rows of weights, 16 KiB with 64.
-PIECE = 256
+# The columns of a K-block: 4 KiB of quads with 16 lanes, 16 KiB with 64.
+K_BLOCK = 256
 VECTOR = 4 * LANES  # the bytes of a vector
 CACHE_LINE = 64
 
-# A format's own, and the templates that were made for it; see above.
-quads: Any = None
-scale: Any = None
-minimum: Any = None
-finish: Any = None
-add_run: Any = None
-add_turn: Any = None
-scale_of_run: Any = None
-multiply: Any = None
-block_size = block_bytes = block_quads = d_at = m_at = 0
-runs = run_quads = groups = group_runs = pairs = offset = 0
-strands = stride = turns = 0
+# Functions of a format, and of how the CPU multiplies it.
+quads: Any = HOLE
+scale: Any = HOLE
+minimum: Any = HOLE
+finish: Any = HOLE
+multiply: Any = HOLE
+# Several templates below are possible.
+add_run: Any = HOLE
+add_turn: Any = HOLE
+scale_of_run: Any = HOLE
+# Numbers of a format.
+block_size: Any = HOLE
+block_bytes: Any = HOLE
+block_quads: Any = HOLE
+d_at: Any = HOLE
+m_at: Any = HOLE
+runs: Any = HOLE
+run_quads: Any = HOLE
+groups: Any = HOLE
+group_runs: Any = HOLE
+pairs: Any = HOLE
+offset: Any = HOLE
+strands: Any = HOLE
+stride: Any = HOLE
+turns: Any = HOLE
 
 
-class Piece(NamedTuple):
-    """Blocks of a panel, ready to be multiplied. Each row of the arrays is one vector."""
+class KBlock(NamedTuple):
+    """Blocks of a panel, decoded. Each row of the arrays is one vector."""
 
-    quads: Floats  # [blocks · quads of a block, L]: four bytes each
-    scales: Floats  # [blocks · groups, L]: int32, or two int16
-    minima: Floats  # [blocks · pairs of minima, L]: two int16 each
-    d: Floats  # [blocks, L]
-    m: Floats  # [blocks, L]
+    quads: Floats  # [blocks · quads of a block, W]: four bytes each
+    scales: Floats  # [blocks · groups, W]: int32, or two int16
+    minima: Floats  # [blocks · pairs of minima, W]: two int16 each
+    d: Floats  # [blocks, W]
+    m: Floats  # [blocks, W]
 
 
 @inner
 def vectors(n: int) -> Floats:
-    """Room for n vectors [n, L] at addresses that are a multiple of a cache line.
+    """Return memory for n vectors [n, W] that begins at a cache line.
 
-    AVX-512's registers are as wide as a line; one that begins within a line costs two accesses.
+    A register of AVX-512 is as wide as a line; loading one across two lines is two accesses.
     """
-    room = np.empty((n + 1) * LANES, np.float32)
-    skip = (-room.ctypes.data % CACHE_LINE) // 4
-    return room[skip : skip + n * LANES].reshape(n, LANES)
+    longer = np.empty((n + 1) * LANES, np.float32)
+    skip = (-longer.ctypes.data % CACHE_LINE) // 4
+    return longer[skip : skip + n * LANES].reshape(n, LANES)
 
 
 @inner
 def write(total: Lanes, out: Floats, t: int, first: int, last: int) -> None:
-    """Put a vector of totals into row t of out [T, N], from column `first` on, before `last`."""
+    """Write a vector of totals to row t of out [T, N], to columns `first` … `last` − 1 at most."""
     if first + LANES <= last:
         store(out, 4 * (t * out.shape[1] + first), total)
     else:
@@ -123,14 +135,16 @@ def write(total: Lanes, out: Floats, t: int, first: int, last: int) -> None:
             out[t, first + lane] = lanes[lane]
 
 
+@template
 def minima_pair(panel: Bytes, at: int, i: int) -> Lanes:
-    """The minima of groups 2i and 2i + 1, in the lower and the upper half of each lane."""
+    """Return the minima of groups 2i and 2i + 1, in the lower and the upper half of each lane."""
     upper = minimum(panel, at, 2 * i + 1) << splat_int(np.int32(16))
     return minimum(panel, at, 2 * i) | upper
 
 
+@template
 def pair_scale(panel: Bytes, at: int, g: int) -> Lanes:
-    """The scale of group g in both halves of each lane."""
+    """Return the scale of group g in both halves of each lane."""
     both = scale(panel, at, g)
     return (both & splat_int(np.int32(0xFFFF))) | (both << splat_int(np.int32(16)))
 
@@ -138,16 +152,17 @@ def pair_scale(panel: Bytes, at: int, g: int) -> Lanes:
 # Runs, of several rows
 
 
+@template
 def add_run_of_quads_rows(
-    w_a: Lanes, piece: Piece, b: int, x: Activations, at: int, run: int, factor: Lanes
+    w_a: Lanes, k_block: KBlock, b: int, x: Activations, at: int, run: int, factor: Lanes
 ) -> Lanes:
-    """w_a + the products of a run in block b of the piece, for the rows from `at` on.
+    """Return w_a + the products of a run in block b of the K-block, for the rows from `at` on.
 
-    They are added up as they are and then scaled.
+    The products are added up and the sum is scaled.
     """
     group = splat_bytes_rows(x.starts, 4 * (at * runs + run), 4 * runs)
     for j in range(run * run_quads, (run + 1) * run_quads):
-        weights = load_i32(piece.quads, (b * block_quads + j) * VECTOR)
+        weights = load_i32(k_block.quads, (b * block_quads + j) * VECTOR)
         a = splat_bytes_rows(x.q, 4 * (at * block_quads + j), 4 * block_quads)
         group = dot_quads(group, weights, a)
     if groups == 1:
@@ -155,30 +170,29 @@ def add_run_of_quads_rows(
     return w_a + group * factor
 
 
+@template
 def add_run_of_pairs_rows(
-    w_a: Lanes, piece: Piece, b: int, x: Activations, at: int, run: int, factor: Lanes
+    w_a: Lanes, k_block: KBlock, b: int, x: Activations, at: int, run: int, factor: Lanes
 ) -> Lanes:
-    """The same with sums of pairs, which become 32 bits wide when they are scaled."""
+    """Return the same with sums of pairs, which become 32 bits wide when they are scaled."""
     sums = zero_rows()
     if offset != 0:
         sums = splat_bytes_rows(x.starts, 4 * (at * runs + run), 4 * runs)
     for j in range(run * run_quads, (run + 1) * run_quads):
-        weights = load_i32(piece.quads, (b * block_quads + j) * VECTOR)
+        weights = load_i32(k_block.quads, (b * block_quads + j) * VECTOR)
         a = splat_bytes_rows(x.q, 4 * (at * block_quads + j), 4 * block_quads)
         sums = multiply(sums, weights, a)
     return dot_pairs(w_a, sums, factor)
 
 
-# One row
+# One row. Memory is read from beginning to end, as the CPU's prefetcher expects: a block's scales
+# and minima first, then its quads, once. Runs of quads in the same bytes are multiplied in one
+# turn.
 
 
-# One row. Memory is read from beginning to end, because a CPU that fetches it ahead of its use
-# expects that: a block's scales and minima first, then its quads, once. Runs of quads that lie in
-# the same bytes take their turn together.
-
-
-def row_product(panel: Bytes, x: Activations, out: Floats, first: int, last: int) -> None:
-    """Outputs `first` … `first` + L − 1, but none from `last` on, of the one row."""
+@template
+def gemv(panel: Bytes, x: Activations, out: Floats, first: int, last: int) -> None:
+    """Write outputs `first` … `first` + W − 1, but none from `last` on, of the one row."""
     total = zeros()
     scales, minima = vectors(groups), vectors(pairs)
     for b in range(x.d.shape[0]):
@@ -186,10 +200,11 @@ def row_product(panel: Bytes, x: Activations, out: Floats, first: int, last: int
     write(total, out, 0, first, last)
 
 
+@template
 def add_block(
     panel: Bytes, at: int, total: Lanes, x: Activations, b: int, scales: Floats, minima: Floats
 ) -> Lanes:
-    """total + the products of the blocks at `at` with block b of the row."""
+    """Return total + the products of the blocks at `at` with block b of the row."""
     d, m = load_f16(panel, at + d_at * LANES), load_f16(panel, at + m_at * LANES)
     for g in range(groups):
         store(scales, g * VECTOR, scale_of_run(panel, at, g))
@@ -205,10 +220,11 @@ def add_block(
     return finish(total, to_float(w_a), to_float(v_a), d, m, splat(x.d[b, 0]), splat(x.s[b, 0]))
 
 
+@template
 def add_turn_of_one(
     w_a: Lanes, panel: Bytes, at: int, x: Activations, b: int, turn: int, scales: Floats
 ) -> Lanes:
-    """w_a + the products of a run, added up as they are and then scaled."""
+    """Return w_a + the products of a run, which are added up and scaled."""
     group = start_of(x, b, turn)
     span = strands * stride
     for i in range(run_quads):
@@ -218,10 +234,11 @@ def add_turn_of_one(
     return w_a + scaled(group, scales, turn)
 
 
+@template
 def add_turn_of_two(
     w_a: Lanes, panel: Bytes, at: int, x: Activations, b: int, turn: int, scales: Floats
 ) -> Lanes:
-    """The same of two runs."""
+    """Return w_a + the products of two runs."""
     step = stride // run_quads  # from run to run, a power of 2
     run_0 = 2 * (turn & -step) + (turn & (step - 1))
     run_1 = run_0 + step
@@ -234,10 +251,11 @@ def add_turn_of_two(
     return w_a + scaled(group_0, scales, run_0) + scaled(group_1, scales, run_1)
 
 
+@template
 def add_turn_of_four(
     w_a: Lanes, panel: Bytes, at: int, x: Activations, b: int, turn: int, scales: Floats
 ) -> Lanes:
-    """The same of four runs."""
+    """Return w_a + the products of four runs."""
     step = stride // run_quads  # from run to run, a power of 2
     run_0 = 4 * (turn & -step) + (turn & (step - 1))
     run_1, run_2, run_3 = run_0 + step, run_0 + 2 * step, run_0 + 3 * step
@@ -254,10 +272,11 @@ def add_turn_of_four(
     return w_a + scaled(group_2, scales, run_2) + scaled(group_3, scales, run_3)
 
 
+@template
 def add_turn_of_pairs(
     w_a: Lanes, panel: Bytes, at: int, x: Activations, b: int, turn: int, scales: Floats
 ) -> Lanes:
-    """One run, with sums of pairs, which become 32 bits wide when they are scaled."""
+    """Return w_a + the products of a run, in pairs that become 32 bits wide when scaled."""
     sums = zero_int()
     if offset != 0:
         sums = start_of(x, b, turn)
@@ -266,18 +285,21 @@ def add_turn_of_pairs(
     return dot_pairs(w_a, sums, load_i32(scales, turn // group_runs * VECTOR))
 
 
+@template
 def start_of(x: Activations, b: int, run: int) -> Lanes:
-    """What the sum of a run starts with."""
+    """Return the number that the sum of a run starts with."""
     return splat_bytes(x.starts, 4 * (b * runs + run))
 
 
+@template
 def quad_of(x: Activations, b: int, j: int) -> Lanes:
-    """Quad j of block b of the row."""
+    """Return quad j of block b of the row."""
     return splat_bytes(x.q, 4 * (b * block_quads + j))
 
 
+@template
 def scaled(group: Lanes, scales: Floats, run: int) -> Lanes:
-    """The sum of a run, times its scale where there is one."""
+    """Return the sum of a run times its scale, if it has one."""
     if groups == 1:
         return group
     return group * load_i32(scales, run // group_runs * VECTOR)
@@ -286,11 +308,12 @@ def scaled(group: Lanes, scales: Floats, run: int) -> Lanes:
 # Many rows
 
 
-def rows_product(panel: Bytes, x: Activations, out: Floats, first: int, last: int) -> None:
-    """Outputs `first` … `first` + L − 1, but none from `last` on, of every row."""
+@template
+def gemm(panel: Bytes, x: Activations, out: Floats, first: int, last: int) -> None:
+    """Write outputs `first` … `first` + W − 1, but none from `last` on, of every row."""
     n_blocks, n_rows = x.d.shape
-    step = PIECE // block_size
-    piece = Piece(
+    step = K_BLOCK // block_size
+    k_block = KBlock(
         vectors(step * block_quads),
         vectors(step * groups),
         vectors(step * pairs),
@@ -301,28 +324,32 @@ def rows_product(panel: Bytes, x: Activations, out: Floats, first: int, last: in
     totals[:] = 0.0
     for start in range(0, n_blocks, step):
         stop = min(start + step, n_blocks)
-        make_ready(panel, start, stop, piece)
-        add_piece(piece, start, stop, x, totals)
+        decode_k_block(panel, start, stop, k_block)
+        multiply_k_block(k_block, start, stop, x, totals)
     for t in range(out.shape[0]):
         write(load_f32(totals, t * VECTOR), out, t, first, last)
 
 
-def make_ready(panel: Bytes, start: int, stop: int, piece: Piece) -> None:
-    """Write blocks `start` to `stop`, the latter excluded, to the piece."""
+@template
+def decode_k_block(panel: Bytes, start: int, stop: int, k_block: KBlock) -> None:
+    """Decode blocks `start` … `stop` − 1 to the K-block."""
     for b in range(stop - start):
         at = (start + b) * block_bytes * LANES
         for j in range(block_quads):
-            store(piece.quads, (b * block_quads + j) * VECTOR, quads(panel, at, j))
+            store(k_block.quads, (b * block_quads + j) * VECTOR, quads(panel, at, j))
         for g in range(groups):
-            store(piece.scales, (b * groups + g) * VECTOR, scale_of_run(panel, at, g))
+            store(k_block.scales, (b * groups + g) * VECTOR, scale_of_run(panel, at, g))
         for i in range(pairs):
-            store(piece.minima, (b * pairs + i) * VECTOR, minima_pair(panel, at, i))
-        store(piece.d, b * VECTOR, load_f16(panel, at + d_at * LANES))
-        store(piece.m, b * VECTOR, load_f16(panel, at + m_at * LANES))
+            store(k_block.minima, (b * pairs + i) * VECTOR, minima_pair(panel, at, i))
+        store(k_block.d, b * VECTOR, load_f16(panel, at + d_at * LANES))
+        store(k_block.m, b * VECTOR, load_f16(panel, at + m_at * LANES))
 
 
-def add_piece(piece: Piece, start: int, stop: int, x: Activations, totals: Floats) -> None:
-    """totals[t, :] += the products of the piece with blocks `start` to `stop` of row t."""
+@template
+def multiply_k_block(
+    k_block: KBlock, start: int, stop: int, x: Activations, totals: Floats
+) -> None:
+    """Add the products with blocks `start` … `stop` − 1 of each row t to totals[t]."""
     n_rows = x.d.shape[1]
     for t in range(0, n_rows, ROWS):
         total = load_rows(totals, t * VECTOR, VECTOR)
@@ -330,14 +357,14 @@ def add_piece(piece: Piece, start: int, stop: int, x: Activations, totals: Float
             at = (start + b) * n_rows + t  # of the block's first row of activations
             w_a = zero_rows()
             for run in range(runs):
-                factor = load_i32(piece.scales, (b * groups + run // group_runs) * VECTOR)
-                w_a = add_run(w_a, piece, b, x, at, run, factor)
+                factor = load_i32(k_block.scales, (b * groups + run // group_runs) * VECTOR)
+                w_a = add_run(w_a, k_block, b, x, at, run, factor)
             v_a = zero_rows()
             for i in range(pairs):
-                minima = load_i32(piece.minima, (b * pairs + i) * VECTOR)
+                minima = load_i32(k_block.minima, (b * pairs + i) * VECTOR)
                 a = splat_bytes_rows(x.sums, 4 * (at * pairs + i), 4 * pairs)
                 v_a = dot_pairs(v_a, minima, a)
-            d, m = load_f32(piece.d, b * VECTOR), load_f32(piece.m, b * VECTOR)
+            d, m = load_f32(k_block.d, b * VECTOR), load_f32(k_block.m, b * VECTOR)
             d_x, s_x = splat_rows(x.d, 4 * at, 4), splat_rows(x.s, 4 * at, 4)
             total = finish(total, to_float(w_a), to_float(v_a), d, m, d_x, s_x)
         store_rows(totals, t * VECTOR, VECTOR, total)

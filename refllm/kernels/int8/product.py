@@ -1,14 +1,14 @@
-"""Matrix product of quantized weights with activations that are quantized too: numerics "int8".
+"""Matrix product of quantized weights with quantized activations: numerics "int8".
 
-T rows of x, N rows of w (outputs), D columns of both.
+T rows of x, N outputs (rows of w), D columns of both, W lanes.
 
-This is what llama.cpp computes on a CPU, with one order of additions; the rule stands in
-`refllm.oracle_int8`. A row of x becomes int8 block by block (`refllm.kernels.int8.quantize`), the
-products within a block are integers and exact, and only the block's sum is scaled and added in
-float32, one block after the other. So the integers may be added in any order, and the CPU's
-instructions for dot products of bytes do most of the work.
+This is what llama.cpp computes on a CPU, with one order of additions; the rule is in
+`refllm.oracle_int8`. A row of x becomes int8 block by block (`refllm.kernels.int8.quantize`). The
+products within a block are integers and exact; the block's sum is scaled and added in float32, one
+block after the other. So the integers may be added in any order, and most of the work is done by
+the CPU's instructions for dot products of bytes.
 
-As in `refllm.kernels.linear`, the outputs of a panel are computed side by side; formats differ in
+As in `refllm.kernels.linear`, the outputs of a panel are computed side by side. Formats differ in
 how a block becomes integers (`refllm.kernels.int8.blocks`).
 """
 
@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.ggml.format import Format
-from refllm.jit.compile import inner, jit, parallel_jit, prange, specialized
+from refllm.jit.buffers import Bytes, Floats
+from refllm.jit.compile import HOLE, Both, Template, both, inner, prange, template
 from refllm.jit.cpu import CPU
-from refllm.kernels.int8 import inner as int8_tile
+from refllm.kernels.int8 import inner as inner_loops
 from refllm.kernels.int8.blocks import FORMATS_AS_INTEGERS
 from refllm.kernels.int8.quantize import (
     Activations,
@@ -44,16 +45,11 @@ from refllm.quant import FORMATS, Tensor
 
 __all__ = ["INT8_FORMATS", "Int8Panels", "multiply_int8", "pack_int8", "quantize"]
 
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
-
-# The formats that have integer kernels, by GGML's name. Others are for the exact numerics.
+# The formats that have integer kernels, by GGML's name.
 INT8_FORMATS = frozenset(FORMATS_AS_INTEGERS)
 
-# Below this many multiplications one thread is done before a second has woken up, and below this
-# many numbers to quantize.
-SERIAL_WORK = 1 << 20
-SERIAL_NUMBERS = 1 << 15
+# So many multiplications take as long as one element of an elementwise kernel (`SERIAL_WORK`).
+MULTIPLICATIONS = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,55 +67,66 @@ class Int8Panels:
 
 
 def pack_int8(*tensors: Tensor, consumed: Consumed | None = None) -> Int8Panels:
-    """The matrix [N, D], in one of `INT8_FORMATS`, as `multiply_int8` wants it.
+    """Return matrices of one format and width, one below the other, for `multiply_int8`.
 
-    Several of one format become one, one below the other. `consumed` as for
-    `refllm.kernels.packed.panels.side_by_side`.
+    Args:
+        tensors: Each [n, D], in one of `INT8_FORMATS`.
+        consumed: As for `refllm.kernels.packed.panels.side_by_side`.
     """
-    stored_as = tensors[0].format
-    integers = FORMATS_AS_INTEGERS[stored_as.name]
+    fmt = tensors[0].format
+    integers = FORMATS_AS_INTEGERS[fmt.name]
     widths = np.array(integers.fields)
     order = None if integers.order is None else np.array(integers.order)
     data = side_by_side(*tensors, widths=widths, order=order, consumed=consumed)
-    return Int8Panels(name_of(tensors), stored_as, n_rows_of(tensors), tensors[0].shape[1], data)
+    return Int8Panels(name_of(tensors), fmt, n_rows_of(tensors), tensors[0].shape[1], data)
 
 
 def multiply_int8(x: Floats, weight: Int8Panels, out: Floats, first: int, last: int) -> None:
-    """Write x [T, D], quantized, times the rows of weight [N, D] to columns first … last of out."""
-    is_small = x.size * weight.n_rows < SERIAL_WORK
-    kernel = _kernel(weight.format.name, len(x) == 1, is_small)
+    """Write x, quantized, times the rows of weight.
+
+    Args:
+        x: [T, D].
+        weight: [N, D].
+        out: [T, ≥ last].
+        first: The first of N columns of out.
+        last: The column behind them.
+    """
+    kernel = _kernel(weight.format.name, is_gemv=len(x) == 1)
+    run = kernel.choose(x.size * weight.n_rows // MULTIPLICATIONS)
     if len(x) == 1:
-        kernel(weight.data, np.ascontiguousarray(x), out, first, last)
+        run(weight.data, np.ascontiguousarray(x), out, first, last)
     else:
-        kernel(weight.data, *quantize(x, weight.format.name), out, first, last)
+        run(weight.data, *quantize(x, weight.format.name), out, first, last)
 
 
 def quantize(x: Floats, format_name: str) -> Activations:
-    """Several rows x [T, D] as a product with weights in that format wants them.
+    """Return several rows x [T, D], quantized for a product with weights in that format.
 
-    They are padded with zeros to a multiple of `ROWS`.
+    They are padded with rows of zeros to a multiple of `ROWS`.
     """
     block_size, plan = FORMATS[format_name].block_size, _plan(format_name)
-    n_rows = -(-len(x) // ROWS) * ROWS
-    n_blocks = x.shape[1] // block_size
     activations = zero_activations(
-        n_rows,
-        n_blocks,
+        -(-len(x) // ROWS) * ROWS,
+        x.shape[1] // block_size,
         block_size=block_size,
         runs=block_size // 4 // plan.run_quads,
         minima=FORMATS_AS_INTEGERS[format_name].minima,
     )
-    kernel = _quantizer(block_size, x.size < SERIAL_NUMBERS)
-    kernel(np.ascontiguousarray(x), plan.offset, plan.in_pairs, *activations)
+    run = _quantizer(block_size).choose(x.size)
+    run(np.ascontiguousarray(x), plan.offset, plan.in_pairs, *activations)
     return activations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How this CPU multiplies a format: which quads it wants, and how many make a run.
+    """How this CPU multiplies a format.
 
-    `offset` is what the quads' bytes are too large by; `multiply` adds a quad's products to a
-    run's pairs, where it works `in_pairs`.
+    Attributes:
+        quads: The function that gives the weights' quads.
+        offset: What the quads' bytes are too large by.
+        run_quads: The quads of a run.
+        in_pairs: Whether products are added up in pairs of 16 bits.
+        multiply: If so, the function that adds a quad's products to a run's pairs.
     """
 
     quads: Callable[..., Any]
@@ -141,7 +148,7 @@ def _plan(format_name: str) -> Plan:
             in_pairs=True,
             multiply=add_signed_products,
         )
-    # The sums of a run's pairs, without their start, must not overflow on their way.
+    # So many quads' products cannot overflow a pair, which starts at 0 in this bound.
     fitting = (2**15 - 1) // (2 * 128 * integers.largest)
     if CPU.multiplies_bytes_by_pairs and fitting > 0:
         return Plan(
@@ -154,49 +161,48 @@ def _plan(format_name: str) -> Plan:
     return Plan(quads=integers.quads, offset=integers.offset, run_quads=group_quads)
 
 
-def _row_quantizer(block_size: int) -> Callable[..., None]:
-    return quantize_q8_0 if block_size == 32 else quantize_q8_k
+ROW_QUANTIZERS = {32: quantize_q8_0, 256: quantize_q8_k}
 
 
 @cache
-def _quantizer(block_size: int, serial: bool) -> Callable[..., None]:
-    """The kernel that quantizes blocks of that size."""
-    names = {"quantize_row": _row_quantizer(block_size)}
-    if serial:
-        return jit(specialized(_quantize_serial, f"int8_quantize_{block_size}_serial", **names))
-    return parallel_jit(
-        specialized(_quantize_parallel, f"int8_quantize_{block_size}_parallel", **names)
-    )
+def _quantizer(block_size: int) -> Both[Callable[..., None]]:
+    """Return the kernel that quantizes rows in blocks of that size."""
+    name = f"int8_quantize_{block_size}"
+    return both(_quantize_rows.fill(name, quantize_row=ROW_QUANTIZERS[block_size]))
 
 
-# How the runs of a turn are multiplied with one row, by their number; 0: one, in pairs.
+# How the runs of a turn are multiplied with one row, by their number; 0: one run, in pairs.
 TURNS = {
-    0: int8_tile.add_turn_of_pairs,
-    1: int8_tile.add_turn_of_one,
-    2: int8_tile.add_turn_of_two,
-    4: int8_tile.add_turn_of_four,
+    0: inner_loops.add_turn_of_pairs,
+    1: inner_loops.add_turn_of_one,
+    2: inner_loops.add_turn_of_two,
+    4: inner_loops.add_turn_of_four,
 }
 
 
 @cache
-def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None]:
-    """The product for a format: compiled at its first use, found on disk from then on."""
-    stored_as, integers = FORMATS[format_name], FORMATS_AS_INTEGERS[format_name]
-    plan, block_quads = _plan(format_name), stored_as.block_size // 4
+def _kernel(format_name: str, *, is_gemv: bool) -> Both[Callable[..., None]]:
+    """Return the product for a format; its two forms are compiled or loaded at their first call."""
+    fmt, integers, plan = (
+        FORMATS[format_name],
+        FORMATS_AS_INTEGERS[format_name],
+        _plan(format_name),
+    )
+    block_quads = fmt.block_size // 4
     runs = block_quads // plan.run_quads
-    # The runs that share bytes, and so take their turn together.
+    # The runs that share bytes are multiplied in one turn.
     is_shared = not plan.in_pairs and integers.stride >= plan.run_quads
     turn_runs = integers.strands if is_shared else 1
-    name = f"int8_{format_name}_{'row' if one_row else 'rows'}"
-    names: dict[str, Any] = {
+    name = f"int8_{format_name}_{'gemv' if is_gemv else 'gemm'}"
+    values: dict[str, Any] = {
         "quads": plan.quads,
         "scale": integers.scale,
         "scale_of_run": integers.scale,
         "multiply": plan.multiply,
         "minimum": integers.minimum,
         "finish": integers.finish,
-        "block_size": stored_as.block_size,
-        "block_bytes": stored_as.block_bytes,
+        "block_size": fmt.block_size,
+        "block_bytes": fmt.block_bytes,
         "block_quads": block_quads,
         "d_at": integers.d_at,
         "m_at": integers.m_at,
@@ -204,7 +210,7 @@ def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None
         "offset": plan.offset,
         "in_pairs": plan.in_pairs,
         "minima": integers.minima,
-        "quantize_row": _row_quantizer(stored_as.block_size),
+        "quantize_row": ROW_QUANTIZERS[fmt.block_size],
         "run_quads": plan.run_quads,
         "runs": runs,
         "group_runs": runs // integers.groups,
@@ -214,43 +220,45 @@ def _kernel(format_name: str, one_row: bool, serial: bool) -> Callable[..., None
         "pairs": integers.minima // 2,
     }
 
-    def make(template: Callable[..., Any], *called: str) -> None:
-        """Compile a template into those that follow, which call it by its own name or others."""
-        made = inner(specialized(template, f"{name}_{template.__name__}", **names))
-        names.update(dict.fromkeys(called or (template.__name__,), made))
+    def filled(part: Template[Any], part_name: str) -> Any:
+        return part.fill(part_name, **{hole: values[hole] for hole in part.holes})
 
-    make(int8_tile.minima_pair)
+    def make(part: Template[Any], hole: str | None = None) -> None:
+        """Fill a part with the values so far; it is the value of `hole`, or of its own name."""
+        values[hole or part.name] = inner(filled(part, f"{name}_{part.name}"))
+
+    make(inner_loops.minima_pair)
     if plan.in_pairs:
-        make(int8_tile.pair_scale, "scale_of_run")
-    if one_row:
-        make(int8_tile.start_of)
-        make(int8_tile.quad_of)
-        make(int8_tile.scaled)
+        make(inner_loops.pair_scale, "scale_of_run")
+    if is_gemv:
+        make(inner_loops.start_of)
+        make(inner_loops.quad_of)
+        make(inner_loops.scaled)
         make(TURNS[0 if plan.in_pairs else turn_runs], "add_turn")
-        make(int8_tile.add_block)
-        make(int8_tile.row_product, "product")
+        make(inner_loops.add_block)
+        make(inner_loops.gemv, "product")
         make(_quantized_row)
-        template: Callable[..., None] = _row_serial if serial else _row_parallel
-    else:
-        of_pairs, of_quads = int8_tile.add_run_of_pairs_rows, int8_tile.add_run_of_quads_rows
-        make(of_pairs if plan.in_pairs else of_quads, "add_run")
-        make(int8_tile.make_ready)
-        make(int8_tile.add_piece)
-        make(int8_tile.rows_product, "product")
-        template = _rows_serial if serial else _rows_parallel
-    compile_ = jit if serial else parallel_jit
-    return compile_(specialized(template, f"{name}_{'serial' if serial else 'parallel'}", **names))
+        return both(filled(_gemv, name))
+    of_pairs, of_quads = inner_loops.add_run_of_pairs_rows, inner_loops.add_run_of_quads_rows
+    make(of_pairs if plan.in_pairs else of_quads, "add_run")
+    make(inner_loops.decode_k_block)
+    make(inner_loops.multiply_k_block)
+    make(inner_loops.gemm, "product")
+    return both(filled(_gemm, name))
 
 
-# In the templates below these stand for a kernel's own.
-product: Any = None
-quantize_row: Any = None
-block_size = runs = minima = offset = 0
-in_pairs = False
+product: Any = HOLE
+quantize_row: Any = HOLE
+block_size: Any = HOLE
+runs: Any = HOLE
+minima: Any = HOLE
+offset: Any = HOLE
+in_pairs: Any = HOLE
 
 
+@template
 def _quantized_row(x: Floats) -> Activations:
-    """The one row of x."""
+    """Return the one row of x, quantized."""
     n_blocks = x.shape[1] // block_size
     into = Activations(
         np.empty((n_blocks, 1, block_size), np.int8),
@@ -263,37 +271,17 @@ def _quantized_row(x: Floats) -> Activations:
     return into
 
 
-def _row_serial(panels: Bytes, x: Floats, out: Floats, first: int, last: int) -> None:
-    row = _quantized_row(x)
-    for panel in range(panels.shape[0]):
-        product(panels[panel], row, out, first + panel * LANES, last)
-
-
-def _row_parallel(panels: Bytes, x: Floats, out: Floats, first: int, last: int) -> None:
-    # numba wants a tuple of arrays to be made where its threads use it.
+@template
+def _gemv(panels: Bytes, x: Floats, out: Floats, first: int, last: int) -> None:
+    # numba's threads accept the arrays, but not the tuple of them.
     q, d, s, starts, sums = _quantized_row(x)
     row = Activations(q, d, s, starts, sums)
     for panel in prange(panels.shape[0]):
         product(panels[panel], row, out, first + panel * LANES, last)
 
 
-def _rows_serial(
-    panels: Bytes,
-    q: NDArray[np.int8],
-    d: Floats,
-    s: Floats,
-    starts: NDArray[np.int32],
-    sums: NDArray[np.int16],
-    out: Floats,
-    first: int,
-    last: int,
-) -> None:
-    x = Activations(q, d, s, starts, sums)
-    for panel in range(panels.shape[0]):
-        product(panels[panel], x, out, first + panel * LANES, last)
-
-
-def _rows_parallel(
+@template
+def _gemm(
     panels: Bytes,
     q: NDArray[np.int8],
     d: Floats,
@@ -309,22 +297,8 @@ def _rows_parallel(
         product(panels[panel], x, out, first + panel * LANES, last)
 
 
-def _quantize_serial(
-    x: Floats,
-    offset: int,
-    in_pairs: bool,
-    q: NDArray[np.int8],
-    d: Floats,
-    s: Floats,
-    starts: NDArray[np.int32],
-    sums: NDArray[np.int16],
-) -> None:
-    into = Activations(q, d, s, starts, sums)
-    for t in range(x.shape[0]):
-        quantize_row(x, t, into, offset, in_pairs)
-
-
-def _quantize_parallel(
+@template
+def _quantize_rows(
     x: Floats,
     offset: int,
     in_pairs: bool,

@@ -1,10 +1,10 @@
-"""Activations as the integer kernels want them: int8, with a scale for each block.
+"""Activations for the integer kernels: int8, with a scale for each block.
 
-T rows, D columns, B blocks in a row, V minima in a block (0, 8 or 16), R runs of quads in a block.
+T rows, D columns, B blocks in a row. A block has 0, 8 or 16 minima and some runs of quads.
 
-The rule and its sources are in `refllm.oracle_int8`. Here it stands once more, for speed: what is
-done to each number (find the largest, multiply, round, store, add up) is an intrinsic on as many
-numbers as a block or a group has, what is done to each block is plain code.
+The rule and its sources are in `refllm.oracle_int8`. This is its fast form: the operations on each
+number (find the largest, multiply, round, store, add up) are intrinsics on all numbers of a block
+or a group; the operations on each block are plain code.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from refllm.jit.buffers import Floats
 from refllm.jit.compile import inner
-from refllm.kernels.simd.lanes import BYTE, FLOAT, INT, address
+from refllm.kernels.simd.lanes import BYTE, FLOAT, INT, address, constant, in_every_lane
 
 __all__ = ["Activations", "quantize_q8_0", "quantize_q8_k", "zero_activations"]
 
-Floats = NDArray[np.float32]
 Step = Callable[[ir.IRBuilder, ir.Value], ir.Value]
 
 INFINITY = np.int32(0x7F800000)
@@ -33,21 +33,21 @@ INFINITY = np.int32(0x7F800000)
 class Activations(NamedTuple):
     """Rows of x, quantized, and the sums that the kernels need of them.
 
-    A block's rows lie side by side, because a kernel goes through some blocks of all rows, then
-    through the next ones.
+    A block's rows are side by side, because a kernel multiplies some blocks of all rows, then the
+    next blocks.
     """
 
     q: NDArray[np.int8]  # [B, T, D / B]
     d: Floats  # [B, T]
     s: Floats  # [B, T], d times the sum of a block's q, for blocks of 32
-    starts: NDArray[np.int32]  # [B, T, R], −offset times the sum of a run's q
-    sums: NDArray[np.int16]  # [B, T, V], the sums of q that minima are multiplied with
+    starts: NDArray[np.int32]  # [B, T, runs], −offset times the sum of a run's q
+    sums: NDArray[np.int16]  # [B, T, minima], the sums of q that minima are multiplied with
 
 
 def zero_activations(
     n_rows: int, n_blocks: int, *, block_size: int, runs: int, minima: int
 ) -> Activations:
-    """Rows of zeros."""
+    """Return rows of zeros."""
     return Activations(
         np.zeros((n_blocks, n_rows, block_size), np.int8),
         np.zeros((n_blocks, n_rows), np.float32),
@@ -57,11 +57,11 @@ def zero_activations(
     )
 
 
-# What is done to each number
+# Operations on each number
 
 
 def _reduced(builder: ir.IRBuilder, operation: str, vector: ir.Value) -> ir.Value:
-    """The sum ("add") or the largest ("smax") of a vector's ints."""
+    """Return the sum ("add") or the maximum ("smax") of a vector's ints."""
     instruction = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
         builder.module,
         ir.FunctionType(INT, [vector.type]),
@@ -70,13 +70,7 @@ def _reduced(builder: ir.IRBuilder, operation: str, vector: ir.Value) -> ir.Valu
     return builder.call(instruction, [vector])
 
 
-def _everywhere(builder: ir.IRBuilder, value: ir.Value, n: int) -> ir.Value:
-    nothing = ir.Constant(ir.VectorType(value.type, n), ir.Undefined)
-    first = builder.insert_element(nothing, value, ir.Constant(INT, 0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(INT, n), [0] * n))
-
-
-def _largest(n: int, change: Step) -> Any:
+def _max_bits(n: int, change: Step) -> Any:
     """An intrinsic (x, byte offset) → the largest of n floats' bits, changed, as signed integers.
 
     Bits of positive floats are ordered as the floats are; then come infinity and the NaNs. Bits of
@@ -95,22 +89,10 @@ def _largest(n: int, change: Step) -> Any:
     return intrinsic(typed)
 
 
-def _as_it_is(_builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    return bits
-
-
-def _negated(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    return builder.xor(bits, ir.Constant(bits.type, [-(2**31)] * bits.type.count))
-
-
-def _without_sign(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    return builder.and_(bits, ir.Constant(bits.type, [2**31 - 1] * bits.type.count))
-
-
 def _rounded(n: int, round_: Step) -> Any:
-    """An intrinsic (x, byte offset, factor, q, byte offset) → the sum of n numbers of q.
+    """An intrinsic (x, byte offset, factor, q, byte offset) → the sum of n numbers q.
 
-    They are x · factor, rounded, and it writes them.
+    It writes these numbers: x · factor, rounded.
     """
 
     def typed(
@@ -125,7 +107,9 @@ def _rounded(n: int, round_: Step) -> Any:
             x, start, factor, q, target = values
             floats, bytes_ = ir.VectorType(FLOAT, n), ir.VectorType(BYTE, n)
             source = address(context, builder, signature.args[0], x, start, floats)
-            scaled = builder.fmul(builder.load(source, align=4), _everywhere(builder, factor, n))
+            scaled = builder.fmul(
+                builder.load(source, align=4), in_every_lane(builder, factor, floats)
+            )
             numbers = round_(builder, scaled)
             place = address(context, builder, signature.args[3], q, target, bytes_)
             builder.store(builder.trunc(numbers, bytes_), place, align=1)
@@ -137,9 +121,9 @@ def _rounded(n: int, round_: Step) -> Any:
 
 
 def _half_away(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """The nearest integers, ties away from zero: cut off, plus what twice the rest is cut off to.
+    """Return the nearest integers, ties away from zero: trunc(x) + trunc(2·(x − trunc(x))).
 
-    Exact, because the rest is; adding a half instead would round 0.49999997 up to 1.
+    Both differences are exact. Adding a half instead would round 0.49999997 up to 1.
     """
     ints = ir.VectorType(INT, x.type.count)
     whole = builder.fptosi(x, ints)
@@ -148,29 +132,30 @@ def _half_away(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
 
 
 def _half_to_even(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """The nearest integers, ties to even: at 1.5·2^23 floats are integers, so adding it rounds."""
+    """Return the nearest integers, ties to even: floats at 1.5·2^23 are integers."""
     rounder = ir.Constant(x.type, [12582912.0] * x.type.count)
     nearest = builder.fsub(builder.fadd(x, rounder), rounder)
     return builder.fptosi(nearest, ir.VectorType(INT, x.type.count))
 
 
-largest_magnitude_of_32 = _largest(32, _without_sign)
-largest_of_256 = _largest(256, _as_it_is)
-largest_negative_of_256 = _largest(256, _negated)
+# Of the bits without the sign, as they are, and with the sign inverted.
+max_magnitude_of_32 = _max_bits(32, lambda b, bits: b.and_(bits, constant(bits.type, 2**31 - 1)))
+max_of_256 = _max_bits(256, lambda b, bits: bits)
+max_negative_of_256 = _max_bits(256, lambda b, bits: b.xor(bits, constant(bits.type, -(2**31))))
 rounded_32 = _rounded(32, _half_away)
 rounded_16 = _rounded(16, _half_to_even)
 
 
-# What is done to each block
+# Operations on each block
 
 
 @inner
 def to_half(x: np.float32) -> np.float32:
-    """x ≥ 0 rounded to float16, ties to even, as float32.
+    """Return x ≥ 0 rounded to float16, ties to even, as float32.
 
-    With integers, because not every CPU has the instruction: half of the last kept bit's worth is
-    added and the rest cut off. Below 2^-14 halves are 2^-24 apart, as floats are from 0.5 to 1, so
-    adding 0.5 rounds.
+    By integers, because not every CPU has the instruction: half of the last kept bit is added and
+    the bits below it are cleared. Below 2^-14 halves are 2^-24 apart, as floats are from 0.5 to 1,
+    so adding 0.5 rounds.
     """
     if x < np.float32(2.0**-14):
         return (x + np.float32(0.5)) - np.float32(0.5)
@@ -181,11 +166,11 @@ def to_half(x: np.float32) -> np.float32:
 
 @inner
 def quantize_q8_0(x: Floats, t: int, into: Activations, offset: int, in_pairs: bool) -> None:
-    """Row t in blocks of 32: q and d as Q8_0 has them, s as Q8_1 has it."""
+    """Quantize row t in blocks of 32: q and d as in Q8_0, s as in Q8_1."""
     n_blocks, n_rows = into.d.shape
     for b in range(n_blocks):
         place = 4 * (t * x.shape[1] + 32 * b)
-        largest = np.int32(largest_magnitude_of_32(x, place))
+        largest = np.int32(max_magnitude_of_32(x, place))
         if largest >= INFINITY:
             into.q[b, t] = 0
             into.d[b, t] = into.s[b, t] = np.float32(np.nan)
@@ -207,7 +192,7 @@ def quantize_q8_0(x: Floats, t: int, into: Activations, offset: int, in_pairs: b
 
 @inner
 def quantize_q8_k(x: Floats, t: int, into: Activations, offset: int, in_pairs: bool) -> None:
-    """Row t in blocks of 256, as Q8_K has them."""
+    """Quantize row t in blocks of 256, as in Q8_K."""
     n_blocks, n_rows = into.d.shape
     runs, minima = into.starts.shape[2], into.sums.shape[2]
     sums = np.empty(16, np.int32)
@@ -234,8 +219,10 @@ def quantize_q8_k(x: Floats, t: int, into: Activations, offset: int, in_pairs: b
 
 @inner
 def start_pairs(into: Activations, b: int, t: int, offset: int) -> None:
-    """The same for sums in pairs: of the first two of each quad in the lower 16 bits of a start,
-    of the other two in the upper ones.
+    """Write the starts of sums in pairs: −offset times the sum of q of each half of the quads.
+
+    The lower 16 bits of a start are for the first two numbers of each quad, the upper 16 bits for
+    the other two.
     """
     if offset == 0:
         return
@@ -251,13 +238,12 @@ def start_pairs(into: Activations, b: int, t: int, offset: int) -> None:
 
 @inner
 def minus_127_over_largest(x: Floats, t: int, first: int) -> np.float32:
-    """−127 / the one of 256 values that has the largest magnitude, the first of several.
+    """Return −127 / the value of largest magnitude among 256, the first of several.
 
-    Infinite where all are zero or so small that the quotient overflows; NaN where one is NaN or
-    infinite.
+    Infinite if all are zero or so small that the quotient overflows; NaN if one is NaN or infinite.
     """
     place = 4 * (t * x.shape[1] + first)
-    positive, negative = largest_of_256(x, place), largest_negative_of_256(x, place)
+    positive, negative = max_of_256(x, place), max_negative_of_256(x, place)
     if max(positive, negative) >= INFINITY:
         return np.float32(np.nan)
     above, below = np.int32(positive).view(np.float32), np.int32(negative).view(np.float32)
@@ -272,7 +258,7 @@ def minus_127_over_largest(x: Floats, t: int, first: int) -> np.float32:
 
 @inner
 def part_of_sum(sums: NDArray[np.int32], g: int, groups: int) -> np.int32:
-    """The sum of group g of so many, from the sums of 16 groups."""
+    """Return the sum of group g of `groups`, from the sums of 16 groups."""
     total = np.int32(0)
     for i in range(g * 16 // groups, (g + 1) * 16 // groups):
         total = np.int32(total + sums[i])

@@ -1,4 +1,4 @@
-"""Decoders of super-blocks of 256 values; `decode_blocks` beside it says what a decoder is.
+"""Decoders of super-blocks of 256 values; what a block decoder is, see `decode_blocks`.
 
 Layouts and formulas are drawn in `refllm.ggml.superblocks`. Letters: s a sub-block of 32 values, g
 a group of 16, w a word of four bytes, b a byte in it.
@@ -6,14 +6,14 @@ a group of 16, w a word of four bytes, b a byte in it.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
-from refllm.jit.compile import inner
+import numpy as np
+
+from refllm.jit.buffers import Bytes, Floats
+from refllm.jit.compile import HOLE, inner, template
 from refllm.kernels.packed.decode_blocks import (
-    Bytes,
     Lanes,
-    add_product,
     from_bit,
     iq4_value,
     less,
@@ -29,39 +29,50 @@ from refllm.kernels.simd.lanes import (
     to_float,
 )
 
-__all__ = ["BITS_1_0", "BITS_3_0", "BIT_0", "iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+__all__ = [
+    "BITS_1_0",
+    "BITS_3_0",
+    "BIT_0",
+    "field",
+    "field_above",
+    "iq4_xs",
+    "minimum_6_bits",
+    "q2_k",
+    "q3_k",
+    "q4_k",
+    "q5_k",
+    "q6_k",
+    "scale_6_bits",
+]
 
-Floats = NDArray[np.float32]
-
-# The same bits in each of a lane's four bytes: what is put together for all four at once costs a
-# quarter.
+# The same bits in each of a lane's four bytes, so that one operation is done to four quants.
 BIT_0 = np.int32(0x01010101)
 BITS_1_0 = np.int32(0x03030303)
 BITS_3_0 = np.int32(0x0F0F0F0F)
 
-# Stands for either visitor in the walks below; see `refllm.kernels.packed.decode_blocks`.
-visit = add_product
+consume: Any = HOLE
 
 
 @inner
 def field(panel: Bytes, at: int, byte: int, shift: int, mask: int) -> Lanes:
-    """(the block's byte >> shift) & mask, in each lane."""
+    """Return (the block's byte >> shift) & mask, in each lane."""
     bits = load_u8(panel, at + byte * LANES) >> splat_int(np.int32(shift))
     return bits & splat_int(np.int32(mask))
 
 
 @inner
 def bits(words: Lanes, bit: int, mask: int) -> Lanes:
-    """(words >> bit) & mask."""
+    """Return (words >> bit) & mask."""
     return from_bit(words, bit) & splat_int(np.int32(mask))
 
 
 @inner
 def field_above(low: Lanes, high: Lanes, shift: int) -> Lanes:
-    """low | high << shift."""
+    """Return low | high << shift."""
     return low | (high << splat_int(np.int32(shift)))
 
 
+@template
 def q2_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
     """Q2_K: y = (d * sc) * two bits - dmin * mn."""
     d = load_f16(panel, at + 80 * LANES)
@@ -75,10 +86,11 @@ def q2_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
             q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
             for b in range(4):
                 y = scale * to_float(bits(q, 8 * b, 3)) - minimum
-                total = visit(total, array, column + 16 * g + 4 * w + b, y)
+                total = consume(total, array, column + 16 * g + 4 * w + b, y)
     return total
 
 
+@template
 def q3_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
     """Q3_K: y = (d * (sc - 32)) * ((4 * third + two bits) - 4)."""
     d = load_f16(panel, at + 108 * LANES)
@@ -95,13 +107,13 @@ def q3_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
             three = field_above(q & splat_int(BITS_1_0), h & splat_int(BIT_0), 2)
             for b in range(4):
                 y = scale * less(bits(three, 8 * b, 7), 4)
-                total = visit(total, array, column + 16 * g + 4 * w + b, y)
+                total = consume(total, array, column + 16 * g + 4 * w + b, y)
     return total
 
 
 @inner
 def scale_6_bits(panel: Bytes, at: int, s: int) -> Lanes:
-    """`sc` of sub-block `s`, from the twelve bytes that `Q4_K` draws as a[0..11]."""
+    """Return `sc` of sub-block `s`, from the twelve bytes that `Q4_K` draws as a[0..11]."""
     if s < 4:
         return field(panel, at, 4 + s, 0, 63)
     return field_above(field(panel, at, 8 + s, 0, 15), field(panel, at, s, 6, 3), 4)
@@ -109,12 +121,13 @@ def scale_6_bits(panel: Bytes, at: int, s: int) -> Lanes:
 
 @inner
 def minimum_6_bits(panel: Bytes, at: int, s: int) -> Lanes:
-    """`mn` of sub-block `s`, from the twelve bytes that `Q4_K` draws as a[0..11]."""
+    """Return `mn` of sub-block `s`, from the twelve bytes that `Q4_K` draws as a[0..11]."""
     if s < 4:
         return field(panel, at, 8 + s, 0, 63)
     return field_above(field(panel, at, 8 + s, 4, 15), field(panel, at, 4 + s, 6, 3), 4)
 
 
+@template
 def q4_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
     """Q4_K: y = (d * sc) * nibble - dmin * mn."""
     d = load_f16(panel, at)
@@ -128,10 +141,11 @@ def q4_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
             q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
             for b in range(4):
                 y = scale * nibble(from_bit(q, 8 * b)) - minimum
-                total = visit(total, array, column + 32 * s + 4 * w + b, y)
+                total = consume(total, array, column + 32 * s + 4 * w + b, y)
     return total
 
 
+@template
 def q5_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
     """Q5_K: y = (d * sc) * (16 * fifth + nibble) - dmin * mn."""
     d = load_f16(panel, at)
@@ -147,10 +161,11 @@ def q5_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
             five = field_above(q & splat_int(BITS_3_0), h & splat_int(BIT_0), 4)
             for b in range(4):
                 y = scale * to_float(bits(five, 8 * b, 31)) - minimum
-                total = visit(total, array, column + 32 * s + 4 * w + b, y)
+                total = consume(total, array, column + 32 * s + 4 * w + b, y)
     return total
 
 
+@template
 def q6_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
     """Q6_K: y = (d * sc) * ((16 * upper + lower) - 32)."""
     d = load_f16(panel, at + 208 * LANES)
@@ -166,10 +181,11 @@ def q6_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
             six = field_above(q & splat_int(BITS_3_0), h & splat_int(BITS_1_0), 4)
             for b in range(4):
                 y = scale * less(bits(six, 8 * b, 63), 32)
-                total = visit(total, array, column + 16 * g + 4 * w + b, y)
+                total = consume(total, array, column + 16 * g + 4 * w + b, y)
     return total
 
 
+@template
 def iq4_xs(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lanes:
     """IQ4_XS: y = (d * (sc - 32)) * IQ4_VALUES[nibble]."""
     d = load_f16(panel, at)
@@ -182,5 +198,5 @@ def iq4_xs(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> L
                 q = from_bit(words(panel, at + (8 + 16 * s + 4 * w) * LANES), 4 * half)
                 for b in range(4):
                     y = scale * iq4_value(from_bit(q, 8 * b))
-                    total = visit(total, array, column + 32 * s + 16 * half + 4 * w + b, y)
+                    total = consume(total, array, column + 32 * s + 16 * half + 4 * w + b, y)
     return total

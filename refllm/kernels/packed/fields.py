@@ -1,8 +1,8 @@
 """Which bytes of a GGML block stay together when rows are laid side by side.
 
-A half or a float is one number, so its bytes stay together. Quants of less than a byte do too, by
-fours: one vector of 32-bit words then holds four bytes of each row, and shifts bring one
-quant after the other to the lowest bits, where a fresh load for each byte would have to widen it.
+A half or a float is one number, so its bytes stay together. Quants of less than a byte stay
+together by fours: one vector of 32-bit words then has four bytes of each row, and shifts move one
+quant after the other to the lowest bits. Loading single bytes would need a conversion for each.
 
     bytes 2 … 5 of the rows' blocks of Q4_0, as words:
 
@@ -21,12 +21,12 @@ __all__ = ["WIDE_FIELDS"]
 
 
 def _words(first: int, n_bytes: int) -> dict[int, int]:
-    """`n_bytes` bytes from `first` on, by fours."""
+    """Return `n_bytes` bytes from `first` on, by fours."""
     return dict.fromkeys(range(first, first + n_bytes, 4), 4)
 
 
-# For each format: where a field begins in the block → how many bytes it has. What is not named is
-# a single byte. Formats that are not here have no kernel; they become F32 when they are packed.
+# For each format: where a field begins in the block → how many bytes it has. All other bytes are
+# fields of one byte. A format that is not here has no kernel and becomes F32 when it is packed.
 WIDE_FIELDS: Mapping[str, Mapping[int, int]] = {
     "F32": {0: 4},
     "F16": {0: 2},

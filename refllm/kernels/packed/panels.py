@@ -1,9 +1,9 @@
-"""Weights as the kernels want them: some rows side by side, still in the file's encoding.
+"""Weights as the kernels read them: some rows side by side, still in the file's encoding.
 
-N rows, D columns, L lanes: the rows of a panel, 16 or 64 of them (`refllm.jit.cpu`).
+N rows, D columns, W lanes: the rows of a panel, 16 or 64 of them (`refllm.jit.cpu`).
 
-A matrix [N, D] in a file is row after row of blocks. A *panel* is L rows of it, turned so that
-the same byte of the rows' blocks lies together, because the kernels compute L outputs at once:
+A matrix [N, D] in a file is row after row of blocks. A *panel* is W rows of it, transposed so that
+the same byte of the rows' blocks is together, because the kernels compute W outputs at once:
 
     row 0:   a0 b0 c0 …             a0 a1 a2 … a15   b0 b1 b2 … b15   c0 c1 c2 … c15   …
     row 1:   a1 b1 c1 …      →
@@ -12,7 +12,7 @@ the same byte of the rows' blocks lies together, because the kernels compute L o
 
 Fields of two or four bytes (halves, floats, and quants that are used four bytes at a time; see
 `refllm.kernels.packed.fields`) stay whole. Nothing is decoded, so a panel is as large as the rows
-it holds; a last panel of fewer than L rows is filled up with zeros.
+in it; a last panel of fewer than W rows is padded with zeros.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refllm.ggml.format import Format
-from refllm.jit.buffers import zeros
+from refllm.jit.buffers import Bytes, Ints, zeros
 from refllm.jit.compile import inner, jit, n_threads
 from refllm.kernels.packed.fields import WIDE_FIELDS
 from refllm.kernels.simd.lanes import LANES
@@ -39,17 +38,15 @@ from refllm.quant import FORMATS, Tensor
 
 __all__ = ["Consumed", "Panels", "n_rows_of", "name_of", "pack", "side_by_side"]
 
-Bytes = NDArray[np.uint8]
-Ints = NDArray[np.int64]
 Consumed: TypeAlias = Callable[[Bytes], object]
 
-# A matrix is packed this many bytes at a time, so that what is decoded on the way stays small.
-SLAB_BYTES = 1 << 21
+# A matrix is packed in chunks of this many bytes, which bounds the memory for decoded rows.
+CHUNK_BYTES = 1 << 21
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panels:
-    """A matrix [n_rows, n_columns], packed; `data` is uint8 [panels, bytes of L rows]."""
+    """A matrix [n_rows, n_columns], packed; `data` is uint8 [panels, bytes of W rows]."""
 
     name: str
     format: Format
@@ -59,27 +56,35 @@ class Panels:
 
 
 def pack(*tensors: Tensor, consumed: Consumed | None = None) -> Panels:
-    """The matrix [N, D] in panels; it holds the same numbers and nothing of the file.
+    """Return matrices of one format and width, one below the other, as panels.
 
-    Several matrices of one format and width become one, one below the other. A format that has no
-    kernel becomes F32. Errors: `LlmRuntimeError` for one that nobody can decode. `consumed` as for
-    `side_by_side`.
+    Args:
+        tensors: Each [n, D]. A format that has no kernel becomes F32.
+        consumed: As for `side_by_side`.
+
+    Returns:
+        The matrix [N, D]; it shares no memory with the file.
+
+    Raises:
+        LlmRuntimeError: Nothing can decode the format.
     """
-    stored_as = tensors[0].format
-    if stored_as.name not in WIDE_FIELDS:
-        stored_as = FORMATS["F32"]
-    widths = _field_widths(stored_as)
-    data = side_by_side(*tensors, widths=widths, stored_as=stored_as, consumed=consumed)
-    return Panels(name_of(tensors), stored_as, n_rows_of(tensors), tensors[0].shape[1], data)
+    fmt = tensors[0].format
+    if fmt.name not in WIDE_FIELDS:
+        fmt = FORMATS["F32"]
+    widths: list[int] = []  # of a block's fields in bytes, in order
+    while sum(widths) < fmt.block_bytes:
+        widths.append(WIDE_FIELDS[fmt.name].get(sum(widths), 1))
+    data = side_by_side(*tensors, widths=np.array(widths), fmt=fmt, consumed=consumed)
+    return Panels(name_of(tensors), fmt, n_rows_of(tensors), tensors[0].shape[1], data)
 
 
 def name_of(tensors: Sequence[Tensor]) -> str:
-    """The matrices' names as one."""
+    """Return the matrices' names as one."""
     return " and ".join(tensor.name for tensor in tensors)
 
 
 def n_rows_of(tensors: Sequence[Tensor]) -> int:
-    """The rows of all matrices."""
+    """Return the number of rows of all matrices."""
     return sum(tensor.shape[0] for tensor in tensors)
 
 
@@ -87,37 +92,41 @@ def side_by_side(
     *tensors: Tensor,
     widths: Ints,
     order: Ints | None = None,
-    stored_as: Format | None = None,
+    fmt: Format | None = None,
     consumed: Consumed | None = None,
 ) -> Bytes:
-    """The matrix [N, D] as uint8 [panels, bytes of L rows]; a block's fields have these widths.
+    """Return the panels of the tensors' rows, one tensor after the other.
 
-    Its rows are those of the tensors, one after the other. `order` names the bytes of a block in
-    the order that its fields shall have in the panel, where that is not the file's. `stored_as` is
-    F32 where the numbers are to be decoded first. `consumed` is told, in order, which rows of the
-    tensors' data are not needed any more: the file's memory can be given back while the panels
-    grow.
+    Args:
+        tensors: Each [n, D], of one format.
+        widths: The widths in bytes of a block's fields.
+        order: The bytes of a block in the order of the panel's fields; None: the file's order.
+        fmt: F32 to decode the numbers first; None: the tensors' format.
+        consumed: Called, in order, with the rows of the tensors' data that are not needed any more,
+            so that the file's memory can be freed while the panels grow.
+
+    Returns:
+        uint8 [panels, bytes of W rows].
     """
-    stored_as = stored_as or tensors[0].format
+    fmt = fmt or tensors[0].format
     n_rows, n_columns = n_rows_of(tensors), tensors[0].shape[1]
-    panels = zeros(-(-n_rows // LANES), LANES * stored_as.row_bytes(n_columns))
-    slab = max(1, SLAB_BYTES // panels.shape[1])  # how many panels make one
+    panels = zeros(-(-n_rows // LANES), LANES * fmt.row_bytes(n_columns))
+    chunk = max(1, CHUNK_BYTES // panels.shape[1])  # in panels
 
     def fill(first: int) -> list[Bytes]:
-        start, stop = first * LANES, min((first + slab) * LANES, n_rows)
+        start, stop = first * LANES, min((first + chunk) * LANES, n_rows)
         slices = list(_slices(tensors, start, stop))
         blocks = [
-            rows.data if stored_as is rows.format else rows.array().view(np.uint8)
-            for rows in slices
+            rows.data if fmt is rows.format else rows.array().view(np.uint8) for rows in slices
         ]
-        part = panels[first : first + slab]
+        part = panels[first : first + chunk]
         _interleave(blocks[0] if len(blocks) == 1 else np.concatenate(blocks), widths, part)
         if order is not None:
-            bytes_of_rows = part.reshape(-1, len(order), LANES)  # [blocks, bytes of one, L]
+            bytes_of_rows = part.reshape(-1, len(order), LANES)  # [blocks, bytes of one, W]
             bytes_of_rows[:] = bytes_of_rows[:, order]
         return [rows.data for rows in slices]
 
-    for used in _each(fill, range(0, len(panels), slab)):
+    for used in _in_order(fill, range(0, len(panels), chunk)):
         if consumed is not None:
             for rows in used:
                 consumed(rows)
@@ -125,7 +134,7 @@ def side_by_side(
 
 
 def _slices(tensors: Sequence[Tensor], start: int, stop: int) -> Iterator[Tensor]:
-    """Rows start … stop − 1 of all tensors, as parts of the tensors that have some of them."""
+    """Yield rows start … stop − 1 of all tensors, as parts of the tensors that have some."""
     first = 0
     for tensor in tensors:
         n_rows, width = tensor.shape
@@ -136,44 +145,29 @@ def _slices(tensors: Sequence[Tensor], start: int, stop: int) -> Iterator[Tensor
         first += n_rows
 
 
-def _each(fill: Callable[[int], list[Bytes]], slabs: Sequence[int]) -> Iterator[list[Bytes]]:
-    """What `fill` returns for each slab, in order; threads share the work if it is much."""
-    if len(slabs) == 1:
-        yield fill(slabs[0])
+def _in_order(fill: Callable[[int], list[Bytes]], firsts: Sequence[int]) -> Iterator[list[Bytes]]:
+    """Yield what `fill` returns for each chunk, in order; threads share several chunks."""
+    if len(firsts) == 1:
+        yield fill(firsts[0])
         return
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor  # loaded for large matrices only
 
     with ThreadPoolExecutor(n_threads()) as pool:
-        yield from pool.map(fill, slabs)
-
-
-def _field_widths(stored_as: Format) -> Ints:
-    """The widths of a block's fields in bytes, in order."""
-    widths: list[int] = []
-    place = 0
-    while place < stored_as.block_bytes:
-        widths.append(WIDE_FIELDS[stored_as.name].get(place, 1))
-        place += widths[-1]
-    return np.array(widths)
+        yield from pool.map(fill, firsts)
 
 
 def _interleave(rows: Bytes, widths: Ints, panels: Bytes) -> None:
-    """Write rows [N, row bytes] into panels [N/L, L · row bytes], field by field."""
+    """Write rows [N, row bytes] into panels [N / W, W · row bytes], field by field."""
     rows = np.ascontiguousarray(rows).view()
-    rows.flags.writeable = False  # as mapped files are: compile for that alone
+    rows.flags.writeable = False  # as memory maps are, so that one version of `_turn` is compiled
+    # Stretches of fields of one width, [runs, 3]: first byte, width, bytes. They repeat every
+    # `period` bytes, that is in each block, or where a block is one number, in each row.
     period = rows.shape[1] if len(widths) == 1 else int(widths.sum())
-    _turn(rows, period, _runs(widths, period), panels)
-
-
-def _runs(widths: Ints, period: int) -> Ints:
-    """Stretches of fields of one width as (first byte, width, bytes), [runs, 3].
-
-    They repeat every `period` bytes: that is a block, or where a block is one number, a row.
-    """
     starts = np.cumsum(widths) - widths
     first_of_run = np.flatnonzero(np.diff(widths, prepend=0))
     firsts = starts[first_of_run]
-    return np.stack([firsts, widths[first_of_run], np.diff(firsts, append=period)], axis=1)
+    runs = np.stack([firsts, widths[first_of_run], np.diff(firsts, append=period)], axis=1)
+    _turn(rows, period, runs, panels)
 
 
 @jit
@@ -193,10 +187,9 @@ def _turn(rows: Bytes, period: int, runs: Ints, panels: Bytes) -> None:
 
 @inner
 def _squares(lanes: Bytes, start: int, width: int, n_bytes: int, panel: Bytes) -> None:
-    """A run of a full panel, a square at a time; the last begins early enough to end with it.
+    """Transpose a run of a full panel square by square; the last square overlaps the one before.
 
-    A field stands `width` bytes into the row for each field before it, and L times as far into
-    the panel.
+    A byte is W times as far into the panel as it is into the row.
     """
     row_bytes = lanes.shape[1]
     flat = lanes.reshape(-1)
@@ -215,7 +208,7 @@ def _squares(lanes: Bytes, start: int, width: int, n_bytes: int, panel: Bytes) -
 
 @inner
 def _fields(lanes: Bytes, start: int, width: int, n_bytes: int, panel: Bytes) -> None:
-    """A short run, or the rows of an incomplete panel, a field at a time."""
+    """Copy a short run, or the rows of an incomplete panel, field by field."""
     for place in range(start, start + n_bytes, width):
         for lane in range(lanes.shape[0]):
             to = place * LANES + lane * width

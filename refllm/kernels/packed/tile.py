@@ -1,40 +1,36 @@
-"""The inner loop of every matrix product here: a vector of sums for each of several rows.
+"""The inner loop of every float32 product: a vector of sums for each of several rows of x.
 
-R rows of x, n terms of a sum.
+T rows of x, W lanes.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from refllm.jit.compile import inner, specialized
+from refllm.jit.buffers import FLOAT_BYTES, Floats
+from refllm.jit.compile import HOLE, inner, template
 from refllm.jit.cpu import CPU
 from refllm.kernels.simd.lanes import load_f32
 from refllm.kernels.simd.rows import load_rows_of, splat_rows_of, store_rows
 
-__all__ = ["add_products"]
+__all__ = ["MAX_ROWS", "add_products"]
 
-Floats = NDArray[np.float32]
+# As many rows as the CPU's registers can hold sums of; two thirds of that, two and one for the
+# rest.
+MAX_ROWS = CPU.tile_rows
+FEWER_ROWS = max(MAX_ROWS * 2 // 3, 2)
 
-FLOAT_BYTES = 4
-# As many rows as the CPU's registers have room for; two thirds of that, two and one for the rest.
-MOST_ROWS = CPU.tile_rows
-FEWER_ROWS = max(MOST_ROWS * 2 // 3, 2)
-
-
-# In the template below these stand for those of so many rows.
-load_rows: Any = None
-splat_rows: Any = None
+load_rows: Any = HOLE
+splat_rows: Any = HOLE
 
 
+@template
 def _add_products_of_rows(
     x: Floats, r: int, first: int, n: int, w: Floats, column: int, sums: Floats, place: int
 ) -> None:
-    """`add_products` of the rows from r on."""
+    """Do what `add_products` does, for some rows from r on."""
     stride, width = w.shape[1] * FLOAT_BYTES, sums.shape[1] * FLOAT_BYTES
     x_stride = x.shape[1] * FLOAT_BYTES
     activations, weights, flat = x.reshape(-1), w.reshape(-1), sums.reshape(-1)
@@ -47,35 +43,42 @@ def _add_products_of_rows(
     store_rows(flat, at, width, totals)
 
 
-@cache
-def _of_rows(count: int) -> Any:
-    return inner(
-        specialized(
-            _add_products_of_rows,
+_add_products_of = {
+    count: inner(
+        _add_products_of_rows.fill(
             f"add_products_of_{count}",
             load_rows=load_rows_of(count),
             splat_rows=splat_rows_of("f32", count),
         )
     )
-
-
-_most_rows, _fewer_rows = _of_rows(MOST_ROWS), _of_rows(FEWER_ROWS)
-_two_rows, _one_row = _of_rows(2), _of_rows(1)
+    for count in {MAX_ROWS, FEWER_ROWS, 2, 1}
+}
+_max_rows, _fewer_rows = _add_products_of[MAX_ROWS], _add_products_of[FEWER_ROWS]
+_two_rows, _one_row = _add_products_of[2], _add_products_of[1]
 
 
 @inner
 def add_products(
     x: Floats, first: int, n: int, w: Floats, column: int, sums: Floats, place: int
 ) -> None:
-    """sums[r, place + lane] += x[r, first]·w[0, column + lane] + x[r, first + 1]·w[1, …] + …
+    """Add n products to each of a vector of sums of every row of x.
 
-    For every row r of x [R, ≥ n], a vector of lanes, n terms, one after the other. x, w and sums
-    are contiguous matrices; a whole vector must be there from `column` and from `place` on.
+    sums[t, place + lane] += x[t, first]·w[0, column + lane] + x[t, first + 1]·w[1, …] + …, one term
+    after the other.
+
+    Args:
+        x: [T, ≥ first + n], contiguous as w and sums are.
+        first: The first column of x.
+        n: The number of terms.
+        w: [n, ≥ column + W].
+        column: The first of W columns of w.
+        sums: [T, ≥ place + W].
+        place: The first of W columns of sums.
     """
-    r = 0
-    while r + MOST_ROWS <= x.shape[0]:
-        _most_rows(x, r, first, n, w, column, sums, place)
-        r += MOST_ROWS
+    r: Any = np.int64(0)  # numba gives 0 a type of its own and would compile a version for it
+    while r + MAX_ROWS <= x.shape[0]:
+        _max_rows(x, r, first, n, w, column, sums, place)
+        r += MAX_ROWS
     while r + FEWER_ROWS <= x.shape[0]:
         _fewer_rows(x, r, first, n, w, column, sums, place)
         r += FEWER_ROWS

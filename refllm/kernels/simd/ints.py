@@ -9,15 +9,15 @@ of its row, a *quad*:
     total      += their four products      …                         …           int32
 
 `dot_quads` is that step. On CPUs with AVX-512 VNNI or AVX-VNNI it is one instruction, `vpdpbusd`,
-and the reason why one side is unsigned; how signed weights become unsigned without changing the
-result says `refllm.kernels.int8.blocks`. On other CPUs even and odd bytes are spread to 16 bits and
+and the reason why one side is unsigned; `refllm.kernels.int8.blocks` makes signed weights unsigned
+without changing the result. On other CPUs even and odd bytes are spread to 16 bits and
 multiplied there (`pmaddwd`). Neither rounds nor saturates, so the integers are the same.
 
-AVX2 without VNNI can do half of the step (`vpmaddubsw`): the lane's first two products are added up
+AVX2 without VNNI has half of the step (`vpmaddubsw`): the lane's first two products are added up
 in its lower 16 bits, the other two in its upper 16 bits, a *pair* of sums. Where weights are small,
 so that 16 bits are enough, several quads' products are added up there (`add_products`), and
 `dot_pairs` brings the sums to 32 bits, multiplied with a scale on the way. Weights that need all
-eight bits are given with their sign (`add_signed_products`): 2·128·127 is less than 2^15.
+eight bits are passed with their sign (`add_signed_products`): 2·128·127 is less than 2^15.
 
 Many rows of activations are taken several at a time (`refllm.kernels.simd.rows`).
 """
@@ -111,7 +111,7 @@ splat_bytes: Any = intrinsic(_splat_bytes)
 
 
 def _add_pairs(builder: ir.IRBuilder, total: ir.Value, x: ir.Value, y: ir.Value) -> ir.Value:
-    """total + x.low·y.low + x.high·y.high, of signed 16-bit halves; LLVM knows it as `pmaddwd`."""
+    """total + x.low·y.low + x.high·y.high, of signed 16-bit halves; LLVM emits `pmaddwd`."""
     wide = ir.VectorType(INT, 2 * WIDTH)
     products = builder.mul(
         builder.sext(builder.bitcast(x, HALVES), wide),
@@ -154,7 +154,7 @@ def _add_products(
 def _add_signed_products(
     builder: ir.IRBuilder, pairs: ir.Value, weights: ir.Value, x: ir.Value
 ) -> ir.Value:
-    """The same of weights' signed bytes: their magnitudes meet x with the weights' signs."""
+    """The same of weights' signed bytes: magnitudes · (x with the weights' signs)."""
     weights, x = builder.bitcast(weights, BYTES), builder.bitcast(x, BYTES)
     is_negative = builder.icmp_signed("<", weights, constant(BYTES, 0))
     magnitudes = builder.select(is_negative, builder.neg(weights), weights)
@@ -175,8 +175,7 @@ add_signed_products = operation("i32", THREE_INTS, _add_signed_products)
 def byte_table(values: Sequence[int]) -> Any:
     """An intrinsic: each byte 0 … 15 of the lanes → the number at that place in `values`.
 
-    Many CPUs have an instruction for it (`vpshufb`); elsewhere each of the four bits halves the
-    choice.
+    Many CPUs have an instruction for it (`vpshufb`); elsewhere it is a tree of selections.
     """
     in_words = struct.unpack("<4i", bytes(values))
 

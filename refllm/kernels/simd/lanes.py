@@ -1,16 +1,16 @@
-"""A SIMD vector as a value that numba understands: a number for each row of a panel.
+"""A SIMD vector as a value in numba's functions: a number for each row of a panel.
 
-Sums must run from left to right, which forbids the usual way to be fast: splitting one sum over
-the lanes of a SIMD register. But outputs do not depend on each other, so every lane can hold
+Sums must be added from left to right, which forbids the usual way to be fast, splitting one sum
+over the lanes of a SIMD register. But outputs do not depend on each other, so every lane can hold
 another *output* and add up its own sum in order:
 
     lane          0            1            2        …      15
     sum     +=  x·w[0, k]    x·w[1, k]    x·w[2, k]  …   x·w[15, k]        for k = 0, 1, 2, …
 
-A compiler seldom finds this by itself, and may never be told to reorder. So the vector is a type,
-16 or 64 numbers wide (`refllm.jit.cpu`), and consists of as many registers as that takes: four
-of AVX-512, two of AVX2, four of NEON or SSE2. The same source, the same IEEE operations in each
-lane, hence the same bits, on all of them.
+A compiler seldom finds this by itself, and permission to reorder would change the sums. So the
+vector is a type, W = 16 or 64 lanes wide (`refllm.jit.cpu`), of as many registers as that takes:
+four of AVX-512, two of AVX2, four of NEON or SSE2. The same source gives the same IEEE operations
+in each lane, hence the same bits, on all of them.
 
 In a kernel they look like numbers:
 
@@ -19,15 +19,21 @@ In a kernel they look like numbers:
         total = total + load_f32(panel, k * ROW) * splat(x[k])
     store(out, 0, total)
 
-The sums of several rows of activations are one value, too: *rows* of vectors, of which each meets
-the one vector of weights that has been loaded. `Vector("f32", 6)` is the type of six rows, `F32` of
-one; how they come from memory and go back stands in `refllm.kernels.simd.rows`.
+The sums of several rows of activations are one value, too: *rows* of vectors, each of which is
+combined with the same vector of weights. `Vector("f32", 6)` is the type of six rows, `F32` of one;
+`refllm.kernels.simd.rows` loads and stores them.
 
-How it is done: a numba *type* (`Vector`) gets a *data model*, which says what it is for LLVM, an
-array of registers. *Intrinsics* say which LLVM instructions a function becomes, for one register,
-and are repeated for all. `+`, `-`, `*`, `&`, `|`, `<<` and `>>` are overloaded with intrinsics.
-Multiplication and addition stay two instructions: LLVM fuses them only when asked to, and nothing
-here asks.
+How it is done: a numba *type* (`Vector`) has a *data model*, its representation in LLVM: an array
+of registers. An *intrinsic* is a function that emits LLVM instructions for one register and is
+repeated for all. `+`, `-`, `*`, `&`, `|`, `<<` and `>>` are overloaded with intrinsics. The `+`
+above becomes, with two registers of AVX2,
+
+    %0 = extractvalue [2 x <8 x float>] %total, 0
+    %1 = extractvalue [2 x <8 x float>] %product, 0
+    %2 = fadd <8 x float> %0, %1                          and the same for register 1
+
+Multiplication and addition stay two instructions: LLVM fuses them only with the flag `contract`,
+which is not set here.
 
 Addresses are byte offsets into a one-dimensional array, whatever its element type, because a
 panel of quantized weights mixes halves, bytes and nibbles.
@@ -88,7 +94,7 @@ PERMUTATIONS = {16: "llvm.x86.avx512.permvar.sf.512", 8: "llvm.x86.avx2.permps"}
 
 
 class Vector(types.Type):
-    """The numba type of vectors of floats or ints, one for each of some rows."""
+    """The numba type of vectors of floats or ints, one vector for each of some rows."""
 
     def __init__(self, kind: Kind, rows: int = 1) -> None:
         self.kind, self.rows = kind, rows
@@ -102,7 +108,7 @@ I32 = Vector("i32")
 
 @register_model(Vector)
 class VectorModel(models.PrimitiveModel):
-    """A vector is passed and kept as an array of registers; of rows, one row after the other."""
+    """A vector is an array of registers; rows of vectors are end to end in it."""
 
     def __init__(self, manager: Any, vector: Vector) -> None:
         registers = ir.ArrayType(vector.register, REGISTERS * vector.rows)
@@ -113,23 +119,23 @@ Build = Callable[..., ir.Value]
 
 
 def as_value(builder: ir.IRBuilder, registers: Sequence[ir.Value]) -> ir.Value:
-    """Registers as the value that numba passes around."""
+    """Return registers as one value of numba."""
     nothing = ir.Constant(ir.ArrayType(registers[0].type, len(registers)), ir.Undefined)
     places = range(len(registers))
     return reduce(lambda value, i: builder.insert_value(value, registers[i], i), places, nothing)
 
 
 def registers_of(builder: ir.IRBuilder, value: ir.Value) -> list[ir.Value]:
-    """The registers of a value, a scalar being its own."""
+    """Return the registers of a value; of a scalar, the scalar."""
     if not isinstance(value.type, ir.ArrayType):
         return [value]
     return [builder.extract_value(value, i) for i in range(value.type.count)]
 
 
 def operation(result: Kind, arguments: Sequence[Kind], build: Build) -> Any:
-    """An intrinsic on vectors: `build(builder, *registers)` emits what is done to one register.
+    """Return an intrinsic on vectors; `build(builder, *registers)` emits it for one register.
 
-    An argument may be rows; one with a single row then meets each of the others' rows.
+    Arguments may have rows. An argument with one row is then combined with each row.
     """
 
     def resolve(*given: types.Type) -> Any:
@@ -147,7 +153,7 @@ def operation(result: Kind, arguments: Sequence[Kind], build: Build) -> Any:
 
         return Vector(result, rows)(*given), emit
 
-    # numba counts the parameters, so there is a function for each number of them.
+    # numba inspects the parameters, so there is a function for each number of them.
     typed: Sequence[Callable[..., object]] = (
         lambda _typing, a: resolve(a),
         lambda _typing, a, b: resolve(a, b),
@@ -157,12 +163,12 @@ def operation(result: Kind, arguments: Sequence[Kind], build: Build) -> Any:
 
 
 def constant(vector_type: ir.VectorType, value: float) -> ir.Constant:
-    """A register with the same number in each lane."""
+    """Return a register with the same number in each lane."""
     return ir.Constant(vector_type, [value] * vector_type.count)
 
 
 def in_every_lane(builder: ir.IRBuilder, value: ir.Value, vector_type: ir.VectorType) -> ir.Value:
-    """A register with this value in each lane."""
+    """Return a register with this value in each lane."""
     undefined = ir.Constant(vector_type, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(INT, 0))
     places = constant(ir.VectorType(INT, vector_type.count), 0)
@@ -233,11 +239,10 @@ _operator(operator.rshift, "i32", lambda b, x, y: b.lshr(x, y))
 
 
 def lookup_table(values: Sequence[float]) -> Any:
-    """An intrinsic: each lane's lowest four bits → the number at that place in `values` (16).
+    """Return an intrinsic: each lane's lowest four bits → the number at that index of `values`.
 
-    Whatever stands above the four bits is ignored. AVX-512 has an instruction for it, AVX2 one for
-    three bits. Elsewhere consecutive whole numbers are counted up from the first, and among others
-    each of the four bits halves the choice.
+    Higher bits are ignored. AVX-512 has an instruction for it, AVX2 one for three bits. Elsewhere
+    consecutive integers are computed by an addition, and other numbers by a tree of selections.
     """
 
     def count(builder: ir.IRBuilder, indices: ir.Value) -> ir.Value:
@@ -273,7 +278,7 @@ def lookup_table(values: Sequence[float]) -> Any:
 def declared(
     builder: ir.IRBuilder, name: str, result: ir.Type, arguments: Sequence[ir.Type]
 ) -> ir.Value:
-    """An instruction by LLVM's name for it, to be called."""
+    """Return the function with LLVM's name for an instruction."""
     return cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
         builder.module, ir.FunctionType(result, arguments), name
     )
@@ -290,14 +295,14 @@ def address(
     offset: ir.Value,
     target: ir.Type,
 ) -> ir.Value:
-    """A pointer to `target` at `offset` bytes behind the array's beginning."""
+    """Return a pointer to `target` at `offset` bytes from the array's beginning."""
     data = context.make_array(array_type)(context, builder, array).data
     place = builder.gep(builder.bitcast(data, BYTE.as_pointer()), [offset])
     return builder.bitcast(place, target.as_pointer())
 
 
 def places_of(builder: ir.IRBuilder, first: ir.Value) -> list[ir.Value]:
-    """Pointers to each register of the vector that begins at `first`."""
+    """Return pointers to each register of the vector that begins at `first`."""
     return [builder.gep(first, [ir.Constant(INT, i)]) for i in range(REGISTERS)]
 
 
@@ -319,10 +324,10 @@ def _load(vector: Vector, element: ir.Type, convert: Build) -> Any:
 def _half_to_float(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
     """Halves, as 16-bit integers, to floats; every half is a float, so nothing rounds.
 
-    With F16C (or on ARM) that is an instruction. Without, LLVM would call a function that a JIT
-    cannot find, so the bits are moved by hand: exponent and fraction go to a float's place, and
-    a multiplication by 2^112 mends the exponent's bias, for subnormal halves too. What was
-    infinite or NaN must be so again.
+    With F16C (or on ARM) that is an instruction. Without it LLVM would call a library function
+    that numba cannot resolve, so the bits are moved here: exponent and fraction are shifted to
+    their places in a float, and a multiplication by 2^112 corrects the exponent's bias, for
+    subnormal halves too. An infinity or NaN gets the largest exponent again.
     """
     if CPU.converts_halves:
         half_vector = ir.VectorType(HALF, WIDTH)
@@ -352,7 +357,7 @@ load_i32 = _load(I32, INT, lambda b, v: v)
 
 
 def _prefetch(_typing: Any, array: types.Array, _offset: Any) -> Any:
-    """Ask for the memory at a byte offset to be on its way; it may lie outside the array."""
+    """An intrinsic: prefetch the memory at a byte offset, which may be outside the array."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         place = address(context, builder, signature.args[0], values[0], values[1], BYTE)
@@ -369,7 +374,7 @@ prefetch: Any = intrinsic(_prefetch)
 
 
 def _store(_typing: Any, array: types.Array, _offset: Any, vector: Vector) -> Any:
-    """Write a vector at a byte offset."""
+    """An intrinsic: write a vector at a byte offset."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         kind = signature.args[0]

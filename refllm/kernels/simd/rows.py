@@ -1,7 +1,7 @@
-"""Rows of vectors, from memory and back (`refllm.kernels.simd.lanes`).
+"""Load and store rows of vectors (`refllm.kernels.simd.lanes`).
 
-The rows of a matrix are a fixed number of bytes apart, their *distance*. The intrinsics are made
-for so many rows, because the compiler must know how many registers they take:
+The rows of a matrix are a fixed number of bytes apart, their *distance*. There is an intrinsic for
+each number of rows, because that decides how many registers they take:
 
     totals = load_rows(sums, 0, width)
     for k in range(n):
@@ -34,7 +34,7 @@ __all__ = ["load_rows_of", "splat_rows_of", "store_rows"]
 
 
 def load_rows_of(count: int) -> Any:
-    """An intrinsic (array, byte offset, distance) → rows of floats."""
+    """Return an intrinsic (array, byte offset, distance) → rows of floats."""
 
     def typed(_typing: Any, array: types.Array, _offset: Any, _distance: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
@@ -54,7 +54,7 @@ def _store_rows(
     _distance: Any,
     rows: Vector,
 ) -> Any:
-    """Write rows of floats; array, byte offset, distance, rows."""
+    """An intrinsic (array, byte offset, distance, rows): write rows of floats."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         kind = signature.args[0]
@@ -71,7 +71,7 @@ store_rows: Any = intrinsic(_store_rows)
 
 
 def splat_rows_of(kind: Kind, count: int) -> Any:
-    """An intrinsic (array, byte offset, distance) → rows, their four bytes in every lane."""
+    """Return an intrinsic (array, byte offset, distance) → rows, their four bytes in every lane."""
     rows = Vector(kind, count)
 
     def typed(_typing: Any, array: types.Array, _offset: Any, _distance: Any) -> Any:
@@ -95,7 +95,7 @@ def _firsts(
     target: ir.Type,
     count: int,
 ) -> list[ir.Value]:
-    """Pointers to where each row begins; place: array, byte offset, distance."""
+    """Return pointers to each row's beginning; place: array, byte offset, distance."""
     array, offset, distance = place
     pointers = []
     for _ in range(count):

@@ -1,7 +1,7 @@
-"""Small squares of bytes, turned: rows of memory become columns.
+"""Transpose small squares of bytes: rows of memory become columns.
 
 A square is 16 bytes of each of some rows: 16 bytes of 16 rows, or 8 halves of 8 rows, or 4 words
-of 4 rows. It is turned in registers by interleaving ("perfect shuffles"), as many times as its
+of 4 rows. It is transposed in registers by interleaving ("perfect shuffles"), as many times as its
 side can be halved. Of four rows of words a, b, c, d:
 
     a0 a1 a2 a3                  a0 c0 a1 c1                    a0 b0 c0 d0
@@ -9,8 +9,8 @@ side can be halved. Of four rows of words a, b, c, d:
     c0 c1 c2 c3    a with c,     b0 d0 b1 d1     1st with 3rd,  a2 b2 c2 d2
     d0 d1 d2 d3    b with d  →   b2 d2 b3 d3     2nd, 4th  →    a3 b3 c3 d3
 
-One at a time, every byte would be its own load and store, from rows that are often a power of two
-apart and so compete for the same few places of the CPU's cache.
+Copied one by one, every byte would be a load and a store, from rows that are often a power of two
+apart and so share few sets of the CPU's cache.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ BYTE = ir.IntType(8)
 INDEX = ir.IntType(32)
 
 
-def _turned(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
-    """The columns of a square of vectors."""
+def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+    """Return the columns of a square of vectors."""
     side = len(rows)
     half = side // 2
     mask = ir.VectorType(INDEX, side)
@@ -47,7 +47,7 @@ def _turned(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
 
 
 def _transpose(unit_bytes: int) -> Any:
-    """An intrinsic (source, at, stride, target, to, target stride): turn one square.
+    """An intrinsic (source, at, stride, target, to, target stride): transpose one square.
 
     Row i of the square begins `at + i * stride` bytes into the array `source`; column j is written
     `to + j * target_stride` bytes into `target`.
@@ -74,7 +74,7 @@ def _transpose(unit_bytes: int) -> Any:
                 return builder.bitcast(place, vector.as_pointer())
 
             rows = [builder.load(pointer(0, i), align=1) for i in range(side)]
-            for j, column in enumerate(_turned(builder, rows)):
+            for j, column in enumerate(_transposed(builder, rows)):
                 builder.store(column, pointer(3, j), align=1)
             return context.get_dummy_value()
 
