@@ -21,7 +21,7 @@ from refllm.api import InferencingParams
 from refllm.cli import app
 from refllm.engine import LocalEngine
 from refllm.models.bundled import ROOT
-from tests.support.listening import listening
+from tests.support.servers import listening
 
 BACKENDS = Path(__file__).parent / "naive_backends"
 SCREEN = 25  # lines of a terminal

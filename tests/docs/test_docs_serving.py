@@ -19,7 +19,7 @@ from refllm.server.routes_spin import Options
 from refllm.testing.server_process import running_server
 from tests.conftest import PROJECT
 from tests.docs.test_docs import BLOCK, COMMAND, matches, run
-from tests.support.server import ask
+from tests.support.client import ask
 
 PAGE = (PROJECT / "docs" / "serving.md").read_text("utf-8")
 ADDRESS = "http://127.0.0.1:8177"

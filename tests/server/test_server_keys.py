@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -17,22 +14,11 @@ from refllm.server.openai_keys import WITHOUT_EFFECT
 from refllm.spin.remote import RemoteEngine
 from refllm.testing.server_process import running_server
 from tests.conftest import DATA
-from tests.support.server import Answer, ask, eventually, is_idle
+from tests.support.client import Answer, ask, eventually, http_connection, is_idle
 
 STORY = {"model": "tiny-chat", "prompt": "Once upon a time", "max_tokens": 20, "seed": 1}
 HELLO = {"model": "tiny-chat", "messages": [{"role": "user", "content": "Hello!"}]}
 LONG = "The cat sat on the mat and looked at the dog. " * 40
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_server(["--stand-ins"]) as server:
-        yield server.url
-
-
-@pytest.fixture(scope="module")
-def engine() -> LocalEngine:
-    return LocalEngine()
 
 
 def completion(url: str, **more: object) -> Any:
@@ -204,13 +190,12 @@ def test_a_stream_of_several_choices_has_each_choice_s_parts(url: str) -> None:
 
 
 def test_a_client_that_disconnects_ends_the_jobs_of_all_choices(url: str) -> None:
-    address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    connection = http_connection(url)
     body = {**STORY, "n": 20, "max_tokens": 4000, "ignore_eos": True, "stream": True}
     connection.request("POST", "/v1/completions", json.dumps(body))
     assert connection.getresponse().readline().startswith(b"data: ")
     connection.close()
-    assert eventually(lambda: is_idle(url))
+    eventually(lambda: is_idle(url))
 
 
 def test_chats_have_several_choices_too(url: str) -> None:

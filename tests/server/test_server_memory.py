@@ -12,15 +12,9 @@ import pytest
 from refllm.api import InferencingParams
 from refllm.engine import LocalEngine
 from refllm.testing.server_process import running_server
-from tests.support.server import ask, spin_infer
+from tests.support.client import ask, spin_infer
 
 STORY = "Once upon a time, there was a little boy named Ivan. Ivan loved to play in the barn."
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_server() as server:
-        yield server.url
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.models.bundled import ROOT
 from refllm.server.errors import for_clients
 from refllm.testing.server_process import RunningServer, running_server
+from tests.support.client import Answer, ask
 from tests.support.model_files import tiny_llama_folder, tiny_llama_gguf
-from tests.support.server import Answer, ask
 from tests.support.tiny_bert import tiny_bert_folder
 
 # What is wrong with a model → what its error names.

@@ -23,7 +23,7 @@ from refllm.server.metrics import Metrics
 from refllm.server.service import Service
 from refllm.server.worker import Restarting, Worker
 from tests.conftest import HUNG_SECONDS
-from tests.support.server import Answer, spin_infer
+from tests.support.client import Answer, spin_infer
 
 SECONDS = HUNG_SECONDS
 

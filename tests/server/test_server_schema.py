@@ -12,7 +12,7 @@ import pytest
 
 from refllm.testing.server_process import running_server
 from tests.conftest import PROJECT
-from tests.support.server import ask
+from tests.support.client import ask
 
 pytest.importorskip("schemathesis", reason="pip install schemathesis")
 

@@ -21,7 +21,7 @@ from refllm.server.run import bound_socket
 from refllm.server.worker import Busy, Worker
 from refllm.testing.server_process import running_server
 from tests.conftest import HUNG_SECONDS
-from tests.support.server import ask
+from tests.support.client import ask
 
 SECONDS = HUNG_SECONDS
 

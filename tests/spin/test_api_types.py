@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from refllm.spin.dialects import API_TYPES, WrongShapeError, parse_json
-from tests.support.llm_server import CHAT, EMBEDDINGS, INFERENCE, VECTORS
+from tests.support.servers import CHAT, EMBEDDINGS, INFERENCE, VECTORS
 
 ABSENT = object()
 CONTENT = ("choices", 0, "message", "content")

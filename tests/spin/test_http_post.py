@@ -15,7 +15,7 @@ import pytest
 
 from refllm.api import LlmRuntimeError
 from refllm.spin.remote import RemoteEngine
-from tests.support.llm_server import (
+from tests.support.servers import (
     PACE,
     Reply,
     answers,

@@ -25,7 +25,7 @@ from refllm.api import (
     ModelNotSupported,
 )
 from refllm.spin.remote import RemoteEngine
-from tests.support.llm_server import CHAT, EMBEDDINGS, INFERENCE, VECTORS, Reply, answers, serve
+from tests.support.servers import CHAT, EMBEDDINGS, INFERENCE, VECTORS, Reply, answers, serve
 
 TOKEN = "a secret of mine"
 API_TYPES = ("default", "open_ai")

@@ -11,7 +11,7 @@ from refllm.engine import LocalEngine
 from refllm.models.find import default_roots
 from refllm.spin.remote import RemoteEngine
 from refllm.spin.runtime_config import engine_from_runtime_config
-from tests.support.llm_server import CHAT, INFERENCE, answers, serve
+from tests.support.servers import CHAT, INFERENCE, answers, serve
 
 REMOTE = """
 [llm_compute]

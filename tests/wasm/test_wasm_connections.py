@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,9 +21,14 @@ from refllm.wasm.http.asgi import SpinApp, connection_with
 from refllm.wasm.http.routes import Route
 from refllm.wasm.wasi.http import HttpTypes, Request, Response, ResponseOutparam
 from tests.conftest import HUNG_SECONDS
-from tests.support.listening import serving
-from tests.support.server import eventually
-from tests.support.slow_client import BODY_WITHOUT_END, HEAD_WITHOUT_END, answer_to_drops
+from tests.support.client import (
+    BODY_WITHOUT_END,
+    HEAD_WITHOUT_END,
+    answer_to_drops,
+    connected,
+    eventually,
+)
+from tests.support.servers import serving
 
 ARRIVAL_SECONDS = 0.5
 POST = b"POST / HTTP/1.1\r\nhost: x\r\n"
@@ -118,7 +122,7 @@ def test_a_connection_too_many_is_told_to_come_again() -> None:
         with client(url) as first, client(url) as second:
             assert asked(first).status == 200
             refused = asked(second)
-        assert eventually(lambda: is_answered(url))
+        eventually(lambda: is_answered(url))
     assert refused.status == 503
     assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
 
@@ -142,8 +146,7 @@ def raw(url: str, request: bytes, *, is_end: bool = False) -> bytes:
 
     With `is_end` the client sends no more, which for a whole request means that it has gone.
     """
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), HUNG_SECONDS) as connection:
+    with connected(url) as connection:
         connection.sendall(request)
         if is_end:
             connection.shutdown(socket.SHUT_WR)
@@ -317,12 +320,13 @@ def test_what_fails_in_the_host_is_a_500_and_no_end_of_the_connection(
 def test_a_client_that_does_not_read_its_response_is_hung_up_on() -> None:
     large = Response(200, (), bytes(64 * 2**20))
     limits: dict[str, Any] = {"max_connections": 1, "arrival_seconds": ARRIVAL_SECONDS}
-    with serving_answers(lambda request: large if request.body else ok(request), **limits) as url:
-        address = urlsplit(url)
-        with socket.create_connection((address.hostname, address.port), HUNG_SECONDS) as slow:
-            slow.sendall(POST + b"content-length: 1\r\n\r\na")
-            assert eventually(lambda: is_answered(url))
-            assert slow.recv(12) == b"HTTP/1.1 200"
+    with (
+        serving_answers(lambda request: large if request.body else ok(request), **limits) as url,
+        connected(url) as slow,
+    ):
+        slow.sendall(POST + b"content-length: 1\r\n\r\na")
+        eventually(lambda: is_answered(url))
+        assert slow.recv(12) == b"HTTP/1.1 200"
 
 
 class WritingHost(FakeHost):

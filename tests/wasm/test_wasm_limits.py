@@ -24,7 +24,7 @@ from refllm.wasm.wasi.http import Request
 from refllm.wasm.wasi.io import OutputStream, Pollable
 from refllm.wasm.wit import record
 from tests.conftest import HUNG_SECONDS
-from tests.support.listening import serving
+from tests.support.servers import serving
 from tools.attack.wat import HANDLER
 
 PAGE_BYTES = 64 * 1024

@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from wasmtime import wat2wasm
@@ -21,7 +20,7 @@ from refllm.spin.component import engine_for
 from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 from tests.guests.models import model_roots
-from tests.support.slow_client import HEAD_WITHOUT_END, answer_to_drops
+from tests.support.client import HEAD_WITHOUT_END, answer_to_drops, connected
 from tools.attack.wat import HANDLER
 
 # Heeds Ctrl-C although whoever runs the tests may not: a job in the background has it ignored.
@@ -144,9 +143,8 @@ def test_clients_that_are_slow_or_too_many_are_told_so(tmp_path: Path) -> None:
     patient = ("--max-connections", "1", "--max-arrival-seconds", str(HUNG_SECONDS))
     with running(app, *patient) as (_, (serving, _route)):
         url = serving.removeprefix("Serving ")
-        address = urlsplit(url)
         with (
-            socket.create_connection((address.hostname, address.port), timeout=HUNG_SECONDS),
+            connected(url),
             pytest.raises(urllib.error.HTTPError, match="503"),
         ):
             urllib.request.urlopen(url, timeout=HUNG_SECONDS)
