@@ -139,7 +139,7 @@ def test_a_wide_matrix_is_computed_whole() -> None:
 
 @pytest.mark.parametrize("n_tokens", range(2, 14))
 @pytest.mark.parametrize("type_name", ["F32", "Q8_0"])
-def test_a_row_is_the_same_alone_and_among_others(type_name: str, n_tokens: int) -> None:
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(type_name: str, n_tokens: int) -> None:
     x, weight = random_floats(n_tokens, 128), random_blocks(type_name, 700, 128)
     together = linear(x, pack(weight))
     alone = [linear(x[t : t + 1], pack(weight)) for t in range(n_tokens)]
@@ -228,7 +228,7 @@ def test_attention_within_texts_equals_the_oracle(n_tokens: int) -> None:
         assert same_bits(got[text], exact)
 
 
-def test_attention_weights_are_those_that_attention_uses() -> None:
+def test_attention_weights_equal_the_weights_inside_attention() -> None:
     q, k, v = random_floats(3, 4, 8), random_floats(5, 2, 8, seed=1), random_floats(5, 2, 8, seed=2)
     cache = cache_of(k, v, n_new=3)
     [(keys, _)] = cache.buffers

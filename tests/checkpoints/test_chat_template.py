@@ -60,7 +60,9 @@ def test_a_chat_is_written_as_transformers_writes_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_what_transformers_cannot_write_is_an_error_that_names_the_template(name: str) -> None:
+def test_a_chat_that_transformers_cannot_render_is_an_error_that_names_the_template(
+    name: str,
+) -> None:
     is_of_the_template = FAILING[name]["error"] in OF_THE_TEMPLATE
     expected = LlmRuntimeError if is_of_the_template else InvalidInput
     with pytest.raises(expected, match=r"^the model's chat template "):
@@ -83,7 +85,7 @@ def test_what_transformers_cannot_write_is_an_error_that_names_the_template(name
         ("{{ raise_exception('x' * 9000) }}", "refuses the messages: x{2000}$"),
     ],
 )
-def test_an_error_says_what_is_wrong_and_in_which_line(template: str, said: str) -> None:
+def test_an_error_of_a_template_has_its_reason_and_line(template: str, said: str) -> None:
     with pytest.raises((InvalidInput, LlmRuntimeError), match=said):
         chat_prompt(template, HELLO, special_tokens={})
 
@@ -122,7 +124,9 @@ def test_a_special_token_cannot_take_the_place_of_the_messages() -> None:
     assert chat_prompt(template, HELLO, special_tokens=names) == "Hello!None"
 
 
-def test_without_jinja_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_jinja_the_error_has_the_package_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with Renderer() as renderer, pytest.raises(LlmRuntimeError) as refusal:
         chat_prompt(LLAMA_2, HELLO, special_tokens={}, renderer=renderer)

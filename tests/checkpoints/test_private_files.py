@@ -114,7 +114,7 @@ def test_a_file_in_the_place_of_a_folder_cannot_be_used(tmp_path: Path) -> None:
 # --- Files ---------------------------------------------------------------------------------------
 
 
-def test_what_was_kept_is_read_for_the_same_identity_only(kept: Path) -> None:
+def test_a_cached_value_is_read_for_the_same_identity_only(kept: Path) -> None:
     assert read_kept(kept, "a") == b"contents"
     assert read_kept(kept, "b") is None
     assert read_kept(kept.with_name("nothing"), "a") is None
@@ -126,7 +126,7 @@ def test_where_an_identity_ends_and_the_contents_begin_is_part_of_the_checksum(k
     assert read_kept(kept, "ac") is None
 
 
-def test_what_is_kept_can_be_written_to_by_its_owner_only(tmp_path: Path) -> None:
+def test_a_cached_file_is_writable_by_its_owner_only(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         write_kept(tmp_path / "a.kept", "a", b"contents")
@@ -164,9 +164,7 @@ def test_a_path_that_is_no_regular_file_is_not_read_and_does_not_block(no_file: 
     assert read_kept(no_file, "a") is None
 
 
-def test_what_cannot_be_written_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_unfinished: Path, _path: Path) -> Path:
         raise OSError(28, "No space left on device")
 

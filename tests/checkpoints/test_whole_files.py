@@ -67,7 +67,7 @@ class TestWhole:
             assert report.read_text() == "old"
         assert report.read_text() == "new"
 
-    def test_what_is_being_written_has_the_name_of_the_file(self, report: Path) -> None:
+    def test_an_unfinished_file_has_the_name_of_its_target(self, report: Path) -> None:
         with whole_file(report) as unfinished:
             assert unfinished.name == report.name
             unfinished.touch()
@@ -226,7 +226,9 @@ class TestFailure:
         with pytest.raises(LlmRuntimeError, match=said), whole_file(tmp_path / "new"):
             (tmp_path / "absent").read_bytes()
 
-    def test_asking_leaves_everything_as_it_is(self, report: Path, tmp_path: Path) -> None:
+    def test_checking_that_a_file_is_writable_changes_nothing(
+        self, report: Path, tmp_path: Path
+    ) -> None:
         require_whole_file(report)
         require_whole_file(tmp_path / "new")
         require_whole_file(tmp_path / "a" / "b" / "new", parents=True)
@@ -307,7 +309,7 @@ class TestTwoWriters:
 
     @needs_kill
     @pytest.mark.parametrize("action", [write, write_folder])
-    def test_what_a_living_process_writes_is_no_leftover(
+    def test_an_unfinished_file_of_a_running_process_stays(
         self, action: object, tmp_path: Path
     ) -> None:
         assert callable(action)
@@ -386,13 +388,13 @@ class TestKilled:
         clear_leftovers(report)
         assert seen == [leftover]
 
-    def test_what_was_left_of_another_file_stays(self, report: Path, tmp_path: Path) -> None:
+    def test_leftovers_of_another_file_stay(self, report: Path, tmp_path: Path) -> None:
         killed_at(BEFORE_THE_RENAME, write, tmp_path / "report.json.html", "new")
         left = hidden_in(tmp_path)
         write(report, "new")
         assert hidden_in(tmp_path) == left
 
-    def test_what_looks_like_a_leftover_of_another_program_stays(self, report: Path) -> None:
+    def test_files_of_another_program_with_similar_names_stay(self, report: Path) -> None:
         (report.parent / ".report.json.swp").touch()
         (report.parent / ".report.json.1234.unfinished").mkdir()
         write(report, "new")

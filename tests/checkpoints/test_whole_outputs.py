@@ -119,7 +119,7 @@ class TestExports:
         return tmp_path / "exported"
 
     @pytest.mark.parametrize("layout", LAYOUTS)
-    def test_on_a_full_disk_the_target_is_named_and_there_is_none(
+    def test_on_a_full_disk_the_error_names_the_target_and_no_file_is_left(
         self, layout: Layout, llama: Path, to: Path, tmp_path: Path
     ) -> None:
         with (

@@ -294,7 +294,7 @@ class TestEmbed:
 
 
 class TestTokenize:
-    def test_ids_and_pieces_are_those_of_the_tokenizers_library(self, bert: Path) -> None:
+    def test_ids_and_pieces_equal_the_tokenizers_library_s(self, bert: Path) -> None:
         expected = Tokenizer.from_file(str(bert / "tokenizer.json")).encode("hello cats sitting")
         lines = answer("tokenize", bert, "hello cats sitting").splitlines()
         pairs = zip(expected.ids, expected.tokens, strict=True)
@@ -317,7 +317,7 @@ class TestTokenize:
         output = answer("tokenize", gguf, "-", "--no-special", stdin=text)
         assert [line.split("\t")[0] for line in output.splitlines()] == ids.split()
 
-    def test_a_token_is_one_line_whatever_its_piece(self, tmp_path: Path) -> None:
+    def test_every_token_is_printed_on_one_line(self, tmp_path: Path) -> None:
         vocabulary = {
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "a\nb\x1b", "a", "b"],
@@ -356,7 +356,7 @@ class TestModels:
         assert pulled == [("all-minilm-l6-v2", source)]
 
     @pytest.mark.parametrize("name", ["tiny-chat", "tiny-embed"])
-    def test_pull_of_a_model_of_the_package_prints_where_it_is(self, name: str) -> None:
+    def test_pulling_a_bundled_model_prints_its_path(self, name: str) -> None:
         assert Path(answer("models", "pull", name).removesuffix("\n")).stem == name
 
     @pytest.mark.parametrize("command", ["pull", "list", "show", "verify", "export", "quantize"])
@@ -376,7 +376,7 @@ class TestModels:
         assert "60/60 bytes" in re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", result.stderr)
         assert len(pulled) == 1
 
-    def test_list_says_where_each_model_is(
+    def test_list_prints_the_path_of_each_model(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("REFLLM_HOME", str(tmp_path / "home"))

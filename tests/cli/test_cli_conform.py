@@ -122,7 +122,7 @@ def test_a_report_that_needs_a_missing_package_is_wrong_usage_with_the_fix(
     assert how_to_install("server") in errors
 
 
-def test_a_component_that_needs_a_missing_package_says_what_to_install(
+def test_a_component_target_without_its_package_is_an_error_with_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wasmtime", None)
@@ -150,9 +150,7 @@ def test_a_component_that_needs_a_missing_package_says_what_to_install(
     [EXAMPLE, "wrong_backend:Wrong", "127.0.0.1:8080", "a.wasm"],
     ids=["a command", "an object", "no URL", "a component"],
 )
-def test_an_option_for_servers_is_refused_where_there_is_none(
-    target: str, option: list[str]
-) -> None:
+def test_an_option_for_servers_is_refused_for_other_targets(target: str, option: list[str]) -> None:
     code, printed, errors = refllm_conform(target, *QUICK, *option)
     assert (code, printed) == (2, "")
     assert f"Error: Invalid value: {option[0]} is for servers, " in errors
@@ -255,7 +253,7 @@ def test_patterns_of_a_profile_without_a_chosen_case_are_a_warning(
 
 
 @pytest.mark.parametrize("profile", profile_names())
-def test_a_profile_of_the_suite_goes_without_a_warning(profile: str) -> None:
+def test_a_profile_of_the_suite_gives_no_warning(profile: str) -> None:
     code, _, errors = refllm_conform("no-such-harness", "--profile", profile)
     assert code == 2
     assert errors.splitlines()[0].startswith("refllm: cannot start 'no-such-harness'")

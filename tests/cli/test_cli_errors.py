@@ -74,7 +74,7 @@ def test_a_path_without_a_usable_model_is_named(
     ("command", "kind"),
     [("infer", "invalid-input"), ("embed", "model-not-supported"), ("tokenize", "invalid-input")],
 )
-def test_an_unknown_name_is_refused_as_the_contract_says(command: str, kind: str) -> None:
+def test_an_unknown_model_is_refused_in_the_contract_s_words(command: str, kind: str) -> None:
     assert_refused(refllm(command, "no-such-model", "text"), kind, "no-such-model", "ai-models")
 
 
@@ -228,7 +228,7 @@ def test_a_model_or_a_source_that_cannot_be_pulled_is_refused() -> None:
     assert_refused(result, "invalid-input", "usb-stick")
 
 
-def test_a_message_is_one_printable_line() -> None:
+def test_every_error_is_one_printable_line() -> None:
     assert one_line("a\nb\x1b[0m\u2028\udcff é ▁") == "a\\nb\\x1b[0m\\u2028\\udcff é ▁"
 
 

@@ -66,7 +66,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bert_folder(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
-def test_stories260k_tells_the_published_story(stories: Path) -> None:
+def test_stories260k_generates_the_published_story(stories: Path) -> None:
     golden = LLAMA2C_GOLDEN.encode()
     assert len(golden) == 464
     greedy = ("--temperature", "0", "--repeat-penalty", "1", "--max-tokens", "200")
@@ -134,7 +134,7 @@ def test_a_closed_pipe_ends_the_command_without_a_message(endless: Path) -> None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_is_one_line_on_standard_error(bert: Path) -> None:
+def test_a_full_disk_is_an_error_of_one_line(bert: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         process = subprocess.run(
             [*REFLLM, "tokenize", bert, "cat"], stdout=full, stderr=subprocess.PIPE, check=False

@@ -64,7 +64,9 @@ def reply_to(case: Case, sends: servers.Reply, *, protocol: Protocol = "spin") -
         (raw(b""), "the connection ended before the answer did"),
     ],
 )
-def test_what_is_no_answer_is_a_breakdown(case: Case, sends: servers.Reply, problem: str) -> None:
+def test_a_response_that_is_no_answer_is_a_harness_error(
+    case: Case, sends: servers.Reply, problem: str
+) -> None:
     reply = reply_to(case, sends)
     assert isinstance(reply, HarnessError)
     assert re.search(problem, reply.message)
@@ -142,7 +144,7 @@ def test_a_refusal_is_read_in_each_of_its_forms(
 
 
 @pytest.mark.parametrize("body", ['"runtime-error: no"', '{"error": {"message": "no"}}'])
-def test_a_refusal_without_its_status_is_one_too(body: str) -> None:
+def test_an_error_body_with_status_200_is_a_refusal(body: str) -> None:
     reply = reply_to(GREEDY, responds(200, body))
     assert isinstance(reply, Answer)
     assert (reply.result["error"]["message"], reply.result["status"]) == ("no", 200)

@@ -25,7 +25,7 @@ def test_every_example_of_a_module_gives_what_it_prints(name: str) -> None:
     assert result.failed == 0
 
 
-def test_there_are_examples() -> None:
+def test_the_package_has_examples() -> None:
     finder = doctest.DocTestFinder(exclude_empty=True)
     found = [
         test.name

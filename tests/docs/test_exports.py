@@ -63,7 +63,7 @@ IMPORTED = imported_from()
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_a_module_exports_what_others_import_and_what_it_has(name: str) -> None:
+def test_all_of_a_module_has_every_imported_name_and_only_defined_ones(name: str) -> None:
     names = exported(MODULES[name])
     if names is None:
         assert not defined(MODULES[name]) - {"annotations"} or name.endswith("__main__")

@@ -42,7 +42,7 @@ def texts() -> list[str]:
     )
 
 
-def test_the_texts_are_found() -> None:
+def test_the_word_check_reads_code_and_pages() -> None:
     assert {"README.md", "refllm/llama.py", "docs/security.md"} <= set(texts())
 
 

@@ -105,7 +105,7 @@ class TestRefusals:
             ("gguf", None, "../tiny", "not a model's name"),
         ],
     )
-    def test_what_makes_no_sense_is_named(
+    def test_contradicting_arguments_are_refused_by_name(
         self,
         llama: Path,
         layout: Layout,
@@ -177,7 +177,7 @@ class TestRefusals:
             exported(source, tmp_path, "gguf")
 
 
-def test_quantizing_costs_little_of_what_an_embedding_says(tmp_path: Path) -> None:
+def test_quantizing_keeps_embeddings_similar(tmp_path: Path) -> None:
     source = tiny_bert_gguf(tmp_path / "source.gguf")
     quantize(source, tmp_path / "small.gguf", type_name="Q8_0")
     small = load_path(tmp_path / "small.gguf")

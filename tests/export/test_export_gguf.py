@@ -79,7 +79,7 @@ class TestGguf:
         assert {key: keys[key] for key in keys_of(expected)} == keys_of(expected)
 
     @pytest.mark.parametrize("type_name", QUANTIZABLE)
-    def test_the_file_says_which_type_it_has(self, type_name: str, tmp_path: Path) -> None:
+    def test_the_file_type_is_in_the_metadata(self, type_name: str, tmp_path: Path) -> None:
         source = tiny_llama_gguf(tmp_path / "source.gguf", n_embd=256, n_heads=4, n_ff=256)
         keys = keys_of(exported(source, tmp_path, "gguf", type_name))
         u32 = [gguf.GGUFValueType.UINT32]
@@ -134,7 +134,7 @@ class TestGguf:
         monkeypatch.setattr("refllm.quant.NUMBERS_AT_A_TIME", 7 * 32)
         assert exported(source, tmp_path, "gguf", "Q4_0").read_bytes() == whole.read_bytes()
 
-    def test_what_was_quantized_can_be_quantized_again(self, tmp_path: Path) -> None:
+    def test_a_quantized_model_can_be_quantized_again(self, tmp_path: Path) -> None:
         source = tiny_llama_gguf(tmp_path / "source.gguf", type="Q8_0")
         [(_, before), (_, after)] = [
             tensors_of(path)["output.weight"]

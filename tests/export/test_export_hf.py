@@ -86,7 +86,7 @@ class TestHf:
         assert {tensor.format.name for tensor in stored} == {type_name}
         assert read(made / "config.json")["torch_dtype"] == dtype
 
-    def test_what_a_folder_says_besides_its_model_is_not_copied(self, tmp_path: Path) -> None:
+    def test_stale_and_foreign_keys_of_config_json_are_not_copied(self, tmp_path: Path) -> None:
         said = {"pretraining_tp": 1, "vocab_size": 7, "_name_or_path": "elsewhere"}
         source = tiny_llama_folder(tmp_path / "source", config=said)
         made = read(exported(source, tmp_path, "hf") / "config.json")
@@ -123,7 +123,7 @@ class TestHf:
             ({}, {"blk.0.attn_sinks.weight": np.array([1], np.float32)}, "attn_sinks"),
         ],
     )
-    def test_what_config_json_cannot_say_is_refused(
+    def test_a_model_that_config_json_cannot_describe_is_refused(
         self,
         metadata: Mapping[str, object],
         tensors: Mapping[str, GgufTensor],

@@ -72,5 +72,5 @@ def rounded(asked: Any) -> Any:
 
 
 @pytest.mark.parametrize("case", OPERATIONS, ids=name)
-def test_the_operation_answers_as_the_case_says(case: Case) -> None:
+def test_the_operation_gives_the_expected_answer_of_the_case(case: Case) -> None:
     assert compare_api(case, answer(case)) is None

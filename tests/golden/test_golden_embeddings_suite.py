@@ -79,7 +79,7 @@ def test_the_tool_writes_the_same_bytes_again(
     assert (tmp_path / "cases.json").read_text(encoding="utf-8") == TEXT
 
 
-def test_every_clause_is_one_of_the_specification() -> None:
+def test_every_clause_is_in_the_specification() -> None:
     specification = (PROJECT / "SPEC.md").read_text(encoding="utf-8")
     table = specification.split("| case | refllm |\n|---|---|\n")[1].split("\n\n")[0]
     rows = {line.split("|")[1].strip().replace("`", "") for line in table.splitlines()}
@@ -130,7 +130,7 @@ def test_a_text_has_one_vector_in_whatever_company() -> None:
         ("minilm-one-token-too-long", "minilm-just-fits"),
     ],
 )
-def test_what_makes_no_difference_has_equal_answers(one: str, other: str) -> None:
+def test_cases_that_differ_in_nothing_relevant_have_equal_vectors(one: str, other: str) -> None:
     first, second = (CASES[f"embeddings/{case}"] for case in (one, other))
     assert first["input"] != second["input"]
     assert first["expected"] == second["expected"]

@@ -88,7 +88,7 @@ def error_in_bounds(got: Array, case: Case) -> float:
 # The files
 
 
-def test_the_models_are_those_that_are_made_here(folder: Path) -> None:
+def test_the_models_have_the_hashes_of_the_file(folder: Path) -> None:
     made = model_sha256s(folder)
     assert DOCUMENT["models"] == {name: made[name] for name in DOCUMENT["models"]}
     assert {case["input"]["model"] for case in CASES.values()} == DOCUMENT["models"].keys()

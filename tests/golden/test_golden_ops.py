@@ -155,7 +155,7 @@ def test_refllm_is_inside_the_tolerance(case: Mapping[str, Any], ops: Mapping[st
     assert is_inside(answered_by(ops, case), case)
 
 
-def test_the_readme_tells_the_largest_errors() -> None:
+def test_the_readme_has_the_largest_errors() -> None:
     readme = (FOLDER / "README.md").read_text("utf-8")
     rows = readme.partition("| `op` | refllm's")[2].partition("\n\n")[0].splitlines()[2:]
     told = {cells[1].strip("` "): float(cells[2]) for cells in (row.split("|") for row in rows)}

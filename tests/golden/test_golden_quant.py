@@ -66,7 +66,7 @@ def test_every_format_that_refllm_decodes_has_three_blocks_at_least() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=itemgetter("id"))
-def test_there_are_as_many_values_as_the_case_says(case: Case) -> None:
+def test_a_case_has_as_many_values_as_its_blocks(case: Case) -> None:
     assert len(case["expected"]["values"]) == case["input"]["n"]
 
 

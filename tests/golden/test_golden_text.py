@@ -82,7 +82,7 @@ def test_a_text_is_certified_where_its_margin_is_as_large_as_the_error_to_expect
         assert tolerance["logit_error"] > 3.9 * tolerance["largest_difference"], case["id"]
 
 
-def test_every_clause_is_one_of_the_specification() -> None:
+def test_every_clause_is_in_the_specification() -> None:
     specification = (PROJECT / "SPEC.md").read_text(encoding="utf-8")
     table = specification.split("| case | refllm |\n|---|---|\n")[1].split("\n\n")[0]
     rows = {line.split("|")[1].strip().replace("`", "") for line in table.splitlines()}
@@ -90,7 +90,7 @@ def test_every_clause_is_one_of_the_specification() -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_counts_are_those_of_the_tokens(case: Golden) -> None:
+def test_the_usage_counts_the_tokens(case: Golden) -> None:
     expected, params = case["expected"], case["input"]["params"]
     assert expected["usage"]["generated_token_count"] == len(expected["token_ids"])
     assert len(expected["token_ids"]) <= params["max_tokens"]

@@ -152,7 +152,7 @@ def index(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 @pytest.mark.parametrize("version", [(23, 2), (24, 0)])
-def test_pip_says_where_the_wheel_is(
+def test_pip_gives_the_address_of_the_wheel(
     index: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(package_index, "_pip_version", lambda: version)
@@ -183,7 +183,7 @@ def test_a_wheel_that_pip_does_not_find_is_an_error_with_its_fix(
         fetch_wheel(published().wheel, tmp_path, ignore)
 
 
-def test_certificates_and_proxy_are_those_of_pip(
+def test_certificates_and_proxy_are_taken_from_pip(
     index: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     configuration = tmp_path / "pip.conf"
@@ -195,7 +195,7 @@ def test_certificates_and_proxy_are_those_of_pip(
     assert settings["proxy"] == "http://global"
 
 
-def test_a_python_without_pip_says_how_to_get_one(
+def test_a_python_without_pip_is_an_error_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(package: str) -> str:

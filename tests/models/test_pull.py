@@ -87,7 +87,7 @@ def test_a_pulled_model_is_found_by_its_name(
     assert find_embedding_model(NAME, [tmp_path]) == folder == tmp_path / NAME
 
 
-def test_nothing_but_the_model_is_left_in_the_root(
+def test_only_the_model_is_left_in_the_root(
     pull_anywhere: Callable[[], Path], tmp_path: Path
 ) -> None:
     pull_anywhere()

@@ -41,7 +41,7 @@ def test_the_error_against_float64_is_that_of_float32(bert: Bert, path: Path) ->
     np.testing.assert_allclose(bert.embed([TEXTS[2]])[0], wide, atol=1e-6)
 
 
-def test_a_text_is_the_same_alone_and_among_others(bert: Bert) -> None:
+def test_a_text_has_the_same_bits_alone_and_in_a_batch(bert: Bert) -> None:
     together = bert.embed(TEXTS)
     alone = np.concatenate([bert.embed([text]) for text in TEXTS])
     assert same_bits(together, alone)

@@ -194,7 +194,7 @@ def random_qkv(n_tokens: int, n_heads: int, head_dim: int) -> Floats:
     return random.standard_normal((n_tokens, 3 * n_heads, head_dim)).astype(np.float32)
 
 
-def test_a_bias_of_zero_leaves_attention_as_it_is() -> None:
+def test_an_attention_bias_of_zero_changes_no_bit() -> None:
     qkv, starts = random_qkv(41, 3, 8), np.array([0, 7, 8, 41])
     bias = np.zeros((3, 2 * 33 - 1), np.float32)
     assert same_bits(
@@ -280,7 +280,7 @@ def test_a_gguf_gives_nearly_the_vectors_of_llama_cpp(name: str, tmp_path: Path)
     np.testing.assert_allclose(ours[:, :4], GGUF_RIGHT[name], atol=GGUF_ATOL)
 
 
-def test_its_bound_is_far_below_the_difference_of_two_models() -> None:
+def test_the_llama_cpp_bound_is_far_below_the_difference_of_two_models() -> None:
     with_types, without = (np.array(GGUF_RIGHT[name]) for name in ("plain", "no token types"))
     assert np.abs(with_types - without).max() > 100 * GGUF_ATOL
 
@@ -356,7 +356,7 @@ def test_every_tensor_of_a_family_has_its_name_with_a_prefix_and_without(
     assert canonical_name(plain.family, "lm_head.dense.weight") is None
 
 
-def test_a_tensor_that_another_familys_prefix_names_is_none_of_this_one(tmp_path: Path) -> None:
+def test_a_folder_with_another_familys_prefix_lacks_its_tensors(tmp_path: Path) -> None:
     folder = tiny_encoder_folder(tmp_path, "roberta", prefix="bert.")
     with pytest.raises(LlmRuntimeError, match=r"token_embd\.weight is missing"):
         open_bert(folder)
@@ -393,7 +393,7 @@ def test_a_folder_with_a_tokenizer_json_is_a_model(kind: str, tmp_path: Path) ->
         ("roberta", "token_types.weight", "embeddings.token_type_embeddings.weight"),
     ],
 )
-def test_what_a_folder_lacks_is_called_as_its_family_calls_it(
+def test_a_missing_tensor_is_named_as_its_family_names_it(
     kind: str, ours: str, theirs: str, tmp_path: Path
 ) -> None:
     check_complete(open_weights(tiny_encoder_folder(tmp_path / "whole", kind)))

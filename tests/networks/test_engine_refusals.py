@@ -75,7 +75,9 @@ def test_a_prompt_that_is_not_text_is_refused(prompt: str, tiny_engine: LocalEng
 
 
 @pytest.mark.parametrize("texts", ["a", 3, None, [3], {"a"}])
-def test_what_is_no_list_of_texts_is_refused(texts: Any, tiny_engine: LocalEngine) -> None:
+def test_texts_that_are_not_a_list_of_texts_are_refused(
+    texts: Any, tiny_engine: LocalEngine
+) -> None:
     with pytest.raises(InvalidInput, match="texts must be a list of texts; put a single one in"):
         tiny_engine.generate_embeddings("tiny-bert", texts)
 
@@ -119,7 +121,7 @@ def test_the_wrong_kind_of_model_is_not_supported(tmp_path: Path, tiny_engine: L
         tiny_engine.infer(tiny_bert_gguf(tmp_path / "bert.gguf"), "a")
 
 
-def test_an_engine_that_is_switched_off_says_so(tiny_models: Path) -> None:
+def test_a_disabled_engine_refuses_every_model(tiny_models: Path) -> None:
     engine = LocalEngine(roots=[tiny_models], enabled=False)
     for model in ("tiny", tiny_models / "flat.gguf"):
         with pytest.raises(LlmRuntimeError, match="Local LLM operations are not supported"):

@@ -25,9 +25,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
     return model
 
 
-def test_quantized_matrices_are_packed_for_integers_and_others_are_not(
-    llama: LlamaModel, tmp_path: Path
-) -> None:
+def test_only_quantized_matrices_are_packed_for_integers(llama: LlamaModel, tmp_path: Path) -> None:
     assert not isinstance(llama.network.layers[0].attn_output, Panels)
     floats = load_path(tiny_llama_gguf(tmp_path / "f16.gguf", type="F16"), numerics="int8")
     assert isinstance(floats, LlamaModel)

@@ -29,18 +29,18 @@ def error(path: Path, expected: list[list[float]]) -> float:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_s_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+def test_a_folder_gives_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
     path = FOLDERS[name](tmp_path / "tiny")
     assert error(path, peer_values("llama_folders")[name]) < TRANSFORMERS_ERROR
 
 
 @pytest.mark.parametrize("name", GGUFS)
-def test_a_gguf_s_logits_are_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
+def test_a_gguf_gives_the_logits_of_llama_cpp(name: str, tmp_path: Path) -> None:
     assert error(GGUFS[name](tmp_path), peer_values("llama_ggufs")[name]) < LLAMA_CPP_ERROR
 
 
 @pytest.mark.parametrize("topic", ["llama_folders", "llama_ggufs"])
-def test_what_a_file_asks_for_changes_its_logits(topic: str) -> None:
+def test_every_option_of_a_model_changes_its_logits(topic: str) -> None:
     cases = peer_values(topic)
     plain = np.array(cases["plain"])
     same = {name for name, values in cases.items() if np.abs(plain - values).max() < 1e-3}

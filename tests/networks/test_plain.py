@@ -108,7 +108,7 @@ def test_weights_of_another_dtype_are_computed_in_float64(tiny_chat: Plain) -> N
     assert np.array_equal(llama.forward(model.config, narrow, [1, 2, 3]), wide)
 
 
-def test_the_plain_llama_tells_the_story_that_refllm_tells(tiny_chat: Plain) -> None:
+def test_the_plain_llama_generates_refllm_s_text(tiny_chat: Plain) -> None:
     model, tensors = tiny_chat
     prompt = model.tokenizer.encode("Once upon a time")
     greedy = refllm.InferencingParams(max_tokens=12, temperature=0, repeat_penalty=1)

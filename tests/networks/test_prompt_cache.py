@@ -277,7 +277,7 @@ def test_a_common_beginning_is_kept_once() -> None:
     assert prompt_cache.n_bytes == (len(beginning) + 2) * BYTES_EACH
 
 
-def test_a_sequence_that_goes_on_takes_the_place_of_its_beginning() -> None:
+def test_a_continued_sequence_replaces_its_beginning_in_the_cache() -> None:
     network, prompt_cache = NoNetwork(), PromptCache(AMPLE)
     for n in (3, 10, BLOCK_TOKENS + 5):
         prompt_cache.store(network, [1] * n, cache_with([1] * n))
@@ -286,7 +286,7 @@ def test_a_sequence_that_goes_on_takes_the_place_of_its_beginning() -> None:
     assert prompt_cache.n_bytes == (BLOCK_TOKENS + 5) * BYTES_EACH
 
 
-def test_the_least_recently_used_goes_first_whichever_network_it_is_of() -> None:
+def test_the_least_recently_used_block_of_all_networks_is_evicted_first() -> None:
     one, another = NoNetwork(), NoNetwork()
     prompt_cache = PromptCache(3 * 10 * BYTES_EACH)
 

@@ -71,7 +71,7 @@ def test_embed_gives_the_python_api_s_bits(url: str, engine: LocalEngine) -> Non
     assert answer["usage"] == {"promptTokenCount": expected.usage.prompt_token_count}
 
 
-def test_the_request_is_understood_byte_for_byte_as_spin_s_source_sends_it(url: str) -> None:
+def test_the_bytes_that_spin_s_client_sends_are_answered(url: str) -> None:
     """No content type, `authorization: bearer`, and serde's JSON of floats that are f32."""
     body = (
         '{"model":"tiny-chat","prompt":"Once","options":{"maxTokens":3,"repeatPenalty":1.1,'
@@ -190,7 +190,9 @@ NOT_NAMES = ["../tiny-chat", "llama/tiny-chat", "/etc/passwd", "a\\b", "..", "a\
 
 @pytest.mark.parametrize("name", [*NOT_NAMES, "x" * 3_000_000])
 @pytest.mark.parametrize("path", ["/infer", "/embed", "/v1/chat/completions", "/v1/embeddings"])
-def test_a_name_that_is_none_reads_no_file(name: str, path: str, url: str) -> None:
+def test_an_invalid_model_name_is_refused_without_reading_a_file(
+    name: str, path: str, url: str
+) -> None:
     body = {
         "/infer": spin_infer(name, "Hi"),
         "/embed": {"model": name, "input": ["a"]},
@@ -316,7 +318,7 @@ def test_a_client_that_disconnects_ends_its_job(url: str) -> None:
 # Its beginning and its end
 
 
-def test_it_prints_spin_s_runtime_configuration(tmp_path: Path) -> None:
+def test_serve_prints_spin_s_runtime_configuration(tmp_path: Path) -> None:
     with running_server(["--token", TOKEN]) as server:
         assert server.process.stdout is not None
         block = "".join(server.process.stdout.readline() for _ in range(4))
@@ -325,7 +327,7 @@ def test_it_prints_spin_s_runtime_configuration(tmp_path: Path) -> None:
     )
 
 
-def test_beyond_this_machine_a_token_is_made() -> None:
+def test_a_server_on_all_interfaces_makes_a_token() -> None:
     with running_server(["--host", "0.0.0.0"]) as server:
         assert server.process.stdout is not None
         token = [server.process.stdout.readline() for _ in range(4)][-1].split('"')[1]
@@ -357,7 +359,7 @@ def test_after_sigterm_running_requests_finish_and_the_exit_code_is_0() -> None:
             ask(server.url, "/healthz")
 
 
-def test_after_the_grace_time_it_ends_all_the_same() -> None:
+def test_after_the_grace_time_the_server_ends_during_a_request() -> None:
     with running_server(["--grace", "0"]) as server, streaming(server, max_tokens=4000):
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(HUNG_SECONDS) == 0

@@ -88,7 +88,7 @@ def test_after_templates_that_fail_a_good_one_is_answered(url: str) -> None:
     assert answer["usage"] == completion["usage"]
 
 
-def test_a_template_that_takes_too_long_is_one_request_s_error(
+def test_a_slow_chat_template_fails_its_own_request_only(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = project / ".spin" / "ai-models"

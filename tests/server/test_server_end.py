@@ -81,7 +81,7 @@ def connected(url: str) -> Iterator[socket.socket]:
         yield connection
 
 
-def test_the_time_of_a_request_ends_whatever_it_waits_for(tmp_path: Path) -> None:
+def test_max_seconds_ends_a_request_in_every_phase(tmp_path: Path) -> None:
     with endless_server(tmp_path, "--max-seconds", "1", "--grace", "1") as server:
         for path, body in WITHOUT_END.items():
             answer = ask(server.url, path, body)
@@ -121,7 +121,7 @@ def test_sigterm_ends_a_request_without_end(n_signals: int, tmp_path: Path) -> N
         assert "Traceback" not in server.log()
 
 
-def test_a_client_that_does_not_read_is_hung_up_on_in_the_end() -> None:
+def test_a_client_that_does_not_read_is_disconnected_at_the_time_limit() -> None:
     limits = ["--max-seconds", "0.5", "--max-arrival-seconds", "0.5"]
     with running_server(limits) as server, connected(server.url) as deaf:
         deaf.sendall(PAGE)

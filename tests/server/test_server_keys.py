@@ -245,7 +245,7 @@ def test_ids_to_embed_that_are_not_the_model_s_are_refused(url: str) -> None:
 
 # The last is "#1$" in OpenAI's cl100k_base: no id tells that it is not tiny-embed's.
 @pytest.mark.parametrize("ids", [[9906, 1917], [[9906], [1917]], [2, 16, 3], [[2, 16, 3]]])
-def test_openai_s_package_must_say_that_ids_to_embed_are_the_model_s(
+def test_token_ids_of_openai_s_package_are_refused_with_the_option_to_set(
     ids: list[object], url: str
 ) -> None:
     body = {"model": "tiny-embed", "input": ids}
@@ -343,7 +343,7 @@ def test_no_texts_come_back_as_no_vectors_to_spin_s_open_ai_client(url: str) -> 
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "truncate_prompt_tokens"])
-def test_a_text_is_cut_where_the_client_says_and_the_answer_has_it(
+def test_truncate_prompt_tokens_cuts_a_text_and_is_reported(
     key: str, url: str, engine: LocalEngine
 ) -> None:
     texts = ["Two.", "The cat sat on the mat."]
@@ -478,7 +478,7 @@ HANDED = DATA / "cases" / "server.json"
 
 
 @pytest.mark.skipif(not HANDED.exists(), reason="the handed cases are not here")
-def test_the_handed_cases_are_answered_as_they_say(url: str) -> None:
+def test_the_handed_cases_get_their_expected_answers(url: str) -> None:
     cases = {case["id"]: case for case in json.loads(HANDED.read_text("utf-8"))["cases"]}
     bodies: dict[str, Any] = {
         "/v1/chat/completions": HELLO,

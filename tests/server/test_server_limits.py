@@ -52,7 +52,7 @@ def hasty_url() -> Iterator[str]:
     ],
     ids=["head", "body", "second head", "refused body"],
 )
-def test_a_client_that_sends_too_slowly_is_not_heard_to_its_end(
+def test_a_client_that_sends_too_slowly_gets_408_and_is_disconnected(
     begin: bytes, status: bytes, hasty_url: str
 ) -> None:
     *_, answer = answer_to_drops(hasty_url, begin).split(b"HTTP/1.1 ")
@@ -62,17 +62,17 @@ def test_a_client_that_sends_too_slowly_is_not_heard_to_its_end(
         assert b"did not arrive within this server's limit of 0.5 s" in answer
 
 
-def test_head_and_body_have_the_time_together(hasty_url: str) -> None:
+def test_head_and_body_share_one_time_limit(hasty_url: str) -> None:
     answer = answer_to_drops(hasty_url, CHUNKS_WITHOUT_END.replace(b"\r\n\r\n", b"\r\nx: "))
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_client_that_says_nothing_is_hung_up_on(hasty_url: str) -> None:
+def test_a_silent_client_is_disconnected(hasty_url: str) -> None:
     with connected(hasty_url) as connection:
         assert connection.recv(1) == b""
 
 
-def test_a_connection_that_is_kept_has_the_time_anew_for_each_request() -> None:
+def test_the_time_limit_restarts_with_each_request_of_a_connection() -> None:
     # As much as a client may be kept from sending by what else the machine does.
     seconds = 3.0
     with running_server(["--max-arrival-seconds", str(seconds)]) as server:
@@ -150,7 +150,7 @@ def test_tokens_are_counted_once(stream: bool, url: str) -> None:
     assert n_generated(url) - before == 7
 
 
-def test_tokens_are_counted_where_the_client_does_not_wait_for_the_end(url: str) -> None:
+def test_tokens_are_counted_for_a_client_that_disconnects(url: str) -> None:
     before = n_generated(url)
     body = json.dumps({**STORY, "max_tokens": 4000, "temperature": 5, "top_k": 0, "stream": True})
     connection = http_connection(url)
@@ -185,7 +185,7 @@ def curt_url() -> Iterator[str]:
         ),
     ],
 )
-def test_a_text_that_is_too_long_is_refused_before_it_is_read(
+def test_a_text_over_the_byte_limit_is_refused(
     path: str, body: object, what: str, curt_url: str
 ) -> None:
     answer = ask(curt_url, path, body)
@@ -194,6 +194,6 @@ def test_a_text_that_is_too_long_is_refused_before_it_is_read(
     assert "this server's limit is 100 (--max-text-bytes)" in answer.body.decode()
 
 
-def test_a_text_of_as_many_bytes_as_may_be_is_answered(curt_url: str) -> None:
+def test_a_text_of_exactly_the_byte_limit_is_answered(curt_url: str) -> None:
     body = {"model": "tiny-embed", "input": ["é" * 50, "a" * 100]}
     assert ask(curt_url, "/embed", body).status == 200

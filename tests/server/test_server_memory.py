@@ -56,7 +56,7 @@ def test_a_prompt_that_is_known_is_counted_as_before_and_its_reused_tokens_besid
     [{"n": 3}, {"stop": " "}, {"n": 2, "stop": " ", "min_tokens": 2}, {"logprobs": 1}],
     ids=json.dumps,
 )
-def test_whatever_ends_an_answer_its_reused_tokens_are_counted_once(
+def test_reused_tokens_are_counted_once_however_an_answer_ends(
     url: str, keys: dict[str, object]
 ) -> None:
     n_cached(url, STORY)

@@ -96,7 +96,7 @@ def test_parameters_reach_the_sampler(client: Any) -> None:
     assert answer.choices[0].message.content == expected.text.removeprefix(" ")
 
 
-def test_a_stream_says_the_same_in_parts(client: Any) -> None:
+def test_a_stream_has_the_text_of_the_whole_answer(client: Any) -> None:
     asked = {"model": "tiny-chat", "messages": [{"role": "user", "content": "Tell me a story."}]}
     _, whole = (client.chat.completions.create(**asked) for _ in range(2))  # it is known
     parts = list(

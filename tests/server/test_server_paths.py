@@ -95,7 +95,7 @@ def says_where(text: str, folder: Path) -> bool:
     return any(part in text for part in (str(folder), folder.name, str(ROOT.parent), ".spin"))
 
 
-def test_no_other_page_says_where_the_models_are(server: RunningServer, folder: Path) -> None:
+def test_no_other_page_shows_the_path_of_the_models(server: RunningServer, folder: Path) -> None:
     paths = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics", "/absent")
     for path in (*paths, "/v1/models", "/v1/models/absent", "/v1/models/damaged", "/infer"):
         answer = ask(server.url, path)

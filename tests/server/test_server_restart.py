@@ -135,7 +135,7 @@ def test_every_waiting_client_gets_an_error_and_no_job_is_accepted(
     assert isinstance(record.exc_info[1], Fatal)
 
 
-def test_a_job_that_fails_while_it_is_loaded_is_not_lost() -> None:
+def test_a_job_that_fails_while_loading_gets_an_error() -> None:
     with working(pause_seconds=0) as worker:
         assert "unexpected Fatal" in fail(worker)
 

@@ -90,7 +90,7 @@ def test_a_socket_that_cannot_be_bound_is_closed() -> None:
     assert warned == []
 
 
-def test_a_server_that_complains_at_length_is_ready_all_the_same(tmp_path: Path) -> None:
+def test_a_server_that_logs_much_at_its_start_becomes_ready(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nsys.stderr.write('a warning\\n' * 100_000)\n"
     )

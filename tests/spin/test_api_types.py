@@ -114,7 +114,7 @@ def test_a_value_that_is_no_float32_is_refused(value: object) -> None:
         DEFAULT_EMBED(changed(EMBEDDINGS, ["embeddings", 1, 0], value))
 
 
-def test_the_largest_float32_is_one() -> None:
+def test_the_largest_float32_is_accepted() -> None:
     largest = float.fromhex("0x1.fffffep127")
     answer = changed(EMBEDDINGS, ["embeddings", 1, 0], -largest)
     assert API_TYPES["default"].embed_result(answer, 2).embeddings[1][0] == -largest
@@ -156,6 +156,6 @@ def test_vectors_that_are_missing_too_few_or_ragged_are_named(
         *(b"[NaN]", b"[Infinity]", b"[-Infinity]"),
     ],
 )
-def test_what_is_not_json_is_refused(body: bytes) -> None:
+def test_an_answer_that_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(WrongShapeError, match="it is not JSON"):
         parse_json(body)

@@ -148,14 +148,14 @@ def test_a_component_may_use_no_model_that_it_does_not_name(app: Path) -> None:
         engine_for(app, "silent").infer("llama2-chat", "the")
 
 
-def test_an_unknown_component_is_invalid_input_that_names_those_there_are(app: Path) -> None:
+def test_an_unknown_component_is_invalid_input_that_names_the_known_ones(app: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         engine_for(app, "writer")
     said = f"{app / 'spin.toml'}: has no component called 'writer'; it has teller, silent"
     assert str(caught.value) == said
 
 
-def test_an_application_without_components_says_so(tmp_path: Path) -> None:
+def test_an_application_without_components_is_refused(tmp_path: Path) -> None:
     written(tmp_path, "spin_manifest_version = 2")
     with pytest.raises(InvalidInput, match="it has no component at all"):
         engine_for(tmp_path, "writer")

@@ -313,7 +313,7 @@ def test_an_error_that_names_its_kind_is_of_that_kind(
         ("invalid-input", 503, "the server is busy; ask again later"),
     ],
 )
-def test_what_to_do_follows_from_the_status_and_else_from_the_kind(
+def test_the_remedy_follows_from_the_status_or_else_from_the_kind(
     kind: str, status: int, advice: str
 ) -> None:
     assert caught(answers(f"{kind}: no", status=status)).args[1] == advice

@@ -51,7 +51,7 @@ def test_remote_http_asks_the_url_with_the_token_in_the_dialect(
     assert "\r\nauthorization: bearer secret\r\n" in head
 
 
-def test_an_empty_token_is_one(tmp_path: Path) -> None:
+def test_an_empty_token_is_accepted(tmp_path: Path) -> None:
     config = written(tmp_path, REMOTE.format(url="http://a").replace("secret", ""))
     assert isinstance(engine_from_runtime_config(config), RemoteEngine)
 

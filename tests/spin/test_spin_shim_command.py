@@ -109,7 +109,7 @@ def test_a_handler_that_exits_has_failed(tmp_path: Path) -> None:
     assert "app.py:2: SystemExit: 0" in complaint(written(tmp_path, "\nraise SystemExit(0)"))
 
 
-def test_a_file_that_is_not_python_says_what_is_wrong(tmp_path: Path) -> None:
+def test_a_handler_with_a_syntax_error_is_an_error_with_its_line(tmp_path: Path) -> None:
     said = complaint(written(tmp_path, "def\n"))
     assert "app.py: SyntaxError: " in said
     assert said.endswith("(app.py, line 1)")
@@ -126,18 +126,18 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("request_", ["", "POST", "POST nowhere", "POST / HTTP/1.1", "http://x/"])
-def test_a_request_that_is_none_is_refused(request_: str, handler: Path) -> None:
+def test_an_invalid_request_argument_is_refused(request_: str, handler: Path) -> None:
     said = complaint(handler, "--request", request_)
     assert said.startswith("refllm: invalid-input: --request must be a method and a path")
 
 
 @pytest.mark.parametrize("header", ["", "accept", ": text/plain"])
-def test_a_header_that_is_none_is_refused(header: str, handler: Path) -> None:
+def test_an_invalid_header_argument_is_refused(header: str, handler: Path) -> None:
     said = complaint(handler, "--header", header)
     assert said.startswith("refllm: invalid-input: --header must be a name and a value")
 
 
-def test_it_runs_as_a_module(handler: Path) -> None:
+def test_the_shim_runs_as_a_module(handler: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-m", "refllm.spin.shim", handler, "--request", "/echo"],
         capture_output=True,

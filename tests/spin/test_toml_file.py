@@ -37,7 +37,7 @@ def written(folder: Path, text: str | bytes) -> Path:
         f'# it\'s """\n{DOTTED} = 1',
     ],
 )
-def test_a_key_of_too_many_parts_is_refused_before_it_is_parsed(text: str, tmp_path: Path) -> None:
+def test_a_key_of_too_many_parts_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(LlmRuntimeError, match="a key has more than 16 parts"):
         read_toml(written(tmp_path, text))
 
@@ -85,7 +85,7 @@ def test_a_file_beyond_what_is_read_is_named(text: str | bytes, said: str, tmp_p
     assert said in str(caught.value)
 
 
-def test_what_the_parser_says_is_shortened(tmp_path: Path) -> None:
+def test_the_message_of_the_parser_is_shortened(tmp_path: Path) -> None:
     name = "a" * 10_000
     with pytest.raises(LlmRuntimeError) as caught:
         read_toml(written(tmp_path, f"[{name}]\n[{name}]"))

@@ -255,7 +255,7 @@ def without_whitespace(model: str | Path) -> Adjustments:
 )
 @settings(max_examples=40)
 @given(schema=SCHEMAS, seed=st.integers(0, 2**32))
-def test_what_is_written_is_valid_by_its_schema(
+def test_a_generated_json_is_valid_by_its_schema(
     model: str | Path, schema: dict[str, object], seed: int
 ) -> None:
     Draft202012Validator.check_schema(schema)
@@ -338,7 +338,7 @@ def test_at_max_tokens_the_text_is_as_far_as_it_came() -> None:
     assert ('{"' + LONG_NAME).startswith("".join(text_of(chunks).split()))
 
 
-def test_the_probabilities_are_those_of_the_allowed_tokens_alone() -> None:
+def test_the_probabilities_are_normalized_over_the_allowed_tokens() -> None:
     [first, *_] = answered({"type": "boolean"})
     assert first.step is not None
     tokenizer = LocalEngine().inferencing_model("tiny-chat").tokenizer

@@ -170,7 +170,7 @@ def test_a_million_characters_are_known_to_be_too_many_without_tokenizing(kind: 
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "JSON like BERT"])
-def test_there_is_no_bound_where_a_long_word_is_one_unknown_token(kind: str) -> None:
+def test_minimum_tokens_is_0_where_a_long_word_is_one_unknown_token(kind: str) -> None:
     text = "x" * 1000
     assert len(KINDS[kind].encode(text, add_special=False)) == 1
     assert KINDS[kind].minimum_tokens(text) == 0

@@ -97,7 +97,7 @@ def test_a_result_and_the_three_errors_are_no_faults(
         ("never ends", "no end", "no end"),
     ],
 )
-def test_a_fault_is_judged_as_what_it_is(
+def test_each_kind_of_fault_gets_its_verdict(
     behavior: str, outcome: str, note: str, judged: dict[str, Verdict]
 ) -> None:
     assert judged[behavior].outcome == outcome

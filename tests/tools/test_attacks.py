@@ -123,7 +123,7 @@ def test_a_hostile_template_is_refused_by_its_own_fault(
     assert [word for word in words if word not in str(raised.value)] == []
 
 
-def test_a_number_that_is_none_is_found_when_it_is_reached(tmp_path: Path) -> None:
+def test_a_value_that_is_not_finite_is_found_when_it_is_computed(tmp_path: Path) -> None:
     model = load_path(placed(OF_NUMBERS, tmp_path))
     assert isinstance(model, LlamaModel)
     with pytest.raises(LlmRuntimeError, match="not finite"):

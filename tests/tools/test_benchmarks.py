@@ -28,7 +28,7 @@ def bert(tiny_models: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["decode", "prefill", "load"])
-def test_a_benchmark_of_llamas_runs_and_says_which_peer_was_missing(
+def test_a_benchmark_of_llamas_runs_and_names_the_missing_peer(
     work: Path, tmp_path: Path, command: str
 ) -> None:
     entry = quick_entry(work, tmp_path / "results.json", command, "--type", "F16")
@@ -91,7 +91,7 @@ def test_the_limits_of_this_cpu_are_measured_with_two_roundings_and_with_one(
     assert all(figure.median(REFLLM) > 0 for figure in entry.figures)
 
 
-def test_a_benchmark_that_cannot_make_its_model_says_in_a_line_what_is_missing(
+def test_a_benchmark_that_cannot_make_its_model_names_the_missing_option(
     bert: Path, tmp_path: Path
 ) -> None:
     options = ["--quick", "--work", str(tmp_path), "--peer-python", str(tmp_path / "absent")]

@@ -211,7 +211,7 @@ def test_a_route_matches_the_paths_that_it_matches_in_spin(
         ("/elsewhere", "/..."),
     ],
 )
-def test_the_route_that_says_most_about_a_path_wins(path: str, pattern: str) -> None:
+def test_the_most_specific_route_wins(path: str, pattern: str) -> None:
     patterns = ["/...", "/users/...", "/users/:id", "/users/me"]
     match = best_match([Route(pattern, "c") for pattern in patterns], path)
     assert match is not None
@@ -228,7 +228,7 @@ def test_no_route_matches_where_none_does() -> None:
     assert best_match([Route("/a", "c")], "/b") is None
 
 
-def test_a_component_is_told_what_spin_tells_it() -> None:
+def test_a_component_gets_the_headers_that_spin_sets() -> None:
     match = Route("/users/:user_ID/...", "c", base="/shop").match("/shop/users/1/edit")
     assert match is not None
     url = "http://localhost:3000/shop/users/1/edit?theme=pink"
@@ -298,7 +298,7 @@ def test_excluded_files_are_left_out(excluded: list[str], left: list[str], here:
     assert sorted(paths_in(folder)) == left
 
 
-def test_a_pattern_leaves_out_nothing_that_lies_elsewhere(here: Path) -> None:
+def test_an_exclude_pattern_excludes_nothing_outside_its_folder(here: Path) -> None:
     (here / "app").mkdir()
     mount = {"source": str(here / "public" / "index.html"), "destination": "/index.html"}
     folder = folder_of(here / "app" / "spin.toml", [mount], ["*"])
@@ -306,7 +306,7 @@ def test_a_pattern_leaves_out_nothing_that_lies_elsewhere(here: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is UTF-8")
-def test_a_name_that_is_not_utf_8_is_one_that_a_guest_can_have(here: Path) -> None:
+def test_a_guest_sees_question_marks_in_a_file_name_that_is_not_utf_8(here: Path) -> None:
     (here / os.fsdecode(b"\xff.txt")).touch()
     assert paths_in(folder_of(here / "spin.toml", ["*.txt"], [])) == ["/?.txt"]
 

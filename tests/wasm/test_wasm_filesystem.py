@@ -67,7 +67,7 @@ def test_a_part_of_a_file_is_read(
         ("/a.txt", "not-permitted"),
     ],
 )
-def test_a_path_that_leads_nowhere_says_why(path: str, code: str, root: Descriptor) -> None:
+def test_an_invalid_path_has_its_error_code(path: str, code: str, root: Descriptor) -> None:
     assert root.open_at(set(), path, set(), {"read"}) == code
     assert root.stat_at(set(), path) == code
 

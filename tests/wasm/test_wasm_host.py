@@ -126,7 +126,7 @@ def test_a_guest_that_returns_nothing_is_named(host: Host, probe: Program) -> No
 @pytest.mark.parametrize(
     "error", [RuntimeError("a bug"), SystemExit(3), MemoryError(), RecursionError()], ids=repr
 )
-def test_whatever_an_engine_raises_ends_the_guest_and_not_the_process(
+def test_any_exception_of_an_engine_ends_the_guest_and_not_the_process(
     error: BaseException, host: Host
 ) -> None:
     program = host.load_handler(component("python_3"))
@@ -135,7 +135,7 @@ def test_whatever_an_engine_raises_ends_the_guest_and_not_the_process(
 
 
 @pytest.mark.network
-def test_an_interrupt_goes_through_to_whoever_called_the_guest(host: Host) -> None:
+def test_an_interrupt_is_raised_in_the_caller_of_the_guest(host: Host) -> None:
     program = host.load_handler(component("python_3"))
     with pytest.raises(KeyboardInterrupt):
         host.respond(program, Request("GET", "/"), Services(NoEngine(KeyboardInterrupt())))

@@ -102,7 +102,9 @@ def test_a_response_s_body_can_be_taken_once(guest: Guest) -> None:
 @pytest.mark.parametrize(
     ("status", "accepted"), [(200, True), (599, True), (100, False), (0, False)]
 )
-def test_a_status_is_one_that_can_end_a_response(status: int, accepted: bool, guest: Guest) -> None:
+def test_only_a_final_status_is_accepted_for_a_response(
+    status: int, accepted: bool, guest: Guest
+) -> None:
     response = HttpTypes(guest).new_outgoing_response(HttpTypes(guest).new_fields())
     assert response.set_status_code(status) == Variant("ok" if accepted else "err")
     assert response.status_code() == (status if accepted else 200)

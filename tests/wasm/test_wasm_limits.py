@@ -115,7 +115,7 @@ def test_memory_grows_up_to_the_limit(pages: int, grown: int, host: Host, tmp_pa
     ],
     ids=["function", "interface"],
 )
-def test_a_call_of_what_nobody_offers_names_the_import(
+def test_calling_an_import_that_the_host_lacks_names_it(
     imported: str, called: str, host: Host, tmp_path: Path
 ) -> None:
     component = f"""
@@ -149,7 +149,7 @@ DROPS = f"""
       {RUN})"""
 
 
-def test_what_a_guest_drops_is_closed(
+def test_a_resource_that_a_guest_drops_is_closed(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[Pollable] = []
@@ -162,7 +162,7 @@ def test_what_a_guest_drops_is_closed(
     assert len(closed) == 1
 
 
-def test_an_interrupt_while_a_resource_is_closed_goes_through(
+def test_an_interrupt_while_a_resource_is_closed_is_raised(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(_: Pollable) -> None:
@@ -286,7 +286,7 @@ def test_a_heap_that_no_limit_counts_is_not_to_be_had(host: Host, tmp_path: Path
         ),
     ],
 )
-def test_what_no_host_can_give_is_named_at_the_start(
+def test_an_import_that_no_host_has_is_named_at_the_start(
     imported: str, said: str, host: Host, tmp_path: Path
 ) -> None:
     path = tmp_path / "app.wasm"
@@ -396,7 +396,7 @@ def test_every_function_of_the_host_has_types_to_compare() -> None:
     assert all("return" in get_type_hints(function) for function in functions)
 
 
-def test_a_record_that_is_none_of_the_interface_is_the_component_s_fault() -> None:
+def test_a_record_of_another_shape_is_an_error_of_the_component() -> None:
     with pytest.raises(GuestFailed, match="max-tokens, warmth, which are not the fields"):
         inferencing_params(record(max_tokens=1, warmth=0.5))
 

@@ -135,7 +135,7 @@ def test_a_request_that_outlasts_its_grace_is_answered_and_ended(
 
 
 @pytest.mark.network
-def test_clients_that_are_slow_or_too_many_are_told_so(tmp_path: Path) -> None:
+def test_slow_clients_get_408_and_clients_beyond_the_limit_503(tmp_path: Path) -> None:
     app = application(tmp_path, "")
     with running(app, "--max-arrival-seconds", "0.2") as (_, (serving, _route)):
         url = serving.removeprefix("Serving ")
@@ -150,7 +150,7 @@ def test_clients_that_are_slow_or_too_many_are_told_so(tmp_path: Path) -> None:
             urllib.request.urlopen(url, timeout=HUNG_SECONDS)
 
 
-def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_error_of_one_line(tmp_path: Path) -> None:
     path = tmp_path / "app.wasm"
     path.write_bytes(wat2wasm(HANDLER))
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -161,7 +161,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     assert last.startswith(f"refllm: invalid-input: cannot listen on 127.0.0.1:{port}: ")
 
 
-def test_an_application_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_application_is_an_error_of_one_line(tmp_path: Path) -> None:
     process = refllm("run", tmp_path / "nowhere")
     assert (process.returncode, process.stdout) == (1, "")
     assert process.stderr == (
@@ -169,7 +169,7 @@ def test_an_application_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_a_component_that_answers_no_requests_says_so(tmp_path: Path) -> None:
+def test_a_component_without_an_http_handler_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "app.wasm"
     path.write_bytes(wat2wasm("(component)"))
     process = refllm("run", path, "--port", "0")
