@@ -41,7 +41,7 @@ def test_importing_the_engine_compiles_nothing() -> None:
         "print(len(kernels), sum(len(kernel.overloads) for kernel in kernels))"
     )
     n_kernels, n_compiled = map(int, output_of(program).split())
-    assert n_kernels > 20
+    assert n_kernels > 20  # otherwise the program looked for the wrong class
     assert n_compiled == 0
 
 
