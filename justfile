@@ -11,6 +11,7 @@ lint:
 # Types, tests and tools included.
 types:
     mypy
+    lint-imports
 
 # The whole default suite.
 test:
