@@ -23,7 +23,7 @@ def blocks(kind: str) -> list[str]:
 
 @pytest.fixture
 def reader(tmp_path: Path) -> dict[str, str]:
-    """The environment of somebody who has written the page's files into a folder: tmp_path."""
+    """The environment of a reader who has written the page's files into a folder: tmp_path."""
     for name, text in files().items():
         (tmp_path / name).write_text(text, "utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

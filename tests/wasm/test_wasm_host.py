@@ -26,10 +26,10 @@ MEBIBYTE = 1024 * 1024
 
 
 class NoEngine:
-    """An engine that ends otherwise than an engine may, or that nobody asks."""
+    """An engine that raises an error that no engine may, or that must not be called."""
 
     def __init__(self, error: BaseException | None = None) -> None:
-        self._error = error or AssertionError("nobody was to ask")
+        self._error = error or AssertionError("the engine must not be called")
 
     def infer(
         self, model: str, prompt: str, params: InferencingParams | None = None

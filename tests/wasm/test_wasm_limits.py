@@ -33,7 +33,7 @@ NUMBER = '(func (export "run") (result s32) (canon lift (core func $i "run")))'
 
 
 class NoEngine:
-    """Nobody asks it."""
+    """An engine that is never called."""
 
     def infer(
         self, model: str, prompt: str, params: InferencingParams | None = None

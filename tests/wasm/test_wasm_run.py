@@ -23,7 +23,7 @@ from tests.guests.models import model_roots
 from tests.support.client import HEAD_WITHOUT_END, answer_to_drops, connected
 from tools.attack.wat import HANDLER
 
-# Heeds Ctrl-C although whoever runs the tests may not: a job in the background has it ignored.
+# Restores Ctrl-C: a background job, such as a test runner's, starts with SIGINT ignored.
 HEEDING = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "runpy.run_module('refllm', run_name='__main__', alter_sys=True)"
