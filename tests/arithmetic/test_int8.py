@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -20,17 +19,16 @@ from refllm.kernels.linear import linear
 from refllm.oracle_int8 import D_AT, M_AT
 from refllm.quant import FORMATS, Tensor
 from tests.conftest import HUNG_SECONDS
+from tests.support.networks import random_floats, same_bits
 from tests.support.other_cpus import environment_for, skip_unless_runnable
+
+pytestmark = pytest.mark.usefixtures("all_threads")
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 PROJECT = Path(__file__).resolve().parents[2]
 ALL_FORMATS = sorted(INT8_FORMATS)
-
-
-def random_floats(*shape: int, seed: int = 0) -> Floats:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def random_weight(type_name: str, n_rows: int, n_columns: int, *, seed: int = 0) -> Tensor:
@@ -48,16 +46,6 @@ def random_weight(type_name: str, n_rows: int, n_columns: int, *, seed: int = 0)
 def half_places(type_name: str) -> list[int]:
     """The bytes of a block where its floats d and m begin."""
     return [D_AT.get(type_name, 0), *([M_AT[type_name]] if type_name in M_AT else [])]
-
-
-def same_bits(a: Floats, b: Floats) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-@pytest.fixture(autouse=True)
-def all_threads() -> Iterator[None]:
-    yield
-    use_threads(None)
 
 
 # --- The kernels follow the rule -----------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import gguf
@@ -25,12 +24,11 @@ from refllm.kernels.linear import embedding, linear
 from refllm.kernels.packed.fields import WIDE_FIELDS
 from refllm.kernels.packed.panels import pack
 from refllm.quant import FORMATS, Tensor
+from tests.support.networks import random_floats, same_bits
+
+pytestmark = pytest.mark.usefixtures("all_threads")
 
 Floats = NDArray[np.float32]
-
-
-def random_floats(*shape: int, seed: int = 0) -> Floats:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def stored(matrix: Floats, type_name: str = "F32") -> Tensor:
@@ -38,16 +36,6 @@ def stored(matrix: Floats, type_name: str = "F32") -> Tensor:
     kind = gguf.GGMLQuantizationType[type_name]
     data = gguf.quants.quantize(matrix, kind).view(np.uint8)
     return Tensor("test", FORMATS[type_name], matrix.shape, data.reshape(len(matrix), -1))
-
-
-def same_bits(a: Floats, b: Floats) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-@pytest.fixture(autouse=True)
-def all_threads() -> Iterator[None]:
-    yield
-    use_threads(None)
 
 
 # 64·1024 multiplications is where the parallel path begins.

@@ -13,7 +13,7 @@ from refllm.checkpoints.open import open_weights
 from refllm.llama import Llama
 from refllm.parameters import Parameters
 
-__all__ = ["arrays_of", "open_bert", "open_llama", "same_bits"]
+__all__ = ["arrays_of", "open_bert", "open_llama", "random_floats", "same_bits"]
 
 Floats = NDArray[np.float32]
 
@@ -21,6 +21,11 @@ Floats = NDArray[np.float32]
 def same_bits(a: Floats, b: Floats) -> bool:
     """Return whether dtype, shape and every bit are equal: -0.0 is not 0.0, one NaN not another."""
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def random_floats(*shape: int, seed: int = 0) -> Floats:
+    """Return normally distributed numbers, the same for each seed."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def open_llama(path: Path) -> Llama:
