@@ -22,7 +22,7 @@ from refllm.jit.compile import HOLE, SERIAL_WORK, inner, jit, prange, template
 from refllm.jit.compile import both as in_both_forms
 from refllm.jit.disk_cache import KernelCache, cache_folder, kernel_sources, stamp
 from refllm.jit.stored import stored
-from tests.checkpoints.test_private_files import owned_by_another
+from tests.support.owners import owned_by_another
 
 DAY = 86400
 

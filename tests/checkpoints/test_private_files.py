@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from refllm.files.private import NotPrivateError, private_folder, read_kept, write_kept
+from tests.support.owners import ANOTHER_USER, owned_by_another
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no owners and no modes")
-
-ANOTHER_USER = 4242
-UID = 4  # the place of the owner in a stat_result
-
-
-def owned_by_another(
-    function: Callable[..., os.stat_result], owned: Callable[[object], bool] = lambda _: True
-) -> Callable[..., os.stat_result]:
-    """`os.lstat` or `os.fstat`, by which some files belong to another user."""
-
-    def told(file: object) -> os.stat_result:
-        fields = list(function(file))
-        if owned(file):
-            fields[UID] = ANOTHER_USER
-        return os.stat_result(fields)
-
-    return told
 
 
 @pytest.fixture

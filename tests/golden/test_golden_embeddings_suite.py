@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -17,6 +16,8 @@ from refllm.conform.models import suite_model
 from refllm.engine import LocalEngine
 from refllm.models.bundled import ROOT
 from tests.conftest import PROJECT
+from tests.support.golden_networks import EMBEDDINGS_FILE, OF_TINY_EMBED, vectors_of
+from tests.support.golden_networks import VECTOR_TOLERANCE as TOLERANCE
 from tools import golden_embeddings
 from tools.golden_embeddings import Question, questions, token_ids_of
 from tools.plain_bert import PlainBert, bert_of_gguf
@@ -26,19 +27,9 @@ Vectors: TypeAlias = NDArray[np.float64]
 
 FOLDER = PROJECT / "golden" / "embeddings"
 TEXT = (FOLDER / "cases.json").read_text(encoding="utf-8")
-DOCUMENT = json.loads(TEXT)
-CASES: Mapping[str, Golden] = {case["id"]: case for case in DOCUMENT["cases"]}
-OF_TINY_EMBED = [case for case in CASES.values() if case["models"] == ["tiny-embed"]]
+CASES: Mapping[str, Golden] = {case["id"]: case for case in EMBEDDINGS_FILE["cases"]}
 OF_MINILM = [case for case in CASES.values() if case["models"] == ["all-minilm-l6-v2"]]
 PADDED = [case for case in OF_TINY_EMBED if case["id"].startswith("embeddings/mates-")][1:]
-TOLERANCE = 1e-6
-WIDTH = 384
-
-
-def vectors_of(case: Golden) -> Vectors:
-    """What the case expects, [N, D]."""
-    rows = case["expected"]["embeddings"]
-    return np.array([[float.fromhex(x) for x in row] for row in rows]).reshape(len(rows), WIDTH)
 
 
 @pytest.fixture(scope="module")

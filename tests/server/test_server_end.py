@@ -21,8 +21,8 @@ from refllm.server.limits import Limits
 from refllm.server.worker import Worker
 from refllm.testing.server_process import RunningServer, running_server
 from tests.conftest import HUNG_SECONDS
-from tests.server.test_server_worker import Held
 from tests.support.client import BODY_WITHOUT_END, ask, eventually, spin_infer
+from tests.support.jobs import Held
 
 PAGE = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
 N_PAGES = 500  # more than a connection holds that is not read

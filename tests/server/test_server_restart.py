@@ -24,6 +24,7 @@ from refllm.server.service import Service
 from refllm.server.worker import Restarting, Worker
 from tests.conftest import HUNG_SECONDS
 from tests.support.client import Answer, spin_infer
+from tests.support.jobs import ModellessJob
 
 SECONDS = HUNG_SECONDS
 
@@ -52,7 +53,7 @@ class Told:
         return str(error)
 
 
-class Scripted(EmbeddingJob):
+class Scripted(ModellessJob):
     """A job that nothing is loaded for, and whose only turn comes when it may."""
 
     def __init__(self, told: Told, *, error: BaseException | None = None) -> None:
@@ -60,12 +61,6 @@ class Scripted(EmbeddingJob):
         super().__init__("model", [], deliver=told.deliver, deadline=deadline)
         self.has_turn, self.may_go_on = threading.Event(), threading.Event()
         self._error = error
-
-    def load(self, engine: LocalEngine, limits: Limits) -> None:
-        """Nothing is loaded."""
-
-    def prepare(self, engine: LocalEngine, limits: Limits) -> None:
-        """Nothing is read."""
 
     def run_step(self) -> None:
         self.has_turn.set()
