@@ -236,11 +236,13 @@ class TestBiasesAndTies:
         with pytest.raises(LlmRuntimeError, match=f"{key} is true, and there is none of"):
             load_path(folder_with(tmp_path, {key: True}))
 
-    @pytest.mark.parametrize("said", [False, None])
+    @pytest.mark.parametrize("message", [False, None])
     def test_an_output_matrix_that_is_missing_and_not_tied_is_an_error(
-        self, said: bool | None, tmp_path: Path
+        self, message: bool | None, tmp_path: Path
     ) -> None:
-        path = tiny_llama_folder(tmp_path / "tiny", tied=True, config={"tie_word_embeddings": said})
+        path = tiny_llama_folder(
+            tmp_path / "tiny", tied=True, config={"tie_word_embeddings": message}
+        )
         with pytest.raises(LlmRuntimeError, match=r"lm_head\.weight is missing, and tie_word_emb"):
             load_path(path)
 

@@ -70,7 +70,7 @@ def test_a_chat_that_transformers_cannot_render_is_an_error_that_names_the_templ
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{{ raise_exception('Only ' + messages[0].role) }}", "refuses the messages: Only user$"),
         ("\n\n{{ messages[0].name.first }}", r"has no attribute 'name' \(line 3\)$"),
@@ -85,13 +85,13 @@ def test_a_chat_that_transformers_cannot_render_is_an_error_that_names_the_templ
         ("{{ raise_exception('x' * 9000) }}", "refuses the messages: x{2000}$"),
     ],
 )
-def test_an_error_of_a_template_has_its_reason_and_line(template: str, said: str) -> None:
-    with pytest.raises((InvalidInput, LlmRuntimeError), match=said):
+def test_an_error_of_a_template_has_its_reason_and_line(template: str, message: str) -> None:
+    with pytest.raises((InvalidInput, LlmRuntimeError), match=message):
         chat_prompt(template, HELLO, special_tokens={})
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "message"),
     [
         ([], "at least one message"),
         (["Hello!"], "must be a mapping with a role, is 'Hello!'"),
@@ -100,9 +100,9 @@ def test_an_error_of_a_template_has_its_reason_and_line(template: str, said: str
     ],
 )
 def test_messages_of_a_wrong_shape_are_the_caller_s_mistake(
-    messages: Sequence[Any], said: str
+    messages: Sequence[Any], message: str
 ) -> None:
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(InvalidInput, match=message):
         chat_prompt("{{ messages }}", messages, special_tokens={})
 
 
@@ -165,7 +165,7 @@ def test_of_several_templates_a_chat_uses_the_one_that_transformers_uses(
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "message"),
     [
         ("chat_template.jinja", "caf\xe9", r"chat_template.jinja: not UTF-8 text: .*0xe9"),
         ("chat_template.jinja", "", "chat_template.jinja: the file is empty"),
@@ -195,10 +195,10 @@ def test_of_several_templates_a_chat_uses_the_one_that_transformers_uses(
     ],
 )
 def test_a_template_of_a_wrong_shape_is_an_error_that_names_its_file(
-    file: str, text: str, said: str, tmp_path: Path
+    file: str, text: str, message: str, tmp_path: Path
 ) -> None:
     folder = written({file: text}, tmp_path / "tiny")
-    with pytest.raises(LlmRuntimeError, match=said):
+    with pytest.raises(LlmRuntimeError, match=message):
         chat_template_of(open_weights(folder))
 
 
@@ -217,24 +217,24 @@ def test_a_template_of_a_wrong_shape_is_an_error_that_names_its_file(
 def test_a_gguf_s_template_is_the_one_that_llama_cpp_uses(
     metadata: Mapping[str, str], template: str | None, tmp_path: Path
 ) -> None:
-    said = {f"tokenizer.chat_template{name}": text for name, text in metadata.items()}
-    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said)
+    message = {f"tokenizer.chat_template{name}": text for name, text in metadata.items()}
+    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=message)
     assert chat_template_of(open_weights(path)) == template
 
 
 def test_a_gguf_s_templates_have_their_names(tmp_path: Path) -> None:
-    said = {
+    message = {
         "tokenizer.chat_templates": ["rag"],
         "tokenizer.chat_template": "a",
         "tokenizer.chat_template.rag": "b",
     }
-    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said))
+    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=message))
     assert chat_templates_of(weights) == {"default": "a", "rag": "b"}
 
 
 def test_a_gguf_without_a_template_for_chats_is_an_error(tmp_path: Path) -> None:
-    said = {"tokenizer.chat_template.rag": "b"}
-    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said))
+    message = {"tokenizer.chat_template.rag": "b"}
+    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=message))
     with pytest.raises(LlmRuntimeError, match=r"tiny\.gguf: has the chat templates rag, and none"):
         chat_template_of(weights)
 
@@ -243,13 +243,13 @@ def test_a_gguf_without_a_template_for_chats_is_an_error(tmp_path: Path) -> None
 
 
 def test_the_ledger_has_every_template_of_a_gguf(tmp_path: Path) -> None:
-    said = {
+    message = {
         "tokenizer.chat_templates": ["rag"],
         "tokenizer.chat_template": "a",
         "tokenizer.chat_template.rag": "b",
     }
     ledger = Ledger()
-    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said)
+    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=message)
     chat_template_of(open_weights(path), ledger=ledger)
     assert {(entry.name, entry.verdict) for entry in ledger.entries} == {
         ("tokenizer.chat_template", "used"),
@@ -259,8 +259,8 @@ def test_the_ledger_has_every_template_of_a_gguf(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_of_a_gguf_s_templates_is_refused(tmp_path: Path) -> None:
-    said = {"tokenizer.chat_template_engine": "mustache"}
-    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said))
+    message = {"tokenizer.chat_template_engine": "mustache"}
+    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=message))
     with pytest.raises(ModelNotSupported, match=r"tokenizer\.chat_template_engine = 'mustache'"):
         chat_template_of(weights)
 

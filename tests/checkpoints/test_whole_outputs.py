@@ -39,8 +39,8 @@ class TestReports:
     def test_on_a_full_disk_the_old_report_stays_and_the_new_one_is_named(
         self, kind: str, files: dict[str, Path], tmp_path: Path
     ) -> None:
-        said = rf"^{files[kind]}: cannot be written: File too large$"
-        with full_disk(100), pytest.raises(LlmRuntimeError, match=said):
+        message = rf"^{files[kind]}: cannot be written: File too large$"
+        with full_disk(100), pytest.raises(LlmRuntimeError, match=message):
             write_reports(of_each_status(), {kind: files[kind]})
         assert {path.read_text() for path in files.values()} == {"old"}
         assert hidden_in(tmp_path) == []
@@ -88,10 +88,10 @@ class TestReports:
         self, asking: tuple[str, ...], files: dict[str, Path]
     ) -> None:
         with full_disk(8192):
-            code, printed, said = refllm_conform(*asking, "--json", files["json"])
+            code, printed, message = refllm_conform(*asking, "--json", files["json"])
         assert code == 1
         assert "refllm conformance, suite" in printed
-        assert f"runtime-error: {files['json']}: cannot be written: File too large\n" in said
+        assert f"runtime-error: {files['json']}: cannot be written: File too large\n" in message
         assert files["json"].read_text() == "old"
 
     def test_a_closed_standard_output_does_not_cost_the_reports(
@@ -101,9 +101,9 @@ class TestReports:
             raise LlmRuntimeError("standard output is closed")
 
         monkeypatch.setattr("refllm.cli.conform.write_text", fail)
-        code, _, said = refllm_conform(*asking, "--json", files["json"])
+        code, _, message = refllm_conform(*asking, "--json", files["json"])
         assert code == 1
-        assert said.endswith("refllm: runtime-error: standard output is closed\n")
+        assert message.endswith("refllm: runtime-error: standard output is closed\n")
         assert json.loads(files["json"].read_text("utf-8"))["exit_code"] == 1
 
 
@@ -131,8 +131,8 @@ class TestExports:
         assert same_bits(result(exported(llama, tmp_path, layout)), result(llama))
 
     def test_quantizing_on_a_full_disk_names_the_file(self, llama: Path, to: Path) -> None:
-        said = r"small\.gguf: cannot be written: File too large"
-        with full_disk(8192), pytest.raises(LlmRuntimeError, match=said):
+        message = r"small\.gguf: cannot be written: File too large"
+        with full_disk(8192), pytest.raises(LlmRuntimeError, match=message):
             quantize(llama, to / "small.gguf", type_name="Q8_0")
         assert names_in(to) == []
 

@@ -96,7 +96,7 @@ class TestRefusals:
         assert names_in(tmp_path / "exported") == [target]
 
     @pytest.mark.parametrize(
-        ("layout", "type_name", "name", "said"),
+        ("layout", "type_name", "name", "message"),
         [
             ("onnx", None, "tiny", "spin, hf, gguf"),
             ("hf", "Q8_0", "tiny", "safetensors files hold F32, F16, BF16"),
@@ -111,10 +111,10 @@ class TestRefusals:
         layout: Layout,
         type_name: str | None,
         name: str,
-        said: str,
+        message: str,
         tmp_path: Path,
     ) -> None:
-        with pytest.raises(InvalidInput, match=said):
+        with pytest.raises(InvalidInput, match=message):
             export(llama, to=tmp_path, name=name, layout=layout, type_name=type_name)
 
     @pytest.mark.parametrize("layout", LAYOUTS)

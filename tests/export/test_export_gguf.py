@@ -34,7 +34,7 @@ class TestGguf:
         assert exported(source, tmp_path, "gguf").read_bytes() == source.read_bytes()
 
     def test_all_metadata_are_kept_with_their_types(self, tmp_path: Path) -> None:
-        said = {
+        message = {
             "a.u8": np.uint8(1),
             "a.i16": np.int16(-2),
             "a.u64": np.uint64(2**40),
@@ -45,7 +45,7 @@ class TestGguf:
             "a.bools": [True, False],
             "general.file_type": 0,
         }
-        source = tiny_llama_gguf(tmp_path / "source.gguf", metadata=said)
+        source = tiny_llama_gguf(tmp_path / "source.gguf", metadata=message)
         before, after = keys_of(source), keys_of(exported(source, tmp_path, "gguf", "Q8_0"))
         assert list(after)[: len(before)] == list(before)
         changed = {"general.file_type", "general.quantization_version"}

@@ -69,10 +69,10 @@ class TestHf:
         got, expected = (load_file(folder / "model.safetensors") for folder in (made, source))
         assert expected.keys() - got.keys() == {"embeddings.position_ids"}
         assert all(same_bits(got[name], expected[name]) for name in got)
-        config, said = read(made / "config.json"), read(source / "config.json")
-        assert config.pop("layer_norm_eps") == pytest.approx(said.pop("layer_norm_eps"))
-        assert {key: config.get(key) for key in said if key != "pad_token_id"} == {
-            key: value for key, value in said.items() if key != "pad_token_id"
+        config, message = read(made / "config.json"), read(source / "config.json")
+        assert config.pop("layer_norm_eps") == pytest.approx(message.pop("layer_norm_eps"))
+        assert {key: config.get(key) for key in message if key != "pad_token_id"} == {
+            key: value for key, value in message.items() if key != "pad_token_id"
         }
 
     @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ class TestHf:
         assert read(made / "config.json")["torch_dtype"] == dtype
 
     def test_stale_and_foreign_keys_of_config_json_are_not_copied(self, tmp_path: Path) -> None:
-        said = {"pretraining_tp": 1, "vocab_size": 7, "_name_or_path": "elsewhere"}
-        source = tiny_llama_folder(tmp_path / "source", config=said)
+        message = {"pretraining_tp": 1, "vocab_size": 7, "_name_or_path": "elsewhere"}
+        source = tiny_llama_folder(tmp_path / "source", config=message)
         made = read(exported(source, tmp_path, "hf") / "config.json")
         assert made["vocab_size"] == len(
             load_file(source / "model.safetensors")["model.embed_tokens.weight"]
@@ -112,7 +112,7 @@ class TestHf:
         assert chat_template_of(open_weights(made)) == template
 
     @pytest.mark.parametrize(
-        ("metadata", "tensors", "said"),
+        ("metadata", "tensors", "message"),
         [
             (
                 {},
@@ -127,11 +127,11 @@ class TestHf:
         self,
         metadata: Mapping[str, object],
         tensors: Mapping[str, GgufTensor],
-        said: str,
+        message: str,
         tmp_path: Path,
     ) -> None:
         source = tiny_llama_gguf(tmp_path / "source.gguf", metadata=metadata, tensors=tensors)
-        with pytest.raises(ModelNotSupported, match=said):
+        with pytest.raises(ModelNotSupported, match=message):
             exported(source, tmp_path, "hf")
 
     @pytest.mark.parametrize("name", tiny_llama_tensors(n_vocab=8, biases=True))

@@ -193,7 +193,7 @@ class TestTokenizerModel:
         assert written.adds_space
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "message"),
         [
             (lambda model: setattr(model.trainer_spec, "model_type", 1), "only a BPE model"),
             (lambda model: setattr(model.normalizer_spec, "precompiled_charsmap", b"x"), "normal"),
@@ -201,14 +201,14 @@ class TestTokenizerModel:
         ],
     )
     def test_one_that_does_more_than_llamas_is_refused(
-        self, change: Callable[[Any], None], said: str, tmp_path: Path
+        self, change: Callable[[Any], None], message: str, tmp_path: Path
     ) -> None:
         path = write_tokenizer_model(tmp_path / "tokenizer.model", spm_vocabulary())
         model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
         model.ParseFromString(path.read_bytes())
         change(model)
         path.write_bytes(model.SerializeToString())
-        with pytest.raises(ModelNotSupported, match=said):
+        with pytest.raises(ModelNotSupported, match=message):
             pieces_of_model(path)
 
 

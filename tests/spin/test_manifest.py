@@ -86,7 +86,7 @@ def test_each_component_has_the_models_that_it_names(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[component", "not valid TOML"),
         ("component = 3", "component must be a table"),
@@ -100,13 +100,13 @@ def test_each_component_has_the_models_that_it_names(
     ],
 )
 def test_a_manifest_that_is_wrong_is_named_with_what_is_wrong(
-    text: str, said: str, tmp_path: Path
+    text: str, message: str, tmp_path: Path
 ) -> None:
     path = written(tmp_path, text)
     with pytest.raises(LlmRuntimeError) as caught:
         read_manifest(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_a_component_may_use_no_model_that_it_does_not_name(app: Path) -> None:
 def test_an_unknown_component_is_invalid_input_that_names_the_known_ones(app: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         engine_for(app, "writer")
-    said = f"{app / 'spin.toml'}: has no component called 'writer'; it has teller, silent"
-    assert str(caught.value) == said
+    message = f"{app / 'spin.toml'}: has no component called 'writer'; it has teller, silent"
+    assert str(caught.value) == message
 
 
 def test_an_application_without_components_is_refused(tmp_path: Path) -> None:

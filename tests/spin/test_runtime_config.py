@@ -76,7 +76,7 @@ def test_the_models_of_a_state_dir_come_first(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("[llm_compute", "not valid TOML"),
         ("llm_compute = 3", "llm_compute must be a table"),
@@ -116,13 +116,13 @@ def test_the_models_of_a_state_dir_come_first(
     ],
 )
 def test_a_configuration_that_is_wrong_is_named_with_the_key_and_without_the_token(
-    text: str, said: str, tmp_path: Path
+    text: str, expected: str, tmp_path: Path
 ) -> None:
     path = written(tmp_path, text.replace("{url}", "http://a"))
     with pytest.raises(LlmRuntimeError) as raised:
         engine_from_runtime_config(path)
     message = str(raised.value)
-    assert message.startswith(f"{path}: {said}")
+    assert message.startswith(f"{path}: {expected}")
     assert "secret" not in message
     assert "31415" not in message
 

@@ -63,7 +63,7 @@ def test_dots_that_part_no_key_are_read(text: str, value: object, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("x = " + "[" * 600 + "]" * 600, "nested too deeply"),
         ("x = " + "{a=" * 600 + "1" + "}" * 600, "nested too deeply"),
@@ -77,12 +77,14 @@ def test_dots_that_part_no_key_are_read(text: str, value: object, tmp_path: Path
         ('x = "\\', "not valid TOML"),
     ],
 )
-def test_a_file_beyond_what_is_read_is_named(text: str | bytes, said: str, tmp_path: Path) -> None:
+def test_a_file_beyond_what_is_read_is_named(
+    text: str | bytes, message: str, tmp_path: Path
+) -> None:
     path = written(tmp_path, text)
     with pytest.raises(LlmRuntimeError) as caught:
         read_toml(path)
     assert str(caught.value).startswith(f"{path}: not valid TOML: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_message_of_the_parser_is_shortened(tmp_path: Path) -> None:

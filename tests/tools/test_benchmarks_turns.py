@@ -124,13 +124,13 @@ def test_numerics_are_refused_as_mislabeled_where_their_logits_are_the_same(
     of_int8: list[float], refusal: str | None
 ) -> None:
     outcomes = {"exact": Outcome([1.0], [0.5, 2.0]), "int8": Outcome([1.0], of_int8)}
-    said = None
+    message = None
     try:
         require_different(outcomes, ("exact", "int8"))
     except ValueError as error:
-        said = str(error)
-    assert (said is None) == (refusal is None)
-    assert (refusal or "") in (said or "")
+        message = str(error)
+    assert (message is None) == (refusal is None)
+    assert (refusal or "") in (message or "")
 
 
 def test_any_change_of_the_sources_is_seen(tmp_path: Path) -> None:

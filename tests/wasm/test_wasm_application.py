@@ -139,7 +139,7 @@ def test_a_variable_of_variables_does_not_grow_without_end(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("spin_manifest_version = 2", "has no HTTP trigger"),
         ("[[trigger.http]]\nroute = 'x'\ncomponent = 'a'", "must begin with a slash"),
@@ -163,12 +163,12 @@ def test_a_variable_of_variables_does_not_grow_without_end(tmp_path: Path) -> No
     ],
 )
 def test_a_manifest_that_cannot_be_run_is_named_with_what_is_wrong(
-    text: str, said: str, tmp_path: Path
+    text: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(LlmRuntimeError) as caught:
         opened(tmp_path, text)
     assert str(caught.value).startswith(f"{tmp_path / 'spin.toml'}: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 # --- Routes --------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def test_a_guest_sees_question_marks_in_a_file_name_that_is_not_utf_8(here: Path
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ([3], "must be a list of patterns"),
         ([{"source": "public"}], "need a source and a destination"),
@@ -342,10 +342,12 @@ def test_a_guest_sees_question_marks_in_a_file_name_that_is_not_utf_8(here: Path
         ),
     ],
 )
-def test_files_that_cannot_be_given_are_named(files: list[object], said: str, here: Path) -> None:
+def test_files_that_cannot_be_given_are_named(
+    files: list[object], message: str, here: Path
+) -> None:
     with pytest.raises(LlmRuntimeError) as caught:
         folder_of(here / "spin.toml", files, [])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("files", [["**/*"], ["public"], [{"source": ".", "destination": "/"}]])

@@ -34,9 +34,9 @@ def opened(root: Descriptor, path: str) -> Descriptor:
 
 def test_a_file_older_than_unix_is_as_old_as_unix(root: Descriptor, tmp_path: Path) -> None:
     os.utime(tmp_path / "a.txt", ns=(-1, -1))
-    said = root.stat_at(set(), "a.txt")
-    assert isinstance(said, Record)
-    modified = getattr(said, "data-modification-timestamp")
+    message = root.stat_at(set(), "a.txt")
+    assert isinstance(message, Record)
+    modified = getattr(message, "data-modification-timestamp")
     assert (modified.seconds, modified.nanoseconds) == (0, 0)
 
 

@@ -155,17 +155,17 @@ class Said(Output):
 @contextmanager
 def occupied(host: Host, program: Program, target: str) -> Iterator[list[str]]:
     """A guest that answers `target` beside this; it has ended when this ends, and said why."""
-    said, failures = Said(), []
+    message, failures = Said(), []
 
     def respond() -> None:
         with pytest.raises(GuestFailed) as caught:
-            host.respond(program, Request("GET", target), services(), said)
+            host.respond(program, Request("GET", target), services(), message)
         failures.append(str(caught.value))
 
     thread = threading.Thread(target=respond)
     thread.start()
     try:
-        assert said.has_begun.wait(HUNG_SECONDS)
+        assert message.has_begun.wait(HUNG_SECONDS)
         yield failures
     finally:
         host.stop()
@@ -308,7 +308,7 @@ def written(folder: Path, data: bytes) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "is not WebAssembly"),
         (b"#!/bin/sh\n", "is not WebAssembly"),
@@ -319,13 +319,13 @@ def written(folder: Path, data: bytes) -> Path:
     ids=["empty", "script", "core module", "damaged", "without a handler"],
 )
 def test_a_file_that_cannot_answer_requests_is_named_with_the_reason(
-    data: bytes, said: str, host: Host, tmp_path: Path
+    data: bytes, message: str, host: Host, tmp_path: Path
 ) -> None:
     path = written(tmp_path, data)
     with pytest.raises(LlmRuntimeError) as caught:
         host.load_handler(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(host: Host, tmp_path: Path) -> None:

@@ -111,16 +111,16 @@ def test_only_a_final_status_is_accepted_for_a_response(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (Variant("connection-refused"), "connection-refused$"),
         (Variant("internal-error", "no more tea"), "internal-error: no more tea$"),
     ],
 )
-def test_a_guest_that_responds_with_an_error_is_named(error: Variant, said: str) -> None:
+def test_a_guest_that_responds_with_an_error_is_named(error: Variant, message: str) -> None:
     outparam = ResponseOutparam()
     outparam.give(error)
-    with pytest.raises(GuestFailed, match=f"it responded with the error {said}"):
+    with pytest.raises(GuestFailed, match=f"it responded with the error {message}"):
         outparam.response()
 
 

@@ -277,7 +277,7 @@ def test_a_heap_that_no_limit_counts_is_not_to_be_had(host: Host, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("imported", "said"),
+    ("imported", "message"),
     [
         ('(import "part" (core module))', "imports part, which is a core module"),
         (
@@ -287,13 +287,13 @@ def test_a_heap_that_no_limit_counts_is_not_to_be_had(host: Host, tmp_path: Path
     ],
 )
 def test_an_import_that_no_host_has_is_named_at_the_start(
-    imported: str, said: str, host: Host, tmp_path: Path
+    imported: str, message: str, host: Host, tmp_path: Path
 ) -> None:
     path = tmp_path / "app.wasm"
     path.write_bytes(wat2wasm(f"(component {imported})"))
     with pytest.raises(LlmRuntimeError) as caught:
         host.load(path)
-    assert str(caught.value).startswith(f"{path}: {said}")
+    assert str(caught.value).startswith(f"{path}: {message}")
     assert "fermyon:spin/http-trigger@2.0.0" in str(caught.value)
 
 
@@ -411,14 +411,14 @@ def test_a_function_that_is_exported_with_other_types_is_the_component_s_fault(
 
 
 @pytest.mark.parametrize(
-    ("exported", "said"),
+    ("exported", "message"),
     [
         ('(export "handle" (func $f))', "is func()"),
         ('(export "answer" (func $f))', "is no function"),
     ],
 )
 def test_a_handler_that_takes_no_request_is_named_at_the_start(
-    exported: str, said: str, host: Host, tmp_path: Path
+    exported: str, message: str, host: Host, tmp_path: Path
 ) -> None:
     path = tmp_path / "app.wasm"
     path.write_bytes(
@@ -432,7 +432,7 @@ def test_a_handler_that_takes_no_request_is_named_at_the_start(
     )
     with pytest.raises(LlmRuntimeError) as caught:
         host.load_handler(path)
-    assert f"handle in its export wasi:http/incoming-handler@0.2.0 {said}" in str(caught.value)
+    assert f"handle in its export wasi:http/incoming-handler@0.2.0 {message}" in str(caught.value)
 
 
 # --- Other ways to misbehave ----------------------------------------------------------------------
@@ -519,13 +519,13 @@ def test_a_component_that_fails_fails_one_request_and_is_named_in_the_log(
         serving(app, connection_with(max_connections=8, arrival_seconds=30.0)) as url,
         closing(HTTPConnection(url.removeprefix("http://"), timeout=HUNG_SECONDS)) as client,
     ):
-        for id_, (_, said) in FAILING.items():
+        for id_, (_, message) in FAILING.items():
             client.request("GET", f"/{id_}")
             response = client.getresponse()
             text = response.read().decode()
             assert response.status == 500
             assert text.startswith(f"refllm: component {id_} failed: ")
-            assert said in text
+            assert message in text
             assert f"{id_}: failed: " in caplog.text
         client.request("GET", "/.well-known/spin/health")
         assert client.getresponse().status == 200
