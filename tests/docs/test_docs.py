@@ -161,6 +161,8 @@ def test_the_readme_is_a_screen_and_a_half_with_a_table_of_ten_rows() -> None:
 
 
 PACKAGES = [path.parent for path in sorted((PROJECT / "refllm").rglob("__init__.py"))]
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_a_package_says_in_three_lines_or_more_what_is_in_it(package: Path) -> None:
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))) or ""
