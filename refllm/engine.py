@@ -279,8 +279,13 @@ class LocalEngine:
             n_texts = len(token_ids)
             tokenized = TokenizedTexts(token_ids=token_ids, n_prompt=0, is_cut=(False,) * n_texts)
         if is_spin_local:
-            padded = _padded(tokenized.token_ids)
-            n_tokens = len(padded[0])
+            if not texts:
+                raise LlmRuntimeError(
+                    "Spin's local engine fails on an empty list; give at least one text"
+                )
+            # Spin's engine pads every text to the longest, without a mask.
+            n_tokens = max(len(text) for text in tokenized.token_ids)
+            padded = [[*text, *[PADDING] * (n_tokens - len(text))] for text in tokenized.token_ids]
             groups = bert.embed_groups(padded, head=MEAN_NORMALIZED, activation=gelu_tanh)
         else:
             n_tokens = sum(len(text) for text in tokenized.token_ids)
@@ -510,14 +515,6 @@ def _check_texts(texts: Sequence[object]) -> None:
     is_list = isinstance(texts, Sequence) and not isinstance(texts, str)
     if not is_list or not all(isinstance(text, str) for text in texts):
         raise InvalidInput("texts must be a list of texts; put a single one in a list")
-
-
-def _padded(texts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Pad every text to the longest, without a mask, as Spin's engine does."""
-    if not texts:
-        raise LlmRuntimeError("Spin's local engine fails on an empty list; give at least one text")
-    longest = max(len(text) for text in texts)
-    return [[*text, *[PADDING] * (longest - len(text))] for text in texts]
 
 
 def _check_size(n_bytes: int) -> None:

@@ -99,7 +99,9 @@ def quantize_q8_0(x: Floats) -> Activations:
         d = amax / np.float32(127)
         inverse = np.float32(1) / d
         scaled = blocks * np.where(np.isfinite(inverse), inverse, 0)[..., None]
-        a = _half_away(np.where(defined[..., None], scaled, 0))
+        wide = np.where(defined[..., None], scaled, 0).astype(np.float64)
+        # The nearest integers, ties away from zero; adding a half is exact in float64.
+        a = np.copysign(np.floor(np.abs(wide) + 0.5), wide).astype(np.int64)
         s = _rounded_to_half(a.sum(axis=2).astype(np.float32) * d)
         return Activations(
             a, np.where(defined, _rounded_to_half(d), NAN), np.where(defined, s, NAN)
@@ -119,12 +121,6 @@ def quantize_q8_k(x: Floats) -> Activations:
         a = np.rint(np.where(usable[..., None], scaled, 0)).astype(np.int64)
         d = np.where(usable, np.float32(1) / f, np.float32(0))
     return Activations(a, np.where(defined, d, NAN), np.full_like(d, NAN))
-
-
-def _half_away(x: Floats) -> Ints:
-    """Return the nearest integers, ties away from zero; adding a half is exact in float64."""
-    wide = x.astype(np.float64)
-    return np.copysign(np.floor(np.abs(wide) + 0.5), wide).astype(np.int64)
 
 
 def _rounded_to_half(x: Floats) -> Floats:

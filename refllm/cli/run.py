@@ -29,7 +29,7 @@ from refllm.cli.common import (
 from refllm.errors import InvalidInput, LlmRuntimeError, how_to_install
 
 if TYPE_CHECKING:
-    from refllm.wasm.http.application import Application
+    pass
 
 __all__ = ["run"]
 
@@ -121,6 +121,7 @@ def run(
     )
     bound = bound_socket(host, port)
     url = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+    routes = [f"{route.component}\t{url}{route.path}" for route in application.routes]
     code = serve(
         spin_app,
         bound,
@@ -128,17 +129,12 @@ def run(
             max_connections=max_connections, arrival_seconds=max_arrival_seconds
         ),
         grace_seconds=grace,
-        ready=lambda: write_text(_announcement(url, application)),
+        ready=lambda: write_text("\n".join([f"Serving {url}", *routes]) + "\n"),
         idle_seconds=IDLE_SECONDS,
         date_header=False,
         exit_codes={signal.SIGINT: INTERRUPTED},
     )
     raise typer.Exit(code)
-
-
-def _announcement(url: str, application: Application) -> str:
-    routes = [f"{route.component}\t{url}{route.path}" for route in application.routes]
-    return "\n".join([f"Serving {url}", *routes]) + "\n"
 
 
 def _log_to_standard_error() -> None:

@@ -75,7 +75,16 @@ def run_cases(
             target.not_applicable(case)
             or _unasked(implementation, case, absent)
             or (TOO_MUCH if n_wrong_bytes > MAX_WRONG_BYTES else None)
-            or (_given_up(case, last_lost[case.group]) if lost[case.group] >= MAX_LOST else None)
+            or (
+                HarnessError(
+                    f"not asked: {MAX_LOST} cases of {case.group} in a row brought no answer; fix "
+                    "those first",
+                    is_lost=True,
+                    because_of=last_lost[case.group],
+                )
+                if lost[case.group] >= MAX_LOST
+                else None
+            )
             or target.run(case)
         )
         if isinstance(reply, HarnessError) and reply.is_lost:
@@ -129,14 +138,6 @@ def _unasked(implementation: Implementation, case: Case, absent: Collection[str]
             "--draws-as-refllm for a server, draws_as_refllm in a harness"
         )
     return None
-
-
-def _given_up(case: Case, because_of: str) -> HarnessError:
-    return HarnessError(
-        f"not asked: {MAX_LOST} cases of {case.group} in a row brought no answer; fix those first",
-        is_lost=True,
-        because_of=because_of,
-    )
 
 
 def _with_change(verdict: Verdict, changed: Difference | None) -> Verdict:

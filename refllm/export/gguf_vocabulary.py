@@ -156,7 +156,9 @@ def _by_kind(
                 _warn(words, SPACES)
             return _pieces(_with_scores(pieces_of_json(document, path)), words, n_vocab)
         case {"type": "BPE"}:
-            return _byte_level(document, path, words, n_vocab)
+            vocabulary = _for_rows(_vocabulary(document, path), n_vocab)
+            merges = [" ".join(pair_of(merge)) for merge in document["model"]["merges"]]
+            return _tokens("gpt2", vocabulary, words, pre=_rule(document, path), merges=merges)
         case {"type": "Unigram", "byte_fallback": False}:
             return _unigram(document, path, words, n_vocab)
     raise ModelNotSupported(
@@ -288,14 +290,6 @@ def _pieces(pieces: Pieces, words: TokenizerDescription, n_vocab: int) -> dict[s
         **_id_keys({"unknown": min(unknown.values(), default=None)}),
         "add_space_prefix": pieces.adds_space,
     }
-
-
-def _byte_level(
-    document: Mapping[str, Any], path: Path, words: TokenizerDescription, n_vocab: int
-) -> dict[str, object]:
-    vocabulary = _for_rows(_vocabulary(document, path), n_vocab)
-    merges = [" ".join(pair_of(merge)) for merge in document["model"]["merges"]]
-    return _tokens("gpt2", vocabulary, words, pre=_rule(document, path), merges=merges)
 
 
 def _rule(document: Mapping[str, Any], path: Path) -> str:

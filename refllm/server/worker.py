@@ -148,7 +148,12 @@ class Worker:
         pause = self._pause_seconds
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._has_work or self._is_done)
+                self._changed.wait_for(
+                    lambda: (
+                        self._has_work
+                        or (self._is_closed and not (self._waiting or self.n_running))
+                    )
+                )
                 if not self._has_work:
                     return
             try:
@@ -164,10 +169,6 @@ class Worker:
         is_blocked = self._is_blocked and self.n_running
         can_admit = self.n_running < self.limits.max_at_once and not is_blocked
         return bool(self._running or self._ready or (self._waiting and can_admit))
-
-    @property
-    def _is_done(self) -> bool:
-        return self._is_closed and not (self._waiting or self.n_running)
 
     def _fail_all(self, error: BaseException, pause: float) -> None:
         """Answer every job with an error, and accept nothing for `pause` seconds.

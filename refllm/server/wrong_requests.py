@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import get_args
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -104,7 +104,11 @@ def what_is_wrong(error: RequestValidationError, path: str) -> tuple[str | None,
     if first["type"] == "missing":
         missing = f"{key or 'the body'} is missing; it must be {must_be}"
         return key or None, missing + _other_route(error.body, path)
-    shown = _as_json(first["input"])
+    try:
+        given = json.dumps(first["input"], ensure_ascii=False, default=repr)
+        shown = shown_key(given, MAX_SHOWN)
+    except RecursionError:  # the parser's limit is higher than the writer's
+        shown = "a value that is nested too deeply to be shown"
     return key or None, f"{key or 'the body'} must be {must_be}; got {shown}{place}"
 
 
@@ -148,13 +152,6 @@ def _other_route(body: object, path: str) -> str:
                 return f" ({key} is a key of POST {other})"
     unknown = [shown_key(key) for key in body if key not in own]
     return f" ({unknown[0]} is an unknown key)" if unknown else ""
-
-
-def _as_json(value: Any) -> str:
-    try:
-        return shown_key(json.dumps(value, ensure_ascii=False, default=repr), MAX_SHOWN)
-    except RecursionError:  # the parser's limit is higher than the writer's
-        return "a value that is nested too deeply to be shown"
 
 
 def _fields_inside(annotation: object) -> Mapping[str, FieldInfo]:

@@ -212,7 +212,16 @@ def _vectors(items: Sequence[object], n_texts: int) -> list[list[float]]:
     """Return one vector for each text, every value a float32."""
     vectors: list[list[float]] = []
     for place, item in enumerate(items):
-        if not isinstance(item, list) or not item or not all(map(_is_f32, item)):
+        if (
+            not isinstance(item, list)
+            or not item
+            or not all(
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and -F32_MAX <= value <= F32_MAX
+                for value in item
+            )
+        ):
             raise WrongShapeError(f"vector {place} is not a list of float32 numbers")
         vectors.append([as_f32(value) for value in item])
     if len(vectors) != n_texts:
@@ -223,8 +232,3 @@ def _vectors(items: Sequence[object], n_texts: int) -> list[list[float]]:
                 f"vector {place} has {len(vector)} numbers, and vector 0 has {len(vectors[0])}"
             )
     return vectors
-
-
-def _is_f32(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and -F32_MAX <= value <= F32_MAX  # type: ignore[operator]

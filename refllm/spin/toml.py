@@ -65,7 +65,11 @@ def toml_document(path: Path) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise ValueError(f"it is longer than {MAX_BYTES} bytes")
     text = data.decode()
-    _check_keys(text)
+    # A key's parts are separated by dots outside of strings.
+    without_strings = STRING_OR_COMMENT.sub('""', text).translate(BLANKS)
+    for piece in NOT_IN_KEYS.split(without_strings):
+        if piece.count(".") >= MAX_KEY_PARTS:
+            raise ValueError(f"a key has more than {MAX_KEY_PARTS} parts: {piece!r:.80}")
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -89,11 +93,3 @@ def table_of(path: Path, key: str, document: Mapping[str, Any]) -> Mapping[str, 
     if not isinstance(table, Mapping):
         raise LlmRuntimeError(f"{path}: {key} must be a table")
     return table
-
-
-def _check_keys(text: str) -> None:
-    """Raise `ValueError` if a key has too many parts, which dots outside of strings separate."""
-    without_strings = STRING_OR_COMMENT.sub('""', text).translate(BLANKS)
-    for piece in NOT_IN_KEYS.split(without_strings):
-        if piece.count(".") >= MAX_KEY_PARTS:
-            raise ValueError(f"a key has more than {MAX_KEY_PARTS} parts: {piece!r:.80}")

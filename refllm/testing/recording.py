@@ -92,21 +92,18 @@ class RecordingEngine:
 
     def _record(self, call: Call, compute: Callable[[], Result]) -> Result:
         """Return the result of `compute`, or raise the next failure; keep the call with either."""
+        with self._lock:
+            failure = self._failures.popleft() if self._failures else None
+        if failure is not None:
+            self._keep(replace(call, error=failure))
+            raise failure
         try:
-            self._raise_failure()
             result = compute()
         except Exception as error:
             self._keep(replace(call, error=error))
             raise
         self._keep(replace(call, result=result))
         return result
-
-    def _raise_failure(self) -> None:
-        """Raise the next error of `fail_next`, if any."""
-        with self._lock:
-            failure = self._failures.popleft() if self._failures else None
-        if failure is not None:
-            raise failure
 
     def _keep(self, call: Call) -> None:
         with self._lock:

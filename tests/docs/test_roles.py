@@ -70,6 +70,10 @@ def test_the_environment_has_the_wheel_and_not_the_checkout(
     assert not Path(expected["file"]).is_relative_to(PROJECT)
 
 
+def test_a_type_checker_finds_that_the_package_is_annotated(expected: Any) -> None:
+    assert (Path(expected["file"]).parent / "py.typed").is_file()
+
+
 # Clients of OpenAI's
 
 

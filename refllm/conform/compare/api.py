@@ -57,7 +57,13 @@ def _in_refusal(case: Case, result: Json) -> Iterator[Difference]:
     if "error" not in result:
         of_kind = f" {expected['kind']}" if "kind" in expected else ""
         says = f" that says {', '.join(expected['says'])}" if expected["says"] else ""
-        yield _differs("the answer", f"the error{of_kind}{says}", _in_few_words(result))
+        if "text" in result:
+            got = f"the text {result['text']!r:.60}"
+        elif "embeddings" in result:
+            got = f"{_n_vectors(result)} vectors"
+        else:
+            got = "an answer with neither a text nor vectors"
+        yield _differs("the answer", f"the error{of_kind}{says}", got)
         return
     kind, message = _refusal(result)
     if _is_over_http(result):
@@ -248,14 +254,6 @@ def _vectors(result: Json) -> list[Doubles]:
         result, lambda: [numbers(vector, "a vector") for vector in sequence(result, "embeddings")]
     )
     return [] if isinstance(vectors, str) else vectors
-
-
-def _in_few_words(result: Json) -> str:
-    if "text" in result:
-        return f"the text {result['text']!r:.60}"
-    if "embeddings" in result:
-        return f"{_n_vectors(result)} vectors"
-    return "an answer with neither a text nor vectors"
 
 
 def _is_over_http(result: Json) -> bool:

@@ -45,10 +45,16 @@ def plot(expected: Sequence[float], got: Sequence[float]) -> str:
     place = _Places(first=begin, last=max(begin + 1, end - 1))
     upper = _Scale.of([*right, *theirs], UPPER_TOP, UPPER_BOTTOM)
     lower = _Scale.of([0.0, *off], LOWER_TOP, LOWER_BOTTOM)
+    radius = _number(max(1.2, min(3.0, place.step / 2.5)))
     parts = (
         *_labels(upper, UPPER_TOP, "expected (line), got (dots)"),
         *_line(right, place, upper),
-        *_dots(theirs, place, upper),
+        *(
+            f'<circle cx="{_number(place.x(offset))}" cy="{_number(upper.y(value))}" r="{radius}" '
+            'class="got"/>'
+            for offset, value in enumerate(theirs)
+            if math.isfinite(value)
+        ),
         *_labels(lower, LOWER_TOP, "got − expected"),
         *_bars(off, place, lower),
         *_marks(right, place, UPPER_TOP),
@@ -148,14 +154,6 @@ def _line(values: Sequence[float], place: _Places, scale: _Scale) -> Iterator[st
         steps.append(f"{command}{_number(place.x(offset))} {_number(scale.y(value))}")
         command = "L"
     yield f'<path d="{"".join(steps)}" class="expected"/>'
-
-
-def _dots(values: Sequence[float], place: _Places, scale: _Scale) -> Iterator[str]:
-    radius = _number(max(1.2, min(3.0, place.step / 2.5)))
-    for offset, value in enumerate(values):
-        if math.isfinite(value):
-            x, y = _number(place.x(offset)), _number(scale.y(value))
-            yield f'<circle cx="{x}" cy="{y}" r="{radius}" class="got"/>'
 
 
 def _bars(values: Sequence[float], place: _Places, scale: _Scale) -> Iterator[str]:

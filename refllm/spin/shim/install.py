@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import cast
@@ -37,7 +37,11 @@ def spin_sdk_backed_by(engine: Engine) -> Iterator[None]:
     finally:
         sys.meta_path.remove(finder)
         _take_out(sys.modules.keys() - before)
-        _put_back(set_aside)
+        sys.modules.update(set_aside)
+        for name, module in set_aside.items():
+            parent, _, child = name.rpartition(".")
+            if parent in sys.modules:
+                setattr(sys.modules[parent], child, module)
 
 
 def is_in_place() -> bool:
@@ -79,14 +83,6 @@ def _take_out(candidates: Collection[str]) -> dict[str, ModuleType]:
         found = {name for name in others if name not in taken and _holds(name, found)}
         taken |= found
     return {name: forget(name) for name in sorted(taken, reverse=True)}
-
-
-def _put_back(modules: Mapping[str, ModuleType]) -> None:
-    sys.modules.update(modules)
-    for name, module in modules.items():
-        parent, _, child = name.rpartition(".")
-        if parent in sys.modules:
-            setattr(sys.modules[parent], child, module)
 
 
 def _holds(name: str, modules: Collection[str]) -> bool:

@@ -198,7 +198,12 @@ class SpinApp:
             raise RefusedError(503, TOO_MANY.format(self._max_connections))
         _check_head(scope)
         body = await self._body(scope, receive, arrival.deadline)
-        target = _target(scope)
+        # A target is a path with a query, a URL, or an asterisk (OPTIONS); a component gets a path.
+        query = scope["query_string"]
+        raw_target = (scope["raw_path"] + (b"?" + query if query else b"")).decode("latin-1")
+        target = ORIGIN.sub("", re.sub("^//+", "/", raw_target))
+        if not target.startswith("/"):
+            target = f"/{target.removeprefix('*')}"
         path = target.partition("?")[0]
         if path == HEALTH:
             return _text_response(200, "OK")
@@ -402,14 +407,6 @@ def _check_head(scope: Scope) -> None:
         raise RefusedError(400, "each line of a request's head must be NAME: VALUE")
     if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
         raise RefusedError(400, "the request has both a content-length and a transfer-encoding")
-
-
-def _target(scope: Scope) -> str:
-    """Return the path with the query of a target that may be a URL or, for OPTIONS, an asterisk."""
-    query = scope["query_string"]
-    target = (scope["raw_path"] + (b"?" + query if query else b"")).decode("latin-1")
-    path = ORIGIN.sub("", re.sub("^//+", "/", target))
-    return path if path.startswith("/") else f"/{path.removeprefix('*')}"
 
 
 def _request(scope: Scope, match: Match, target: str, body: bytes) -> Request:

@@ -172,7 +172,9 @@ class Descriptor(Resource):
                 place.pop()
             elif step not in ("", "."):
                 place.append(step)
-                if not _exists(self._root, tuple(place)):
+                try:
+                    _entry(self._root, tuple(place))
+                except KeyError:
                     return "no-entry"
         return use(tuple(place))
 
@@ -236,14 +238,6 @@ def _entry(root: Folder, path: tuple[str, ...]) -> Entry:
             raise KeyError(name)
         entry = entry[name]
     return entry
-
-
-def _exists(root: Folder, path: tuple[str, ...]) -> bool:
-    try:
-        _entry(root, path)
-    except KeyError:
-        return False
-    return True
 
 
 def _read(path: Path, length: int, offset: int) -> tuple[bytes, bool]:
