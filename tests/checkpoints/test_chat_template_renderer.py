@@ -1,4 +1,4 @@
-"""The processes that render chat templates: their limits, their end, and who shares them."""
+"""The processes that render chat templates: their limits, their end, and sharing them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ MEGABYTE = 10**6
 MEMORY_MB = 200
 
 # What is imported counts for no file. Each file has a process, which begins with the imports'
-# memory, and whose end tells what it took.
+# memory, and whose resource usage is read at its end.
 READER = f"""
 import json, os, resource, sys
 from pathlib import Path

@@ -35,15 +35,15 @@ def test_a_folder_is_made_and_can_be_written_to_by_its_owner_only(tmp_path: Path
 
 
 @pytest.mark.parametrize("place", ["folder", "above"])
-@pytest.mark.parametrize(("mode", "who"), [(0o775, "its group"), (0o777, "every user")])
+@pytest.mark.parametrize(("mode", "writers"), [(0o775, "its group"), (0o777, "every user")])
 def test_a_folder_that_other_users_can_write_to_is_refused_with_the_command_that_fixes_it(
-    place: str, mode: int, who: str, tmp_path: Path
+    place: str, mode: int, writers: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "above" / "folder"
     folder.mkdir(parents=True)
     blamed = folder if place == "folder" else folder.parent
     blamed.chmod(mode)
-    with pytest.raises(NotPrivateError, match=f"can be written to by {who}") as caught:
+    with pytest.raises(NotPrivateError, match=f"can be written to by {writers}") as caught:
         private_folder(folder)
     assert caught.value.place == blamed
     assert caught.value.remedy == f"chmod go-w {blamed}"

@@ -55,7 +55,7 @@ def file(
     n_keys: int | None = None,
     n_tensors: int | None = None,
 ) -> bytes:
-    """A GGUF file that is sound unless told otherwise."""
+    """Write a GGUF file that is valid except for the given parts."""
     keys = (LLAMA_KEY, *extra_keys)
     header = struct.pack(
         "<4sIQQ",

@@ -331,7 +331,7 @@ class TestTokenize:
 class TestModels:
     @pytest.fixture
     def pulled(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-        """The models and sources that are pulled, by a stand-in that knows only one."""
+        """The models and sources that are pulled, by a stand-in with one model."""
         asked: list[tuple[str, str]] = []
 
         def pull(name: str, *, source: str, progress: Progress | None) -> Path:
@@ -369,7 +369,7 @@ class TestModels:
     def test_pull_shows_a_bar_to_a_terminal_only(
         self, pulled: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("FORCE_COLOR", "1")  # how rich is told that this is a terminal
+        monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich print as to a terminal
         result = refllm("models", "pull", "some-model")
         assert result.stdout == f"{Path('models', 'some-model')}\n"
         assert "some-model" in result.stderr

@@ -70,9 +70,9 @@ def test_a_server_that_is_not_there_ends_with_2() -> None:
     [("127.0.0.1:8080", "begins with http://"), ("no-such-runner app.wasm", "'no-such-runner'")],
 )
 def test_the_kind_of_a_target_is_recognized(target: str, errors: str) -> None:
-    code, _, told = refllm_conform(target, *QUICK)
+    code, _, printed = refllm_conform(target, *QUICK)
     assert code == 2
-    assert errors in told
+    assert errors in printed
 
 
 def test_a_run_in_which_all_is_skipped_ends_with_2() -> None:
@@ -183,7 +183,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(
 def test_a_report_that_may_not_be_written_over_is_refused_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Not by the file's mode: who runs this as root may write it all the same.
+    # Not by the file's mode: root may write it in any mode.
     monkeypatch.setattr("os.access", lambda _path, mode: mode != os.W_OK)
     path = tmp_path / "report.json"
     path.write_text("mine")

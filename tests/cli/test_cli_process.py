@@ -120,7 +120,7 @@ def test_ctrl_c_in_the_middle_of_the_text_exits_with_130_quietly(endless: Path) 
     assert rest.endswith(b"\n")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a closed pipe is told otherwise elsewhere")
+@pytest.mark.skipif(os.name != "posix", reason="other systems report a closed pipe differently")
 def test_a_closed_pipe_ends_the_command_without_a_message(endless: Path) -> None:
     with running("infer", endless, "", *LONG) as process:
         assert process.stdout

@@ -205,7 +205,7 @@ def test_the_environment_names_the_machine_and_not_its_owner() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "shown"),
     [
         ("http://me:secret@example.org:8080/x?y", "http://example.org:8080/x?y"),
         ("https://token@example.org", "https://example.org"),
@@ -215,12 +215,12 @@ def test_the_environment_names_the_machine_and_not_its_owner() -> None:
         ("http://[oops", "http://[oops"),
     ],
 )
-def test_a_password_in_a_url_is_in_no_report(target: str, told: str) -> None:
-    assert without_password(target) == told
+def test_a_password_in_a_url_is_in_no_report(target: str, shown: str) -> None:
+    assert without_password(target) == shown
     run = report(target=target, details={"url": target})
     document = parsed(json_of(run))
-    assert document["target"] == document["implementation"]["details"]["url"] == told
-    assert f"{told}\n" in text_of(run)
+    assert document["target"] == document["implementation"]["details"]["url"] == shown
+    assert f"{shown}\n" in text_of(run)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ BROKEN = HarnessError("a bug")
 
 
 class Scripted:
-    """Replies as it is told, and remembers what it was asked."""
+    """Replies with the results of a function, and keeps the ids of the cases it was sent."""
 
     def __init__(self, reply: Callable[[Case], Reply]) -> None:
         self._reply = reply

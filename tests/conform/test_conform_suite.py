@@ -1,4 +1,4 @@
-"""The suite is whole: cases can be told apart, files are those of the manifest, refllm conforms."""
+"""The suite is whole: ids differ, files have the hashes of the manifest, refllm conforms."""
 
 from __future__ import annotations
 

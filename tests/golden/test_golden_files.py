@@ -1,4 +1,4 @@
-"""Every file of golden/ follows its schema, and its cases can be told apart by their ids."""
+"""Every file of golden/ follows its schema, and the ids of its cases differ."""
 
 from __future__ import annotations
 

@@ -158,12 +158,14 @@ def test_refllm_is_inside_the_tolerance(case: Mapping[str, Any], ops: Mapping[st
 def test_the_readme_has_the_largest_errors() -> None:
     readme = (FOLDER / "README.md").read_text("utf-8")
     rows = readme.partition("| `op` | refllm's")[2].partition("\n\n")[0].splitlines()[2:]
-    told = {cells[1].strip("` "): float(cells[2]) for cells in (row.split("|") for row in rows)}
+    published = {
+        cells[1].strip("` "): float(cells[2]) for cells in (row.split("|") for row in rows)
+    }
     largest = dict.fromkeys(KERNELS, 0.0)
     for case in CASES:
         op = case["input"]["op"]
         largest[op] = max(largest[op], error_in_ulps(answered_by(KERNELS, case), case))
-    assert {op: math.ceil(100 * error) / 100 for op, error in largest.items()} == told
+    assert {op: math.ceil(100 * error) / 100 for op, error in largest.items()} == published
 
 
 # The file

@@ -137,7 +137,7 @@ def test_a_place_that_is_not_http_or_a_file_is_not_read(
 
 @pytest.fixture
 def index(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """pip told that `site` is its only index."""
+    """pip with `site` as its only index."""
     filename = published().wheel.filename
     link = f'<a href="/{filename}#sha256={sha256(WHEEL)}">{filename}</a>'
     site.files = {"/simple/tiny-wheel/": link.encode(), f"/{filename}": WHEEL}

@@ -112,7 +112,7 @@ def test_requests_that_are_answered_together_reuse_what_the_first_has_read(netwo
     for seed, (generation, prompt) in enumerate(zip(going, asked, strict=True)):
         alone = Generation(network, prompt, PARAMS, seed=seed)
         assert logits[id(generation)] == answered(network, alone)
-    # Two prompts fit into the first turn; the others come later, and find what these two have read.
+    # Two prompts fit into the first turn; the rest come later, and reuse the prompts of these two.
     assert [generation.n_reused >= len(beginning) for generation in going] == [False] * 2 + [
         True
     ] * 6

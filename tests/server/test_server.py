@@ -220,7 +220,7 @@ def test_requests_are_counted_by_route_and_status(guarded_url: str) -> None:
     assert b"/not/a/route" not in counted
 
 
-# Who may ask, and how much
+# Tokens and limits
 
 
 @pytest.mark.parametrize("path", ["/infer", "/v1/models", "/healthz", "/metrics", "/nothing", "/"])

@@ -1,4 +1,4 @@
-"""Who may ask a server on loopback: local names, named ones, and pages of origins that may."""
+"""Access to a server on loopback: local hosts, allowed hosts, and pages of allowed origins."""
 
 from __future__ import annotations
 

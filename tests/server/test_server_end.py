@@ -149,7 +149,7 @@ def n_sockets(server: RunningServer) -> int:
 
 
 class Reading(Held):
-    """A job whose texts take until it is told."""
+    """A job whose texts are computed until the test releases it."""
 
     def __init__(self) -> None:
         super().__init__()

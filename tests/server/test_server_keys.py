@@ -243,7 +243,7 @@ def test_ids_to_embed_that_are_not_the_model_s_are_refused(url: str) -> None:
     assert "begin with [2] and end with [3] for this model" in refused["message"]
 
 
-# The last is "#1$" in OpenAI's cl100k_base: no id tells that it is not tiny-embed's.
+# The last is "#1$" in OpenAI's cl100k_base: every id is one of tiny-embed's too.
 @pytest.mark.parametrize("ids", [[9906, 1917], [[9906], [1917]], [2, 16, 3], [[2, 16, 3]]])
 def test_token_ids_of_openai_s_package_are_refused_with_the_option_to_set(
     ids: list[object], url: str

@@ -48,7 +48,7 @@ def hasty_url() -> Iterator[str]:
         (HEAD_WITHOUT_END, b"408"),
         (CHUNKS_WITHOUT_END, b"408"),
         (ONE_AND_A_HALF, b"408"),
-        (BODY_WITHOUT_END, b"413"),  # refused at once, and read no longer than others
+        (BODY_WITHOUT_END, b"413"),  # refused at once, without reading the body
     ],
     ids=["head", "body", "second head", "refused body"],
 )

@@ -113,7 +113,7 @@ def test_the_log_has_the_whole_path(server: RunningServer, folder: Path) -> None
 
 @pytest.mark.parametrize("kind", [InvalidInput, LlmRuntimeError, ModelNotSupported])
 @pytest.mark.parametrize(
-    ("whole", "told"),
+    ("whole", "shown"),
     [
         ("/srv/models/llama/a/config.json: lacks x", "llama/a/config.json: lacks x"),
         ("'/srv/models/a.gguf' and /srv/models/b.gguf", "'a.gguf' and b.gguf"),
@@ -130,7 +130,7 @@ def test_the_log_has_the_whole_path(server: RunningServer, folder: Path) -> None
     ],
 )
 def test_a_folder_of_the_server_is_left_out_of_an_error(
-    whole: str, told: str, kind: type[InvalidInput]
+    whole: str, shown: str, kind: type[InvalidInput]
 ) -> None:
     error = for_clients(kind(*whole.split("\n"), code="a_code"), [Path("/srv/models"), ROOT])
-    assert (type(error), str(error), error.code) == (kind, told, "a_code")
+    assert (type(error), str(error), error.code) == (kind, shown, "a_code")

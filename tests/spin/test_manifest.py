@@ -1,4 +1,4 @@
-"""spin.toml, in both versions: who may use which model, and what is said of a wrong one."""
+"""spin.toml, in both versions: the models of each component, and errors of a wrong file."""
 
 from __future__ import annotations
 

@@ -296,7 +296,7 @@ def test_an_error_that_names_its_kind_is_of_that_kind(
     error_type: type[LlmError], key: str | None, status: int
 ) -> None:
     body: object = {"error": {"message": "no such thing", key: error_type.kind}}
-    if key is None:  # as refllm's own server tells Spin's client
+    if key is None:  # as refllm's own server answers Spin's client
         body = f"{error_type.kind}: no such thing"
     error = caught(answers(body, status=status))
     assert type(error) is error_type

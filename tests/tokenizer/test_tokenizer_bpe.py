@@ -85,7 +85,7 @@ def test_any_text_is_tokenized_as_by_the_original(pre: str, text: str) -> None:
         # GPT-2: digits together, with the space before them.
         ("gpt-2", "in 12345 I'LL I'll", ["in", " 12345", " I", "'", "LL", " I", "'ll"]),
         ("smollm", "in 12", ["in", " ", "1", "2"]),
-        # o200k: a word ends where a small letter meets a capital, and keeps its contraction.
+        # o200k: a word ends between a small letter and a capital, and keeps its contraction.
         ("gpt-4o", "HelloWorld don't", ["Hello", "World", " don't"]),
         ("tekken", "HelloWorld 12", ["Hello", "World", " ", "1", "2"]),
         ("tekken", "XMLHttp", ["XMLHttp"]),

@@ -104,7 +104,7 @@ def test_each_kind_of_fault_gets_its_verdict(
     assert note in judged[behavior].note
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports a process's peak")
 def test_memory_beyond_the_bound_is_a_fault(judged: dict[str, Verdict]) -> None:
     assert judged["takes memory"].outcome == "too much memory"
     assert judged["takes memory"].n_bytes > 40_000_000

@@ -1,4 +1,4 @@
-"""Contestants take turns and are compared fairly; one that fails is told with its reason."""
+"""Contestants take turns and are compared fairly; a failure is reported with its reason."""
 
 from __future__ import annotations
 

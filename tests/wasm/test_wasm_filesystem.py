@@ -1,4 +1,4 @@
-"""wasi:filesystem as a guest meets it."""
+"""wasi:filesystem as a guest calls it."""
 
 from __future__ import annotations
 

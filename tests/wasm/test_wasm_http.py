@@ -1,4 +1,4 @@
-"""wasi:http as a guest meets it: what it may set, what it may take once, what the host keeps."""
+"""wasi:http as a guest calls it: what it may set, what it may take once, what the host keeps."""
 
 from __future__ import annotations
 
