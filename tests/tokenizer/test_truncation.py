@@ -62,11 +62,11 @@ def test_a_gguf_vocabulary_cuts_as_the_tokenizers_library_does(limit: int, side:
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
-        (MAX_LENGTH, "128", f"{MAX_LENGTH} must be a number, got '128'"),
-        (MAX_LENGTH, True, f"{MAX_LENGTH} must be a number, got True"),
+        (MAX_LENGTH, "128", f"{MAX_LENGTH} must be a number, is '128'"),
+        (MAX_LENGTH, True, f"{MAX_LENGTH} must be a number, is True"),
         (MAX_LENGTH, 1, f"{MAX_LENGTH} is 1, the special tokens alone are 2"),
         (MAX_LENGTH, -1, f"{MAX_LENGTH} is -1, the special tokens alone are 2"),
-        (DIRECTION, "Right", f"{DIRECTION} must be left or right, got 'Right'"),
+        (DIRECTION, "Right", f"{DIRECTION} must be left or right, is 'Right'"),
     ],
 )
 def test_a_bad_limit_is_refused_by_name(key: str, value: object, problem: str) -> None:
