@@ -118,9 +118,13 @@ def _complaints(
         yield "the server's process ended by itself"
     if last.n_threads > server.baseline.n_threads:
         yield f"{last.n_threads} threads, and {server.baseline.n_threads} at the beginning"
-    n_first, n_last = len(server.baseline.descriptors), len(last.descriptors)
-    if n_last > n_first:
-        yield f"{n_last} descriptors, and {n_first} at the beginning: {last.descriptors}"
+    # A loaded model keeps its file mapped; how many are loaded is what --max-models-mib decides.
+    first_open, last_open = (
+        [target for target in sample.descriptors if not target.endswith(".gguf")]
+        for sample in (server.baseline, last)
+    )
+    if len(last_open) > len(first_open):
+        yield f"{len(last_open)} descriptors, and {len(first_open)} at the beginning: {last_open}"
     slowest = max(server.seconds_to_answer, default=0.0)
     if slowest > MAX_SECONDS_TO_ANSWER:
         yield f"a new process answered after {slowest:.0f} s"
