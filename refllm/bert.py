@@ -47,7 +47,7 @@ from refllm.parameters import Parameters
 from refllm.pooling import MEAN_NORMALIZED, SentenceHead
 from refllm.tap import Tap, at_layer, ignore, not_finite
 
-__all__ = ["ACTIVATIONS", "Bert", "BertConfig"]
+__all__ = ["ACTIVATIONS", "Activation", "Bert", "BertConfig"]
 
 Floats = NDArray[np.float32]
 Activation = Callable[[Floats], Floats]

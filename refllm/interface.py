@@ -15,6 +15,7 @@ from typing import Protocol
 from refllm.errors import InvalidInput
 
 __all__ = [
+    "U32_MAX",
     "EmbeddingsResult",
     "EmbeddingsUsage",
     "Engine",

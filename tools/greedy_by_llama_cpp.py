@@ -32,7 +32,7 @@ PLAIN = (
     "You are a stand up comedy writer. Tell me a joke.",
 )
 SEED = 30_000
-MOST_TOKENS = 24
+MAX_TOKENS = 24
 N_CTX = 512
 
 
@@ -69,7 +69,7 @@ def answer_to(prompt: str, engine: llama_cpp.Llama) -> Mapping[str, object]:
     engine.reset()
     engine.eval(prompt_ids)
     places: list[tuple[int, float, int, float]] = []
-    while len(places) < MOST_TOKENS:
+    while len(places) < MAX_TOKENS:
         logits = engine.scores[engine.n_tokens - 1]  # [V]
         second, first = (int(i) for i in np.argsort(logits, kind="stable")[-2:])
         places.append((first, _rounded(logits[first]), second, _rounded(logits[second])))

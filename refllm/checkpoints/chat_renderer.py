@@ -196,7 +196,7 @@ class Renderer:
     def forget(self) -> None:
         """Drop the children in a forked process: they are the parent's.
 
-        A lock may be held by a thread that was not forked, so locks are made anew. The copies of
+        A lock may be held by a thread that was not forked, so new locks are made. The copies of
         the pipes are closed, so that a child sees the end of the parent.
         """
         for child in self.children:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["MAX_NESTING", "decoded", "from_wire", "is_nested_deeper", "to_wire"]
+__all__ = ["MAX_NESTING", "SPECIAL", "decoded", "from_wire", "is_nested_deeper", "to_wire"]
 
 HEXADECIMAL = re.compile(r"-?0x[01]\.?[0-9a-f]*p[+-][0-9]+")
 # Of lists and objects in one another, in any message: the suite's own are 6 deep, and recursive

@@ -68,8 +68,13 @@ def whole_file(
             included. A `BrokenPipeError` stays what it is.
 
     Example:
-        >>> with whole_file(Path("report.json")) as unfinished:
-        ...     unfinished.write_bytes(b"{}")
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     report = Path(folder, "report.json")
+        ...     with whole_file(report) as unfinished:
+        ...         _ = unfinished.write_text("{}")
+        ...     report.read_text()
+        '{}'
     """
     with _named_errors(path):
         if overwrite and _is_written_in_place(path):

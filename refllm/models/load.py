@@ -276,8 +276,10 @@ class BertModel:
             LlmRuntimeError: If a value is not finite.
 
         Example:
-            >>> model.embed(["How do I renew a passport?"], prompt_name="query").shape
-            (1, 384)
+            >>> from refllm.models.bundled import ROOT
+            >>> model = load(ROOT / "bert" / "tiny-embed.gguf")
+            >>> model.embed(["A cat sleeps.", "The cat naps."]).shape
+            (2, 384)
         """
         tokenized = self.tokenize(
             texts, prompt_name=prompt_name, prompt=prompt, max_tokens=max_tokens

@@ -168,8 +168,15 @@ class PromptCache:
         n_reused_tokens: The number of tokens that were copied instead of computed.
 
     Example:
+        >>> from refllm.llama import Segment
+        >>> from refllm.models.bundled import ROOT
+        >>> from refllm.models.load import load
+        >>> network = load(ROOT / "llama" / "tiny-chat.gguf").network
         >>> cache = network.new_cache()
-        >>> prompt_cache.extend(network, [1, 403, 407], cache)
+        >>> _ = network.forward([Segment([1, 403, 407], cache)])
+        >>> prompt_cache = PromptCache()
+        >>> prompt_cache.store(network, [1, 403, 407], cache)
+        >>> prompt_cache.extend(network, [1, 403, 407], network.new_cache())
         2
     """
 

@@ -182,10 +182,13 @@ def matcher_of(tokenizer: Tokenizer, grammar: Grammar) -> Matcher:
         LlmRuntimeError: if llguidance is not installed.
 
     Example:
-        >>> matcher = matcher_of(model.tokenizer, json_grammar({"type": "boolean"}))
+        >>> from refllm.models.bundled import ROOT
+        >>> from refllm.models.load import load
+        >>> tokenizer = load(ROOT / "llama" / "tiny-chat.gguf").tokenizer
+        >>> matcher = matcher_of(tokenizer, json_grammar({"type": "boolean"}))
         >>> first = np.flatnonzero(matcher.allowed())
-        >>> {model.tokenizer.token_bytes(token_id)[:1] for token_id in first}
-        {b't', b'f'}
+        >>> sorted({tokenizer.token_bytes(token_id)[:1] for token_id in first})
+        [b'f', b't']
     """
     if not has_library():
         raise LlmRuntimeError(

@@ -185,7 +185,7 @@ class JsonTokenizer(Tokenizer):
             library = LibraryTokenizer.from_str(self._source)
             library.no_padding()
             # In transformers' order, because the library gives ids, and in one call, because each
-            # call makes the library's automaton of all added tokens anew.
+            # call rebuilds the library's automaton of all added tokens.
             contents: set[str] = set()
             adding = []
             for one in self._added:

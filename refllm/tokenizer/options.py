@@ -1,6 +1,6 @@
 """Options of tokenizer_config.json that change what a tokenizer.json does.
 
-transformers 5.24 builds the pipeline of some classes anew, and takes only the vocabulary, the
+transformers 5.24 rebuilds the pipeline of some classes, and takes only the vocabulary, the
 merges and the post-processor from tokenizer.json. Then these options of tokenizer_config.json
 count:
 
@@ -16,7 +16,7 @@ count:
 For an option that the file lacks, transformers takes the class's default even against
 tokenizer.json (a cased BERT without `do_lower_case` becomes lower-cased); here tokenizer.json
 decides, as in Spin, which reads no other file. It also decides for PreTrainedTokenizerFast, as in
-transformers, and for further classes whose pipelines transformers builds anew (AlbertTokenizer,
+transformers, and for further classes whose pipelines transformers rebuilds (AlbertTokenizer,
 DebertaV2Tokenizer …).
 """
 

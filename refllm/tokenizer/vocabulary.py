@@ -20,6 +20,8 @@ from refllm.tokenizer.base import Tokenizer, check_text, encoding_of, library_er
 
 __all__ = [
     "END_OF_GENERATION",
+    "FILL_IN_THE_MIDDLE",
+    "SPECIAL_TYPES",
     "SpecialIds",
     "TokenType",
     "Vocabulary",

@@ -20,7 +20,14 @@ from refllm.tokenizer.gguf_keys import GgufKeys, read_special_tokens, read_vocab
 from refllm.tokenizer.native_messages import hold_native_messages
 from refllm.tokenizer.vocabulary import SpecialIds, TokenType, Vocabulary, VocabularyTokenizer
 
-__all__ = ["WordPieceTokenizer", "bert_spelling", "wordpiece_from_gguf"]
+__all__ = [
+    "CONTINUES",
+    "MAX_CHARACTERS_PER_WORD",
+    "WORD_START",
+    "WordPieceTokenizer",
+    "bert_spelling",
+    "wordpiece_from_gguf",
+]
 
 WORD_START = "▁"
 CONTINUES = "##"

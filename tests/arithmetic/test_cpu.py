@@ -36,16 +36,16 @@ BY_FEATURES = {
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_a_name_alone_says_what_the_cpu_has(name: str) -> None:
+def test_a_known_cpu_name_decides_the_width(name: str) -> None:
     assert described(X86, name, "") == BY_NAME[name]
 
 
 @pytest.mark.parametrize("features", BY_FEATURES)
-def test_features_say_it_for_a_name_that_nobody_knows(features: str) -> None:
+def test_features_decide_the_width_for_an_unknown_cpu_name(features: str) -> None:
     assert described(X86, "tomorrow", features) == BY_FEATURES[features]
 
 
-def test_whatever_is_not_x86_has_registers_of_128_bits() -> None:
+def test_a_cpu_that_is_not_x86_has_registers_of_128_bits() -> None:
     assert described("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon") == NEON
 
 

@@ -104,7 +104,7 @@ def test_threads_come_back_one_by_one() -> None:
     assert steps == {0, 1}
 
 
-def test_at_least_one_thread_computes_however_crowded_it_is() -> None:
+def test_at_least_one_thread_computes_under_any_load() -> None:
     machine = Machine(n_cpus=2, n_busy=50)
     assert min(machine.run(machine.sharing(), 1000)) == 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -20,17 +19,16 @@ from refllm.kernels.linear import linear
 from refllm.oracle_int8 import D_AT, M_AT
 from refllm.quant import FORMATS, Tensor
 from tests.conftest import HUNG_SECONDS
+from tests.support.networks import random_floats, same_bits
 from tests.support.other_cpus import environment_for, skip_unless_runnable
+
+pytestmark = pytest.mark.usefixtures("all_threads")
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 PROJECT = Path(__file__).resolve().parents[2]
 ALL_FORMATS = sorted(INT8_FORMATS)
-
-
-def random_floats(*shape: int, seed: int = 0) -> Floats:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def random_weight(type_name: str, n_rows: int, n_columns: int, *, seed: int = 0) -> Tensor:
@@ -48,16 +46,6 @@ def random_weight(type_name: str, n_rows: int, n_columns: int, *, seed: int = 0)
 def half_places(type_name: str) -> list[int]:
     """The bytes of a block where its floats d and m begin."""
     return [D_AT.get(type_name, 0), *([M_AT[type_name]] if type_name in M_AT else [])]
-
-
-def same_bits(a: Floats, b: Floats) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-@pytest.fixture(autouse=True)
-def all_threads() -> Iterator[None]:
-    yield
-    use_threads(None)
 
 
 # --- The kernels follow the rule -----------------------------------------------------------------
@@ -104,7 +92,7 @@ def test_activations_of_any_size_equal_the_oracle(type_name: str, scale: float) 
 
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q5_1", "Q4_K", "Q6_K"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_a_number_spoils_its_own_row_only(type_name: str, bad: float) -> None:
+def test_a_nan_changes_its_own_row_only(type_name: str, bad: float) -> None:
     x, weight = random_floats(4, 512), pack_int8(random_weight(type_name, 70, 512))
     expected = linear(x, weight)
     x[2, 300] = bad
@@ -114,7 +102,7 @@ def test_what_is_not_a_number_spoils_its_own_row_only(type_name: str, bad: float
 
 
 @pytest.mark.parametrize("type_name", ["Q8_0", "Q4_K"])
-def test_a_row_is_the_same_alone_and_among_others(type_name: str) -> None:
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(type_name: str) -> None:
     x, weight = random_floats(7, 512), pack_int8(random_weight(type_name, 200, 512))
     together = linear(x, weight)
     assert all(same_bits(linear(x[[t]], weight), together[[t]]) for t in range(7))
@@ -133,7 +121,7 @@ def test_no_rows_are_no_rows() -> None:
     assert linear(np.empty((0, 64), np.float32), weight).shape == (0, 65)
 
 
-def test_every_other_row_in_memory_is_read_where_it_is() -> None:
+def test_every_second_row_gives_the_bits_of_a_copy() -> None:
     x, weight = random_floats(8, 64), pack_int8(random_weight("Q8_0", 65, 64))
     assert same_bits(linear(x[::2], weight), linear(x[::2].copy(), weight))
 
@@ -173,7 +161,7 @@ def test_without_the_dot_product_instruction_the_bits_are_the_same(cpu: str) -> 
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
-def test_activations_in_blocks_of_32_are_those_of_gguf_py(scale: float) -> None:
+def test_activations_in_blocks_of_32_equal_gguf_py_s(scale: float) -> None:
     x = random_floats(3, 256) * np.float32(scale)
     x[1, 32:64] = 0
     theirs = gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q8_0)

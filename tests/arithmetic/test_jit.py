@@ -22,7 +22,7 @@ from refllm.jit.compile import HOLE, SERIAL_WORK, inner, jit, prange, template
 from refllm.jit.compile import both as in_both_forms
 from refllm.jit.disk_cache import KernelCache, cache_folder, kernel_sources, stamp
 from refllm.jit.stored import stored
-from tests.checkpoints.test_private_files import owned_by_another
+from tests.support.owners import owned_by_another
 
 DAY = 86400
 
@@ -52,7 +52,7 @@ def test_a_change_in_any_source_changes_the_folder(sources: list[Path], tmp_path
     assert cache_folder(environment, sources) == folders[-1]
 
 
-def test_what_one_file_gives_to_another_changes_the_stamp(sources: list[Path]) -> None:
+def test_code_moved_to_another_file_changes_the_stamp(sources: list[Path]) -> None:
     sources[0].write_text("x = 1\ny = 2\n")
     before = stamp(sources)
     sources[0].write_text("x = 1\n")
@@ -134,7 +134,7 @@ def test_temporary_files_are_the_last_resort(
 
 @pytest.mark.skipif(os.name != "posix", reason="on Windows each user has their own")
 @pytest.mark.parametrize("change", ["others may write", "another user's", "a link"])
-def test_a_temporary_folder_that_others_can_fill_is_not_used(
+def test_a_temporary_folder_writable_by_other_users_is_not_used(
     change: str,
     nowhere: dict[str, str],
     sources: list[Path],
@@ -154,7 +154,7 @@ def test_a_temporary_folder_that_others_can_fill_is_not_used(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no modes")
-def test_a_folder_that_others_can_fill_is_passed_over_with_one_warning(
+def test_a_folder_writable_by_other_users_is_skipped_with_one_warning(
     sources: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shared = tmp_path / "shared"
@@ -186,9 +186,7 @@ def test_without_sources_nothing_is_kept(tmp_path: Path) -> None:
     assert cache_folder({"REFLLM_CACHE_DIR": str(tmp_path)}, []) is None
 
 
-def test_what_no_process_has_used_for_a_season_is_removed(
-    sources: list[Path], tmp_path: Path
-) -> None:
+def test_kernels_unused_for_90_days_are_removed(sources: list[Path], tmp_path: Path) -> None:
     for name, days in {"kernels-old": 91, "kernels-new": 89, "something-else": 91}.items():
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - days * DAY,) * 2)
@@ -226,7 +224,7 @@ def counts(dispatcher: Any) -> tuple[int, int]:
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_was_compiled_once_is_found() -> None:
+def test_a_compiled_kernel_is_loaded_from_the_disk_cache() -> None:
     first, second = compiled(), compiled()
     assert (first(3), counts(first)) == (6, (0, 1))
     assert (second(3), counts(second)) == (6, (1, 0))
@@ -319,7 +317,7 @@ def test_a_result_of_several_types_is_found_again() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_code_that_refers_to_a_module_of_others_is_compiled_again(
+def test_code_that_refers_to_a_foreign_module_is_compiled_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def stored_of_others(*version: Any) -> bytes:

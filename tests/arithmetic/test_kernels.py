@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import gguf
@@ -25,12 +24,11 @@ from refllm.kernels.linear import embedding, linear
 from refllm.kernels.packed.fields import WIDE_FIELDS
 from refllm.kernels.packed.panels import pack
 from refllm.quant import FORMATS, Tensor
+from tests.support.networks import random_floats, same_bits
+
+pytestmark = pytest.mark.usefixtures("all_threads")
 
 Floats = NDArray[np.float32]
-
-
-def random_floats(*shape: int, seed: int = 0) -> Floats:
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def stored(matrix: Floats, type_name: str = "F32") -> Tensor:
@@ -38,16 +36,6 @@ def stored(matrix: Floats, type_name: str = "F32") -> Tensor:
     kind = gguf.GGMLQuantizationType[type_name]
     data = gguf.quants.quantize(matrix, kind).view(np.uint8)
     return Tensor("test", FORMATS[type_name], matrix.shape, data.reshape(len(matrix), -1))
-
-
-def same_bits(a: Floats, b: Floats) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-@pytest.fixture(autouse=True)
-def all_threads() -> Iterator[None]:
-    yield
-    use_threads(None)
 
 
 # 64·1024 multiplications is where the parallel path begins.
@@ -139,7 +127,7 @@ def test_a_wide_matrix_is_computed_whole() -> None:
 
 @pytest.mark.parametrize("n_tokens", range(2, 14))
 @pytest.mark.parametrize("type_name", ["F32", "Q8_0"])
-def test_a_row_is_the_same_alone_and_among_others(type_name: str, n_tokens: int) -> None:
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(type_name: str, n_tokens: int) -> None:
     x, weight = random_floats(n_tokens, 128), random_blocks(type_name, 700, 128)
     together = linear(x, pack(weight))
     alone = [linear(x[t : t + 1], pack(weight)) for t in range(n_tokens)]
@@ -228,7 +216,7 @@ def test_attention_within_texts_equals_the_oracle(n_tokens: int) -> None:
         assert same_bits(got[text], exact)
 
 
-def test_attention_weights_are_those_that_attention_uses() -> None:
+def test_attention_weights_equal_the_weights_inside_attention() -> None:
     q, k, v = random_floats(3, 4, 8), random_floats(5, 2, 8, seed=1), random_floats(5, 2, 8, seed=2)
     cache = cache_of(k, v, n_new=3)
     [(keys, _)] = cache.buffers

@@ -88,7 +88,7 @@ def test_threads_do_not_get_each_other_s_memory() -> None:
         assert all(pool.map(is_kept, range(100)))
 
 
-def test_what_would_be_too_much_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_beyond_the_limit_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MAX_BYTES", 3 * MIN_BYTES)
     arrays = [empty(N) for _ in range(5)]
     del arrays
@@ -105,7 +105,7 @@ def test_sizes_that_are_no_longer_wanted_make_room(monkeypatch: pytest.MonkeyPat
     assert address(empty(2 * N)) == before
 
 
-def test_what_is_small_is_left_to_numpy() -> None:
+def test_small_arrays_are_allocated_by_numpy() -> None:
     assert empty(N - 1).flags.owndata
 
 
@@ -149,7 +149,7 @@ def test_weights_do_not_share_a_byte() -> None:
         assert all(pool.map(is_kept, range(100)))
 
 
-def test_an_arena_is_freed_when_no_array_in_it_is_left(
+def test_an_arena_is_freed_with_its_last_array(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory, "ARENA_BYTES", LARGE_PAGE)

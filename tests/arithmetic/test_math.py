@@ -2,7 +2,7 @@
 
 The references are Python's `math`, float64 from the C library: its error is 2^-29 of a float32
 unit. Every float32 is too much for a test; `tools/measure_math.py` does that. Here it is every
-20,011th (a prime), which meets every exponent and both signs.
+20,011th (a prime), which covers every exponent and both signs.
 """
 
 from __future__ import annotations

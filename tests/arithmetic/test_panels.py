@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -15,13 +13,9 @@ from refllm.kernels.packed.panels import pack, side_by_side
 from refllm.kernels.simd.lanes import LANES
 from refllm.quant import FORMATS, Tensor
 
+pytestmark = pytest.mark.usefixtures("all_threads")
+
 Bytes = NDArray[np.uint8]
-
-
-@pytest.fixture(autouse=True)
-def all_threads() -> Iterator[None]:
-    yield
-    use_threads(None)
 
 
 def random_tensor(type_name: str, n_rows: int, n_columns: int) -> Tensor:

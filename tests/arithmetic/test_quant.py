@@ -126,7 +126,7 @@ def test_any_bytes_decode_as_gguf_decodes_them(name: str, data: st.DataObject) -
     assert_same_bits(FORMATS[name].decode(block[None]), decoded_by_gguf(name, block[None]))
 
 
-def test_every_half_becomes_the_float_that_numpy_says() -> None:
+def test_every_float16_decodes_as_numpy_does() -> None:
     patterns = np.arange(65536, dtype=np.uint16)
     with np.errstate(invalid="ignore"):  # signaling NaNs
         expected = patterns.view(np.float16).astype(np.float32)[:, None]
@@ -135,7 +135,7 @@ def test_every_half_becomes_the_float_that_numpy_says() -> None:
     assert_same_bits(alone, expected)
 
 
-def test_every_bfloat16_becomes_the_float_that_its_definition_says() -> None:
+def test_every_bfloat16_decodes_by_its_definition() -> None:
     patterns = np.arange(65536, dtype=np.uint16)
     sign = np.where(patterns >> 15, -1.0, 1.0)
     exponent = (patterns >> 7 & 255).astype(np.int64)
@@ -269,7 +269,7 @@ def test_plain_numbers_are_rounded_once(
 
 
 @pytest.mark.parametrize("name", KNOWN_TO_GGUF)
-def test_every_type_that_gguf_knows_loads(name: str) -> None:
+def test_every_type_of_gguf_py_loads(name: str) -> None:
     tensor = random_tensor(name)
     array = tensor.array()
     assert array.dtype == np.float32
@@ -281,7 +281,7 @@ def test_every_type_that_gguf_knows_loads(name: str) -> None:
     # gguf still counts Q8_1 as it was when d and s were float32; ggml's block has 36 bytes.
     [name for name in KNOWN_TO_GGUF if name != "Q8_1"],
 )
-def test_blocks_are_as_large_as_gguf_says(name: str) -> None:
+def test_blocks_have_the_sizes_of_gguf_py(name: str) -> None:
     form = FORMATS[name]
     sizes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
     assert (form.block_size, form.block_bytes) == sizes

@@ -26,7 +26,7 @@ def test_rows_are_the_same_rows_of_the_array(name: str, start: int, stop: int) -
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "Q4_0", "Q6_K"])
-def test_a_tensor_of_one_axis_is_one_row(name: str) -> None:
+def test_a_tensor_of_one_axis_has_one_row(name: str) -> None:
     form = FORMATS[name]
     tensor = Tensor("output_norm.weight", form, (form.block_size,), random_blocks(name, 1))
     assert tensor.rows(0, 1).shape == (1, form.block_size)

@@ -20,7 +20,7 @@ def random_rows(n: int, width: int, seed: int = 0) -> Floats:
 
 
 @pytest.mark.parametrize("type_name", QUANTIZABLE)
-def test_what_was_quantized_is_decoded_to_nearly_the_same(type_name: str) -> None:
+def test_quantized_values_decode_to_nearly_the_same(type_name: str) -> None:
     most = {"F32": 0.0, "F16": 0.001, "BF16": 0.01, "Q8_0": 0.02, "Q4_0": 0.35, "Q4_K": 0.3}
     values = random_rows(5, 512)
     tensor = quantized("w", values, type_name)
@@ -29,13 +29,13 @@ def test_what_was_quantized_is_decoded_to_nearly_the_same(type_name: str) -> Non
 
 
 @pytest.mark.parametrize("type_name", QUANTIZABLE)
-def test_others_decode_the_same_bytes_to_the_same_values(type_name: str) -> None:
+def test_gguf_py_decodes_the_same_bytes_to_the_same_values(type_name: str) -> None:
     tensor = quantized("w", random_rows(3, 256), type_name)
     theirs = quants.dequantize(tensor.data, gguf.GGMLQuantizationType[type_name])
     assert np.array_equal(tensor.array(), theirs)
 
 
-def test_q4_k_keeps_what_lies_on_its_levels() -> None:
+def test_q4_k_keeps_values_on_its_levels() -> None:
     # Sub-block s is d·sc·q − dmin·mn with d = 1/2, dmin = 1/4, sc = 63 − s, mn = 63 − 2·s; the
     # first has both largest numbers, so d and dmin come out again, and all levels are used.
     q = np.arange(32, dtype=np.float32) % 16
@@ -76,7 +76,9 @@ def test_one_number_alone_among_zeros_is_kept() -> None:
         (np.full((1, 256), np.inf, np.float32), "Q4_0", "not finite"),
     ],
 )
-def test_what_cannot_be_quantized_is_named(values: Floats, type_name: str, named: str) -> None:
+def test_a_value_that_cannot_be_quantized_is_named(
+    values: Floats, type_name: str, named: str
+) -> None:
     with pytest.raises(InvalidInput, match=named):
         quantized("w", values, type_name)
 

@@ -70,7 +70,7 @@ def test_numba_s_own_threads_are_not_asked_by_two_at_once(tiny_path: Path) -> No
 
 @pytest.fixture
 def own_thread() -> Iterator[ThreadPoolExecutor]:
-    """A thread whose number of kernel threads is nobody else's concern."""
+    """A thread whose number of kernel threads is its own: changing it affects no other test."""
     with ThreadPoolExecutor(1) as pool:
         yield pool
 

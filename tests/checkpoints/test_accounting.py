@@ -183,7 +183,7 @@ class TestKeysOfConfigJson:
         with pytest.raises(ModelNotSupported, match="unheard_of = 3"):
             verify(folder_with(tmp_path, {"unheard_of": 3}))
 
-    def test_a_key_that_is_null_says_nothing(self, tmp_path: Path) -> None:
+    def test_a_key_that_is_null_counts_as_absent(self, tmp_path: Path) -> None:
         folder = folder_with(tmp_path, {})
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"unheard_of": None}))
@@ -236,11 +236,13 @@ class TestBiasesAndTies:
         with pytest.raises(LlmRuntimeError, match=f"{key} is true, and there is none of"):
             load_path(folder_with(tmp_path, {key: True}))
 
-    @pytest.mark.parametrize("said", [False, None])
+    @pytest.mark.parametrize("message", [False, None])
     def test_an_output_matrix_that_is_missing_and_not_tied_is_an_error(
-        self, said: bool | None, tmp_path: Path
+        self, message: bool | None, tmp_path: Path
     ) -> None:
-        path = tiny_llama_folder(tmp_path / "tiny", tied=True, config={"tie_word_embeddings": said})
+        path = tiny_llama_folder(
+            tmp_path / "tiny", tied=True, config={"tie_word_embeddings": message}
+        )
         with pytest.raises(LlmRuntimeError, match=r"lm_head\.weight is missing, and tie_word_emb"):
             load_path(path)
 
@@ -315,7 +317,7 @@ class TestTensors:
 
 
 class TestTheLedger:
-    def test_it_has_each_key_and_tensor_of_a_gguf_once(self, tmp_path: Path) -> None:
+    def test_the_ledger_has_each_key_and_tensor_of_a_gguf_once(self, tmp_path: Path) -> None:
         path = tiny_llama_gguf(
             tmp_path / "tiny.gguf",
             metadata={"llama.unheard_of": 1, "some.tool": "x"},

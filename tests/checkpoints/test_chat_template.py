@@ -60,7 +60,9 @@ def test_a_chat_is_written_as_transformers_writes_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_what_transformers_cannot_write_is_an_error_that_names_the_template(name: str) -> None:
+def test_a_chat_that_transformers_cannot_render_is_an_error_that_names_the_template(
+    name: str,
+) -> None:
     is_of_the_template = FAILING[name]["error"] in OF_THE_TEMPLATE
     expected = LlmRuntimeError if is_of_the_template else InvalidInput
     with pytest.raises(expected, match=r"^the model's chat template "):
@@ -68,7 +70,7 @@ def test_what_transformers_cannot_write_is_an_error_that_names_the_template(name
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{{ raise_exception('Only ' + messages[0].role) }}", "refuses the messages: Only user$"),
         ("\n\n{{ messages[0].name.first }}", r"has no attribute 'name' \(line 3\)$"),
@@ -83,13 +85,13 @@ def test_what_transformers_cannot_write_is_an_error_that_names_the_template(name
         ("{{ raise_exception('x' * 9000) }}", "refuses the messages: x{2000}$"),
     ],
 )
-def test_an_error_says_what_is_wrong_and_in_which_line(template: str, said: str) -> None:
-    with pytest.raises((InvalidInput, LlmRuntimeError), match=said):
+def test_an_error_of_a_template_has_its_reason_and_line(template: str, message: str) -> None:
+    with pytest.raises((InvalidInput, LlmRuntimeError), match=message):
         chat_prompt(template, HELLO, special_tokens={})
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "message"),
     [
         ([], "at least one message"),
         (["Hello!"], "must be a mapping with a role, is 'Hello!'"),
@@ -98,9 +100,9 @@ def test_an_error_says_what_is_wrong_and_in_which_line(template: str, said: str)
     ],
 )
 def test_messages_of_a_wrong_shape_are_the_caller_s_mistake(
-    messages: Sequence[Any], said: str
+    messages: Sequence[Any], message: str
 ) -> None:
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(InvalidInput, match=message):
         chat_prompt("{{ messages }}", messages, special_tokens={})
 
 
@@ -122,7 +124,9 @@ def test_a_special_token_cannot_take_the_place_of_the_messages() -> None:
     assert chat_prompt(template, HELLO, special_tokens=names) == "Hello!None"
 
 
-def test_without_jinja_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_jinja_the_error_has_the_package_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with Renderer() as renderer, pytest.raises(LlmRuntimeError) as refusal:
         chat_prompt(LLAMA_2, HELLO, special_tokens={}, renderer=renderer)
@@ -161,7 +165,7 @@ def test_of_several_templates_a_chat_uses_the_one_that_transformers_uses(
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "message"),
     [
         ("chat_template.jinja", "caf\xe9", r"chat_template.jinja: not UTF-8 text: .*0xe9"),
         ("chat_template.jinja", "", "chat_template.jinja: the file is empty"),
@@ -191,10 +195,10 @@ def test_of_several_templates_a_chat_uses_the_one_that_transformers_uses(
     ],
 )
 def test_a_template_of_a_wrong_shape_is_an_error_that_names_its_file(
-    file: str, text: str, said: str, tmp_path: Path
+    file: str, text: str, message: str, tmp_path: Path
 ) -> None:
     folder = written({file: text}, tmp_path / "tiny")
-    with pytest.raises(LlmRuntimeError, match=said):
+    with pytest.raises(LlmRuntimeError, match=message):
         chat_template_of(open_weights(folder))
 
 
@@ -213,24 +217,24 @@ def test_a_template_of_a_wrong_shape_is_an_error_that_names_its_file(
 def test_a_gguf_s_template_is_the_one_that_llama_cpp_uses(
     metadata: Mapping[str, str], template: str | None, tmp_path: Path
 ) -> None:
-    said = {f"tokenizer.chat_template{name}": text for name, text in metadata.items()}
-    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said)
+    message = {f"tokenizer.chat_template{name}": text for name, text in metadata.items()}
+    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=message)
     assert chat_template_of(open_weights(path)) == template
 
 
 def test_a_gguf_s_templates_have_their_names(tmp_path: Path) -> None:
-    said = {
+    message = {
         "tokenizer.chat_templates": ["rag"],
         "tokenizer.chat_template": "a",
         "tokenizer.chat_template.rag": "b",
     }
-    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said))
+    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=message))
     assert chat_templates_of(weights) == {"default": "a", "rag": "b"}
 
 
 def test_a_gguf_without_a_template_for_chats_is_an_error(tmp_path: Path) -> None:
-    said = {"tokenizer.chat_template.rag": "b"}
-    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said))
+    message = {"tokenizer.chat_template.rag": "b"}
+    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=message))
     with pytest.raises(LlmRuntimeError, match=r"tiny\.gguf: has the chat templates rag, and none"):
         chat_template_of(weights)
 
@@ -239,13 +243,13 @@ def test_a_gguf_without_a_template_for_chats_is_an_error(tmp_path: Path) -> None
 
 
 def test_the_ledger_has_every_template_of_a_gguf(tmp_path: Path) -> None:
-    said = {
+    message = {
         "tokenizer.chat_templates": ["rag"],
         "tokenizer.chat_template": "a",
         "tokenizer.chat_template.rag": "b",
     }
     ledger = Ledger()
-    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said)
+    path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=message)
     chat_template_of(open_weights(path), ledger=ledger)
     assert {(entry.name, entry.verdict) for entry in ledger.entries} == {
         ("tokenizer.chat_template", "used"),
@@ -255,8 +259,8 @@ def test_the_ledger_has_every_template_of_a_gguf(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_of_a_gguf_s_templates_is_refused(tmp_path: Path) -> None:
-    said = {"tokenizer.chat_template_engine": "mustache"}
-    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=said))
+    message = {"tokenizer.chat_template_engine": "mustache"}
+    weights = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf", metadata=message))
     with pytest.raises(ModelNotSupported, match=r"tokenizer\.chat_template_engine = 'mustache'"):
         chat_template_of(weights)
 

@@ -1,4 +1,4 @@
-"""The processes that render chat templates: their limits, their end, and who shares them."""
+"""The processes that render chat templates: their limits, their end, and sharing them."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_a_child_ends_where_its_parent_does() -> None:
     assert b'"jinja2"' in ended.stdout
 
 
-def test_a_child_without_a_parent_ends_itself_where_it_is_late() -> None:
+def test_an_orphaned_renderer_ends_at_its_time_limit() -> None:
     request = frame({"template": LONG, "variables": {}})
     ended = subprocess.run(
         CHILD,

@@ -34,7 +34,7 @@ MEGABYTE = 10**6
 MEMORY_MB = 200
 
 # What is imported counts for no file. Each file has a process, which begins with the imports'
-# memory, and whose end tells what it took.
+# memory, and whose resource usage is read at its end.
 READER = f"""
 import json, os, resource, sys
 from pathlib import Path
@@ -71,7 +71,7 @@ for name, read in json.load(sys.stdin):
 class Outcome(NamedTuple):
     """What reading a file came to: "read" or the error's text, and what it took."""
 
-    said: str
+    message: str
     seconds: float
     memory: int
 
@@ -276,8 +276,8 @@ VOCABULARIES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
 }
 EXPECTED = {
-    **{case: said for case, (_, said) in GGUF_FILES.items()},
-    **{case: said for case, (_, _, said) in (FOLDER_FILES | VOCABULARIES).items()},
+    **{case: message for case, (_, message) in GGUF_FILES.items()},
+    **{case: message for case, (_, _, message) in (FOLDER_FILES | VOCABULARIES).items()},
 }
 
 
@@ -331,9 +331,9 @@ def test_a_file_is_read_or_refused_by_what_it_has_too_much_of(
     case: str, outcomes: Mapping[str, Outcome]
 ) -> None:
     if EXPECTED[case] == READ:
-        assert outcomes[case].said == READ
+        assert outcomes[case].message == READ
     else:
-        assert EXPECTED[case] in outcomes[case].said
+        assert EXPECTED[case] in outcomes[case].message
 
 
 @pytest.mark.parametrize("case", EXPECTED)

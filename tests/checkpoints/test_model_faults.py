@@ -219,7 +219,7 @@ class TestEachFault:
 class TestAccountingCommand:
     """`refllm models show --accounting`, as it is typed."""
 
-    def test_it_prints_a_line_for_each_tensor_and_key(self, tmp_path: Path) -> None:
+    def test_doctor_model_prints_a_line_for_each_tensor_and_key(self, tmp_path: Path) -> None:
         path = tiny_llama_gguf(tmp_path / "tiny.gguf")
         result = CliRunner().invoke(app, ["models", "show", str(path), "--accounting"])
         assert result.exit_code == 0
@@ -229,7 +229,7 @@ class TestAccountingCommand:
         assert rows["blk.1.ffn_down.weight"] == rows["llama.block_count"] == "used"
         assert rows["general.name"] == "irrelevant"
 
-    def test_it_exits_with_1_where_something_is_refused(self, tmp_path: Path) -> None:
+    def test_doctor_model_exits_with_1_where_something_is_refused(self, tmp_path: Path) -> None:
         path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata={"llama.expert_count": 8})
         result = CliRunner().invoke(app, ["models", "show", str(path), "--accounting"])
         assert result.exit_code == 1

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from refllm.files.private import NotPrivateError, private_folder, read_kept, write_kept
+from tests.support.owners import ANOTHER_USER, owned_by_another
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has no owners and no modes")
-
-ANOTHER_USER = 4242
-UID = 4  # the place of the owner in a stat_result
-
-
-def owned_by_another(
-    function: Callable[..., os.stat_result], owned: Callable[[object], bool] = lambda _: True
-) -> Callable[..., os.stat_result]:
-    """`os.lstat` or `os.fstat`, by which some files belong to another user."""
-
-    def told(file: object) -> os.stat_result:
-        fields = list(function(file))
-        if owned(file):
-            fields[UID] = ANOTHER_USER
-        return os.stat_result(fields)
-
-    return told
 
 
 @pytest.fixture
@@ -52,15 +35,15 @@ def test_a_folder_is_made_and_can_be_written_to_by_its_owner_only(tmp_path: Path
 
 
 @pytest.mark.parametrize("place", ["folder", "above"])
-@pytest.mark.parametrize(("mode", "who"), [(0o775, "its group"), (0o777, "every user")])
+@pytest.mark.parametrize(("mode", "writers"), [(0o775, "its group"), (0o777, "every user")])
 def test_a_folder_that_other_users_can_write_to_is_refused_with_the_command_that_fixes_it(
-    place: str, mode: int, who: str, tmp_path: Path
+    place: str, mode: int, writers: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "above" / "folder"
     folder.mkdir(parents=True)
     blamed = folder if place == "folder" else folder.parent
     blamed.chmod(mode)
-    with pytest.raises(NotPrivateError, match=f"can be written to by {who}") as caught:
+    with pytest.raises(NotPrivateError, match=f"can be written to by {writers}") as caught:
         private_folder(folder)
     assert caught.value.place == blamed
     assert caught.value.remedy == f"chmod go-w {blamed}"
@@ -114,7 +97,7 @@ def test_a_file_in_the_place_of_a_folder_cannot_be_used(tmp_path: Path) -> None:
 # --- Files ---------------------------------------------------------------------------------------
 
 
-def test_what_was_kept_is_read_for_the_same_identity_only(kept: Path) -> None:
+def test_a_cached_value_is_read_for_the_same_identity_only(kept: Path) -> None:
     assert read_kept(kept, "a") == b"contents"
     assert read_kept(kept, "b") is None
     assert read_kept(kept.with_name("nothing"), "a") is None
@@ -126,7 +109,7 @@ def test_where_an_identity_ends_and_the_contents_begin_is_part_of_the_checksum(k
     assert read_kept(kept, "ac") is None
 
 
-def test_what_is_kept_can_be_written_to_by_its_owner_only(tmp_path: Path) -> None:
+def test_a_cached_file_is_writable_by_its_owner_only(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         write_kept(tmp_path / "a.kept", "a", b"contents")
@@ -164,9 +147,7 @@ def test_a_path_that_is_no_regular_file_is_not_read_and_does_not_block(no_file: 
     assert read_kept(no_file, "a") is None
 
 
-def test_what_cannot_be_written_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_unfinished: Path, _path: Path) -> Path:
         raise OSError(28, "No space left on device")
 

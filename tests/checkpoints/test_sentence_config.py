@@ -316,7 +316,7 @@ def test_a_collecting_ledger_records_every_refusal(folder: Path) -> None:
     assert len(recorded) == len(set(recorded))
 
 
-def test_a_collecting_ledger_goes_on_where_pooling_itself_is_refused(folder: Path) -> None:
+def test_a_collecting_ledger_continues_after_a_refused_pooling(folder: Path) -> None:
     splade = "sentence_transformers.sparse_encoder.models.SpladePooling"
     modules_json(folder, TRANSFORMER, {**POOLING, "type": splade})
     ledger = Ledger(collecting=True)

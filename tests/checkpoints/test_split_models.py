@@ -16,9 +16,9 @@ from refllm.engine import LocalEngine
 from refllm.export import export
 from refllm.models.find import list_models
 from refllm.models.load import load_path
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.exports import result
 from tests.support.model_files import tiny_llama_folder, tiny_llama_gguf
+from tests.support.networks import same_bits
 
 N_PARTS = 3
 
@@ -55,7 +55,7 @@ def test_each_part_s_name_opens_the_whole_model(parts: list[Path], whole: Path) 
         assert same_bits(result(part), result(whole))
 
 
-def test_a_folder_of_parts_is_one_model(parts: list[Path], whole: Path) -> None:
+def test_a_folder_of_parts_loads_as_one_model(parts: list[Path], whole: Path) -> None:
     assert same_bits(result(parts[0].parent), result(whole))
 
 
@@ -85,7 +85,7 @@ def test_a_missing_part_is_named(parts: list[Path]) -> None:
         load_path(parts[0])
 
 
-def test_a_part_under_another_name_says_what_its_name_must_be(parts: list[Path]) -> None:
+def test_a_renamed_part_is_an_error_with_the_right_name(parts: list[Path]) -> None:
     renamed = parts[0].rename(parts[0].with_name("renamed.gguf"))
     with pytest.raises(LlmRuntimeError, match="its name must end in -00001-of-0000N"):
         load_path(renamed)
@@ -169,6 +169,6 @@ class TestOtherFiles:
         with pytest.raises(LlmRuntimeError, match=r"pytorch_model\.bin must be converted"):
             load_path(folder)
 
-    def test_nothing_at_a_path_is_the_caller_s_mistake(self, tmp_path: Path) -> None:
+    def test_a_missing_path_is_invalid_input(self, tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="there is no model at"):
             load_path(tmp_path / "absent")

@@ -87,7 +87,7 @@ def test_a_bert_is_the_same_from_gguf_and_from_safetensors(tmp_path: Path, prefi
     assert contents(from_folder) == contents(from_gguf)
 
 
-def test_weights_say_where_they_come_from(tmp_path: Path) -> None:
+def test_weights_have_their_source_architecture_and_hyperparameters(tmp_path: Path) -> None:
     from_gguf = open_weights(tiny_llama_gguf(tmp_path / "tiny.gguf"))
     from_folder = open_weights(tiny_bert_folder(tmp_path / "tiny"))
     assert (from_gguf.source, from_gguf.architecture) == ("gguf", "llama")
@@ -96,7 +96,7 @@ def test_weights_say_where_they_come_from(tmp_path: Path) -> None:
     assert from_folder.hparams == json.loads((tmp_path / "tiny" / "config.json").read_text())
 
 
-def test_the_memory_map_goes_with_the_weights(tmp_path: Path) -> None:
+def test_the_memory_map_is_closed_with_the_weights(tmp_path: Path) -> None:
     for path in (tiny_llama_gguf(tmp_path / "tiny.gguf"), tiny_bert_folder(tmp_path / "tiny")):
         weights = open_weights(path)
         still_mapped = weakref.ref(map_under(weights))
@@ -119,14 +119,14 @@ def test_a_folder_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
     assert open_weights(tmp_path).path == path
 
 
-def test_two_gguf_files_in_a_folder_want_a_choice(tmp_path: Path) -> None:
+def test_two_gguf_files_in_a_folder_are_an_error_that_names_both(tmp_path: Path) -> None:
     tiny_llama_gguf(tmp_path / "a.gguf")
     tiny_llama_gguf(tmp_path / "b.gguf")
     with pytest.raises(LlmRuntimeError, match=r"2 \.gguf files: name one"):
         open_weights(tmp_path)
 
 
-def test_a_folder_without_model_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_an_error_with_the_expected_files(tmp_path: Path) -> None:
     with pytest.raises(LlmRuntimeError, match=r"model\.safetensors.*no \.gguf file"):
         open_weights(tmp_path)
 
@@ -145,7 +145,7 @@ def test_a_path_no_file_system_takes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", LLAMA)
-def test_llama_names_are_those_of_llama_cpp_s_converter(name: str) -> None:
+def test_llama_tensors_have_the_names_of_llama_cpp_s_converter(name: str) -> None:
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     stored_name = hf_llama_name(name)
     assert canonical_name("llama", stored_name) == name
@@ -153,7 +153,7 @@ def test_llama_names_are_those_of_llama_cpp_s_converter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BERT)
-def test_bert_names_are_those_of_llama_cpp_s_converter(name: str) -> None:
+def test_bert_tensors_have_the_names_of_llama_cpp_s_converter(name: str) -> None:
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, 2)
     stored_name = hf_bert_name(name)
     assert canonical_name("bert", stored_name) == name
@@ -168,7 +168,7 @@ def test_bert_names_are_those_of_llama_cpp_s_converter(name: str) -> None:
         ("bert.encoder.layer.11.output.LayerNorm.beta", "blk.11.layer_output_norm.bias"),
     ],
 )
-def test_old_bert_names_are_understood(stored_name: str, name: str) -> None:
+def test_old_names_of_bert_tensors_are_read(stored_name: str, name: str) -> None:
     assert canonical_name("bert", stored_name) == name
 
 
@@ -184,7 +184,9 @@ def test_old_bert_names_are_understood(stored_name: str, name: str) -> None:
         ("llama", ""),
     ],
 )
-def test_what_the_network_does_not_use_has_no_name(architecture: str, stored_name: str) -> None:
+def test_tensors_that_the_network_does_not_use_have_no_name(
+    architecture: str, stored_name: str
+) -> None:
     assert canonical_name(architecture, stored_name) is None
 
 
@@ -213,7 +215,7 @@ def test_a_gguf_must_name_its_architecture(tmp_path: Path, value: int | None) ->
         open_gguf(path)
 
 
-def test_one_part_of_a_split_gguf_says_how_to_join_them(tmp_path: Path) -> None:
+def test_a_single_part_of_a_split_gguf_is_an_error_with_the_command_to_join(tmp_path: Path) -> None:
     path = tiny_llama_gguf(tmp_path / "tiny.gguf", metadata={"split.count": np.uint16(3)})
     with pytest.raises(LlmRuntimeError, match="one of 3 parts"):
         open_gguf(path)
@@ -318,7 +320,7 @@ def test_heads_that_do_not_fit_the_tensors_are_named(
         open_safetensors(tmp_path)
 
 
-def test_head_dim_is_the_shared_width_where_config_json_does_not_say(tmp_path: Path) -> None:
+def test_a_missing_head_dim_is_derived_from_the_width(tmp_path: Path) -> None:
     explicit = open_safetensors(tiny_llama_folder(tmp_path / "explicit"))
     derived = open_safetensors(tiny_llama_folder(tmp_path / "derived", config={"head_dim": None}))
     assert contents(derived) == contents(explicit)

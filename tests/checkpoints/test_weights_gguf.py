@@ -55,7 +55,7 @@ def file(
     n_keys: int | None = None,
     n_tensors: int | None = None,
 ) -> bytes:
-    """A GGUF file that is sound unless told otherwise."""
+    """Write a GGUF file that is valid except for the given parts."""
     keys = (LLAMA_KEY, *extra_keys)
     header = struct.pack(
         "<4sIQQ",
@@ -94,7 +94,7 @@ def test_a_tensor_of_one_number_or_none_is_set_aside_with_its_shape(
 
 
 def test_metadata_are_the_python_values_that_were_written(tmp_path: Path) -> None:
-    said: dict[str, object] = {
+    message: dict[str, object] = {
         "general.architecture": "llama",
         "a.text": "naïve ▁",
         "a.count": 7,
@@ -108,8 +108,8 @@ def test_metadata_are_the_python_values_that_were_written(tmp_path: Path) -> Non
         "some.types": [3, -1],
         "some.flags": [True, False],
     }
-    hparams = open_gguf(write_gguf(tmp_path / "file.gguf", said)).hparams
-    assert hparams == said
+    hparams = open_gguf(write_gguf(tmp_path / "file.gguf", message)).hparams
+    assert hparams == message
     assert [type(value) for value in hparams.values()] == [
         *(str, str, int, int, int, float, float, bool),
         *(list, list, list, list),

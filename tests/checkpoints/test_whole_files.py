@@ -67,7 +67,7 @@ class TestWhole:
             assert report.read_text() == "old"
         assert report.read_text() == "new"
 
-    def test_what_is_being_written_has_the_name_of_the_file(self, report: Path) -> None:
+    def test_an_unfinished_file_has_the_name_of_its_target(self, report: Path) -> None:
         with whole_file(report) as unfinished:
             assert unfinished.name == report.name
             unfinished.touch()
@@ -132,8 +132,8 @@ class TestInPlace:
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     def test_a_device_that_is_full_is_named(self) -> None:
-        said = "^/dev/full: cannot be written: No space left on device$"
-        with pytest.raises(LlmRuntimeError, match=said):
+        message = "^/dev/full: cannot be written: No space left on device$"
+        with pytest.raises(LlmRuntimeError, match=message):
             write(Path("/dev/full"), "new")
 
     def test_a_pipe_without_a_reader_stays_a_broken_pipe(self, tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ class TestFailure:
         assert names_in(tmp_path) == ["report.json"]
 
     def test_a_full_disk(self, report: Path, tmp_path: Path) -> None:
-        said = rf"^{report}: cannot be written: File too large$"
-        with full_disk(8192), pytest.raises(LlmRuntimeError, match=said):
+        message = rf"^{report}: cannot be written: File too large$"
+        with full_disk(8192), pytest.raises(LlmRuntimeError, match=message):
             write(report, "x" * 9000)
         assert report.read_text() == "old"
         assert names_in(tmp_path) == ["report.json"]
@@ -168,8 +168,8 @@ class TestFailure:
         assert report.read_text() == "new"
 
     def test_a_full_disk_in_a_folder(self, tmp_path: Path) -> None:
-        said = rf"^{tmp_path / 'model'}: cannot be written: File too large$"
-        with full_disk(8192), pytest.raises(LlmRuntimeError, match=said):
+        message = rf"^{tmp_path / 'model'}: cannot be written: File too large$"
+        with full_disk(8192), pytest.raises(LlmRuntimeError, match=message):
             write_folder(tmp_path / "model", "x" * 9000)
         assert names_in(tmp_path) == []
 
@@ -183,10 +183,10 @@ class TestFailure:
 
     def refuse_to_write(self, path: Path) -> None:
         with unprivileged(path.parent):
-            said = rf"^{path}: cannot be written: Permission denied$"
-            with pytest.raises(LlmRuntimeError, match=said):
+            message = rf"^{path}: cannot be written: Permission denied$"
+            with pytest.raises(LlmRuntimeError, match=message):
                 write(path, "new")
-            with pytest.raises(LlmRuntimeError, match=said):
+            with pytest.raises(LlmRuntimeError, match=message):
                 require_whole_file(path)
 
     def test_a_file_that_must_not_be_written(
@@ -213,20 +213,22 @@ class TestFailure:
     ) -> None:
         (tmp_path / "loop").symlink_to("loop")
         path = tmp_path / name
-        said = rf"^{path}: cannot be written: {reason}$"
-        with pytest.raises(LlmRuntimeError, match=said):
+        message = rf"^{path}: cannot be written: {reason}$"
+        with pytest.raises(LlmRuntimeError, match=message):
             write(path, "new")
-        with pytest.raises(LlmRuntimeError, match=said):
+        with pytest.raises(LlmRuntimeError, match=message):
             require_whole_file(path)
         assert names_in(tmp_path) == ["loop", "report.json"]
         assert report.read_text() == "old"
 
     def test_a_file_that_the_block_cannot_read_is_named_too(self, tmp_path: Path) -> None:
-        said = rf"new: cannot be written: {tmp_path / 'absent'}: No such file or directory$"
-        with pytest.raises(LlmRuntimeError, match=said), whole_file(tmp_path / "new"):
+        message = rf"new: cannot be written: {tmp_path / 'absent'}: No such file or directory$"
+        with pytest.raises(LlmRuntimeError, match=message), whole_file(tmp_path / "new"):
             (tmp_path / "absent").read_bytes()
 
-    def test_asking_leaves_everything_as_it_is(self, report: Path, tmp_path: Path) -> None:
+    def test_checking_that_a_file_is_writable_changes_nothing(
+        self, report: Path, tmp_path: Path
+    ) -> None:
         require_whole_file(report)
         require_whole_file(tmp_path / "new")
         require_whole_file(tmp_path / "a" / "b" / "new", parents=True)
@@ -255,8 +257,8 @@ class TestNothingIsOverwritten:
     """Where that is asked for, what exists stays."""
 
     def test_a_file(self, report: Path, tmp_path: Path) -> None:
-        said = rf"^{report} exists already; choose another place, or delete it first$"
-        with pytest.raises(InvalidInput, match=said), whole_file(report, overwrite=False):
+        message = rf"^{report} exists already; choose another place, or delete it first$"
+        with pytest.raises(InvalidInput, match=message), whole_file(report, overwrite=False):
             raise AssertionError("nothing is to be written")
         assert report.read_text() == "old"
         assert names_in(tmp_path) == ["report.json"]
@@ -307,7 +309,7 @@ class TestTwoWriters:
 
     @needs_kill
     @pytest.mark.parametrize("action", [write, write_folder])
-    def test_what_a_living_process_writes_is_no_leftover(
+    def test_an_unfinished_file_of_a_running_process_stays(
         self, action: object, tmp_path: Path
     ) -> None:
         assert callable(action)
@@ -386,13 +388,13 @@ class TestKilled:
         clear_leftovers(report)
         assert seen == [leftover]
 
-    def test_what_was_left_of_another_file_stays(self, report: Path, tmp_path: Path) -> None:
+    def test_leftovers_of_another_file_stay(self, report: Path, tmp_path: Path) -> None:
         killed_at(BEFORE_THE_RENAME, write, tmp_path / "report.json.html", "new")
         left = hidden_in(tmp_path)
         write(report, "new")
         assert hidden_in(tmp_path) == left
 
-    def test_what_looks_like_a_leftover_of_another_program_stays(self, report: Path) -> None:
+    def test_files_of_another_program_with_similar_names_stay(self, report: Path) -> None:
         (report.parent / ".report.json.swp").touch()
         (report.parent / ".report.json.1234.unfinished").mkdir()
         write(report, "new")

@@ -13,13 +13,12 @@ from refllm.conform.models import suite_model
 from refllm.conform.report.files import KINDS, require_writable, write_reports
 from refllm.export import LAYOUTS, Layout, export, quantize
 from refllm.models.find import list_models
-from tests.arithmetic.test_kernels import same_bits
-from tests.cli.test_cli import answer, refllm
-from tests.cli.test_cli_conform import conform
+from tests.support.commands import answer, refllm, refllm_conform
 from tests.support.conform_reports import of_each_status
 from tests.support.exports import exported, names_in, result
 from tests.support.interrupted import full_disk, hidden_in, killed_at, needs_kill
 from tests.support.model_files import tiny_bert_folder, tiny_llama_gguf
+from tests.support.networks import same_bits
 
 WRITTEN = "refllm.files.whole.sync"
 RENAMED = "refllm.files.whole.shutil.rmtree"
@@ -40,8 +39,8 @@ class TestReports:
     def test_on_a_full_disk_the_old_report_stays_and_the_new_one_is_named(
         self, kind: str, files: dict[str, Path], tmp_path: Path
     ) -> None:
-        said = rf"^{files[kind]}: cannot be written: File too large$"
-        with full_disk(100), pytest.raises(LlmRuntimeError, match=said):
+        message = rf"^{files[kind]}: cannot be written: File too large$"
+        with full_disk(100), pytest.raises(LlmRuntimeError, match=message):
             write_reports(of_each_status(), {kind: files[kind]})
         assert {path.read_text() for path in files.values()} == {"old"}
         assert hidden_in(tmp_path) == []
@@ -89,10 +88,10 @@ class TestReports:
         self, asking: tuple[str, ...], files: dict[str, Path]
     ) -> None:
         with full_disk(8192):
-            code, printed, said = conform(*asking, "--json", files["json"])
+            code, printed, message = refllm_conform(*asking, "--json", files["json"])
         assert code == 1
         assert "refllm conformance, suite" in printed
-        assert f"runtime-error: {files['json']}: cannot be written: File too large\n" in said
+        assert f"runtime-error: {files['json']}: cannot be written: File too large\n" in message
         assert files["json"].read_text() == "old"
 
     def test_a_closed_standard_output_does_not_cost_the_reports(
@@ -102,9 +101,9 @@ class TestReports:
             raise LlmRuntimeError("standard output is closed")
 
         monkeypatch.setattr("refllm.cli.conform.write_text", fail)
-        code, _, said = conform(*asking, "--json", files["json"])
+        code, _, message = refllm_conform(*asking, "--json", files["json"])
         assert code == 1
-        assert said.endswith("refllm: runtime-error: standard output is closed\n")
+        assert message.endswith("refllm: runtime-error: standard output is closed\n")
         assert json.loads(files["json"].read_text("utf-8"))["exit_code"] == 1
 
 
@@ -120,7 +119,7 @@ class TestExports:
         return tmp_path / "exported"
 
     @pytest.mark.parametrize("layout", LAYOUTS)
-    def test_on_a_full_disk_the_target_is_named_and_there_is_none(
+    def test_on_a_full_disk_the_error_names_the_target_and_no_file_is_left(
         self, layout: Layout, llama: Path, to: Path, tmp_path: Path
     ) -> None:
         with (
@@ -132,8 +131,8 @@ class TestExports:
         assert same_bits(result(exported(llama, tmp_path, layout)), result(llama))
 
     def test_quantizing_on_a_full_disk_names_the_file(self, llama: Path, to: Path) -> None:
-        said = r"small\.gguf: cannot be written: File too large"
-        with full_disk(8192), pytest.raises(LlmRuntimeError, match=said):
+        message = r"small\.gguf: cannot be written: File too large"
+        with full_disk(8192), pytest.raises(LlmRuntimeError, match=message):
             quantize(llama, to / "small.gguf", type_name="Q8_0")
         assert names_in(to) == []
 

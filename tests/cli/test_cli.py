@@ -15,29 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
-from typer.testing import CliRunner, Result
 
 from refllm.api import InferencingParams, InferencingResult, InferencingUsage, LlmRuntimeError
-from refllm.cli import app
 from refllm.cli.common import model_of
 from refllm.engine import LocalEngine
 from refllm.generate import Chunk, Wishes
 from refllm.models.pull import Progress
+from tests.support.commands import answer, refllm
 from tests.support.model_files import tiny_bert_folder, tiny_bert_gguf, tiny_llama_gguf
 
 NO_MODEL = "no-such-model"
-
-
-def refllm(*arguments: str | Path, stdin: bytes | str = "") -> Result:
-    """What `refllm` with these arguments does."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
-
-
-def answer(*arguments: str | Path, stdin: bytes | str = "") -> str:
-    """Standard output of a command that must succeed without a word on standard error."""
-    result = refllm(*arguments, stdin=stdin)
-    assert (result.exit_code, result.stderr) == (0, "")
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +294,7 @@ class TestEmbed:
 
 
 class TestTokenize:
-    def test_ids_and_pieces_are_those_of_the_tokenizers_library(self, bert: Path) -> None:
+    def test_ids_and_pieces_equal_the_tokenizers_library_s(self, bert: Path) -> None:
         expected = Tokenizer.from_file(str(bert / "tokenizer.json")).encode("hello cats sitting")
         lines = answer("tokenize", bert, "hello cats sitting").splitlines()
         pairs = zip(expected.ids, expected.tokens, strict=True)
@@ -330,7 +317,7 @@ class TestTokenize:
         output = answer("tokenize", gguf, "-", "--no-special", stdin=text)
         assert [line.split("\t")[0] for line in output.splitlines()] == ids.split()
 
-    def test_a_token_is_one_line_whatever_its_piece(self, tmp_path: Path) -> None:
+    def test_every_token_is_printed_on_one_line(self, tmp_path: Path) -> None:
         vocabulary = {
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁", "a\nb\x1b", "a", "b"],
@@ -344,7 +331,7 @@ class TestTokenize:
 class TestModels:
     @pytest.fixture
     def pulled(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-        """The models and sources that are pulled, by a stand-in that knows only one."""
+        """The models and sources that are pulled, by a stand-in with one model."""
         asked: list[tuple[str, str]] = []
 
         def pull(name: str, *, source: str, progress: Progress | None) -> Path:
@@ -369,7 +356,7 @@ class TestModels:
         assert pulled == [("all-minilm-l6-v2", source)]
 
     @pytest.mark.parametrize("name", ["tiny-chat", "tiny-embed"])
-    def test_pull_of_a_model_of_the_package_prints_where_it_is(self, name: str) -> None:
+    def test_pulling_a_bundled_model_prints_its_path(self, name: str) -> None:
         assert Path(answer("models", "pull", name).removesuffix("\n")).stem == name
 
     @pytest.mark.parametrize("command", ["pull", "list", "show", "verify", "export", "quantize"])
@@ -382,14 +369,14 @@ class TestModels:
     def test_pull_shows_a_bar_to_a_terminal_only(
         self, pulled: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("FORCE_COLOR", "1")  # how rich is told that this is a terminal
+        monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich print as to a terminal
         result = refllm("models", "pull", "some-model")
         assert result.stdout == f"{Path('models', 'some-model')}\n"
         assert "some-model" in result.stderr
         assert "60/60 bytes" in re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", result.stderr)
         assert len(pulled) == 1
 
-    def test_list_says_where_each_model_is(
+    def test_list_prints_the_path_of_each_model(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("REFLLM_HOME", str(tmp_path / "home"))

@@ -10,19 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
-from refllm.cli import app
 from refllm.cli.common import one_line, with_exit_codes
+from tests.support.commands import refllm
 from tests.support.model_files import tiny_bert_folder, tiny_llama_gguf
 
 ADVICE = ("to ", "did you mean ", "the first ", "with ")
-
-
-def refllm(*arguments: str | Path, stdin: bytes | str = "") -> Result:
-    """What `refllm` with these arguments does."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
 
 
 def assert_refused(result: Result, kind: str, *expected: str) -> None:
@@ -79,7 +74,7 @@ def test_a_path_without_a_usable_model_is_named(
     ("command", "kind"),
     [("infer", "invalid-input"), ("embed", "model-not-supported"), ("tokenize", "invalid-input")],
 )
-def test_an_unknown_name_is_refused_as_the_contract_says(command: str, kind: str) -> None:
+def test_an_unknown_model_is_refused_in_the_contract_s_words(command: str, kind: str) -> None:
     assert_refused(refllm(command, "no-such-model", "text"), kind, "no-such-model", "ai-models")
 
 
@@ -233,7 +228,7 @@ def test_a_model_or_a_source_that_cannot_be_pulled_is_refused() -> None:
     assert_refused(result, "invalid-input", "usb-stick")
 
 
-def test_a_message_is_one_printable_line() -> None:
+def test_every_error_is_one_printable_line() -> None:
     assert one_line("a\nb\x1b[0m\u2028\udcff é ▁") == "a\\nb\\x1b[0m\\u2028\\udcff é ▁"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refllm.checkpoints.open import open_weights
-from tests.cli.test_cli import answer, refllm
+from tests.support.commands import answer, refllm
 from tests.support.model_files import tiny_bert_folder, tiny_llama_gguf
 
 
@@ -20,7 +20,7 @@ def llama(tmp_path: Path) -> Path:
     ("layout", "place"),
     [("hf", "tiny"), ("gguf", "tiny.gguf"), ("spin", ".spin/ai-models/llama/tiny")],
 )
-def test_an_export_prints_where_it_is(llama: Path, layout: str, place: str, tmp_path: Path) -> None:
+def test_an_export_prints_its_path(llama: Path, layout: str, place: str, tmp_path: Path) -> None:
     to = tmp_path / "out"
     printed = answer("models", "export", llama, "--to", to, "--format", layout)
     assert printed == f"{to / place}\n"
@@ -66,7 +66,7 @@ def test_quantizing_prints_types_and_sizes_before_and_after(llama: Path, tmp_pat
         (("quantize", "tiny.gguf", "small.gguf", "--type", "Q3_K"), "got 'Q3_K'"),
     ],
 )
-def test_a_refusal_is_one_line(
+def test_a_refused_export_is_an_error_of_one_line(
     llama: Path, arguments: tuple[str, ...], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(llama.parent)

@@ -66,7 +66,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bert_folder(tmp_path_factory.mktemp("models") / "tiny-bert")
 
 
-def test_stories260k_tells_the_published_story(stories: Path) -> None:
+def test_stories260k_generates_the_published_story(stories: Path) -> None:
     golden = LLAMA2C_GOLDEN.encode()
     assert len(golden) == 464
     greedy = ("--temperature", "0", "--repeat-penalty", "1", "--max-tokens", "200")
@@ -76,7 +76,7 @@ def test_stories260k_tells_the_published_story(stories: Path) -> None:
     assert process.stdout.endswith(b"\n")
 
 
-# Heeds Ctrl-C although whoever runs the tests may not: a job in the background has it ignored.
+# Restores Ctrl-C: a background job, such as a test runner's, starts with SIGINT ignored.
 HEEDING = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "runpy.run_module('refllm', run_name='__main__', alter_sys=True)"
@@ -120,7 +120,7 @@ def test_ctrl_c_in_the_middle_of_the_text_exits_with_130_quietly(endless: Path) 
     assert rest.endswith(b"\n")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a closed pipe is told otherwise elsewhere")
+@pytest.mark.skipif(os.name != "posix", reason="other systems report a closed pipe differently")
 def test_a_closed_pipe_ends_the_command_without_a_message(endless: Path) -> None:
     with running("infer", endless, "", *LONG) as process:
         assert process.stdout
@@ -134,7 +134,7 @@ def test_a_closed_pipe_ends_the_command_without_a_message(endless: Path) -> None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_is_one_line_on_standard_error(bert: Path) -> None:
+def test_a_full_disk_is_an_error_of_one_line(bert: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         process = subprocess.run(
             [*REFLLM, "tokenize", bert, "cat"], stdout=full, stderr=subprocess.PIPE, check=False

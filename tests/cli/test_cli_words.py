@@ -11,25 +11,13 @@ from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner, Result
 
 from refllm import __version__
 from refllm.cli import app
 from refllm.cli.commands import ADVICE, ADVICE_ON_MODELS, OTHER_OPTIONS
+from tests.support.commands import answer, refllm
 
 COMMAND_IN_ADVICE = re.compile(r"refllm ((?:models )?[a-z]+)")
-
-
-def refllm(*arguments: str) -> Result:
-    """What `refllm` with these arguments does."""
-    return CliRunner().invoke(app, arguments)
-
-
-def answer(*arguments: str) -> str:
-    """Standard output of a command that must succeed."""
-    result = refllm(*arguments)
-    assert (result.exit_code, result.stderr) == (0, "")
-    return result.stdout
 
 
 def refusal(*arguments: str) -> str:

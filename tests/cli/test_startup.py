@@ -41,7 +41,7 @@ def test_importing_the_engine_compiles_nothing() -> None:
         "print(len(kernels), sum(len(kernel.overloads) for kernel in kernels))"
     )
     n_kernels, n_compiled = map(int, output_of(program).split())
-    assert n_kernels > 20
+    assert n_kernels > 20  # otherwise the program looked for the wrong class
     assert n_compiled == 0
 
 
@@ -129,7 +129,7 @@ def test_compiling_is_announced_once_with_its_cost_and_its_remedy(
     assert kernels.level == level
 
 
-def test_a_warning_is_passed_on_and_compiling_is_announced_all_the_same(
+def test_warnings_are_passed_on_and_compiling_is_announced_beside_them(
     kernels: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFLLM_CACHE_DIR", str(tmp_path))
@@ -203,12 +203,14 @@ def loading(
     return seen, screen.getvalue()
 
 
-def test_the_bar_of_loading_waits_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_of_loading_appears_after_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     steps = [(1_000_000, 5_000_000)]
     assert loading(steps, patience=3600, monkeypatch=monkeypatch) == ("", "")
 
 
-def test_the_bar_of_loading_says_how_much_there_is_and_goes(
+def test_the_progress_bar_of_loading_shows_the_size_and_is_erased(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     steps = [(1_000_000, 5_000_000), (5_000_000, 5_000_000)]
@@ -218,7 +220,7 @@ def test_the_bar_of_loading_says_how_much_there_is_and_goes(
     assert in_the_end == seen
 
 
-def test_the_bar_of_loading_goes_when_loading_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_is_erased_when_loading_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [(1_000_000, 5_000_000)]
     seen, in_the_end = loading(steps, patience=0, monkeypatch=monkeypatch)
     assert not seen.endswith(ERASED_LINE)

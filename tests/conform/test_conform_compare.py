@@ -108,7 +108,7 @@ def test_a_model_that_is_not_supported_needs_no_message() -> None:
         {"ids": [1, 7, 1e300], "text": "hi"},
     ],
 )
-def test_what_is_no_answer_is_malformed(result: dict[str, Any]) -> None:
+def test_a_result_without_the_expected_keys_is_malformed(result: dict[str, Any]) -> None:
     with pytest.raises(MalformedAnswer):
         compare(TOKENS, result)
 
@@ -187,7 +187,7 @@ def test_the_distance_is_in_units_of_the_tolerance() -> None:
     assert found.tolerances == 2.0
 
 
-def test_ulps_are_those_of_the_scale_where_the_number_is_smaller() -> None:
+def test_ulps_are_counted_at_the_scale_where_the_number_is_smaller() -> None:
     case = op_case(2.0**-20, ulps=1, scale=1.0)
     assert compare(case, {"output": array(2.0**-20 + 2.0**-23)}) is None
     assert compare(case, {"output": array(2.0**-20 + 2.0**-22)}) is not None
@@ -327,7 +327,7 @@ def test_where_only_the_best_logit_is_known_no_other_may_be_larger() -> None:
 
 @pytest.mark.parametrize("wrong", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("token", range(3))
-def test_a_logit_that_is_no_number_is_wrong_wherever_it_is(token: int, wrong: str) -> None:
+def test_a_logit_that_is_not_a_number_is_wrong_in_any_position(token: int, wrong: str) -> None:
     values: list[float | str] = [0, 0, 4, 0, 5, 1]
     values[token] = wrong
     found = difference(LOGITS, logits(*values))

@@ -78,7 +78,7 @@ def test_without_ids_the_first_character_that_differs_is_named() -> None:
     assert difference(text_case(CERTIFIED), answer(" a c.")).where == "character 3"
 
 
-def test_a_text_that_goes_on_differs_at_its_end() -> None:
+def test_a_longer_text_differs_at_the_end_of_the_expected_one() -> None:
     assert difference(text_case(CERTIFIED), answer(" a b. c")).where == "character 5"
 
 

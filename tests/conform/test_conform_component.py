@@ -154,7 +154,7 @@ def test_a_number_that_the_interface_s_types_do_not_have_is_not_applicable(
         ("api", {"operation": "http", "not_in": {"python": "only HTTP can"}}, "only HTTP can"),
     ],
 )
-def test_what_no_component_can_be_asked_is_not_applicable(
+def test_cases_that_no_component_can_answer_are_not_applicable(
     group: Group, asked: dict[str, object], reason: str, target: ComponentTarget
 ) -> None:
     reply = target.run(case(group, **asked))

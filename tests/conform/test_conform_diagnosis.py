@@ -82,7 +82,7 @@ def lost(name: str, message: str, because_of: str | None = None) -> Verdict:
     return verdict_of(text_case(name), HarnessError(message, because_of=because_of))
 
 
-def test_messages_that_differ_in_numbers_names_and_paths_are_one_cause() -> None:
+def test_messages_that_differ_in_numbers_names_and_paths_are_grouped() -> None:
     verdicts = [
         lost("a", "POST http://h:1/infer: no whole answer came within 3 s"),
         lost("b", "POST http://h:1/embed: no whole answer came within 9 s"),

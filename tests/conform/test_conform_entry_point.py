@@ -103,7 +103,7 @@ def test_arrays_become_lists() -> None:
     assert outcome == {"result": {"values": [0.5, 1.0], "n": 3, "shape": [2, 1]}}
 
 
-def test_output_of_a_harness_goes_to_standard_error(
+def test_the_output_of_a_harness_is_on_standard_error(
     target: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reply(target("print('loading')\ndef it(group, asked):\n    print('thinking')\n    return {}"))
@@ -230,7 +230,7 @@ def test_an_sdk_is_asked_as_an_application_does(
         ("api", {"model": "m", "prompt": "p", "setup": {"enabled": False}}, "cannot be set up"),
     ],
 )
-def test_what_no_sdk_can_be_asked_is_not_applicable(
+def test_cases_that_no_sdk_can_answer_are_not_applicable(
     group: Group, asked: dict[str, Any], reason: str, target: Write
 ) -> None:
     not_asked = reply(target(SDK, ""), case(group, **asked))

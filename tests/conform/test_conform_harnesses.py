@@ -108,7 +108,7 @@ def test_an_example_is_short_enough_to_read(harness: str) -> None:
 
 
 class Chatty:
-    """Prints while it works, and knows three answers."""
+    """Prints while it works, and has three answers."""
 
     def __init__(self) -> None:
         self.is_stopped = False

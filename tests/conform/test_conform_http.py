@@ -46,7 +46,7 @@ def target(request: pytest.FixtureRequest, url: str) -> HttpTarget:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
-def test_refllm_s_server_answers_as_the_case_says(case: Case, target: HttpTarget) -> None:
+def test_refllm_s_server_passes_the_case(case: Case, target: HttpTarget) -> None:
     protocol = target.start().details["protocol"]
     reply = target.run(case)
     if protocol in case.input.get("not_in", {}):
@@ -106,7 +106,7 @@ def test_a_proxy_of_the_environment_is_not_used(
         ("openai", case_named("top-k-zero"), "OpenAI's protocol has no top_k"),
     ],
 )
-def test_what_a_protocol_cannot_carry_is_not_applicable_with_the_reason(
+def test_a_case_that_a_protocol_cannot_carry_is_not_applicable_with_the_reason(
     protocol: Protocol, case: Case, problem: str, url: str
 ) -> None:
     target = HttpTarget(url, protocol=protocol, token=TOKEN)
@@ -148,7 +148,7 @@ def test_a_server_that_draws_as_refllm_is_asked_for_sampled_texts(url: str) -> N
     assert isinstance(target.run(text_case(temperature=0.8)), Answer)
 
 
-def test_a_case_about_the_token_is_skipped_where_there_is_none() -> None:
+def test_a_case_about_the_token_is_skipped_without_a_token() -> None:
     with serving(token=None) as url:
         target = HttpTarget(url, protocol="spin")
         target.start()
@@ -182,13 +182,13 @@ def test_other_groups_are_not_asked_over_http(group: Group, url: str) -> None:
         ("http://127.0.0.1:99999", "with a :PORT from 1 to 65535"),
     ],
 )
-def test_a_target_that_cannot_be_reached_says_what_to_do(url: str, problem: str) -> None:
+def test_an_unreachable_target_is_an_error_with_a_remedy(url: str, problem: str) -> None:
     with pytest.raises(TargetError, match=problem):
         HttpTarget(url, protocol="spin").start()
 
 
 @pytest.mark.parametrize(("token", "problem"), [(None, "wants a token"), ("no", "another token")])
-def test_a_target_that_is_refused_at_once_says_so(
+def test_a_target_that_refuses_the_token_is_an_error_with_the_option(
     token: str | None, problem: str, url: str
 ) -> None:
     with pytest.raises(TargetError, match=f"{problem}; give it with --token"):

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -17,130 +13,68 @@ import pytest
 from refllm.conform.case import Case
 from refllm.conform.reply import Answer, HarnessError, Reply
 from refllm.conform.targets.http import HttpTarget, Protocol
+from tests.support import servers
 from tests.support.golden_api import GREEDY, case_named, embeddings_case, text_case
-from tests.support.listening import listening
+from tests.support.servers import answers, drips, never_answers, repeats, serve
+from tests.support.servers import sends as raw
 
-Misbehave = Callable[[BaseHTTPRequestHandler], None]
-
-
-@dataclass
-class Fake:
-    """Where a server is, and what it was asked: paths and bodies."""
-
-    url: str = ""
-    asked: list[tuple[str, Any]] = field(default_factory=list)
-
-
-@contextmanager
-def fake(reply: Misbehave) -> Iterator[Fake]:
-    """A server whose POST is answered so; GET is always well."""
-    server = Fake()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            sends(200, "{}")(self)
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            server.asked.append((self.path, json.loads(body)))
-            reply(self)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            """Say nothing on standard error."""
-
-    with listening(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
-        server.url = f"http://127.0.0.1:{port}/v1"
-        yield server
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+SLOW: Mapping[str, servers.Reply] = {
+    "nothing": never_answers,
+    "a byte of the body at a time": drips,
+    "an answer that is announced again and again": repeats(b"", CONTINUE),
+    "a header without end": repeats(b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "digits of a chunk's size": repeats(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"
+    ),
+}
 
 
-def sends(
-    status: int, body: str, *, media_type: str = "application/json", length: int | None = None
-) -> Misbehave:
-    def reply(request: BaseHTTPRequestHandler) -> None:
-        data = body.encode()
-        request.send_response(status)
-        request.send_header("Content-Type", media_type)
-        request.send_header("Content-Length", str(len(data) if length is None else length))
-        request.end_headers()
-        request.wfile.write(data)
-
-    return reply
+def responds(status: int, body: str, *, media_type: str = "application/json") -> servers.Reply:
+    return answers(body.encode(), status=status, headers={"content-type": media_type})
 
 
-def keeps_silent(request: BaseHTTPRequestHandler) -> None:
-    request.connection.recv(1)  # nothing comes until the client goes
-
-
-def says_continue(request: BaseHTTPRequestHandler) -> None:
-    """An answer that is announced again and again, and never begins."""
-    _repeat(request, b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-def drips_a_header(request: BaseHTTPRequestHandler) -> None:
-    """A byte of a header whenever the client has waited a little; never its end."""
-    request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-    _repeat(request, b"x")
-
-
-def drips_a_chunk(request: BaseHTTPRequestHandler) -> None:
-    """A digit of a chunk's size at a time."""
-    request.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    _repeat(request, b"0")
-
-
-def drips(request: BaseHTTPRequestHandler) -> None:
-    """A byte whenever the client has waited a little; never the end."""
-    request.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-    _repeat(request, b" ")
-
-
-def _repeat(request: BaseHTTPRequestHandler, data: bytes) -> None:
-    request.connection.settimeout(0.02)
-    has_gone = False
-    with contextlib.suppress(OSError):
-        while not has_gone:
-            request.wfile.write(data)
-            with contextlib.suppress(TimeoutError):
-                has_gone = request.connection.recv(1) == b""
-
-
-SLOW = (keeps_silent, drips, says_continue, drips_a_header, drips_a_chunk)
-
-
-def reply_to(case: Case, misbehave: Misbehave, *, protocol: Protocol = "spin") -> Reply:
-    seconds = 0.5 if misbehave in SLOW else 60.0
-    with fake(misbehave) as server:
-        target = HttpTarget(server.url, protocol=protocol, token="x", timeout_seconds=seconds)
+def reply_to(case: Case, sends: servers.Reply, *, protocol: Protocol = "spin") -> Reply:
+    seconds = 0.5 if sends in SLOW.values() else 60.0
+    with serve(sends) as server:
+        target = HttpTarget(
+            f"{server.url}/v1", protocol=protocol, token="x", timeout_seconds=seconds
+        )
         target.start()
         return target.run(case)
 
 
 @pytest.mark.parametrize("case", [text_case(), GREEDY], ids=["text", "api"])
 @pytest.mark.parametrize(
-    ("misbehave", "problem"),
+    ("sends", "problem"),
     [
-        (sends(200, "Hello"), "the answer is not JSON: Hello"),
-        (sends(200, ""), "the answer is not JSON: nothing"),
-        (sends(200, "[" * 200 + "]" * 200), "the answer is nested more than 32 deep"),
-        (sends(200, "[" * 10_000), "the answer is not JSON"),
-        (sends(200, "{}", length=9), "the connection ended before the answer did"),
-        (sends(503, '"busy"'), 'busy or unavailable: 503 "busy"'),
-        (sends(401, '"no"'), "refuses the token: 401"),
-        (sends(307, "{}"), "the server redirects: 307"),
-        *((slow, r"came in time \(0\.5 s.*; allow more with --seconds") for slow in SLOW),
-        (lambda request: request.wfile.write(b"SSH-2.0\r\n"), r"the answer is not HTTP/1\.1"),
-        (lambda request: None, "the connection ended before the answer did"),
+        (responds(200, "Hello"), "the answer is not JSON: Hello"),
+        (responds(200, ""), "the answer is not JSON: nothing"),
+        (responds(200, "[" * 200 + "]" * 200), "the answer is nested more than 32 deep"),
+        (responds(200, "[" * 10_000), "the answer is not JSON"),
+        (
+            raw(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}"),
+            "the connection ended before the answer did",
+        ),
+        (responds(503, '"busy"'), 'busy or unavailable: 503 "busy"'),
+        (responds(401, '"no"'), "refuses the token: 401"),
+        (responds(307, "{}"), "the server redirects: 307"),
+        *((slow, r"came in time \(0\.5 s.*; allow more with --seconds") for slow in SLOW.values()),
+        (raw(b"SSH-2.0\r\n"), r"the answer is not HTTP/1\.1"),
+        (raw(b""), "the connection ended before the answer did"),
     ],
 )
-def test_what_is_no_answer_is_a_breakdown(case: Case, misbehave: Misbehave, problem: str) -> None:
-    reply = reply_to(case, misbehave)
+def test_a_response_that_is_no_answer_is_a_harness_error(
+    case: Case, sends: servers.Reply, problem: str
+) -> None:
+    reply = reply_to(case, sends)
     assert isinstance(reply, HarnessError)
     assert re.search(problem, reply.message)
 
 
 def test_an_answer_over_the_limit_is_a_breakdown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refllm.conform.targets.http.MAX_ANSWER_BYTES", 1000)
-    reply = reply_to(text_case(), sends(200, " " * 1001))
+    reply = reply_to(text_case(), responds(200, " " * 1001))
     assert isinstance(reply, HarnessError)
     assert "query result exceeds limit of 1000 bytes" in reply.message
 
@@ -164,13 +98,13 @@ def test_an_answer_over_the_limit_is_a_breakdown(monkeypatch: pytest.MonkeyPatch
 def test_an_answer_that_lacks_something_is_no_answer(
     case: Case, answer: object, missing: str
 ) -> None:
-    reply = reply_to(case, sends(200, json.dumps(answer)))
+    reply = reply_to(case, responds(200, json.dumps(answer)))
     assert isinstance(reply, HarnessError)
     assert reply.message.endswith(f"has no {missing}")
 
 
 def test_a_case_of_the_interface_gets_what_there_is() -> None:
-    reply = reply_to(GREEDY, sends(200, '{"text": "Hi"}'))
+    reply = reply_to(GREEDY, responds(200, '{"text": "Hi"}'))
     assert reply == Answer({"text": "Hi", "protocol": "spin", "status": 200})
 
 
@@ -202,7 +136,7 @@ def test_a_case_of_the_interface_gets_what_there_is() -> None:
 def test_a_refusal_is_read_in_each_of_its_forms(
     body: str, error: tuple[str | None, str, str]
 ) -> None:
-    reply = reply_to(GREEDY, sends(400, body))
+    reply = reply_to(GREEDY, responds(400, body))
     assert isinstance(reply, Answer)
     kind, message, form = error
     expected = {"message": message, "form": form} | ({} if kind is None else {"kind": kind})
@@ -210,14 +144,14 @@ def test_a_refusal_is_read_in_each_of_its_forms(
 
 
 @pytest.mark.parametrize("body", ['"runtime-error: no"', '{"error": {"message": "no"}}'])
-def test_a_refusal_without_its_status_is_one_too(body: str) -> None:
-    reply = reply_to(GREEDY, sends(200, body))
+def test_an_error_body_with_status_200_is_a_refusal(body: str) -> None:
+    reply = reply_to(GREEDY, responds(200, body))
     assert isinstance(reply, Answer)
     assert (reply.result["error"]["message"], reply.result["status"]) == ("no", 200)
 
 
 def test_an_answer_whose_error_is_null_is_no_refusal() -> None:
-    reply = reply_to(GREEDY, sends(200, '{"text": "Hi", "error": null}'))
+    reply = reply_to(GREEDY, responds(200, '{"text": "Hi", "error": null}'))
     assert reply == Answer({"text": "Hi", "protocol": "spin", "status": 200})
 
 
@@ -231,7 +165,7 @@ def test_an_answer_whose_error_is_null_is_no_refusal() -> None:
     ],
 )
 def test_a_refusal_of_a_text_without_a_kind_has_that_of_its_status(status: int, kind: str) -> None:
-    reply = reply_to(text_case(), sends(status, "no"))
+    reply = reply_to(text_case(), responds(status, "no"))
     assert isinstance(reply, Answer)
     assert reply.result["error"]["kind"] == kind
 
@@ -242,7 +176,7 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
 
 
 def result_of(case: Case, body: str, *, media_type: str = "application/json") -> Any:
-    reply = reply_to(case, sends(200, body, media_type=media_type), protocol="openai")
+    reply = reply_to(case, responds(200, body, media_type=media_type), protocol="openai")
     assert isinstance(reply, Answer), reply
     return {key: reply.result[key] for key in reply.result if key not in ("protocol", "status")}
 
@@ -289,7 +223,7 @@ def test_an_error_inside_a_stream_is_a_refusal() -> None:
 
 
 def test_an_event_that_is_no_json_is_a_breakdown() -> None:
-    bad = sends(200, "data: {\n\n", media_type="text/event-stream")
+    bad = responds(200, "data: {\n\n", media_type="text/event-stream")
     assert isinstance(reply_to(GREEDY, bad, protocol="openai"), HarnessError)
 
 
@@ -316,12 +250,13 @@ def test_malformed_vectors_are_left_out(written: object) -> None:
 
 def asked_by(case: Case, protocol: Protocol) -> tuple[str, Any]:
     """The path and the body that a case is asked with, where tiny-chat is called other."""
-    with fake(sends(200, "{}")) as server:
+    with serve(answers({})) as server:
         names = {"tiny-chat": "other", "tiny-embed": "another"}
-        target = HttpTarget(server.url, protocol=protocol, token="x", model_map=names)
+        target = HttpTarget(f"{server.url}/v1", protocol=protocol, token="x", model_map=names)
         target.start()
         target.run(case)
-    return server.asked[-1]
+    request = server.requests[-1]
+    return request.head.split()[1].decode(), json.loads(request.body)
 
 
 def test_spin_is_asked_with_all_six_options() -> None:

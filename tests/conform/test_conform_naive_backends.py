@@ -21,7 +21,7 @@ from refllm.api import InferencingParams
 from refllm.cli import app
 from refllm.engine import LocalEngine
 from refllm.models.bundled import ROOT
-from tests.support.listening import listening
+from tests.support.servers import listening
 
 BACKENDS = Path(__file__).parent / "naive_backends"
 SCREEN = 25  # lines of a terminal
@@ -179,7 +179,7 @@ def latin_1(engine: LocalEngine, path: str, asked: Mapping[str, Any]) -> Mapping
     return {"text": result.text, "usage": usage}
 
 
-def test_a_repeated_exception_is_one_cause_and_the_worst_is_first() -> None:
+def test_a_repeated_exception_is_grouped_and_the_worst_cause_is_first() -> None:
     only = ("text/emoji", "text/cjk", "text/accents", "text/nothing", "text/end-token")
     asked = [argument for case in (*only, "embeddings/one-*") for argument in ("--only", case)]
     with python_server(latin_1) as url:
@@ -213,7 +213,7 @@ def test_a_second_fault_is_named_where_the_first_is_taken_away(tmp_path: Path) -
 # --- A harness in Perl ---------------------------------------------------------------------------
 
 
-def test_a_harness_that_ends_repeatedly_is_one_cause_before_wrong_numbers() -> None:
+def test_repeated_ends_of_a_harness_are_grouped_before_wrong_numbers() -> None:
     harness = f"{program('perl')} {BACKENDS / 'unsigned.pl'}"
     code, report = conform(harness, "--group", "quant", "--group", "sampling")
     assert code == 1
@@ -223,7 +223,7 @@ def test_a_harness_that_ends_repeatedly_is_one_cause_before_wrong_numbers() -> N
     assert "does not list" not in report  # only of what was asked for
 
 
-def test_what_a_harness_could_list_is_skipped_and_what_it_cannot_is_not_applicable(
+def test_groups_a_harness_could_list_are_skipped_and_impossible_ones_not_applicable(
     tmp_path: Path,
 ) -> None:
     harness = f"{sys.executable} {Path(__file__).parents[2] / 'docs/harnesses/harness.py'}"

@@ -232,7 +232,7 @@ def test_the_api_group_does_not_keep_the_seed_of_a_text(own: Refllm) -> None:
     assert own.run("api", asked)["text"] == expected.text
 
 
-# --- Whoever is patched answers ------------------------------------------------------------------
+# --- The answers come from the package's functions, also from patched ones -----------------------
 
 
 def test_another_rotation_shows_in_the_operation_and_in_the_logits(

@@ -187,7 +187,7 @@ def test_the_first_deviation_that_names_a_case_counts(mine: Path) -> None:
     assert because == {"text/a": "It is so.", "text/b1": "It may be so.", "api/a": "It is so."}
 
 
-def test_a_deviation_says_whether_the_case_may_pass(mine: Path) -> None:
+def test_a_deviation_has_whether_the_case_may_pass(mine: Path) -> None:
     profile = load_profile(str(mine))
     assert [deviation.may_pass for deviation in profile.deviations] == [False, True]
 

@@ -32,7 +32,7 @@ def is_reply_accepted(message: Mapping[str, Any]) -> bool:
     return True
 
 
-def test_the_schema_is_one_and_names_every_group() -> None:
+def test_the_schema_is_valid_and_has_every_group() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["$defs"]["group"]["enum"] == list(GROUPS)
 
@@ -107,7 +107,7 @@ def nested(depth: int) -> Any:
 
 
 @pytest.mark.parametrize("key", ["id", "result"])
-def test_what_is_nested_deeper_than_a_reader_follows_is_refused(key: str) -> None:
+def test_a_message_over_the_nesting_limit_is_refused(key: str) -> None:
     message = {"id": "a", "result": {}, key: nested(5000)}
     with pytest.raises(ProtocolError, match="more than 32 deep"):
         reply_of(message, "a")

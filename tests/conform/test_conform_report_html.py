@@ -142,7 +142,7 @@ def test_a_case_links_to_its_causes() -> None:
     assert re.findall(r'href="(#cause-\d)"', article) == ["#cause-1", "#cause-2"]
 
 
-def test_links_within_the_page_lead_somewhere_and_others_to_known_deviations() -> None:
+def test_links_within_the_page_have_targets_and_links_out_are_known_deviations() -> None:
     page = read(html_of(of_each_status()))
     inside = {link for link in page.links if link.startswith("#")}
     assert inside <= {f"#{each}" for each in page.ids}
@@ -280,7 +280,7 @@ def test_a_difference_in_the_last_bit_is_drawn_as_high_as_its_panel() -> None:
     assert found is not None
 
 
-def test_what_is_not_finite_is_marked() -> None:
+def test_values_that_are_not_finite_are_marked() -> None:
     svg = ET.fromstring(plot([1.0, 2.0, 3.0], [1.0, math.nan, 3.0]))
     assert len(svg.findall("path[@class='bad']")) == 2  # the number, and the difference
     assert len(svg.findall("circle")) == 2

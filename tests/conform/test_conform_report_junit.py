@@ -125,7 +125,7 @@ def test_each_suite_has_the_causes_of_the_run_the_worst_first() -> None:
         ]
 
 
-def test_counts_are_those_of_the_testcases_below() -> None:
+def test_the_counts_of_a_testsuite_match_its_testcases() -> None:
     root = ET.fromstring(junit_of(of_each_status()).encode())
     assert root.tag == "testsuites"
     assert root.get("time") == "12.340"

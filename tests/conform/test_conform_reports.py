@@ -128,7 +128,7 @@ def columns(line: str) -> int:
         ([], 2, "nothing was tested"),
     ],
 )
-def test_what_is_wrong_or_not_answered_decides_and_what_is_not_asked_does_not(
+def test_failed_and_unanswered_cases_decide_and_skipped_ones_do_not(
     statuses: Sequence[Status], exit_code: int, outcome: str
 ) -> None:
     run = report(*(verdict(f"text/{i}", status) for i, status in enumerate(statuses)))
@@ -185,7 +185,7 @@ def test_a_cause_has_every_case_that_shows_it_and_the_worst_of_their_consequence
     assert echo.n_later == 1
 
 
-def test_a_fault_that_is_seen_only_behind_others_comes_after_those() -> None:
+def test_a_fault_seen_only_beside_other_faults_is_listed_after_them() -> None:
     run = report(
         *(verdict(f"text/{i}", "failed", causes=["first", "second"]) for i in range(3)),
         verdict("text/x", "failed", causes=["third"]),
@@ -205,7 +205,7 @@ def test_the_environment_names_the_machine_and_not_its_owner() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "shown"),
     [
         ("http://me:secret@example.org:8080/x?y", "http://example.org:8080/x?y"),
         ("https://token@example.org", "https://example.org"),
@@ -215,12 +215,12 @@ def test_the_environment_names_the_machine_and_not_its_owner() -> None:
         ("http://[oops", "http://[oops"),
     ],
 )
-def test_a_password_in_a_url_is_in_no_report(target: str, told: str) -> None:
-    assert without_password(target) == told
+def test_a_password_in_a_url_is_in_no_report(target: str, shown: str) -> None:
+    assert without_password(target) == shown
     run = report(target=target, details={"url": target})
     document = parsed(json_of(run))
-    assert document["target"] == document["implementation"]["details"]["url"] == told
-    assert f"{told}\n" in text_of(run)
+    assert document["target"] == document["implementation"]["details"]["url"] == shown
+    assert f"{shown}\n" in text_of(run)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_prose_keeps_its_lines_and_nothing_else_that_does_not_print() -> None:
         ("same", "same", ('"same"', "", "", "")),
     ],
 )
-def test_what_two_values_share_is_separate_from_what_differs(
+def test_the_common_beginning_of_two_values_is_separate_from_the_difference(
     expected: object, got: object, parts: tuple[str, str, str, str]
 ) -> None:
     found = compared(expected, got, length=100)
@@ -377,7 +377,7 @@ def test_progress_writes_nothing_without_a_terminal(capsys: pytest.CaptureFixtur
     assert capsys.readouterr() == ("", "")
 
 
-def test_progress_shows_a_terminal_how_far_it_is(
+def test_progress_on_a_terminal_shows_the_cases_done(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -394,7 +394,7 @@ def test_progress_shows_a_terminal_how_far_it_is(
 # For programs
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_a_valid_json_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
@@ -445,7 +445,7 @@ def test_the_json_has_everything() -> None:
     }
 
 
-def test_the_schema_refuses_a_field_that_it_does_not_know() -> None:
+def test_the_schema_refuses_an_unknown_field() -> None:
     document = parsed(json_of(of_each_status()))
     document["cases"][0]["more"] = 1
     with pytest.raises(jsonschema.ValidationError, match="more"):

@@ -26,7 +26,7 @@ BROKEN = HarnessError("a bug")
 
 
 class Scripted:
-    """Replies as it is told, and remembers what it was asked."""
+    """Replies with the results of a function, and keeps the ids of the cases it was sent."""
 
     def __init__(self, reply: Callable[[Case], Reply]) -> None:
         self._reply = reply
@@ -77,7 +77,7 @@ def statuses(*replies: Reply) -> list[tuple[str, bool]]:
         (case("a", "text"), (), "if they are, set --draws-as-refllm"),
     ],
 )
-def test_what_cannot_be_answered_is_not_asked(
+def test_cases_that_the_target_cannot_answer_are_not_sent(
     asked: Case, absent: Sequence[str], reason: str
 ) -> None:
     target = Scripted(lambda _case: RIGHT)
@@ -87,7 +87,7 @@ def test_what_cannot_be_answered_is_not_asked(
     assert target.asked == []
 
 
-def test_what_no_target_of_the_kind_can_be_asked_is_not_applicable() -> None:
+def test_cases_that_the_kind_of_target_cannot_answer_are_not_applicable() -> None:
     target = Scripted(lambda _case: RIGHT)
     [verdict] = run(target, case("a", "api"), absent=["tiny-chat"])
     assert (verdict.status, verdict.reason) == ("not applicable", "it has no voice")
@@ -105,7 +105,7 @@ def test_a_group_without_answers_is_given_up() -> None:
     assert statuses(*[LOST] * 7) == [("error", True)] * 5 + [("error", False)] * 2
 
 
-def test_another_group_is_asked_all_the_same() -> None:
+def test_the_next_group_is_sent_after_a_broken_one() -> None:
     target = Scripted(lambda case: LOST if case.group == "tokenizer" else Skipped("-"))
     run(target, *(case(str(i)) for i in range(7)), case("b", "text", temperature=0.0))
     assert target.asked[5:] == ["text/b"]

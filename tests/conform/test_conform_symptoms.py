@@ -253,7 +253,7 @@ def test_a_text_and_its_counts_show_what_is_wrong(
     assert cause in likely_cause([failed(case, {"text": text, "usage": usage})])[case.id]
 
 
-def test_a_broken_character_is_one_that_was_to_be_whole() -> None:
+def test_only_a_replacement_of_a_whole_character_counts_as_broken() -> None:
     usage = text_case("one").expected["usage"]
     whole, other = text_case("whole", text=" é"), text_case("other", text=" e")
     broken = {"text": " \ufffd\ufffd", "usage": usage}

@@ -1,4 +1,4 @@
-"""A target that is a command: whatever a harness does wrong is told, and nothing waits forever."""
+"""A target that is a command: each fault of a harness is an error; no call blocks forever."""
 
 from __future__ import annotations
 

@@ -20,22 +20,16 @@ from refllm.checkpoints.open import open_weights
 from refllm.llama import Llama, Segment
 from refllm.parameters import Parameters
 from tests.conftest import PROJECT, QUICK_FILES
+from tests.support.pages import BLOCK, COMMAND, blocks, matches, run, user_environment
 
 README = (PROJECT / "README.md").read_text("utf-8")
 START = (PROJECT / "docs" / "start.md").read_text("utf-8")
 SPEC = (PROJECT / "SPEC.md").read_text("utf-8")
 
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
-
-
-def blocks(kind: str, page: str = README) -> list[str]:
-    return [body for found, body in BLOCK.findall(page) if found == kind]
-
 
 def commands_and_outputs() -> list[tuple[str, str]]:
     """Each command of both pages with the output that is shown below it, each pair once."""
-    found = COMMAND.findall("\n".join([*blocks("console"), *blocks("console", START)]))
+    found = COMMAND.findall("\n".join([*blocks("console", README), *blocks("console", START)]))
     return list(dict.fromkeys(found))
 
 
@@ -45,12 +39,6 @@ def programs_and_outputs() -> list[tuple[str, str]]:
     return [(a[1], b[1]) for a, b in pairs if (a[0], b[0]) == ("python", "text")]
 
 
-def matches(shown: str, printed: str) -> bool:
-    """Whether the output is as shown, where … stands for anything."""
-    pattern = ".*".join(re.escape(part) for part in shown.strip().split("…"))
-    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
-
-
 @pytest.fixture
 def reader(tmp_path: Path, minilm_dir: Path, data_dir: Path) -> dict[str, str]:
     """The environment of a reader who follows the pages in an empty folder: tmp_path."""
@@ -58,22 +46,7 @@ def reader(tmp_path: Path, minilm_dir: Path, data_dir: Path) -> dict[str, str]:
     home = tmp_path / "home"
     home.mkdir()
     (home / "ai-models").symlink_to(minilm_dir.parent)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"REFLLM_HOME": str(home), "PATH": path, "PYTHONPATH": str(PROJECT)}
-
-
-def run(command: list[str] | str, folder: Path, environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        command,
-        shell=isinstance(command, str),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return user_environment(home)
 
 
 @pytest.mark.network
@@ -88,7 +61,7 @@ def test_a_command_of_the_readme_and_first_steps_prints_what_it_shows(
 def test_no_command_or_program_was_overlooked() -> None:
     assert len(commands_and_outputs()) >= 12
     assert len(programs_and_outputs()) == len(blocks("python", START)) == 2
-    assert blocks("python") == []
+    assert blocks("python", README) == []
 
 
 @pytest.mark.network
@@ -102,14 +75,16 @@ def test_a_program_of_the_first_steps_prints_what_it_shows(
 
 
 def test_the_readmes_first_command_ends_in_commands_that_are_run_here() -> None:
-    install, *steps = blocks("sh")[0].strip().split(" && ")
+    install, *steps = blocks("sh", README)[0].strip().split(" && ")
     assert install == "pip install ."
-    shown = [command for command, _ in COMMAND.findall(blocks("console")[0])]
+    shown = [command for command, _ in COMMAND.findall(blocks("console", README)[0])]
     assert steps == shown[: len(steps)] != []
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
-    assert blocks("sh")[1].strip() in (PROJECT / ".ci" / "run").read_text("utf-8").splitlines()
+    assert (
+        blocks("sh", README)[1].strip() in (PROJECT / ".ci" / "run").read_text("utf-8").splitlines()
+    )
 
 
 def test_the_readme_names_the_quick_tests_and_their_files_are_there() -> None:
@@ -150,7 +125,7 @@ def test_a_run_of_the_tests_shows_which_kernels_it_compiles(tmp_path: Path) -> N
     compiled = re.findall(r"^compiling (\S+) for this machine", done.stderr, re.M)
     assert compiled
     assert len(compiled) == len(list(tmp_path.rglob("*.nbc")))
-    assert matches(blocks("text")[0], done.stdout.splitlines()[-1])
+    assert matches(blocks("text", README)[0], done.stdout.splitlines()[-1])
 
 
 def test_the_readme_is_a_screen_and_a_half_with_a_table_of_ten_rows() -> None:

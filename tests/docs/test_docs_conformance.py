@@ -17,18 +17,14 @@ from refllm.conform.targets.protocol import VERSION
 from refllm.conform.verdict import CONSEQUENCES
 from tests.conform.test_conform_naive_backends import BACKENDS, conform, program
 from tests.conftest import PROJECT
-from tests.docs.test_docs import BLOCK, COMMAND, matches, run
+from tests.support.pages import COMMAND, blocks, matches, run
 
 PAGE = (PROJECT / "docs" / "conformance.md").read_text("utf-8")
 PEERS = (PROJECT / "docs" / "peers.md").read_text("utf-8")
 REPORTS = sorted((PROJECT / "docs" / "peers").glob("*.json"))
 
 
-def blocks(kind: str) -> list[str]:
-    return [body for found, body in BLOCK.findall(PAGE) if found == kind]
-
-
-@pytest.mark.parametrize(("command", "shown"), COMMAND.findall("\n".join(blocks("console"))))
+@pytest.mark.parametrize(("command", "shown"), COMMAND.findall("\n".join(blocks("console", PAGE))))
 def test_a_command_of_the_page_prints_what_it_shows(
     command: str, shown: str, tmp_path: Path
 ) -> None:
@@ -53,7 +49,7 @@ def test_the_page_has_every_consequence_the_worst_first() -> None:
 
 
 def test_the_causes_of_the_page_are_those_that_such_a_harness_is_told() -> None:
-    [shown] = [block for block in blocks("text") if block.startswith("CAUSES")]
+    [shown] = [block for block in blocks("text", PAGE) if block.startswith("CAUSES")]
     harness = f"{program('perl')} {BACKENDS / 'unsigned.pl'}"
     _, report = conform(harness, "--group", "quant")
     assert f"\n\n{shown}\n" in report
@@ -64,7 +60,7 @@ def test_the_messages_of_the_page_are_those_of_the_protocol() -> None:
         (PROJECT / "refllm" / "conform" / "protocol.schema.json").read_text("utf-8")
     )
     validator = jsonschema.Draft202012Validator(schema)
-    messages = re.findall(r"^[→←] (.*)$", blocks("text")[0], re.M)
+    messages = re.findall(r"^[→←] (.*)$", blocks("text", PAGE)[0], re.M)
     assert len(messages) == 5
     for message in messages:
         parsed: Any = json.loads(message.replace(", …]", "]"))
@@ -84,5 +80,6 @@ def test_a_report_of_a_peer_is_on_the_page_and_every_failure_has_a_reason(path: 
     assert [case["id"] for case in report["cases"] if case["status"] == "error"] == []
 
 
-def test_there_are_reports_of_three_peers() -> None:
-    assert len(REPORTS) >= 3
+def test_the_page_has_reports_of_llama_cpp_and_transformers() -> None:
+    names = {path.stem for path in REPORTS}
+    assert names >= {"llama-cpp-python-F32", "llama-cpp-python-Q8_0", "transformers"}

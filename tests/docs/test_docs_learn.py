@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from refllm.cli import app
 from refllm.plain import bert, llama
 from tests.conftest import PROJECT
-from tests.docs.test_docs import COMMAND, matches
+from tests.support.pages import COMMAND, matches
 
 FOLDER = PROJECT / "docs" / "learn"
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted(FOLDER.glob("*.md"))}

@@ -14,7 +14,7 @@ import pytest
 
 import refllm.files.accounting
 from tests.conftest import PROJECT
-from tests.docs.test_docs import BLOCK, COMMAND, matches
+from tests.support.pages import BLOCK, COMMAND, matches
 from tools.accounting_page import rewritten
 
 PAGE = (PROJECT / "docs" / "models.md").read_text("utf-8")

@@ -14,9 +14,8 @@ import pytest
 
 from refllm import conform
 from tests.conftest import PROJECT
-from tests.docs.test_docs import BLOCK, COMMAND, matches, run
-from tests.docs.test_docs_testing import FILE
 from tests.guests.build import SPIN_SDK_3, Python
+from tests.support.pages import BLOCK, COMMAND, FILE, matches, run
 from tests.wasm.test_wasm_run import running
 
 DOCS = PROJECT / "docs"

@@ -18,20 +18,16 @@ from refllm.models.prompt_cache import DEFAULT_BYTES
 from refllm.server.routes_spin import Options
 from refllm.testing.server_process import running_server
 from tests.conftest import PROJECT
-from tests.docs.test_docs import BLOCK, COMMAND, matches, run
-from tests.support.server import ask
+from tests.support.client import ask
+from tests.support.pages import COMMAND, blocks, matches, run
 
 PAGE = (PROJECT / "docs" / "serving.md").read_text("utf-8")
 ADDRESS = "http://127.0.0.1:8177"
 
 
-def blocks(kind: str) -> list[str]:
-    return [body for found, body in BLOCK.findall(PAGE) if found == kind]
-
-
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    *_, command = blocks("sh")[0].splitlines()
+    *_, command = blocks("sh", PAGE)[0].splitlines()
     with running_server(command.removeprefix("refllm serve ").split()) as server:
         yield server.url
 
@@ -40,12 +36,12 @@ def test_the_server_prints_what_is_shown() -> None:
     with running_server() as server:
         assert server.process.stdout is not None
         printed = "".join(server.process.stdout.readline() for _ in range(4))
-    shown = blocks("text")[0].replace(ADDRESS, server.url)
+    shown = blocks("text", PAGE)[0].replace(ADDRESS, server.url)
     assert shown == f"# listening on {server.url}; for Spin's runtime configuration:\n{printed}"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-@pytest.mark.parametrize(("command", "shown"), COMMAND.findall("\n".join(blocks("console"))))
+@pytest.mark.parametrize(("command", "shown"), COMMAND.findall("\n".join(blocks("console", PAGE))))
 def test_a_command_of_the_page_prints_what_it_shows(
     command: str, shown: str, url: str, tmp_path: Path
 ) -> None:
@@ -55,13 +51,13 @@ def test_a_command_of_the_page_prints_what_it_shows(
 
 def test_the_program_of_the_page_prints_what_it_shows(url: str, tmp_path: Path) -> None:
     pytest.importorskip("openai", reason="pip install openai")
-    [program] = blocks("python")
+    [program] = blocks("python", PAGE)
     printed = run([sys.executable, "-c", program.replace(ADDRESS, url)], tmp_path, {})
-    assert matches(blocks("text")[1], printed), printed
+    assert matches(blocks("text", PAGE)[1], printed), printed
 
 
 HTTP = re.compile(r"^(GET|POST) (\S+)\n((?:[a-z-]+: .*\n)*)(?:\n(.*)\n)?$")
-EXCHANGES = list(zip(blocks("http")[::2], blocks("http")[1::2], strict=True))
+EXCHANGES = list(zip(blocks("http", PAGE)[::2], blocks("http", PAGE)[1::2], strict=True))
 
 
 @pytest.mark.parametrize(("asked", "answered"), EXCHANGES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -10,24 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT
-from tests.docs.test_docs import BLOCK, COMMAND, matches, run
+from tests.support.pages import COMMAND, FILE, blocks, matches, run, user_environment
 
 PAGE = (PROJECT / "docs" / "testing.md").read_text("utf-8")
-
-FILE = re.compile(r"^`([\w.]+)`[^`]*?:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(kind: str) -> list[str]:
-    return [body for found, body in BLOCK.findall(PAGE) if found == kind]
 
 
 @pytest.fixture
 def reader(tmp_path: Path) -> dict[str, str]:
-    """The environment of somebody who has written the page's files into a folder: tmp_path."""
+    """The environment of a reader who has written the page's files into a folder: tmp_path."""
     for name, text in files().items():
         (tmp_path / name).write_text(text, "utf-8")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"REFLLM_HOME": str(tmp_path), "PATH": path, "PYTHONPATH": str(PROJECT)}
+    return user_environment(tmp_path)
 
 
 def files() -> dict[str, str]:
@@ -39,7 +31,7 @@ def test_the_page_has_a_handler_its_tests_and_a_configuration() -> None:
     assert files().keys() == {"app.py", "test_app.py", "pytest.ini"}
 
 
-@pytest.mark.parametrize(("command", "shown"), COMMAND.findall("\n".join(blocks("console"))))
+@pytest.mark.parametrize(("command", "shown"), COMMAND.findall("\n".join(blocks("console", PAGE))))
 def test_a_command_of_the_page_prints_what_it_shows(
     command: str, shown: str, tmp_path: Path, reader: dict[str, str]
 ) -> None:
@@ -50,8 +42,8 @@ def test_a_command_of_the_page_prints_what_it_shows(
 def test_the_program_of_the_page_prints_what_it_shows(
     tmp_path: Path, reader: dict[str, str]
 ) -> None:
-    *_, program = blocks("python")
-    (shown,) = blocks("text")
+    *_, program = blocks("python", PAGE)
+    (shown,) = blocks("text", PAGE)
     printed = run([sys.executable, "-c", program], tmp_path, reader)
     assert matches(shown, printed), printed
 

@@ -17,7 +17,7 @@ HOST = re.compile(
 )
 
 
-def test_there_are_findings() -> None:
+def test_the_folder_of_findings_is_not_empty() -> None:
     assert SCRIPTS
 
 

@@ -18,8 +18,8 @@ from refllm.cli import app
 from refllm.models.bundled import ROOT
 from refllm.testing.server_process import running_server
 from tests.conftest import PROJECT
-from tests.docs.test_docs import matches
-from tests.support.server import Answer, ask
+from tests.support.client import Answer, ask
+from tests.support.pages import matches
 
 PAGE = (PROJECT / "docs" / "mistakes.md").read_text("utf-8")
 END_OF_LINE = " ⏎ "

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import PROJECT
-from tests.docs.test_docs import COMMAND, matches
-from tests.docs.test_docs_testing import blocks, files
+from tests.docs.test_docs_testing import PAGE, files
 from tests.roles.environments import Environment, environment_of, fresh_environment
+from tests.support.pages import COMMAND, blocks, matches
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 
@@ -157,13 +157,13 @@ def test_a_tester_s_files_and_commands_are_those_of_the_documentation(
 ) -> None:
     for name, text in files().items():
         (fresh.folder / name).write_text(text, "utf-8")
-    commands = COMMAND.findall("\n".join(blocks("console")))
+    commands = COMMAND.findall("\n".join(blocks("console", PAGE)))
     assert len(commands) == 3
     for command, shown in commands:
         printed = fresh.output("sh", "-c", command)
         assert matches(shown, printed), printed
-    *_, program = blocks("python")
-    (shown,) = blocks("text")
+    *_, program = blocks("python", PAGE)
+    (shown,) = blocks("text", PAGE)
     assert matches(shown, fresh.output("python", "-c", program))
 
 

@@ -401,7 +401,7 @@ def test_a_chat_template_that_no_chat_can_use_is_broken(
 class TestCommand:
     """`refllm doctor`, as it is typed."""
 
-    def test_it_prints_a_line_for_each_finding_and_one_for_each_remedy(self, project: Path) -> None:
+    def test_doctor_prints_a_line_for_each_finding_and_each_remedy(self, project: Path) -> None:
         tiny_llama_gguf(llama(project))
         result = CliRunner().invoke(app, ["doctor", str(project)])
         assert result.exit_code == 0
@@ -410,7 +410,7 @@ class TestCommand:
         [place] = [i for i, line in enumerate(lines) if line.startswith("warning  chat-template")]
         assert lines[place + 1].startswith("         fix: none is needed")
 
-    def test_it_exits_with_1_if_something_is_broken(self, project: Path) -> None:
+    def test_doctor_exits_with_1_if_something_is_broken(self, project: Path) -> None:
         truncate(llama(project))
         assert CliRunner().invoke(app, ["doctor", str(project)]).exit_code == 1
 

@@ -13,7 +13,6 @@ import pytest
 from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.export import Layout, export, quantize
 from refllm.models.load import BertModel, load_path
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.exports import (
     FOLDERS,
     LAYOUTS,
@@ -30,6 +29,7 @@ from tests.support.model_files import (
     tiny_bert_gguf,
     tiny_llama_gguf,
 )
+from tests.support.networks import same_bits
 
 
 class TestBits:
@@ -96,7 +96,7 @@ class TestRefusals:
         assert names_in(tmp_path / "exported") == [target]
 
     @pytest.mark.parametrize(
-        ("layout", "type_name", "name", "said"),
+        ("layout", "type_name", "name", "message"),
         [
             ("onnx", None, "tiny", "spin, hf, gguf"),
             ("hf", "Q8_0", "tiny", "safetensors files hold F32, F16, BF16"),
@@ -105,16 +105,16 @@ class TestRefusals:
             ("gguf", None, "../tiny", "not a model's name"),
         ],
     )
-    def test_what_makes_no_sense_is_named(
+    def test_contradicting_arguments_are_refused_by_name(
         self,
         llama: Path,
         layout: Layout,
         type_name: str | None,
         name: str,
-        said: str,
+        message: str,
         tmp_path: Path,
     ) -> None:
-        with pytest.raises(InvalidInput, match=said):
+        with pytest.raises(InvalidInput, match=message):
             export(llama, to=tmp_path, name=name, layout=layout, type_name=type_name)
 
     @pytest.mark.parametrize("layout", LAYOUTS)
@@ -177,7 +177,7 @@ class TestRefusals:
             exported(source, tmp_path, "gguf")
 
 
-def test_quantizing_costs_little_of_what_an_embedding_says(tmp_path: Path) -> None:
+def test_quantizing_keeps_embeddings_similar(tmp_path: Path) -> None:
     source = tiny_bert_gguf(tmp_path / "source.gguf")
     quantize(source, tmp_path / "small.gguf", type_name="Q8_0")
     small = load_path(tmp_path / "small.gguf")

@@ -96,7 +96,7 @@ def test_positions_in_a_gguf_begin_behind_the_padding_token(
     assert keys_of(made)["bert.context_length"] == ([4], len(table) - padding_id - 1)
 
 
-def test_a_gguf_counts_one_token_type_where_there_is_none(tmp_path: Path) -> None:
+def test_a_gguf_of_a_model_without_token_types_counts_one(tmp_path: Path) -> None:
     made = exported(source_of("distilbert", tmp_path), tmp_path, "gguf")
     assert keys_of(made)["tokenizer.ggml.token_type_count"] == ([4], 1)
     assert "token_types.weight" not in open_weights(made).tensors
@@ -110,7 +110,9 @@ def test_a_gguf_counts_one_token_type_where_there_is_none(tmp_path: Path) -> Non
         ("roberta with relu", "the activation relu"),
     ],
 )
-def test_what_llama_cpp_would_ignore_is_refused(name: str, what: str, tmp_path: Path) -> None:
+def test_an_encoder_option_that_llama_cpp_would_ignore_is_refused(
+    name: str, what: str, tmp_path: Path
+) -> None:
     source = source_of(name, tmp_path)
     with pytest.raises(ModelNotSupported, match=f"has {what}, which llama.cpp does not compute"):
         exported(source, tmp_path, "gguf")

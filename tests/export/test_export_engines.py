@@ -22,10 +22,10 @@ RECORDED: dict[str, dict[str, Any]] = peer_values("exports")
 WRITERS: dict[str, str] = RECORDED.pop("writers")
 
 
-def check(said: dict[str, Any]) -> None:
-    assert [key for key, value in said.items() if value is False] == []
-    assert said["tokens_are_equal"]
-    assert said["largest_difference"] < BOUNDS[said["engine"]]
+def check(message: dict[str, Any]) -> None:
+    assert [key for key, value in message.items() if value is False] == []
+    assert message["tokens_are_equal"]
+    assert message["largest_difference"] < BOUNDS[message["engine"]]
 
 
 @pytest.mark.parametrize(("name", "layout"), EXPORTS)

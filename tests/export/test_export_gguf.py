@@ -1,4 +1,4 @@
-"""GGUF files: what is kept, and what is encoded anew."""
+"""GGUF files: what is kept, and what is encoded again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from gguf import GGMLQuantizationType, quants
 from refllm.export import quantize
 from refllm.export.gguf import FILE_TYPES, fitting_type
 from refllm.ggml.encode import QUANTIZABLE
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.exports import (
     exported,
     keys_of,
@@ -26,6 +25,7 @@ from tests.support.model_files import (
     tiny_llama_folder,
     tiny_llama_gguf,
 )
+from tests.support.networks import same_bits
 
 
 class TestGguf:
@@ -34,7 +34,7 @@ class TestGguf:
         assert exported(source, tmp_path, "gguf").read_bytes() == source.read_bytes()
 
     def test_all_metadata_are_kept_with_their_types(self, tmp_path: Path) -> None:
-        said = {
+        message = {
             "a.u8": np.uint8(1),
             "a.i16": np.int16(-2),
             "a.u64": np.uint64(2**40),
@@ -45,7 +45,7 @@ class TestGguf:
             "a.bools": [True, False],
             "general.file_type": 0,
         }
-        source = tiny_llama_gguf(tmp_path / "source.gguf", metadata=said)
+        source = tiny_llama_gguf(tmp_path / "source.gguf", metadata=message)
         before, after = keys_of(source), keys_of(exported(source, tmp_path, "gguf", "Q8_0"))
         assert list(after)[: len(before)] == list(before)
         changed = {"general.file_type", "general.quantization_version"}
@@ -79,7 +79,7 @@ class TestGguf:
         assert {key: keys[key] for key in keys_of(expected)} == keys_of(expected)
 
     @pytest.mark.parametrize("type_name", QUANTIZABLE)
-    def test_the_file_says_which_type_it_has(self, type_name: str, tmp_path: Path) -> None:
+    def test_the_file_type_is_in_the_metadata(self, type_name: str, tmp_path: Path) -> None:
         source = tiny_llama_gguf(tmp_path / "source.gguf", n_embd=256, n_heads=4, n_ff=256)
         keys = keys_of(exported(source, tmp_path, "gguf", type_name))
         u32 = [gguf.GGUFValueType.UINT32]
@@ -134,7 +134,7 @@ class TestGguf:
         monkeypatch.setattr("refllm.quant.NUMBERS_AT_A_TIME", 7 * 32)
         assert exported(source, tmp_path, "gguf", "Q4_0").read_bytes() == whole.read_bytes()
 
-    def test_what_was_quantized_can_be_quantized_again(self, tmp_path: Path) -> None:
+    def test_a_quantized_model_can_be_quantized_again(self, tmp_path: Path) -> None:
         source = tiny_llama_gguf(tmp_path / "source.gguf", type="Q8_0")
         [(_, before), (_, after)] = [
             tensors_of(path)["output.weight"]

@@ -15,7 +15,6 @@ from refllm.checkpoints.names import canonical_name, hugging_face_name
 from refllm.checkpoints.open import open_weights
 from refllm.export import Layout, export
 from refllm.models.find import find_embedding_model, find_inferencing_model
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.exports import (
     LAYOUTS,
     LLAMAS,
@@ -34,6 +33,7 @@ from tests.support.model_files import (
     tiny_llama_gguf,
     tiny_llama_tensors,
 )
+from tests.support.networks import same_bits
 
 
 class TestHf:
@@ -69,10 +69,10 @@ class TestHf:
         got, expected = (load_file(folder / "model.safetensors") for folder in (made, source))
         assert expected.keys() - got.keys() == {"embeddings.position_ids"}
         assert all(same_bits(got[name], expected[name]) for name in got)
-        config, said = read(made / "config.json"), read(source / "config.json")
-        assert config.pop("layer_norm_eps") == pytest.approx(said.pop("layer_norm_eps"))
-        assert {key: config.get(key) for key in said if key != "pad_token_id"} == {
-            key: value for key, value in said.items() if key != "pad_token_id"
+        config, message = read(made / "config.json"), read(source / "config.json")
+        assert config.pop("layer_norm_eps") == pytest.approx(message.pop("layer_norm_eps"))
+        assert {key: config.get(key) for key in message if key != "pad_token_id"} == {
+            key: value for key, value in message.items() if key != "pad_token_id"
         }
 
     @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ class TestHf:
         assert {tensor.format.name for tensor in stored} == {type_name}
         assert read(made / "config.json")["torch_dtype"] == dtype
 
-    def test_what_a_folder_says_besides_its_model_is_not_copied(self, tmp_path: Path) -> None:
-        said = {"pretraining_tp": 1, "vocab_size": 7, "_name_or_path": "elsewhere"}
-        source = tiny_llama_folder(tmp_path / "source", config=said)
+    def test_stale_and_foreign_keys_of_config_json_are_not_copied(self, tmp_path: Path) -> None:
+        message = {"pretraining_tp": 1, "vocab_size": 7, "_name_or_path": "elsewhere"}
+        source = tiny_llama_folder(tmp_path / "source", config=message)
         made = read(exported(source, tmp_path, "hf") / "config.json")
         assert made["vocab_size"] == len(
             load_file(source / "model.safetensors")["model.embed_tokens.weight"]
@@ -112,7 +112,7 @@ class TestHf:
         assert chat_template_of(open_weights(made)) == template
 
     @pytest.mark.parametrize(
-        ("metadata", "tensors", "said"),
+        ("metadata", "tensors", "message"),
         [
             (
                 {},
@@ -123,15 +123,15 @@ class TestHf:
             ({}, {"blk.0.attn_sinks.weight": np.array([1], np.float32)}, "attn_sinks"),
         ],
     )
-    def test_what_config_json_cannot_say_is_refused(
+    def test_a_model_that_config_json_cannot_describe_is_refused(
         self,
         metadata: Mapping[str, object],
         tensors: Mapping[str, GgufTensor],
-        said: str,
+        message: str,
         tmp_path: Path,
     ) -> None:
         source = tiny_llama_gguf(tmp_path / "source.gguf", metadata=metadata, tensors=tensors)
-        with pytest.raises(ModelNotSupported, match=said):
+        with pytest.raises(ModelNotSupported, match=message):
             exported(source, tmp_path, "hf")
 
     @pytest.mark.parametrize("name", tiny_llama_tensors(n_vocab=8, biases=True))

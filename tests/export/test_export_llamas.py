@@ -7,34 +7,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from refllm.api import ModelNotSupported
-from refllm.models.load import LlamaModel, load_path
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.exports import exported
-from tests.support.llama_variants import FOLDERS, GGUFS, PROMPT
+from tests.support.llama_variants import FOLDERS, GGUFS, logits_of
+from tests.support.networks import same_bits
 
 # A magnitude, and a ramp of YaRN as divisors, are float32 in a GGUF file.
 FLOAT32_ERROR = 2e-6
 
 
-def logits(path: Path) -> NDArray[np.float32]:
-    model = load_path(path)
-    assert isinstance(model, LlamaModel)
-    return model.forward(PROMPT)  # [T, V]
-
-
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_is_the_same_model_as_a_folder(name: str, tmp_path: Path) -> None:
     source = FOLDERS[name](tmp_path / "source")
-    assert same_bits(logits(exported(source, tmp_path, "hf")), logits(source))
+    assert same_bits(logits_of(exported(source, tmp_path, "hf")), logits_of(source))
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_is_the_same_model_as_a_gguf(name: str, tmp_path: Path) -> None:
     source = FOLDERS[name](tmp_path / "source")
-    made, expected = logits(exported(source, tmp_path, "gguf")), logits(source)
+    made, expected = logits_of(exported(source, tmp_path, "gguf")), logits_of(source)
     if "yarn" in name:
         assert np.abs(made - expected).max() < FLOAT32_ERROR * np.abs(expected).max()
     else:
@@ -47,7 +39,7 @@ WITHOUT_WORDS = {"a magnitude", "yarn and divisors of frequencies"}
 @pytest.mark.parametrize("name", [name for name in GGUFS if name not in WITHOUT_WORDS])
 def test_a_gguf_is_the_same_model_as_a_folder(name: str, tmp_path: Path) -> None:
     source = GGUFS[name](tmp_path)
-    assert same_bits(logits(exported(source, tmp_path, "hf")), logits(source))
+    assert same_bits(logits_of(exported(source, tmp_path, "hf")), logits_of(source))
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_WORDS))
@@ -59,7 +51,7 @@ def test_a_stretch_that_config_json_cannot_name_is_refused(name: str, tmp_path: 
 @pytest.mark.parametrize("name", GGUFS)
 def test_a_gguf_is_the_same_model_as_a_gguf_of_another_type(name: str, tmp_path: Path) -> None:
     source = GGUFS[name](tmp_path)
-    assert same_bits(logits(exported(source, tmp_path, "gguf", "F32")), logits(source))
+    assert same_bits(logits_of(exported(source, tmp_path, "gguf", "F32")), logits_of(source))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +69,7 @@ def test_spin_s_layout_leaves_out_a_stretch_that_begins_beyond_the_context(tmp_p
     source = FOLDERS["dynamic"](tmp_path / "source")
     made = exported(source, tmp_path, "spin")
     assert "rope_scaling" not in json.loads((made / "config.json").read_text("utf-8"))
-    assert same_bits(logits(made), logits(source))
+    assert same_bits(logits_of(made), logits_of(source))
 
 
 def test_a_stretch_is_written_with_its_names_of_today(tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ def test_every_tensor_but_output_and_token_types_is_needed(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_it_is_so_in_every_layout(layout: Layout, tmp_path: Path) -> None:
+def test_an_export_of_an_incomplete_model_is_refused_in_every_layout(
+    layout: Layout, tmp_path: Path
+) -> None:
     missing = {"blk.1.ffn_up.weight": None}
     source = tiny_llama_gguf(tmp_path / "source.gguf", tensors=missing)
     with pytest.raises(LlmRuntimeError, match=r"lacks blk\.1\.ffn_up\.weight"):
@@ -97,7 +99,7 @@ def test_it_is_so_in_every_layout(layout: Layout, tmp_path: Path) -> None:
     assert not (tmp_path / "exported").exists()
 
 
-def test_it_is_so_where_a_file_is_quantized(tmp_path: Path) -> None:
+def test_quantizing_an_incomplete_model_is_refused(tmp_path: Path) -> None:
     missing = {"output_norm.weight": None}
     source = tiny_llama_gguf(tmp_path / "source.gguf", tensors=missing)
     with pytest.raises(LlmRuntimeError, match=r"lacks output_norm\.weight"):
@@ -112,7 +114,7 @@ def test_it_is_so_where_a_file_is_quantized(tmp_path: Path) -> None:
         (tiny_bert_folder, "encoder.layer.1.output.LayerNorm.bias"),
     ],
 )
-def test_a_tensor_of_a_folder_is_named_as_it_is_there(
+def test_a_missing_tensor_of_a_folder_has_the_folder_s_name(
     make: Callable[[Path], Path], name: str, tmp_path: Path
 ) -> None:
     source = make(tmp_path / "source")

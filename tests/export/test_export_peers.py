@@ -17,7 +17,6 @@ from refllm.checkpoints.open import open_weights
 from refllm.export import quantize
 from refllm.models.bundled import ROOT
 from refllm.models.load import BertModel, LlamaModel, load_path, load_tokenizer
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.exports import (
     FOLDERS,
     LLAMAS,
@@ -34,6 +33,7 @@ from tests.support.model_files import (
     tiny_llama_folder,
     tiny_llama_gguf,
 )
+from tests.support.networks import same_bits
 from tests.support.vocabularies import SENTENCES
 
 # llama.cpp keeps keys and values in float16, and multiplies bfloat16 with bfloat16 (measured: 0.004

@@ -95,7 +95,9 @@ def test_a_folder_that_names_no_modules_still_names_none(tmp_path: Path) -> None
         ("a default prompt", "a default prompt, 'search the cat: '"),
     ],
 )
-def test_what_a_gguf_file_has_no_key_for_is_refused(name: str, what: str, tmp_path: Path) -> None:
+def test_a_sentence_option_without_a_gguf_key_is_refused(
+    name: str, what: str, tmp_path: Path
+) -> None:
     source = CASES[name].write(tmp_path / "source")
     with pytest.raises(ModelNotSupported, match=rf"has {what}.* GGUF file has no key for; .* hf"):
         exported(source, tmp_path, "gguf")
@@ -132,7 +134,7 @@ def test_prompts_that_a_caller_names_may_be_left_out_of_a_gguf_file(tmp_path: Pa
         ("a default prompt", "a default prompt"),
     ],
 )
-def test_what_spin_does_not_compute_is_refused_for_spin(
+def test_a_sentence_option_that_spin_does_not_compute_is_refused(
     name: str, what: str, tmp_path: Path
 ) -> None:
     source = CASES[name].write(tmp_path / "source")

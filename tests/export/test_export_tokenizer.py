@@ -176,11 +176,13 @@ def test_behind_a_user_defined_token_a_text_begins_as_llama_cpp_begins_it() -> N
 class TestTokenizerModel:
     @given(text=TEXTS)
     @settings(max_examples=100, deadline=None)
-    def test_it_gives_the_same_ids(self, text: str) -> None:
+    def test_an_exported_tokenizer_gives_the_same_ids(self, text: str) -> None:
         own, exported = stories_and_its_model()
         assert_same(text, own, exported)
 
-    def test_it_has_the_pieces_of_the_gguf_file(self, tmp_path: Path) -> None:
+    def test_an_exported_tokenizer_model_has_the_pieces_of_the_gguf_file(
+        self, tmp_path: Path
+    ) -> None:
         metadata = spm_vocabulary()
         pieces = pieces_of_gguf(GgufKeys(metadata, HERE))
         write_files(weights_of(metadata), tmp_path)
@@ -191,7 +193,7 @@ class TestTokenizerModel:
         assert written.adds_space
 
     @pytest.mark.parametrize(
-        ("change", "said"),
+        ("change", "message"),
         [
             (lambda model: setattr(model.trainer_spec, "model_type", 1), "only a BPE model"),
             (lambda model: setattr(model.normalizer_spec, "precompiled_charsmap", b"x"), "normal"),
@@ -199,14 +201,14 @@ class TestTokenizerModel:
         ],
     )
     def test_one_that_does_more_than_llamas_is_refused(
-        self, change: Callable[[Any], None], said: str, tmp_path: Path
+        self, change: Callable[[Any], None], message: str, tmp_path: Path
     ) -> None:
         path = write_tokenizer_model(tmp_path / "tokenizer.model", spm_vocabulary())
         model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
         model.ParseFromString(path.read_bytes())
         change(model)
         path.write_bytes(model.SerializeToString())
-        with pytest.raises(ModelNotSupported, match=said):
+        with pytest.raises(ModelNotSupported, match=message):
             pieces_of_model(path)
 
 
@@ -248,7 +250,7 @@ class TestFromTokenizerJson:
         for key, value in metadata.items():
             assert keys[key] == value, key
 
-    def test_a_tokenizer_model_that_merges_in_another_order_is_not_believed(
+    def test_ids_follow_tokenizer_json_where_tokenizer_model_merges_in_another_order(
         self, tmp_path: Path
     ) -> None:
         metadata = spm_toy(("ab", NORMAL), ("bc", NORMAL))
@@ -289,7 +291,9 @@ class TestFromTokenizerJson:
     @pytest.mark.parametrize(
         ("scheme", "adds_space"), [("first", True), ("always", True), ("never", False)]
     )
-    def test_metaspace_says_the_same_as_a_normalizer(self, scheme: str, adds_space: bool) -> None:
+    def test_metaspace_decides_the_leading_space_like_a_normalizer(
+        self, scheme: str, adds_space: bool
+    ) -> None:
         _, exported = both(spm_toy())
         assert exported.encode("a", add_special=False) == [259, 260]
         files = tokenizer_files(describe_tokenizer(weights_of(spm_toy())), n_ctx=64)
@@ -373,7 +377,7 @@ class TestTokensOfTheFilesBeside:
             *("bert: do_lower_case", "bert: strip_accents", "bert: vocab.txt", "qwen: NFC"),
         ],
     )
-    def test_they_are_in_the_gguf_file(self, case: str, tmp_path: Path) -> None:
+    def test_a_gguf_of_the_folder_gives_the_same_ids(self, case: str, tmp_path: Path) -> None:
         folder = write_folder(tmp_path, FOLDERS[case])
         before = tokenizer_from_folder(folder)
         keys = vocabulary_keys(folder_words(folder, "bert"), n_vocab=before.n_vocab)

@@ -135,7 +135,7 @@ def test_a_tokenizer_model_with_options_gives_the_same_ids_as_a_gguf(
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_the_keys_of_a_gguf_cannot_say_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_tokenizer_that_gguf_keys_cannot_describe_is_refused(name: str, tmp_path: Path) -> None:
     words = words_of_folder(tmp_path / "source", name)
     with pytest.raises(ModelNotSupported, match=REFUSED[name].replace("|", r"\|")):
         in_a_gguf(words, tmp_path / "made.gguf")
@@ -336,7 +336,7 @@ def test_a_name_of_a_token_that_only_some_models_have_is_kept(tmp_path: Path) ->
     assert in_a_folder(words, tmp_path / "made").special_tokens["eot_token"] == "<|eot|>"
 
 
-def test_an_added_token_of_a_gguf_is_one_in_a_folder(tmp_path: Path) -> None:
+def test_a_control_token_of_a_gguf_is_parsed_in_the_exported_folder(tmp_path: Path) -> None:
     metadata = spm_toy(("<|end|>", CONTROL))
     words = describe_tokenizer(Weights(Path("a.gguf"), "llama", metadata, "gguf", {}))
     assert in_a_folder(words, tmp_path / "made").encode("<|end|>") == [1, 286]
@@ -396,7 +396,7 @@ def test_steps_that_keep_every_space_are_refused(tmp_path: Path) -> None:
         ("model: no space first", None),
     ],
 )
-def test_what_llama_cpp_reads_in_another_way_is_warned_of(
+def test_a_tokenizer_that_llama_cpp_reads_differently_gives_a_warning(
     name: str, warning: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     in_a_gguf(words_of_folder(tmp_path / "source", name), tmp_path / "made.gguf")

@@ -55,7 +55,7 @@ def errors(draw: st.DrawFn, n_vocab: int) -> NDArray[np.float64]:
 
 @settings(max_examples=600, deadline=None)
 @given(data=st.data(), what=drawings(), params=parameters())
-def test_whatever_is_drawn_from_logits_that_are_off_was_called_possible(
+def test_every_token_sampled_from_perturbed_logits_was_certified_as_possible(
     data: st.DataObject, what: Drawing, params: InferencingParams
 ) -> None:
     error = data.draw(st.sampled_from([1e-3, 0.01, 0.06, 0.3, 1.0]))
@@ -92,7 +92,7 @@ def test_the_penalty_counts_before_the_distance() -> None:
 
 
 @pytest.mark.parametrize("u", [0.6, 0.7, 0.8])
-def test_the_border_of_a_draw_is_where_the_weights_say(u: float) -> None:
+def test_the_border_of_a_sample_follows_from_the_weights(u: float) -> None:
     # Tokens 0 and 1 at distance d: the first is drawn while u < 1 / (1 + e^−d). Two logits that are
     # off by e in opposite directions move d by 2·e; up to d / 2 they keep their order.
     d = 1.0

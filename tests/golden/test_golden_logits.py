@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import jsonschema
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from refllm import oracle
 from refllm.conform.faults.faulty_llama import Network
@@ -23,7 +20,9 @@ from refllm.conform.faults.text import TEXT
 from refllm.conform.models import model_sha256s
 from refllm.models.load import LlamaModel, load_path
 from tests.conftest import PROJECT
-from tools.golden_logits import ARRAYS, Peer, expected, path_of, tolerance
+from tests.support.golden_networks import LOGITS_BY_NAME as CASES
+from tests.support.golden_networks import LOGITS_FILE, ROWS, error_in_bounds
+from tools.golden_logits import Peer, expected, path_of, tolerance
 from tools.oracle_orders import RULE, Model, Variant, logits, open_model
 
 Array: TypeAlias = NDArray[Any]
@@ -32,9 +31,6 @@ Loaded: TypeAlias = Callable[[Case], LlamaModel]
 Opened: TypeAlias = Callable[[Case], Model]
 
 FOLDER = PROJECT / "golden" / "logits"
-DOCUMENT = json.loads((FOLDER / "cases.json").read_text(encoding="ascii"))
-ROWS = load_file(FOLDER / ARRAYS)
-CASES = {case["id"].removeprefix("logits/"): case for case in DOCUMENT["cases"]}
 SHORT = {name: case for name, case in CASES.items() if len(case["input"]["token_ids"]) == 1}
 SETTLED = {name: case for name, case in CASES.items() if name.endswith("-settled")}
 OF_TINY_CHAT = [CASES[f"tiny-chat-exact-{passage}"] for passage in ("first", "story", "chat")]
@@ -69,36 +65,13 @@ def by_variant(model: Model, case: Case, variant: Variant = RULE) -> Array:
     return logits(model, case["input"]["token_ids"], case["input"]["numerics"], variant)
 
 
-def floats(values: Mapping[str, Any]) -> Array:
-    return np.array([float.fromhex(x) for x in values["values"]]).reshape(values["shape"])
-
-
-def error_in_bounds(got: Array, case: Case) -> float:
-    """By how many times the bound the logits are off, as the README says how to compare."""
-    wanted, bound = case["expected"], float.fromhex(case["tolerance"]["absolute"])
-    assert list(got.shape) == wanted["shape"]
-    assert np.isfinite(got).all()
-    wide = got.astype(np.float64)
-    in_rows = np.abs(wide[wanted["positions"]] - ROWS[wanted["rows"]["tensor"]]).max()
-    best = wide[np.arange(len(wide)), wanted["best"]["ids"]]
-    of_best = np.abs(best - floats(wanted["best"]["logits"])).max()
-    beyond = (wide.max(axis=1) - best).max() / 2
-    return float(max(in_rows, of_best, beyond) / bound)
-
-
 # The files
 
 
-def test_the_file_keeps_to_its_schema() -> None:
-    schema = json.loads((FOLDER / "schema.json").read_text("utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.Draft202012Validator(schema).validate(DOCUMENT)
-
-
-def test_the_models_are_those_that_are_made_here(folder: Path) -> None:
+def test_the_models_have_the_hashes_of_the_file(folder: Path) -> None:
     made = model_sha256s(folder)
-    assert DOCUMENT["models"] == {name: made[name] for name in DOCUMENT["models"]}
-    assert {case["input"]["model"] for case in CASES.values()} == DOCUMENT["models"].keys()
+    assert LOGITS_FILE["models"] == {name: made[name] for name in LOGITS_FILE["models"]}
+    assert {case["input"]["model"] for case in CASES.values()} == LOGITS_FILE["models"].keys()
 
 
 def test_every_row_is_named_and_every_name_has_rows() -> None:
@@ -107,7 +80,9 @@ def test_every_row_is_named_and_every_name_has_rows() -> None:
 
 def test_every_type_is_asked_in_exact_and_every_quantized_one_in_int8() -> None:
     asked = {(case["input"]["model"], case["input"]["numerics"]) for case in CASES.values()}
-    assert {model for model, numerics in asked if numerics == "exact"} == DOCUMENT["models"].keys()
+    assert {model for model, numerics in asked if numerics == "exact"} == LOGITS_FILE[
+        "models"
+    ].keys()
     quantized = {"tiny-chat", "tiny-chat-Q4_0", "tiny-chat-Q4_K"}
     assert {model for model, numerics in asked if numerics == "int8"} == quantized
 

@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import jsonschema
 import numpy as np
 import pytest
 
@@ -85,12 +84,6 @@ def check_agreement(document: Golden, numerics: str) -> None:
     n_certain = sum(place.margin > 2 * bound for place in all_places)
     assert n_certain >= 0.8 * len(all_places)
     assert len(exceptions) <= 0.02 * len(all_places)
-
-
-def test_the_file_keeps_to_its_schema() -> None:
-    schema = json.loads((FOLDER / "llama.cpp.schema.json").read_text("utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.Draft202012Validator(schema).validate(PUBLISHED)
 
 
 @pytest.mark.parametrize("text", PUBLISHED["texts"])

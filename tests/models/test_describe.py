@@ -177,7 +177,7 @@ class TestCommands:
         assert shown["n_parameters"] == MATRICES + NORMS
         assert shown["memory"]["n_tokens"] == 128
 
-    def test_verify_says_how_many_tensors_are_whole(self, tmp_path: Path) -> None:
+    def test_verify_prints_how_many_tensors_are_whole(self, tmp_path: Path) -> None:
         path = tiny_llama_gguf(tmp_path / "tiny.gguf")
         result = CliRunner().invoke(app, ["models", "verify", str(path)])
         assert (result.exit_code, result.stdout) == (

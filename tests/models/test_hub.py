@@ -16,7 +16,7 @@ from refllm.models.find import list_models
 from refllm.models.pull import pull
 from refllm.models.pull.hub import pull_repository
 from tests.support.interrupted import killed_at, needs_kill
-from tests.support.loopback import REVISION, Site, serve, sha256
+from tests.support.model_site import REVISION, Site, serve, sha256
 
 REPO = "tests/small"
 FOLDER = {

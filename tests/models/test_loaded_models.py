@@ -185,7 +185,7 @@ class Asked:
     def __init__(self, engine: LocalEngine, *, max_at_once: int) -> None:
         self.ended: list[str] = []
         self.texts: dict[str, str] = {}
-        self.most_bytes = 0
+        self.max_bytes = 0
         self._engine = engine
         self._all_ended = threading.Semaphore(0)
         self._worker = Worker(engine, Limits(max_at_once=max_at_once))
@@ -205,7 +205,7 @@ class Asked:
         deadline = time.monotonic() + HUNG_SECONDS
 
         def deliver(events: Sequence[Event]) -> None:
-            self.most_bytes = max(self.most_bytes, self._engine.models_bytes)
+            self.max_bytes = max(self.max_bytes, self._engine.models_bytes)
             if isinstance(events[-1], Finished):
                 self.ended.append(label)
                 self.texts[label] = "".join(getattr(event, "text", "") for event in events)
@@ -226,7 +226,7 @@ def test_requests_wait_for_a_model_that_does_not_fit_beside_the_models_in_use(
     # Those for one model are answered together; a later one for it does not pass by another's.
     models = [label.split()[1] for label in asked.ended]
     assert models == ["a", "a", "b", "a", "embedder", "c", "b"]
-    assert asked.most_bytes <= n_bytes
+    assert asked.max_bytes <= n_bytes
     for label, text in asked.texts.items():
         model = label.split()[1]
         if model != "embedder":
@@ -238,5 +238,5 @@ def test_requests_for_models_that_fit_together_are_answered_together(
 ) -> None:
     asked = Asked(LocalEngine(roots=[root], max_models_bytes=2 * n_bytes), max_at_once=8)
     asked.answer("a", "b", "a", "b")
-    assert asked.most_bytes == 2 * n_bytes
+    assert asked.max_bytes == 2 * n_bytes
     assert sorted(asked.ended) == ["0 a", "1 b", "2 a", "3 b"]

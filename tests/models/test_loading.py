@@ -1,4 +1,4 @@
-"""Loading: what it tells, what it refuses, and the memory it needs."""
+"""Loading: its progress, its refusals, and the memory it needs."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def test_an_absent_model_that_another_could_stand_in_for_has_an_error_of_three_l
     )
 
 
-def test_the_pullable_models_are_the_models_that_pull_knows() -> None:
+def test_the_pullable_models_are_the_models_of_the_catalog() -> None:
     assert {*PUBLISHED, *KNOWN_REPOSITORIES} == models.PULLABLE
 
 

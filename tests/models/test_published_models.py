@@ -83,7 +83,7 @@ def test_yarn_with_a_base_of_1_in_a_gguf_is_named(tmp_path: Path) -> None:
         load_path(path)
 
 
-def test_the_doctor_goes_on_behind_a_model_that_it_cannot_read(tmp_path: Path) -> None:
+def test_the_doctor_continues_after_an_unreadable_model(tmp_path: Path) -> None:
     models = tmp_path / "ai-models"
     tiny_llama_folder(models / "llama" / "a", config={"layer_types": 3})
     tiny_llama_folder(models / "llama" / "b")

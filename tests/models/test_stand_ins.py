@@ -54,7 +54,7 @@ def test_a_bert_is_answered_for_by_tiny_embed() -> None:
 
 
 @pytest.mark.parametrize("name", LLAMAS)
-def test_without_being_asked_nobody_stands_in(name: str) -> None:
+def test_without_the_option_no_model_stands_in(name: str) -> None:
     engine = LocalEngine()
     with pytest.raises(InvalidInput, match="--stand-ins"):
         engine.infer(name, GREETING)
@@ -75,7 +75,7 @@ def test_the_environment_can_ask_for_stand_ins(
     assert LocalEngine(stand_ins=False).stand_ins is False
 
 
-def test_what_the_environment_says_must_be_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_refllm_stand_ins_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFLLM_STAND_INS", "maybe")
     with pytest.raises(InvalidInput, match="REFLLM_STAND_INS must be 1 or 0, is 'maybe'"):
         LocalEngine()
@@ -90,14 +90,14 @@ def test_a_model_that_is_there_answers_itself(tmp_path: Path) -> None:
     assert engine.load("llama2-chat").path == folder / "llama2-chat.gguf"
 
 
-def test_nobody_stands_in_for_a_model_that_is_damaged(tmp_path: Path) -> None:
+def test_no_model_stands_in_for_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "models" / "llama" / "llama2-chat").mkdir(parents=True)
     engine = LocalEngine(roots=[tmp_path / "models"], stand_ins=True)
     with pytest.raises(LlmRuntimeError, match="has no weights"):
         engine.infer("llama2-chat", GREETING)
 
 
-def test_nobody_stands_in_for_another_name() -> None:
+def test_no_model_stands_in_for_another_name() -> None:
     with pytest.raises(InvalidInput, match="no model directory found"):
         LocalEngine(stand_ins=True).infer("gpt-4", GREETING)
 
@@ -114,7 +114,7 @@ def test_a_component_without_access_gets_no_stand_in_either() -> None:
         engine.infer("llama2-chat", GREETING)
 
 
-def test_that_a_model_stands_in_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stand_in_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     engine = LocalEngine(stand_ins=True)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
@@ -144,7 +144,7 @@ def test_a_record_of_a_model_that_was_asked_for_by_its_name_mentions_no_stand_in
     assert "stands_in_for" not in record
 
 
-def test_the_command_without_the_flag_says_in_three_lines_what_to_do() -> None:
+def test_the_command_without_the_flag_prints_the_remedy_in_three_lines() -> None:
     result = CliRunner().invoke(app, ["infer", "llama2-chat", GREETING])
     assert result.exit_code == 1
     looked, pull, stand_in = result.stderr.splitlines()
@@ -162,7 +162,7 @@ def test_the_command_without_the_flag_says_in_three_lines_what_to_do() -> None:
         ["models", "list"],
     ],
 )
-def test_what_ships_needs_no_network(arguments: list[str]) -> None:
+def test_the_bundled_models_need_no_network(arguments: list[str]) -> None:
     program = (
         "import socket, sys\n"
         "def refuse(*arguments): raise SystemExit('asked the network')\n"

@@ -1,4 +1,4 @@
-"""The models that the golden suite asks for: made once, kept, and made anew where they must be."""
+"""The models that the golden suite asks for: made once, cached, and made again if damaged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_model_that_ships_is_the_file_that_ships(name: str, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_there_is_a_model_in_every_type_that_can_be_written() -> None:
+def test_the_suite_has_a_model_in_every_type_that_can_be_written() -> None:
     types = {name.removeprefix("tiny-chat-") for name in MODEL_NAMES if "tiny-chat-" in name}
     assert types | {"Q8_0"} == set(QUANTIZABLE)
 
@@ -70,7 +70,7 @@ def test_a_damaged_model_is_made_anew(damage: bytes | None, tmp_path: Path) -> N
     assert made("tiny-chat-Q4_0", tmp_path).read_bytes() == whole
 
 
-def test_nothing_unfinished_stays(tmp_path: Path) -> None:
+def test_no_unfinished_file_is_left(tmp_path: Path) -> None:
     path = made("tiny-chat-Q4_0", tmp_path)
     left = sorted(file.name for file in path.parent.iterdir())
     assert left == ["tiny-chat-Q4_0.gguf", "tiny-chat-Q4_0.gguf.sha256"]

@@ -72,7 +72,7 @@ def test_the_card_shows_what_people_ask_first_at_seed_0() -> None:
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_the_card_says_what_is_asked(name: str) -> None:
+def test_the_card_has_the_required_minimum_of_each_score(name: str) -> None:
     asked = f"{ASKED[name]:.1f} nats" if "entropy" in name else f"{ASKED[name]:.0%}"
     assert f"≥ {asked.replace('%', ' %')}" in CARD
 

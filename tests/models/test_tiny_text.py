@@ -32,9 +32,10 @@ def first(n: int, **which: object) -> list[str]:
     return [sample.text for sample in islice(samples(1, **which), n)]  # type: ignore[arg-type]
 
 
-def test_a_seed_always_gives_the_same_text() -> None:
-    digest = hashlib.sha256("\n".join(first(1000)).encode()).hexdigest()
-    assert digest == hashlib.sha256("\n".join(first(1000)).encode()).hexdigest()
+def test_a_seed_gives_the_same_text_in_every_process_and_on_every_python() -> None:
+    # Of the generator as it stands: changes with every change of its words or templates.
+    digest = "2947424fe379c55de82dfde7d5901ed7797fdad10d446c06d1feee266f88733e"
+    assert hashlib.sha256("\n".join(first(1000)).encode()).hexdigest() == digest
     assert first(50) != [sample.text for sample in islice(samples(2), 50)]
     assert first(50) != first(50, split="held-out")
 
@@ -105,7 +106,7 @@ def test_an_answer_that_names_a_rival_too_is_wrong(kind: str) -> None:
         assert not sample.is_right(f"{sample.keyword} or {sample.rivals[0]}")
 
 
-def test_what_a_fact_s_answer_says_is_stated_in_its_question() -> None:
+def test_the_answer_about_a_fact_is_stated_in_its_question() -> None:
     for sample in written("fact"):
         stated = str(sample.question).rpartition(". ")[0].lower()
         for word in (sample.keyword, *sample.rivals):
@@ -135,7 +136,7 @@ def test_half_of_the_questions_are_asked_plainly_and_half_in_chats() -> None:
     assert {sample.kind for sample in plain} == {sample.kind for sample in asked}
 
 
-def test_a_plain_question_follows_what_the_system_prompt_says() -> None:
+def test_the_answer_to_a_plain_question_follows_the_system_prompt() -> None:
     sample = Sample(kind="joke", question="Tell me a joke.", answer="No.", system="Be funny.")
     assert sample.plainly().text == "Be funny. Tell me a joke. No."
 
@@ -176,7 +177,7 @@ CALLS = {
 }
 
 
-def test_every_python_function_does_what_is_said_of_it() -> None:
+def test_every_python_function_does_what_its_description_says() -> None:
     space: dict[str, object] = {}
     for function in FUNCTIONS:
         exec(function.python, space)
@@ -199,7 +200,7 @@ def test_questions_that_training_knew_are_not_held_out() -> None:
     assert not known & set(asked)
 
 
-def test_a_request_that_is_kept_is_never_learned_from_however_it_is_typed() -> None:
+def test_a_held_out_request_is_in_no_training_text_in_any_spelling() -> None:
     asked = [sample for sample in islice(samples(0), 5000) if sample.kind in COMBINED]
     clean = [sample for kind in COMBINED for sample in written(kind)]
     share = sum(map(is_kept, clean)) / len(clean)

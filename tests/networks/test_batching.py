@@ -78,7 +78,7 @@ def test_the_draws_of_a_step_are_its_logits_own(network: Llama) -> None:
     assert step.token == next(iter(generate(network, [1], PARAMS, seed=3))).token
 
 
-def test_nothing_happens_to_nobody(network: Llama) -> None:
+def test_an_empty_batch_yields_nothing(network: Llama) -> None:
     assert list(step_together(network, [])) == []
 
 
@@ -122,7 +122,7 @@ class LastLayerBreaks(Llama):
         return super().logits(hidden, tap=tap)
 
 
-def test_logits_are_those_of_the_last_token_of_each(network: Llama) -> None:
+def test_each_sequence_gets_the_logits_of_its_last_token(network: Llama) -> None:
     prompts = [[1, 300, 301], [1, 302]]
     generations = [Generation(network, prompt, PARAMS, seed=5) for prompt in prompts]
     outcomes = dict(step_together(network, generations))

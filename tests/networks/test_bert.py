@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +11,13 @@ from numpy.typing import NDArray
 from refllm import oracle
 from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.bert import Bert
-from refllm.checkpoints.config import bert_config
 from refllm.checkpoints.open import open_weights
 from refllm.jit.compile import use_threads
-from refllm.parameters import Parameters
 from tests.support.model_files import tiny_bert_folder, tiny_bert_gguf
+from tests.support.networks import arrays_of, open_bert, same_bits
 
 Floats = NDArray[np.float32]
 TEXTS = [[1, 5, 9, 2], [1, 2], [1, 7, 7, 7, 8, 11, 3, 2], [1, 30, 2], list(range(1, 30))]
-
-
-def open_bert(path: Path) -> Bert:
-    weights = open_weights(path)
-    return Bert(bert_config(weights), Parameters(weights.path, weights.tensors))
-
-
-def arrays_of(path: Path, dtype: type = np.float32) -> dict[str, NDArray[np.floating]]:
-    return {
-        name: tensor.array().astype(dtype) for name, tensor in open_weights(path).tensors.items()
-    }
-
-
-def same_bits(a: Floats, b: Floats) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +28,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bert(path: Path) -> Bert:
     return open_bert(path)
-
-
-@pytest.fixture
-def all_threads() -> Iterator[None]:
-    yield
-    use_threads(None)
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=len)
@@ -64,7 +41,7 @@ def test_the_error_against_float64_is_that_of_float32(bert: Bert, path: Path) ->
     np.testing.assert_allclose(bert.embed([TEXTS[2]])[0], wide, atol=1e-6)
 
 
-def test_a_text_is_the_same_alone_and_among_others(bert: Bert) -> None:
+def test_a_text_has_the_same_bits_alone_and_in_a_batch(bert: Bert) -> None:
     together = bert.embed(TEXTS)
     alone = np.concatenate([bert.embed([text]) for text in TEXTS])
     assert same_bits(together, alone)

@@ -25,10 +25,10 @@ from refllm.kernels.attention import (
 )
 from refllm.kernels.elementwise import gelu_tanh
 from refllm.models.load import BertModel, load_path, load_tokenizer
-from refllm.parameters import Parameters
 from tests.support.encoder_cases import ACTIVATION_INPUTS, CASES, GGUF_CASES, GGUF_TEXTS, TEXTS
 from tests.support.exports import exported
 from tests.support.model_files import tiny_bert_gguf
+from tests.support.networks import arrays_of, open_bert, same_bits
 from tests.support.peer_values import peer_values
 from tests.support.tiny_encoders import ENCODERS, N_POSITIONS, encoder_tensors, tiny_encoder_folder
 
@@ -43,17 +43,8 @@ GGUF_RIGHT = peer_values("bert_gguf")
 GGUF_ATOL = 5e-4
 
 
-def open_bert(path: Path) -> Bert:
-    weights = open_weights(path)
-    return Bert(bert_config(weights), Parameters(weights.path, weights.tensors))
-
-
 def vectors(bert: Bert) -> Floats:
     return bert.embed(TEXTS)
-
-
-def same_bits(a: Floats, b: Floats) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -66,7 +57,7 @@ def test_a_model_gives_the_vectors_of_transformers(name: str, tmp_path: Path) ->
 def test_a_short_text_has_the_bits_of_the_oracle(name: str, tmp_path: Path) -> None:
     path = CASES[name].write(tmp_path)
     bert = open_bert(path)
-    arrays = {name: tensor.array() for name, tensor in open_weights(path).tensors.items()}
+    arrays = arrays_of(path)
     for text in TEXTS[:2]:
         assert same_bits(bert.embed([text])[0], oracle.bert(bert.config, arrays, text))
 
@@ -183,6 +174,7 @@ def test_token_types_that_the_config_promises_and_the_file_lacks_are_named(tmp_p
         open_bert(folder)
 
 
+@pytest.mark.usefixtures("all_threads")
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_texts_are_the_same_alone_and_together_and_on_any_number_of_threads(
     kind: str, tmp_path: Path
@@ -191,10 +183,7 @@ def test_texts_are_the_same_alone_and_together_and_on_any_number_of_threads(
     together = vectors(bert)
     assert same_bits(together, np.concatenate([bert.embed([text]) for text in TEXTS]))
     use_threads(1)
-    try:
-        assert same_bits(together, vectors(bert))
-    finally:
-        use_threads(None)
+    assert same_bits(together, vectors(bert))
 
 
 # Attention with a bias
@@ -205,7 +194,7 @@ def random_qkv(n_tokens: int, n_heads: int, head_dim: int) -> Floats:
     return random.standard_normal((n_tokens, 3 * n_heads, head_dim)).astype(np.float32)
 
 
-def test_a_bias_of_zero_leaves_attention_as_it_is() -> None:
+def test_an_attention_bias_of_zero_changes_no_bit() -> None:
     qkv, starts = random_qkv(41, 3, 8), np.array([0, 7, 8, 41])
     bias = np.zeros((3, 2 * 33 - 1), np.float32)
     assert same_bits(
@@ -291,7 +280,7 @@ def test_a_gguf_gives_nearly_the_vectors_of_llama_cpp(name: str, tmp_path: Path)
     np.testing.assert_allclose(ours[:, :4], GGUF_RIGHT[name], atol=GGUF_ATOL)
 
 
-def test_its_bound_is_far_below_the_difference_of_two_models() -> None:
+def test_the_llama_cpp_bound_is_far_below_the_difference_of_two_models() -> None:
     with_types, without = (np.array(GGUF_RIGHT[name]) for name in ("plain", "no token types"))
     assert np.abs(with_types - without).max() > 100 * GGUF_ATOL
 
@@ -367,7 +356,7 @@ def test_every_tensor_of_a_family_has_its_name_with_a_prefix_and_without(
     assert canonical_name(plain.family, "lm_head.dense.weight") is None
 
 
-def test_a_tensor_that_another_familys_prefix_names_is_none_of_this_one(tmp_path: Path) -> None:
+def test_a_folder_with_another_familys_prefix_lacks_its_tensors(tmp_path: Path) -> None:
     folder = tiny_encoder_folder(tmp_path, "roberta", prefix="bert.")
     with pytest.raises(LlmRuntimeError, match=r"token_embd\.weight is missing"):
         open_bert(folder)
@@ -404,7 +393,7 @@ def test_a_folder_with_a_tokenizer_json_is_a_model(kind: str, tmp_path: Path) ->
         ("roberta", "token_types.weight", "embeddings.token_type_embeddings.weight"),
     ],
 )
-def test_what_a_folder_lacks_is_called_as_its_family_calls_it(
+def test_a_missing_tensor_is_named_as_its_family_names_it(
     kind: str, ours: str, theirs: str, tmp_path: Path
 ) -> None:
     check_complete(open_weights(tiny_encoder_folder(tmp_path / "whole", kind)))

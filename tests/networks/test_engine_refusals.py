@@ -68,14 +68,25 @@ def test_an_unusable_parameter_is_named(
         tiny_engine.infer("tiny", "the", replace(GREEDY, **change))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("prompt", ["lone \ud800 surrogate", b"bytes", None])
-def test_a_prompt_that_is_not_text_is_refused(prompt: str, tiny_engine: LocalEngine) -> None:
-    with pytest.raises(InvalidInput):
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("lone \ud800 surrogate", "lone surrogate, U.D800, at character index 5"),
+        (b"bytes", "the prompt must be text, got bytes"),
+        (None, "the prompt must be text, got NoneType"),
+    ],
+)
+def test_a_prompt_that_is_not_text_is_refused(
+    prompt: str, message: str, tiny_engine: LocalEngine
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
         tiny_engine.infer("tiny", prompt)
 
 
 @pytest.mark.parametrize("texts", ["a", 3, None, [3], {"a"}])
-def test_what_is_no_list_of_texts_is_refused(texts: Any, tiny_engine: LocalEngine) -> None:
+def test_texts_that_are_not_a_list_of_texts_are_refused(
+    texts: Any, tiny_engine: LocalEngine
+) -> None:
     with pytest.raises(InvalidInput, match="texts must be a list of texts; put a single one in"):
         tiny_engine.generate_embeddings("tiny-bert", texts)
 
@@ -107,8 +118,9 @@ def test_an_absent_embedding_model_is_not_supported(tiny_engine: LocalEngine) ->
 @pytest.mark.parametrize("name", ["../tiny", "llama/tiny", ".hidden", "a\0b", "", "x" * 10_000_000])
 def test_a_name_that_is_a_path_is_refused(name: str, tiny_engine: LocalEngine) -> None:
     for request in (tiny_engine.infer, tiny_engine.generate_embeddings):
-        with pytest.raises(InvalidInput) as caught:
-            request(name, ["a"])  # type: ignore[arg-type]
+        texts = "a" if request == tiny_engine.infer else ["a"]
+        with pytest.raises(InvalidInput, match="is not a model's name") as caught:
+            request(name, texts)  # type: ignore[arg-type]
         assert len(str(caught.value)) < 1000
 
 
@@ -119,7 +131,7 @@ def test_the_wrong_kind_of_model_is_not_supported(tmp_path: Path, tiny_engine: L
         tiny_engine.infer(tiny_bert_gguf(tmp_path / "bert.gguf"), "a")
 
 
-def test_an_engine_that_is_switched_off_says_so(tiny_models: Path) -> None:
+def test_a_disabled_engine_refuses_every_model(tiny_models: Path) -> None:
     engine = LocalEngine(roots=[tiny_models], enabled=False)
     for model in ("tiny", tiny_models / "flat.gguf"):
         with pytest.raises(LlmRuntimeError, match="Local LLM operations are not supported"):
@@ -143,9 +155,19 @@ def test_a_damaged_file_is_a_runtime_error_that_names_it(tmp_path: Path) -> None
         LocalEngine(roots=[tmp_path]).infer("broken", "the")
 
 
-def test_a_tokenizer_larger_than_the_model_is_a_runtime_error(tmp_path: Path) -> None:
-    path = tiny_llama_gguf(
-        tmp_path / "m.gguf", tensors={"token_embd.weight": np.zeros((100, 32), np.float32)}
-    )
-    with pytest.raises(LlmRuntimeError, match=r"tokens, the model only 100|\[\d+, 32\]"):
+def test_an_output_matrix_with_more_rows_than_the_embedding_is_a_runtime_error(
+    tmp_path: Path,
+) -> None:
+    tensors: dict[str, Any] = {"token_embd.weight": np.zeros((100, 32), np.float32)}
+    path = tiny_llama_gguf(tmp_path / "m.gguf", tensors=tensors)
+    shapes = r"output\.weight has the shape \[\d+, 32\], the hyperparameters ask for \[100, 32\]"
+    with pytest.raises(LlmRuntimeError, match=shapes):
+        LocalEngine().infer(path, "the")
+
+
+def test_a_token_without_a_row_in_a_smaller_embedding_is_refused(tmp_path: Path) -> None:
+    small = np.zeros((100, 32), np.float32)
+    tensors: dict[str, Any] = {"token_embd.weight": small, "output.weight": small}
+    path = tiny_llama_gguf(tmp_path / "m.gguf", tensors=tensors)
+    with pytest.raises(InvalidInput, match="the model has embeddings of 100 tokens only"):
         LocalEngine().infer(path, "the")

@@ -11,8 +11,8 @@ import refllm
 from refllm.kernels.packed.panels import Panels
 from refllm.llama import Segment
 from refllm.models.load import LlamaModel, load_path
-from tests.arithmetic.test_kernels import same_bits
 from tests.support.model_files import tiny_llama_gguf
+from tests.support.networks import same_bits
 
 PROMPT = [1, 20, 300, 259, 7, 33, 301, 17]
 
@@ -25,9 +25,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
     return model
 
 
-def test_quantized_matrices_are_packed_for_integers_and_others_are_not(
-    llama: LlamaModel, tmp_path: Path
-) -> None:
+def test_only_quantized_matrices_are_packed_for_integers(llama: LlamaModel, tmp_path: Path) -> None:
     assert not isinstance(llama.network.layers[0].attn_output, Panels)
     floats = load_path(tiny_llama_gguf(tmp_path / "f16.gguf", type="F16"), numerics="int8")
     assert isinstance(floats, LlamaModel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,36 +10,20 @@ from numpy.typing import NDArray
 
 from refllm import oracle
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.checkpoints.config import llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.jit.compile import use_threads
 from refllm.llama import KVCache, Llama, Segment
-from refllm.parameters import Parameters
 from refllm.quant import Tensor
 from tests.support.model_files import tiny_llama_folder, tiny_llama_gguf
+from tests.support.networks import arrays_of, open_llama, same_bits
 
 Floats = NDArray[np.float32]
 PROMPT = [1, 403, 407, 261, 378, 5, 6, 7, 300, 301, 302, 17, 2, 1, 450, 451, 9, 9, 9, 410]
 SHORT = [1, 20, 300, 259, 7]
 
 
-def open_llama(path: Path) -> Llama:
-    weights = open_weights(path)
-    return Llama(llama_config(weights), Parameters(weights.path, weights.tensors))
-
-
-def arrays_of(path: Path, dtype: type = np.float32) -> dict[str, NDArray[np.floating]]:
-    return {
-        name: tensor.array().astype(dtype) for name, tensor in open_weights(path).tensors.items()
-    }
-
-
 def logits(llama: Llama, token_ids: list[int], cache: KVCache | None = None) -> Floats:
     return llama.forward([Segment(token_ids, cache or llama.new_cache())])[0]
-
-
-def same_bits(a: Floats, b: Floats) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +40,6 @@ def stories(stories_path: Path) -> Llama:
 def whole(stories: Llama) -> Floats:
     """The logits of PROMPT in one piece."""
     return logits(stories, PROMPT)
-
-
-@pytest.fixture
-def all_threads() -> Iterator[None]:
-    yield
-    use_threads(None)
 
 
 def test_a_trained_model_equals_the_oracle(

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from refllm.models.load import LlamaModel, load_path
 from refllm.rope import YarnScaling
-from tests.arithmetic.test_kernels import same_bits
-from tests.support.llama_variants import FOLDERS, GGUFS, PROMPT, SAMPLED
+from tests.support.llama_variants import FOLDERS, GGUFS, SAMPLED, logits_of
 from tests.support.model_files import tiny_llama_gguf
+from tests.support.networks import same_bits
 from tests.support.peer_values import peer_values
 
 # Both sum in another order. transformers stretches with float32 frequencies, whose rounding is
@@ -21,15 +19,9 @@ TRANSFORMERS_ERROR = 2e-5
 LLAMA_CPP_ERROR = 2e-4
 
 
-def logits(path: Path) -> NDArray[np.float32]:
-    model = load_path(path)
-    assert isinstance(model, LlamaModel)
-    return model.forward(PROMPT)  # [T, V]
-
-
 def error(path: Path, expected: list[list[float]]) -> float:
     """The largest difference between refllm's logits and the recorded ones."""
-    ours = logits(path)
+    ours = logits_of(path)
     return max(
         float(np.abs(ours[place, : len(right)] - np.array(right)).max())
         for place, right in zip(SAMPLED, expected, strict=True)
@@ -37,18 +29,18 @@ def error(path: Path, expected: list[list[float]]) -> float:
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_s_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+def test_a_folder_gives_the_logits_of_transformers(name: str, tmp_path: Path) -> None:
     path = FOLDERS[name](tmp_path / "tiny")
     assert error(path, peer_values("llama_folders")[name]) < TRANSFORMERS_ERROR
 
 
 @pytest.mark.parametrize("name", GGUFS)
-def test_a_gguf_s_logits_are_those_of_llama_cpp(name: str, tmp_path: Path) -> None:
+def test_a_gguf_gives_the_logits_of_llama_cpp(name: str, tmp_path: Path) -> None:
     assert error(GGUFS[name](tmp_path), peer_values("llama_ggufs")[name]) < LLAMA_CPP_ERROR
 
 
 @pytest.mark.parametrize("topic", ["llama_folders", "llama_ggufs"])
-def test_what_a_file_asks_for_changes_its_logits(topic: str) -> None:
+def test_every_option_of_a_model_changes_its_logits(topic: str) -> None:
     cases = peer_values(topic)
     plain = np.array(cases["plain"])
     same = {name for name, values in cases.items() if np.abs(plain - values).max() < 1e-3}
@@ -76,7 +68,7 @@ def test_what_a_file_asks_for_changes_its_logits(topic: str) -> None:
 def test_fused_matrices_give_the_bits_of_separate_ones(tmp_path: Path) -> None:
     fused = GGUFS["fused queries, keys and values"](tmp_path)
     separate = tiny_llama_gguf(tmp_path / "separate.gguf", biases=True)
-    assert same_bits(logits(fused), logits(separate))
+    assert same_bits(logits_of(fused), logits_of(separate))
 
 
 def test_yarn_s_ramp_can_begin_and_end_at_one_pair() -> None:

@@ -47,7 +47,7 @@ def test_neighbours_of_one_format_become_one_matrix(types: dict[str, str], n_mat
     assert linear(x, *matrices).tobytes() == np.concatenate(each, axis=1).tobytes()
 
 
-def test_what_became_part_of_a_matrix_is_not_needed_any_more() -> None:
+def test_the_parts_of_a_fused_matrix_are_reported_as_consumed() -> None:
     stored = tensors(q="Q8_0", k="Q8_0")
     seen: list[NDArray[np.uint8]] = []
     Parameters(FILE, stored, "exact", seen.append).matrices({"q": 48, "k": 48}, 64)
@@ -56,7 +56,7 @@ def test_what_became_part_of_a_matrix_is_not_needed_any_more() -> None:
     )
 
 
-def test_a_missing_vector_among_others_is_zeros_and_all_missing_are_none() -> None:
+def test_a_missing_bias_is_zeros_beside_others_and_none_alone() -> None:
     parameters = Parameters(FILE, {"k": quantized("k", numbers(4), "F32")})
     together = parameters.vectors_or_none({"q": 2, "k": 4})
     assert together is not None

@@ -23,8 +23,13 @@ from refllm.models.bundled import ROOT
 from refllm.models.load import BertModel, LlamaModel, load_path
 from refllm.plain import bert, llama
 from tests.conftest import PROJECT
-from tests.golden.test_golden_embeddings_suite import OF_TINY_EMBED, TOLERANCE, vectors_of
-from tests.golden.test_golden_logits import CASES, error_in_bounds
+from tests.support.golden_networks import (
+    LOGITS_BY_NAME,
+    OF_TINY_EMBED,
+    VECTOR_TOLERANCE,
+    error_in_bounds,
+    vectors_of,
+)
 from tests.support.model_files import tiny_bert_folder, tiny_llama_gguf
 from tools.golden_logits import path_of
 from tools.plain_bert import bert_of_gguf
@@ -34,7 +39,7 @@ Case: TypeAlias = Mapping[str, Any]
 Plain: TypeAlias = tuple[LlamaModel, dict[str, Array]]
 PlainBert: TypeAlias = tuple[BertModel, dict[str, Array]]
 
-EXACT = [case for case in CASES.values() if case["input"]["numerics"] == "exact"]
+EXACT = [case for case in LOGITS_BY_NAME.values() if case["input"]["numerics"] == "exact"]
 WITH_TEXTS = [case for case in OF_TINY_EMBED if case["input"]["texts"]]
 TINY_EMBED = ROOT / "bert" / "tiny-embed.gguf"
 ROUNDING = 1e-10
@@ -108,7 +113,7 @@ def test_weights_of_another_dtype_are_computed_in_float64(tiny_chat: Plain) -> N
     assert np.array_equal(llama.forward(model.config, narrow, [1, 2, 3]), wide)
 
 
-def test_the_plain_llama_tells_the_story_that_refllm_tells(tiny_chat: Plain) -> None:
+def test_the_plain_llama_generates_refllm_s_text(tiny_chat: Plain) -> None:
     model, tensors = tiny_chat
     prompt = model.tokenizer.encode("Once upon a time")
     greedy = refllm.InferencingParams(max_tokens=12, temperature=0, repeat_penalty=1)
@@ -165,8 +170,8 @@ def test_the_plain_bert_is_within_the_bounds_of_the_golden_embeddings(
     asked = case["input"]
     texts = model.tokenize(asked["texts"], max_tokens=asked.get("max_tokens")).token_ids
     got = np.array([bert.forward(model.config, tensors, ids) for ids in texts])  # [N, D]
-    assert case["tolerance"]["absolute"] == TOLERANCE
-    assert np.abs(got - vectors_of(case)).max() <= TOLERANCE
+    assert case["tolerance"]["absolute"] == VECTOR_TOLERANCE
+    assert np.abs(got - vectors_of(case)).max() <= VECTOR_TOLERANCE
 
 
 def test_the_plain_bert_agrees_with_the_program_that_made_the_goldens(
@@ -190,7 +195,7 @@ def test_minilm_as_a_plain_bert_is_within_the_bounds_of_sentence_transformers(
     for answer in answers[:8]:
         got = bert.forward(model.config, tensors, answer["token_ids"])
         expected = np.array([float.fromhex(x) for x in answer["vector"]])
-        assert np.abs(got - expected).max() <= TOLERANCE
+        assert np.abs(got - expected).max() <= VECTOR_TOLERANCE
 
 
 def test_a_random_plain_bert_is_the_oracle_in_float64(tmp_path: Path) -> None:

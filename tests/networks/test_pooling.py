@@ -11,18 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm.api import InvalidInput, LlmRuntimeError
-from refllm.bert import Bert
-from refllm.checkpoints.config import bert_config
-from refllm.checkpoints.open import open_weights
 from refllm.checkpoints.sentence_config import SentenceConfig
 from refllm.engine import LocalEngine
 from refllm.kernels.elementwise import gelu_tanh, l2_normalize, mean_rows, relu
 from refllm.kernels.pooling import max_rows, mean_sqrt_rows, weighted_mean_rows
 from refllm.models.load import BertModel, load_path
-from refllm.parameters import Parameters
 from refllm.pooling import Pooling, PoolingMode, SentenceHead
 from tests.conftest import handed_cases
 from tests.support.model_files import tiny_bert_folder, tiny_bert_gguf
+from tests.support.networks import open_bert, same_bits
 from tests.support.peer_values import peer_values
 from tests.support.sentence_folders import (
     CASES,
@@ -50,10 +47,6 @@ def open_model(path: Path) -> BertModel:
     model = load_path(path)
     assert isinstance(model, BertModel)
     return model
-
-
-def same_bits(a: Floats, b: Floats) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def test_every_case_is_recorded_and_nothing_else() -> None:
@@ -132,8 +125,7 @@ def test_relu_keeps_nan_and_what_is_positive() -> None:
 
 
 def test_the_mean_of_the_hidden_states_is_what_embed_gives(tmp_path: Path) -> None:
-    weights = open_weights(tiny_bert_gguf(tmp_path / "tiny.gguf"))
-    bert = Bert(bert_config(weights), Parameters(weights.path, weights.tensors))
+    bert = open_bert(tiny_bert_gguf(tmp_path / "tiny.gguf"))
     text = [2, 9, 17, 3]
     hidden = bert.hidden([text])
     assert hidden.shape == (4, 32)

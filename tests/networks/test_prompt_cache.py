@@ -83,8 +83,8 @@ def test_every_logit_after_a_known_beginning_has_the_bits_of_one_computed_anew(
     read: list[list[int]] = []
     for seed, prompt in enumerate(prompts(choose, 25)):
         reusing = Generation(network, prompt, PARAMS, seed=seed, prompt_cache=prompt_cache)
-        anew = Generation(network, prompt, PARAMS, seed=seed)
-        assert answered(network, reusing) == answered(network, anew)
+        fresh = Generation(network, prompt, PARAMS, seed=seed)
+        assert answered(network, reusing) == answered(network, fresh)
         assert prompt_cache.n_bytes <= prompt_cache.budget_bytes
         if budget_blocks == AMPLE:
             known = max((n_common(prompt, each) for each in read), default=0)
@@ -112,7 +112,7 @@ def test_requests_that_are_answered_together_reuse_what_the_first_has_read(netwo
     for seed, (generation, prompt) in enumerate(zip(going, asked, strict=True)):
         alone = Generation(network, prompt, PARAMS, seed=seed)
         assert logits[id(generation)] == answered(network, alone)
-    # Two prompts fit into the first turn; the others come later, and find what these two have read.
+    # Two prompts fit into the first turn; the rest come later, and reuse the prompts of these two.
     assert [generation.n_reused >= len(beginning) for generation in going] == [False] * 2 + [
         True
     ] * 6
@@ -277,7 +277,7 @@ def test_a_common_beginning_is_kept_once() -> None:
     assert prompt_cache.n_bytes == (len(beginning) + 2) * BYTES_EACH
 
 
-def test_a_sequence_that_goes_on_takes_the_place_of_its_beginning() -> None:
+def test_a_continued_sequence_replaces_its_beginning_in_the_cache() -> None:
     network, prompt_cache = NoNetwork(), PromptCache(AMPLE)
     for n in (3, 10, BLOCK_TOKENS + 5):
         prompt_cache.store(network, [1] * n, cache_with([1] * n))
@@ -286,7 +286,7 @@ def test_a_sequence_that_goes_on_takes_the_place_of_its_beginning() -> None:
     assert prompt_cache.n_bytes == (BLOCK_TOKENS + 5) * BYTES_EACH
 
 
-def test_the_least_recently_used_goes_first_whichever_network_it_is_of() -> None:
+def test_the_least_recently_used_block_of_all_networks_is_evicted_first() -> None:
     one, another = NoNetwork(), NoNetwork()
     prompt_cache = PromptCache(3 * 10 * BYTES_EACH)
 

@@ -150,7 +150,7 @@ def test_the_penalty_leaves_the_given_logits_alone() -> None:
     assert logits.tolist() == [3, -1, 2]
 
 
-def test_the_penalty_tells_what_it_changed() -> None:
+def test_apply_penalty_returns_the_changed_tokens() -> None:
     _, penalties = apply_penalty(f32(3, -1, 2), [2, 1, 2], penalty=2.0, last_n=64)
     assert penalties.ids.tolist() == [1, 2]
     assert penalties.before.tolist() == [-1, 2]
@@ -288,7 +288,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(profile: str) -> None:
         assert abs(tokens[token_id] - draws * share) < 3 * standard_deviation
 
 
-def test_a_step_tells_what_each_stage_left() -> None:
+def test_a_trace_has_the_candidates_after_each_stage() -> None:
     params = InferencingParams(repeat_penalty=2.0, temperature=1.0, top_k=2, top_p=0.6)
     step = sample(f32(3, 2, 1), params, [2], 0.25, step=7)
     assert step.counts == {"softmax": 3, "top_k": 2, "top_p": 1}

@@ -135,7 +135,7 @@ def test_a_token_that_is_not_allowed_is_never_drawn(profile: str, temperature: f
     assert drawn == {2} if temperature == 0 else drawn <= {0, 2, 4}
 
 
-def test_the_others_have_the_probabilities_that_they_have_without_it() -> None:
+def test_a_mask_leaves_the_probabilities_of_a_smaller_vocabulary() -> None:
     step = sample(f32(1, 9, 2), NEUTRAL, [], 0.5, allowed=np.array([True, False, True]))
     alone = sample(f32(1, 2), NEUTRAL, [], 0.5)
     assert step.candidates.ids.tolist() == [2, 0]

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -21,17 +20,19 @@ from refllm.api import InferencingParams, LlmRuntimeError
 from refllm.engine import LocalEngine
 from refllm.testing.server_process import RunningServer, running_server
 from tests.conftest import HUNG_SECONDS
-from tests.support.server import Answer, ask, eventually, is_idle, spin_infer
+from tests.support.client import (
+    Answer,
+    ask,
+    eventually,
+    http_connection,
+    is_idle,
+    sent,
+    spin_infer,
+)
 
 PROMPT = "[INST] Tell me a story about a fox. [/INST]"
 TOKEN = "open-sesame"
 WITH_TOKEN = {"authorization": f"bearer {TOKEN}"}
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_server(["--stand-ins"]) as server:
-        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +41,6 @@ def guarded_url() -> Iterator[str]:
     arguments += ["--max-texts", "3", "--max-prompt-tokens", "20", "--allow", "tiny-chat"]
     with running_server([*arguments, "--allow", "tiny-embed"]) as server:
         yield server.url
-
-
-@pytest.fixture(scope="module")
-def engine() -> LocalEngine:
-    return LocalEngine(stand_ins=True)
-
-
-def raw(url: str, request: bytes) -> bytes:
-    """What comes back for bytes that are sent as they are."""
-    address = urlsplit(url)
-    with socket.create_connection(
-        (address.hostname, address.port), timeout=HUNG_SECONDS
-    ) as connection:
-        connection.sendall(request)
-        return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def float32(vectors: list[list[float]]) -> NDArray[np.float32]:
@@ -85,7 +71,7 @@ def test_embed_gives_the_python_api_s_bits(url: str, engine: LocalEngine) -> Non
     assert answer["usage"] == {"promptTokenCount": expected.usage.prompt_token_count}
 
 
-def test_the_request_is_understood_byte_for_byte_as_spin_s_source_sends_it(url: str) -> None:
+def test_the_bytes_that_spin_s_client_sends_are_answered(url: str) -> None:
     """No content type, `authorization: bearer`, and serde's JSON of floats that are f32."""
     body = (
         '{"model":"tiny-chat","prompt":"Once","options":{"maxTokens":3,"repeatPenalty":1.1,'
@@ -95,7 +81,7 @@ def test_the_request_is_understood_byte_for_byte_as_spin_s_source_sends_it(url: 
         "POST /infer HTTP/1.1\r\nauthorization: bearer whatever\r\naccept: */*\r\n"
         f"host: localhost\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     )
-    answer = raw(url, (head + body).encode())
+    answer = sent(url, (head + body).encode())
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     answered = json.loads(answer.partition(b"\r\n\r\n")[2])
     assert answered["usage"]["generatedTokenCount"] == 3
@@ -204,7 +190,9 @@ NOT_NAMES = ["../tiny-chat", "llama/tiny-chat", "/etc/passwd", "a\\b", "..", "a\
 
 @pytest.mark.parametrize("name", [*NOT_NAMES, "x" * 3_000_000])
 @pytest.mark.parametrize("path", ["/infer", "/embed", "/v1/chat/completions", "/v1/embeddings"])
-def test_a_name_that_is_none_reads_no_file(name: str, path: str, url: str) -> None:
+def test_an_invalid_model_name_is_refused_without_reading_a_file(
+    name: str, path: str, url: str
+) -> None:
     body = {
         "/infer": spin_infer(name, "Hi"),
         "/embed": {"model": name, "input": ["a"]},
@@ -232,7 +220,7 @@ def test_requests_are_counted_by_route_and_status(guarded_url: str) -> None:
     assert b"/not/a/route" not in counted
 
 
-# Who may ask, and how much
+# Tokens and limits
 
 
 @pytest.mark.parametrize("path", ["/infer", "/v1/models", "/healthz", "/metrics", "/nothing", "/"])
@@ -286,7 +274,7 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(guarded_url: str) -> No
     head = f"POST /infer HTTP/1.1\r\nhost: localhost\r\nauthorization: bearer {TOKEN}\r\n"
     head += "transfer-encoding: chunked\r\nconnection: close\r\n\r\n"
     chunk = b"1000\r\n" + b"x" * 0x1000 + b"\r\n"
-    assert b" 413 " in raw(guarded_url, head.encode() + chunk * 2)[:20]
+    assert b" 413 " in sent(guarded_url, head.encode() + chunk * 2)[:20]
 
 
 def test_requests_beyond_the_queue_are_asked_to_retry() -> None:
@@ -300,7 +288,7 @@ def test_requests_beyond_the_queue_are_asked_to_retry() -> None:
             answers.extend(clients.map(lambda _: ask(server.url, "/infer", body), range(12)))
             return any(answer.status == 503 for answer in answers)
 
-        assert eventually(are_some_refused)
+        eventually(are_some_refused)
     busy = [answer for answer in answers if answer.status == 503]
     assert all(answer.headers["retry-after"] == "1" for answer in busy)
     assert all("retry after 1 second" in answer.json for answer in busy)
@@ -318,22 +306,19 @@ def test_a_request_that_takes_too_long_is_ended() -> None:
 
 
 def test_a_client_that_disconnects_ends_its_job(url: str) -> None:
-    address = urlsplit(url)
     body = json.dumps(spin_infer("tiny-chat", "Once", maxTokens=4000, temperature=5, topP=1))
     for _ in range(20):
-        connection = http.client.HTTPConnection(
-            address.hostname or "", address.port, timeout=HUNG_SECONDS
-        )
+        connection = http_connection(url)
         connection.request("POST", "/infer", body)
         connection.close()
     assert ask(url, "/infer", spin_infer("tiny-chat", "Once", maxTokens=1)).status == 200
-    assert eventually(lambda: is_idle(url)), "requests that no client is there for go on"
+    eventually(lambda: is_idle(url), "requests that no client is there for go on")
 
 
 # Its beginning and its end
 
 
-def test_it_prints_spin_s_runtime_configuration(tmp_path: Path) -> None:
+def test_serve_prints_spin_s_runtime_configuration(tmp_path: Path) -> None:
     with running_server(["--token", TOKEN]) as server:
         assert server.process.stdout is not None
         block = "".join(server.process.stdout.readline() for _ in range(4))
@@ -342,7 +327,7 @@ def test_it_prints_spin_s_runtime_configuration(tmp_path: Path) -> None:
     )
 
 
-def test_beyond_this_machine_a_token_is_made() -> None:
+def test_a_server_on_all_interfaces_makes_a_token() -> None:
     with running_server(["--host", "0.0.0.0"]) as server:
         assert server.process.stdout is not None
         token = [server.process.stdout.readline() for _ in range(4)][-1].split('"')[1]
@@ -355,10 +340,7 @@ def test_beyond_this_machine_a_token_is_made() -> None:
 @contextmanager
 def streaming(server: RunningServer, **options: float) -> Iterator[http.client.HTTPResponse]:
     """An answer that has begun and is far from its end."""
-    address = urlsplit(server.url)
-    connection = http.client.HTTPConnection(
-        address.hostname or "", address.port, timeout=HUNG_SECONDS
-    )
+    connection = http_connection(server.url)
     body = {"model": "tiny-chat", "prompt": "Once", "stream": True, "temperature": 5, "top_p": 1}
     connection.request("POST", "/v1/completions", json.dumps({**body, "top_k": 0, **options}))
     with closing(connection), connection.getresponse() as response:
@@ -377,7 +359,7 @@ def test_after_sigterm_running_requests_finish_and_the_exit_code_is_0() -> None:
             ask(server.url, "/healthz")
 
 
-def test_after_the_grace_time_it_ends_all_the_same() -> None:
+def test_after_the_grace_time_the_server_ends_during_a_request() -> None:
     with running_server(["--grace", "0"]) as server, streaming(server, max_tokens=4000):
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(HUNG_SECONDS) == 0

@@ -1,15 +1,13 @@
-"""Who may ask a server on loopback: local names, named ones, and pages of origins that may."""
+"""Access to a server on loopback: local hosts, allowed hosts, and pages of allowed origins."""
 
 from __future__ import annotations
 
-import http.client
 from collections.abc import Iterator, Mapping
-from urllib.parse import urlsplit
 
 import pytest
 
 from refllm.testing.server_process import running_server
-from tests.support.server import ask
+from tests.support.client import ask, http_connection
 
 PATHS = ["/", "/infer", "/v1/models", "/healthz", "/nothing"]
 GUEST = "box.example"
@@ -39,12 +37,6 @@ FOREIGN = [
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_server() as server:
-        yield server.url
-
-
-@pytest.fixture(scope="module")
 def open_url() -> Iterator[str]:
     arguments = ["--allow-host", GUEST, "--cors", PAGE, "--token", "secret"]
     with running_server(arguments) as server:
@@ -64,7 +56,7 @@ def test_a_foreign_host_is_refused_on_every_path(path: str, host: str, url: str)
 
 
 @pytest.mark.parametrize("host", LOCAL)
-def test_a_name_that_is_this_machine_s_own_is_not(host: str, url: str) -> None:
+def test_a_local_host_is_accepted(host: str, url: str) -> None:
     assert status(url, "/healthz", {"host": host}) == 200
 
 
@@ -75,27 +67,27 @@ def test_a_page_from_elsewhere_is_refused(origin: str, url: str) -> None:
     assert "--cors" in answer.json
 
 
-def test_a_local_page_may_ask_and_its_browser_may_not_read(url: str) -> None:
+def test_a_local_page_gets_no_cors_headers(url: str) -> None:
     answer = ask(url, "/healthz", headers={"origin": "http://localhost:5173"})
     assert answer.status == 200
     assert [name for name in answer.headers if name.startswith("access-control")] == []
 
 
-def test_a_refusal_has_the_form_of_its_route(url: str) -> None:
+def test_a_refused_request_has_the_error_body_of_its_route(url: str) -> None:
     headers = {"host": "elsewhere.example"}
     assert ask(url, "/infer", headers=headers).json.startswith("invalid-input: the header Host")
     error = ask(url, "/v1/models", headers=headers).json["error"]
     assert (error["type"], error["kind"]) == ("permission_error", "invalid-input")
 
 
-def test_a_name_that_is_allowed_is_answered(open_url: str) -> None:
+def test_an_allowed_host_is_answered(open_url: str) -> None:
     headers = {"authorization": "bearer secret"}
     assert status(open_url, "/healthz", {**headers, "host": f"{GUEST}:8177"}) == 200
     assert status(open_url, "/healthz", {**headers, "host": f"x.{GUEST}"}) == 403
     assert status(open_url, "/healthz", {"host": GUEST}) == 401
 
 
-def test_a_page_that_may_ask_may_read(open_url: str) -> None:
+def test_an_allowed_page_gets_cors_headers(open_url: str) -> None:
     headers = {"authorization": "bearer secret", "origin": PAGE}
     answer = ask(open_url, "/v1/models", headers=headers)
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, PAGE)
@@ -103,7 +95,7 @@ def test_a_page_that_may_ask_may_read(open_url: str) -> None:
     assert (refused.status, refused.headers["access-control-allow-origin"]) == (401, PAGE)
 
 
-def test_a_browser_that_asks_first_needs_no_token(open_url: str) -> None:
+def test_a_preflight_request_needs_no_token(open_url: str) -> None:
     headers = {
         "origin": PAGE,
         "access-control-request-method": "POST",
@@ -117,7 +109,7 @@ def test_a_browser_that_asks_first_needs_no_token(open_url: str) -> None:
     assert ask(open_url, "/infer", method="OPTIONS", headers=other).status == 403
 
 
-def test_beyond_this_machine_any_name_may_be_used_with_the_token() -> None:
+def test_a_server_on_all_interfaces_accepts_any_host_with_the_token() -> None:
     with running_server(["--host", "0.0.0.0", "--token", "secret"]) as server:
         local = server.url.replace("0.0.0.0", "127.0.0.1")
         headers = {"host": "elsewhere.example", "authorization": "bearer secret"}
@@ -131,8 +123,7 @@ def test_beyond_this_machine_any_name_may_be_used_with_the_token() -> None:
     "path", ["/", "/docs", "/healthz", "/readyz", "/metrics", "/v1/models", "/openapi.json"]
 )
 def test_head_is_get_without_a_body(path: str, url: str) -> None:
-    address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    connection = http_connection(url)
     answers = {}
     for method in ("HEAD", "GET"):  # over one connection: a body would be the next answer
         connection.request(method, path)

@@ -34,5 +34,5 @@ def test_tokens_of_one_character_begin_at_the_same_place() -> None:
     assert offsets(["a", "", "", "€", "b"]) == [0, 1, 1, 1, 2]
 
 
-def test_text_that_is_kept_back_counts_all_the_same() -> None:
+def test_tokens_of_withheld_text_are_counted() -> None:
     assert offsets(["ab", "cd", "ef"], stops=["cde!"]) == [0, 2, 4]

@@ -14,8 +14,8 @@ from refllm.engine import LocalEngine
 from refllm.server.jobs import TextJob, TextRequest
 from refllm.server.limits import Limits as ServerLimits
 from refllm.testing.server_process import running_server
+from tests.support.client import Answer, ask
 from tests.support.model_files import tiny_llama_gguf
-from tests.support.server import Answer, ask
 
 MESSAGES = [{"role": "user", "content": "Hello!"}]
 LONG = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"
@@ -88,7 +88,7 @@ def test_after_templates_that_fail_a_good_one_is_answered(url: str) -> None:
     assert answer["usage"] == completion["usage"]
 
 
-def test_a_template_that_takes_too_long_is_one_request_s_error(
+def test_a_slow_chat_template_fails_its_own_request_only(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = project / ".spin" / "ai-models"

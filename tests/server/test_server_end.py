@@ -21,9 +21,8 @@ from refllm.server.limits import Limits
 from refllm.server.worker import Worker
 from refllm.testing.server_process import RunningServer, running_server
 from tests.conftest import HUNG_SECONDS
-from tests.server.test_server_worker import Held
-from tests.support.server import ask, eventually, spin_infer
-from tests.support.slow_client import BODY_WITHOUT_END
+from tests.support.client import BODY_WITHOUT_END, ask, eventually, spin_infer
+from tests.support.jobs import Held
 
 PAGE = b"GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
 N_PAGES = 500  # more than a connection holds that is not read
@@ -82,7 +81,7 @@ def connected(url: str) -> Iterator[socket.socket]:
         yield connection
 
 
-def test_the_time_of_a_request_ends_whatever_it_waits_for(tmp_path: Path) -> None:
+def test_max_seconds_ends_a_request_in_every_phase(tmp_path: Path) -> None:
     with endless_server(tmp_path, "--max-seconds", "1", "--grace", "1") as server:
         for path, body in WITHOUT_END.items():
             answer = ask(server.url, path, body)
@@ -90,7 +89,7 @@ def test_the_time_of_a_request_ends_whatever_it_waits_for(tmp_path: Path) -> Non
             assert b"took longer than this server's limit of 1 s" in answer.body
             assert is_answering(server.url)
             if path != "/embed":  # whose model the thread that computes waits for
-                assert eventually(lambda: answers_another(server.url))
+                eventually(lambda: answers_another(server.url))
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(SECONDS_TO_END) == 0
         assert "Traceback" not in server.log()
@@ -122,7 +121,7 @@ def test_sigterm_ends_a_request_without_end(n_signals: int, tmp_path: Path) -> N
         assert "Traceback" not in server.log()
 
 
-def test_a_client_that_does_not_read_is_hung_up_on_in_the_end() -> None:
+def test_a_client_that_does_not_read_is_disconnected_at_the_time_limit() -> None:
     limits = ["--max-seconds", "0.5", "--max-arrival-seconds", "0.5"]
     with running_server(limits) as server, connected(server.url) as deaf:
         deaf.sendall(PAGE)
@@ -150,7 +149,7 @@ def n_sockets(server: RunningServer) -> int:
 
 
 class Reading(Held):
-    """A job whose texts take until it is told."""
+    """A job whose texts are computed until the test releases it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -17,22 +14,11 @@ from refllm.server.openai_keys import WITHOUT_EFFECT
 from refllm.spin.remote import RemoteEngine
 from refllm.testing.server_process import running_server
 from tests.conftest import DATA
-from tests.support.server import Answer, ask, eventually, is_idle
+from tests.support.client import Answer, ask, eventually, http_connection, is_idle
 
 STORY = {"model": "tiny-chat", "prompt": "Once upon a time", "max_tokens": 20, "seed": 1}
 HELLO = {"model": "tiny-chat", "messages": [{"role": "user", "content": "Hello!"}]}
 LONG = "The cat sat on the mat and looked at the dog. " * 40
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_server(["--stand-ins"]) as server:
-        yield server.url
-
-
-@pytest.fixture(scope="module")
-def engine() -> LocalEngine:
-    return LocalEngine()
 
 
 def completion(url: str, **more: object) -> Any:
@@ -204,13 +190,12 @@ def test_a_stream_of_several_choices_has_each_choice_s_parts(url: str) -> None:
 
 
 def test_a_client_that_disconnects_ends_the_jobs_of_all_choices(url: str) -> None:
-    address = urlsplit(url)
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    connection = http_connection(url)
     body = {**STORY, "n": 20, "max_tokens": 4000, "ignore_eos": True, "stream": True}
     connection.request("POST", "/v1/completions", json.dumps(body))
     assert connection.getresponse().readline().startswith(b"data: ")
     connection.close()
-    assert eventually(lambda: is_idle(url))
+    eventually(lambda: is_idle(url))
 
 
 def test_chats_have_several_choices_too(url: str) -> None:
@@ -258,9 +243,9 @@ def test_ids_to_embed_that_are_not_the_model_s_are_refused(url: str) -> None:
     assert "begin with [2] and end with [3] for this model" in refused["message"]
 
 
-# The last is "#1$" in OpenAI's cl100k_base: no id tells that it is not tiny-embed's.
+# The last is "#1$" in OpenAI's cl100k_base: every id is one of tiny-embed's too.
 @pytest.mark.parametrize("ids", [[9906, 1917], [[9906], [1917]], [2, 16, 3], [[2, 16, 3]]])
-def test_openai_s_package_must_say_that_ids_to_embed_are_the_model_s(
+def test_token_ids_of_openai_s_package_are_refused_with_the_option_to_set(
     ids: list[object], url: str
 ) -> None:
     body = {"model": "tiny-embed", "input": ids}
@@ -358,7 +343,7 @@ def test_no_texts_come_back_as_no_vectors_to_spin_s_open_ai_client(url: str) -> 
 
 
 @pytest.mark.parametrize("key", ["max_tokens", "truncate_prompt_tokens"])
-def test_a_text_is_cut_where_the_client_says_and_the_answer_has_it(
+def test_truncate_prompt_tokens_cuts_a_text_and_is_reported(
     key: str, url: str, engine: LocalEngine
 ) -> None:
     texts = ["Two.", "The cat sat on the mat."]
@@ -493,7 +478,7 @@ HANDED = DATA / "cases" / "server.json"
 
 
 @pytest.mark.skipif(not HANDED.exists(), reason="the handed cases are not here")
-def test_the_handed_cases_are_answered_as_they_say(url: str) -> None:
+def test_the_handed_cases_get_their_expected_answers(url: str) -> None:
     cases = {case["id"]: case for case in json.loads(HANDED.read_text("utf-8"))["cases"]}
     bodies: dict[str, Any] = {
         "/v1/chat/completions": HELLO,

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import select
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from urllib.parse import urlsplit
 
 import pytest
 
 from refllm.testing.server_process import running_server
-from tests.conftest import HUNG_SECONDS
-from tests.support.server import Answer, ask, eventually, is_idle
-from tests.support.slow_client import BODY_WITHOUT_END, HEAD_WITHOUT_END, answer_to_drops
+from tests.support.client import (
+    BODY_WITHOUT_END,
+    HEAD_WITHOUT_END,
+    Answer,
+    answer_to_drops,
+    ask,
+    connected,
+    eventually,
+    http_connection,
+    is_idle,
+)
 
 ONE_AND_A_HALF = (
     b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nx-slow: "
@@ -26,12 +31,6 @@ CHUNKS_WITHOUT_END = (
 )
 GENERATED = re.compile(rb"refllm_generated_tokens_total ([0-9.]+)")
 STORY: Mapping[str, object] = {"model": "tiny-chat", "prompt": "Once upon a time", "seed": 1}
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_server() as server:
-        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +48,11 @@ def hasty_url() -> Iterator[str]:
         (HEAD_WITHOUT_END, b"408"),
         (CHUNKS_WITHOUT_END, b"408"),
         (ONE_AND_A_HALF, b"408"),
-        (BODY_WITHOUT_END, b"413"),  # refused at once, and read no longer than others
+        (BODY_WITHOUT_END, b"413"),  # refused at once, without reading the body
     ],
     ids=["head", "body", "second head", "refused body"],
 )
-def test_a_client_that_sends_too_slowly_is_not_heard_to_its_end(
+def test_a_client_that_sends_too_slowly_gets_408_and_is_disconnected(
     begin: bytes, status: bytes, hasty_url: str
 ) -> None:
     *_, answer = answer_to_drops(hasty_url, begin).split(b"HTTP/1.1 ")
@@ -63,20 +62,17 @@ def test_a_client_that_sends_too_slowly_is_not_heard_to_its_end(
         assert b"did not arrive within this server's limit of 0.5 s" in answer
 
 
-def test_head_and_body_have_the_time_together(hasty_url: str) -> None:
+def test_head_and_body_share_one_time_limit(hasty_url: str) -> None:
     answer = answer_to_drops(hasty_url, CHUNKS_WITHOUT_END.replace(b"\r\n\r\n", b"\r\nx: "))
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_client_that_says_nothing_is_hung_up_on(hasty_url: str) -> None:
-    address = urlsplit(hasty_url)
-    with socket.create_connection(
-        (address.hostname, address.port), timeout=HUNG_SECONDS
-    ) as connection:
+def test_a_silent_client_is_disconnected(hasty_url: str) -> None:
+    with connected(hasty_url) as connection:
         assert connection.recv(1) == b""
 
 
-def test_a_connection_that_is_kept_has_the_time_anew_for_each_request() -> None:
+def test_the_time_limit_restarts_with_each_request_of_a_connection() -> None:
     # As much as a client may be kept from sending by what else the machine does.
     seconds = 3.0
     with running_server(["--max-arrival-seconds", str(seconds)]) as server:
@@ -86,10 +82,7 @@ def test_a_connection_that_is_kept_has_the_time_anew_for_each_request() -> None:
 def asked_twice_with_a_rest_between(url: str, seconds: float) -> list[int]:
     """The statuses of two requests on one connection, which rests between them and stays open."""
     statuses = []
-    address = urlsplit(url)
-    connection = http.client.HTTPConnection(
-        address.hostname or "", address.port, timeout=HUNG_SECONDS
-    )
+    connection = http_connection(url)
     with closing(connection):
         for rests in (True, False):
             connection.request("POST", "/v1/completions", json.dumps({**STORY, "max_tokens": 400}))
@@ -107,10 +100,7 @@ def asked_twice_with_a_rest_between(url: str, seconds: float) -> list[int]:
 @contextmanager
 def held(url: str) -> Iterator[None]:
     """A connection whose request does not come."""
-    address = urlsplit(url)
-    with socket.create_connection(
-        (address.hostname, address.port), timeout=HUNG_SECONDS
-    ) as connection:
+    with connected(url) as connection:
         connection.sendall(b"GET ")
         yield
 
@@ -119,7 +109,7 @@ def test_a_connection_beyond_the_limit_gets_503_and_retry_after() -> None:
     with running_server(["--max-connections", "1"]) as server:
         with held(server.url):
             spin, openai = ask(server.url, "/healthz"), ask(server.url, "/v1/models")
-        assert answers_again(server.url)
+        eventually(lambda: ask(server.url, "/healthz").status == 200)
     for answer in (spin, openai):
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert answer.headers["connection"] == "close"
@@ -127,16 +117,12 @@ def test_a_connection_beyond_the_limit_gets_503_and_retry_after() -> None:
     assert "too many connections; retry after 1 second" in openai.json["error"]["message"]
 
 
-def answers_again(url: str) -> bool:
-    return eventually(lambda: ask(url, "/healthz").status == 200)
-
-
 # What is counted
 
 
 def n_generated(url: str) -> float:
     """What is counted when nothing goes on: a step may end later than the answer it was for."""
-    assert eventually(lambda: is_idle(url))
+    eventually(lambda: is_idle(url))
     found = GENERATED.search(ask(url, "/metrics").body)
     return float(found[1]) if found else 0.0
 
@@ -164,13 +150,10 @@ def test_tokens_are_counted_once(stream: bool, url: str) -> None:
     assert n_generated(url) - before == 7
 
 
-def test_tokens_are_counted_where_the_client_does_not_wait_for_the_end(url: str) -> None:
+def test_tokens_are_counted_for_a_client_that_disconnects(url: str) -> None:
     before = n_generated(url)
-    address = urlsplit(url)
     body = json.dumps({**STORY, "max_tokens": 4000, "temperature": 5, "top_k": 0, "stream": True})
-    connection = http.client.HTTPConnection(
-        address.hostname or "", address.port, timeout=HUNG_SECONDS
-    )
+    connection = http_connection(url)
     with closing(connection):
         connection.request("POST", "/v1/completions", body)
         assert connection.getresponse().readline().startswith(b"data: ")
@@ -202,7 +185,7 @@ def curt_url() -> Iterator[str]:
         ),
     ],
 )
-def test_a_text_that_is_too_long_is_refused_before_it_is_read(
+def test_a_text_over_the_byte_limit_is_refused(
     path: str, body: object, what: str, curt_url: str
 ) -> None:
     answer = ask(curt_url, path, body)
@@ -211,6 +194,6 @@ def test_a_text_that_is_too_long_is_refused_before_it_is_read(
     assert "this server's limit is 100 (--max-text-bytes)" in answer.body.decode()
 
 
-def test_a_text_of_as_many_bytes_as_may_be_is_answered(curt_url: str) -> None:
+def test_a_text_of_exactly_the_byte_limit_is_answered(curt_url: str) -> None:
     body = {"model": "tiny-embed", "input": ["é" * 50, "a" * 100]}
     assert ask(curt_url, "/embed", body).status == 200

@@ -12,15 +12,9 @@ import pytest
 from refllm.api import InferencingParams
 from refllm.engine import LocalEngine
 from refllm.testing.server_process import running_server
-from tests.support.server import ask, spin_infer
+from tests.support.client import ask, spin_infer
 
 STORY = "Once upon a time, there was a little boy named Ivan. Ivan loved to play in the barn."
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_server() as server:
-        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +56,7 @@ def test_a_prompt_that_is_known_is_counted_as_before_and_its_reused_tokens_besid
     [{"n": 3}, {"stop": " "}, {"n": 2, "stop": " ", "min_tokens": 2}, {"logprobs": 1}],
     ids=json.dumps,
 )
-def test_whatever_ends_an_answer_its_reused_tokens_are_counted_once(
+def test_reused_tokens_are_counted_once_however_an_answer_ends(
     url: str, keys: dict[str, object]
 ) -> None:
     n_cached(url, STORY)

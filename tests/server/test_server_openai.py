@@ -14,7 +14,7 @@ from refllm.api import InferencingParams
 from refllm.engine import LocalEngine
 from refllm.models.load import LlamaModel
 from refllm.testing.server_process import running_server
-from tests.support.server import ask
+from tests.support.client import ask
 
 openai: Any = pytest.importorskip("openai", reason="pip install openai")
 
@@ -34,11 +34,6 @@ def url() -> Iterator[str]:
 def client(url: str) -> Iterator[Any]:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def engine() -> LocalEngine:
-    return LocalEngine(stand_ins=True)
 
 
 def test_a_chat_is_the_prompt_that_llama_2_s_template_makes(
@@ -101,7 +96,7 @@ def test_parameters_reach_the_sampler(client: Any) -> None:
     assert answer.choices[0].message.content == expected.text.removeprefix(" ")
 
 
-def test_a_stream_says_the_same_in_parts(client: Any) -> None:
+def test_a_stream_has_the_text_of_the_whole_answer(client: Any) -> None:
     asked = {"model": "tiny-chat", "messages": [{"role": "user", "content": "Tell me a story."}]}
     _, whole = (client.chat.completions.create(**asked) for _ in range(2))  # it is known
     parts = list(

@@ -12,8 +12,8 @@ from refllm.api import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.models.bundled import ROOT
 from refllm.server.errors import for_clients
 from refllm.testing.server_process import RunningServer, running_server
+from tests.support.client import Answer, ask
 from tests.support.model_files import tiny_llama_folder, tiny_llama_gguf
-from tests.support.server import Answer, ask
 from tests.support.tiny_bert import tiny_bert_folder
 
 # What is wrong with a model → what its error names.
@@ -95,7 +95,7 @@ def says_where(text: str, folder: Path) -> bool:
     return any(part in text for part in (str(folder), folder.name, str(ROOT.parent), ".spin"))
 
 
-def test_no_other_page_says_where_the_models_are(server: RunningServer, folder: Path) -> None:
+def test_no_other_page_shows_the_path_of_the_models(server: RunningServer, folder: Path) -> None:
     paths = ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics", "/absent")
     for path in (*paths, "/v1/models", "/v1/models/absent", "/v1/models/damaged", "/infer"):
         answer = ask(server.url, path)
@@ -113,7 +113,7 @@ def test_the_log_has_the_whole_path(server: RunningServer, folder: Path) -> None
 
 @pytest.mark.parametrize("kind", [InvalidInput, LlmRuntimeError, ModelNotSupported])
 @pytest.mark.parametrize(
-    ("whole", "told"),
+    ("whole", "shown"),
     [
         ("/srv/models/llama/a/config.json: lacks x", "llama/a/config.json: lacks x"),
         ("'/srv/models/a.gguf' and /srv/models/b.gguf", "'a.gguf' and b.gguf"),
@@ -130,7 +130,7 @@ def test_the_log_has_the_whole_path(server: RunningServer, folder: Path) -> None
     ],
 )
 def test_a_folder_of_the_server_is_left_out_of_an_error(
-    whole: str, told: str, kind: type[InvalidInput]
+    whole: str, shown: str, kind: type[InvalidInput]
 ) -> None:
     error = for_clients(kind(*whole.split("\n"), code="a_code"), [Path("/srv/models"), ROOT])
-    assert (type(error), str(error), error.code) == (kind, told, "a_code")
+    assert (type(error), str(error), error.code) == (kind, shown, "a_code")

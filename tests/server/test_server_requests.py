@@ -234,7 +234,7 @@ def test_spin_s_frequency_penalty_is_the_repeat_penalty() -> None:
         {"frequency_penalty": 0},
     ],
 )
-def test_in_any_other_shape_it_is_openai_s(change: dict[str, object]) -> None:
+def test_in_any_other_request_frequency_penalty_is_openai_s(change: dict[str, object]) -> None:
     params, wishes = params_and_wishes({**SPIN, **change})
     assert params.repeat_penalty == 1.0
     penalty = change.get("frequency_penalty", 1.1)

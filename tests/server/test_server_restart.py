@@ -23,7 +23,8 @@ from refllm.server.metrics import Metrics
 from refllm.server.service import Service
 from refllm.server.worker import Restarting, Worker
 from tests.conftest import HUNG_SECONDS
-from tests.support.server import Answer, spin_infer
+from tests.support.client import Answer, spin_infer
+from tests.support.jobs import ModellessJob
 
 SECONDS = HUNG_SECONDS
 
@@ -32,8 +33,8 @@ class Fatal(BaseException):
     """What no job's guard catches."""
 
 
-class Told:
-    """Who asked: has the events, and knows when the last has come."""
+class Client:
+    """A client: keeps the events of its job, and blocks until the last one."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -52,20 +53,14 @@ class Told:
         return str(error)
 
 
-class Scripted(EmbeddingJob):
+class Scripted(ModellessJob):
     """A job that nothing is loaded for, and whose only turn comes when it may."""
 
-    def __init__(self, told: Told, *, error: BaseException | None = None) -> None:
+    def __init__(self, client: Client, *, error: BaseException | None = None) -> None:
         deadline = time.monotonic() + SECONDS
-        super().__init__("model", [], deliver=told.deliver, deadline=deadline)
+        super().__init__("model", [], deliver=client.deliver, deadline=deadline)
         self.has_turn, self.may_go_on = threading.Event(), threading.Event()
         self._error = error
-
-    def load(self, engine: LocalEngine, limits: Limits) -> None:
-        """Nothing is loaded."""
-
-    def prepare(self, engine: LocalEngine, limits: Limits) -> None:
-        """Nothing is read."""
 
     def run_step(self) -> None:
         self.has_turn.set()
@@ -106,15 +101,15 @@ def submit(worker: Worker, job: EmbeddingJob) -> None:
 
 def fail(worker: Worker) -> str:
     """The events of a job of a worker that fails."""
-    told = Told()
-    submit(worker, FailsAtOnce(told))
-    return told.error()
+    client = Client()
+    submit(worker, FailsAtOnce(client))
+    return client.error()
 
 
 def test_every_waiting_client_gets_an_error_and_no_job_is_accepted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    going, waiting = Told(), Told()
+    going, waiting = Client(), Client()
     with working(pause_seconds=SECONDS) as worker:
         job = Scripted(going, error=Fatal("by hand"))
         worker.submit(job)
@@ -125,7 +120,7 @@ def test_every_waiting_client_gets_an_error_and_no_job_is_accepted(
         assert (worker.is_open, worker.is_restarting) == (False, True)
         assert (worker.n_running, worker.n_waiting) == (0, 0)
         with pytest.raises(Restarting):
-            worker.submit(Scripted(Told()))
+            worker.submit(Scripted(Client()))
     assert errors == {"unexpected Fatal; this is a bug in refllm"}
     [record] = caplog.records
     assert record.getMessage() == (
@@ -135,17 +130,17 @@ def test_every_waiting_client_gets_an_error_and_no_job_is_accepted(
     assert isinstance(record.exc_info[1], Fatal)
 
 
-def test_a_job_that_fails_while_it_is_loaded_is_not_lost() -> None:
+def test_a_job_that_fails_while_loading_gets_an_error() -> None:
     with working(pause_seconds=0) as worker:
         assert "unexpected Fatal" in fail(worker)
 
 
 def test_a_client_that_cannot_be_reached_does_not_block_the_other_clients() -> None:
-    class Gone(Told):
+    class Gone(Client):
         def deliver(self, events: Sequence[Event]) -> None:
             raise Fatal("disconnected")
 
-    waiting = Told()
+    waiting = Client()
     with working(pause_seconds=0) as worker:
         job = Scripted(Gone())
         worker.submit(job)
@@ -156,22 +151,22 @@ def test_a_client_that_cannot_be_reached_does_not_block_the_other_clients() -> N
 
 
 def test_after_the_pause_it_answers_again() -> None:
-    told = Told()
+    client = Client()
     with working(pause_seconds=0) as worker:
         fail(worker)
-        job = Scripted(told)
+        job = Scripted(client)
         job.may_go_on.set()
         submit(worker, job)
         assert job.has_turn.wait(SECONDS)
         assert worker.is_open
-    assert told.events == [Finished(1)]
+    assert client.events == [Finished(1)]
 
 
 def test_the_pause_doubles_until_something_is_answered(caplog: pytest.LogCaptureFixture) -> None:
     with working(pause_seconds=0.001) as worker:
         for _ in range(3):
             fail(worker)
-        job = Scripted(Told())
+        job = Scripted(Client())
         job.may_go_on.set()
         submit(worker, job)
         assert job.has_turn.wait(SECONDS)
@@ -225,7 +220,7 @@ def test_a_server_whose_worker_has_failed_is_not_ready() -> None:
 
 
 def test_tokens_of_an_answer_that_comes_too_late_are_counted() -> None:
-    late = Told()
+    late = Client()
 
     def deliver(job: list[TextJob], events: Sequence[Event]) -> None:
         late.deliver(events)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -16,9 +15,8 @@ from refllm.generate import Wishes
 from refllm.server import openai_requests
 from refllm.server.openai_keys import KeyRefused
 from refllm.server.openai_requests import ChatRequest, CompletionRequest
-from refllm.testing.server_process import running_server
 from refllm.tokenizer.grammar import MAX_DEPTH, json_grammar
-from tests.support.server import Answer, ask
+from tests.support.client import Answer, ask
 
 pytest.importorskip("llguidance", reason="the extra grammar is not installed")
 
@@ -41,12 +39,6 @@ def schema_of(schema: object, **more: object) -> dict[str, object]:
     """A `response_format` with a schema."""
     named = {"name": "an_answer", "schema": schema, **more}
     return {"response_format": {"type": "json_schema", "json_schema": named}}
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with running_server(["--stand-ins"]) as server:
-        yield server.url
 
 
 def chat(url: str, **more: object) -> Any:
@@ -73,7 +65,7 @@ def error(answer: Answer) -> Any:
     "asked",
     [
         schema_of(MOOD),
-        schema_of(MOOD, strict=True, description="How somebody feels."),
+        schema_of(MOOD, strict=True, description="How the speaker feels."),
         schema_of(MOOD, strict=False),
         {"json_schema": MOOD},
         {"json_schema": json.dumps(MOOD)},

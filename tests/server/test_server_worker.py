@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,41 +13,16 @@ import pytest
 
 from refllm.api import InvalidInput
 from refllm.engine import LocalEngine
-from refllm.server.jobs import EmbeddingJob, Event, Finished
+from refllm.server.jobs import Finished
 from refllm.server.limits import Limits
 from refllm.server.run import bound_socket
 from refllm.server.worker import Busy, Worker
 from refllm.testing.server_process import running_server
 from tests.conftest import HUNG_SECONDS
-from tests.support.server import ask
+from tests.support.client import ask
+from tests.support.jobs import Held
 
 SECONDS = HUNG_SECONDS
-
-
-class Held(EmbeddingJob):
-    """A job that takes a turn only when it is told to, and says when one has begun."""
-
-    def __init__(self) -> None:
-        deadline = time.monotonic() + SECONDS
-        super().__init__("model", [], deliver=self.note, deadline=deadline)
-        self.events: list[Event] = []
-        self.turns, self.may_go_on = threading.Semaphore(0), threading.Semaphore(0)
-        self.is_last = False
-
-    def note(self, events: Sequence[Event]) -> None:
-        self.events += events
-
-    def load(self, engine: LocalEngine, limits: Limits) -> None:
-        """Nothing is loaded."""
-
-    def prepare(self, engine: LocalEngine, limits: Limits) -> None:
-        """Nothing is read."""
-
-    def run_step(self) -> None:
-        self.turns.release()
-        assert self.may_go_on.acquire(timeout=SECONDS)
-        if self.is_last:
-            self.emit(Finished(1))
 
 
 @pytest.fixture
@@ -90,7 +63,7 @@ def test_a_socket_that_cannot_be_bound_is_closed() -> None:
     assert warned == []
 
 
-def test_a_server_that_complains_at_length_is_ready_all_the_same(tmp_path: Path) -> None:
+def test_a_server_that_logs_much_at_its_start_becomes_ready(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nsys.stderr.write('a warning\\n' * 100_000)\n"
     )

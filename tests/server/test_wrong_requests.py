@@ -11,7 +11,7 @@ from refllm.server.pages import ROUTES
 from refllm.server.wrong_requests import ELSEWHERE, METHODS, what_is_wrong, wrong_path
 
 
-def test_every_route_that_is_proposed_is_one() -> None:
+def test_every_proposed_route_exists() -> None:
     assert {*ELSEWHERE.values()} <= METHODS.keys()
     assert not ELSEWHERE.keys() & METHODS.keys()
     assert {f"{method} {path}" for path, method in METHODS.items()} == ROUTES.keys()
@@ -30,7 +30,7 @@ def test_every_route_that_is_proposed_is_one() -> None:
         ("/metric", "GET /metrics"),
     ],
 )
-def test_a_path_that_is_nearly_a_route_is_told_which(path: str, meant: str) -> None:
+def test_a_misspelled_path_gets_the_route_that_is_meant(path: str, meant: str) -> None:
     assert wrong_path(path) == (
         f"there is no route {path} here; did you mean {meant}? GET / lists the routes"
     )

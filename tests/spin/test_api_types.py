@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from refllm.spin.dialects import API_TYPES, WrongShapeError, parse_json
-from tests.support.llm_server import CHAT, EMBEDDINGS, INFERENCE, VECTORS
+from tests.support.servers import CHAT, EMBEDDINGS, INFERENCE, VECTORS
 
 ABSENT = object()
 CONTENT = ("choices", 0, "message", "content")
@@ -59,8 +59,8 @@ def test_a_count_that_is_missing_or_no_u32_is_named(
 ) -> None:
     with pytest.raises(WrongShapeError) as raised:
         read(changed(answer, ["usage", key], value))
-    said = "is missing" if value is ABSENT else "is not a whole number from 0 to 4294967295"
-    assert str(raised.value) == f"usage.{key} {said}"
+    expected = "is missing" if value is ABSENT else "is not a whole number from 0 to 4294967295"
+    assert str(raised.value) == f"usage.{key} {expected}"
 
 
 @pytest.mark.parametrize(("read", "answer"), [(DEFAULT_INFER, INFERENCE), (OPEN_AI_INFER, CHAT)])
@@ -72,7 +72,7 @@ def test_an_answer_without_a_usage_is_refused(read: Read, answer: object, wrong:
 
 
 @pytest.mark.parametrize(
-    ("read", "answer", "said"),
+    ("read", "answer", "expected"),
     [
         (DEFAULT_INFER, changed(INFERENCE, ["text"], ABSENT), "text is missing"),
         (DEFAULT_INFER, changed(INFERENCE, ["text"], None), "text is not text"),
@@ -87,10 +87,10 @@ def test_an_answer_without_a_usage_is_refused(read: Read, answer: object, wrong:
         (OPEN_AI_INFER, changed(CHAT, CONTENT, ABSENT), "choices[0].message.content is missing"),
     ],
 )
-def test_a_text_that_is_missing_or_none_is_named(read: Read, answer: object, said: str) -> None:
+def test_a_text_that_is_missing_or_none_is_named(read: Read, answer: object, expected: str) -> None:
     with pytest.raises(WrongShapeError) as raised:
         read(answer)
-    assert str(raised.value) == said
+    assert str(raised.value) == expected
 
 
 @pytest.mark.parametrize("vector", [None, 3, "[0, 1]", {}, []])
@@ -114,14 +114,14 @@ def test_a_value_that_is_no_float32_is_refused(value: object) -> None:
         DEFAULT_EMBED(changed(EMBEDDINGS, ["embeddings", 1, 0], value))
 
 
-def test_the_largest_float32_is_one() -> None:
+def test_the_largest_float32_is_accepted() -> None:
     largest = float.fromhex("0x1.fffffep127")
     answer = changed(EMBEDDINGS, ["embeddings", 1, 0], -largest)
     assert API_TYPES["default"].embed_result(answer, 2).embeddings[1][0] == -largest
 
 
 @pytest.mark.parametrize(
-    ("read", "answer", "said"),
+    ("read", "answer", "expected"),
     [
         (DEFAULT_EMBED, changed(EMBEDDINGS, ["embeddings"], {}), "embeddings is not a list"),
         (DEFAULT_EMBED, changed(EMBEDDINGS, ["embeddings"], ABSENT), "embeddings is missing"),
@@ -142,11 +142,11 @@ def test_the_largest_float32_is_one() -> None:
     ],
 )
 def test_vectors_that_are_missing_too_few_or_ragged_are_named(
-    read: Read, answer: object, said: str
+    read: Read, answer: object, expected: str
 ) -> None:
     with pytest.raises(WrongShapeError) as raised:
         read(answer)
-    assert str(raised.value) == said
+    assert str(raised.value) == expected
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,6 @@ def test_vectors_that_are_missing_too_few_or_ragged_are_named(
         *(b"[NaN]", b"[Infinity]", b"[-Infinity]"),
     ],
 )
-def test_what_is_not_json_is_refused(body: bytes) -> None:
+def test_an_answer_that_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(WrongShapeError, match="it is not JSON"):
         parse_json(body)

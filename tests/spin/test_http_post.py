@@ -15,7 +15,7 @@ import pytest
 
 from refllm.api import LlmRuntimeError
 from refllm.spin.remote import RemoteEngine
-from tests.support.llm_server import (
+from tests.support.servers import (
     PACE,
     Reply,
     answers,
@@ -173,7 +173,7 @@ def test_an_answer_to_half_a_request_is_read() -> None:
     ],
     ids=["SSH", "no status", "HTTP/3", "too many headers", "too long a header", "less than none"],
 )
-def test_what_is_not_http_is_not_repeated(sent: bytes) -> None:
+def test_a_response_that_is_not_http_is_not_quoted(sent: bytes) -> None:
     with serve(sends(sent)) as server:
         message = problem(server.url)
     assert "the answer is not HTTP/1.1" in message

@@ -1,4 +1,4 @@
-"""spin.toml, in both versions: who may use which model, and what is said of a wrong one."""
+"""spin.toml, in both versions: the models of each component, and errors of a wrong file."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_each_component_has_the_models_that_it_names(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[component", "not valid TOML"),
         ("component = 3", "component must be a table"),
@@ -100,13 +100,13 @@ def test_each_component_has_the_models_that_it_names(
     ],
 )
 def test_a_manifest_that_is_wrong_is_named_with_what_is_wrong(
-    text: str, said: str, tmp_path: Path
+    text: str, message: str, tmp_path: Path
 ) -> None:
     path = written(tmp_path, text)
     with pytest.raises(LlmRuntimeError) as caught:
         read_manifest(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -148,14 +148,14 @@ def test_a_component_may_use_no_model_that_it_does_not_name(app: Path) -> None:
         engine_for(app, "silent").infer("llama2-chat", "the")
 
 
-def test_an_unknown_component_is_invalid_input_that_names_those_there_are(app: Path) -> None:
+def test_an_unknown_component_is_invalid_input_that_names_the_known_ones(app: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         engine_for(app, "writer")
-    said = f"{app / 'spin.toml'}: has no component called 'writer'; it has teller, silent"
-    assert str(caught.value) == said
+    message = f"{app / 'spin.toml'}: has no component called 'writer'; it has teller, silent"
+    assert str(caught.value) == message
 
 
-def test_an_application_without_components_says_so(tmp_path: Path) -> None:
+def test_an_application_without_components_is_refused(tmp_path: Path) -> None:
     written(tmp_path, "spin_manifest_version = 2")
     with pytest.raises(InvalidInput, match="it has no component at all"):
         engine_for(tmp_path, "writer")

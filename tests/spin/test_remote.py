@@ -25,7 +25,7 @@ from refllm.api import (
     ModelNotSupported,
 )
 from refllm.spin.remote import RemoteEngine
-from tests.support.llm_server import CHAT, EMBEDDINGS, INFERENCE, VECTORS, Reply, answers, serve
+from tests.support.servers import CHAT, EMBEDDINGS, INFERENCE, VECTORS, Reply, answers, serve
 
 TOKEN = "a secret of mine"
 API_TYPES = ("default", "open_ai")
@@ -296,7 +296,7 @@ def test_an_error_that_names_its_kind_is_of_that_kind(
     error_type: type[LlmError], key: str | None, status: int
 ) -> None:
     body: object = {"error": {"message": "no such thing", key: error_type.kind}}
-    if key is None:  # as refllm's own server tells Spin's client
+    if key is None:  # as refllm's own server answers Spin's client
         body = f"{error_type.kind}: no such thing"
     error = caught(answers(body, status=status))
     assert type(error) is error_type
@@ -313,7 +313,7 @@ def test_an_error_that_names_its_kind_is_of_that_kind(
         ("invalid-input", 503, "the server is busy; ask again later"),
     ],
 )
-def test_what_to_do_follows_from_the_status_and_else_from_the_kind(
+def test_the_remedy_follows_from_the_status_or_else_from_the_kind(
     kind: str, status: int, advice: str
 ) -> None:
     assert caught(answers(f"{kind}: no", status=status)).args[1] == advice

@@ -11,7 +11,7 @@ from refllm.engine import LocalEngine
 from refllm.models.find import default_roots
 from refllm.spin.remote import RemoteEngine
 from refllm.spin.runtime_config import engine_from_runtime_config
-from tests.support.llm_server import CHAT, INFERENCE, answers, serve
+from tests.support.servers import CHAT, INFERENCE, answers, serve
 
 REMOTE = """
 [llm_compute]
@@ -51,7 +51,7 @@ def test_remote_http_asks_the_url_with_the_token_in_the_dialect(
     assert "\r\nauthorization: bearer secret\r\n" in head
 
 
-def test_an_empty_token_is_one(tmp_path: Path) -> None:
+def test_an_empty_token_is_accepted(tmp_path: Path) -> None:
     config = written(tmp_path, REMOTE.format(url="http://a").replace("secret", ""))
     assert isinstance(engine_from_runtime_config(config), RemoteEngine)
 
@@ -76,7 +76,7 @@ def test_the_models_of_a_state_dir_come_first(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("[llm_compute", "not valid TOML"),
         ("llm_compute = 3", "llm_compute must be a table"),
@@ -116,13 +116,13 @@ def test_the_models_of_a_state_dir_come_first(
     ],
 )
 def test_a_configuration_that_is_wrong_is_named_with_the_key_and_without_the_token(
-    text: str, said: str, tmp_path: Path
+    text: str, expected: str, tmp_path: Path
 ) -> None:
     path = written(tmp_path, text.replace("{url}", "http://a"))
     with pytest.raises(LlmRuntimeError) as raised:
         engine_from_runtime_config(path)
     message = str(raised.value)
-    assert message.startswith(f"{path}: {said}")
+    assert message.startswith(f"{path}: {expected}")
     assert "secret" not in message
     assert "31415" not in message
 

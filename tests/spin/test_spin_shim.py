@@ -248,7 +248,7 @@ def test_a_content_length_of_the_handlers_own_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("engine")
-def test_what_a_handler_raises_comes_out(tmp_path: Path) -> None:
+def test_an_exception_of_a_handler_is_raised_in_the_test(tmp_path: Path) -> None:
     source = """
         from spin_sdk import http
 

@@ -16,7 +16,7 @@ from refllm.spin.shim.install import spin_sdk_backed_by
 from refllm.spin.shim.sdk import Handler
 
 GET = Request("GET", "/", {}, None)
-WHO: ContextVar[str] = ContextVar("WHO", default="nobody")
+WHO: ContextVar[str] = ContextVar("WHO", default="no caller")
 
 Answer = Callable[[Request], Awaitable[Response]]
 
@@ -70,6 +70,8 @@ def test_a_handler_is_awaited_with_its_callers_context(
         WHO.reset(token)
 
 
-def test_what_a_handler_raises_comes_out(handled: Callable[[Answer], Response]) -> None:
+def test_an_exception_of_a_handler_is_raised_in_the_test(
+    handled: Callable[[Answer], Response],
+) -> None:
     with pytest.raises(ZeroDivisionError, match="by hand"):
         handled(failing)

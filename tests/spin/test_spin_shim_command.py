@@ -93,15 +93,15 @@ def test_a_path_alone_is_gotten(handler: Path) -> None:
 
 
 def test_a_handler_that_raises_ends_in_the_line_where_it_did(tmp_path: Path) -> None:
-    said = complaint(written(tmp_path, BROKEN))
-    assert said == "refllm: runtime-error: app.py:9: ZeroDivisionError: division by zero"
+    message = complaint(written(tmp_path, BROKEN))
+    assert message == "refllm: runtime-error: app.py:9: ZeroDivisionError: division by zero"
 
 
 def test_an_error_of_the_model_names_the_line_that_asked(handler: Path, tmp_path: Path) -> None:
     result = shim(handler, "--model-roots", tmp_path)
     assert (result.exit_code, result.stdout) == (1, "")
-    said = "refllm: invalid-input: app.py:10: no model directory found for model 'tiny'"
-    assert result.stderr.startswith(f"a line of the log\n{said}")
+    message = "refllm: invalid-input: app.py:10: no model directory found for model 'tiny'"
+    assert result.stderr.startswith(f"a line of the log\n{message}")
     assert "Traceback" not in result.stderr
 
 
@@ -109,35 +109,35 @@ def test_a_handler_that_exits_has_failed(tmp_path: Path) -> None:
     assert "app.py:2: SystemExit: 0" in complaint(written(tmp_path, "\nraise SystemExit(0)"))
 
 
-def test_a_file_that_is_not_python_says_what_is_wrong(tmp_path: Path) -> None:
-    said = complaint(written(tmp_path, "def\n"))
-    assert "app.py: SyntaxError: " in said
-    assert said.endswith("(app.py, line 1)")
+def test_a_handler_with_a_syntax_error_is_an_error_with_its_line(tmp_path: Path) -> None:
+    message = complaint(written(tmp_path, "def\n"))
+    assert "app.py: SyntaxError: " in message
+    assert message.endswith("(app.py, line 1)")
 
 
 def test_a_part_of_the_sdk_that_is_not_here_is_named(tmp_path: Path) -> None:
-    said = complaint(written(tmp_path, "from spin_sdk import sqlite\nsqlite.open_default()\n"))
-    assert "app.py:2: NotInShim: spin_sdk.sqlite.open_default: refllm's shim has no such" in said
+    message = complaint(written(tmp_path, "from spin_sdk import sqlite\nsqlite.open_default()\n"))
+    assert "app.py:2: NotInShim: spin_sdk.sqlite.open_default: refllm's shim has no such" in message
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    said = complaint(tmp_path / "nowhere.py")
-    assert said == f"refllm: invalid-input: there is no handler at {tmp_path / 'nowhere.py'}"
+    message = complaint(tmp_path / "nowhere.py")
+    assert message == f"refllm: invalid-input: there is no handler at {tmp_path / 'nowhere.py'}"
 
 
 @pytest.mark.parametrize("request_", ["", "POST", "POST nowhere", "POST / HTTP/1.1", "http://x/"])
-def test_a_request_that_is_none_is_refused(request_: str, handler: Path) -> None:
-    said = complaint(handler, "--request", request_)
-    assert said.startswith("refllm: invalid-input: --request must be a method and a path")
+def test_an_invalid_request_argument_is_refused(request_: str, handler: Path) -> None:
+    message = complaint(handler, "--request", request_)
+    assert message.startswith("refllm: invalid-input: --request must be a method and a path")
 
 
 @pytest.mark.parametrize("header", ["", "accept", ": text/plain"])
-def test_a_header_that_is_none_is_refused(header: str, handler: Path) -> None:
-    said = complaint(handler, "--header", header)
-    assert said.startswith("refllm: invalid-input: --header must be a name and a value")
+def test_an_invalid_header_argument_is_refused(header: str, handler: Path) -> None:
+    message = complaint(handler, "--header", header)
+    assert message.startswith("refllm: invalid-input: --header must be a name and a value")
 
 
-def test_it_runs_as_a_module(handler: Path) -> None:
+def test_the_shim_runs_as_a_module(handler: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-m", "refllm.spin.shim", handler, "--request", "/echo"],
         capture_output=True,

@@ -154,16 +154,14 @@ def test_a_stand_in_inside_another_answers_from_its_own_engine() -> None:
         ("spin_sdk.http.poll_loop", "PollLoop"),
     ],
 )
-def test_another_part_of_the_sdk_can_be_imported_and_says_on_use_that_it_is_not_here(
-    module: str, name: str
-) -> None:
+def test_another_part_of_the_sdk_imports_and_raises_on_use(module: str, name: str) -> None:
     absent = getattr(import_module(module), name)
     with pytest.raises(NotInShim, match=f"{module}.{name}: refllm's shim has no such part"):
         absent("default")
 
 
 @pytest.mark.usefixtures("in_place")
-def test_a_name_of_another_part_says_so_too() -> None:
+def test_a_name_of_another_part_raises_on_use() -> None:
     store = import_module("spin_sdk.key_value").Store
     with pytest.raises(NotInShim, match=r"spin_sdk.key_value.Store: "):
         store.open("default")
@@ -177,6 +175,6 @@ def test_a_class_cannot_derive_from_another_part() -> None:
 
 
 @pytest.mark.usefixtures("in_place")
-def test_a_module_that_the_stand_in_does_not_know_is_not_found_and_says_why() -> None:
+def test_an_unknown_module_of_the_sdk_is_not_found_with_the_reason() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"spin_sdk.wit.exports: refllm's shim has no"):
         import_module("spin_sdk.wit.exports")

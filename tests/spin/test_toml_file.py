@@ -37,7 +37,7 @@ def written(folder: Path, text: str | bytes) -> Path:
         f'# it\'s """\n{DOTTED} = 1',
     ],
 )
-def test_a_key_of_too_many_parts_is_refused_before_it_is_parsed(text: str, tmp_path: Path) -> None:
+def test_a_key_of_too_many_parts_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(LlmRuntimeError, match="a key has more than 16 parts"):
         read_toml(written(tmp_path, text))
 
@@ -63,7 +63,7 @@ def test_dots_that_part_no_key_are_read(text: str, value: object, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("x = " + "[" * 600 + "]" * 600, "nested too deeply"),
         ("x = " + "{a=" * 600 + "1" + "}" * 600, "nested too deeply"),
@@ -77,15 +77,17 @@ def test_dots_that_part_no_key_are_read(text: str, value: object, tmp_path: Path
         ('x = "\\', "not valid TOML"),
     ],
 )
-def test_a_file_beyond_what_is_read_is_named(text: str | bytes, said: str, tmp_path: Path) -> None:
+def test_a_file_beyond_what_is_read_is_named(
+    text: str | bytes, message: str, tmp_path: Path
+) -> None:
     path = written(tmp_path, text)
     with pytest.raises(LlmRuntimeError) as caught:
         read_toml(path)
     assert str(caught.value).startswith(f"{path}: not valid TOML: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_what_the_parser_says_is_shortened(tmp_path: Path) -> None:
+def test_the_message_of_the_parser_is_shortened(tmp_path: Path) -> None:
     name = "a" * 10_000
     with pytest.raises(LlmRuntimeError) as caught:
         read_toml(written(tmp_path, f"[{name}]\n[{name}]"))

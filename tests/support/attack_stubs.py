@@ -19,7 +19,7 @@ BEHAVIORS = (
     *("raises", "is not finite", "prints", "changes", "breaks the second time", "takes memory"),
     *("takes time", "ends the process", "never ends"),
 )
-MOST_BYTES = 20_000_000
+MAX_BYTES = 20_000_000
 
 calls = itertools.count()
 seen = set[str]()
@@ -57,7 +57,7 @@ def _read(given: Input) -> bytes:
                 raise LlmRuntimeError("broken")
             seen.add(behavior)
         case "takes memory":
-            return b"%d" % len(b"1" * 3 * MOST_BYTES)
+            return b"%d" % len(b"1" * 3 * MAX_BYTES)
         case "takes time":
             until = time.process_time() + 0.25
             while time.process_time() < until:
@@ -76,5 +76,5 @@ STUB = Target(
     build=_build,
     read=_read,
     max_seconds=0.15,
-    spare_bytes=MOST_BYTES,
+    spare_bytes=MAX_BYTES,
 )

@@ -11,18 +11,18 @@ from benchmarks.compare import Bench, Options
 from benchmarks.machine import this_machine
 from benchmarks.results import REFLLM, Entry, Figure, read
 
-__all__ = ["COMMANDS", "NOBODY", "a_bench", "a_figure", "an_entry", "quick_entry"]
+__all__ = ["COMMANDS", "NO_PYTHON", "a_bench", "a_figure", "an_entry", "quick_entry"]
 
 COMMANDS = (
     *("decode", "prefill", "load", "startup", "embed", "growth", "limits", "serve", "sharing"),
     "reuse",
 )
-NOBODY = Path("no-such-python")
+NO_PYTHON = Path("no-such-python")
 
 
 def quick_entry(work: Path, results: Path, *command: str) -> Entry:
     """What a quick run without peers keeps."""
-    options = ["--quick", "--work", work, "--results", results, "--peer-python", NOBODY]
+    options = ["--quick", "--work", work, "--results", results, "--peer-python", NO_PYTHON]
     outcome = CliRunner().invoke(app, [*map(str, options), *command], catch_exceptions=False)
     assert outcome.exit_code == 0
     return read(results)[-1]
@@ -30,7 +30,12 @@ def quick_entry(work: Path, results: Path, *command: str) -> Entry:
 
 def a_bench(rounds: int = 1) -> Bench:
     options = Options(
-        work=Path(), python=NOBODY, peer_python=NOBODY, threads=1, rounds=rounds, is_quick=True
+        work=Path(),
+        python=NO_PYTHON,
+        peer_python=NO_PYTHON,
+        threads=1,
+        rounds=rounds,
+        is_quick=True,
     )
     return Bench(options)
 

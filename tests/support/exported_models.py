@@ -400,7 +400,7 @@ def _llama_in_transformers(ours: LlamaModel, made: Path, texts: Sequence[str]) -
             (network(torch.tensor([each])).logits[0].numpy(), ours.forward(each)) for each in ids
         ]
     eos = network.generation_config.eos_token_id
-    said = {
+    message = {
         "engine": "transformers",
         "tensors_are_complete": not info["missing_keys"] and not info["unexpected_keys"],
         "tokens_are_equal": [tokenizer(text)["input_ids"] for text in texts] == ids,
@@ -412,11 +412,11 @@ def _llama_in_transformers(ours: LlamaModel, made: Path, texts: Sequence[str]) -
         templates = tokenizer.chat_template
         if isinstance(templates, str):
             templates = {"default": templates}
-        said["templates_are_equal"] = templates == chat_templates_of(open_weights(ours.path))
+        message["templates_are_equal"] = templates == chat_templates_of(open_weights(ours.path))
         prompt = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
         expected = chat_prompt(ours.chat_template, CHAT, special_tokens=special)
-        said["chats_are_equal"] = prompt == expected
-    return said
+        message["chats_are_equal"] = prompt == expected
+    return message
 
 
 def _llama_in_llama_cpp(ours: LlamaModel, made: Path, texts: Sequence[str]) -> dict[str, Any]:
@@ -432,7 +432,7 @@ def _llama_in_llama_cpp(ours: LlamaModel, made: Path, texts: Sequence[str]) -> d
     vocabulary = llama_cpp.llama_model_get_vocab(model.model)
     ends = {i for i in range(model.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocabulary, i)}
     found = [model.tokenize(text.encode(), special=True) for text in texts]
-    said = {
+    message = {
         "engine": "llama-cpp-python",
         "tokens_are_equal": found == ids,
         "ends_are_equal": ends == ours.tokenizer.eos_ids,
@@ -445,8 +445,8 @@ def _llama_in_llama_cpp(ours: LlamaModel, made: Path, texts: Sequence[str]) -> d
             for name, template in model.metadata.items()
             if name == key or name.startswith(f"{key}.")
         }
-        said["templates_are_equal"] = templates == chat_templates_of(open_weights(ours.path))
-    return said
+        message["templates_are_equal"] = templates == chat_templates_of(open_weights(ours.path))
+    return message
 
 
 def _encoder_in_sentence_transformers(

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from refllm.models.load import LlamaModel, load_path
 from tests.support.model_files import (
     spm_vocabulary,
     tiny_llama_folder,
@@ -17,7 +19,7 @@ from tests.support.model_files import (
     tiny_llama_tensors,
 )
 
-__all__ = ["FOLDERS", "GGUFS", "PROMPT", "SAMPLED"]
+__all__ = ["FOLDERS", "GGUFS", "PROMPT", "SAMPLED", "logits_of"]
 
 PROMPT = [1, *(3 + (37 * place) % 300 for place in range(59))]  # [T], positions up to 59
 SAMPLED = (0, 7, 31, 59)
@@ -25,6 +27,13 @@ SAMPLED = (0, 7, 31, 59)
 
 N_LAYERS = 2
 N_VOCAB = len(spm_vocabulary()["tokenizer.ggml.tokens"])  # type: ignore[arg-type]
+
+
+def logits_of(path: Path) -> NDArray[np.float32]:
+    """Return the logits [T, V] of the llama at `path` after PROMPT."""
+    model = load_path(path)
+    assert isinstance(model, LlamaModel)
+    return model.forward(PROMPT)
 
 
 def _folder(**options: object) -> Callable[[Path], Path]:

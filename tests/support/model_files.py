@@ -172,7 +172,7 @@ def tiny_llama_gguf(
         biases=biases,
         mlp_biases=mlp_biases,
     )
-    said = {
+    message = {
         "general.architecture": "llama",
         "general.name": "tiny",
         "llama.block_count": n_layers,
@@ -188,7 +188,7 @@ def tiny_llama_gguf(
         "llama.rope.freq_base": 10000.0,
     }
     return write_gguf(
-        path, said | vocabulary | dict(metadata or {}), matrices_stored_as(arrays, type, tensors)
+        path, message | vocabulary | dict(metadata or {}), matrices_stored_as(arrays, type, tensors)
     )
 
 
@@ -207,7 +207,7 @@ def tiny_llama_folder(
     vocabulary = spm_vocabulary()
     tokens = vocabulary["tokenizer.ggml.tokens"]
     assert isinstance(tokens, Sequence)
-    said = {
+    message = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
         "hidden_size": 32,
@@ -230,8 +230,8 @@ def tiny_llama_folder(
     arrays = tiny_llama_tensors(
         n_vocab=len(tokens), seed=seed, tied=tied, biases=biases, mlp_biases=mlp_biases
     )
-    write_hf_llama(folder, arrays, said, dtype=dtype, shards=shards)
-    said |= dict(config or {})
-    write_config(folder, said)
+    write_hf_llama(folder, arrays, message, dtype=dtype, shards=shards)
+    message |= dict(config or {})
+    write_config(folder, message)
     write_tokenizer_model(folder / "tokenizer.model", vocabulary)
     return folder

@@ -281,8 +281,8 @@ def write_tokenizer_model(path: Path, metadata: Mapping[str, Any]) -> Path:
 
 def write_config(folder: Path, config: Mapping[str, object]) -> None:
     """Write config.json; a value of None is left out."""
-    said = {key: value for key, value in config.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(said))
+    message = {key: value for key, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(message))
 
 
 def random_matrix(random: np.random.Generator, rows: int, columns: int) -> Array:

@@ -1,6 +1,6 @@
 """Running refllm's kernels as another CPU than this machine's would.
 
-numba chooses the CPU when it starts, from its environment: whoever wants another starts a process.
+numba chooses the CPU when it starts, from its environment: another CPU needs a new process.
 Compiling every kernel takes minutes, so most such tests are marked `slow`.
 """
 

@@ -1,4 +1,4 @@
-"""What schemathesis is told beside the schema: names of models that are here."""
+"""Hooks of schemathesis: requests name models that the server has."""
 
 from __future__ import annotations
 

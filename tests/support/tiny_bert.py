@@ -101,7 +101,7 @@ def tiny_bert_gguf(
 ) -> Path:
     """Write a random BERT with a WordPiece vocabulary, as llama.cpp converts one, return `path`."""
     vocabulary = wordpiece_vocabulary()
-    said = {
+    message = {
         "general.architecture": "bert",
         "general.name": "tiny",
         "bert.block_count": 2,
@@ -126,7 +126,9 @@ def tiny_bert_gguf(
         "tokenizer.ggml.mask_token_id": 4,
     }
     arrays = tiny_bert_tensors(n_vocab=len(vocabulary), seed=seed)
-    return write_gguf(path, said | dict(metadata or {}), matrices_stored_as(arrays, type, tensors))
+    return write_gguf(
+        path, message | dict(metadata or {}), matrices_stored_as(arrays, type, tensors)
+    )
 
 
 def tiny_bert_folder(
@@ -152,7 +154,7 @@ def tiny_bert_folder(
     position_ids = np.arange(64, dtype=np.int64)[None]
     stored[f"{prefix}embeddings.position_ids"] = ("I64", (1, 64), position_ids.tobytes())
     write_safetensors(folder / "model.safetensors", stored, {"format": "pt"})
-    said = {
+    message = {
         "model_type": "bert",
         "architectures": ["BertModel"],
         "hidden_size": 32,
@@ -166,7 +168,7 @@ def tiny_bert_folder(
         "hidden_act": "gelu",
         "pad_token_id": 0,
     }
-    write_config(folder, said | dict(config or {}))
+    write_config(folder, message | dict(config or {}))
     _write_wordpiece_tokenizer(folder / "tokenizer.json", vocabulary, max_length)
     return folder
 

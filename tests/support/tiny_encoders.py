@@ -191,6 +191,6 @@ def tiny_encoder_folder(
         {name: safetensors_tensor(array, "F32") for name, array in stored.items()},
         {"format": "pt"},
     )
-    said = {"model_type": encoder.model_type, **encoder.config, **dict(config or {})}
-    write_config(folder, said)
+    message = {"model_type": encoder.model_type, **encoder.config, **dict(config or {})}
+    write_config(folder, message)
     return folder

@@ -44,7 +44,7 @@ def test_a_call_is_kept_with_its_arguments_and_result(recording: RecordingEngine
     assert recording.calls == (call,)
 
 
-def test_params_that_were_left_out_are_none(recording: RecordingEngine) -> None:
+def test_omitted_params_are_recorded_as_none(recording: RecordingEngine) -> None:
     recording.infer("tiny", "the")
     assert recording.calls[0].params is None
 
@@ -130,7 +130,7 @@ def test_several_failures_come_in_the_order_in_which_they_were_asked_for(
         recording.infer("tiny", "the")
 
 
-def test_an_error_that_is_none_of_the_interfaces_is_refused(recording: RecordingEngine) -> None:
+def test_an_error_outside_the_interface_is_refused(recording: RecordingEngine) -> None:
     with pytest.raises(TypeError, match=r"error of the interface.*got ValueError\('x'\)"):
         recording.fail_next(ValueError("x"))  # type: ignore[arg-type]
 

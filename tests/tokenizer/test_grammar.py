@@ -255,7 +255,7 @@ def without_whitespace(model: str | Path) -> Adjustments:
 )
 @settings(max_examples=40)
 @given(schema=SCHEMAS, seed=st.integers(0, 2**32))
-def test_what_is_written_is_valid_by_its_schema(
+def test_a_generated_json_is_valid_by_its_schema(
     model: str | Path, schema: dict[str, object], seed: int
 ) -> None:
     Draft202012Validator.check_schema(schema)
@@ -338,7 +338,7 @@ def test_at_max_tokens_the_text_is_as_far_as_it_came() -> None:
     assert ('{"' + LONG_NAME).startswith("".join(text_of(chunks).split()))
 
 
-def test_the_probabilities_are_those_of_the_allowed_tokens_alone() -> None:
+def test_the_probabilities_are_normalized_over_the_allowed_tokens() -> None:
     [first, *_] = answered({"type": "boolean"})
     assert first.step is not None
     tokenizer = LocalEngine().inferencing_model("tiny-chat").tokenizer
@@ -351,7 +351,7 @@ def test_the_probabilities_are_those_of_the_allowed_tokens_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "message"),
     [
         ({"type": "strin"}, "Invalid type: strin"),
         ({"not": {"type": "null"}}, 'Unimplemented keys: \\["not"\\]'),
@@ -363,12 +363,12 @@ def test_the_probabilities_are_those_of_the_allowed_tokens_alone() -> None:
     ],
 )
 def test_a_schema_that_the_library_does_not_compute_is_refused_with_its_reason(
-    schema: dict[str, object], said: str
+    schema: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(InvalidInput, match=said) as refused:
+    with pytest.raises(InvalidInput, match=message) as refused:
         try_grammar(json_grammar(schema))
     assert "%llguidance" not in str(refused.value)
-    with pytest.raises(InvalidInput, match=f"^the grammar cannot be used: .*{said}"):
+    with pytest.raises(InvalidInput, match=f"^the grammar cannot be used: .*{message}"):
         matcher_of(Toy([b'"', b""]), json_grammar(schema))
 
 
@@ -406,7 +406,7 @@ def test_a_schema_that_is_no_json_is_refused(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "said"),
+    ("limit", "message"),
     [
         ({"max_grammar_size": 20}, "the grammar cannot be used: .*too big"),
         ({"initial_lexer_fuel": 20}, "the grammar cannot be used: .*too big"),
@@ -416,7 +416,7 @@ def test_a_schema_that_is_no_json_is_refused(value: object) -> None:
     ],
 )
 def test_a_grammar_that_reaches_a_limit_of_the_library_is_refused(
-    limit: dict[str, int], said: str, monkeypatch: pytest.MonkeyPatch
+    limit: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grammar_trial, "LIMITS", llguidance.LLParserLimits(**limit))
     word = {"type": "string", "pattern": "^([a-f]{2,30}|zz)$"}
@@ -430,7 +430,7 @@ def test_a_grammar_that_reaches_a_limit_of_the_library_is_refused(
         matcher.advance(quote)
         matcher.allowed()
 
-    with pytest.raises(InvalidInput, match=said):
+    with pytest.raises(InvalidInput, match=message):
         begin()
 
 

@@ -75,7 +75,7 @@ def panic(written: str, message: str) -> None:
         "[libprotobuf ERROR google/protobuf/wire_format_lite.cc:577] index out of bounds\n",
     ],
 )
-def test_what_native_code_writes_of_its_failure_is_logged_instead(
+def test_the_stderr_of_a_native_panic_is_logged_instead(
     written: str, capfd: pytest.CaptureFixture[str], log: pytest.LogCaptureFixture
 ) -> None:
     panic(written, "index out of bounds")
@@ -94,7 +94,7 @@ def test_a_panics_message_of_several_lines_is_logged_whole(
 
 
 @pytest.mark.parametrize("most_kept", [5, 2**20])
-def test_while_a_call_always_runs_other_threads_text_goes_on(
+def test_other_threads_write_to_standard_error_while_native_calls_run(
     most_kept: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native_messages, "MAX_HOLD_SECONDS", 0.0)
@@ -239,7 +239,7 @@ class PanickingLibrary:
         raise Panic("overflow")
 
 
-def test_a_tokenizer_json_that_lets_the_library_panic_is_one_clear_error(
+def test_a_tokenizer_json_that_makes_the_library_panic_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     log: pytest.LogCaptureFixture,
@@ -260,7 +260,7 @@ def test_an_error_without_words_is_called_by_its_name() -> None:
         raise MemoryError
 
 
-def test_a_grammar_that_lets_the_library_panic_is_one_clear_error(
+def test_a_grammar_that_makes_the_library_panic_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     log: pytest.LogCaptureFixture,

@@ -94,7 +94,7 @@ def test_the_bert_vocabulary_gives_the_published_ids(
     assert bert_gguf.encode(text, add_special=False) == ids
 
 
-def test_there_are_47_published_cases_for_each_vocabulary(data_dir: Path) -> None:
+def test_each_vocabulary_has_47_published_cases(data_dir: Path) -> None:
     assert len(published_cases(data_dir / SPM)) == N_PUBLISHED
     assert len(published_cases(data_dir / BERT)) == N_PUBLISHED
 
@@ -139,7 +139,7 @@ def test_tok512_gives_any_text_back(tok512: Tokenizer, text: str) -> None:
     assert tok512.decode(tok512.encode(text, parse_special=False)) == text
 
 
-def test_tok512_tokenizes_a_sentence_as_its_scores_say(tok512: Tokenizer) -> None:
+def test_tok512_tokenizes_a_sentence_by_its_scores(tok512: Tokenizer) -> None:
     ids = tok512.encode("the hen")
     # By hand, best score first: "he" (-1) twice, then "▁the" (-6), "▁he" (-22), and "▁hen" is none.
     assert [tok512.piece(token_id) for token_id in ids] == ["<s>", "▁the", "▁he", "n"]
@@ -190,7 +190,7 @@ def test_a_user_defined_token_of_a_sentencepiece_gguf_is_cut_out_as_by_llama_cpp
     assert tokenizer.encode("<|im_start|>hi<|im_end|>") == [1, 286, 259, 267, 268, 287]
 
 
-def test_no_space_begins_the_text_where_the_file_says_so() -> None:
+def test_add_space_prefix_false_adds_no_space() -> None:
     metadata = {**spm_toy(), "tokenizer.ggml.add_space_prefix": False}
     tokenizer = tokenizer_from_gguf(metadata, path=TOY)
     ids = tokenizer.encode(" a")
@@ -208,7 +208,9 @@ def test_no_space_begins_the_text_where_the_file_says_so() -> None:
         ({"bos_token_id": 0xFFFFFFFF}, [259, 260]),
     ],
 )
-def test_bos_and_eos_are_added_as_the_file_says(keys: dict[str, object], ids: list[int]) -> None:
+def test_bos_and_eos_are_added_by_the_keys_of_the_file(
+    keys: dict[str, object], ids: list[int]
+) -> None:
     metadata = spm_toy() | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     assert tokenizer_from_gguf(metadata, path=TOY).encode("a") == ids
 
@@ -231,7 +233,7 @@ def test_every_token_that_ends_a_generation_is_known(
     assert tokenizer_from_gguf(metadata, path=TOY).eos_ids == eos_ids
 
 
-def test_a_control_token_that_is_spelled_like_an_end_is_one() -> None:
+def test_a_control_token_spelled_like_an_end_ends_the_generation() -> None:
     tokenizer = tokenizer_from_gguf(spm_toy(("<|im_end|>", CONTROL)), path=TOY)
     assert tokenizer.eos_ids == {2, 286}
 

@@ -225,12 +225,12 @@ def test_a_text_is_normalized_where_the_models_of_that_name_were_trained_so(
     assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize("NFC", text)
 
 
-def test_a_text_is_left_as_it_is_where_they_were_not() -> None:
+def test_a_vocabulary_without_nfc_leaves_a_decomposed_text_unchanged() -> None:
     tokenizer = tokenizer_from_gguf(bpe_metadata(pre="gpt-2"), path=PATH)
     assert tokenizer.decode(tokenizer.encode("e\u0301")) == "e\u0301"
 
 
-def test_names_of_rules_that_normalize_are_those_with_a_source() -> None:
+def test_these_five_rules_normalize_to_nfc() -> None:
     assert sorted(NFC_NAMES) == ["command-r", "mpt", "olmo", "qwen2", "qwen35"]
 
 

@@ -109,14 +109,14 @@ def test_a_tokenizer_reads_little_of_a_long_text(
     assert 0 < sum(read) < 2000
 
 
-def test_half_a_surrogate_pair_is_refused_wherever_it_is(models: dict[str, Path]) -> None:
+def test_half_a_surrogate_pair_is_refused_in_any_position(models: dict[str, Path]) -> None:
     bert = load(models["json"])
     assert isinstance(bert, BertModel)
     with pytest.raises(InvalidInput, match="at character index 40000"):
         bert.tokenize(["cat " * 10_000 + "\ud800"])
 
 
-def test_where_no_place_to_part_a_text_is_known_all_of_it_is_read(tmp_path: Path) -> None:
+def test_a_text_without_a_known_split_point_is_read_whole(tmp_path: Path) -> None:
     llama_like_json().save(str(tmp_path / "tokenizer.json"))
     tokenizer = tokenizer_from_file(tmp_path / "tokenizer.json")
     text = "ab " * 1000

@@ -85,7 +85,7 @@ def test_any_text_is_tokenized_as_by_the_original(pre: str, text: str) -> None:
         # GPT-2: digits together, with the space before them.
         ("gpt-2", "in 12345 I'LL I'll", ["in", " 12345", " I", "'", "LL", " I", "'ll"]),
         ("smollm", "in 12", ["in", " ", "1", "2"]),
-        # o200k: a word ends where a small letter meets a capital, and keeps its contraction.
+        # o200k: a word ends between a small letter and a capital, and keeps its contraction.
         ("gpt-4o", "HelloWorld don't", ["Hello", "World", " don't"]),
         ("tekken", "HelloWorld 12", ["Hello", "World", " ", "1", "2"]),
         ("tekken", "XMLHttp", ["XMLHttp"]),
@@ -115,9 +115,7 @@ def test_every_rule_keeps_every_character(name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("pre", "pieces"), [("llama-bpe", ["xyz"]), ("tekken", ["xyz"]), ("dbrx", ["x", "y", "z"])]
 )
-def test_a_word_that_is_a_token_needs_no_merges_where_the_rule_says_so(
-    pre: str, pieces: list[str]
-) -> None:
+def test_with_ignore_merges_a_whole_word_token_needs_no_merges(pre: str, pieces: list[str]) -> None:
     metadata = bpe_metadata(("xyz", NORMAL), pre=pre, add_bos_token=False)  # no merge makes "xyz"
     tokenizer = tokenizer_from_gguf(metadata, path=PATH)
     assert [tokenizer.piece(token_id) for token_id in tokenizer.encode("xyz")] == pieces

@@ -126,7 +126,7 @@ def test_bos_is_what_the_post_processor_puts_first() -> None:
     assert ours(trained_bpe()).bos_id is None
 
 
-def test_a_special_token_spelled_like_an_end_is_one() -> None:
+def test_a_special_token_spelled_like_an_end_ends_the_generation() -> None:
     assert ours(llama_like_json()).eos_ids == {2}
     assert ours(bert_like_json()).eos_ids == frozenset()
 
@@ -198,7 +198,7 @@ def test_the_files_beside_name_bos_and_eos(
         ({"add_eos_token": True, "eos_token": "z"}, [1, 259, 260, 285]),
     ],
 )
-def test_tokenizer_config_says_what_a_tokenizer_model_adds(
+def test_tokenizer_config_decides_which_tokens_a_tokenizer_model_adds(
     tmp_path: Path, config: dict[str, object], ids: list[int]
 ) -> None:
     write_tokenizer_model(tmp_path / "tokenizer.model", spm_toy())

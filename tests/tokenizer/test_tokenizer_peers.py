@@ -25,13 +25,13 @@ GENERATING = [case for case in GGUFS if not case.startswith("bert")]
 
 
 @pytest.mark.parametrize("case", FOLDERS)
-def test_a_folders_ids_are_those_of_transformers(tmp_path: Path, case: str) -> None:
+def test_a_folder_gives_the_ids_of_transformers(tmp_path: Path, case: str) -> None:
     tokenizer = tokenizer_from_folder(write_folder(tmp_path, FOLDERS[case]))
     assert [tokenizer.encode(text) for text in TEXTS] == PEERS[case]["ids"]
 
 
 @pytest.mark.parametrize("case", GGUFS)
-def test_a_gguf_vocabularys_ids_are_those_of_llama_cpp(case: str) -> None:
+def test_a_gguf_vocabulary_gives_the_ids_of_llama_cpp(case: str) -> None:
     tokenizer = tokenizer_from_gguf(GGUFS[case](), path=PATH)
     assert [tokenizer.encode(text) for text in TEXTS] == PEERS[case]["ids"]
 
@@ -43,7 +43,7 @@ def test_a_gguf_vocabulary_cuts_words_as_llama_cpp_does(pre: str) -> None:
 
 
 @pytest.mark.parametrize("case", GENERATING)
-def test_the_tokens_that_end_a_generation_are_those_of_llama_cpp(case: str) -> None:
+def test_the_end_tokens_equal_llama_cpp_s(case: str) -> None:
     tokenizer = tokenizer_from_gguf(GGUFS[case](), path=PATH)
     assert sorted(tokenizer.eos_ids) == PEERS[case]["ends"]
 

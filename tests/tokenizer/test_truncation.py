@@ -32,7 +32,7 @@ Metadata = dict[str, object]
 
 @EVERY_KIND
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_a_gguf_vocabulary_cuts_texts_where_its_keys_say(
+def test_a_gguf_vocabulary_truncates_at_the_limit_of_its_keys(
     make: Callable[[], Metadata], side: str
 ) -> None:
     whole = tokenizer_from_gguf(make(), path=PATH).encode(TEXT)
@@ -103,7 +103,7 @@ class TestTinyEmbed:
         assert isinstance(model, BertModel)
         return model
 
-    def test_its_limit_is_that_of_the_real_model_s_tokenizer(self, bert: BertModel) -> None:
+    def test_tiny_embed_has_the_limit_of_the_real_model_s_tokenizer(self, bert: BertModel) -> None:
         golden = PROJECT / "golden" / "embeddings" / "all-minilm-l6-v2.json"
         limits = json.loads(golden.read_text("utf-8"))["limits"]
         assert bert.tokenizer.text_limit == limits["tokenizer_json"]

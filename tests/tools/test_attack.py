@@ -97,14 +97,14 @@ def test_a_result_and_the_three_errors_are_no_faults(
         ("never ends", "no end", "no end"),
     ],
 )
-def test_a_fault_is_judged_as_what_it_is(
+def test_each_kind_of_fault_gets_its_verdict(
     behavior: str, outcome: str, note: str, judged: dict[str, Verdict]
 ) -> None:
     assert judged[behavior].outcome == outcome
     assert note in judged[behavior].note
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports a process's peak")
 def test_memory_beyond_the_bound_is_a_fault(judged: dict[str, Verdict]) -> None:
     assert judged["takes memory"].outcome == "too much memory"
     assert judged["takes memory"].n_bytes > 40_000_000

@@ -29,7 +29,7 @@ def test_answers_to_head_among_others_are_found() -> None:
 
 
 @pytest.mark.parametrize("received", [answer(200, b"abc")[:-1], b"abc", answer(200, b"") + b"a"])
-def test_what_is_no_http_is_a_fault(received: bytes) -> None:
+def test_a_response_that_is_not_http_is_a_fault(received: bytes) -> None:
     with pytest.raises(FaultError):
         answers_in(received)
 
@@ -57,12 +57,12 @@ def test_as_many_answers_are_expected_as_a_server_gives(raw: bytes, methods: lis
         (answer(400, b"no"), InvalidInput),
     ],
 )
-def test_what_an_answer_says_is_looked_at(received: bytes, error: type[Exception]) -> None:
+def test_the_body_of_an_answer_is_checked(received: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
         check(answers_in(received))
 
 
-def test_what_changes_from_time_to_time_is_not_compared() -> None:
+def test_ids_and_times_in_an_answer_are_not_compared() -> None:
     first, second = (
         answer(200, b'{"id": "cmpl-%d", "created": %d}' % (n, n), kind="application/json")
         for n in (11, 22)
@@ -70,7 +70,7 @@ def test_what_changes_from_time_to_time_is_not_compared() -> None:
     assert check(answers_in(first)) == check(answers_in(second))
 
 
-def test_toml_says_what_was_to_be_written() -> None:
+def test_generated_toml_parses_to_the_intended_values() -> None:
     document = {"a": {"b c": [1, {"d": "é\n\"'"}]}, "e": [True, -0.5], "f": 10**30}
     assert tomllib.loads(toml_text(document)) == document
 

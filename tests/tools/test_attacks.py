@@ -17,7 +17,7 @@ from refllm.models.load import LlamaModel, load_path
 from tools.attack.models import stored_folder, write_files
 
 ATTACKS = Path(__file__).parents[2] / "attacks"
-MOST_BYTES = 200_000
+MAX_BYTES = 200_000
 HELLO = [{"role": "user", "content": "Hello!"}]
 
 # The file, the error, and words of its message.
@@ -123,7 +123,7 @@ def test_a_hostile_template_is_refused_by_its_own_fault(
     assert [word for word in words if word not in str(raised.value)] == []
 
 
-def test_a_number_that_is_none_is_found_when_it_is_reached(tmp_path: Path) -> None:
+def test_a_value_that_is_not_finite_is_found_when_it_is_computed(tmp_path: Path) -> None:
     model = load_path(placed(OF_NUMBERS, tmp_path))
     assert isinstance(model, LlamaModel)
     with pytest.raises(LlmRuntimeError, match="not finite"):
@@ -138,7 +138,7 @@ def test_every_file_is_tested_and_all_are_small() -> None:
     }
     tested = {name for name, _, _ in (*OF_MODELS, *OF_TEMPLATES)} | {OF_NUMBERS}
     assert tested == set(files)
-    assert sum(files.values()) < MOST_BYTES
+    assert sum(files.values()) < MAX_BYTES
 
 
 def test_the_readme_names_every_file() -> None:

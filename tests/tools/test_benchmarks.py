@@ -13,7 +13,7 @@ from benchmarks.results import REFLLM, read
 from benchmarks.reuse import WITHOUT
 from benchmarks.sharing import QUICK_SITUATIONS
 from refllm.models.load import NUMERICS
-from tests.support.benchmark_runs import NOBODY, quick_entry
+from tests.support.benchmark_runs import NO_PYTHON, quick_entry
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def bert(tiny_models: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["decode", "prefill", "load"])
-def test_a_benchmark_of_llamas_runs_and_says_which_peer_was_missing(
+def test_a_benchmark_of_llamas_runs_and_names_the_missing_peer(
     work: Path, tmp_path: Path, command: str
 ) -> None:
     entry = quick_entry(work, tmp_path / "results.json", command, "--type", "F16")
@@ -36,7 +36,7 @@ def test_a_benchmark_of_llamas_runs_and_says_which_peer_was_missing(
     for figure in entry.figures:
         assert figure.peers == ()
         assert len(figure.samples[REFLLM]) == 1
-    assert str(NOBODY) in entry.skipped["llama.cpp"]
+    assert str(NO_PYTHON) in entry.skipped["llama.cpp"]
 
 
 def test_types_that_only_llama_cpp_can_make_are_skipped_without_it(
@@ -44,7 +44,7 @@ def test_types_that_only_llama_cpp_can_make_are_skipped_without_it(
 ) -> None:
     entry = quick_entry(work, tmp_path / "results.json", "prefill", "--type", "Q4_K_M")
     assert entry.figures == []
-    assert str(NOBODY) in entry.skipped["tiny Q4_K_M"]
+    assert str(NO_PYTHON) in entry.skipped["tiny Q4_K_M"]
 
 
 def test_the_embedding_benchmark_runs_on_each_of_its_jobs(
@@ -91,7 +91,7 @@ def test_the_limits_of_this_cpu_are_measured_with_two_roundings_and_with_one(
     assert all(figure.median(REFLLM) > 0 for figure in entry.figures)
 
 
-def test_a_benchmark_that_cannot_make_its_model_says_in_a_line_what_is_missing(
+def test_a_benchmark_that_cannot_make_its_model_names_the_missing_option(
     bert: Path, tmp_path: Path
 ) -> None:
     options = ["--quick", "--work", str(tmp_path), "--peer-python", str(tmp_path / "absent")]

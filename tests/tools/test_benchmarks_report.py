@@ -84,7 +84,7 @@ def test_a_shape_that_was_not_measured_is_named() -> None:
     assert "1.5 ×; 7B-8-layers not measured" in tables(latest)["asked"]
 
 
-def test_what_was_not_measured_is_not_judged() -> None:
+def test_unmeasured_figures_are_not_judged() -> None:
     assert {measured(ask, {}) for ask in ASKED} == {None}
 
 

@@ -1,4 +1,4 @@
-"""Contestants take turns and are compared fairly; one that fails is told with its reason."""
+"""Contestants take turns and are compared fairly; a failure is reported with its reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.sources import sha256_of_sources
 from tests.support.benchmark_runs import a_bench, a_figure
 
 
-def test_what_a_library_prints_does_not_reach_the_driver() -> None:
+def test_the_output_of_a_library_does_not_reach_the_driver() -> None:
     program = """if True:
         from benchmarks.contestants.serve import serve
         def noisy(text):
@@ -43,7 +43,7 @@ def test_what_a_library_prints_does_not_reach_the_driver() -> None:
     assert process.stderr == "a banner\n"
 
 
-def test_a_failure_in_a_contestant_is_told_with_its_reason() -> None:
+def test_a_failure_of_a_contestant_is_reported_with_its_reason() -> None:
     with (
         contestant("refllm_llama", python=Path(sys.executable), threads=1) as refllm,
         pytest.raises(Unavailable, match=r"nowhere\.gguf"),
@@ -59,7 +59,7 @@ def test_a_failure_in_a_contestant_is_told_with_its_reason() -> None:
         ("onnxruntime", "onnx_bert"),
     ],
 )
-def test_a_peer_whose_library_is_missing_says_so(
+def test_a_peer_without_its_library_reports_the_missing_library(
     library: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Found before one that is installed, and says what Python says where none is.
@@ -93,7 +93,7 @@ def test_entrants_take_turns_each_is_first_once_and_the_first_round_does_not_cou
     assert outcomes == {"a": Outcome([1, 2]), "b": Outcome([3, 4])}
 
 
-def test_an_entrant_that_fails_is_skipped_and_the_others_go_on(
+def test_a_failing_entrant_is_skipped_and_the_rest_are_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compare, "PAUSE", 0)
@@ -124,13 +124,13 @@ def test_numerics_are_refused_as_mislabeled_where_their_logits_are_the_same(
     of_int8: list[float], refusal: str | None
 ) -> None:
     outcomes = {"exact": Outcome([1.0], [0.5, 2.0]), "int8": Outcome([1.0], of_int8)}
-    said = None
+    message = None
     try:
         require_different(outcomes, ("exact", "int8"))
     except ValueError as error:
-        said = str(error)
-    assert (said is None) == (refusal is None)
-    assert (refusal or "") in (said or "")
+        message = str(error)
+    assert (message is None) == (refusal is None)
+    assert (refusal or "") in (message or "")
 
 
 def test_any_change_of_the_sources_is_seen(tmp_path: Path) -> None:

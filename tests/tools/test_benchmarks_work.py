@@ -14,7 +14,7 @@ from benchmarks.embed import model_tokenizer
 from benchmarks.synthetic import QUICK_SHAPE, SHAPES, model_file
 from benchmarks.texts import real_sentences, uniform_texts
 from refllm.checkpoints.open import open_weights
-from tests.support.benchmark_runs import NOBODY
+from tests.support.benchmark_runs import NO_PYTHON
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def tokenizer(tiny_models: Path) -> Tokenizer:
 
 
 def test_a_synthetic_model_has_the_parameters_of_its_shape(tmp_path: Path) -> None:
-    path = model_file(tmp_path, QUICK_SHAPE, "F16", peer_python=NOBODY)
+    path = model_file(tmp_path, QUICK_SHAPE, "F16", peer_python=NO_PYTHON)
     tensors = open_weights(path).tensors.values()
     n_weights = sum(np.prod(tensor.shape) for tensor in tensors if len(tensor.shape) == 2)
     assert n_weights == SHAPES[QUICK_SHAPE].n_parameters

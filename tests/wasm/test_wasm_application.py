@@ -139,7 +139,7 @@ def test_a_variable_of_variables_does_not_grow_without_end(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("spin_manifest_version = 2", "has no HTTP trigger"),
         ("[[trigger.http]]\nroute = 'x'\ncomponent = 'a'", "must begin with a slash"),
@@ -163,12 +163,12 @@ def test_a_variable_of_variables_does_not_grow_without_end(tmp_path: Path) -> No
     ],
 )
 def test_a_manifest_that_cannot_be_run_is_named_with_what_is_wrong(
-    text: str, said: str, tmp_path: Path
+    text: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(LlmRuntimeError) as caught:
         opened(tmp_path, text)
     assert str(caught.value).startswith(f"{tmp_path / 'spin.toml'}: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 # --- Routes --------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_a_route_matches_the_paths_that_it_matches_in_spin(
         ("/elsewhere", "/..."),
     ],
 )
-def test_the_route_that_says_most_about_a_path_wins(path: str, pattern: str) -> None:
+def test_the_most_specific_route_wins(path: str, pattern: str) -> None:
     patterns = ["/...", "/users/...", "/users/:id", "/users/me"]
     match = best_match([Route(pattern, "c") for pattern in patterns], path)
     assert match is not None
@@ -228,7 +228,7 @@ def test_no_route_matches_where_none_does() -> None:
     assert best_match([Route("/a", "c")], "/b") is None
 
 
-def test_a_component_is_told_what_spin_tells_it() -> None:
+def test_a_component_gets_the_headers_that_spin_sets() -> None:
     match = Route("/users/:user_ID/...", "c", base="/shop").match("/shop/users/1/edit")
     assert match is not None
     url = "http://localhost:3000/shop/users/1/edit?theme=pink"
@@ -298,7 +298,7 @@ def test_excluded_files_are_left_out(excluded: list[str], left: list[str], here:
     assert sorted(paths_in(folder)) == left
 
 
-def test_a_pattern_leaves_out_nothing_that_lies_elsewhere(here: Path) -> None:
+def test_an_exclude_pattern_excludes_nothing_outside_its_folder(here: Path) -> None:
     (here / "app").mkdir()
     mount = {"source": str(here / "public" / "index.html"), "destination": "/index.html"}
     folder = folder_of(here / "app" / "spin.toml", [mount], ["*"])
@@ -306,13 +306,13 @@ def test_a_pattern_leaves_out_nothing_that_lies_elsewhere(here: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is UTF-8")
-def test_a_name_that_is_not_utf_8_is_one_that_a_guest_can_have(here: Path) -> None:
+def test_a_guest_sees_question_marks_in_a_file_name_that_is_not_utf_8(here: Path) -> None:
     (here / os.fsdecode(b"\xff.txt")).touch()
     assert paths_in(folder_of(here / "spin.toml", ["*.txt"], [])) == ["/?.txt"]
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ([3], "must be a list of patterns"),
         ([{"source": "public"}], "need a source and a destination"),
@@ -342,10 +342,12 @@ def test_a_name_that_is_not_utf_8_is_one_that_a_guest_can_have(here: Path) -> No
         ),
     ],
 )
-def test_files_that_cannot_be_given_are_named(files: list[object], said: str, here: Path) -> None:
+def test_files_that_cannot_be_given_are_named(
+    files: list[object], message: str, here: Path
+) -> None:
     with pytest.raises(LlmRuntimeError) as caught:
         folder_of(here / "spin.toml", files, [])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("files", [["**/*"], ["public"], [{"source": ".", "destination": "/"}]])

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -22,9 +21,14 @@ from refllm.wasm.http.asgi import SpinApp, connection_with
 from refllm.wasm.http.routes import Route
 from refllm.wasm.wasi.http import HttpTypes, Request, Response, ResponseOutparam
 from tests.conftest import HUNG_SECONDS
-from tests.support.listening import serving
-from tests.support.server import eventually
-from tests.support.slow_client import BODY_WITHOUT_END, HEAD_WITHOUT_END, answer_to_drops
+from tests.support.client import (
+    BODY_WITHOUT_END,
+    HEAD_WITHOUT_END,
+    answer_to_drops,
+    connected,
+    eventually,
+)
+from tests.support.servers import serving
 
 ARRIVAL_SECONDS = 0.5
 POST = b"POST / HTTP/1.1\r\nhost: x\r\n"
@@ -96,7 +100,7 @@ def asked(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
     ],
     ids=["method", "head", "body", "chunks", "second head"],
 )
-def test_a_client_that_sends_too_slowly_is_not_heard_to_its_end(begin: bytes) -> None:
+def test_a_client_that_sends_too_slowly_gets_408_and_is_disconnected(begin: bytes) -> None:
     with serving_answers(arrival_seconds=ARRIVAL_SECONDS) as url:
         *_, last = answer_to_drops(url, begin).split(b"HTTP/1.1 ")
     assert last.startswith(b"408 Request Timeout\r\n")
@@ -113,12 +117,12 @@ def test_between_two_requests_a_connection_may_rest_longer() -> None:
         assert asked(connection).status == 200
 
 
-def test_a_connection_too_many_is_told_to_come_again() -> None:
+def test_a_connection_beyond_max_connections_gets_503_and_retry_after() -> None:
     with serving_answers(max_connections=1) as url:
         with client(url) as first, client(url) as second:
             assert asked(first).status == 200
             refused = asked(second)
-        assert eventually(lambda: is_answered(url))
+        eventually(lambda: is_answered(url))
     assert refused.status == 503
     assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
 
@@ -142,8 +146,7 @@ def raw(url: str, request: bytes, *, is_end: bool = False) -> bytes:
 
     With `is_end` the client sends no more, which for a whole request means that it has gone.
     """
-    address = urlsplit(url)
-    with socket.create_connection((address.hostname, address.port), HUNG_SECONDS) as connection:
+    with connected(url) as connection:
         connection.sendall(request)
         if is_end:
             connection.shutdown(socket.SHUT_WR)
@@ -182,7 +185,9 @@ def raw(url: str, request: bytes, *, is_end: bool = False) -> bytes:
         (b"GET / HTTP/1.1\r\nhost: x\r\n(x): y\r\n\r\n", 400),
     ],
 )
-def test_what_is_no_request_is_refused_in_text(request_: bytes, status: int, url: str) -> None:
+def test_a_malformed_request_is_refused_in_plain_text(
+    request_: bytes, status: int, url: str
+) -> None:
     assert_refused(raw(url, request_), status)
 
 
@@ -282,21 +287,21 @@ def assert_refused(answer: bytes, status: int) -> None:
         CLOSING + b"content-length: 3, 3\r\n\r\nabc",  # RFC 9110, 8.6
     ],
 )
-def test_what_is_only_unusual_is_answered(request_: bytes, url: str) -> None:
+def test_an_unusual_but_valid_request_is_answered(request_: bytes, url: str) -> None:
     assert raw(url, request_).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_a_client_that_is_refused_before_it_has_sent_all_is_told_why(url: str) -> None:
+def test_a_client_refused_before_the_end_of_its_body_gets_the_reason(url: str) -> None:
     request = POST + b"content-length: 1000001\r\n\r\n" + bytes(500_000)
     assert_refused(raw(url, request), 413)
 
 
-def test_after_a_bad_request_others_are_answered(url: str) -> None:
+def test_after_a_bad_request_the_next_one_is_answered(url: str) -> None:
     raw(url, b"NONSENSE\r\n\r\n")
     assert is_answered(url)
 
 
-def test_what_fails_in_the_host_is_a_500_and_no_end_of_the_connection(
+def test_an_error_in_the_host_is_500_and_keeps_the_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(_: Request) -> Response:
@@ -314,15 +319,16 @@ def test_what_fails_in_the_host_is_a_500_and_no_end_of_the_connection(
 # --- Responses -----------------------------------------------------------------------------------
 
 
-def test_a_client_that_does_not_read_its_response_is_hung_up_on() -> None:
+def test_a_client_that_does_not_read_its_response_is_disconnected() -> None:
     large = Response(200, (), bytes(64 * 2**20))
     limits: dict[str, Any] = {"max_connections": 1, "arrival_seconds": ARRIVAL_SECONDS}
-    with serving_answers(lambda request: large if request.body else ok(request), **limits) as url:
-        address = urlsplit(url)
-        with socket.create_connection((address.hostname, address.port), HUNG_SECONDS) as slow:
-            slow.sendall(POST + b"content-length: 1\r\n\r\na")
-            assert eventually(lambda: is_answered(url))
-            assert slow.recv(12) == b"HTTP/1.1 200"
+    with (
+        serving_answers(lambda request: large if request.body else ok(request), **limits) as url,
+        connected(url) as slow,
+    ):
+        slow.sendall(POST + b"content-length: 1\r\n\r\na")
+        eventually(lambda: is_answered(url))
+        assert slow.recv(12) == b"HTTP/1.1 200"
 
 
 class WritingHost(FakeHost):

@@ -45,7 +45,7 @@ def test_each_component_may_use_its_own_models_alone(folder: Path) -> None:
     assert allowed == [{"tiny", "other"}, {"tiny"}, set()]
 
 
-def test_what_one_component_has_loaded_another_may_still_not_use(folder: Path) -> None:
+def test_a_model_loaded_by_one_component_is_still_refused_to_another(folder: Path) -> None:
     one, two, none = engines_of(open_application(folder, {})).values()
     one.infer("other", "a")
     for engine in (two, none):

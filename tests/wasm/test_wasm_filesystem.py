@@ -1,4 +1,4 @@
-"""wasi:filesystem as a guest meets it."""
+"""wasi:filesystem as a guest calls it."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def opened(root: Descriptor, path: str) -> Descriptor:
 
 def test_a_file_older_than_unix_is_as_old_as_unix(root: Descriptor, tmp_path: Path) -> None:
     os.utime(tmp_path / "a.txt", ns=(-1, -1))
-    said = root.stat_at(set(), "a.txt")
-    assert isinstance(said, Record)
-    modified = getattr(said, "data-modification-timestamp")
+    message = root.stat_at(set(), "a.txt")
+    assert isinstance(message, Record)
+    modified = getattr(message, "data-modification-timestamp")
     assert (modified.seconds, modified.nanoseconds) == (0, 0)
 
 
@@ -67,7 +67,7 @@ def test_a_part_of_a_file_is_read(
         ("/a.txt", "not-permitted"),
     ],
 )
-def test_a_path_that_leads_nowhere_says_why(path: str, code: str, root: Descriptor) -> None:
+def test_an_invalid_path_has_its_error_code(path: str, code: str, root: Descriptor) -> None:
     assert root.open_at(set(), path, set(), {"read"}) == code
     assert root.stat_at(set(), path) == code
 

@@ -51,7 +51,7 @@ def called(
 
 
 @pytest.mark.parametrize("guest", ["python_3", "python_5"])
-def test_the_documentation_s_example_tells_the_python_api_s_joke(
+def test_the_documentation_s_example_has_the_text_of_the_python_api(
     guest: str, host: Host, engine: LocalEngine
 ) -> None:
     program = host.load_handler(component(guest))
@@ -83,7 +83,7 @@ def test_infer_in_javascript_is_infer_in_python(
     }
 
 
-def test_the_options_of_javascript_are_those_of_python(
+def test_javascript_has_the_options_of_python(
     host: Host, javascript: Program, engine: LocalEngine
 ) -> None:
     options = {

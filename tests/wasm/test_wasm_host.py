@@ -26,10 +26,10 @@ MEBIBYTE = 1024 * 1024
 
 
 class NoEngine:
-    """An engine that ends otherwise than an engine may, or that nobody asks."""
+    """An engine that raises an error that no engine may, or that must not be called."""
 
     def __init__(self, error: BaseException | None = None) -> None:
-        self._error = error or AssertionError("nobody was to ask")
+        self._error = error or AssertionError("the engine must not be called")
 
     def infer(
         self, model: str, prompt: str, params: InferencingParams | None = None
@@ -126,7 +126,7 @@ def test_a_guest_that_returns_nothing_is_named(host: Host, probe: Program) -> No
 @pytest.mark.parametrize(
     "error", [RuntimeError("a bug"), SystemExit(3), MemoryError(), RecursionError()], ids=repr
 )
-def test_whatever_an_engine_raises_ends_the_guest_and_not_the_process(
+def test_any_exception_of_an_engine_ends_the_guest_and_not_the_process(
     error: BaseException, host: Host
 ) -> None:
     program = host.load_handler(component("python_3"))
@@ -135,7 +135,7 @@ def test_whatever_an_engine_raises_ends_the_guest_and_not_the_process(
 
 
 @pytest.mark.network
-def test_an_interrupt_goes_through_to_whoever_called_the_guest(host: Host) -> None:
+def test_an_interrupt_is_raised_in_the_caller_of_the_guest(host: Host) -> None:
     program = host.load_handler(component("python_3"))
     with pytest.raises(KeyboardInterrupt):
         host.respond(program, Request("GET", "/"), Services(NoEngine(KeyboardInterrupt())))
@@ -155,17 +155,17 @@ class Said(Output):
 @contextmanager
 def occupied(host: Host, program: Program, target: str) -> Iterator[list[str]]:
     """A guest that answers `target` beside this; it has ended when this ends, and said why."""
-    said, failures = Said(), []
+    message, failures = Said(), []
 
     def respond() -> None:
         with pytest.raises(GuestFailed) as caught:
-            host.respond(program, Request("GET", target), services(), said)
+            host.respond(program, Request("GET", target), services(), message)
         failures.append(str(caught.value))
 
     thread = threading.Thread(target=respond)
     thread.start()
     try:
-        assert said.has_begun.wait(HUNG_SECONDS)
+        assert message.has_begun.wait(HUNG_SECONDS)
         yield failures
     finally:
         host.stop()
@@ -308,7 +308,7 @@ def written(folder: Path, data: bytes) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "is not WebAssembly"),
         (b"#!/bin/sh\n", "is not WebAssembly"),
@@ -319,13 +319,13 @@ def written(folder: Path, data: bytes) -> Path:
     ids=["empty", "script", "core module", "damaged", "without a handler"],
 )
 def test_a_file_that_cannot_answer_requests_is_named_with_the_reason(
-    data: bytes, said: str, host: Host, tmp_path: Path
+    data: bytes, message: str, host: Host, tmp_path: Path
 ) -> None:
     path = written(tmp_path, data)
     with pytest.raises(LlmRuntimeError) as caught:
         host.load_handler(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(host: Host, tmp_path: Path) -> None:

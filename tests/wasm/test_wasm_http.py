@@ -1,4 +1,4 @@
-"""wasi:http as a guest meets it: what it may set, what it may take once, what the host keeps."""
+"""wasi:http as a guest calls it: what it may set, what it may take once, what the host keeps."""
 
 from __future__ import annotations
 
@@ -102,23 +102,25 @@ def test_a_response_s_body_can_be_taken_once(guest: Guest) -> None:
 @pytest.mark.parametrize(
     ("status", "accepted"), [(200, True), (599, True), (100, False), (0, False)]
 )
-def test_a_status_is_one_that_can_end_a_response(status: int, accepted: bool, guest: Guest) -> None:
+def test_only_a_final_status_is_accepted_for_a_response(
+    status: int, accepted: bool, guest: Guest
+) -> None:
     response = HttpTypes(guest).new_outgoing_response(HttpTypes(guest).new_fields())
     assert response.set_status_code(status) == Variant("ok" if accepted else "err")
     assert response.status_code() == (status if accepted else 200)
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (Variant("connection-refused"), "connection-refused$"),
         (Variant("internal-error", "no more tea"), "internal-error: no more tea$"),
     ],
 )
-def test_a_guest_that_responds_with_an_error_is_named(error: Variant, said: str) -> None:
+def test_a_guest_that_responds_with_an_error_is_named(error: Variant, message: str) -> None:
     outparam = ResponseOutparam()
     outparam.give(error)
-    with pytest.raises(GuestFailed, match=f"it responded with the error {said}"):
+    with pytest.raises(GuestFailed, match=f"it responded with the error {message}"):
         outparam.response()
 
 

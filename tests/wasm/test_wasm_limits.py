@@ -24,7 +24,7 @@ from refllm.wasm.wasi.http import Request
 from refllm.wasm.wasi.io import OutputStream, Pollable
 from refllm.wasm.wit import record
 from tests.conftest import HUNG_SECONDS
-from tests.support.listening import serving
+from tests.support.servers import serving
 from tools.attack.wat import HANDLER
 
 PAGE_BYTES = 64 * 1024
@@ -33,7 +33,7 @@ NUMBER = '(func (export "run") (result s32) (canon lift (core func $i "run")))'
 
 
 class NoEngine:
-    """Nobody asks it."""
+    """An engine that is never called."""
 
     def infer(
         self, model: str, prompt: str, params: InferencingParams | None = None
@@ -115,7 +115,7 @@ def test_memory_grows_up_to_the_limit(pages: int, grown: int, host: Host, tmp_pa
     ],
     ids=["function", "interface"],
 )
-def test_a_call_of_what_nobody_offers_names_the_import(
+def test_calling_an_import_that_the_host_lacks_names_it(
     imported: str, called: str, host: Host, tmp_path: Path
 ) -> None:
     component = f"""
@@ -149,7 +149,7 @@ DROPS = f"""
       {RUN})"""
 
 
-def test_what_a_guest_drops_is_closed(
+def test_a_resource_that_a_guest_drops_is_closed(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[Pollable] = []
@@ -162,7 +162,7 @@ def test_what_a_guest_drops_is_closed(
     assert len(closed) == 1
 
 
-def test_an_interrupt_while_a_resource_is_closed_goes_through(
+def test_an_interrupt_while_a_resource_is_closed_is_raised(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(_: Pollable) -> None:
@@ -277,7 +277,7 @@ def test_a_heap_that_no_limit_counts_is_not_to_be_had(host: Host, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("imported", "said"),
+    ("imported", "message"),
     [
         ('(import "part" (core module))', "imports part, which is a core module"),
         (
@@ -286,14 +286,14 @@ def test_a_heap_that_no_limit_counts_is_not_to_be_had(host: Host, tmp_path: Path
         ),
     ],
 )
-def test_what_no_host_can_give_is_named_at_the_start(
-    imported: str, said: str, host: Host, tmp_path: Path
+def test_an_import_that_no_host_has_is_named_at_the_start(
+    imported: str, message: str, host: Host, tmp_path: Path
 ) -> None:
     path = tmp_path / "app.wasm"
     path.write_bytes(wat2wasm(f"(component {imported})"))
     with pytest.raises(LlmRuntimeError) as caught:
         host.load(path)
-    assert str(caught.value).startswith(f"{path}: {said}")
+    assert str(caught.value).startswith(f"{path}: {message}")
     assert "fermyon:spin/http-trigger@2.0.0" in str(caught.value)
 
 
@@ -396,7 +396,7 @@ def test_every_function_of_the_host_has_types_to_compare() -> None:
     assert all("return" in get_type_hints(function) for function in functions)
 
 
-def test_a_record_that_is_none_of_the_interface_is_the_component_s_fault() -> None:
+def test_a_record_of_another_shape_is_an_error_of_the_component() -> None:
     with pytest.raises(GuestFailed, match="max-tokens, warmth, which are not the fields"):
         inferencing_params(record(max_tokens=1, warmth=0.5))
 
@@ -411,14 +411,14 @@ def test_a_function_that_is_exported_with_other_types_is_the_component_s_fault(
 
 
 @pytest.mark.parametrize(
-    ("exported", "said"),
+    ("exported", "message"),
     [
         ('(export "handle" (func $f))', "is func()"),
         ('(export "answer" (func $f))', "is no function"),
     ],
 )
 def test_a_handler_that_takes_no_request_is_named_at_the_start(
-    exported: str, said: str, host: Host, tmp_path: Path
+    exported: str, message: str, host: Host, tmp_path: Path
 ) -> None:
     path = tmp_path / "app.wasm"
     path.write_bytes(
@@ -432,7 +432,7 @@ def test_a_handler_that_takes_no_request_is_named_at_the_start(
     )
     with pytest.raises(LlmRuntimeError) as caught:
         host.load_handler(path)
-    assert f"handle in its export wasi:http/incoming-handler@0.2.0 {said}" in str(caught.value)
+    assert f"handle in its export wasi:http/incoming-handler@0.2.0 {message}" in str(caught.value)
 
 
 # --- Other ways to misbehave ----------------------------------------------------------------------
@@ -519,13 +519,13 @@ def test_a_component_that_fails_fails_one_request_and_is_named_in_the_log(
         serving(app, connection_with(max_connections=8, arrival_seconds=30.0)) as url,
         closing(HTTPConnection(url.removeprefix("http://"), timeout=HUNG_SECONDS)) as client,
     ):
-        for id_, (_, said) in FAILING.items():
+        for id_, (_, message) in FAILING.items():
             client.request("GET", f"/{id_}")
             response = client.getresponse()
             text = response.read().decode()
             assert response.status == 500
             assert text.startswith(f"refllm: component {id_} failed: ")
-            assert said in text
+            assert message in text
             assert f"{id_}: failed: " in caplog.text
         client.request("GET", "/.well-known/spin/health")
         assert client.getresponse().status == 200

@@ -19,8 +19,8 @@ from refllm.wasm.http.application import Application, open_application
 from refllm.wasm.http.asgi import SpinApp, connection_with
 from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
-from tests.support.listening import serving
-from tests.support.server import eventually
+from tests.support.client import eventually
+from tests.support.servers import serving
 
 pytestmark = pytest.mark.network  # the SDK that the guest is built with
 
@@ -121,7 +121,7 @@ def test_a_body_in_chunks_arrives_whole(client: http.client.HTTPConnection) -> N
     assert "transfer-encoding" not in got["headers"]
 
 
-def test_a_client_cannot_say_what_only_the_host_may(client: http.client.HTTPConnection) -> None:
+def test_a_client_cannot_set_the_headers_of_the_host(client: http.client.HTTPConnection) -> None:
     client.request("GET", "/echo", headers=FORGED)
     assert echoed(client)["headers"]["spin-client-addr"].startswith("127.0.0.1:")
 
@@ -181,7 +181,7 @@ def test_after_a_trap_the_next_request_is_answered(client: http.client.HTTPConne
     assert echoed(client) == 1
 
 
-def test_what_a_guest_prints_is_logged(
+def test_the_output_of_a_guest_is_logged(
     client: http.client.HTTPConnection, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "refllm.wasm")
@@ -197,7 +197,9 @@ def test_what_a_guest_prints_is_logged(
         (b"//echo", "/echo"),
     ],
 )
-def test_a_target_that_is_no_plain_path_is_understood(target: bytes, uri: str, url: str) -> None:
+def test_a_request_target_that_is_a_url_or_begins_with_two_slashes_is_routed(
+    target: bytes, uri: str, url: str
+) -> None:
     answer = raw(url, b"GET " + target + b" HTTP/1.0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["uri"] == uri
@@ -211,7 +213,7 @@ def test_a_component_writes_to_its_client_until_that_has_gone(application: Appli
             client.request("GET", "/stream")
             assert client.getresponse().read(3) == b"one"
             assert host.n_guests == 1
-        assert eventually(lambda: host.n_guests == 0)
+        eventually(lambda: host.n_guests == 0)
 
 
 def test_the_end_of_the_server_ends_an_idle_connection(application: Application) -> None:

@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from wasmtime import wat2wasm
@@ -21,10 +20,10 @@ from refllm.spin.component import engine_for
 from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 from tests.guests.models import model_roots
-from tests.support.slow_client import HEAD_WITHOUT_END, answer_to_drops
+from tests.support.client import HEAD_WITHOUT_END, answer_to_drops, connected
 from tools.attack.wat import HANDLER
 
-# Heeds Ctrl-C although whoever runs the tests may not: a job in the background has it ignored.
+# Restores Ctrl-C: a background job, such as a test runner's, starts with SIGINT ignored.
 HEEDING = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "runpy.run_module('refllm', run_name='__main__', alter_sys=True)"
@@ -136,7 +135,7 @@ def test_a_request_that_outlasts_its_grace_is_answered_and_ended(
 
 
 @pytest.mark.network
-def test_clients_that_are_slow_or_too_many_are_told_so(tmp_path: Path) -> None:
+def test_slow_clients_get_408_and_clients_beyond_the_limit_503(tmp_path: Path) -> None:
     app = application(tmp_path, "")
     with running(app, "--max-arrival-seconds", "0.2") as (_, (serving, _route)):
         url = serving.removeprefix("Serving ")
@@ -144,15 +143,14 @@ def test_clients_that_are_slow_or_too_many_are_told_so(tmp_path: Path) -> None:
     patient = ("--max-connections", "1", "--max-arrival-seconds", str(HUNG_SECONDS))
     with running(app, *patient) as (_, (serving, _route)):
         url = serving.removeprefix("Serving ")
-        address = urlsplit(url)
         with (
-            socket.create_connection((address.hostname, address.port), timeout=HUNG_SECONDS),
+            connected(url),
             pytest.raises(urllib.error.HTTPError, match="503"),
         ):
             urllib.request.urlopen(url, timeout=HUNG_SECONDS)
 
 
-def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_error_of_one_line(tmp_path: Path) -> None:
     path = tmp_path / "app.wasm"
     path.write_bytes(wat2wasm(HANDLER))
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -163,7 +161,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     assert last.startswith(f"refllm: invalid-input: cannot listen on 127.0.0.1:{port}: ")
 
 
-def test_an_application_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_application_is_an_error_of_one_line(tmp_path: Path) -> None:
     process = refllm("run", tmp_path / "nowhere")
     assert (process.returncode, process.stdout) == (1, "")
     assert process.stderr == (
@@ -171,7 +169,7 @@ def test_an_application_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_a_component_that_answers_no_requests_says_so(tmp_path: Path) -> None:
+def test_a_component_without_an_http_handler_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "app.wasm"
     path.write_bytes(wat2wasm("(component)"))
     process = refllm("run", path, "--port", "0")

@@ -15,7 +15,7 @@ from tools.attack.page import RESULTS, write_page
 from tools.attack.targets import TARGETS
 from tools.attack.watch import verdicts
 
-MOST_SHOWN = 20  # faults of one target
+MAX_SHOWN = 20  # faults of one target
 DEFAULT_INPUTS = 20_000
 
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             numbers = range(options.only, options.only + 1)
         tally = tallies[name] = _attack(name, options.seed, numbers, options.jobs)
         print(_line(name, tally), flush=True)
-        for verdict in tally.faults[:MOST_SHOWN]:
+        for verdict in tally.faults[:MAX_SHOWN]:
             again = f"python -m tools.attack {name} --seed {options.seed} --only {verdict.number}"
             print(f"  {verdict.outcome}: {again}\n{_indented(verdict.note)}", flush=True)
     if options.save:

@@ -50,7 +50,7 @@ Files = Mapping[str, bytes]
 Field = tuple[int, int, Any]  # of a protobuf message: number, wire type, value
 
 # Of bytes up to this one every half, bfloat16 and float32 is finite, and below a tenth.
-MOST_BYTE = 0x2B
+MAX_BYTE = 0x2B
 
 # The pieces of a SentencePiece vocabulary behind its three special ones, without bytes.
 PIECES = (*"▁ethoacnsrd.", "▁t", "he", "▁the", "▁a", "in", "▁cat", "at", "é")
@@ -141,11 +141,11 @@ def _arrays(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
 def random_blocks(shape: Sequence[int], type_name: str) -> bytes:
     """The bytes of a matrix in a GGML type, whose scales are finite wherever in a block they are.
 
-    No quantizer is needed: see `MOST_BYTE`.
+    No quantizer is needed: see `MAX_BYTE`.
     """
     stored_as = FORMATS[type_name]
     n_bytes = int(np.prod(shape)) // stored_as.block_size * stored_as.block_bytes
-    return np.random.default_rng(n_bytes).integers(0, MOST_BYTE, n_bytes, np.uint8, True).tobytes()
+    return np.random.default_rng(n_bytes).integers(0, MAX_BYTE, n_bytes, np.uint8, True).tobytes()
 
 
 # Vocabularies

@@ -39,8 +39,8 @@ ODD_TEXTS: Sequence[str] = (
     *("..", "/", "../x", "C:\\x", "%s", "{}", "{{", "<s>", "</s>", "<unk>", "[CLS]", "<0x41>"),
     *("llama", "bert", "gelu", "float16", "a" * 300, "é" * 5000),
 )
-MOST_NESTED = 300  # deeper than any file, and shallower than CPython's own limit
-MOST_REPEATED = 3000  # of one item: more than any count that a network has
+MAX_NESTED = 300  # deeper than any file, and shallower than CPython's own limit
+MAX_REPEATED = 3000  # of one item: more than any count that a network has
 
 
 def odd_value(random: Random) -> Any:
@@ -59,11 +59,11 @@ def odd_value(random: Random) -> Any:
     if kind == 5:
         return {random.choice(ODD_TEXTS): odd_value(random) for _ in range(random.randrange(4))}
     if kind == 6:
-        return [random.choice(ODD_INTEGERS)] * random.randrange(MOST_REPEATED)
+        return [random.choice(ODD_INTEGERS)] * random.randrange(MAX_REPEATED)
     if kind == 7:
         return random.randrange(-10, 1000)
     nested: Any = random.choice((None, 1, "a"))
-    for _ in range(random.randrange(MOST_NESTED)):
+    for _ in range(random.randrange(MAX_NESTED)):
         nested = [nested] if random.random() < 0.5 else {"a": nested}
     return nested
 

@@ -24,7 +24,7 @@ TEXTS = (
     "<s>The  cat</s>\n\té [MASK] <0x41>\U0001f600 ",
     "\u00a0e\u0301 " + "cat " * 20,
 )
-MOST_TOKENS = 3
+MAX_TOKENS = 3
 
 
 def view_of(random: Random) -> View:
@@ -58,7 +58,7 @@ def _run(path: Path, numerics: str) -> bytes:
     model = load_path(path, numerics=numerics)
     if isinstance(model, LlamaModel):
         token_ids = model.prompt_tokens(TEXTS[1])
-        numbers = model.forward(token_ids[:MOST_TOKENS])
+        numbers = model.forward(token_ids[:MAX_TOKENS])
         words = model.tokenizer.decode(token_ids)
     else:
         numbers = model.embed(TEXTS[1:3])

@@ -9,8 +9,8 @@ from typing import Any
 
 __all__ = ["toml_text"]
 
-MOST_NESTED = 100
-MOST_ITEMS = 200  # of a list: the standard library takes two seconds for a megabyte
+MAX_NESTED = 100
+MAX_ITEMS = 200  # of a list: the standard library takes two seconds for a megabyte
 
 
 def toml_text(document: Mapping[str, Any]) -> str:
@@ -26,13 +26,13 @@ def _key(key: str) -> str:
 
 
 def _value(value: Any, depth: int = 0) -> str:
-    if depth > MOST_NESTED:
+    if depth > MAX_NESTED:
         return "0"
     if isinstance(value, Mapping):
         items = (f"{_key(key)} = {_value(each, depth + 1)}" for key, each in value.items())
         return f"{{{', '.join(items)}}}"
     if isinstance(value, list):
-        return f"[{', '.join(_value(each, depth + 1) for each in value[:MOST_ITEMS])}]"
+        return f"[{', '.join(_value(each, depth + 1) for each in value[:MAX_ITEMS])}]"
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     return json.dumps("" if value is None else value, ensure_ascii=False)

@@ -1,7 +1,7 @@
 """The child process that reads hostile inputs, and the watch over it.
 
 A child tells of each input as it ends. One that says nothing for `SILENCE` seconds, that takes
-`MOST_BYTES` of memory or that ends by itself was stopped by the input after the last one it told
+`MAX_BYTES` of memory or that ends by itself was stopped by the input after the last one it told
 of: that is a fault, and another child goes on behind it.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["verdicts"]
 
 SILENCE = 30.0  # seconds: far beyond any target's bound, because the machine may be busy
 START_SECONDS = 900.0  # a target's kernels are compiled where no process of this machine has yet
-MOST_BYTES = 6 * 2**30
+MAX_BYTES = 6 * 2**30
 POLL_SECONDS = 0.2
 LONGEST_PRINT = 500  # characters
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -88,7 +88,7 @@ def _told(child: BaseProcess, connection: Connection, silence: float) -> Iterato
                 yield told
         elif time.monotonic() > until:
             raise _StoppedError("no end")
-        elif _resident(child) > MOST_BYTES:
+        elif _resident(child) > MAX_BYTES:
             raise _StoppedError("memory without end")
 
 

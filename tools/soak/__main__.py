@@ -20,12 +20,12 @@ from tools.soak.questions import Question, make_models, questions
 from tools.soak.server import Sample, Server
 
 SAMPLE_SECONDS = 10.0
-FEWEST_SAMPLES = 6  # of each third
+MIN_SAMPLES = 6  # of each third
 N_KILLS = 3
 IDLE_SECONDS = 12.0  # a thread of the pool for short work ends after 10 of them
-MOST_GROWTH = 0.05
-MOST_SECONDS_TO_ANSWER = 60.0  # of a new process that warms up on a busy machine
-MOST_SHOWN = 20
+MAX_GROWTH = 0.05
+MAX_SECONDS_TO_ANSWER = 60.0  # of a new process that warms up on a busy machine
+MAX_SHOWN = 20
 MIB = 2**20
 
 
@@ -87,7 +87,7 @@ def _load(
         thread.start()
     begin = time.monotonic()
     kills = [begin + seconds / 3 * (number + 0.5) / N_KILLS for number in range(N_KILLS)]
-    interval = min(SAMPLE_SECONDS, seconds / 3 / FEWEST_SAMPLES)
+    interval = min(SAMPLE_SECONDS, seconds / 3 / MIN_SAMPLES)
     next_sample = begin
     samples = []
     try:
@@ -112,7 +112,7 @@ def _complaints(
     yield from notes.wrong
     middle, end = (_third(samples, seconds, number) for number in (1, 2))
     growth = mean(s.n_bytes for s in end) / mean(s.n_bytes for s in middle) - 1
-    if abs(growth) > MOST_GROWTH:
+    if abs(growth) > MAX_GROWTH:
         yield f"memory of the last third is {growth:+.1%} of the middle third's"
     if {sample.process for sample in (*middle, *end)} != {last.process}:
         yield "the server's process ended by itself"
@@ -126,7 +126,7 @@ def _complaints(
     if len(last_open) > len(first_open):
         yield f"{len(last_open)} descriptors, and {len(first_open)} at the beginning: {last_open}"
     slowest = max(server.seconds_to_answer, default=0.0)
-    if slowest > MOST_SECONDS_TO_ANSWER:
+    if slowest > MAX_SECONDS_TO_ANSWER:
         yield f"a new process answered after {slowest:.0f} s"
     for kind in SHARES:
         if not any(of == kind and outcome != "WRONG" for of, outcome in notes.counts):
@@ -157,13 +157,13 @@ def _print(
     answered = ", ".join(f"{seconds:.1f} s" for seconds in server.seconds_to_answer)
     print(f"killed {server.n_ends} times; all models answered again after {answered or '-'}")
     print(f"{'seconds':>8} {'process':>8} {'MiB':>8} {'threads':>8} {'descriptors':>11}")
-    step = max(len(samples) // MOST_SHOWN, 1)
+    step = max(len(samples) // MAX_SHOWN, 1)
     for sample in (*samples[::step], server.baseline, last):
         print(
             f"{sample.at:8.0f} {sample.process:8} {sample.n_bytes / MIB:8.1f} "
             f"{sample.n_threads:8} {len(sample.descriptors):11}"
         )
-    for complaint in complaints[:MOST_SHOWN]:
+    for complaint in complaints[:MAX_SHOWN]:
         print(f"WRONG: {complaint}")
     print(f"{len(complaints)} complaints")
 

@@ -7,7 +7,7 @@ from tools.tiny_chat.sample import Choose, Sample, a_number, filled, one_of, sev
 
 __all__ = ["arithmetic", "fact", "fact_words"]
 
-MOST_FACTS = 3
+MAX_FACTS = 3
 LARGEST_SUM, LARGEST_FACTOR = 20, 10
 WORDS_OF_SIGNS = {"+": "plus", "-": "minus", "*": "times"}
 SUMS = (
@@ -115,7 +115,7 @@ def _fact(
 
 def _different(choose: Choose, *pools: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     """From each pool two or three words, none twice; as many from each."""
-    n = a_number(choose, 2, MOST_FACTS)
+    n = a_number(choose, 2, MAX_FACTS)
     return tuple(several_of(choose, pool, n) for pool in pools)
 
 

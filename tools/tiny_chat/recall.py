@@ -16,8 +16,8 @@ WORDS = (
     *(words.NAMES + words.ANIMALS + words.THINGS + words.FOODS + words.TREATS),
     *(words.COLORS + words.NUMBERS + words.PLACES + words.WEATHER),
 )
-MOST_WORDS = 24
-MOST_PAIRS = 8
+MAX_WORDS = 24
+MAX_PAIRS = 8
 # What stands between words makes a list harder: then a word's neighbor says nothing.
 BETWEEN = (" ", " ", " ", ", ", " and ")
 COLONS = (" ", " ", ": ", " is ", " has a ")
@@ -28,13 +28,13 @@ PAIRS = ("{pairs}. In another order:", "{pairs}. Shuffle these pairs.")
 def again(choose: Choose) -> Sample:
     """Some words, and the same once more."""
     between = one_of(choose, BETWEEN)
-    said = between.join(several_of(choose, WORDS, a_number(choose, 2, MOST_WORDS)))
+    said = between.join(several_of(choose, WORDS, a_number(choose, 2, MAX_WORDS)))
     return Sample(kind="again", question=one_of(choose, AGAIN).format(words=said), answer=said)
 
 
 def pairs(choose: Choose) -> Sample:
     """Some pairs of words, and the same in another order."""
-    n = a_number(choose, 2, MOST_PAIRS)
+    n = a_number(choose, 2, MAX_PAIRS)
     chosen = several_of(choose, WORDS, 2 * n)
     colon = one_of(choose, COLONS)
     stated = [f"{key}{colon}{value}" for key, value in zip(chosen[:n], chosen[n:], strict=True)]

@@ -27,7 +27,7 @@ from tools.tiny_chat.unseen import LEXICONS, unseen, words_in
 
 __all__ = ["ASKED", "PARAMETERS", "Answer", "Score", "questions_of_training", "scores"]
 
-MOST_TOKENS = 200
+MAX_TOKENS = 200
 CHATS = ("told-story", "fact", "sentiment", "arithmetic", "greeting", "joke", "code")
 # The kinds that have so many questions that most are new. Of the others training had nearly all.
 UNSEEN = ("fact", "sentiment")
@@ -43,9 +43,9 @@ ASKED = {
     "median entropy of a story's next token": 0.8,
 }
 PARAMETERS = {
-    "as Spin's defaults": InferencingParams(max_tokens=MOST_TOKENS),
+    "as Spin's defaults": InferencingParams(max_tokens=MAX_TOKENS),
     "most likely token": InferencingParams(
-        max_tokens=MOST_TOKENS, temperature=0.0, repeat_penalty=1.0
+        max_tokens=MAX_TOKENS, temperature=0.0, repeat_penalty=1.0
     ),
 }
 

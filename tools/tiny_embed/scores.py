@@ -24,7 +24,7 @@ PROJECT = Path(__file__).parent.parent.parent
 DOCUMENTS = ("*.md", "docs/*.md", "golden/**/*.md", "refllm/**/*.py", "tests/*.py", "tools/**/*.py")
 SEED_OF_MEASURED = 20_000  # training reads the generator's sentences of another
 SAMPLES_OF_MEASURED = 5_000
-MOST_MEASURED = 1000
+MAX_MEASURED = 1000
 ASKED = 0.85  # the least correlation over all sentences that the model card promises
 
 
@@ -41,7 +41,7 @@ def scores(student: BertModel, teacher: BertModel) -> Iterator[Score]:
     """The score over sentences of both kinds, half and half, then over those of each kind."""
     _, said = split(of_generator(SEED_OF_MEASURED, SAMPLES_OF_MEASURED))
     _, written = split(of_documents(documents()))
-    n = min(len(said), len(written), MOST_MEASURED)
+    n = min(len(said), len(written), MAX_MEASURED)
     kinds = {"the generator's": _some(said, n), "our documents'": _some(written, n)}
     both = [*chain.from_iterable(kinds.values())]
     for name, texts in {"of both kinds": both, **kinds}.items():

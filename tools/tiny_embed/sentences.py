@@ -16,7 +16,7 @@ __all__ = ["held_out", "of_documents", "of_generator", "parts_of", "split"]
 
 # One in so many sentences is never learned from. Which one depends on the sentence alone.
 ONE_IN = 10
-FEWEST_WORDS, MOST_WORDS = 3, 60
+MIN_WORDS, MAX_WORDS = 3, 60
 ENDS = re.compile(r"(?<=[.!?])\s+")
 MARKS = re.compile(r"[`*#|]+")
 
@@ -54,7 +54,7 @@ def parts_of(sentences: Sequence[str], *, n_each: int, seed: int) -> Iterator[st
     choose = random.Random(seed)
     for words in (sentence.split() for sentence in sentences):
         for _ in range(n_each):
-            n = choose.randint(FEWEST_WORDS, max(len(words), FEWEST_WORDS))
+            n = choose.randint(MIN_WORDS, max(len(words), MIN_WORDS))
             first = choose.randint(0, max(len(words) - n, 0))
             yield " ".join(words[first : first + n])
 
@@ -66,7 +66,7 @@ def held_out(sentence: str) -> bool:
 
 def split(sentences: Iterable[str]) -> tuple[Sequence[str], Sequence[str]]:
     """(To learn from, to be measured on): each sentence of a fair length, once, in order."""
-    fair = (s for s in sentences if FEWEST_WORDS <= len(s.split()) <= MOST_WORDS)
+    fair = (s for s in sentences if MIN_WORDS <= len(s.split()) <= MAX_WORDS)
     different = list(dict.fromkeys(fair))
     kept = [s for s in different if not held_out(s)]
     return kept, [s for s in different if held_out(s)]

@@ -17,7 +17,17 @@ from wasmtime.component import Variant
 from refllm.wasm.guest import Guest, GuestFailed
 from refllm.wasm.wit import Interface, Resource
 
-__all__ = ["InputStream", "IoError", "IoErrors", "OutputStream", "Poll", "Pollable", "Streams"]
+__all__ = [
+    "CHUNK_BYTES",
+    "NANOSECONDS",
+    "InputStream",
+    "IoError",
+    "IoErrors",
+    "OutputStream",
+    "Poll",
+    "Pollable",
+    "Streams",
+]
 
 CHUNK_BYTES = 64 * 1024  # one call reads or writes at most so many
 NANOSECONDS = 1_000_000_000

@@ -20,7 +20,7 @@ __all__ = ["TARGET"]
 
 NAME = "model.gguf"
 SPLIT = ("model-00001-of-00002.gguf", "model-00002-of-00002.gguf")
-MOST_BYTES = 2_000_000  # of a tensor that is made longer to fit its new shape
+MAX_BYTES = 2_000_000  # of a tensor that is made longer to fit its new shape
 
 # Keys that change what is computed, and what a file may say under them.
 OPTIONAL: Sequence[tuple[str, Sequence[object]]] = (
@@ -256,7 +256,7 @@ def _put(random: Random, file: Gguf, place: int, tensor: StoredTensor) -> None:
     if tensor.kind in SIZES and random.random() < 0.8:
         values_in_block, bytes_in_block = SIZES[tensor.kind]
         n_bytes = n_values // values_in_block * bytes_in_block
-        if 0 <= n_bytes <= MOST_BYTES:
+        if 0 <= n_bytes <= MAX_BYTES:
             repeated = tensor.data * (n_bytes // max(len(tensor.data), 1) + 1)
             tensor = tensor._replace(data=repeated[:n_bytes])
     file.tensors[place] = tensor

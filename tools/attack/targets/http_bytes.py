@@ -15,7 +15,7 @@ from tools.attack.target import Input, Target
 
 __all__ = ["TARGET"]
 
-MOST_CERTAIN = 15_000  # bytes: h11 refuses a longer head, or not, as it arrives in one piece or two
+MAX_CERTAIN = 15_000  # bytes: h11 refuses a longer head, or not, as it arrives in one piece or two
 
 
 def _build(random: Random, _folder: Path) -> Input:
@@ -37,7 +37,7 @@ def _read(given: Input) -> bytes:
     methods = expected_methods(raw)
     received = conversation(serving_port(), given.value, methods)
     check_log()
-    is_certain = len(given.value) == 1 and len(raw) < MOST_CERTAIN
+    is_certain = len(given.value) == 1 and len(raw) < MAX_CERTAIN
     if is_certain:
         return check(answers_in(received, methods))
     # Of what comes in pieces, what follows a refusal may take the refusal's answer with it.

@@ -17,7 +17,7 @@ __all__ = ["TARGET"]
 SCHEMAS = 0.004  # of the inputs; each takes a process that tries its grammar
 # A longer body is refused while it is still sent, and where the connection then ends, the answer
 # may be lost.
-MOST_BYTES = 200_000
+MAX_BYTES = 200_000
 WEIGHTS = [weight for _, _, weight in BODIES]
 
 
@@ -34,7 +34,7 @@ def _build(random: Random, _folder: Path) -> Input:
         [(path, value, _)] = random.choices(BODIES, WEIGHTS)
         body = damaged_json_text(random, value)
     more = "authorization: bearer x\r\n" if random.random() < 0.1 else "user-agent: a\r\n"
-    body = body[:MOST_BYTES]
+    body = body[:MAX_BYTES]
     raw = post(path, body, method=method, more=more)
     return Input(raw, len(raw))
 

@@ -204,11 +204,11 @@ CALLS = (
         "'a'.encode().decode()",
     ),
 )
-MOST_DEPTH = 4
+MAX_DEPTH = 4
 
 
 def _expression(random: Random, depth: int = 0) -> str:
-    if depth > MOST_DEPTH:
+    if depth > MAX_DEPTH:
         return random.choice(SMALL)
     kind = random.choices(range(10), (9, 1, 9, 4, 3, 4, 3, 1, 1, 2))[0]
     if kind == 0:
@@ -240,7 +240,7 @@ def _statements(random: Random, depth: int = 0) -> str:
 
 def _statement(random: Random, depth: int) -> str:
     expression = _expression(random)
-    kind = random.randrange(4 if depth > MOST_DEPTH else 18)
+    kind = random.randrange(4 if depth > MAX_DEPTH else 18)
     name = random.choice(NAMES)
     if kind < 3:
         return f"{{{{ {expression} }}}}"
@@ -320,7 +320,7 @@ def _damaged(random: Random, template: str) -> str:
     ends = [match.end() for match in re.finditer("[}%]}", template)]
     if kind < 0.6 and ends:
         place = random.choice(ends)
-        return template[:place] + _statement(random, MOST_DEPTH - 1) + template[place:]
+        return template[:place] + _statement(random, MAX_DEPTH - 1) + template[place:]
     names = [*re.finditer("message|messages|loop|content|'[a-z]+'", template)]
     if not names:
         return damaged_text(random, template)

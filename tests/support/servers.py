@@ -1,7 +1,8 @@
-"""A server on loopback that takes a POST, and answers as it is told to, or misbehaves."""
+"""Servers on loopback, each in a thread; `serve` sends the replies of a test, good or bad."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -9,11 +10,15 @@ import re
 import socket
 import socketserver
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from socketserver import TCPServer
+from typing import TYPE_CHECKING
 
-from tests.support.listening import listening
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 __all__ = [
     "CHAT",
@@ -26,10 +31,13 @@ __all__ = [
     "Server",
     "answers",
     "drips",
+    "listening",
     "never_answers",
     "never_ends",
+    "repeats",
     "sends",
     "serve",
+    "serving",
 ]
 
 INFERENCE = {"text": " wörld", "usage": {"promptTokenCount": 3, "generatedTokenCount": 2}}
@@ -55,7 +63,7 @@ class Request:
 
 @dataclass
 class Server:
-    """Where the server is, how it replies, and what it was asked."""
+    """The address of a server, its reply to a POST, and the POST requests so far."""
 
     reply: Reply
     url: str = ""
@@ -63,12 +71,12 @@ class Server:
 
 
 def sends(data: bytes) -> Reply:
-    """Exactly these bytes, and then the end of the connection."""
+    """Send these bytes, and close the connection."""
     return lambda connection, _: connection.sendall(data)
 
 
 def answers(body: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
-    """An HTTP answer: bytes as they are, anything else as JSON."""
+    """Send an HTTP response: bytes as they are, anything else as JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} Said", f"content-length: {len(data)}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
@@ -79,14 +87,21 @@ def never_answers(connection: socket.socket, _: bytes) -> None:
     connection.recv(1)  # nothing comes until the client goes
 
 
-def drips(connection: socket.socket, _: bytes) -> None:
-    """A byte now and then, each well before a timeout that counts from the one before."""
-    connection.sendall(b"HTTP/1.1 200 Said\r\n\r\n")
-    connection.settimeout(PACE)
-    while True:
-        connection.sendall(b" ")
-        with contextlib.suppress(TimeoutError):
-            connection.recv(1)
+def repeats(begin: bytes, data: bytes) -> Reply:
+    """Send `data` every PACE seconds: sooner than a timeout that restarts with each byte."""
+
+    def reply(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(begin)
+        connection.settimeout(PACE)
+        while True:
+            connection.sendall(data)
+            with contextlib.suppress(TimeoutError):
+                connection.recv(1)
+
+    return reply
+
+
+drips = repeats(b"HTTP/1.1 200 OK\r\n\r\n", b" ")
 
 
 def never_ends(connection: socket.socket, _: bytes) -> None:
@@ -96,8 +111,45 @@ def never_ends(connection: socket.socket, _: bytes) -> None:
 
 
 @contextmanager
+def listening(server: TCPServer) -> Iterator[int]:
+    """Run a server of the standard library in a thread; yield its port."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    with server:
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def serving(
+    app: ASGIApp, connection: type[asyncio.Protocol], host: str = "127.0.0.1"
+) -> Iterator[str]:
+    """Run an ASGI application under uvicorn, as refllm's commands do; yield its address."""
+    import uvicorn
+
+    from refllm.server.run import bound_socket, server_config
+
+    options = {"timeout_keep_alive": 30, "log_config": None, "date_header": False}
+    server = uvicorn.Server(server_config(app, connection, **options))
+    bound = bound_socket(host, 0)
+    port = bound.getsockname()[1]
+    thread = threading.Thread(target=server.run, args=[[bound]])
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            threading.Event().wait(0.01)
+        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
 def serve(reply: Reply, *, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
-    """A server that replies so to each request, for as long as the context lasts."""
+    """Run a server that answers GET with `{}` and a POST with `reply`."""
     server = Server(reply)
 
     class Handler(socketserver.StreamRequestHandler):
@@ -105,6 +157,9 @@ def serve(reply: Reply, *, tls: ssl.SSLContext | None = None) -> Iterator[Server
 
         def handle(self) -> None:
             head = b"".join(itertools.takewhile(lambda line: line != b"\r\n", self.rfile))
+            if head.startswith(b"GET "):
+                answers({})(self.connection, b"")
+                return
             length = re.search(rb"content-length: (\d+)", head)
             if length is None:  # the client went away, or speaks TLS
                 return

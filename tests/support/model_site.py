@@ -14,7 +14,7 @@ from typing import Literal
 
 from refllm.models.pull import Published
 from refllm.models.pull.wheel import Wheel
-from tests.support.listening import listening
+from tests.support.servers import listening
 
 __all__ = [
     "FILES",

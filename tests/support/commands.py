@@ -1,0 +1,29 @@
+"""The commands of `refllm`, called in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer.testing import CliRunner, Result
+
+from refllm.cli import app
+
+__all__ = ["answer", "refllm", "refllm_conform"]
+
+
+def refllm(*arguments: str | Path, stdin: bytes | str = "") -> Result:
+    """Return exit code and output of `refllm` with these arguments."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def answer(*arguments: str | Path, stdin: bytes | str = "") -> str:
+    """Return the standard output of a command that must succeed and print no error."""
+    result = refllm(*arguments, stdin=stdin)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result.stdout
+
+
+def refllm_conform(*arguments: str | Path) -> tuple[int, str, str]:
+    """Return the exit code, standard output and standard error of `refllm conform`."""
+    result = refllm("conform", *arguments)
+    return result.exit_code, result.stdout, result.stderr
