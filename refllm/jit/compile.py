@@ -132,7 +132,7 @@ def both(function: F) -> Both[F]:
 def elementary(function: F) -> F:
     """Return `function` compiled into the kernels that call it; Python can call it as well.
 
-    Such a function is compiled anew by each process: numba cannot load a forcibly inlined function
+    Such a function is compiled again by each process: numba cannot load a forcibly inlined function
     from a cache.
     """
     return cast(F, numba.njit(**OPTIONS, forceinline=True)(function))

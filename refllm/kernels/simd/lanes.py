@@ -54,10 +54,24 @@ from numba.extending import intrinsic, models, overload, register_model
 from refllm.jit.cpu import CPU
 
 __all__ = [
+    "BYTE",
     "F32",
+    "FLOAT",
+    "FLOATS",
     "I32",
+    "INT",
+    "INTS",
     "LANES",
+    "REGISTERS",
+    "WIDTH",
+    "WORD",
+    "Kind",
     "Vector",
+    "address",
+    "as_value",
+    "constant",
+    "declared",
+    "in_every_lane",
     "load_bf16",
     "load_f16",
     "load_f32",
@@ -66,12 +80,15 @@ __all__ = [
     "load_u8",
     "lookup_table",
     "operation",
+    "places_of",
     "prefetch",
+    "registers_of",
     "splat",
     "splat_int",
     "store",
     "to_float",
     "zeros",
+    "zeros_of",
 ]
 
 LANES = CPU.panel_lanes
