@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from refllm.errors import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.files.accounting.ledger import Ledger
-from refllm.generate import Chunk, Generation, Wishes, generate_text, steps_of
+from refllm.generate import Chunk, Generation, GenerationOptions, generate_text, steps_of
 from refllm.interface import (
     EmbeddingsResult,
     EmbeddingsUsage,
@@ -178,7 +178,7 @@ class LocalEngine:
         prompt: str,
         params: InferencingParams | None = None,
         *,
-        wishes: Wishes | None = None,
+        generation_options: GenerationOptions | None = None,
     ) -> InferencingResult:
         """Return the continuation of `prompt`.
 
@@ -186,14 +186,14 @@ class LocalEngine:
             model: A name, or a `Path` from a trusted caller.
             prompt: The text to continue.
             params: The interface's parameters.
-            wishes: Options beyond the interface, such as a grammar.
+            generation_options: Options beyond the interface, such as a grammar.
 
         Raises:
             InvalidInput: If the caller must change the request.
             ModelNotSupported: If the model is not supported.
             LlmRuntimeError: If the request fails, such as for a damaged file.
         """
-        token_ids, answer = self._start(model, prompt, params, wishes)
+        token_ids, answer = self._start(model, prompt, params, generation_options)
         chunks = list(answer)
         text = "".join(chunk.text for chunk in chunks)
         _check_size(len(text.encode()))
@@ -207,14 +207,14 @@ class LocalEngine:
         prompt: str,
         params: InferencingParams | None = None,
         *,
-        wishes: Wishes | None = None,
+        generation_options: GenerationOptions | None = None,
     ) -> Iterator[Chunk]:
         """Return the continuation of `prompt` chunk by chunk, as it is computed.
 
         Arguments and errors are those of `infer`; the request is checked before this returns. In
         the profile `spin-local` the first chunk is the prompt.
         """
-        _, chunks = self._start(model, prompt, params, wishes)
+        _, chunks = self._start(model, prompt, params, generation_options)
         return chunks
 
     def generate_embeddings(
@@ -339,7 +339,7 @@ class LocalEngine:
         params: InferencingParams | None = None,
         *,
         seed: int | None = None,
-        wishes: Wishes | None = None,
+        generation_options: GenerationOptions | None = None,
     ) -> tuple[LlamaModel, Generation]:
         """Return the model and a generation, to be computed step by step.
 
@@ -348,7 +348,7 @@ class LocalEngine:
             prompt: The text to continue, or its token ids.
             params: The interface's parameters.
             seed: Another seed than the engine's.
-            wishes: Options beyond the interface's parameters.
+            generation_options: Options beyond the interface's parameters.
 
         Raises:
             InvalidInput: As `infer`, for a token id outside the vocabulary, and for a grammar that
@@ -359,9 +359,14 @@ class LocalEngine:
         llama = model if isinstance(model, LlamaModel) else self.inferencing_model(model)
         if params is not None and not isinstance(params, InferencingParams):
             raise InvalidInput(f"params must be InferencingParams, got {type(params).__name__}")
-        wishes = Wishes() if wishes is None else wishes
+        generation_options = (
+            GenerationOptions() if generation_options is None else generation_options
+        )
         n_vocab = llama.tokenizer.n_vocab
-        named = {"logit_bias": wishes.adjustments.bias, "stop_token_ids": wishes.stop_token_ids}
+        named = {
+            "logit_bias": generation_options.adjustments.bias,
+            "stop_token_ids": generation_options.stop_token_ids,
+        }
         for name, token_ids in named.items():
             for token_id in token_ids:
                 if not 0 <= token_id < n_vocab:
@@ -369,7 +374,7 @@ class LocalEngine:
                         f"{name} names the token {token_id}, which is outside the model's "
                         f"vocabulary of {n_vocab}"
                     )
-        grammar = wishes.grammar
+        grammar = generation_options.grammar
         generation = Generation(
             llama.network,
             llama.prompt_tokens(prompt),
@@ -378,7 +383,7 @@ class LocalEngine:
             n_tokens=llama.tokenizer.n_vocab,
             seed=self.seed if seed is None else seed,
             profile=self.profile,
-            wishes=wishes,
+            generation_options=generation_options,
             matcher=None if grammar is None else matcher_of(llama.tokenizer, grammar),
             prompt_cache=self.prompt_cache,
         )
@@ -396,12 +401,12 @@ class LocalEngine:
         model: str | Path,
         prompt: str,
         params: InferencingParams | None,
-        wishes: Wishes | None,
+        generation_options: GenerationOptions | None,
     ) -> tuple[list[int], Iterator[Chunk]]:
         """Check the request; return the prompt's tokens and the chunks, to be computed later."""
         if not isinstance(prompt, str):
             raise InvalidInput(f"the prompt must be text, got {type(prompt).__name__}")
-        llama, generation = self.open(model, prompt, params, wishes=wishes)
+        llama, generation = self.open(model, prompt, params, generation_options=generation_options)
         token_ids = list(generation.tokens)
         steps = steps_of(llama.network, generation)
         chunks = self._each(llama, generate_text(steps, llama.tokenizer, token_ids))

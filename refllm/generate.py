@@ -33,7 +33,7 @@ __all__ = [
     "MAX_BATCH_TOKENS",
     "Chunk",
     "Generation",
-    "Wishes",
+    "GenerationOptions",
     "generate",
     "generate_text",
     "step_together",
@@ -62,7 +62,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
+class GenerationOptions:
     """Options of clients of other protocols, beyond the interface's parameters.
 
     Attributes:
@@ -90,7 +90,7 @@ class Generation:
         logits: float32 [V], from which the last token was drawn; None before the first draw.
         n_drawn: The number of drawn tokens; draw i uses `uniform(seed, i)`.
         n_reused: The number of the prompt's tokens that came from the prompt cache.
-        is_over: Whether the last token is drawn.
+        is_finished: Whether the last token is drawn.
     """
 
     __slots__ = (
@@ -98,11 +98,11 @@ class Generation:
         "_end_tokens",
         "_matcher",
         "_network",
+        "_options",
         "_params",
         "_prompt_cache",
-        "_wishes",
         "cache",
-        "is_over",
+        "is_finished",
         "logits",
         "n_drawn",
         "n_reused",
@@ -119,7 +119,7 @@ class Generation:
         n_tokens: int | None = None,
         seed: int = 0,
         profile: str = "contract",
-        wishes: Wishes | None = None,
+        generation_options: GenerationOptions | None = None,
         matcher: Matcher | None = None,
         prompt_cache: PromptCache | None = None,
     ) -> None:
@@ -134,7 +134,7 @@ class Generation:
                 beyond it: the ids above are never drawn.
             seed: Selects the random numbers.
             profile: One of `refllm.sampling.PROFILES`.
-            wishes: Options beyond the interface.
+            generation_options: Options beyond the interface.
             matcher: The matcher of the options' grammar.
             prompt_cache: Where to look for the beginning of the prompt, and where to store it.
 
@@ -147,9 +147,9 @@ class Generation:
         self.n_drawn = 0
         self.n_reused = 0
         self.logits: NDArray[np.float32] | None = None
-        self.is_over = params.max_tokens == 0
+        self.is_finished = params.max_tokens == 0
         self._params = params
-        self._wishes = Wishes() if wishes is None else wishes
+        self._options = GenerationOptions() if generation_options is None else generation_options
         self._end_tokens = end_tokens
         self._matcher = matcher
         self._draw_from = (n_tokens, seed, profile)
@@ -195,27 +195,26 @@ class Generation:
             uniform(seed, i),
             step=i,
             profile=profile,
-            adjustments=self._wishes.adjustments,
+            adjustments=self._options.adjustments,
             n_drawn=i,
             allowed=self._allowed(len(logits)),
         )
         self.tokens.append(step.token)
         self.n_drawn += 1
         is_full = self.cache.length == self.cache.n_ctx
-        is_end = step.token in self._end_tokens | self._wishes.stop_token_ids
-        self.is_over = is_end or is_full or self.n_drawn == params.max_tokens
-        if self._matcher is not None and not self.is_over:
+        is_end = step.token in self._end_tokens | self._options.stop_token_ids
+        self.is_finished = is_end or is_full or self.n_drawn == params.max_tokens
+        if self._matcher is not None and not self.is_finished:
             self._matcher.advance(step.token)
-        if self._prompt_cache is not None and (i == 0 or self.is_over):
+        if self._prompt_cache is not None and (i == 0 or self.is_finished):
             self._prompt_cache.store(self._network, self.tokens[: self.cache.length], self.cache)
         return step
 
     def _allowed(self, n_vocab: int) -> NDArray[np.bool_] | None:
         """Return which tokens can be drawn next, bool [V]; None for all."""
-        wishes = self._wishes
-        withheld = self._end_tokens if wishes.ignore_eos else frozenset()
-        if self.n_drawn < wishes.min_tokens:
-            withheld = withheld | self._end_tokens | wishes.stop_token_ids
+        withheld = self._end_tokens if self._options.ignore_eos else frozenset()
+        if self.n_drawn < self._options.min_tokens:
+            withheld = withheld | self._end_tokens | self._options.stop_token_ids
         if self._matcher is None and not withheld:
             return None
         fits = np.ones(n_vocab, np.bool_) if self._matcher is None else self._matcher.allowed()
@@ -258,7 +257,7 @@ def generate(
 def steps_of(network: Llama, generation: Generation) -> Iterator[Step]:
     """Yield the remaining steps of one generation; errors as `generate`."""
     generation.reuse_prompt()
-    while not generation.is_over:
+    while not generation.is_finished:
         hidden = network.hidden([generation.segment])  # [T, D]
         if generation.is_read:
             yield generation.draw(network.logits(hidden[-1:])[0])

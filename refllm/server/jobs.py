@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from refllm.engine import LocalEngine
 from refllm.errors import LlmError
-from refllm.generate import Chunk, Generation, Wishes
+from refllm.generate import Chunk, Generation, GenerationOptions
 from refllm.interface import InferencingParams
 from refllm.llama import Llama
 from refllm.models.load import BertModel, LlamaModel
@@ -173,7 +173,7 @@ class TextRequest:
         prompt: A text, token ids, or the messages of a chat.
         params: The interface's parameters.
         seed: The seed; None is the engine's.
-        wishes: Everything beyond the interface's parameters.
+        generation_options: Everything beyond the interface's parameters.
         is_echoed: The text of the prompt comes first.
         is_message: The answer is a text of its own: it does not begin with the space that
             separates it from the prompt's last token.
@@ -187,7 +187,7 @@ class TextRequest:
     prompt: Prompt
     params: InferencingParams
     seed: int | None = None
-    wishes: Wishes = field(default_factory=Wishes)
+    generation_options: GenerationOptions = field(default_factory=GenerationOptions)
     is_echoed: bool = False
     is_message: bool = False
     top_logprobs: int | None = None
@@ -243,11 +243,15 @@ class TextJob(Job):
             n_at_least = llama.tokenizer.minimum_tokens(text_or_ids)
             limits.check_prompt_tokens(min(n_at_least, llama.config.n_ctx), at_least=True)
         _, self.generation = engine.open(
-            llama, text_or_ids, request.params, seed=request.seed, wishes=request.wishes
+            llama,
+            text_or_ids,
+            request.params,
+            seed=request.seed,
+            generation_options=request.generation_options,
         )
         limits.check_prompt_tokens(len(self.generation.tokens))
         self.network = llama.network
-        self._end_tokens = llama.tokenizer.eos_ids | request.wishes.stop_token_ids
+        self._end_tokens = llama.tokenizer.eos_ids | request.generation_options.stop_token_ids
         self._n_prompt = len(self.generation.tokens)
         self.counters.add_prompt_tokens(self._n_prompt)
         self._is_spin_local = engine.profile == "spin-local"
@@ -259,7 +263,7 @@ class TextJob(Job):
             if not isinstance(text_or_ids, str):
                 text_or_ids = llama.tokenizer.decode(text_or_ids)
             self._add(Echo(text_or_ids))
-        if self.generation.is_over:
+        if self.generation.is_finished:
             self._finish("length")
 
     def on_token(self, step: Step) -> None:
@@ -269,9 +273,9 @@ class TextJob(Job):
         logits, n_top = self.generation.logits, self._request.top_logprobs
         if n_top is not None and logits is not None:
             self._add(_token_logprobs(logits, step.token, n_top))
-        is_stop = step.token in self._request.wishes.stop_token_ids
+        is_stop = step.token in self._request.generation_options.stop_token_ids
         self._add(Chunk("" if is_stop else self._stream.push(step.token), step))
-        if self.generation.is_over:
+        if self.generation.is_finished:
             self._finish("stop" if step.token in self._end_tokens else "length")
 
     def _finish(self, reason: Literal["stop", "length"]) -> None:

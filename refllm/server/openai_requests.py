@@ -24,7 +24,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from refllm.errors import InvalidInput, how_to_install
-from refllm.generate import Wishes
+from refllm.generate import GenerationOptions
 from refllm.interface import U32_MAX, InferencingParams
 from refllm.sampling import Adjustments
 from refllm.server.openai_keys import (
@@ -284,10 +284,10 @@ class TextRequestBody(Lenient):
             top_p=_either(self.top_p, DEFAULT.top_p),
         )
 
-    def wishes(self) -> Wishes:
+    def generation_options(self) -> GenerationOptions:
         """Return the settings beyond the interface's parameters."""
         frequency = 0.0 if self._has_repeat_penalty_of_spin else self.frequency_penalty
-        return Wishes(
+        return GenerationOptions(
             adjustments=Adjustments(
                 bias={int(token_id): value for token_id, value in (self.logit_bias or {}).items()},
                 frequency_penalty=_either(frequency, 0.0),

@@ -199,9 +199,11 @@ async def _answer(
     """Return the choices of each prompt, the first prompt's first."""
     service.limits.check_choices(len(prompts) * body.n_choices)
     seed = service.worker.engine.seed if body.seed is None else body.seed
-    wishes = body.wishes()
-    if wishes.grammar is not None:
-        trial = _in_thread(partial(_try_grammar, wishes.grammar, next(iter(body.schemas))))
+    generation_options = body.generation_options()
+    if generation_options.grammar is not None:
+        trial = _in_thread(
+            partial(_try_grammar, generation_options.grammar, next(iter(body.schemas)))
+        )
         await cancel_on_disconnect(request, service.in_time(trial))
     choices = [
         TextRequest(
@@ -209,7 +211,7 @@ async def _answer(
             prompt=prompt,
             params=body.params(),
             seed=(seed + i) % SEEDS,
-            wishes=wishes,
+            generation_options=generation_options,
             is_echoed=isinstance(body, CompletionRequest) and bool(body.echo),
             is_message=layout is CHAT and not body.is_spin_s,
             top_logprobs=top_logprobs,
@@ -220,7 +222,7 @@ async def _answer(
     ]
     parts = _merged(
         [
-            pieces(service.text(choice), body.stops, min_tokens=wishes.min_tokens)
+            pieces(service.text(choice), body.stops, min_tokens=generation_options.min_tokens)
             for choice in choices
         ]
     )

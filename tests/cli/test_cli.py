@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from refllm.api import InferencingParams, InferencingResult, InferencingUsage, LlmRuntimeError
 from refllm.cli.common import model_of
 from refllm.engine import LocalEngine
-from refllm.generate import Chunk, Wishes
+from refllm.generate import Chunk, GenerationOptions
 from refllm.models.pull import Progress
 from tests.support.commands import answer, refllm
 from tests.support.model_files import tiny_bert_folder, tiny_bert_gguf, tiny_llama_gguf
@@ -48,9 +48,9 @@ class Recorder(LocalEngine):
         prompt: str,
         params: InferencingParams | None = None,
         *,
-        wishes: Wishes | None = None,
+        generation_options: GenerationOptions | None = None,
     ) -> Iterator[Chunk]:
-        assert wishes is None
+        assert generation_options is None
         self.requests.append((model, prompt, params, self.seed, self.profile, self.threads))
         return iter([Chunk("yes", None)])
 
@@ -60,9 +60,9 @@ class Recorder(LocalEngine):
         prompt: str,
         params: InferencingParams | None = None,
         *,
-        wishes: Wishes | None = None,
+        generation_options: GenerationOptions | None = None,
     ) -> InferencingResult:
-        assert wishes is None
+        assert generation_options is None
         self.requests.append((model, prompt, params, self.seed, self.profile, self.threads))
         return InferencingResult("yes", InferencingUsage(3, 1))
 

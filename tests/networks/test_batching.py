@@ -55,8 +55,8 @@ def test_requests_that_come_at_any_step_get_what_each_gets_alone(network: Llama)
         choose.shuffle(going)
         outcomes = dict(step_together(network, [generation for _, generation in going]))
         assert all(isinstance(outcome, Step) for outcome in outcomes.values())
-        finished |= {i: generation for i, generation in going if generation.is_over}
-        going = [(i, generation) for i, generation in going if not generation.is_over]
+        finished |= {i: generation for i, generation in going if generation.is_finished}
+        going = [(i, generation) for i, generation in going if not generation.is_finished]
     for i, (prompt, seed) in enumerate(asked):
         assert drawn(finished[i], prompt) == alone(network, prompt, PARAMS, seed)
 

@@ -104,7 +104,7 @@ def test_requests_that_are_answered_together_reuse_what_the_first_has_read(netwo
         for seed, prompt in enumerate(asked)
     ]
     logits: dict[int, list[tuple[int, bytes]]] = {id(each): [] for each in going}
-    while left := [generation for generation in going if not generation.is_over]:
+    while left := [generation for generation in going if not generation.is_finished]:
         for generation, step in step_together(network, left):
             assert not isinstance(step, LlmRuntimeError)
             assert generation.logits is not None

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError
-from refllm.generate import Generation, Wishes, steps_of
+from refllm.generate import Generation, GenerationOptions, steps_of
 from refllm.models.load import LlamaModel, load
 from refllm.sampling import (
     PROFILES,
@@ -166,14 +166,16 @@ def tiny() -> LlamaModel:
     return model
 
 
-def drawn(model: LlamaModel, prompt: str, params: InferencingParams, wishes: Wishes) -> list[int]:
+def drawn(
+    model: LlamaModel, prompt: str, params: InferencingParams, generation_options: GenerationOptions
+) -> list[int]:
     generation = Generation(
         model.network,
         model.prompt_tokens(prompt),
         params,
         end_tokens=model.tokenizer.eos_ids,
         n_tokens=model.tokenizer.n_vocab,
-        wishes=wishes,
+        generation_options=generation_options,
     )
     return [step.token for step in steps_of(model.network, generation)]
 
@@ -183,42 +185,47 @@ HELLO = "[INST] Hello! [/INST]"
 
 def test_an_end_token_is_not_drawn_before_min_tokens(tiny: LlamaModel) -> None:
     params = InferencingParams(repeat_penalty=1.0, temperature=0.0, max_tokens=60)
-    plain = drawn(tiny, HELLO, params, Wishes())
+    plain = drawn(tiny, HELLO, params, GenerationOptions())
     assert plain[-1] in tiny.tokenizer.eos_ids
-    longer = drawn(tiny, HELLO, params, Wishes(min_tokens=len(plain) + 5))
+    longer = drawn(tiny, HELLO, params, GenerationOptions(min_tokens=len(plain) + 5))
     assert longer[: len(plain) - 1] == plain[:-1]
     assert len(longer) >= len(plain) + 5
     assert set(longer[: len(plain) + 5]) & tiny.tokenizer.eos_ids == set()
-    assert drawn(tiny, HELLO, params, Wishes(min_tokens=len(plain) - 1)) == plain
+    assert drawn(tiny, HELLO, params, GenerationOptions(min_tokens=len(plain) - 1)) == plain
 
 
 def test_ignore_eos_draws_as_many_tokens_as_are_asked_for(tiny: LlamaModel) -> None:
     params = InferencingParams(repeat_penalty=1.0, temperature=0.0, max_tokens=80)
-    tokens = drawn(tiny, HELLO, params, Wishes(ignore_eos=True))
+    tokens = drawn(tiny, HELLO, params, GenerationOptions(ignore_eos=True))
     assert len(tokens) == 80
     assert set(tokens) & tiny.tokenizer.eos_ids == set()
 
 
 def test_a_stop_token_ends_the_text_and_min_tokens_withholds_it(tiny: LlamaModel) -> None:
-    plain = drawn(tiny, "Once upon a time", GREEDY, Wishes())
+    plain = drawn(tiny, "Once upon a time", GREEDY, GenerationOptions())
     stops = frozenset({plain[3]})
-    assert drawn(tiny, "Once upon a time", GREEDY, Wishes(stop_token_ids=stops)) == plain[:4]
-    later = drawn(tiny, "Once upon a time", GREEDY, Wishes(stop_token_ids=stops, min_tokens=6))
+    assert (
+        drawn(tiny, "Once upon a time", GREEDY, GenerationOptions(stop_token_ids=stops))
+        == plain[:4]
+    )
+    later = drawn(
+        tiny, "Once upon a time", GREEDY, GenerationOptions(stop_token_ids=stops, min_tokens=6)
+    )
     assert plain[3] not in later[:6]
 
 
 def test_a_bias_of_100_makes_every_token_the_same(tiny: LlamaModel) -> None:
-    wishes = Wishes(adjustments=Adjustments(bias={42: 100.0}))
-    assert drawn(tiny, "Once", GREEDY, wishes) == [42] * 12
+    generation_options = GenerationOptions(adjustments=Adjustments(bias={42: 100.0}))
+    assert drawn(tiny, "Once", GREEDY, generation_options) == [42] * 12
 
 
 def test_the_frequency_penalty_of_a_generation_counts_its_own_tokens(tiny: LlamaModel) -> None:
     bias = {42: 40.0}
     params = InferencingParams(repeat_penalty=1.0, temperature=0.0, max_tokens=60)
-    tokens = drawn(tiny, "Once", params, Wishes(adjustments=Adjustments(bias=bias)))
+    tokens = drawn(tiny, "Once", params, GenerationOptions(adjustments=Adjustments(bias=bias)))
     assert tokens == [42] * 60
     # Sixty draws at 2 each take away three times the bias.
     adjustments = Adjustments(bias=bias, frequency_penalty=2.0)
-    tokens = drawn(tiny, "Once", params, Wishes(adjustments=adjustments))
+    tokens = drawn(tiny, "Once", params, GenerationOptions(adjustments=adjustments))
     assert tokens[0] == 42
     assert 0 < tokens.count(42) < 60

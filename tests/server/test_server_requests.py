@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from refllm.api import InferencingParams
-from refllm.generate import Wishes
+from refllm.generate import GenerationOptions
 from refllm.sampling import Adjustments
 from refllm.server.openai_keys import (
     MESSAGE_REFUSED,
@@ -165,12 +165,12 @@ def test_a_message_s_name_and_reasoning_are_handed_to_the_template() -> None:
 # What keys become
 
 
-def params_and_wishes(
+def params_and_options(
     body: dict[str, object], route: type[ChatRequest | CompletionRequest] = ChatRequest
-) -> tuple[InferencingParams, Wishes]:
+) -> tuple[InferencingParams, GenerationOptions]:
     asked = route.model_validate({**BODIES[route], **body})
     asked.check()
-    return asked.params(), asked.wishes()
+    return asked.params(), asked.generation_options()
 
 
 @pytest.mark.parametrize("route", TEXT_ROUTES)
@@ -190,34 +190,42 @@ def params_and_wishes(
 def test_a_key_becomes_a_parameter_of_the_interface(
     body: dict[str, object], params: InferencingParams, route: type[ChatRequest | CompletionRequest]
 ) -> None:
-    assert params_and_wishes(body, route)[0] == params
+    assert params_and_options(body, route)[0] == params
 
 
 @pytest.mark.parametrize("route", TEXT_ROUTES)
 @pytest.mark.parametrize(
-    ("body", "wishes"),
+    ("body", "generation_options"),
     [
-        ({}, Wishes()),
-        ({"frequency_penalty": 0.2}, Wishes(adjustments=Adjustments(frequency_penalty=0.2))),
-        ({"presence_penalty": -2}, Wishes(adjustments=Adjustments(presence_penalty=-2))),
-        ({"logit_bias": {"7": -100}}, Wishes(adjustments=Adjustments(bias={7: -100}))),
-        ({"min_tokens": 4}, Wishes(min_tokens=4)),
-        ({"ignore_eos": True}, Wishes(ignore_eos=True)),
-        ({"stop_token_ids": [5, 9]}, Wishes(stop_token_ids=frozenset({5, 9}))),
+        ({}, GenerationOptions()),
+        (
+            {"frequency_penalty": 0.2},
+            GenerationOptions(adjustments=Adjustments(frequency_penalty=0.2)),
+        ),
+        ({"presence_penalty": -2}, GenerationOptions(adjustments=Adjustments(presence_penalty=-2))),
+        ({"logit_bias": {"7": -100}}, GenerationOptions(adjustments=Adjustments(bias={7: -100}))),
+        ({"min_tokens": 4}, GenerationOptions(min_tokens=4)),
+        ({"ignore_eos": True}, GenerationOptions(ignore_eos=True)),
+        ({"stop_token_ids": [5, 9]}, GenerationOptions(stop_token_ids=frozenset({5, 9}))),
     ],
 )
 def test_a_key_becomes_a_wish(
-    body: dict[str, object], wishes: Wishes, route: type[ChatRequest | CompletionRequest]
+    body: dict[str, object],
+    generation_options: GenerationOptions,
+    route: type[ChatRequest | CompletionRequest],
 ) -> None:
-    assert params_and_wishes(body, route)[1] == wishes
+    assert params_and_options(body, route)[1] == generation_options
 
 
 SPIN: dict[str, object] = {"max_completion_tokens": 9, "frequency_penalty": 1.1}
 
 
 def test_spin_s_frequency_penalty_is_the_repeat_penalty() -> None:
-    params, wishes = params_and_wishes(SPIN)
-    assert (params, wishes) == (InferencingParams(max_tokens=9, repeat_penalty=1.1), Wishes())
+    params, generation_options = params_and_options(SPIN)
+    assert (params, generation_options) == (
+        InferencingParams(max_tokens=9, repeat_penalty=1.1),
+        GenerationOptions(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,17 +243,17 @@ def test_spin_s_frequency_penalty_is_the_repeat_penalty() -> None:
     ],
 )
 def test_in_any_other_request_frequency_penalty_is_openai_s(change: dict[str, object]) -> None:
-    params, wishes = params_and_wishes({**SPIN, **change})
+    params, generation_options = params_and_options({**SPIN, **change})
     assert params.repeat_penalty == 1.0
     penalty = change.get("frequency_penalty", 1.1)
-    assert wishes.adjustments.frequency_penalty == penalty
+    assert generation_options.adjustments.frequency_penalty == penalty
 
 
 @pytest.mark.parametrize("key", ["frequency_penalty", "presence_penalty"])
 @pytest.mark.parametrize("value", [2.1, -2.1, 1e300])
 def test_openai_s_penalties_have_openai_s_range(key: str, value: float) -> None:
     with pytest.raises(KeyRefused, match=f"^{key} must be a number from -2 to 2"):
-        params_and_wishes({key: value})
+        params_and_options({key: value})
 
 
 @pytest.mark.parametrize(

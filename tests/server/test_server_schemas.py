@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from pydantic import BaseModel, Field
 
 from refllm.engine import LocalEngine
-from refllm.generate import Wishes
+from refllm.generate import GenerationOptions
 from refllm.server import openai_requests
 from refllm.server.openai_keys import KeyRefused
 from refllm.server.openai_requests import ChatRequest, CompletionRequest
@@ -127,8 +127,10 @@ def test_an_answer_has_the_bits_of_the_engine_s_however_many_are_computed_togeth
         together = list(pool.map(lambda body: completion(url, **body)["choices"], bodies))
     assert together == [completion(url, **body)["choices"] for body in bodies]
     params = CompletionRequest.model_validate(STORY).params()
-    wishes = Wishes(grammar=json_grammar(MOOD))
-    alone = LocalEngine(seed=5).infer("tiny-chat", "Once upon a time", params, wishes=wishes)
+    generation_options = GenerationOptions(grammar=json_grammar(MOOD))
+    alone = LocalEngine(seed=5).infer(
+        "tiny-chat", "Once upon a time", params, generation_options=generation_options
+    )
     assert together[15][0]["text"] == alone.text
 
 

@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 
 from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.engine import LocalEngine
-from refllm.generate import Chunk, Wishes
+from refllm.generate import Chunk, GenerationOptions
 from refllm.models.load import load_tokenizer
 from refllm.sampling import PROFILES, Adjustments
 from refllm.tokenizer import grammar as grammar_module
@@ -90,12 +90,15 @@ def answered(
     seed: int = 0,
     profile: str = "contract",
     max_tokens: int = 400,
-    **wishes: Any,
+    **generation_options: Any,
 ) -> list[Chunk]:
     engine = LocalEngine(seed=seed, profile=profile)
     params = InferencingParams(max_tokens=max_tokens, temperature=1.0)
     chunks = engine.stream(
-        model, HELLO, params, wishes=Wishes(grammar=json_grammar(schema), **wishes)
+        model,
+        HELLO,
+        params,
+        generation_options=GenerationOptions(grammar=json_grammar(schema), **generation_options),
     )
     return [chunk for chunk in chunks if chunk.step is not None]
 
@@ -314,15 +317,21 @@ def test_the_same_seed_writes_the_same_text_and_other_seeds_other_texts() -> Non
 
 def test_infer_returns_what_stream_writes() -> None:
     grammar = json_grammar({"enum": ["glad", "sad"]})
-    result = LocalEngine(seed=3).infer("tiny-chat", HELLO, wishes=Wishes(grammar=grammar))
-    chunks = LocalEngine(seed=3).stream("tiny-chat", HELLO, wishes=Wishes(grammar=grammar))
+    result = LocalEngine(seed=3).infer(
+        "tiny-chat", HELLO, generation_options=GenerationOptions(grammar=grammar)
+    )
+    chunks = LocalEngine(seed=3).stream(
+        "tiny-chat", HELLO, generation_options=GenerationOptions(grammar=grammar)
+    )
     assert result.text == "".join(chunk.text for chunk in chunks)
     assert json.loads(result.text) in ("glad", "sad")
 
 
-@pytest.mark.parametrize("wishes", [{"min_tokens": 100}, {"ignore_eos": True}])
-def test_a_text_that_can_only_end_ends_whatever_else_is_asked_for(wishes: dict[str, Any]) -> None:
-    assert text_of(answered({"type": "boolean"}, **wishes)) in ("true", "false")
+@pytest.mark.parametrize("generation_options", [{"min_tokens": 100}, {"ignore_eos": True}])
+def test_a_text_that_can_only_end_ends_whatever_else_is_asked_for(
+    generation_options: dict[str, Any],
+) -> None:
+    assert text_of(answered({"type": "boolean"}, **generation_options)) in ("true", "false")
 
 
 def test_min_tokens_holds_where_the_text_can_go_on() -> None:

@@ -29,7 +29,7 @@ from refllm.conform.targets import itself_ops
 from refllm.conform.targets.harness import Skip, params_of, serve
 from refllm.conform.wire import from_wire
 from refllm.errors import LlmError
-from refllm.generate import Generation, Wishes
+from refllm.generate import Generation, GenerationOptions
 from refllm.interface import InferencingParams
 from refllm.jit.disk_cache import cache_folder, kernel_sources
 from refllm.models import bundled
@@ -97,10 +97,12 @@ class _RecordingEngine(engine.LocalEngine):
         params: InferencingParams | None = None,
         *,
         seed: int | None = None,
-        wishes: Wishes | None = None,
+        generation_options: GenerationOptions | None = None,
     ) -> tuple[loading.LlamaModel, Generation]:
         """Open a generation as `LocalEngine.open` does, and keep it."""
-        llama, generation = super().open(model, prompt, params, seed=seed, wishes=wishes)
+        llama, generation = super().open(
+            model, prompt, params, seed=seed, generation_options=generation_options
+        )
         self.opened = (len(generation.tokens), generation)
         return llama, generation
 
