@@ -111,8 +111,8 @@ def _kept_at(wasm: bytes) -> Path | None:
         return private_folder(kernels.parent / "components") / f"{key}.cwasm"
     except NotPrivateError as error:
         warn_of(error)
-    except OSError:  # a disk that is full or cannot be written to
-        pass
+    except OSError as error:
+        logger.debug("no folder keeps compiled components: %s", error)
     return None
 
 

@@ -321,16 +321,16 @@ class Host:
         end: threading.Event,
     ) -> T:
         """Return `use(guest, function)` for a new guest and the function that it exports."""
-        with self._new_guest(program, output or Output(), end) as (store, guest):
-            token = running.set(Running(guest, _interfaces(guest, services)))
-            try:
-                with guest.turn:
-                    return _used(guest, lambda: use(guest, _exported(program, store, export)))
-            except _TooFewShares:
-                pass  # try again, with a share for each memory
-            finally:
-                running.reset(token)
-        return self._run(program, export, services, output, use, end)
+        while True:
+            with self._new_guest(program, output or Output(), end) as (store, guest):
+                token = running.set(Running(guest, _interfaces(guest, services)))
+                try:
+                    with guest.turn:
+                        return _used(guest, lambda: use(guest, _exported(program, store, export)))
+                except _TooFewShares:
+                    continue  # the next guest has a share for each memory
+                finally:
+                    running.reset(token)
 
     @contextmanager
     def _new_guest(
