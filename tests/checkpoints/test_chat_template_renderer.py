@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +16,7 @@ from refllm.api import InvalidInput, LlmRuntimeError
 from refllm.checkpoints import chat_renderer
 from refllm.checkpoints.chat_renderer import Limits, Renderer
 from tests.conftest import HUNG_SECONDS
+from tests.support.client import eventually
 
 CHILD = [sys.executable, "-m", "refllm.checkpoints.chat_renderer_child"]
 SECONDS = HUNG_SECONDS
@@ -103,9 +103,7 @@ def test_of_children_without_a_chat_one_stays(monkeypatch: pytest.MonkeyPatch) -
         children = [renderer._new_child() for _ in range(3)]
         for child in children:
             renderer._give_back(child, is_usable=True)
-        until = time.monotonic() + SECONDS
-        while len(renderer.children) > 1 and time.monotonic() < until:
-            time.sleep(0.01)
+        eventually(lambda: len(renderer.children) <= 1, seconds=SECONDS)
         assert renderer.children == {children[-1]}
         assert renderer.render("{{ word }}", {"word": "hello"}) == "hello"
         assert renderer.children == {children[-1]}

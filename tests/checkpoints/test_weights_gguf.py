@@ -10,12 +10,12 @@ import gguf
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.checkpoints.gguf import read_gguf, read_packed_keys
 from refllm.checkpoints.open import Weights, open_gguf
 from refllm.models import bundled
+from tests.support.damage import damaged
 from tests.support.model_files import tiny_llama_gguf, write_gguf
 
 U8, U32, F32_VALUE, STRING, ARRAY, U64 = 0, 4, 6, 8, 9, 10  # metadata types
@@ -361,17 +361,11 @@ SOUND = file(
 )
 
 
-@given(
-    damage=st.dictionaries(st.integers(0, len(SOUND) - 1), st.integers(0, 255), max_size=4),
-    size=st.integers(0, len(SOUND)) | st.just(len(SOUND)),
-)
+@given(content=damaged(SOUND))
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
 def test_any_damage_gives_weights_or_an_error_of_the_interface(
-    tmp_path_factory: pytest.TempPathFactory, damage: dict[int, int], size: int
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
-    content = bytearray(SOUND)
-    for place, byte in damage.items():
-        content[place] = byte
-    path = written(tmp_path_factory.getbasetemp(), bytes(content[:size]))
+    path = written(tmp_path_factory.getbasetemp(), content)
     outcome = opened_or_refused(path)
     assert isinstance(outcome, Weights) or str(path) in str(outcome)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from refllm.api import LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.checkpoints.open import Weights, open_safetensors
+from tests.support.damage import damaged
 from tests.support.model_files import (
     safetensors_tensor,
     tiny_bert_folder,
@@ -265,17 +265,11 @@ SOUND = content(
 )
 
 
-@given(
-    damage=st.dictionaries(st.integers(0, len(SOUND) - 1), st.integers(0, 255), max_size=4),
-    size=st.integers(0, len(SOUND)) | st.just(len(SOUND)),
-)
+@given(content=damaged(SOUND))
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
 def test_any_damage_gives_weights_or_an_error_of_the_interface(
-    tmp_path_factory: pytest.TempPathFactory, damage: dict[int, int], size: int
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
-    model = bytearray(SOUND)
-    for place, byte in damage.items():
-        model[place] = byte
-    folder = folder_with(tmp_path_factory.getbasetemp(), bytes(model[:size]))
+    folder = folder_with(tmp_path_factory.getbasetemp(), content)
     outcome = opened_or_refused(folder)
     assert isinstance(outcome, Weights) or str(folder) in str(outcome)
