@@ -29,6 +29,7 @@ __all__ = [
     "attention",
     "bert",
     "exp",
+    "fma",
     "gelu",
     "layer_norm",
     "llama",
@@ -48,11 +49,32 @@ Arrays = Mapping[str, Array]
 # Sums
 
 
+def fma(a: Array, b: Array, c: Array) -> Array:
+    """Return a·b + c of float32 arrays, rounded once; of float64 arrays, product and sum rounded.
+
+    The product of two float32 is exact in float64, and their sum with c is rounded to odd: where it
+    is inexact, the last bit is set. A number of 53 bits that is rounded to odd rounds to 24 bits as
+    the exact one would. Source: Boldo and Melquiond 2008, doi:10.1109/TC.2007.70819.
+    """
+    if np.result_type(a, b, c) == np.float64:
+        result: Array = a * b + c
+        return result
+    with np.errstate(all="ignore"):  # an infinite total has no error
+        product, c = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)
+        total = product + c
+        added = total - product
+        error = (product - (total - added)) + (c - added)  # total + error: the exact sum (TwoSum)
+        bits = total.view(np.int64)
+        beside = np.where((error > 0) == (total > 0), 1, -1)  # the float64 towards the exact sum
+        is_even = (error != 0) & np.isfinite(total) & (bits & 1 == 0)
+        return np.where(is_even, bits + beside, bits).view(np.float64).astype(np.float32)
+
+
 def matmul(x: Array, w: Array) -> Array:
-    """Return x [T, D] times the rows of w [N, D], one product and one sum at a time: [T, N]."""
+    """Return x [T, D] times the rows of w [N, D], each product added by one `fma`: [T, N]."""
     y = np.zeros((len(x), len(w)), x.dtype)  # [T, N]
     for d in range(x.shape[1]):
-        y = y + x[:, d, None] * w[None, :, d]
+        y = fma(x[:, d, None], w[None, :, d], y)
     return y
 
 

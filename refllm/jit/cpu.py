@@ -41,6 +41,7 @@ class Cpu:
         has_vnni: It adds up products of bytes in one instruction, `vpdpbusd`.
         shuffles_bytes: It has SSSE3 or its successors.
         converts_halves: It has an instruction that converts halves to floats.
+        fuses: It has an instruction that multiplies and adds and rounds once.
     """
 
     registers: int
@@ -48,6 +49,7 @@ class Cpu:
     has_vnni: bool = False
     shuffles_bytes: bool = False
     converts_halves: bool = True
+    fuses: bool = True
 
     @property
     def panel_lanes(self) -> int:
@@ -95,6 +97,7 @@ def described(triple: str, name: str, features: str) -> Cpu:
         has_vnni="+avxvnni" in has or name in AVX_VNNI_CPUS,
         shuffles_bytes=has_avx2 or "+ssse3" in has,
         converts_halves=has_avx2 or "+f16c" in has,
+        fuses=has_avx2 or "+fma" in has,
     )
 
 

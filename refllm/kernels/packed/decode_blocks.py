@@ -33,6 +33,8 @@ from refllm.jit.compile import HOLE, inner, template
 from refllm.jit.cpu import CPU
 from refllm.kernels.simd.lanes import (
     LANES,
+    fma,
+    fma_of_exact,
     load_bf16,
     load_f16,
     load_f32,
@@ -92,14 +94,14 @@ CACHE_LINE = 64
 @inner
 def add_product(total: Lanes, x: Floats, column: int, values: Lanes) -> Lanes:
     """Return total + values · x[column]: one term of each row's sum."""
-    return total + values * splat(x[column])
+    return fma(splat(x[column]), values, total)
 
 
 @inner
 def add_products(totals: Lanes, x: Floats, column: int, values: Lanes) -> Lanes:
     """Return totals + values · x[:, column]: one term of each sum of `MICRO_BATCH` rows of x."""
     at, stride = FLOAT_BYTES * column, FLOAT_BYTES * x.shape[1]
-    return totals + splat_micro_batch(x, at, stride) * values
+    return fma(splat_micro_batch(x, at, stride), values, totals)
 
 
 @inner
@@ -217,12 +219,12 @@ def q4_1(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
     for g in range(4):
         q = words(panel, at + (4 + 4 * g) * LANES)
         for b in range(4):
-            y = d * nibble(from_bit(q, 8 * b)) + m
+            y = fma_of_exact(d, nibble(from_bit(q, 8 * b)), m)
             total = consume(total, array, column + 4 * g + b, y)
     for g in range(4):
         q = words(panel, at + (4 + 4 * g) * LANES)
         for b in range(4):
-            y = d * nibble(from_bit(q, 8 * b + 4)) + m
+            y = fma_of_exact(d, nibble(from_bit(q, 8 * b + 4)), m)
             total = consume(total, array, column + 16 + 4 * g + b, y)
     return total
 
@@ -254,12 +256,14 @@ def q5_1(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
     for g in range(4):
         q = words(panel, at + (8 + 4 * g) * LANES)
         for b in range(4):
-            y = d * to_float(with_fifth(q, 8 * b, one_bit(h, 4 * g + b))) + m
+            q5 = with_fifth(q, 8 * b, one_bit(h, 4 * g + b))
+            y = fma_of_exact(d, to_float(q5), m)
             total = consume(total, array, column + 4 * g + b, y)
     for g in range(4):
         q = words(panel, at + (8 + 4 * g) * LANES)
         for b in range(4):
-            y = d * to_float(with_fifth(q, 8 * b + 4, one_bit(h, 16 + 4 * g + b))) + m
+            q5 = with_fifth(q, 8 * b + 4, one_bit(h, 16 + 4 * g + b))
+            y = fma_of_exact(d, to_float(q5), m)
             total = consume(total, array, column + 16 + 4 * g + b, y)
     return total
 

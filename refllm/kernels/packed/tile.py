@@ -12,7 +12,7 @@ import numpy as np
 from refllm.jit.buffers import FLOAT_BYTES, Floats
 from refllm.jit.compile import HOLE, inner, template
 from refllm.jit.cpu import CPU
-from refllm.kernels.simd.lanes import load_f32
+from refllm.kernels.simd.lanes import fma, load_f32
 from refllm.kernels.simd.rows import load_rows_of, splat_rows_of, store_rows
 
 __all__ = ["MAX_ROWS", "add_products"]
@@ -39,7 +39,7 @@ def _add_products_of_rows(
     totals = load_rows(flat, at, width)
     for k in range(n):
         row = load_f32(weights, k * stride + column * FLOAT_BYTES)
-        totals = totals + splat_rows(activations, x_at + k * FLOAT_BYTES, x_stride) * row
+        totals = fma(splat_rows(activations, x_at + k * FLOAT_BYTES, x_stride), row, totals)
     store_rows(flat, at, width, totals)
 
 
@@ -63,8 +63,8 @@ def add_products(
 ) -> None:
     """Add n products to each of a vector of sums of every row of x.
 
-    sums[t, place + lane] += x[t, first]·w[0, column + lane] + x[t, first + 1]·w[1, …] + …, one term
-    after the other.
+    sums[t, place + lane] += x[t, first]·w[0, column + lane] + x[t, first + 1]·w[1, …] + …, one
+    fused multiply-add after the other.
 
     Args:
         x: [T, ≥ first + n], contiguous as w and sums are.

@@ -16,7 +16,7 @@ In a kernel they look like numbers:
 
     total = zeros()
     for k in range(x.size):
-        total = total + load_f32(panel, k * ROW) * splat(x[k])
+        total = fma(splat(x[k]), load_f32(panel, k * ROW), total)
     store(out, 0, total)
 
 The sums of several rows of activations are one value, too: *rows* of vectors, each of which is
@@ -25,15 +25,15 @@ combined with the same vector of weights. `Vector("f32", 6)` is the type of six 
 
 How it is done: a numba *type* (`Vector`) has a *data model*, its representation in LLVM: an array
 of registers. An *intrinsic* is a function that emits LLVM instructions for one register and is
-repeated for all. `+`, `-`, `*`, `&`, `|`, `<<` and `>>` are overloaded with intrinsics. The `+`
+repeated for all. `+`, `-`, `*`, `&`, `|`, `<<` and `>>` are overloaded with intrinsics. The `fma`
 above becomes, with two registers of AVX2,
 
     %0 = extractvalue [2 x <8 x float>] %total, 0
-    %1 = extractvalue [2 x <8 x float>] %product, 0
-    %2 = fadd <8 x float> %0, %1                          and the same for register 1
+    %1 = extractvalue [2 x <8 x float>] %weights, 0
+    %2 = call <8 x float> @llvm.fma.v8f32(<8 x float> %x, <8 x float> %1, <8 x float> %0)
 
-Multiplication and addition stay two instructions: LLVM fuses them only with the flag `contract`,
-which is not set here.
+and the same for register 1. What is written with `*` and `+` stays two instructions, each of which
+rounds: LLVM fuses them only with the flag `contract`, which is not set here.
 
 Addresses are byte offsets into a one-dimensional array, whatever its element type, because a
 panel of quantized weights mixes halves, bytes and nibbles.
@@ -71,6 +71,8 @@ __all__ = [
     "as_value",
     "constant",
     "declared",
+    "fma",
+    "fma_of_exact",
     "in_every_lane",
     "load_bf16",
     "load_f16",
@@ -79,6 +81,7 @@ __all__ = [
     "load_i32",
     "load_u8",
     "lookup_table",
+    "negative",
     "operation",
     "places_of",
     "prefetch",
@@ -226,7 +229,7 @@ splat_int = _splat_of(I32, types.int32)
 to_float = operation("f32", ("i32",), lambda b, x: b.sitofp(x, FLOATS))
 
 
-# Arithmetic: + - * on both kinds, & | ^ << >> on ints
+# Arithmetic: fma of floats, + - * on both kinds, & | ^ << >> on ints
 
 
 def _operator(symbol: Callable[..., object], kind: Kind, build: Build) -> None:
@@ -241,6 +244,49 @@ def _operator(symbol: Callable[..., object], kind: Kind, build: Build) -> None:
         both = isinstance(a, Vector) and isinstance(b, Vector) and a.kind == b.kind == kind
         return implementation if both else None
 
+
+def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """a · b + c, rounded once."""
+    if CPU.fuses:
+        instruction = declared(builder, f"llvm.fma.v{WIDTH}f32", FLOATS, (FLOATS, FLOATS, FLOATS))
+        return builder.call(instruction, [a, b, c])
+    return _fma_by_doubles(builder, a, b, c)
+
+
+def _fma_by_doubles(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """The same for a CPU without the instruction, as `refllm.oracle.fma` does it.
+
+    LLVM would call the C library's `fmaf` for each lane; some of these libraries round twice.
+    """
+    doubles, longs = ir.VectorType(ir.DoubleType(), WIDTH), ir.VectorType(ir.IntType(64), WIDTH)
+    a, b, c = (builder.fpext(each, doubles) for each in (a, b, c))
+    product = builder.fmul(a, b)
+    total = builder.fadd(product, c)
+    added = builder.fsub(total, product)
+    lost = builder.fsub(product, builder.fsub(total, added))
+    error = builder.fadd(lost, builder.fsub(c, added))
+    bits = builder.bitcast(total, longs)
+    zero = constant(doubles, 0.0)
+    is_even = builder.icmp_unsigned(
+        "==", builder.and_(bits, constant(longs, 1)), constant(longs, 0)
+    )
+    is_wrong = builder.and_(builder.fcmp_ordered("!=", error, zero), is_even)
+    is_away = builder.icmp_unsigned(
+        "==", builder.fcmp_ordered(">", error, zero), builder.fcmp_ordered(">", total, zero)
+    )
+    step = builder.select(is_away, constant(longs, 1), constant(longs, -1))
+    odd = builder.select(is_wrong, builder.add(bits, step), bits)
+    return builder.fptrunc(builder.bitcast(odd, doubles), FLOATS)
+
+
+def _fma_of_exact(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """a · b + c of a product that has at most 24 bits: the same number, fused or not."""
+    return _fma(builder, a, b, c) if CPU.fuses else builder.fadd(builder.fmul(a, b), c)
+
+
+fma = operation("f32", ("f32", "f32", "f32"), _fma)
+fma_of_exact = operation("f32", ("f32", "f32", "f32"), _fma_of_exact)
+negative = operation("f32", ("f32",), lambda b, x: b.fneg(x))
 
 _operator(operator.add, "f32", lambda b, x, y: b.fadd(x, y))
 _operator(operator.sub, "f32", lambda b, x, y: b.fsub(x, y))
