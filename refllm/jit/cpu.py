@@ -56,15 +56,14 @@ class Cpu:
         """How many rows of a matrix are side by side: one cache line of bytes, or of floats."""
         return 64 if self.float_lanes == 16 else 16
 
-    @property
-    def tile_rows(self) -> int:
-        """How many rows of activations a tile of sums has.
+    def tile_rows(self, lanes: int) -> int:
+        """Return how many rows of activations a tile of sums has, for vectors of so many lanes.
 
-        Their sums leave registers for a vector of weights and two more, to broadcast and multiply.
-        Six rows hide the latency of an addition, so more would not be faster.
+        Their sums leave registers for a vector of weights and two more, to broadcast. 24 sums hide
+        the latency of an addition, so more would not be faster.
         """
-        vector = self.panel_lanes // self.float_lanes
-        return min(6, (self.registers - vector - 2) // vector)
+        vector = lanes // self.float_lanes
+        return min(24 // vector, (self.registers - vector - 2) // vector)
 
     @property
     def integer_tile_rows(self) -> int:

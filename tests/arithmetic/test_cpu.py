@@ -52,5 +52,5 @@ def test_a_cpu_that_is_not_x86_has_registers_of_128_bits() -> None:
 @pytest.mark.parametrize("cpu", [BASELINE, HALF_AVX2, AVX2, AVX512, NEON, CPU])
 def test_a_tile_leaves_room_for_weights_and_products(cpu: Cpu) -> None:
     registers = cpu.panel_lanes // cpu.float_lanes
-    assert cpu.tile_rows * registers + registers + 2 <= cpu.registers
+    assert cpu.tile_rows(cpu.panel_lanes) * registers + registers + 2 <= cpu.registers
     assert cpu.integer_tile_rows >= 1

@@ -80,7 +80,7 @@ nibble_less_8 = lookup_table([float(q - 8) for q in range(16)])
 iq4_value = lookup_table(IQ4_VALUES.tolist())
 
 # Rows of activations whose sums stay in registers, with some registers left for decoding.
-MICRO_BATCH = min(4, CPU.tile_rows)
+MICRO_BATCH = min(4, CPU.tile_rows(LANES))
 splat_micro_batch = splat_rows_of("f32", MICRO_BATCH)
 
 # How many bytes ahead of its use memory is prefetched, and in what portions it arrives.

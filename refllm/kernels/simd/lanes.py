@@ -21,7 +21,8 @@ In a kernel they look like numbers:
 
 The sums of several rows of activations are one value, too: *rows* of vectors, each of which is
 combined with the same vector of weights. `Vector("f32", 6)` is the type of six rows, `F32` of one;
-`refllm.kernels.simd.rows` loads and stores them.
+`refllm.kernels.simd.rows` loads and stores them. Vectors can be of fewer registers, for matrices
+that are narrower than a panel.
 
 How it is done: a numba *type* (`Vector`) has a *data model*, its representation in LLVM: an array
 of registers. An *intrinsic* is a function that emits LLVM instructions for one register and is
@@ -77,6 +78,7 @@ __all__ = [
     "load_bf16",
     "load_f16",
     "load_f32",
+    "load_f32_of",
     "load_i8",
     "load_i32",
     "load_u8",
@@ -116,10 +118,10 @@ PERMUTATIONS = {16: "llvm.x86.avx512.permvar.sf.512", 8: "llvm.x86.avx2.permps"}
 class Vector(types.Type):
     """The numba type of vectors of floats or ints, one vector for each of some rows."""
 
-    def __init__(self, kind: Kind, rows: int = 1) -> None:
-        self.kind, self.rows = kind, rows
+    def __init__(self, kind: Kind, rows: int = 1, registers: int = REGISTERS) -> None:
+        self.kind, self.rows, self.registers = kind, rows, registers
         self.register = REGISTER[kind]
-        super().__init__(name=f"{rows} of {kind}x{LANES}")
+        super().__init__(name=f"{rows} of {kind}x{registers * WIDTH}")
 
 
 F32 = Vector("f32")
@@ -131,7 +133,7 @@ class VectorModel(models.PrimitiveModel):
     """A vector is an array of registers; rows of vectors are end to end in it."""
 
     def __init__(self, manager: Any, vector: Vector) -> None:
-        registers = ir.ArrayType(vector.register, REGISTERS * vector.rows)
+        registers = ir.ArrayType(vector.register, vector.registers * vector.rows)
         super().__init__(manager, vector, registers)  # type: ignore[no-untyped-call]
 
 
@@ -159,19 +161,21 @@ def operation(result: Kind, arguments: Sequence[Kind], build: Build) -> Any:
     """
 
     def resolve(*given: types.Type) -> Any:
-        kinds = [vector.kind if isinstance(vector, Vector) else None for vector in given]
-        if kinds != list(arguments):
+        vectors = [vector for vector in given if isinstance(vector, Vector)]
+        if [vector.kind for vector in vectors] != list(arguments):
             return None
-        rows = max(vector.rows for vector in given if isinstance(vector, Vector))
+        rows, n_registers = max(vector.rows for vector in vectors), vectors[0].registers
+        if any(vector.registers != n_registers for vector in vectors):
+            return None
 
         def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
             columns = []
             for value in values:
                 registers = registers_of(builder, value)
-                columns.append(registers * (rows * REGISTERS // len(registers)))
+                columns.append(registers * (rows * n_registers // len(registers)))
             return as_value(builder, [build(builder, *row) for row in zip(*columns, strict=True)])
 
-        return Vector(result, rows)(*given), emit
+        return Vector(result, rows, n_registers)(*given), emit
 
     # numba inspects the parameters, so there is a function for each number of them.
     typed: Sequence[Callable[..., object]] = (
@@ -364,9 +368,9 @@ def address(
     return builder.bitcast(place, target.as_pointer())
 
 
-def places_of(builder: ir.IRBuilder, first: ir.Value) -> list[ir.Value]:
+def places_of(builder: ir.IRBuilder, first: ir.Value, registers: int) -> list[ir.Value]:
     """Return pointers to each register of the vector that begins at `first`."""
-    return [builder.gep(first, [ir.Constant(INT, i)]) for i in range(REGISTERS)]
+    return [builder.gep(first, [ir.Constant(INT, i)]) for i in range(registers)]
 
 
 def _load(vector: Vector, element: ir.Type, convert: Build) -> Any:
@@ -376,7 +380,8 @@ def _load(vector: Vector, element: ir.Type, convert: Build) -> Any:
     def typed(_typing: Any, array: types.Array, _offset: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
             first = address(context, builder, signature.args[0], values[0], values[1], stored)
-            loaded = [builder.load(place, align=1) for place in places_of(builder, first)]
+            places = places_of(builder, first, vector.registers)
+            loaded = [builder.load(place, align=1) for place in places]
             return as_value(builder, [convert(builder, register) for register in loaded])
 
         return vector(array, types.intp), emit
@@ -411,7 +416,12 @@ def _bfloat_to_float(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
     return builder.bitcast(placed, FLOATS)
 
 
-load_f32 = _load(F32, FLOAT, lambda b, v: v)
+def load_f32_of(registers: int) -> Any:
+    """Return an intrinsic (array, byte offset) → a vector of so many registers of floats."""
+    return _load(Vector("f32", 1, registers), FLOAT, lambda b, v: v)
+
+
+load_f32 = load_f32_of(REGISTERS)
 load_f16 = _load(F32, WORD, _half_to_float)
 load_bf16 = _load(F32, WORD, _bfloat_to_float)
 load_u8 = _load(I32, BYTE, lambda b, v: b.zext(v, INTS))
@@ -443,7 +453,8 @@ def _store(_typing: Any, array: types.Array, _offset: Any, vector: Vector) -> An
         kind = signature.args[0]
         first = address(context, builder, kind, values[0], values[1], vector.register)
         registers = registers_of(builder, values[2])
-        for register, place in zip(registers, places_of(builder, first), strict=True):
+        places = places_of(builder, first, len(registers))
+        for register, place in zip(registers, places, strict=True):
             builder.store(register, place, align=1)
         return context.get_dummy_value()
 
