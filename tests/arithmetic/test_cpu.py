@@ -7,8 +7,10 @@ import pytest
 from refllm.jit.cpu import CPU, Cpu, described
 
 X86 = "x86_64-unknown-linux-gnu"
-BASELINE = Cpu(registers=16, float_lanes=4, converts_halves=False)
-SSSE3 = Cpu(registers=16, float_lanes=4, shuffles_bytes=True, converts_halves=False)
+BASELINE = Cpu(registers=16, float_lanes=4, converts_halves=False, fuses=False)
+SSSE3 = Cpu(
+    registers=16, float_lanes=4, shuffles_bytes=True, converts_halves=False, fuses=False
+)
 HALF_AVX2 = Cpu(registers=16, float_lanes=4, shuffles_bytes=True)
 AVX2 = Cpu(registers=16, float_lanes=8, shuffles_bytes=True)
 AVX_VNNI = Cpu(registers=16, float_lanes=8, has_vnni=True, shuffles_bytes=True)
@@ -27,7 +29,7 @@ BY_NAME = {
 BY_FEATURES = {
     "-avx2,-avxvnni,+sse2": BASELINE,
     "+ssse3,+sse2": SSSE3,
-    "+avx,+avx2,+f16c,+ssse3": AVX2,
+    "+avx,+avx2,+f16c,+fma,+ssse3": AVX2,
     "+avx2,+avxvnni,-avx512f": AVX_VNNI,
     "+avx2,+avxvnniint8": AVX2,  # another instruction, of a similar name
     "+avx2,+avx512f,-avx512vnni": AVX512,
