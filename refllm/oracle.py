@@ -83,18 +83,19 @@ def row_sums(x: Array) -> Array:
     A sum is sixteen from left to right, of every sixteenth number each, starting from +0; then the
     upper half of them is added to the lower one until one is left.
     """
-    n = x.shape[-1]
-    wide = np.zeros((*x.shape[:-1], 1 + -(-n // 16), 16))  # [..., 1 + N/16, 16]
-    wide.reshape(*x.shape[:-1], -1)[..., 16 : 16 + n] = x
-    sums = np.add.accumulate(wide, axis=-2)[..., -1, :]  # [..., 16]
+    n_groups = -(-x.shape[-1] // 16)
+    padded = np.zeros((*x.shape[:-1], 16 * n_groups))
+    padded[..., : x.shape[-1]] = x
+    groups = padded.reshape(*x.shape[:-1], n_groups, 16)
+    sums = np.add.accumulate(groups, axis=-2)[..., -1, :]  # [..., 16]
     for half in (8, 4, 2, 1):
         sums = sums[..., :half] + sums[..., half:]
-    return sums  # [..., 1]
+    return sums + 0.0  # [..., 1]; a sum of −0 alone is +0
 
 
 def mean_rows(x: Array) -> Array:
     """Return the mean of the rows of x [T, D], [D]; each column's float64 sum is left to right."""
-    total = np.add.accumulate(np.vstack([np.zeros_like(x[:1]), x]), axis=0, dtype=np.float64)[-1]
+    total = np.add.accumulate(x, axis=0, dtype=np.float64)[-1] + 0.0
     mean: Array = (total / len(x)).astype(x.dtype)
     return mean
 
@@ -299,20 +300,18 @@ def attention(
 ) -> Array:
     """Return softmax(q·k/√E + bias)·v, [T, H, E]: q [T, H, E], k, v [S, Hkv, E], bias [H, T, S].
 
-    The softmax scales the scores in float64; with a bias, float32 scores are scaled before it.
+    The bias is multiplied by √E before it is added, because the softmax divides the sum by √E.
     """
     out = np.empty_like(q)
-    scale = 1 / math.sqrt(q.shape[2])
+    root = math.sqrt(q.shape[2])
     group = q.shape[1] // k.shape[1]
     for t, n in enumerate(n_visible):
         for h in range(q.shape[1]):
             keys, values = k[:n, h // group], v[:n, h // group]  # [S, E]
             scores = matmul(q[t, h, None], keys)  # [1, S]
-            if bias is None:
-                weights = softmax(scores, scale)  # [1, S]
-            else:
-                weights = softmax(scores * q.dtype.type(scale) + bias[h, t, :n])
-            out[t, h] = matmul(weights, values.T)[0]
+            if bias is not None:
+                scores = scores + bias[h, t, :n] * q.dtype.type(root)
+            out[t, h] = matmul(softmax(scores, 1 / root), values.T)[0]  # [E]
     return out
 
 

@@ -238,8 +238,8 @@ def biased_attention_over_texts(qkv: Floats, starts: Ints, bias: Floats) -> Floa
     Args:
         qkv: [T, 3·H, E].
         starts: int64 [texts + 1].
-        bias: [H, 2·M − 1], where M is the longest text's length or more: bias[h, M − 1 + s − t] is
-            added to the scaled score of a text's query t and key s.
+        bias: [H, 2·M − 1], where M is the longest text's length or more: bias[h, M − 1 + s − t]
+            is added to q·k/√E of a text's query t and key s; to be exact, √E times it to q·k.
 
     Returns:
         [T, H, E].
@@ -276,11 +276,12 @@ def _biased_weights(h: int, qkv: Floats, scale: float, bias: Floats) -> Floats:
             keys[e, s] = qkv[s, n_all // 3 + h, e]
     visible = np.full(n_tokens, n_tokens)
     weights = _scores(queries, keys, visible)  # [S, ≥ S]
+    root = np.float32(math.sqrt(head_dim))
     at_zero = bias.shape[1] // 2
     for t in range(n_tokens):
         for s in range(n_tokens):
-            weights[t, s] = weights[t, s] * np.float32(scale) + bias[h, at_zero + s - t]
-    _softmax(weights, visible, 1.0)
+            weights[t, s] += bias[h, at_zero + s - t] * root
+    _softmax(weights, visible, scale)
     return weights
 
 
