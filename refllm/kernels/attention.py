@@ -11,7 +11,8 @@ queries that attend to the same keys (a few tokens, G heads each) are multiplied
 loaded keys and values are used several times; only their scores [Q, S] are kept.
 
 This module has attention for a group of queries and BERT's self-attention within texts. Attention
-over a KV cache is in `refllm.kernels.kv_attention`.
+over a KV cache is in `refllm.kernels.kv_attention`. Texts are short and a BERT's heads narrow, so W
+is 32 there at most; over a KV cache it is that of a panel.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; grouping: Ainslie et al. 2023, arXiv:2305.13245.
 """
@@ -19,13 +20,16 @@ Source: Vaswani et al. 2017, arXiv:1706.03762; grouping: Ainslie et al. 2023, ar
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from refllm.jit.buffers import Floats, Ints, empty
-from refllm.jit.compile import both, inner, jit, parallel_jit, prange
+from refllm.jit.compile import HOLE, both, inner, jit, parallel_jit, prange, template
+from refllm.jit.cpu import CPU
 from refllm.kernels.math import LOG2_E, exp2
-from refllm.kernels.packed.tile import add_products
+from refllm.kernels.packed.tile import add_products_of
 from refllm.kernels.simd.doubles import (
     SUMS,
     add_halves,
@@ -54,6 +58,8 @@ __all__ = [
 MULTIPLICATIONS = 2
 # Queries that are multiplied together: enough to use what is loaded, few enough for the cache.
 QUERIES = 24
+# The lanes of a vector within texts.
+TEXT_LANES = min(LANES, max(32, CPU.float_lanes))
 
 
 def key_value_buffers(*leading: int, n_tokens: int, head_dim: int) -> tuple[Floats, Floats]:
@@ -75,52 +81,28 @@ def attention_scale(head_dim: int) -> float:
     return 1.0 / math.sqrt(head_dim)
 
 
-@jit
-def attention_weights(
-    query: Floats, keys: Floats, n_visible: Ints, scale: float, n_seen: int
-) -> Floats:
-    """Return the softmax that attention computes and drops.
-
-    Args:
-        query: [T, H, E].
-        keys: [Hkv, E, C].
-        n_visible: int64 [T], how many tokens each token attends to.
-        scale: From `attention_scale`.
-        n_seen: S.
-
-    Returns:
-        [H, T, S]; 0 where a token is not visible.
-    """
-    n_tokens, n_heads, _ = query.shape
-    group = n_heads // keys.shape[0]
-    out = np.zeros((n_heads, n_tokens, n_seen), np.float32)  # [H, T, S]
-    for h in range(n_heads):
-        for t in range(n_tokens):
-            n = n_visible[t : t + 1]
-            scores = _softmax_scores(query[t, h : h + 1], keys[h // group], n, scale)
-            for i in range(n[0]):
-                out[h, t, i] = scores[0, i]
-    return out
+lanes: Any = HOLE
+add_products: Any = HOLE
 
 
-@inner
-def _softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: float) -> Floats:
+@template
+def softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: float) -> Floats:
     """Return softmax(q·k·scale) of queries [Q, E] and keys [E, C], [Q, ≥ S].
 
     Row r is valid up to n_visible[r], here and below.
     """
-    scores = _scores(queries, keys, n_visible)  # [Q, ≥ S]
+    scores = scores_of(queries, keys, n_visible)  # [Q, ≥ S]
     _softmax(scores, n_visible, scale)
     return scores
 
 
-@inner
-def _scores(queries: Floats, keys: Floats, n_visible: Ints) -> Floats:
+@template
+def scores_of(queries: Floats, keys: Floats, n_visible: Ints) -> Floats:
     """Return q·k of queries [Q, E] and keys [E, C], [Q, ≥ S]."""
-    n_vectors = (n_visible[-1] + LANES - 1) // LANES
-    scores = np.zeros((queries.shape[0], n_vectors * LANES), np.float32)  # [Q, S]
+    n_vectors = (n_visible[-1] + lanes - 1) // lanes
+    scores = np.zeros((queries.shape[0], n_vectors * lanes), np.float32)  # [Q, S]
     for vector in range(n_vectors):
-        add_products(queries, 0, queries.shape[1], keys, vector * LANES, scores, vector * LANES)
+        add_products(queries, 0, queries.shape[1], keys, vector * lanes, scores, vector * lanes)
     return scores
 
 
@@ -152,28 +134,75 @@ def _softmax(scores: Floats, n_visible: Ints, scale: float) -> None:
             store(scores, row + s, load(powers, s) * inverse)
 
 
-@inner
-def attend_queries(
+@template
+def _attend_queries(
     queries: Floats, keys: Floats, values: Floats, n_visible: Ints, scale: float
 ) -> Floats:
     """Return softmax(q·k·scale)·v of queries [Q, E], keys [E, C] and values [C, E]: [Q, ≥ E]."""
-    weights = _softmax_scores(queries, keys, n_visible, scale)  # [Q, ≥ S]
-    return _weighted_values(weights, values, n_visible)
+    weights = softmax_scores(queries, keys, n_visible, scale)  # [Q, ≥ S]
+    return weighted_values(weights, values, n_visible)
 
 
-@inner
-def _weighted_values(weights: Floats, values: Floats, n_visible: Ints) -> Floats:
+@template
+def weighted_values(weights: Floats, values: Floats, n_visible: Ints) -> Floats:
     """Return weights·v of weights [Q, ≥ S] and values [C, E], [Q, ≥ E]."""
     for r in range(weights.shape[0]):
         for s in range(n_visible[r], weights.shape[1]):
             weights[r, s] = 0.0
     # The tokens beyond a row's own have weight 0: they add +0 or -0 at the end of its sum.
     head_dim = values.shape[1]
-    width = (head_dim + LANES - 1) // LANES * LANES
+    width = (head_dim + lanes - 1) // lanes * lanes
     results = np.zeros((weights.shape[0], width), np.float32)
-    for e in range(0, head_dim, LANES):
+    for e in range(0, head_dim, lanes):
         add_products(weights, 0, n_visible[-1], values, e, results, e)
     return results
+
+
+def _parts(n_lanes: int) -> Mapping[str, Any]:
+    """Return the functions above for vectors of so many lanes, by name."""
+    values: dict[str, Any] = {"lanes": n_lanes, "add_products": add_products_of(n_lanes)}
+    for part in (scores_of, softmax_scores, weighted_values, _attend_queries):
+        filled = part.fill(
+            f"{part.name}_by_{n_lanes}", **{name: values[name] for name in part.holes}
+        )
+        values[part.name] = inner(filled)
+    return values
+
+
+PANEL_PARTS, TEXT_PARTS = _parts(LANES), _parts(TEXT_LANES)
+attend_queries = PANEL_PARTS["_attend_queries"]
+_softmax_scores = PANEL_PARTS["softmax_scores"]
+_attend_text_queries = TEXT_PARTS["_attend_queries"]
+_scores_of_text = TEXT_PARTS["scores_of"]
+_weighted_values_of_text = TEXT_PARTS["weighted_values"]
+
+
+@jit
+def attention_weights(
+    query: Floats, keys: Floats, n_visible: Ints, scale: float, n_seen: int
+) -> Floats:
+    """Return the softmax that attention computes and drops.
+
+    Args:
+        query: [T, H, E].
+        keys: [Hkv, E, C].
+        n_visible: int64 [T], how many tokens each token attends to.
+        scale: From `attention_scale`.
+        n_seen: S.
+
+    Returns:
+        [H, T, S]; 0 where a token is not visible.
+    """
+    n_tokens, n_heads, _ = query.shape
+    group = n_heads // keys.shape[0]
+    out = np.zeros((n_heads, n_tokens, n_seen), np.float32)  # [H, T, S]
+    for h in range(n_heads):
+        for t in range(n_tokens):
+            n = n_visible[t : t + 1]
+            scores = _softmax_scores(query[t, h : h + 1], keys[h // group], n, scale)
+            for i in range(n[0]):
+                out[h, t, i] = scores[0, i]
+    return out
 
 
 def attention_over_texts(qkv: Floats, starts: Ints) -> Floats:
@@ -208,9 +237,9 @@ def _attend_text(item: int, qkv: Floats, starts: Ints, scale: float, out: Floats
     text, h = item // n_heads, item % n_heads
     first, last = starts[text], starts[text + 1]
     n_tokens = last - first
-    capacity = (n_tokens + LANES - 1) // LANES * LANES
+    capacity = (n_tokens + TEXT_LANES - 1) // TEXT_LANES * TEXT_LANES
     keys = np.zeros((head_dim, capacity), np.float32)  # [E, C]
-    padded = np.zeros(n_tokens * head_dim + LANES, np.float32)
+    padded = np.zeros(n_tokens * head_dim + TEXT_LANES, np.float32)
     values = padded[: n_tokens * head_dim].reshape(n_tokens, head_dim)  # [S, E]
     for s in range(n_tokens):
         for e in range(head_dim):
@@ -223,7 +252,7 @@ def _attend_text(item: int, qkv: Floats, starts: Ints, scale: float, out: Floats
             for e in range(head_dim):
                 queries[r, e] = qkv[start + r, h, e]
         visible = np.full(n_queries, n_tokens)
-        results = attend_queries(queries, keys, values, visible, scale)
+        results = _attend_text_queries(queries, keys, values, visible, scale)
         for r in range(n_queries):
             for e in range(head_dim):
                 out[start + r, h, e] = results[r, e]
@@ -267,7 +296,7 @@ def biased_attention_weights(qkv: Floats, scale: float, bias: Floats) -> Floats:
 def _biased_weights(h: int, qkv: Floats, scale: float, bias: Floats) -> Floats:
     """Return head h's softmax for one text qkv [S, 3·H, E]: [S, ≥ S]."""
     n_tokens, n_all, head_dim = qkv.shape
-    capacity = (n_tokens + LANES - 1) // LANES * LANES
+    capacity = (n_tokens + TEXT_LANES - 1) // TEXT_LANES * TEXT_LANES
     queries = np.empty((n_tokens, head_dim), np.float32)  # [S, E]
     keys = np.zeros((head_dim, capacity), np.float32)  # [E, C]
     for s in range(n_tokens):
@@ -275,7 +304,7 @@ def _biased_weights(h: int, qkv: Floats, scale: float, bias: Floats) -> Floats:
             queries[s, e] = qkv[s, h, e]
             keys[e, s] = qkv[s, n_all // 3 + h, e]
     visible = np.full(n_tokens, n_tokens)
-    weights = _scores(queries, keys, visible)  # [S, ≥ S]
+    weights = _scores_of_text(queries, keys, visible)  # [S, ≥ S]
     root = np.float32(math.sqrt(head_dim))
     at_zero = bias.shape[1] // 2
     for t in range(n_tokens):
@@ -293,12 +322,12 @@ def _biased_texts(qkv: Floats, starts: Ints, scale: float, bias: Floats, out: Fl
         first, last = starts[text], starts[text + 1]
         n_tokens = last - first
         weights = _biased_weights(h, qkv[first:last], scale, bias)  # [S, ≥ S]
-        padded = np.zeros(n_tokens * head_dim + LANES, np.float32)
+        padded = np.zeros(n_tokens * head_dim + TEXT_LANES, np.float32)
         values = padded[: n_tokens * head_dim].reshape(n_tokens, head_dim)  # [S, E]
         for s in range(n_tokens):
             for e in range(head_dim):
                 values[s, e] = qkv[first + s, 2 * n_heads + h, e]
-        results = _weighted_values(weights, values, np.full(n_tokens, n_tokens))  # [S, ≥ E]
+        results = _weighted_values_of_text(weights, values, np.full(n_tokens, n_tokens))  # [S, ≥ E]
         for t in range(n_tokens):
             for e in range(head_dim):
                 out[first + t, h, e] = results[t, e]
