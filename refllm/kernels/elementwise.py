@@ -97,7 +97,9 @@ def _rms_norm(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
             out[t, d] = (x[t, d] * scale) * weight[d]
 
 
-def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+def layer_norm(
+    x: Floats, weight: Floats, bias: Floats, eps: float, *, residual: Floats | None = None
+) -> Floats:
     """Return (x − mean) / √(mean((x − mean)²) + ε) · weight + bias for each row of x.
 
     Both means are rounded to float32; everything between and after them is float32.
@@ -108,22 +110,28 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
         weight: [D].
         bias: [D].
         eps: ε, rounded to float32.
+        residual: [T, D], added to x first.
 
     Returns:
         [T, D].
     """
     out = empty(*x.shape)  # [T, D]
-    _layer_norm.choose(x.size)(x, weight, bias, eps, out)
+    added = x[:0] if residual is None else residual  # [0 or T, D]
+    _layer_norm.choose(x.size)(x, added, weight, bias, eps, out)
     return out
 
 
 @both
-def _layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float, out: Floats) -> None:
+def _layer_norm(
+    x: Floats, added: Floats, weight: Floats, bias: Floats, eps: float, out: Floats
+) -> None:
     width = x.shape[1]
     for t in prange(x.shape[0]):
-        mean = np.float32(row_sum(x, t * width, width) / width)
         for d in range(width):
-            out[t, d] = x[t, d] - mean
+            out[t, d] = x[t, d] + added[t, d] if added.shape[0] > 0 else x[t, d]
+        mean = np.float32(row_sum(out, t * width, width) / width)
+        for d in range(width):
+            out[t, d] -= mean
         variance = np.float32(square_sum(out, t * width, width) / width)
         scale = np.float32(1.0) / np.sqrt(variance + np.float32(eps))
         for d in range(width):
