@@ -68,6 +68,7 @@ def report(*verdicts: Verdict, **fields: Any) -> Report:
         "target": "http://127.0.0.1:8080",
         "verdicts": verdicts,
         "suite_version": "1.0.0",
+        "numerics_revision": 2,
         "profile": "llama.cpp",
         "environment": {"python": "CPython 3.12.3", "machine": "x86_64"},
         "started": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
