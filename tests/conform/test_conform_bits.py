@@ -279,7 +279,7 @@ def test_refllm_claims_the_revision_that_it_names() -> None:
 def test_the_bits_are_asked_for_where_their_group_and_id_are_chosen(
     options: dict[str, list[str]], is_asked: bool
 ) -> None:
-    assert is_bits_chosen(load_suite(), **options) == is_asked  # type: ignore[arg-type]
+    assert is_bits_chosen(load_suite(), **options) == is_asked
 
 
 def test_the_bits_alone_can_be_chosen() -> None:
