@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, get_args
 
+from refllm.conform.bits import Bits
 from refllm.conform.case import Case, Group
 from refllm.conform.reply import Implementation
 from refllm.conform.report import Report
@@ -155,4 +156,5 @@ def saying(text: str) -> Report:
         command=text,
         profile=text,
         environment={text: text},
+        bits=Bits(reason=text),
     )
