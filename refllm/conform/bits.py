@@ -26,7 +26,7 @@ from refllm.conform.compare.numbers import MalformedAnswer, array, refusal
 from refllm.conform.reply import Answer, HarnessError, Implementation, Reply, Skipped, Target
 from refllm.conform.verdict import Difference, Finding, Status, Verdict
 
-__all__ = ["Bits", "PublishedBits", "ask_bits", "load_published_bits"]
+__all__ = ["RULES", "Bits", "PublishedBits", "ask_bits", "load_published_bits"]
 
 MODEL = "tiny-chat"  # which ships with refllm
 
@@ -34,7 +34,7 @@ RULES: Mapping[int, str] = {
     1: "a product and its sum are rounded separately",
     2: "a product and its sum are rounded once, by a fused multiply-add",
 }
-"""What distinguishes the revisions of the rule."""
+"""What distinguishes the published revisions of the rule, by their numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from refllm import NUMERICS_REVISION
 from refllm.conform import suite as suites
-from refllm.conform.bits import Bits, PublishedBits, ask_bits, load_published_bits
+from refllm.conform.bits import RULES, Bits, PublishedBits, ask_bits, load_published_bits
 from refllm.conform.case import Case, Group
 from refllm.conform.reply import (
     Answer,
@@ -242,7 +242,7 @@ def test_a_claim_that_cannot_be_checked_is_skipped(
 
 def test_both_revisions_are_published_for_one_question() -> None:
     published = load_published_bits(GOLDEN)
-    assert published.sha256s.keys() == {1, NUMERICS_REVISION}
+    assert published.sha256s.keys() == RULES.keys() == {1, NUMERICS_REVISION}
     assert published.revisions == "1 and 2"
     assert len(published.case.input["token_ids"]) == published.case.expected["shape"][0] == 64
 
