@@ -37,6 +37,7 @@ from refllm import oracle
 from refllm.bert import Bert
 from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import open_weights
+from refllm.interface import NUMERICS_REVISION
 from refllm.llama import Llama, Segment
 from refllm.models import bundled
 from refllm.parameters import Parameters
@@ -87,7 +88,8 @@ def main() -> None:
         found = subjects(Path(folder), arguments.stories, arguments.minilm)
         if arguments.action == "write":
             text = layout([agreed_result(subject) for subject in found])
-            file = f'{{"$schema": "schema.json", "results": {text}}}\n'
+            revision = f'"numerics_revision": {NUMERICS_REVISION}'
+            file = f'{{"$schema": "schema.json", {revision}, "results": {text}}}\n'
             OUTPUT.write_text(file, encoding="ascii")
         else:
             wanted = chosen(found, arguments.only)
