@@ -69,7 +69,7 @@ def fma(a: Array, b: Array, c: Array) -> Array:
         is_subnormal = np.abs(total) < 2.0**-126  # which has fewer bits
         if (in_the_middle | is_subnormal).any():
             added = total - product
-            error = (product - (total - added)) + (c - added)  # total + error: the exact sum (TwoSum)
+            error = (product - (total - added)) + (c - added)  # total + error: exact (TwoSum)
             is_beyond = (error > 0) != (total > 0)  # the exact sum is nearer to zero than total
             is_inexact = (error > 0) | (error < 0)
             total = np.where(is_inexact, (bits - is_beyond) | 1, bits).view(np.float64)

@@ -47,8 +47,8 @@ MODELS = {
     "tiny-embed": "bert/tiny-embed.gguf",
 }
 NUMERICS = {
-    "exact": "float32, every product and sum rounded, left to right (SPEC.md)",
-    "int8": "activations quantized as ggml does, integer products, block sums in float32",
+    "exact": "revision 2: float32, left to right, a product and its sum rounded once (SPEC.md)",
+    "int8": "revision 2: activations quantized as ggml does, integer products, block sums by fma",
 }
 
 

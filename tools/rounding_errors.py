@@ -57,7 +57,7 @@ class Row:
 
 
 HEAD = """\
-| model | tokens | largest value | largest error, revision 1 | revision 2 | root mean square, 1 | 2 |
+| model | tokens | largest value | largest error, revision 1 | 2 | root mean square, 1 | 2 |
 |---|---|---|---|---|---|---|"""
 
 
