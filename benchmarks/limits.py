@@ -32,7 +32,7 @@ load_rows = load_rows_of(MAX_ROWS)
 splat_rows = splat_rows_of("f32", MAX_ROWS)
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, error_model="numpy")
 def rounded_twice(x: Floats, weights: Floats, sums: Floats, repeats: int) -> None:
     """A tile of sums, `N_TERMS` terms each, again and again; each product and sum is rounded."""
     for _ in range(repeats):
@@ -43,7 +43,7 @@ def rounded_twice(x: Floats, weights: Floats, sums: Floats, repeats: int) -> Non
         store_rows(sums, 0, LANES * FLOAT_BYTES, totals)
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, error_model="numpy")
 def fused(x: Floats, weights: Floats, sums: Floats, repeats: int) -> None:
     """The same by the rule: a product and its sum rounded once (`refllm.kernels.packed.tile`)."""
     for _ in range(repeats):

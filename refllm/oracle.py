@@ -65,8 +65,8 @@ def fma(a: Array, b: Array, c: Array) -> Array:
         product = np.multiply(a, b, dtype=np.float64)
         total = product + c
         bits = total.view(np.int64)
-        in_the_middle = bits & 0x1FFFFFFF == 0x10000000  # of its 29 bits more than a float32 has
-        is_subnormal = np.abs(total) < 2.0**-126  # which has fewer bits
+        in_the_middle = bits & 0x1FFFFFFF == 0x10000000  # the 29 bits that a float32 drops
+        is_subnormal = np.abs(total) < 2.0**-126  # there it drops more
         if (in_the_middle | is_subnormal).any():
             added = total - product
             error = (product - (total - added)) + (c - added)  # total + error: exact (TwoSum)

@@ -33,7 +33,7 @@ from refllm.checkpoints.open import open_weights
 from refllm.conform.models import suite_model
 from tools.hash_bits import greedy_by_kernels, subjects
 
-__all__ = ["Row", "main", "row", "rows"]
+__all__ = ["HEAD", "Row", "main", "row", "rows"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -51,7 +51,7 @@ class Row:
     rms_errors: tuple[float, float]
 
     def __str__(self) -> str:
-        errors = (f"{error:.2e}" for error in (*self.largest_errors, *self.rms_errors))
+        errors = (f"{error:.1e}" for error in (*self.largest_errors, *self.rms_errors))
         cells = (self.name, str(self.n_tokens), f"{self.largest:.3g}", *errors)
         return f"| {' | '.join(cells)} |"
 
@@ -89,9 +89,9 @@ def rows(
             yield row(subject.name, path, token_ids)
     for name, ids in _golden_passages().items():
         if only is None or name in only:
-            path = suite_model(name, folder)
-            assert path is not None
-            yield row(name, path, [ids])
+            made = suite_model(name, folder)
+            assert made is not None
+            yield row(name, made, [ids])
 
 
 def _golden_passages() -> Mapping[str, Sequence[int]]:
@@ -135,7 +135,7 @@ def _network(path: Path, sequences: Sequence[Sequence[int]]) -> Callable[[type],
     tensors = {name: np.asfortranarray(each.array()) for name, each in weights.tensors.items()}
 
     def compute(dtype: type) -> Array:
-        w = {name: array.astype(dtype) for name, array in tensors.items()}
+        w: dict[str, Array] = {name: array.astype(dtype) for name, array in tensors.items()}
         if weights.architecture == "llama":
             [token_ids] = sequences
             return oracle.llama(llama_config(weights), w, token_ids)

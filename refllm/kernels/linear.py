@@ -17,9 +17,9 @@ on a CPU with 64 lanes.
    `_gemv`. numba compiles the last, and the others into it, unless the kernel is on disk.
 3. 4096 · 4096 multiplications are worth several threads: `prange` gives each some of the panels.
 4. For a panel `_gemv` holds 64 sums in registers. For each of 128 blocks `q4_0` loads 64 scales d
-   and, for each of 32 columns, 64 nibbles. A weight w = d · (nibble − 8) is rounded, as in a decoded
-   matrix, and `add_product` computes sum = fma(x[column], w, sum). No decoded weight is written to
-   memory.
+   and, for each of 32 columns, 64 nibbles. A weight w = d · (nibble − 8) is rounded like one of a
+   decoded matrix, and `add_product` computes sum = fma(x[column], w, sum). No decoded weight is
+   written to memory.
 5. `_gemv` stores the sums to y[0, 64·panel …], and `_epilogue` would add a bias.
 
 Three algorithms share this:
