@@ -51,22 +51,28 @@ Arrays = Mapping[str, Array]
 def fma(a: Array, b: Array, c: Array) -> Array:
     """Return a·b + c of float32 arrays, rounded once; of float64 arrays, product and sum rounded.
 
-    The product of two float32 is exact in float64, and their sum with c is rounded to odd: where it
-    is inexact, the last bit is set. A number of 53 bits that is rounded to odd rounds to 24 bits as
-    the exact one would. Source: Boldo and Melquiond 2008, doi:10.1109/TC.2007.70819.
+    The product of two float32 is exact in float64, but its sum with c is rounded to float64, and
+    then to float32. Rounding twice is wrong only where the float64 is in the middle between two
+    float32, and there the sum is rounded to odd first: where it is inexact, the last bit is set. A
+    number of 53 bits that is rounded to odd rounds to 24 bits as the exact one would. Source: Boldo
+    and Melquiond 2008, doi:10.1109/TC.2007.70819.
     """
     if np.result_type(a, b, c) == np.float64:
         result: Array = a * b + c
         return result
     with np.errstate(all="ignore"):  # an infinite total has no error
-        product, c = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)
+        product = np.multiply(a, b, dtype=np.float64)
         total = product + c
-        added = total - product
-        error = (product - (total - added)) + (c - added)  # total + error: the exact sum (TwoSum)
         bits = total.view(np.int64)
-        beside = np.where((error > 0) == (total > 0), 1, -1)  # the float64 towards the exact sum
-        is_even = (error != 0) & np.isfinite(total) & (bits & 1 == 0)
-        return np.where(is_even, bits + beside, bits).view(np.float64).astype(np.float32)
+        in_the_middle = bits & 0x1FFFFFFF == 0x10000000  # the 29 bits that a float32 drops
+        is_subnormal = np.abs(total) < 2.0**-126  # there it drops more
+        if (in_the_middle | is_subnormal).any():
+            added = total - product
+            error = (product - (total - added)) + (c - added)  # total + error: exact (TwoSum)
+            is_beyond = (error > 0) != (total > 0)  # the exact sum is nearer to zero than total
+            is_inexact = (error > 0) | (error < 0)
+            total = np.where(is_inexact, (bits - is_beyond) | 1, bits).view(np.float64)
+        return total.astype(np.float32)
 
 
 def matmul(x: Array, w: Array) -> Array:

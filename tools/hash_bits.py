@@ -43,7 +43,7 @@ from refllm.models import bundled
 from refllm.parameters import Parameters
 from tests.support.tiny_formats import STORED_AS, bert_of_bits, llama_of_bits
 
-__all__ = ["main"]
+__all__ = ["Subject", "greedy_by_kernels", "main", "subjects"]
 
 Array: TypeAlias = NDArray[Any]
 Sequences: TypeAlias = Sequence[Sequence[int]]

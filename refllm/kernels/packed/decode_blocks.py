@@ -4,14 +4,15 @@ In a panel (`refllm.kernels.packed.panels`) each field of a block is followed by
 the next row's block, for all W rows, then comes the next field; a field is a half, a byte, or
 four bytes of quants (`refllm.kernels.packed.fields`). What `refllm.quant` does to one row's block
 is done here to W rows at once, in registers (`refllm.kernels.simd.lanes`): the same layout and the
-same operations in the same order, so the numbers are the same.
+same operations in the same order, so the numbers are the same. A product that float32 holds exactly
+(`d · q` of Q4_1, Q5_1, Q2_K, Q4_K, Q5_K) is fused with the sum that follows.
 
 A *block decoder* decodes one block and passes each column to a *consumer*:
 
     total = consume(total, array, column, values)      values: a vector, one weight for each row
 
-- `add_product` multiplies the column with an activation and adds to the sums: a GEMV that never
-  writes a decoded weight to memory.
+- `add_product` multiplies the column with an activation and adds to the sums, by one fused
+  multiply-add: a GEMV that never writes a decoded weight to memory.
 - `add_products` does so for `MICRO_BATCH` rows of activations.
 - `store_column` writes the column to a buffer, for a GEMM.
 
@@ -93,13 +94,13 @@ CACHE_LINE = 64
 
 @inner
 def add_product(total: Lanes, x: Floats, column: int, values: Lanes) -> Lanes:
-    """Return total + values · x[column]: one term of each row's sum."""
+    """Return total + values · x[column], rounded once: one term of each row's sum."""
     return fma(splat(x[column]), values, total)
 
 
 @inner
 def add_products(totals: Lanes, x: Floats, column: int, values: Lanes) -> Lanes:
-    """Return totals + values · x[:, column]: one term of each sum of `MICRO_BATCH` rows of x."""
+    """Return totals + values · x[:, column], rounded once, for `MICRO_BATCH` rows of x."""
     at, stride = FLOAT_BYTES * column, FLOAT_BYTES * x.shape[1]
     return fma(splat_micro_batch(x, at, stride), values, totals)
 
