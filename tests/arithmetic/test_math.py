@@ -105,9 +105,7 @@ def test_kernel_and_oracle_give_the_same_bits(
     assert got.tobytes() == of_oracle(inputs).tobytes()
 
 
-@pytest.mark.parametrize(
-    ("kernel", "name"), [(gelu_tanh, "gelu_tanh"), (quick_gelu, "quick_gelu")]
-)
+@pytest.mark.parametrize(("kernel", "name"), [(gelu_tanh, "gelu_tanh"), (quick_gelu, "quick_gelu")])
 def test_the_approximations_of_gelu_equal_the_oracle(
     kernel: Callable[[Floats], Floats], name: str
 ) -> None:
