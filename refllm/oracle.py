@@ -4,9 +4,9 @@ T tokens, S context so far, D model width, N outputs of a matrix, H heads, Hkv k
 head width, F feed-forward width, R rotated part of a head, V vocabulary.
 
 This module has every formula of the two networks, slow and without a cache. Sums are a Python loop
-or `np.add.accumulate`, which adds from left to right by definition. With float32 arrays the functions follow SPEC.md's rule exactly. With float64 arrays the
-same lines compute in float64 with NumPy's own elementary functions, which measures the error of
-float32.
+or `np.add.accumulate`, which adds from left to right by definition. With float32 arrays the
+functions follow SPEC.md's rule exactly. With float64 arrays the same lines compute in float64 with
+NumPy's own elementary functions, which measures the error of float32.
 """
 
 from __future__ import annotations
@@ -159,13 +159,14 @@ def _logistic(x: Array, z: Array, *, of: Array) -> Array:
     if of.dtype == np.float64:
         return x / (1.0 + np.exp(-z))
     above, below, n = _power_ratio(np.clip(z * -LOG2_E, -LARGEST_POWER, LARGEST_POWER))
-    return (x * below) / (below + _times_power(above, n))
+    result: Array = (x * below) / (below + _times_power(above, n))
+    return result
 
 
 def _exp2(y: Array) -> Array:
-    """Return the rule's 2**y in float64: y = n + f, so 2**n times a polynomial, in pairs of terms.
+    """Return the rule's 2**y in float64: y = n + f, so 2**n times a polynomial of f.
 
-    `tools/fit_exp.py` prints its coefficients, here and in `_power_ratio`.
+    `tools/fit_exp.py` prints the coefficients, here and in `_power_ratio`.
     """
     y = np.maximum(y, -LARGEST_POWER)
     n = np.rint(y)

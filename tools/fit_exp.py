@@ -34,9 +34,7 @@ def fit_polynomial() -> Coefficients:
     fine = mpmath.linspace(-HALF, HALF, 4001)
     places = [-HALF * mpmath.cos(mpmath.pi * (i + HALF) / count) for i in range(count)]
     for _ in range(10):
-        rows = [
-            [*(f**k for k in range(1, count)), (-1) ** i * 2**f] for i, f in enumerate(places)
-        ]
+        rows = [[*(f**k for k in range(1, count)), (-1) ** i * 2**f] for i, f in enumerate(places)]
         right = [2**f - 1 for f in places]
         solution = list(mpmath.lu_solve(mpmath.matrix(rows), mpmath.matrix(right)))
         coefficients = solution[:-1]

@@ -7,9 +7,9 @@ For a ≥ 0 the upper tail of the normal distribution is Q(a) = erfc(a/√2)/2. 
 T(a) = exp(a²/2)·Q(a) is smooth and falls as 1/a, so a quotient of polynomials of degree 6 and 7
 fits it on 0 ≤ a ≤ 13.4; beyond, the GELU of −a is a subnormal float32 or 0.
 
-The fit is linear least squares, repeated (Sanathanan and Koerner 1963): P(a) − T(a)·D(a), divided by
-T(a) and the D of the time before, is the relative error once D has settled. Its points are those of
-Chebyshev in (a − 2)/(a + 2), so the largest error is near the smallest possible.
+The fit is linear least squares, repeated (Sanathanan and Koerner 1963): P(a) − T(a)·D(a), divided
+by T(a) and the D of the time before, is the relative error once D has settled. Its points are those
+of Chebyshev in (a − 2)/(a + 2), so the largest error is near the smallest possible.
 
 All roots of P and D have negative real parts. Then the odd part of each has real roots −α in a²
 (Hurwitz), and dividing by a² + α leaves a remainder without a term in a (Eve 1964):

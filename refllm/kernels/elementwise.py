@@ -48,7 +48,8 @@ def row_sum(x: Floats, first: int, n: int) -> float:
         sums = sums + load(x, place)
     if whole < first + n:
         sums = sums + load_some(x, whole, first + n - whole, 0.0)
-    return add_halves(sums)
+    total: float = add_halves(sums)
+    return total
 
 
 @inner
@@ -62,7 +63,8 @@ def square_sum(x: Floats, first: int, n: int) -> float:
     if whole < first + n:
         numbers = load_some(x, whole, first + n - whole, 0.0)
         sums = sums + numbers * numbers
-    return add_halves(sums)
+    total: float = add_halves(sums)
+    return total
 
 
 # Norms

@@ -19,9 +19,9 @@ from refllm.jit.compile import elementary, inner
 from refllm.kernels.simd.doubles import at_least, times_power
 
 __all__ = [
+    "LOG2_E",
     "ROUNDER",
     "bits_of",
-    "LOG2_E",
     "exp2",
     "exp_f32",
     "float_of",
@@ -89,7 +89,7 @@ def power_ratio(y: float) -> tuple[float, float, float]:
 
 @elementary
 def exp_f32(x: np.float32) -> np.float32:
-    """Return e**x, rounded once, for x ≤ 88. Worst error 0.500002 ULP, over every float32 x ≤ 0."""
+    """Return e**x, rounded once, for x ≤ 88. Worst error for x ≤ 0: 0.500017 ULP."""
     return np.float32(exp2(np.float64(x) * LOG2_E))
 
 

@@ -1,8 +1,8 @@
 """Sixteen float64 numbers side by side: the sums of rule 3 of SPEC.md, and elementary functions.
 
 One sum must wait for each of its additions: four cycles a number. So a row's sum is sixteen, on
-every CPU, the first of the numbers 0, 16, 32, …, the next of 1, 17, 33, …; at the end the upper half
-is added to the lower one until one number is left:
+every CPU, the first of the numbers 0, 16, 32, …, the next of 1, 17, 33, …; at the end the upper
+half is added to the lower one until one number is left:
 
     s[0 … 7] + s[8 … 15]  →  s[0 … 3] + s[4 … 7]  →  s[0, 1] + s[2, 3]  →  s[0] + s[1]
 
@@ -173,12 +173,13 @@ load: Any = intrinsic(_load)
 
 
 def _load_some(_typing: Any, array: types.Array, _first: Any, _count: Any, _other: Any) -> Any:
-    """An intrinsic: `count` ≤ 16 numbers from place `first` on; the float64 `other` in all lanes beyond."""
+    """An intrinsic: `count` ≤ 16 numbers from place `first` on, and `other` in the other lanes."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         array, start, count, other = values
         source = _place(context, builder, signature.args[0], array, start)
-        buffer = cgutils.alloca_once(builder, ir.ArrayType(DOUBLE, SUMS))
+        sixteen = ir.ArrayType(DOUBLE, SUMS)
+        buffer = cgutils.alloca_once(builder, sixteen)  # type: ignore[no-untyped-call]
         first = builder.bitcast(buffer, DOUBLE.as_pointer())
         others = [in_every_lane(builder, other, DOUBLES)] * REGISTERS
         _registers_to(builder, as_value(builder, others), first)
