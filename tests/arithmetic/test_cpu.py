@@ -8,9 +8,7 @@ from refllm.jit.cpu import CPU, Cpu, described
 
 X86 = "x86_64-unknown-linux-gnu"
 BASELINE = Cpu(registers=16, float_lanes=4, converts_halves=False, fuses=False)
-SSSE3 = Cpu(
-    registers=16, float_lanes=4, shuffles_bytes=True, converts_halves=False, fuses=False
-)
+SSSE3 = Cpu(registers=16, float_lanes=4, shuffles_bytes=True, converts_halves=False, fuses=False)
 HALF_AVX2 = Cpu(registers=16, float_lanes=4, shuffles_bytes=True)
 AVX2 = Cpu(registers=16, float_lanes=8, shuffles_bytes=True)
 AVX_VNNI = Cpu(registers=16, float_lanes=8, has_vnni=True, shuffles_bytes=True)
