@@ -100,10 +100,8 @@ def logistic(x: float, z: float) -> float:
     With e**−z = a/b · 2**n it is x·b/(b + a·2**n).
     """
     y = z * -LOG2_E
-    if y > LARGEST_POWER:
-        y = LARGEST_POWER
-    if y < -LARGEST_POWER:
-        y = -LARGEST_POWER
+    y = LARGEST_POWER if y > LARGEST_POWER else y
+    y = -LARGEST_POWER if y < -LARGEST_POWER else y
     a, b, shifted = power_ratio(y)
     return (x * b) / (b + times_power(a, shifted))
 
