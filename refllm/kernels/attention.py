@@ -91,7 +91,7 @@ def softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: float)
 
     Row r is valid up to n_visible[r], here and below.
     """
-    scores = scores_of(queries, keys, n_visible)  # [Q, ≥ S]
+    scores: Floats = scores_of(queries, keys, n_visible)  # [Q, ≥ S]
     _softmax(scores, n_visible, scale)
     return scores
 
@@ -140,7 +140,8 @@ def _attend_queries(
 ) -> Floats:
     """Return softmax(q·k·scale)·v of queries [Q, E], keys [E, C] and values [C, E]: [Q, ≥ E]."""
     weights = softmax_scores(queries, keys, n_visible, scale)  # [Q, ≥ S]
-    return weighted_values(weights, values, n_visible)
+    results: Floats = weighted_values(weights, values, n_visible)  # [Q, ≥ E]
+    return results
 
 
 @template
@@ -304,7 +305,7 @@ def _biased_weights(h: int, qkv: Floats, scale: float, bias: Floats) -> Floats:
             queries[s, e] = qkv[s, h, e]
             keys[e, s] = qkv[s, n_all // 3 + h, e]
     visible = np.full(n_tokens, n_tokens)
-    weights = _scores_of_text(queries, keys, visible)  # [S, ≥ S]
+    weights: Floats = _scores_of_text(queries, keys, visible)  # [S, ≥ S]
     root = np.float32(math.sqrt(head_dim))
     at_zero = bias.shape[1] // 2
     for t in range(n_tokens):

@@ -284,7 +284,7 @@ def _for_sixteen(of_one: Callable[[float, float], float], build: Build) -> None:
     """Let kernels call the function of two numbers, and with sixteen of them, too."""
     of_doubles = _operation(build)
 
-    @overload(of_one, inline="always")
+    @overload(of_one)
     def chosen(x: float, y: float) -> object:
         def of_sixteen(x: float, y: float) -> float:
             result: float = of_doubles(x, y)
