@@ -13,9 +13,9 @@ the bytes of the model's files in another order, so no bit of a result depends o
 
 Three checks decide whether a file is used:
 
-    Is it of this model?       The model's files are the same on the disk: device, inode, size, times
-                               of the last change, and the first MiB of each; so are the names, types
-                               and shapes of all tensors. A path is no part of it.
+    Is it of this model?       The model's files are the same on the disk: device, inode, size,
+                               times of the last change, and the first MiB of each; so are the
+                               names, types and shapes of all tensors. A path is no part of it.
     Is it packed as here?      The numerics, the lanes of a panel, and the sources of the kernels.
     Is it what was written?    The checksum of the header, and of each matrix, before the first
                                matrix is used (`refllm.kernels.packed.checksum`).
