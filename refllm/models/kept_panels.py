@@ -110,8 +110,9 @@ def model_files(path: Path) -> ModelFiles:
         OSError: A file cannot be read.
     """
     if path.is_dir():
-        files = [each for each in path.iterdir() if each.suffix in {".gguf", ".safetensors"}]
-        files += [each for each in (path / "config.json",) if each.exists()]
+        weights = {".gguf", ".safetensors"}
+        files = [each for each in path.iterdir() if each.suffix in weights and each.is_file()]
+        files += [each for each in (path / "config.json",) if each.is_file()]
     elif match := SPLIT_PART.fullmatch(path.name):
         files = list(path.parent.glob(f"{_literal(match[1])}-?????-of-{match[3]}.gguf"))
     else:
@@ -125,6 +126,8 @@ def _literal(name: str) -> str:
 
 
 def _identity_of(file: Path) -> list[int | str]:
+    if not file.is_file():  # opening a pipe could block
+        raise FileNotFoundError(f"{file} is no file")
     with file.open("rb") as stream:
         status = os.fstat(stream.fileno())
         head = hashlib.sha256(stream.read(HEAD_BYTES)).hexdigest()
