@@ -1,4 +1,4 @@
-"""Checks of the machine: the CPU, and the folders of compiled kernels and packed weights."""
+"""Checks of the machine: CPU, numerics, the folders of compiled kernels and packed weights."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterator, Mapping
 
 from refllm.doctor.finding import Finding
+from refllm.interface import NUMERICS_REVISION
 from refllm.jit.cpu import CPU, NAME
 from refllm.jit.disk_cache import SUFFIX, find_cache, kernel_sources
 from refllm.jit.threads import available_cpus
 from refllm.models import kept_panels
 
-__all__ = ["check_cpu", "check_kept_panels", "check_kernel_cache"]
+__all__ = ["check_cpu", "check_kept_panels", "check_kernel_cache", "check_numerics"]
 
 
 def check_cpu() -> Finding:
@@ -22,6 +23,12 @@ def check_cpu() -> Finding:
         f"{n_cpus} thread{'s' if n_cpus > 1 else ''}"
     )
     return Finding("cpu", "ok", what)
+
+
+def check_numerics() -> Finding:
+    """Return by which revision of the rule of numerics this refllm computes."""
+    what = f"revision {NUMERICS_REVISION}; every CPU computes the same bits"
+    return Finding("numerics", "ok", what)
 
 
 def check_kernel_cache(environment: Mapping[str, str]) -> Iterator[Finding]:
