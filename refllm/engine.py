@@ -40,6 +40,7 @@ from refllm.models.find import (
     find_model,
     has_model,
 )
+from refllm.models.kept_panels import bytes_to_keep
 from refllm.models.load import (
     NUMERICS,
     BertModel,
@@ -110,6 +111,7 @@ class LocalEngine:
         progress: Progress | None = None,
         prompt_cache_bytes: int = DEFAULT_BYTES,
         max_models_bytes: int | None = None,
+        keep_packed_bytes: int | None = None,
     ) -> None:
         """Configure the engine; nothing is loaded yet.
 
@@ -132,6 +134,10 @@ class LocalEngine:
             max_models_bytes: The limit of all loaded weights. Beyond it the least recently used
                 models are unloaded; a model in use stays until its requests end, and a model that
                 is larger alone is loaded nevertheless.
+            keep_packed_bytes: The limit of the packed weights that are kept on disk, for all
+                processes together, and mapped the next time (`refllm.models.kept_panels`); 0 keeps
+                none; None for the environment's REFLLM_KEEP_PACKED_MIB, by default none. No bit of
+                a result depends on it.
 
         Raises:
             InvalidInput: For an unusable option; the message names it.
@@ -156,6 +162,11 @@ class LocalEngine:
         self._progress = progress
         self.prompt_cache = PromptCache(prompt_cache_bytes)
         self._models = LoadedModels(max_models_bytes)
+        if keep_packed_bytes is None:
+            keep_packed_bytes = bytes_to_keep(os.environ)
+        if keep_packed_bytes < 0:
+            raise InvalidInput(f"keep_packed_bytes must be at least 0, got {keep_packed_bytes}")
+        self._keep_packed_bytes = keep_packed_bytes
         self._lock = threading.RLock()
 
     def restricted_to(self, allowed_models: Collection[str]) -> Self:
@@ -472,7 +483,13 @@ class LocalEngine:
         def load(path: Path) -> LlamaModel | BertModel:
             use_threads(self.threads)
             ledger = Ledger(strict=self._strict)
-            return load_path(path, numerics=self.numerics, progress=self._progress, ledger=ledger)
+            return load_path(
+                path,
+                numerics=self.numerics,
+                progress=self._progress,
+                ledger=ledger,
+                keep_packed_bytes=self._keep_packed_bytes,
+            )
 
         with self._lock:
             return self._models.get(path.absolute(), load)

@@ -10,18 +10,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.errors import LlmRuntimeError
 from refllm.kernels.linear import Matrix
-from refllm.kernels.packed.panels import Consumed, Panels, pack
+from refllm.kernels.packed.panels import Consumed, Panels, name_of, pack
 from refllm.quant import FORMATS, Tensor
 
-__all__ = ["Parameters", "Survey"]
+__all__ = ["Kept", "Parameters", "Survey"]
 
 Floats = NDArray[np.float32]
+
+
+class Kept(Protocol):
+    """Matrices that were packed before, such as `refllm.models.kept_panels.KeptPanels`."""
+
+    def get(self, name: str) -> Matrix | None:
+        """Return the matrix of this name, None if it is to be packed."""
+
+    def add(self, matrix: Matrix) -> None:
+        """Receive a matrix that was not there and has been packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,7 @@ class Parameters:
         asked: The names that the network asked for; the caller accounts for the remaining tensors.
         others: Tensors that no network can use, by name, with a description.
         spelling: Returns the name of a missing tensor as the model's files spell it.
+        kept: Matrices that need not be packed.
     """
 
     path: Path
@@ -48,6 +60,7 @@ class Parameters:
     asked: set[str] = field(default_factory=set)
     others: Mapping[str, str] = field(default_factory=dict)
     spelling: Callable[[str], str] = str
+    kept: Kept | None = None
 
     def matrix(self, name: str, n_rows: int, n_columns: int) -> Matrix:
         """Return a weight matrix [N, D] for products, packed in the file's own encoding.
@@ -66,6 +79,15 @@ class Parameters:
         return tuple(self._packed(*group) for group in alike)
 
     def _packed(self, *tensors: Tensor) -> Matrix:
+        if self.kept is None:
+            return self._pack(*tensors)
+        matrix = self.kept.get(name_of(tensors))
+        if matrix is None:
+            matrix = self._pack(*tensors)
+            self.kept.add(matrix)
+        return matrix
+
+    def _pack(self, *tensors: Tensor) -> Matrix:
         if self.numerics == "int8":
             # Imported here so that exact numerics do not compile the int8 kernels.
             from refllm.kernels.int8.product import INT8_FORMATS, pack_int8

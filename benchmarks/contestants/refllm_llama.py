@@ -38,13 +38,20 @@ class Contestant:
         return self.model.network
 
     def load(
-        self, path: str, threads: int, n_ctx: int, numerics: str = "exact"
+        self,
+        path: str,
+        threads: int,
+        n_ctx: int,
+        numerics: str = "exact",
+        keep_packed_bytes: int = 0,
     ) -> Mapping[str, Any]:
         """Load the model at `path`; its context grows as needed, so `n_ctx` sets nothing."""
         del n_ctx
         use_threads(threads)
         before = memory()
-        seconds, model = timed(lambda: load_path(Path(path), numerics=numerics))
+        seconds, model = timed(
+            lambda: load_path(Path(path), numerics=numerics, keep_packed_bytes=keep_packed_bytes)
+        )
         if not isinstance(model, LlamaModel):
             raise TypeError(f"{path} is not a llama")
         self.model = model

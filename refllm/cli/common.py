@@ -27,6 +27,7 @@ __all__ = [
     "PROMPT_CACHE_MIB",
     "STANDARD_STREAM",
     "JsonOption",
+    "KeepPackedOption",
     "MaxArrivalSecondsOption",
     "MaxConnectionsOption",
     "MaxModelsOption",
@@ -38,6 +39,7 @@ __all__ = [
     "StandInsOption",
     "ThreadsOption",
     "argument_text",
+    "bytes_of",
     "model_of",
     "model_path",
     "names_a_model",
@@ -129,6 +131,14 @@ MaxModelsOption = Annotated[
         show_default="no limit",
     ),
 ]
+KeepPackedOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Maximum MiB of packed weights on disk, for the next start; 0 keeps none.",
+        show_default="REFLLM_KEEP_PACKED_MIB, or 0",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
@@ -143,6 +153,11 @@ def model_of(argument: str) -> str | Path:
     separators = [separator for separator in (os.sep, os.altsep) if separator]
     looks_like_path = argument.endswith(".gguf") or any(s in argument for s in separators)
     return Path(argument) if looks_like_path or _exists(argument) else argument
+
+
+def bytes_of(mebibytes: int | None) -> int | None:
+    """Return the bytes of an option in MiB; None stays None."""
+    return None if mebibytes is None else mebibytes * MEBIBYTE
 
 
 def model_path(argument: str) -> Path:

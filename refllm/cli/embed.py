@@ -16,6 +16,7 @@ import typer
 from refllm.cli.common import (
     STANDARD_STREAM,
     JsonOption,
+    KeepPackedOption,
     ModelArgument,
     StandInsOption,
     ThreadsOption,
@@ -69,6 +70,7 @@ def embed(
     ] = None,
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
+    keep_packed_mib: KeepPackedOption = None,
 ) -> None:
     """Print the embedding of each TEXT by MODEL: a vector, usually of length 1.
 
@@ -93,7 +95,9 @@ def embed(
 
         require_whole_file(Path(npy))
     with loading_bar() as bar:
-        engine = engine_of(threads=threads, stand_ins=stand_ins, progress=bar)
+        engine = engine_of(
+            threads=threads, stand_ins=stand_ins, progress=bar, keep_packed_mib=keep_packed_mib
+        )
         result = engine.generate_embeddings(model_of(model), texts, max_tokens=max_tokens)
     if json:
         write_json({**answered_by(engine, model_of(model)), **asdict(result)})

@@ -12,6 +12,7 @@ import typer
 
 from refllm.cli.common import (
     JsonOption,
+    KeepPackedOption,
     ModelArgument,
     NumericsOption,
     ProfileOption,
@@ -70,6 +71,7 @@ def infer(
     numerics: NumericsOption = "exact",
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
+    keep_packed_mib: KeepPackedOption = None,
     json: JsonOption = False,
 ) -> None:
     """Continue PROMPT with MODEL, and stream the new text.
@@ -96,6 +98,7 @@ def infer(
             threads=threads,
             stand_ins=stand_ins,
             progress=bar,
+            keep_packed_mib=keep_packed_mib,
         )
         text = text_of(prompt, "PROMPT")
         if json:

@@ -14,6 +14,7 @@ from refllm.cli.common import (
     INTERRUPTED,
     MEBIBYTE,
     PROMPT_CACHE_MIB,
+    KeepPackedOption,
     MaxArrivalSecondsOption,
     MaxConnectionsOption,
     MaxModelsOption,
@@ -23,6 +24,7 @@ from refllm.cli.common import (
     SeedOption,
     StandInsOption,
     ThreadsOption,
+    bytes_of,
     names_a_model,
     write_text,
 )
@@ -56,6 +58,7 @@ def run(
     threads: ThreadsOption = None,
     prompt_cache_mib: PromptCacheOption = PROMPT_CACHE_MIB,
     max_models_mib: MaxModelsOption = None,
+    keep_packed_mib: KeepPackedOption = None,
     max_seconds: Annotated[
         float,
         typer.Option(
@@ -108,7 +111,8 @@ def run(
         threads=threads,
         stand_ins=stand_ins or None,
         prompt_cache_bytes=prompt_cache_mib * MEBIBYTE,
-        max_models_bytes=None if max_models_mib is None else max_models_mib * MEBIBYTE,
+        max_models_bytes=bytes_of(max_models_mib),
+        keep_packed_bytes=bytes_of(keep_packed_mib),
     )
     _log_to_standard_error()
     spin_app = SpinApp(

@@ -14,6 +14,7 @@ import typer
 from refllm.cli.common import (
     MEBIBYTE,
     PROMPT_CACHE_MIB,
+    KeepPackedOption,
     MaxArrivalSecondsOption,
     MaxConnectionsOption,
     MaxModelsOption,
@@ -23,6 +24,7 @@ from refllm.cli.common import (
     SeedOption,
     StandInsOption,
     ThreadsOption,
+    bytes_of,
     write_text,
 )
 from refllm.errors import InvalidInput, LlmRuntimeError, how_to_install
@@ -76,6 +78,7 @@ def serve(
     threads: ThreadsOption = None,
     prompt_cache_mib: PromptCacheOption = PROMPT_CACHE_MIB,
     max_models_mib: MaxModelsOption = None,
+    keep_packed_mib: KeepPackedOption = None,
     max_connections: MaxConnectionsOption = 512,
     max_arrival_seconds: MaxArrivalSecondsOption = 30.0,
     max_waiting: Annotated[
@@ -130,7 +133,8 @@ def serve(
         "threads": threads,
         "stand_ins": stand_ins or None,
         "prompt_cache_bytes": prompt_cache_mib * MEBIBYTE,
-        "max_models_bytes": None if max_models_mib is None else max_models_mib * MEBIBYTE,
+        "max_models_bytes": bytes_of(max_models_mib),
+        "keep_packed_bytes": bytes_of(keep_packed_mib),
     }
     if app is not None and allow:
         raise typer.BadParameter("choose one of --allow and --app")

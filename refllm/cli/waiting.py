@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from refllm.cli.common import bytes_of
 from refllm.jit.first_compilation import FirstCompilation
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ def engine_of(
     numerics: str = "exact",
     stand_ins: bool = False,
     progress: Progress | None = None,
+    keep_packed_mib: int | None = None,
 ) -> LocalEngine:
-    """Return the engine of a command. Without `stand_ins` the environment decides about them.
+    """Return the engine of a command.
+
+    Without `stand_ins` or `keep_packed_mib` the environment decides about them.
 
     The import takes most of a short command's time, so only commands that compute call this.
     Freezing the garbage collector saves a quarter of that time: it does not scan the imported
@@ -59,6 +63,7 @@ def engine_of(
         threads=threads,
         stand_ins=stand_ins or None,
         progress=progress,
+        keep_packed_bytes=bytes_of(keep_packed_mib),
     )
 
 

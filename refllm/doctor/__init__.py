@@ -8,6 +8,7 @@ anything, and a failure stops no other check. It imports `refllm.spin.manifest` 
     numerics                    the revision of the rule by which numbers are computed
     kernel-cache                where compiled kernels are kept between runs, and which folder is
                                 not used because another user can write to it
+    packed-weights              where packed weights are kept for the next start, if any are
     ai-models-folder            .spin/ai-models is there
     misplaced-folder            models are in another folder: .spin/ai_models, ./ai-models …
     manifest, manifest-model    spin.toml can be read, and every model it names is there
@@ -34,7 +35,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from refllm.doctor.finding import Finding, Level
-from refllm.doctor.machine import check_cpu, check_kernel_cache, check_numerics
+from refllm.doctor.machine import (
+    check_cpu,
+    check_kept_panels,
+    check_kernel_cache,
+    check_numerics,
+)
 from refllm.doctor.model import check_models
 from refllm.doctor.project import check_folders, check_manifest
 from refllm.models.bundled import STAND_INS, wants_stand_ins
@@ -54,11 +60,12 @@ def examine(
         environment: The environment variables, which choose the folder of compiled kernels.
 
     Raises:
-        InvalidInput: If REFLLM_STAND_INS is not 1 or 0.
+        InvalidInput: If REFLLM_STAND_INS or REFLLM_KEEP_PACKED_MIB has a value that is none.
     """
     yield check_cpu()
     yield check_numerics()
     yield from check_kernel_cache(environment)
+    yield from check_kept_panels(environment)
     yield from check_folders(project)
     for root in roots:
         yield from check_models(root)

@@ -1,4 +1,4 @@
-"""Checks of the machine: the CPU, the numerics, and the folder of compiled kernels."""
+"""Checks of the machine: CPU, numerics, the folders of compiled kernels and packed weights."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from refllm.interface import NUMERICS_REVISION
 from refllm.jit.cpu import CPU, NAME
 from refllm.jit.disk_cache import SUFFIX, find_cache, kernel_sources
 from refllm.jit.threads import available_cpus
+from refllm.models import kept_panels
 
-__all__ = ["check_cpu", "check_kernel_cache", "check_numerics"]
+__all__ = ["check_cpu", "check_kept_panels", "check_kernel_cache", "check_numerics"]
 
 
 def check_cpu() -> Finding:
@@ -46,3 +47,21 @@ def check_kernel_cache(environment: Mapping[str, str]) -> Iterator[Finding]:
     if not os.access(folder, os.W_OK):
         what += "; it is read-only, so each process recompiles the kernels that are not in it"
     yield Finding("kernel-cache", "ok", what)
+
+
+def check_kept_panels(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield where packed weights are kept, if some are or if the environment asks for it."""
+    kernels, _ = find_cache(environment, kernel_sources())
+    allowed = kept_panels.bytes_to_keep(environment)
+    if kernels is None:
+        return
+    folder = kernels.parent / kept_panels.FOLDER
+    sizes = [path.stat().st_size for path in folder.glob(f"*{kept_panels.SUFFIX}")]
+    if not sizes and allowed == 0:
+        return
+    what = (
+        f"packed weights are kept in {folder}: {len(sizes)} file{'s' if len(sizes) != 1 else ''}, "
+        f"{sum(sizes) / 2**20:.0f} MiB; {kept_panels.VARIABLE} "
+    )
+    what += f"allows {allowed / 2**20:.0f} MiB" if allowed else "is not set"
+    yield Finding("packed-weights", "ok", what)

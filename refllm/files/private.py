@@ -23,9 +23,10 @@ import os
 import shlex
 import stat
 import uuid
+from io import BufferedReader
 from pathlib import Path
 
-__all__ = ["NotPrivateError", "private_folder", "read_kept", "write_kept"]
+__all__ = ["NotPrivateError", "open_kept", "private_folder", "read_kept", "write_kept"]
 
 CHECKSUM_BYTES = 32
 ROOT_USER = 0
@@ -73,25 +74,35 @@ def private_folder(folder: Path) -> Path:
     return real
 
 
-def read_kept(path: Path, identity: str) -> bytes | None:
-    """Return the bytes that `write_kept` wrote there for the same `identity`, in a private folder.
+def open_kept(path: Path) -> BufferedReader | None:
+    """Return a file of a private folder, opened for reading in binary mode.
 
-    Return None if there is no such file, another user could have written it, or it is damaged.
+    Return None if there is no such regular file, or if another user could have written it.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | FLAGS)
     except OSError:
         return None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or _other_authors(status) is not None:
+        os.close(descriptor)
+        return None
+    return os.fdopen(descriptor, "rb")
+
+
+def read_kept(path: Path, identity: str) -> bytes | None:
+    """Return the bytes that `write_kept` wrote there for the same `identity`, in a private folder.
+
+    Return None if there is no such file, another user could have written it, or it is damaged.
+    """
+    stream = open_kept(path)
+    if stream is None:
+        return None
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or _other_authors(status) is not None:
-            return None
-        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+        with stream:
             stored = stream.read()
     except OSError:
         return None
-    finally:
-        os.close(descriptor)
     checksum, contents = stored[:CHECKSUM_BYTES], stored[CHECKSUM_BYTES:]
     return contents if checksum == _checksum(identity, contents) else None
 

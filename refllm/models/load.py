@@ -5,6 +5,7 @@ T tokens, V vocabulary, N texts, D width of an embedding.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from refllm.jit.compile import use_threads
 from refllm.kernels.elementwise import gelu
 from refllm.llama import KVCache, Llama, LlamaConfig, Segment
 from refllm.models.find import absent_path, default_roots, find_model
+from refllm.models.kept_panels import ModelFiles, bytes_to_keep, find_kept_panels, model_files
 from refllm.parameters import Parameters, Survey
 from refllm.pooling import SentenceHead
 from refllm.tap import Tap, ignore
@@ -347,7 +349,11 @@ class BertModel:
 
 
 def load(
-    name_or_path: str | Path, *, numerics: str = "exact", progress: Progress | None = None
+    name_or_path: str | Path,
+    *,
+    numerics: str = "exact",
+    progress: Progress | None = None,
+    keep_packed_bytes: int | None = None,
 ) -> LlamaModel | BertModel:
     """Return the model of this name, or at this path.
 
@@ -358,6 +364,7 @@ def load(
             other string is a name in `refllm.models.find.default_roots()`.
         numerics: As `load_path`.
         progress: As `load_path`.
+        keep_packed_bytes: As `load_path`.
 
     Raises:
         InvalidInput: As `find_model` and `load_path`; they raise its other errors, too.
@@ -368,7 +375,9 @@ def load(
         path = Path(name_or_path)
     else:
         path = find_model(str(name_or_path), default_roots())
-    return load_path(path, numerics=numerics, progress=progress)
+    return load_path(
+        path, numerics=numerics, progress=progress, keep_packed_bytes=keep_packed_bytes
+    )
 
 
 def load_path(
@@ -377,6 +386,7 @@ def load_path(
     numerics: str = "exact",
     progress: Progress | None = None,
     ledger: Ledger | None = None,
+    keep_packed_bytes: int | None = None,
 ) -> LlamaModel | BertModel:
     """Return the model in a .gguf file or in a folder.
 
@@ -386,6 +396,9 @@ def load_path(
         progress: `progress(loaded_bytes, total_bytes)` is called repeatedly.
         ledger: Records the use of each tensor and key; a strict one refuses keys that no table
             lists.
+        keep_packed_bytes: The limit of the packed weights that are kept on disk and mapped the next
+            time (`refllm.models.kept_panels`), 0 for none; None for the environment's
+            REFLLM_KEEP_PACKED_MIB, by default 0.
 
     Raises:
         InvalidInput: If there is no such path.
@@ -395,18 +408,32 @@ def load_path(
     if numerics not in NUMERICS:
         raise InvalidInput(f"numerics must be one of {', '.join(NUMERICS)}; got {numerics!r:.80}")
     _check_path(path)
+    allowed = bytes_to_keep(os.environ) if keep_packed_bytes is None else keep_packed_bytes
+    files: ModelFiles = []
+    if allowed > 0:
+        with contextlib.suppress(OSError):  # `open_weights` has a message for it
+            files = model_files(path)
     weights = open_weights(path)
     n_bytes = sum(tensor.data.nbytes for tensor in weights.tensors.values())
     n_done = 0
 
-    def consumed(rows: NDArray[np.uint8]) -> None:
-        """Drop the pages of a file's rows that have been packed, and report the progress."""
+    def done(n_more: int) -> None:
+        """Report the progress."""
         nonlocal n_done
-        release(rows)
-        n_done += rows.nbytes
+        n_done = min(n_done + n_more, n_bytes)
         if progress is not None:
             progress(n_done, n_bytes)
 
+    def consumed(rows: NDArray[np.uint8]) -> None:
+        """Drop the pages of a file's rows that have been packed, and report the progress."""
+        release(rows)
+        done(rows.nbytes)
+
+    kept = None
+    if files:
+        kept = find_kept_panels(
+            path, files, weights.tensors, numerics=numerics, max_bytes=allowed, read=done
+        )
     parameters = Parameters(
         weights.path,
         weights.tensors,
@@ -414,8 +441,11 @@ def load_path(
         consumed,
         others=weights.others,
         spelling=partial(_name_in_file, weights),
+        kept=kept,
     )
     model = build_model(path, weights, parameters, ledger=Ledger() if ledger is None else ledger)
+    if kept is not None:
+        kept.write()
     if progress is not None:
         progress(n_bytes, n_bytes)
     return model

@@ -30,6 +30,8 @@ from refllm.kernels.packed.fields import WIDE_FIELDS
 from refllm.kernels.simd.lanes import LANES
 from refllm.kernels.simd.transpose import (
     SQUARE_BYTES,
+    copy_half,
+    copy_word,
     transpose_bytes,
     transpose_halves,
     transpose_words,
@@ -42,6 +44,10 @@ Consumed: TypeAlias = Callable[[Bytes], object]
 
 # A matrix is packed in chunks of this many bytes, which bounds the memory for decoded rows.
 CHUNK_BYTES = 1 << 21
+# A run of fields that is shorter is copied field by field.
+MIN_BYTES = SQUARE_BYTES // 2
+# Rows that are a power of two apart share few sets of the first cache, so a line is read at once.
+LINE_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,7 +185,8 @@ def _turn(rows: Bytes, period: int, runs: Ints, panels: Bytes) -> None:
         for block in range(0, row_bytes, period):
             for run in range(runs.shape[0]):
                 start, width, n_bytes = block + runs[run, 0], runs[run, 1], runs[run, 2]
-                if n_bytes >= SQUARE_BYTES and lanes.shape[0] == LANES:
+                last = start + max(n_bytes, SQUARE_BYTES)
+                if n_bytes >= MIN_BYTES and last <= row_bytes and lanes.shape[0] == LANES:
                     _squares(lanes, start, width, n_bytes, panels[panel])
                 else:
                     _fields(lanes, start, width, n_bytes, panels[panel])
@@ -187,30 +194,38 @@ def _turn(rows: Bytes, period: int, runs: Ints, panels: Bytes) -> None:
 
 @inner
 def _squares(lanes: Bytes, start: int, width: int, n_bytes: int, panel: Bytes) -> None:
-    """Transpose a run of a full panel square by square; the last square overlaps the one before.
+    """Transpose a run of a full panel square by square, the squares of a cache line together.
 
-    A byte is W times as far into the panel as it is into the row.
+    The last square overlaps the one before. The square of a run that is shorter overlaps the next
+    run, which is written later. A byte is W times as far into the panel as it is into the row.
     """
     row_bytes = lanes.shape[1]
     flat = lanes.reshape(-1)
     side, stride = SQUARE_BYTES // width, width * LANES
-    for place in range(0, n_bytes, SQUARE_BYTES):
-        first = start + min(place, n_bytes - SQUARE_BYTES)
+    for line in range(0, n_bytes, LINE_BYTES):
         for lane in range(0, LANES, side):
-            at, to = lane * row_bytes + first, first * LANES + lane * width
-            if width == 1:
-                transpose_bytes(flat, at, row_bytes, panel, to, stride)
-            elif width == 2:
-                transpose_halves(flat, at, row_bytes, panel, to, stride)
-            else:
-                transpose_words(flat, at, row_bytes, panel, to, stride)
+            for place in range(line, min(line + LINE_BYTES, n_bytes), SQUARE_BYTES):
+                first = start + max(min(place, n_bytes - SQUARE_BYTES), 0)
+                at, to = lane * row_bytes + first, first * LANES + lane * width
+                if width == 1:
+                    transpose_bytes(flat, at, row_bytes, panel, to, stride)
+                elif width == 2:
+                    transpose_halves(flat, at, row_bytes, panel, to, stride)
+                else:
+                    transpose_words(flat, at, row_bytes, panel, to, stride)
 
 
 @inner
 def _fields(lanes: Bytes, start: int, width: int, n_bytes: int, panel: Bytes) -> None:
     """Copy a short run, or the rows of an incomplete panel, field by field."""
+    row_bytes = lanes.shape[1]
+    flat = lanes.reshape(-1)
     for place in range(start, start + n_bytes, width):
         for lane in range(lanes.shape[0]):
-            to = place * LANES + lane * width
-            for byte in range(width):
-                panel[to + byte] = lanes[lane, place + byte]
+            at, to = lane * row_bytes + place, place * LANES + lane * width
+            if width == 1:
+                panel[to] = flat[at]
+            elif width == 2:
+                copy_half(flat, at, panel, to)
+            else:
+                copy_word(flat, at, panel, to)

@@ -21,7 +21,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["SQUARE_BYTES", "transpose_bytes", "transpose_halves", "transpose_words"]
+__all__ = [
+    "SQUARE_BYTES",
+    "copy_half",
+    "copy_word",
+    "transpose_bytes",
+    "transpose_halves",
+    "transpose_words",
+]
 
 SQUARE_BYTES = 16  # of each row: what every CPU's vector registers hold
 
@@ -87,3 +94,28 @@ def _transpose(unit_bytes: int) -> Any:
 transpose_bytes = _transpose(1)
 transpose_halves = _transpose(2)
 transpose_words = _transpose(4)
+
+
+def _copy(unit_bytes: int) -> Any:
+    """An intrinsic (source, at, target, to): copy so many bytes, which need not be aligned."""
+    unit = ir.IntType(8 * unit_bytes)
+
+    def typed(_typing: Any, source: Any, _at: Any, target: Any, _to: Any) -> Any:
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+            def pointer(array: int) -> ir.Value:
+                data = context.make_array(signature.args[array])(context, builder, values[array])
+                place = builder.gep(
+                    builder.bitcast(data.data, BYTE.as_pointer()), [values[array + 1]]
+                )
+                return builder.bitcast(place, unit.as_pointer())
+
+            builder.store(builder.load(pointer(0), align=1), pointer(2), align=1)
+            return context.get_dummy_value()
+
+        return types.void(source, types.intp, target, types.intp), emit
+
+    return intrinsic(typed)
+
+
+copy_half = _copy(2)
+copy_word = _copy(4)
