@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from numba import njit
 from numpy.typing import NDArray
 
 from refllm import oracle
+from refllm.jit.compile import jit
 from refllm.kernels.simd.lanes import LANES, fma, load_f32, store
 from tests.conftest import PROJECT
 from tests.support.networks import random_floats, same_bits
@@ -76,7 +76,7 @@ def hard_operands() -> dict[str, Operands]:
 HARD = hard_operands()
 
 
-@njit(error_model="numpy")  # type: ignore[untyped-decorator]
+@jit
 def fma_of_lanes(a: Floats, b: Floats, c: Floats, out: Floats) -> None:
     for at in range(0, 4 * out.size, 4 * LANES):
         store(out, at, fma(load_f32(a, at), load_f32(b, at), load_f32(c, at)))
@@ -123,11 +123,11 @@ def test_adding_in_float64_and_rounding_the_sum_is_no_fma() -> None:
 def test_infinities_and_nans_are_those_of_ieee_754(
     a: float, b: float, c: float, expected: float
 ) -> None:
-    operands = tuple(np.full(LANES, x, np.float32) for x in (a, b, c))
+    factor, other, addend = (np.full(LANES, x, np.float32) for x in (a, b, c))
     out = np.empty(LANES, np.float32)
-    fma_of_lanes(*operands, out)
+    fma_of_lanes(factor, other, addend, out)
     wanted = np.full(LANES, expected, np.float32)
-    np.testing.assert_array_equal(oracle.fma(*operands), wanted)
+    np.testing.assert_array_equal(oracle.fma(factor, other, addend), wanted)
     np.testing.assert_array_equal(out, wanted)
 
 

@@ -266,21 +266,37 @@ def _fma_by_doubles(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value
     a, b, c = (builder.fpext(each, doubles) for each in (a, b, c))
     product = builder.fmul(a, b)
     total = builder.fadd(product, c)
-    added = builder.fsub(total, product)
-    lost = builder.fsub(product, builder.fsub(total, added))
-    error = builder.fadd(lost, builder.fsub(c, added))
     bits = builder.bitcast(total, longs)
-    zero = constant(doubles, 0.0)
-    is_even = builder.icmp_unsigned(
-        "==", builder.and_(bits, constant(longs, 1)), constant(longs, 0)
+    # Most sums round the same in one step or in two: those that are not in the middle between two
+    # float32, nor so small that a float32 has fewer bits. The words of a double are looked at.
+    words = builder.bitcast(total, ir.VectorType(INT, 2 * WIDTH))
+    low, high = (
+        builder.shuffle_vector(words, words, ir.Constant(INTS, list(range(first, 2 * WIDTH, 2))))
+        for first in (0, 1)
     )
-    is_wrong = builder.and_(builder.fcmp_ordered("!=", error, zero), is_even)
-    is_away = builder.icmp_unsigned(
-        "==", builder.fcmp_ordered(">", error, zero), builder.fcmp_ordered(">", total, zero)
-    )
-    step = builder.select(is_away, constant(longs, 1), constant(longs, -1))
-    odd = builder.select(is_wrong, builder.add(bits, step), bits)
-    return builder.fptrunc(builder.bitcast(odd, doubles), FLOATS)
+    dropped = builder.and_(low, constant(INTS, 0x1FFFFFFF))
+    in_the_middle = builder.icmp_unsigned("==", dropped, constant(INTS, 0x10000000))
+    magnitude = builder.and_(high, constant(INTS, 0x7FFFFFFF))
+    is_small = builder.icmp_signed("<", magnitude, constant(INTS, (1023 - 126) << 20))
+    is_hard = builder.bitcast(builder.or_(in_the_middle, is_small), ir.IntType(WIDTH))
+    before = builder.block
+    with builder.if_then(builder.icmp_unsigned("!=", is_hard, ir.Constant(is_hard.type, 0)), False):
+        added = builder.fsub(total, product)
+        lost = builder.fsub(product, builder.fsub(total, added))
+        error = builder.fadd(lost, builder.fsub(c, added))
+        zero = constant(doubles, 0.0)
+        is_inexact = builder.fcmp_ordered("!=", error, zero)
+        is_beyond = builder.icmp_unsigned(
+            "!=", builder.fcmp_ordered(">", error, zero), builder.fcmp_ordered(">", total, zero)
+        )
+        nearer = builder.sub(bits, builder.zext(is_beyond, longs))
+        odd = builder.select(is_inexact, builder.or_(nearer, constant(longs, 1)), bits)
+        to_odd = builder.bitcast(odd, doubles)
+        hard = builder.block
+    result = builder.phi(doubles)
+    result.add_incoming(total, before)
+    result.add_incoming(to_odd, hard)
+    return builder.fptrunc(result, FLOATS)
 
 
 def _fma_of_exact(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
