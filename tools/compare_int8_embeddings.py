@@ -1,15 +1,15 @@
 """How far embeddings by the numerics `int8` are from exact ones, in cosines and in rankings.
 
-    python -m tools.compare_int8_embeddings MODEL [--type Q8_0]
+    python -m tools.compare_int8_embeddings MODEL [--types Q8_0 Q4_0]
 
 MODEL is the folder of all-MiniLM-L6-v2 or of another encoder. It is quantized into a temporary
-file. The table that this prints is in docs/models.md. Two sets of vectors are compared with the
-exact float32 ones of MODEL itself:
+file. The table that this prints is in docs/models.md. For each type two sets of vectors are
+compared with the exact ones of MODEL itself:
 
 - `int8`: the quantized model, with activations quantized for each product;
 - `exact`: the quantized model by exact products, which is the error of the weights alone.
 
-The texts are those of golden/embeddings, cut where sentence-transformers cuts them, and 1,000
+The texts are those of golden/embeddings, cut at the limit of the tokenizer's file, and 1,000
 sentences of the Python language reference, as `pydoc` of this Python has it. 200 of the sentences,
 evenly spaced, are queries. Each ranks the other 999 by cosine. Compared are
 
@@ -57,36 +57,36 @@ def main() -> None:
     """Print the table, and what it was made with."""
     parser = argparse.ArgumentParser(description="Compare int8 embeddings with exact ones.")
     parser.add_argument("model", type=Path, help="the folder of an encoder with a tokenizer.json")
-    parser.add_argument("--type", default="Q8_0", choices=QUANTIZABLE, help="of the matrices")
+    parser.add_argument("--types", nargs="+", default=["Q8_0"], choices=QUANTIZABLE)
     options = parser.parse_args()
-    model: Path = options.model
+    model: Path = options.model.resolve()
     sentences = real_sentences(model_tokenizer(model), N_SENTENCES, max_tokens=MAX_TOKENS)
-    with TemporaryDirectory() as folder:
-        small = Path(folder, f"{model.resolve().name}-{options.type}.gguf")
-        quantize(model, small, type_name=options.type)
-        names = {"int8": (small, "int8"), "exact": (small, "exact"), "": (model, "exact")}
-        golden, ranked = (
-            {name: vectors(*source, texts) for name, source in names.items()}
-            for texts in (golden_texts(), sentences)
-        )
-    measured = {}
-    for name in ("int8", "exact"):
-        on_golden, on_sentences = (cosines(v[name], v[""]) for v in (golden, ranked))
-        measured[f"{options.type}, {name}"] = [
-            *_least_and_mean(on_golden),
-            *_least_and_mean(on_sentences),
-            *ranking_errors(ranked[name], ranked[""], n_queries=N_QUERIES).cells(),
-        ]
+    both = (golden_texts(), sentences)
+    right = [vectors(model, "exact", texts) for texts in both]
+    columns = {}
+    for type_name in options.types:
+        with TemporaryDirectory() as folder:
+            small = Path(folder, f"{model.name}-{type_name}.gguf")
+            quantize(model, small, type_name=type_name)
+            for numerics in ("int8", "exact"):
+                found = [vectors(small, numerics, texts) for texts in both]
+                least_and_mean = [
+                    f"{figure:.6f}"
+                    for ours, exact in zip(found, right, strict=True)
+                    for figure in (cosines(ours, exact).min(), cosines(ours, exact).mean())
+                ]
+                ranking = ranking_errors(found[1], right[1], n_queries=N_QUERIES)
+                columns[f"{type_name}, {numerics}"] = [*least_and_mean, *ranking.cells()]
     labels = (
-        f"cosine, {len(golden[''])} golden texts: least",
+        f"cosine, {len(both[0])} golden texts: least",
         "mean",
         f"cosine, {N_SENTENCES:,} sentences: least",
         "mean",
         *Ranking.labels(),
     )
-    print(f"| {model.resolve().name}, against exact float32 | {' | '.join(measured)} |")
-    print("|---|" + "---|" * len(measured))
-    for label, *cells in zip(labels, *measured.values(), strict=True):
+    print(f"| {model.name}, against exact float32 | {' | '.join(columns)} |")
+    print("|---|" + "---|" * len(columns))
+    for label, *cells in zip(labels, *columns.values(), strict=True):
         print(f"| {label} | {' | '.join(cells)} |")
     today = datetime.now(UTC).date()
     print(f"\nMade on {today} with refllm {__version__}, NumPy {np.__version__}", end="")
@@ -175,10 +175,6 @@ def ranking_errors(
         kendall = float(np.sign(order[first] - order[second]).mean())
         rows.append((len(shared) / n_nearest, by_right[0] == by_ours[0], spearman, kendall))
     return Ranking(*np.array(rows, np.float64).T)
-
-
-def _least_and_mean(values: Array) -> tuple[str, str]:
-    return f"{values.min():.6f}", f"{values.mean():.6f}"
 
 
 if __name__ == "__main__":

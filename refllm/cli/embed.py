@@ -17,6 +17,7 @@ from refllm.cli.common import (
     STANDARD_STREAM,
     JsonOption,
     ModelArgument,
+    NumericsOption,
     StandInsOption,
     ThreadsOption,
     argument_text,
@@ -67,6 +68,7 @@ def embed(
             show_default="the tokenizer file's own limit",
         ),
     ] = None,
+    numerics: NumericsOption = "exact",
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
 ) -> None:
@@ -93,7 +95,7 @@ def embed(
 
         require_whole_file(Path(npy))
     with loading_bar() as bar:
-        engine = engine_of(threads=threads, stand_ins=stand_ins, progress=bar)
+        engine = engine_of(numerics=numerics, threads=threads, stand_ins=stand_ins, progress=bar)
         result = engine.generate_embeddings(model_of(model), texts, max_tokens=max_tokens)
     if json:
         write_json({**answered_by(engine, model_of(model)), **asdict(result)})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from refllm.cli.common import ModelArgument, model_of, model_path, write_text
+from refllm.errors import InvalidInput
 
 if TYPE_CHECKING:
     from refllm.export import Layout
@@ -80,6 +81,8 @@ def quantize(
     path = model_path(model)
     before = overview(FoundModel(_name(model), None, path))
     file = to or quantized_path(path, name=_name(model), type_name=type_)
+    if file.exists() and not force:
+        raise InvalidInput(f"{file} exists already; --force replaces it")
     quantize_model(path, file, type_name=type_, overwrite=force)
     after = overview(FoundModel(file.stem, None, file))
     sizes = (f"{each.file_type}, {each.n_bytes:,} bytes" for each in (before, after))

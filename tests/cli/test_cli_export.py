@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import refllm as library
 from refllm.checkpoints.open import open_weights
 from tests.support.commands import answer, refllm
 from tests.support.model_files import tiny_bert_folder, tiny_llama_gguf
+
+OPTIONS = ((), ("--numerics", "int8"))
 
 
 @pytest.fixture
@@ -70,8 +73,9 @@ def test_a_quantized_model_is_found_by_its_name(home: Path) -> None:
     printed = answer("models", "quantize", "embed", "--type", "Q8_0")
     assert printed.startswith(f"{home / 'ai-models' / 'bert' / 'embed-Q8_0.gguf'}: F32, ")
     assert "embed-Q8_0" in answer("models", "list")
-    vectors = library.LocalEngine(numerics="int8").generate_embeddings("embed-Q8_0", ["a cat"])
-    assert len(vectors.embeddings[0]) == 32
+    exact, int8 = (answer("embed", "embed-Q8_0", "a cat", *option) for option in OPTIONS)
+    np.testing.assert_allclose(*(np.fromstring(each, sep=" ") for each in (exact, int8)), atol=0.02)
+    assert exact != int8
 
 
 @pytest.mark.usefixtures("home")
@@ -113,7 +117,7 @@ def test_quantizing_again_is_warned_of(tmp_path: Path, caplog: pytest.LogCapture
         (("export", "tiny.gguf", "--to", ".", "--format", "gguf"), "tiny.gguf exists already"),
         (("export", "tiny.gguf", "--to", ".", "--format", "zip"), "spin, hf, gguf"),
         (("export", "tiny.gguf", "--to", ".", "--format", "hf", "--type", "Q8_0"), "safetensors"),
-        (("quantize", "tiny.gguf", "--to", "tiny.gguf", "--type", "Q8_0"), "exists already"),
+        (("quantize", "tiny.gguf", "--to", "tiny.gguf", "--type", "Q8_0"), "--force replaces"),
         (("quantize", "tiny.gguf", "--to", "small.gguf", "--type", "Q3_K"), "got 'Q3_K'"),
         (("quantize", "tiny.gguf", "--type", "Q3_K"), "F32, F16, BF16, Q8_0, Q4_0, Q4_K, got"),
         (("quantize", "tiny.gguf", "--to", "small.bin", "--type", "Q8_0"), "ends in .gguf"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,12 +13,15 @@ from numpy.typing import NDArray
 import refllm
 from refllm import oracle, oracle_int8
 from refllm.checkpoints.open import open_weights
+from refllm.export import quantize
 from refllm.jit.compile import use_threads
 from refllm.kernels.packed.panels import Panels
 from refllm.models.load import BertModel, load_path
 from refllm.quant import Tensor
+from tests.conftest import PROJECT
 from tests.support.model_files import tiny_bert_gguf
-from tests.support.networks import same_bits
+from tests.support.networks import random_floats, same_bits
+from tools.compare_int8_embeddings import cosines, golden_texts, vectors
 
 Floats = NDArray[np.float32]
 LENGTHS = (1, 2, 3, 5, 8, 17, 40)
@@ -43,10 +47,13 @@ def expected(model: BertModel, text: list[int], monkeypatch: pytest.MonkeyPatch)
     def matmul(x: Floats, w: Floats | Tensor) -> Floats:
         return oracle_int8.matmul(x, w) if isinstance(w, Tensor) else plain(x, w)
 
-    tensors = open_weights(model.path).tensors
+    def is_multiplied_as_integers(tensor: Tensor) -> bool:
+        is_looked_up = not tensor.name.startswith("blk.")
+        return len(tensor.shape) == 2 and tensor.format.block_size > 1 and not is_looked_up
+
     weights: Mapping[str, object] = {
-        name: tensor if name.startswith("blk.") and len(tensor.shape) == 2 else tensor.array()
-        for name, tensor in tensors.items()
+        name: tensor if is_multiplied_as_integers(tensor) else tensor.array()
+        for name, tensor in open_weights(model.path).tensors.items()
     }
     with monkeypatch.context() as patched:
         patched.setattr(oracle, "matmul", matmul)
@@ -65,6 +72,17 @@ def test_every_text_equals_the_oracle_of_int8(
 ) -> None:
     model = open_int8(tiny_bert_gguf(tmp_path / "tiny.gguf", type=type_name))
     for text in texts(model.network.n_vocab):
+        assert same_bits(model.embed_tokens([text])[0], expected(model, text, monkeypatch))
+
+
+def test_matrices_of_floats_between_quantized_ones_stay_exact(
+    bert: BertModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = random_floats(32, 32)
+    mixed = {"blk.0.attn_k.weight": keys}
+    model = open_int8(tiny_bert_gguf(tmp_path / "mixed.gguf", type="Q8_0", tensors=mixed))
+    assert len(model.network.layers[0].attn_qkv.weights) == 3
+    for text in texts(bert.network.n_vocab):
         assert same_bits(model.embed_tokens([text])[0], expected(model, text, monkeypatch))
 
 
@@ -114,3 +132,34 @@ def test_a_model_without_quantized_matrices_is_exact_and_says_how_to_quantize_it
     [message] = caplog.messages
     assert f"refllm models quantize {path} --type Q8_0" in message
     assert same_bits(model.embed(["the cat"]), exact.embed(["the cat"]))
+
+
+# all-MiniLM-L6-v2
+
+
+@pytest.fixture(scope="module")
+def minilm(minilm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> BertModel:
+    path = tmp_path_factory.mktemp("minilm") / "all-minilm-l6-v2-Q8_0.gguf"
+    quantize(minilm_dir, path, type_name="Q8_0")
+    return open_int8(path)
+
+
+def test_a_sentence_by_the_published_model_equals_the_oracle_of_int8(
+    minilm: BertModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [text] = minilm.tokenize(["The cat sat on the mat."]).token_ids
+    assert same_bits(minilm.embed_tokens([text])[0], expected(minilm, text, monkeypatch))
+
+
+def test_the_published_cosines_are_those_of_the_golden_texts(
+    minilm: BertModel, minilm_dir: Path
+) -> None:
+    page = (PROJECT / "docs" / "models.md").read_text("utf-8")
+    published = re.findall(
+        r"^\| cosine, 20 golden .* least \| (\S+) .*\n\| mean \| (\S+) ", page, re.M
+    )
+    right = vectors(minilm_dir, "exact", golden_texts())
+    found = cosines(vectors(minilm.path, "int8", golden_texts()), right)
+    np.testing.assert_allclose(
+        [found.min(), found.mean()], np.array(published[0], float), atol=2e-5
+    )
