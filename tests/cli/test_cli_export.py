@@ -74,7 +74,8 @@ def test_a_quantized_model_is_found_by_its_name(home: Path) -> None:
     assert printed.startswith(f"{home / 'ai-models' / 'bert' / 'embed-Q8_0.gguf'}: F32, ")
     assert "embed-Q8_0" in answer("models", "list")
     exact, int8 = (answer("embed", "embed-Q8_0", "a cat", *option) for option in OPTIONS)
-    np.testing.assert_allclose(*(np.fromstring(each, sep=" ") for each in (exact, int8)), atol=0.02)
+    a, b = (np.fromstring(line, sep=" ") for line in (exact, int8))
+    np.testing.assert_allclose(a, b, atol=0.02)
     assert exact != int8
 
 
