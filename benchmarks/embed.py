@@ -29,7 +29,7 @@ LARGEST_DIFFERENCE = 1e-4  # of one number of an embedding: more, and it is othe
 INT8_TYPE = "Q8_0"
 INT8 = f"int8 {INT8_TYPE}"
 INT8_CONTESTANT = f"{REFLLM} {INT8}"
-LARGEST_INT8_DIFFERENCE = 0.03  # ten times the mean difference of the vectors' 384 numbers
+LARGEST_INT8_DIFFERENCE = 0.03  # ten times the numbers' mean difference at a cosine of 0.9985
 
 
 @dataclass(frozen=True, slots=True)
