@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import Machine
+from refllm.interface import NUMERICS_REVISION
 
 __all__ = ["LESS_IS_BETTER", "REFLLM", "Entry", "Figure", "Fit", "append", "read"]
 
@@ -71,8 +72,9 @@ class Fit:
 class Entry:
     """One run of one benchmark. `date` is UTC; `skipped` says why something could not be measured.
 
-    `revision` is git's name of the sources at the start. A quick run, one of chosen models only,
-    or one during which the sources changed, is not complete, and not reported.
+    `revision` is git's name of the sources at the start, `numerics_revision` that of the rule by
+    which they compute. A quick run, one of chosen models only, or one during which the sources
+    changed, is not complete, and not reported.
     """
 
     benchmark: str
@@ -86,6 +88,7 @@ class Entry:
     figures: Sequence[Figure]
     fits: Sequence[Fit] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
+    numerics_revision: int = NUMERICS_REVISION
 
 
 def append(path: Path, entry: Entry) -> None:
@@ -122,7 +125,8 @@ def _from_json(record: dict[str, Any]) -> Entry:
     ]
     fits = [Fit(**said) for said in record["fits"]]
     machine = Machine(**record["machine"])
-    return Entry(**(record | {"figures": figures, "fits": fits, "machine": machine}))
+    older = {"numerics_revision": 1}  # entries of the time before there were two
+    return Entry(**(older | record | {"figures": figures, "fits": fits, "machine": machine}))
 
 
 def _rounded(value: Any) -> Any:

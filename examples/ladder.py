@@ -2,10 +2,11 @@
 
     y[n] = ((0 + x[0]·w[n, 0]) + x[1]·w[n, 1]) + x[2]·w[n, 2] + …
 
-in float32, where each product and each sum is rounded. This is refllm's rule for a matrix product:
-the order of the additions is part of the result. Each rung adds the same sums in the same order and
-is faster for a reason that its docstring gives. `another_order` is not a rung: it adds in an order
-that SIMD code often chooses, and its bits differ. docs/learn/ladder.md explains one rung at a time.
+in float32, where each step, a product and its sum, is rounded once: a fused multiply-add, `fma`.
+This is refllm's rule for a matrix product: the order of the additions is part of the result. Each
+rung adds the same sums in the same order and is faster for a reason that its docstring gives.
+`another_order` is not a rung: it adds in an order that SIMD code often chooses, and its bits
+differ. docs/learn/ladder.md explains one rung at a time.
 
 N outputs, the rows of w; D columns; W = 16 lanes; P = ⌈N/W⌉ panels.
 """
@@ -17,11 +18,13 @@ from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
-from numba import prange
+from numba import float32, prange
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from refllm.kernels.linear import linear
 from refllm.kernels.packed.panels import pack
+from refllm.oracle import fma
 from refllm.quant import FORMATS, Tensor
 
 __all__ = [
@@ -43,8 +46,8 @@ F = TypeVar("F")
 W = 16  # rows of a panel
 BLOCK = 32  # values of a Q8_0 block
 
-# No `fastmath`: the compiler must keep the order of the additions, and may not fuse a product
-# with a sum. error_model="numpy" makes x/0 an IEEE value instead of an exception.
+# No `fastmath`: the compiler must keep the order of the additions, and fuses a product with a sum
+# only where the code says so. error_model="numpy" makes x/0 an IEEE value instead of an exception.
 jit: Callable[[F], F] = cast("Any", numba.njit(error_model="numpy"))
 parallel_jit: Callable[[F], F] = cast("Any", numba.njit(error_model="numpy", parallel=True))
 
@@ -55,12 +58,12 @@ parallel_jit: Callable[[F], F] = cast("Any", numba.njit(error_model="numpy", par
 def loop(x: Floats, w: Floats) -> Floats:
     """Return y [N] from x [D] and w [N, D]: the rule itself.
 
-    One product and one sum at a time, each rounded to float32.
+    One step at a time: y[n] + x[d] · w[n, d], rounded once to float32.
     """
     y = np.zeros(len(w), np.float32)
     for n in range(len(w)):
         for d in range(len(x)):
-            y[n] += x[d] * w[n, d]
+            y[n] = fma(x[d], w[n, d], y[n])
     return y
 
 
@@ -76,25 +79,38 @@ def columns(x: Floats, w: Floats) -> Floats:
     """
     y = np.zeros(len(w), np.float32)
     for d in range(len(x)):
-        y = y + x[d] * w[:, d]
+        y = fma(x[d], w[:, d], y)
     return y
 
 
 # --- 3: machine code -----------------------------------------------------------------------------
 
 
+def _fused(_typing: Any, _a: Any, _b: Any, _c: Any) -> Any:
+    """The types and the code of `fused`: LLVM's operation `llvm.fma.f32`."""
+
+    def build(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return float32(float32, float32, float32), build
+
+
+fused: Any = intrinsic(_fused)
+"""`fma` of three numbers, for compiled code: numba has none of its own."""
+
+
 @jit
 def compiled(x: Floats, w: Floats) -> Floats:
     """Return y [N] from x [D] and w [N, D]: rung 1, compiled.
 
-    On x86 a step is one `mulss` and one `addss`: SIMD registers of which one
+    On x86 with FMA a step is one `vfmadd…ss`: a SIMD register of which one
     lane is used. The compiler may not split a sum over the lanes, because
     that would be another order.
     """
     y = np.zeros(w.shape[0], np.float32)
     for n in range(w.shape[0]):
         for d in range(x.size):
-            y[n] += x[d] * w[n, d]
+            y[n] = fused(x[d], w[n, d], y[n])
     return y
 
 
@@ -117,13 +133,13 @@ def side_by_side(rows: Array) -> Array:
 def add_panel(x: Floats, panel: Floats, y: Floats) -> None:
     """Add to y [W] the products of x [D] with a panel [D, W].
 
-    The inner loop is one `mulps` and one `addps` for several lanes. It ends
-    at y.size and not at W, because LLVM unrolls a loop of 16 steps before it
-    looks for SIMD, and then finds none.
+    The inner loop is one `vfmadd…ps` for several lanes. It ends at y.size
+    and not at W, because LLVM unrolls a loop of 16 steps before it looks for
+    SIMD, and then finds none.
     """
     for d in range(x.size):
         for lane in range(y.size):
-            y[lane] += x[d] * panel[d, lane]
+            y[lane] = fused(x[d], panel[d, lane], y[lane])
 
 
 def panels(x: Floats, w: Floats) -> Floats:
@@ -152,7 +168,7 @@ def add_q8_0_panel(x: Floats, scales: Floats, quants: Array, y: Floats) -> None:
     for d in range(x.size):
         for lane in range(y.size):
             weight = scales[d // BLOCK, lane] * np.float32(quants[d, lane])
-            y[lane] += x[d] * weight
+            y[lane] = fused(x[d], weight, y[lane])
 
 
 def q8_0_panels(stored: Bytes) -> tuple[Floats, Array]:

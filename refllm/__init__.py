@@ -27,12 +27,14 @@ from refllm.api import (
     infer,
     infer_with_options,
 )
+from refllm.interface import NUMERICS_REVISION
 
 if TYPE_CHECKING:
     from refllm.engine import LocalEngine
     from refllm.models.load import BertModel, LlamaModel, load
 
 __all__ = [
+    "NUMERICS_REVISION",
     "BertModel",
     "EmbeddingsResult",
     "EmbeddingsUsage",

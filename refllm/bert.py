@@ -114,9 +114,9 @@ class Norm:
     bias: Floats  # [D]
     eps: float
 
-    def __call__(self, x: Floats) -> Floats:
-        """x [T, D] → [T, D]."""
-        return layer_norm(x, self.weight, self.bias, self.eps)
+    def __call__(self, x: Floats, residual: Floats | None = None) -> Floats:
+        """x [T, D], with the residual added to it first, → [T, D]."""
+        return layer_norm(x, self.weight, self.bias, self.eps, residual=residual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +224,11 @@ class Bert:
         for i, layer in enumerate(self.layers):
             show = at_layer(tap, i)
             attended = self._attention(layer, x, starts, bias, show)  # [T, D]
-            h = layer.attn_output_norm(x + attended)
+            h = layer.attn_output_norm(attended, residual=x)
             up = layer.ffn_up(h)  # [T, F]
             active = activation(up)  # [T, F]
             down = layer.ffn_down(active)  # [T, D]
-            x = layer.layer_output_norm(h + down)
+            x = layer.layer_output_norm(down, residual=h)
             show("ffn_inp", h)
             show("ffn_up", up)
             show("ffn_gelu", active)

@@ -15,6 +15,7 @@ from typing import Protocol
 from refllm.errors import InvalidInput
 
 __all__ = [
+    "NUMERICS_REVISION",
     "U32_MAX",
     "EmbeddingsResult",
     "EmbeddingsUsage",
@@ -24,6 +25,15 @@ __all__ = [
     "InferencingUsage",
     "as_f32",
 ]
+
+NUMERICS_REVISION = 2
+"""The revision of the rule of numerics by which refllm computes; each names other bits.
+
+1. The product and the sum of each step of a matrix product were rounded separately.
+2. Each step of a matrix product is one fused multiply-add, which is rounded once.
+
+`golden/bits` has the SHA-256 of results of both.
+"""
 
 U32_MAX = 2**32 - 1
 

@@ -3,11 +3,10 @@
 T tokens, S context so far, D model width, N outputs of a matrix, H heads, Hkv key/value heads, E
 head width, F feed-forward width, R rotated part of a head, V vocabulary.
 
-This module has every formula of the two networks, slow and without a cache. Sums over the
-contracted axis are a Python loop or `np.add.accumulate`, which adds from left to right by
-definition. With float32 arrays the functions follow SPEC.md's rule exactly. With float64 arrays the
-same lines compute in float64 with NumPy's own elementary functions, which measures the error of
-float32.
+This module has every formula of the two networks, slow and without a cache. Sums are a Python loop
+or `np.add.accumulate`, which adds from left to right by definition. With float32 arrays the
+functions follow SPEC.md's rule exactly. With float64 arrays the same lines compute in float64 with
+NumPy's own elementary functions, which measures the error of float32.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ __all__ = [
     "attention",
     "bert",
     "exp",
+    "fma",
     "gelu",
     "layer_norm",
     "llama",
@@ -48,22 +48,62 @@ Arrays = Mapping[str, Array]
 # Sums
 
 
+def fma(a: Array, b: Array, c: Array) -> Array:
+    """Return a·b + c of float32 arrays, rounded once; of float64 arrays, product and sum rounded.
+
+    The product of two float32 is exact in float64, but its sum with c is rounded to float64, and
+    then to float32. Rounding twice is wrong only where the float64 is in the middle between two
+    float32, and there the sum is rounded to odd first: where it is inexact, the last bit is set. A
+    number of 53 bits that is rounded to odd rounds to 24 bits as the exact one would. Source: Boldo
+    and Melquiond 2008, doi:10.1109/TC.2007.70819.
+    """
+    if np.result_type(a, b, c) == np.float64:
+        result: Array = a * b + c
+        return result
+    with np.errstate(all="ignore"):  # an infinite total has no error
+        product = np.multiply(a, b, dtype=np.float64)
+        total = product + c
+        bits = total.view(np.int64)
+        in_the_middle = bits & 0x1FFFFFFF == 0x10000000  # the 29 bits that a float32 drops
+        is_subnormal = np.abs(total) < 2.0**-126  # there it drops more
+        if (in_the_middle | is_subnormal).any():
+            added = total - product
+            error = (product - (total - added)) + (c - added)  # total + error: exact (TwoSum)
+            is_beyond = (error > 0) != (total > 0)  # the exact sum is nearer to zero than total
+            is_inexact = (error > 0) | (error < 0)
+            total = np.where(is_inexact, (bits - is_beyond) | 1, bits).view(np.float64)
+        return total.astype(np.float32)
+
+
 def matmul(x: Array, w: Array) -> Array:
-    """Return x [T, D] times the rows of w [N, D], one product and one sum at a time: [T, N]."""
+    """Return x [T, D] times the rows of w [N, D], each product added by one `fma`: [T, N]."""
     y = np.zeros((len(x), len(w)), x.dtype)  # [T, N]
     for d in range(x.shape[1]):
-        y = y + x[:, d, None] * w[None, :, d]
+        y = fma(x[:, d, None], w[None, :, d], y)
     return y
 
 
 def row_sums(x: Array) -> Array:
-    """Return the float64 sums of the last axis from left to right, [..., 1]."""
-    return np.add.accumulate(x.astype(np.float64), axis=-1)[..., -1:]  # [..., 1]
+    """Return the float64 sums of the last axis, [..., 1].
+
+    A sum is sixteen from left to right, of every sixteenth number each, starting from +0; then the
+    upper half of them is added to the lower one until one is left.
+    """
+    n_groups = -(-x.shape[-1] // 16)
+    padded = np.zeros((*x.shape[:-1], 16 * n_groups))
+    padded[..., : x.shape[-1]] = x
+    groups = padded.reshape(*x.shape[:-1], n_groups, 16)
+    sums = np.add.accumulate(groups, axis=-2)[..., -1, :]  # [..., 16]
+    for half in (8, 4, 2, 1):
+        sums = sums[..., :half] + sums[..., half:]
+    return sums + 0.0  # [..., 1]; a sum of −0 alone is +0
 
 
 def mean_rows(x: Array) -> Array:
-    """Return the mean of the rows of x [T, D], [D]."""
-    return (row_sums(x.T) / len(x)).astype(x.dtype)[:, 0]
+    """Return the mean of the rows of x [T, D], [D]; each column's float64 sum is left to right."""
+    total = np.add.accumulate(x, axis=0, dtype=np.float64)[-1] + 0.0
+    mean: Array = (total / len(x)).astype(x.dtype)
+    return mean
 
 
 # Elementary functions: float64 inside, rounded once
@@ -71,14 +111,13 @@ def mean_rows(x: Array) -> Array:
 
 def exp(x: Array) -> Array:
     """Return e**x."""
-    return (_exp(x.astype(np.float64)) if x.dtype == np.float32 else np.exp(x)).astype(x.dtype)
+    return _exp(x.astype(np.float64), of=x).astype(x.dtype)
 
 
 def silu(x: Array) -> Array:
     """Return x / (1 + e**−x)."""
     wide = x.astype(np.float64)
-    e = _exp(-wide) if x.dtype == np.float32 else np.exp(-wide)
-    return (wide / (1.0 + e)).astype(x.dtype)
+    return _logistic(wide, wide, of=x).astype(x.dtype)
 
 
 def gelu(x: Array) -> Array:
@@ -96,65 +135,83 @@ def activation(name: str, x: Array) -> Array:
         return result if name == "gelu" else np.clip(result, -10, 10)
     if name == "relu":
         return np.where(x <= 0, x.dtype.type(0), x)
-    exponent = {
-        "gelu_tanh": -(1.5957691216057308 * (wide + 0.044715 * (wide * wide * wide))),
-        "quick_gelu": -(1.702 * wide),
-        "silu": -wide,
+    argument = {
+        "gelu_tanh": 1.5957691216057308 * (wide + 0.044715 * (wide * wide * wide)),
+        "quick_gelu": 1.702 * wide,
+        "silu": wide,
     }[name]
-    e = _exp(exponent) if x.dtype == np.float32 else np.exp(exponent)
-    return (wide / (1.0 + e)).astype(x.dtype)
+    return _logistic(wide, argument, of=x).astype(x.dtype)
 
 
-# ln 2 in two parts. The high one has 38 bits, so its product with an integer n of up to 15 bits is
-# exact in float64; LN2_LOW has the next 53 bits. With n·ln2 as one rounded product, r would be
-# wrong by up to 2^-44.
+# e**x = 2**(x·LOG2_E), and e**(−a²/2) = 2**(a²·MINUS_HALF_LOG2_E).
 LOG2_E = 1.4426950408889634
-LN2_HIGH = 0.6931471805582987
-LN2_LOW = 1.6465949582897082e-12
+MINUS_HALF_LOG2_E = -0.7213475204444817
+LARGEST_POWER = 1020.0
 
 
-def _exp(x: Array) -> Array:
-    """Return the rule's e**x in float64: x = n·ln2 + r, so 2**n times e**r's Taylor series."""
-    x = np.clip(x, -708.0, 708.0)
-    n = np.rint(x * LOG2_E)
-    r = (x - n * LN2_HIGH) - n * LN2_LOW
-    series = np.full_like(x, 1 / math.factorial(10))
-    for k in range(9, -1, -1):
-        series = series * r + 1 / math.factorial(k)
-    return series * np.ldexp(1.0, n.astype(np.int64))
+def _exp(x: Array, *, of: Array) -> Array:
+    """Return e**x in float64, the rule's for float32 numbers `of`."""
+    return _exp2(x * LOG2_E) if of.dtype == np.float32 else np.exp(x)
 
 
-# Of the polynomial in `_upper_tail`, highest power first; printed by `tools/fit_gelu.py`.
-TAIL_COEFFICIENTS = (
-    6.678069290679525e-06,
-    1.571064635189188e-05,
-    -5.213519787978206e-05,
-    -5.9673544027723074e-05,
-    0.000545678871653129,
-    -0.000797675237674831,
-    -0.0029935042639485667,
-    0.020795034186024366,
-    -0.0691186275617298,
-    0.1650203681378432,
-    -0.31353315715020325,
-    0.4953056159426588,
-    -0.6653825028835866,
-    0.7691930497499815,
-)
+def _logistic(x: Array, z: Array, *, of: Array) -> Array:
+    """Return x / (1 + e**−z) in float64, the rule's for float32 numbers `of`."""
+    if of.dtype == np.float64:
+        return x / (1.0 + np.exp(-z))
+    above, below, n = _power_ratio(np.clip(z * -LOG2_E, -LARGEST_POWER, LARGEST_POWER))
+    result: Array = (x * below) / (below + _times_power(above, n))
+    return result
+
+
+def _exp2(y: Array) -> Array:
+    """Return the rule's 2**y in float64: y = n + f, so 2**n times a polynomial of f.
+
+    `tools/fit_exp.py` prints the coefficients, here and in `_power_ratio`.
+    """
+    y = np.maximum(y, -LARGEST_POWER)
+    n = np.rint(y)
+    f = y - n
+    f2 = f * f
+    f4 = f2 * f2
+    low = (0.6931471805412327 * f + 1.0) + f2 * (0.05550410959228811 * f + 0.2402265069474259)
+    middle = 0.0013333434157560176 * f + 0.009618129558838935
+    high = 1.5314209223349525e-05 * f + 0.0001540309828656179
+    high = high + f2 * 1.3344183484134179e-06
+    return _times_power(low + f4 * (middle + f2 * high), n)
+
+
+def _power_ratio(y: Array) -> tuple[Array, Array, Array]:
+    """Return (a, b, n) with 2**y = a/b · 2**n: y = n + f and 2**f = (c + f)/(c − f)."""
+    n = np.rint(y)
+    f = y - n
+    square = f * f
+    c = 1.0518900052726976e-05 * square + -0.000925058601582435
+    c = c * square + 0.11552452959976861
+    c = c * square + 2.8853900817817824
+    return c + f, c - f, n
+
+
+def _times_power(x: Array, n: Array) -> Array:
+    """Return x·2**n, which is exact here; NaN stays NaN."""
+    return np.ldexp(x, np.nan_to_num(n).astype(np.int64))
 
 
 def _upper_tail(a: Array) -> Array:
     """Return the rule's erfc(a/√2)/2 in float64, a ≥ 0.
 
-    It is e**(−a²/2) · P(u)/(a + 5), with u = (a − 5)/(a + 5) and a polynomial P.
+    It is e**(−a²/2) · P(a)/D(a). `tools/fit_gelu.py` prints the coefficients of both polynomials.
     """
-    a = np.minimum(a, 40.0)
-    inverse = 1.0 / (a + 5.0)
-    u = (a - 5.0) * inverse
-    p = np.zeros_like(a)
-    for coefficient in TAIL_COEFFICIENTS:
-        p = p * u + coefficient
-    return _exp(-0.5 * (a * a)) * (p * inverse)
+    a = np.minimum(a, 20.0)
+    square = a * a
+    above, below, n = _power_ratio(square * MINUS_HALF_LOG2_E)
+    p = (6.7136677878884825 * a + 38.38084904498811) + 0.39894236027429336 * square
+    p = p * (square + 31.361438475160114) + -775.1323481572097
+    p = p * (square + 6.4392526309277) + -1563.6058460293232
+    d = a + 16.828684937345106
+    d = d * (square + 118.18183232417287) + -1619.0091183179852
+    d = d * (square + 14.040634582686492) + -2877.4948211370356
+    d = d * (square + 2.7842095106018054) + -4054.2702054982556
+    return _times_power((above * p) / (below * d), n)
 
 
 def _erfc_tail(a: Array) -> Array:
@@ -210,11 +267,13 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     return result
 
 
-def softmax(scores: Array) -> Array:
-    """Return e**(x − max) / Σ e**(x − max) over the last axis."""
-    e = exp(scores - scores.max(axis=-1, keepdims=True))
-    result: Array = e / row_sums(e).astype(scores.dtype)
-    return result
+def softmax(scores: Array, scale: float = 1.0) -> Array:
+    """Return e**((s − max)·scale) / Σ e**((s − max)·scale) over the last axis, rounded once."""
+    wide = scores.astype(np.float64)
+    difference = wide - wide.max(axis=-1, keepdims=True)
+    exact = scores.dtype == np.float64
+    e = np.exp(difference * scale) if exact else _exp2(difference * (LOG2_E * scale))
+    return (e * (1.0 / row_sums(e))).astype(scores.dtype)
 
 
 def normalize(x: Array) -> Array:
@@ -246,16 +305,20 @@ def rope(x: Array, positions: Array, frequencies: Array, magnitude: float = 1.0)
 def attention(
     q: Array, k: Array, v: Array, n_visible: Sequence[int], bias: Array | None = None
 ) -> Array:
-    """Return softmax(q·k/√E + bias)·v, [T, H, E]: q [T, H, E], k, v [S, Hkv, E], bias [H, T, S]."""
+    """Return softmax(q·k/√E + bias)·v, [T, H, E]: q [T, H, E], k, v [S, Hkv, E], bias [H, T, S].
+
+    The bias is multiplied by √E before it is added, because the softmax divides the sum by √E.
+    """
     out = np.empty_like(q)
-    scale = q.dtype.type(1 / math.sqrt(q.shape[2]))
+    root = math.sqrt(q.shape[2])
     group = q.shape[1] // k.shape[1]
     for t, n in enumerate(n_visible):
         for h in range(q.shape[1]):
             keys, values = k[:n, h // group], v[:n, h // group]  # [S, E]
-            scores = matmul(q[t, h, None], keys) * scale  # [1, S]
-            weights = softmax(scores if bias is None else scores + bias[h, t, :n])  # [1, S]
-            out[t, h] = matmul(weights, values.T)[0]
+            scores = matmul(q[t, h, None], keys)  # [1, S]
+            if bias is not None:
+                scores = scores + bias[h, t, :n] * q.dtype.type(root)
+            out[t, h] = matmul(softmax(scores, 1 / root), values.T)[0]  # [E]
     return out
 
 

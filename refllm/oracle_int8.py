@@ -4,7 +4,8 @@ T rows of x, N outputs (rows of w), D columns of both, B blocks of D/B numbers i
 
 ggml, llama.cpp's library, multiplies quantized weights on a CPU in this way: it quantizes the
 activations, too, multiplies integers, and scales the sums. This rule fixes one order of additions;
-ggml's order depends on the CPU. All floats are float32, and every operation is rounded.
+ggml's order depends on the CPU. All floats are float32, and every operation is rounded, an `fma`
+as one operation.
 
 **1. Activations** become integers a and a scale d_x, block by block. Round means to the nearest
 integer.
@@ -36,19 +37,20 @@ W = Σ w·a and V = Σ v·a.
 
 **4. The sum** starts at +0.0, and the blocks are added from left to right:
 
-    Q4_0                sum + (float(W) · d_w) · d_x
-    Q4_1, Q5_1          sum + (float(W) · (d_w · d_x) + m_w · s_x)
-    Q2_K, Q4_K, Q5_K    sum + (float(W) · (d_w · d_x) − float(V) · (m_w · d_x))
-    all others          sum + float(W) · (d_w · d_x)
+    all formats         sum = fma(d_w · d_x, float(W), sum)
+    Q4_1, Q5_1          and then sum = fma(m_w, s_x, sum)
+    Q2_K, Q4_K, Q5_K    and then sum = fma(−(m_w · d_x), float(V), sum)
+
+where fma(a, b, c) is a·b + c, rounded once.
 
 Sources: ggml, `ggml-quants.c` (`quantize_row_q8_0_ref`, `quantize_row_q8_1_ref`,
 `quantize_row_q8_K_ref`) and `ggml-cpu/quants.c` (`ggml_vec_dot_*_generic`), from which the
-operations of a block and their order are taken. ggml's portable code differs from this in some
-formats: its functions for Q3_K to Q6_K scale eight partial sums of W and add those at the end, and
-that for IQ4_XS scales each sub-block of 32. ggml's code for a specific CPU differs from its
-portable code: it adds in other orders, fuses multiplications with additions, and on x86 computes
-127 / amax instead of 1 / d and rounds ties to even. So llama.cpp is close, but not equal, to this
-rule and to itself on other CPUs.
+operations of a block and their order are taken; that a scaled sum is added by one fma is taken from
+ggml's code for AVX2 (`ggml-cpu/arch/x86/quants.c`). ggml's portable code differs from this: it
+rounds products before it adds them, its functions for Q3_K to Q6_K scale eight partial sums of W
+and add those at the end, and that for IQ4_XS scales each sub-block of 32. ggml's code for a
+specific CPU adds in other orders, and on x86 computes 127 / amax instead of 1 / d and rounds ties
+to even. So llama.cpp is close, but not equal, to this rule and to itself on other CPUs.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refllm.jit.buffers import Floats, Ints
+from refllm.oracle import fma
 from refllm.quant import Tensor
 
 __all__ = ["Activations", "Weights", "integer_weights", "matmul", "quantize_q8_0", "quantize_q8_k"]
@@ -173,13 +176,9 @@ def matmul(x: Floats, weight: Tensor) -> Floats:
             v_a = (x_.a[:, b] @ w_.v[:, b].T).astype(np.float32)
             d_x, s_x = x_.d[:, b, None], x_.s[:, b, None]  # [T, 1]
             d_w, m_w = w_.d[:, b], w_.m[:, b]  # [N]
-            if name == "Q4_0":
-                term = (w_a * d_w) * d_x
-            elif name in ("Q4_1", "Q5_1"):
-                term = w_a * (d_w * d_x) + m_w * s_x
+            total = fma(d_w * d_x, w_a, total)
+            if name in ("Q4_1", "Q5_1"):
+                total = fma(m_w, s_x, total)
             elif name in ("Q2_K", "Q4_K", "Q5_K"):
-                term = w_a * (d_w * d_x) - v_a * (m_w * d_x)
-            else:
-                term = w_a * (d_w * d_x)
-            total = total + term
+                total = fma(-(m_w * d_x), v_a, total)
     return total

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from refllm.conform.case import GROUPS
+from refllm.interface import NUMERICS_REVISION
 from refllm.models.bundled import ROOT as EMBEDDED
 
 __all__ = ["GOLDEN", "SUITE_VERSION", "manifest", "unlike"]
@@ -47,8 +48,10 @@ MODELS = {
     "tiny-embed": "bert/tiny-embed.gguf",
 }
 NUMERICS = {
-    "exact": "float32, every product and sum rounded, left to right (SPEC.md)",
-    "int8": "activations quantized as ggml does, integer products, block sums in float32",
+    "exact": "float32, each product and its sum rounded once together (fused multiply-add), left "
+    "to right (SPEC.md)",
+    "int8": "activations quantized as ggml does, integer products, block sums by fused "
+    "multiply-adds in float32",
 }
 
 
@@ -85,6 +88,7 @@ def manifest(golden: Path) -> dict[str, Any]:
     return {
         "$schema": "manifest.schema.json",
         "suite": SUITE_VERSION,
+        "numerics_revision": NUMERICS_REVISION,
         "files": [_file(golden, path) for path in _published(golden)],
         "models": [
             {"name": name, "file": path, "sha256": _sha256(EMBEDDED / path)}

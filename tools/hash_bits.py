@@ -37,12 +37,13 @@ from refllm import oracle
 from refllm.bert import Bert
 from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import open_weights
+from refllm.interface import NUMERICS_REVISION
 from refllm.llama import Llama, Segment
 from refllm.models import bundled
 from refllm.parameters import Parameters
 from tests.support.tiny_formats import STORED_AS, bert_of_bits, llama_of_bits
 
-__all__ = ["main"]
+__all__ = ["Subject", "greedy_by_kernels", "main", "subjects"]
 
 Array: TypeAlias = NDArray[Any]
 Sequences: TypeAlias = Sequence[Sequence[int]]
@@ -87,7 +88,8 @@ def main() -> None:
         found = subjects(Path(folder), arguments.stories, arguments.minilm)
         if arguments.action == "write":
             text = layout([agreed_result(subject) for subject in found])
-            file = f'{{"$schema": "schema.json", "results": {text}}}\n'
+            revision = f'"numerics_revision": {NUMERICS_REVISION}'
+            file = f'{{"$schema": "schema.json", {revision}, "results": {text}}}\n'
             OUTPUT.write_text(file, encoding="ascii")
         else:
             wanted = chosen(found, arguments.only)

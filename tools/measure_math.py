@@ -18,16 +18,15 @@ from refllm.kernels.math import exp_f32, gelu_f32, sigmoid_f32, silu_f32, sin_co
 
 INFINITY_BITS = 0x7F800000
 SIGN = 0x80000000
+EXPONENT_BITS = 0x7FF0000000000000
 
 
 @njit(error_model="numpy")
 def ulps(got: np.float32, exact: float) -> float:
     """|got − exact| in units of the last place of a float32 of exact's size."""
-    size = max(abs(exact), 2.0**-126)
-    exponent = math.floor(math.log2(size))
-    if 2.0**exponent > size:
-        exponent -= 1
-    return abs(np.float64(got) - exact) / 2.0 ** (exponent - 23)
+    size = np.float64(max(abs(exact), 2.0**-126))
+    power_of_two = np.int64(size.view(np.int64) & EXPONENT_BITS).view(np.float64)
+    return abs(np.float64(got) - exact) / (power_of_two * 2.0**-23)
 
 
 @njit(error_model="numpy")

@@ -1,7 +1,9 @@
 """The oracle's llama with other orders of summation: how far apart honest backends may lie.
 
 Each `Variant` is the oracle with a few of its functions replaced by ones that mean the same and
-round differently. Nothing here depends on the machine: every operation is an IEEE operation of
+round differently. Where the order of a product is another, its terms are rounded before they are
+added, as on a machine without a fused multiply-add; "rounded twice" differs from the rule in that
+alone. Nothing here depends on the machine: every operation is an IEEE operation of
 NumPy on whole arrays, and the elementary functions are the oracle's own or polynomials. (The
 float64 network has NumPy's, whose last bits are far below what is measured.)
 
@@ -101,21 +103,12 @@ def lanes(n: int, term: Term) -> Array:
 
 
 def product_by(add: Sum) -> Callable[[Array, Array], Array]:
-    """x [T, D] times the rows of w [N, D], the terms added in that order."""
+    """x [T, D] times the rows of w [N, D], each term rounded, and added in that order."""
     return lambda x, w: add(x.shape[1], lambda d: x[:, d, None] * w[None, :, d])
 
 
-def fused_product(x: Array, w: Array) -> Array:
-    """From left to right, product and sum rounded once: the product is exact in float64."""
-    wide_x, wide_w = x.astype(np.float64), w.astype(np.float64)
-    total = np.zeros((len(x), len(w)), np.float32)  # [T, N]
-    for d in range(x.shape[1]):
-        total = (total + wide_x[:, d, None] * wide_w[None, :, d]).astype(np.float32)
-    return total
-
-
 def int8_product_by(add: Sum) -> Callable[[Array, Tensor], Array]:
-    """x, quantized, times the rows of a quantized matrix; the scaled blocks added in that order."""
+    """x, quantized, times a quantized matrix; scaled blocks are rounded and added in that order."""
 
     def product(x: Array, weight: Tensor) -> Array:
         size, n_bytes = weight.format.block_size, weight.format.block_bytes
@@ -233,7 +226,9 @@ VARIANTS: Mapping[str, tuple[Variant, ...]] = {
     "backwards": (Variant(product=product_by(backwards), int8_product=int8_product_by(backwards)),),
     "halves": (Variant(product=product_by(halves), int8_product=int8_product_by(halves)),),
     "lanes": (Variant(product=product_by(lanes), int8_product=int8_product_by(lanes)),),
-    "fused": (Variant(product=fused_product),),
+    "rounded twice": (
+        Variant(product=product_by(left_to_right), int8_product=int8_product_by(left_to_right)),
+    ),
     "float32 functions": (Variant(functions=FLOAT32_FUNCTIONS),),
     "x86": (Variant(numerics=INT8, int8_functions={"quantize_q8_0": quantize_as_on_x86}),),
     "nudged": tuple(

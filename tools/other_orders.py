@@ -5,7 +5,8 @@ time. These are fewer and much faster, so that every token of every text can be 
 
     float64              what float32 only comes near
     float32 angles       float64, but for the angles of RoPE, which most engines have in float32
-    halves               float32, each sum in lanes and those in ever fewer, as SIMD code does
+    halves               float32, each product rounded, each sum in lanes and those in ever fewer,
+                         as SIMD code does
     blas                 float32, products in whatever order the machine's BLAS likes
     float32 throughout   blas, float32 angles, and no sum and no exp in float64 either
 
@@ -28,13 +29,13 @@ Array: TypeAlias = NDArray[Any]
 
 
 def by_blas(x: Array, w: Array) -> Array:
-    """x [T, D] times the rows of w [N, D], in whatever order the machine's BLAS likes."""
+    """x [T, D] times the rows of w [N, D], in the order of the machine's BLAS, fused or not."""
     product: Array = x @ w.T
     return product
 
 
 def in_halves(x: Array, w: Array) -> Array:
-    """The same, each sum's second half added to its first, term by term, until one is left."""
+    """The same; of rounded products, the second half is added to the first, until one is left."""
     return np.stack([_sums_in_halves(row * w) for row in x])
 
 

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from refllm import __version__
+from refllm import NUMERICS_REVISION, __version__
 from refllm.cli import conform, doctor, embed, export, infer, models, run, serve, tokenize
 from refllm.cli.commands import CommandGroup, ModelsGroup, add_command
 from refllm.cli.common import speak_utf8
@@ -60,7 +60,7 @@ for is_listed, group in ((True, models_app), (False, app)):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"refllm {__version__}")
+        typer.echo(f"refllm {__version__}, numerics revision {NUMERICS_REVISION}")
         raise typer.Exit
 
 
@@ -75,7 +75,7 @@ def refllm(
             "-V",
             callback=_print_version,
             is_eager=True,
-            help="Print the version and exit.",
+            help="Print the version and the numerics revision, and exit.",
         ),
     ] = False,
 ) -> None:
@@ -95,7 +95,7 @@ def _help_without_command(ctx: typer.Context) -> None:
 
 @app.command("version", hidden=True)
 def _version_command() -> None:
-    """Print the version."""
+    """Print the version and the numerics revision."""
     _print_version(True)
 
 

@@ -19,9 +19,11 @@ from refllm.cli.common import one_line, write_text
 from refllm.errors import InvalidInput, LlmRuntimeError
 
 if TYPE_CHECKING:
+    from refllm.conform.bits import PublishedBits
     from refllm.conform.case import Case
     from refllm.conform.profiles import Profile
     from refllm.conform.report import Report
+    from refllm.conform.suite import Suite
     from refllm.conform.targets import Options
 
 __all__ = ["conform"]
@@ -83,6 +85,15 @@ def conform(
             "--draws-as-refllm", help="The server has refllm's random numbers, with seed 0."
         ),
     ] = False,
+    claims_revision: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="The numerics revision whose bits the target must compute.",
+            show_default="the target's own claim, or none",
+        ),
+    ] = None,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="Time limit of a case; a Python object has none.")
     ] = SECONDS,
@@ -121,7 +132,7 @@ def conform(
     from refllm.conform.profiles import load_profile, require_known_cases
     from refllm.conform.report.files import require_writable, write_reports
     from refllm.conform.report.text import text_of
-    from refllm.conform.suite import chosen, load_suite
+    from refllm.conform.suite import chosen, is_bits_chosen, load_suite
     from refllm.conform.targets import Options
 
     files = {
@@ -147,12 +158,16 @@ def conform(
             require_packages()
         suite = load_suite()
         cases = chosen(suite, groups=group or (), only=only or (), quick=quick)
+        asks_bits = is_bits_chosen(suite, groups=group or (), only=only or ())
+        if claims_revision is not None:
+            _check_claim(claims_revision, target, suite.bits)
         names = _pairs(model_map or ())
         known = None if profile is None else load_profile(profile)
         if known is not None:
             require_known_cases(known, [case.id for case in suite.cases])
             _warn_of_unmatched(known, cases)
-        absent = _absent_models(cases, target, have, names)
+        asked = (*cases, suite.bits.case) if asks_bits else cases
+        absent = _absent_models(asked, target, have, names)
     options = Options(
         protocol=(protocol or Protocol.spin).value,
         token=token,
@@ -165,6 +180,7 @@ def conform(
         "--profile": [profile] if profile is not None else [],
         "--model-map": model_map or [],
         "--have": have or [],
+        "--claims-revision": [str(claims_revision)] if claims_revision is not None else [],
         "--seconds": [f"{seconds:g}"] if seconds != SECONDS else [],
     }
     words = [
@@ -175,7 +191,17 @@ def conform(
     command = shlex.join(words)
     if token is not None:
         command += ' --token "$TOKEN"'  # reports are published, tokens are not
-    report = _run(target, options, cases, absent, known, suite.version, command)
+    report = _run(
+        target,
+        options,
+        cases,
+        absent,
+        known,
+        suite,
+        command,
+        asks_bits=asks_bits,
+        claims_revision=claims_revision,
+    )
     try:
         write_text(text_of(report))
     finally:  # also where standard output is closed
@@ -189,10 +215,14 @@ def _run(
     cases: Sequence[Case],
     absent: Collection[str],
     profile: Profile | None,
-    suite_version: str,
+    suite: Suite,
     command: str,
+    *,
+    asks_bits: bool,
+    claims_revision: int | None,
 ) -> Report:
     """Start the target, run the cases, stop it. Exits with 2 where it does not start."""
+    from refllm.conform.bits import ask_bits
     from refllm.conform.reply import TargetError
     from refllm.conform.report import Report, environment_here
     from refllm.conform.report.text import progress
@@ -208,6 +238,15 @@ def _run(
                 verdicts = run_cases(
                     tested, implementation, cases, profile=profile, absent_models=absent, each=each
                 )
+            bits = None
+            if asks_bits:
+                bits = ask_bits(
+                    tested,
+                    implementation,
+                    suite.bits,
+                    claim=claims_revision,
+                    absent_models=absent,
+                )
         finally:
             tested.stop()
     except TargetError as error:
@@ -216,13 +255,15 @@ def _run(
     return Report(
         implementation=implementation,
         target=target,
-        verdicts=verdicts,
-        suite_version=suite_version,
+        verdicts=verdicts if bits is None or bits.verdict is None else (*verdicts, bits.verdict),
+        suite_version=suite.version,
+        numerics_revision=suite.numerics_revision,
         profile=None if profile is None else profile.name,
         environment=environment_here(),
         started=started,
         seconds=time.perf_counter() - begin,
         command=command,
+        bits=bits,
     )
 
 
@@ -244,6 +285,22 @@ def _refuse_unless_server(target: str, options: Mapping[str, object]) -> None:
         raise InvalidInput(
             f"{given[0]} is for servers, and {target!r:.200} is none: a server's URL begins with "
             f"http:// or https://; leave {given[0]} out"
+        )
+
+
+def _check_claim(revision: int, target: str, published: PublishedBits) -> None:
+    """Raise `InvalidInput` for a claim of bits that cannot be compared."""
+    from refllm.conform.targets import is_url
+
+    if is_url(target):
+        raise InvalidInput(
+            f"--claims-revision is for targets that give logits, and a server such as "
+            f"{target!r:.200} gives none: leave it out, or write a harness"
+        )
+    if revision not in published.sha256s:
+        raise InvalidInput(
+            f"--claims-revision {revision}: golden/bits has numerics revisions "
+            f"{published.revisions} only"
         )
 
 

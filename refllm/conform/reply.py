@@ -90,6 +90,7 @@ class Implementation:
         groups: The groups that it can be asked.
         draws_as_refllm: Whether a seed gives refllm's random numbers, so that sampled texts can be
             compared.
+        claims_revision: The numerics revision whose bits it claims to compute, None for no claim.
         details: Anything else, for people.
     """
 
@@ -98,6 +99,7 @@ class Implementation:
     language: str = ""
     groups: frozenset[Group]
     draws_as_refllm: bool = False
+    claims_revision: int | None = None
     details: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -17,22 +17,32 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from refllm.conform.bits import PublishedBits, load_published_bits
 from refllm.conform.case import GROUPS, Case, Group, Json
 from refllm.conform.wire import decoded
 from refllm.errors import InvalidInput
 
-__all__ = ["Suite", "chosen", "golden_root", "load_suite", "nearest"]
+__all__ = ["Suite", "chosen", "golden_root", "is_bits_chosen", "load_suite", "nearest"]
 
 # Every sixth of the sampling cases runs with --quick: their older format has no mark for it.
 QUICK_SAMPLING = 6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """The cases in the order in which they run, and the version of the suite."""
+    """The golden suite.
+
+    Attributes:
+        version: Its version.
+        numerics_revision: The revision of the rule of numerics by which its answers were computed.
+        cases: In the order in which they run.
+        bits: The question after the cases: whose bits the target computes.
+    """
 
     version: str
+    numerics_revision: int
     cases: tuple[Case, ...]
+    bits: PublishedBits
 
 
 def golden_root() -> Path:
@@ -55,13 +65,20 @@ def load_suite(root: Path | None = None) -> Suite:
     root = golden_root() if root is None else root
     manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
     cases = tuple(case for group in GROUPS for case in _cases(root, group))
-    return Suite(str(manifest["suite"]), cases)
+    return Suite(
+        version=str(manifest["suite"]),
+        numerics_revision=int(manifest["numerics_revision"]),
+        cases=cases,
+        bits=load_published_bits(root),
+    )
 
 
 def chosen(
     suite: Suite, *, groups: Collection[str] = (), only: Sequence[str] = (), quick: bool = False
 ) -> tuple[Case, ...]:
     """Return the cases of these groups whose ids match one of these patterns, by default all.
+
+    None of them where only the question of `Suite.bits` is chosen.
 
     Args:
         suite: All cases.
@@ -79,25 +96,41 @@ def chosen(
             f"there is no group {unknown[0]!r:.80}{nearest(unknown[0], GROUPS)} The groups are "
             + ", ".join(GROUPS)
         )
+    known = (*suite.cases, suite.bits.case)
     for pattern in only:
-        if not any(fnmatchcase(case.id, pattern) for case in suite.cases):
+        if not any(fnmatchcase(case.id, pattern) for case in known):
             raise InvalidInput(
                 f"no case's id matches {pattern!r:.80}"
                 + nearest(
-                    pattern, [*(f"{group}/*" for group in GROUPS), *(c.id for c in suite.cases)]
+                    pattern, [*(f"{group}/*" for group in GROUPS), *(case.id for case in known)]
                 )
                 + " A pattern has * and ?, as text/* has"
             )
     cases = tuple(
         case
         for case in suite.cases
-        if (not groups or case.group in groups)
-        and (not only or any(fnmatchcase(case.id, pattern) for pattern in only))
-        and (not quick or case.is_quick)
+        if _is_chosen(case, groups, only) and (not quick or case.is_quick)
     )
-    if not cases:
+    if not cases and not is_bits_chosen(suite, groups=groups, only=only):
         raise InvalidInput("these options together leave no case; leave one of them out")
     return cases
+
+
+def is_bits_chosen(suite: Suite, *, groups: Collection[str] = (), only: Sequence[str] = ()) -> bool:
+    """Return whether the question of `Suite.bits` is in these groups and matches a pattern.
+
+    Args:
+        suite: The suite.
+        groups: Names of groups; none stands for all.
+        only: Patterns of ids, with * and ?; none stands for all.
+    """
+    return _is_chosen(suite.bits.case, groups, only)
+
+
+def _is_chosen(case: Case, groups: Collection[str], only: Sequence[str]) -> bool:
+    return (not groups or case.group in groups) and (
+        not only or any(fnmatchcase(case.id, pattern) for pattern in only)
+    )
 
 
 def nearest(name: str, known: Collection[str]) -> str:

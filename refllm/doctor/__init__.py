@@ -5,6 +5,7 @@ anything, and a failure stops no other check. It imports `refllm.spin.manifest` 
 `spin`. A finding's `check` is its name for programs, and stays the same from version to version.
 
     cpu                         what kernels are compiled for, and on how many CPUs they run
+    numerics                    the revision of the rule by which numbers are computed
     kernel-cache                where compiled kernels are kept between runs, and which folder is
                                 not used because another user can write to it
     ai-models-folder            .spin/ai-models is there
@@ -33,7 +34,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from refllm.doctor.finding import Finding, Level
-from refllm.doctor.machine import check_cpu, check_kernel_cache
+from refllm.doctor.machine import check_cpu, check_kernel_cache, check_numerics
 from refllm.doctor.model import check_models
 from refllm.doctor.project import check_folders, check_manifest
 from refllm.models.bundled import STAND_INS, wants_stand_ins
@@ -56,6 +57,7 @@ def examine(
         InvalidInput: If REFLLM_STAND_INS is not 1 or 0.
     """
     yield check_cpu()
+    yield check_numerics()
     yield from check_kernel_cache(environment)
     yield from check_folders(project)
     for root in roots:

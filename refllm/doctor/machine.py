@@ -1,4 +1,4 @@
-"""Checks of the machine: the CPU, and the folder of compiled kernels."""
+"""Checks of the machine: the CPU, the numerics, and the folder of compiled kernels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 
 from refllm.doctor.finding import Finding
+from refllm.interface import NUMERICS_REVISION
 from refllm.jit.cpu import CPU, NAME
 from refllm.jit.disk_cache import SUFFIX, find_cache, kernel_sources
 from refllm.jit.threads import available_cpus
 
-__all__ = ["check_cpu", "check_kernel_cache"]
+__all__ = ["check_cpu", "check_kernel_cache", "check_numerics"]
 
 
 def check_cpu() -> Finding:
@@ -21,6 +22,12 @@ def check_cpu() -> Finding:
         f"{n_cpus} thread{'s' if n_cpus > 1 else ''}"
     )
     return Finding("cpu", "ok", what)
+
+
+def check_numerics() -> Finding:
+    """Return by which revision of the rule of numerics this refllm computes."""
+    what = f"revision {NUMERICS_REVISION}; every CPU computes the same bits"
+    return Finding("numerics", "ok", what)
 
 
 def check_kernel_cache(environment: Mapping[str, str]) -> Iterator[Finding]:

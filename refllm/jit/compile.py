@@ -8,9 +8,10 @@
     template        a function that is compiled several times, with other parts filled in
 
 All kernels are compiled with the same options, which are part of the numerics: no `fastmath`, so
-LLVM neither fuses, reorders nor approximates; `error_model="numpy"`, so x/0 is an IEEE value
-instead of an exception. `nogil=True` lets other Python threads run meanwhile. A kernel is compiled
-at its first call, and later processes load it from disk (`refllm.jit.disk_cache`).
+LLVM neither fuses, reorders nor approximates what is written with + and * (a fused multiply-add
+stands in the code as `fma`); `error_model="numpy"`, so x/0 is an IEEE value instead of an
+exception. `nogil=True` lets other Python threads run meanwhile. A kernel is compiled at its first
+call, and later processes load it from disk (`refllm.jit.disk_cache`).
 
 Kernels copy arrays element by element: numba takes seconds to compile `a[t] = b[t]`, because it
 also compiles the error for shapes that do not agree.

@@ -41,6 +41,7 @@ class Cpu:
         has_vnni: It adds up products of bytes in one instruction, `vpdpbusd`.
         shuffles_bytes: It has SSSE3 or its successors.
         converts_halves: It has an instruction that converts halves to floats.
+        fuses: It has an instruction that multiplies and adds and rounds once.
     """
 
     registers: int
@@ -48,21 +49,21 @@ class Cpu:
     has_vnni: bool = False
     shuffles_bytes: bool = False
     converts_halves: bool = True
+    fuses: bool = True
 
     @property
     def panel_lanes(self) -> int:
         """How many rows of a matrix are side by side: one cache line of bytes, or of floats."""
         return 64 if self.float_lanes == 16 else 16
 
-    @property
-    def tile_rows(self) -> int:
-        """How many rows of activations a tile of sums has.
+    def tile_rows(self, lanes: int) -> int:
+        """Return how many rows of activations a tile of sums has, for vectors of so many lanes.
 
-        Their sums leave registers for a vector of weights and two more, to broadcast and multiply.
-        Six rows hide the latency of an addition, so more would not be faster.
+        Their sums leave registers for a vector of weights and two more, to broadcast. 24 sums hide
+        the latency of an addition, so more would not be faster.
         """
-        vector = self.panel_lanes // self.float_lanes
-        return min(6, (self.registers - vector - 2) // vector)
+        vector = lanes // self.float_lanes
+        return min(24 // vector, (self.registers - vector - 2) // vector)
 
     @property
     def integer_tile_rows(self) -> int:
@@ -95,6 +96,7 @@ def described(triple: str, name: str, features: str) -> Cpu:
         has_vnni="+avxvnni" in has or name in AVX_VNNI_CPUS,
         shuffles_bytes=has_avx2 or "+ssse3" in has,
         converts_halves=has_avx2 or "+f16c" in has,
+        fuses=has_avx2 or "+fma" in has,
     )
 
 

@@ -11,7 +11,8 @@ queries that attend to the same keys (a few tokens, G heads each) are multiplied
 loaded keys and values are used several times; only their scores [Q, S] are kept.
 
 This module has attention for a group of queries and BERT's self-attention within texts. Attention
-over a KV cache is in `refllm.kernels.kv_attention`.
+over a KV cache is in `refllm.kernels.kv_attention`. Texts are short and a BERT's heads narrow, so W
+is 32 there at most; over a KV cache it is that of a panel.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; grouping: Ainslie et al. 2023, arXiv:2305.13245.
 """
@@ -19,14 +20,26 @@ Source: Vaswani et al. 2017, arXiv:1706.03762; grouping: Ainslie et al. 2023, ar
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from refllm.jit.buffers import Floats, Ints, empty
-from refllm.jit.compile import both, inner, jit, parallel_jit, prange
-from refllm.kernels.elementwise import SUM_ROWS, row_sums
-from refllm.kernels.math import exp_f32, row_max
-from refllm.kernels.packed.tile import add_products
+from refllm.jit.compile import HOLE, both, inner, jit, parallel_jit, prange, template
+from refllm.jit.cpu import CPU
+from refllm.kernels.math import LOG2_E, exp2
+from refllm.kernels.packed.tile import add_products_of
+from refllm.kernels.simd.doubles import (
+    SUMS,
+    add_halves,
+    at_least,
+    largest_of,
+    load,
+    load_some,
+    no_sums,
+    store,
+)
 from refllm.kernels.simd.lanes import LANES
 
 __all__ = [
@@ -43,11 +56,10 @@ __all__ = [
 
 # So many multiplications take as long as one element of an elementwise kernel (`SERIAL_WORK`).
 MULTIPLICATIONS = 2
-# Scores are scaled and exponentiated in groups of this many. A few scores beyond the last visible
-# one take less time than a rest of single ones.
-SCORE_GROUP = 16
 # Queries that are multiplied together: enough to use what is loaded, few enough for the cache.
 QUERIES = 24
+# The lanes of a vector within texts.
+TEXT_LANES = min(LANES, max(32, CPU.float_lanes))
 
 
 def key_value_buffers(*leading: int, n_tokens: int, head_dim: int) -> tuple[Floats, Floats]:
@@ -64,14 +76,110 @@ def key_value_buffers(*leading: int, n_tokens: int, head_dim: int) -> tuple[Floa
     return keys, padded[:n_values].reshape(*leading, capacity, head_dim)
 
 
-def attention_scale(head_dim: int) -> np.float32:
-    """Return 1/√E, rounded once to float32."""
-    return np.float32(1.0 / math.sqrt(head_dim))
+def attention_scale(head_dim: int) -> float:
+    """Return 1/√E."""
+    return 1.0 / math.sqrt(head_dim)
+
+
+lanes: Any = HOLE
+add_products: Any = HOLE
+
+
+@template
+def softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: float) -> Floats:
+    """Return softmax(q·k·scale) of queries [Q, E] and keys [E, C], [Q, ≥ S].
+
+    Row r is valid up to n_visible[r], here and below.
+    """
+    scores = scores_of(queries, keys, n_visible)  # [Q, ≥ S]
+    _softmax(scores, n_visible, scale)
+    return scores
+
+
+@template
+def scores_of(queries: Floats, keys: Floats, n_visible: Ints) -> Floats:
+    """Return q·k of queries [Q, E] and keys [E, C], [Q, ≥ S]."""
+    n_vectors = (n_visible[-1] + lanes - 1) // lanes
+    scores = np.zeros((queries.shape[0], n_vectors * lanes), np.float32)  # [Q, S]
+    for vector in range(n_vectors):
+        add_products(queries, 0, queries.shape[1], keys, vector * lanes, scores, vector * lanes)
+    return scores
+
+
+@inner
+def _softmax(scores: Floats, n_visible: Ints, scale: float) -> None:
+    """Replace the scores [Q, ≥ S] by the softmax of scores·scale."""
+    to_power = LOG2_E * np.float64(scale)
+    capacity = scores.shape[1]
+    powers = np.empty(capacity, np.float64)  # [S]
+    for r in range(scores.shape[0]):
+        n, row = n_visible[r], r * capacity
+        maxima = no_sums() - np.inf
+        for s in range(0, n, SUMS):
+            if s + SUMS <= n:
+                some = load(scores, row + s)
+            else:
+                some = load_some(scores, row + s, n - s, -np.inf)
+            maxima = at_least(maxima, some)
+        largest = largest_of(maxima)
+        sums = no_sums()
+        for s in range(0, n, SUMS):
+            some = exp2((load(scores, row + s) - largest) * to_power)
+            store(powers, s, some)
+            if s + SUMS > n:
+                some = load_some(powers, s, n - s, 0.0)
+            sums = sums + some
+        inverse = 1.0 / add_halves(sums)
+        for s in range(0, n, SUMS):
+            store(scores, row + s, load(powers, s) * inverse)
+
+
+@template
+def _attend_queries(
+    queries: Floats, keys: Floats, values: Floats, n_visible: Ints, scale: float
+) -> Floats:
+    """Return softmax(q·k·scale)·v of queries [Q, E], keys [E, C] and values [C, E]: [Q, ≥ E]."""
+    weights = softmax_scores(queries, keys, n_visible, scale)  # [Q, ≥ S]
+    return weighted_values(weights, values, n_visible)
+
+
+@template
+def weighted_values(weights: Floats, values: Floats, n_visible: Ints) -> Floats:
+    """Return weights·v of weights [Q, ≥ S] and values [C, E], [Q, ≥ E]."""
+    for r in range(weights.shape[0]):
+        for s in range(n_visible[r], weights.shape[1]):
+            weights[r, s] = 0.0
+    # The tokens beyond a row's own have weight 0: they add +0 or -0 at the end of its sum.
+    head_dim = values.shape[1]
+    width = (head_dim + lanes - 1) // lanes * lanes
+    results = np.zeros((weights.shape[0], width), np.float32)
+    for e in range(0, head_dim, lanes):
+        add_products(weights, 0, n_visible[-1], values, e, results, e)
+    return results
+
+
+def _parts(n_lanes: int) -> Mapping[str, Any]:
+    """Return the functions above for vectors of so many lanes, by name."""
+    values: dict[str, Any] = {"lanes": n_lanes, "add_products": add_products_of(n_lanes)}
+    for part in (scores_of, softmax_scores, weighted_values, _attend_queries):
+        filled = part.fill(
+            f"{part.name}_by_{n_lanes}", **{name: values[name] for name in part.holes}
+        )
+        values[part.name] = inner(filled)
+    return values
+
+
+PANEL_PARTS, TEXT_PARTS = _parts(LANES), _parts(TEXT_LANES)
+attend_queries = PANEL_PARTS["_attend_queries"]
+_softmax_scores = PANEL_PARTS["softmax_scores"]
+_attend_text_queries = TEXT_PARTS["_attend_queries"]
+_scores_of_text = TEXT_PARTS["scores_of"]
+_weighted_values_of_text = TEXT_PARTS["weighted_values"]
 
 
 @jit
 def attention_weights(
-    query: Floats, keys: Floats, n_visible: Ints, scale: np.float32, n_seen: int
+    query: Floats, keys: Floats, n_visible: Ints, scale: float, n_seen: int
 ) -> Floats:
     """Return the softmax that attention computes and drops.
 
@@ -97,93 +205,6 @@ def attention_weights(
     return out
 
 
-@inner
-def _softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.float32) -> Floats:
-    """Return softmax(q·k·scale) of queries [Q, E] and keys [E, C], [Q, ≥ S].
-
-    Row r is valid up to n_visible[r], here and below.
-    """
-    scores = _scores(queries, keys, n_visible, scale)  # [Q, ≥ S]
-    _softmax(scores, n_visible)
-    return scores
-
-
-@inner
-def _scores(queries: Floats, keys: Floats, n_visible: Ints, scale: np.float32) -> Floats:
-    """Return q·k·scale of queries [Q, E] and keys [E, C], [Q, ≥ S]."""
-    n_rows = queries.shape[0]
-    n_vectors = (n_visible[-1] + LANES - 1) // LANES
-    scores = np.zeros((n_rows, n_vectors * LANES), np.float32)  # [Q, S]
-    for vector in range(n_vectors):
-        add_products(queries, 0, queries.shape[1], keys, vector * LANES, scores, vector * LANES)
-    for r in range(n_rows):
-        row = scores[r, : (n_visible[r] + SCORE_GROUP - 1) // SCORE_GROUP * SCORE_GROUP]
-        for s in range(row.size):
-            row[s] *= scale
-    return scores
-
-
-@inner
-def _softmax(scores: Floats, n_visible: Ints) -> None:
-    """Replace the scores [Q, ≥ S] by their softmax."""
-    for r in range(scores.shape[0]):
-        row = scores[r, : (n_visible[r] + SCORE_GROUP - 1) // SCORE_GROUP * SCORE_GROUP]
-        largest = row_max(row[: n_visible[r]])
-        for s in range(row.size):
-            row[s] = exp_f32(row[s] - largest)
-    _normalize(scores, n_visible)
-
-
-@inner
-def _normalize(scores: Floats, n_visible: Ints) -> None:
-    """Divide each row by its sum.
-
-    The sums of `SUM_ROWS` rows advance together over the tokens that all of them see; then each row
-    continues alone.
-    """
-    sums = np.zeros(SUM_ROWS, np.float64)
-    for first in range(0, scores.shape[0], SUM_ROWS):
-        n_rows = min(SUM_ROWS, scores.shape[0] - first)
-        common = 0
-        if n_rows == SUM_ROWS:
-            common = n_visible[first]
-            sums[0], sums[1], sums[2], sums[3] = row_sums(scores, first, common)
-        else:
-            sums[:] = 0.0
-        for i in range(n_rows):
-            row = scores[first + i, : n_visible[first + i]]
-            total = sums[i]
-            for s in range(common, row.size):
-                total += np.float64(row[s])
-            denominator = np.float32(total)
-            for s in range(row.size):
-                row[s] /= denominator
-
-
-@inner
-def attend_queries(
-    queries: Floats, keys: Floats, values: Floats, n_visible: Ints, scale: np.float32
-) -> Floats:
-    """Return softmax(q·k·scale)·v of queries [Q, E], keys [E, C] and values [C, E]: [Q, ≥ E]."""
-    weights = _softmax_scores(queries, keys, n_visible, scale)  # [Q, ≥ S]
-    return _weighted_values(weights, values, n_visible)
-
-
-@inner
-def _weighted_values(weights: Floats, values: Floats, n_visible: Ints) -> Floats:
-    """Return weights·v of weights [Q, ≥ S] and values [C, E], [Q, ≥ E]."""
-    for r in range(weights.shape[0]):
-        for s in range(n_visible[r], weights.shape[1]):
-            weights[r, s] = 0.0
-    # The tokens beyond a row's own have weight 0: they add +0 or -0 at the end of its sum.
-    head_dim = values.shape[1]
-    width = (head_dim + LANES - 1) // LANES * LANES
-    results = np.zeros((weights.shape[0], width), np.float32)
-    for e in range(0, head_dim, LANES):
-        add_products(weights, 0, n_visible[-1], values, e, results, e)
-    return results
-
-
 def attention_over_texts(qkv: Floats, starts: Ints) -> Floats:
     """Return softmax(q·k/√E)·v within each of several texts that are end to end.
 
@@ -204,21 +225,21 @@ def attention_over_texts(qkv: Floats, starts: Ints) -> Floats:
 
 
 @both
-def _attend_texts(qkv: Floats, starts: Ints, scale: np.float32, out: Floats) -> None:
+def _attend_texts(qkv: Floats, starts: Ints, scale: float, out: Floats) -> None:
     for item in prange((starts.size - 1) * out.shape[1]):
         _attend_text(item, qkv, starts, scale, out)
 
 
 @inner
-def _attend_text(item: int, qkv: Floats, starts: Ints, scale: np.float32, out: Floats) -> None:
+def _attend_text(item: int, qkv: Floats, starts: Ints, scale: float, out: Floats) -> None:
     """Write the results of one head of one text: item = text·H + h."""
     n_heads, head_dim = out.shape[1:]
     text, h = item // n_heads, item % n_heads
     first, last = starts[text], starts[text + 1]
     n_tokens = last - first
-    capacity = (n_tokens + LANES - 1) // LANES * LANES
+    capacity = (n_tokens + TEXT_LANES - 1) // TEXT_LANES * TEXT_LANES
     keys = np.zeros((head_dim, capacity), np.float32)  # [E, C]
-    padded = np.zeros(n_tokens * head_dim + LANES, np.float32)
+    padded = np.zeros(n_tokens * head_dim + TEXT_LANES, np.float32)
     values = padded[: n_tokens * head_dim].reshape(n_tokens, head_dim)  # [S, E]
     for s in range(n_tokens):
         for e in range(head_dim):
@@ -231,7 +252,7 @@ def _attend_text(item: int, qkv: Floats, starts: Ints, scale: np.float32, out: F
             for e in range(head_dim):
                 queries[r, e] = qkv[start + r, h, e]
         visible = np.full(n_queries, n_tokens)
-        results = attend_queries(queries, keys, values, visible, scale)
+        results = _attend_text_queries(queries, keys, values, visible, scale)
         for r in range(n_queries):
             for e in range(head_dim):
                 out[start + r, h, e] = results[r, e]
@@ -246,8 +267,8 @@ def biased_attention_over_texts(qkv: Floats, starts: Ints, bias: Floats) -> Floa
     Args:
         qkv: [T, 3·H, E].
         starts: int64 [texts + 1].
-        bias: [H, 2·M − 1], where M is the longest text's length or more: bias[h, M − 1 + s − t] is
-            added to the scaled score of a text's query t and key s.
+        bias: [H, 2·M − 1], where M is the longest text's length or more: bias[h, M − 1 + s − t]
+            is added to q·k/√E of a text's query t and key s; to be exact, √E times it to q·k.
 
     Returns:
         [T, H, E].
@@ -259,7 +280,7 @@ def biased_attention_over_texts(qkv: Floats, starts: Ints, bias: Floats) -> Floa
 
 
 @jit
-def biased_attention_weights(qkv: Floats, scale: np.float32, bias: Floats) -> Floats:
+def biased_attention_weights(qkv: Floats, scale: float, bias: Floats) -> Floats:
     """Return the softmax of `biased_attention_over_texts` for one text [S, 3·H, E]: [H, S, S]."""
     n_tokens, n_heads = qkv.shape[0], qkv.shape[1] // 3
     out = np.empty((n_heads, n_tokens, n_tokens), np.float32)  # [H, S, S]
@@ -272,10 +293,10 @@ def biased_attention_weights(qkv: Floats, scale: np.float32, bias: Floats) -> Fl
 
 
 @inner
-def _biased_weights(h: int, qkv: Floats, scale: np.float32, bias: Floats) -> Floats:
+def _biased_weights(h: int, qkv: Floats, scale: float, bias: Floats) -> Floats:
     """Return head h's softmax for one text qkv [S, 3·H, E]: [S, ≥ S]."""
     n_tokens, n_all, head_dim = qkv.shape
-    capacity = (n_tokens + LANES - 1) // LANES * LANES
+    capacity = (n_tokens + TEXT_LANES - 1) // TEXT_LANES * TEXT_LANES
     queries = np.empty((n_tokens, head_dim), np.float32)  # [S, E]
     keys = np.zeros((head_dim, capacity), np.float32)  # [E, C]
     for s in range(n_tokens):
@@ -283,29 +304,30 @@ def _biased_weights(h: int, qkv: Floats, scale: np.float32, bias: Floats) -> Flo
             queries[s, e] = qkv[s, h, e]
             keys[e, s] = qkv[s, n_all // 3 + h, e]
     visible = np.full(n_tokens, n_tokens)
-    weights = _scores(queries, keys, visible, scale)  # [S, ≥ S]
+    weights = _scores_of_text(queries, keys, visible)  # [S, ≥ S]
+    root = np.float32(math.sqrt(head_dim))
     at_zero = bias.shape[1] // 2
     for t in range(n_tokens):
         for s in range(n_tokens):
-            weights[t, s] += bias[h, at_zero + s - t]
-    _softmax(weights, visible)
+            weights[t, s] += bias[h, at_zero + s - t] * root
+    _softmax(weights, visible, scale)
     return weights
 
 
 @parallel_jit
-def _biased_texts(qkv: Floats, starts: Ints, scale: np.float32, bias: Floats, out: Floats) -> None:
+def _biased_texts(qkv: Floats, starts: Ints, scale: float, bias: Floats, out: Floats) -> None:
     n_heads, head_dim = out.shape[1:]
     for item in prange((starts.size - 1) * n_heads):
         text, h = item // n_heads, item % n_heads
         first, last = starts[text], starts[text + 1]
         n_tokens = last - first
         weights = _biased_weights(h, qkv[first:last], scale, bias)  # [S, ≥ S]
-        padded = np.zeros(n_tokens * head_dim + LANES, np.float32)
+        padded = np.zeros(n_tokens * head_dim + TEXT_LANES, np.float32)
         values = padded[: n_tokens * head_dim].reshape(n_tokens, head_dim)  # [S, E]
         for s in range(n_tokens):
             for e in range(head_dim):
                 values[s, e] = qkv[first + s, 2 * n_heads + h, e]
-        results = _weighted_values(weights, values, np.full(n_tokens, n_tokens))  # [S, ≥ E]
+        results = _weighted_values_of_text(weights, values, np.full(n_tokens, n_tokens))  # [S, ≥ E]
         for t in range(n_tokens):
             for e in range(head_dim):
                 out[first + t, h, e] = results[t, e]

@@ -1,8 +1,8 @@
 """Norms, rotary embedding, activations and pooling: functions of one row at a time.
 
 T tokens, D model width, F feed-forward width, H heads, E head width, R rotated part of a head.
-Every function takes and returns float32; statistics are float64 sums from left to right, rounded
-once (rule 3 of SPEC.md).
+Every function takes and returns float32; statistics are float64 sums, rounded once (rule 3 of
+SPEC.md).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from refllm.jit.buffers import Floats, Ints, empty
 from refllm.jit.compile import both, inner, jit, prange
-from refllm.kernels.math import exp, gelu_f32, silu_f32, sin_cos
+from refllm.kernels.math import gelu_f32, logistic, silu_f32, sin_cos
+from refllm.kernels.simd.doubles import SUMS, add_halves, load, load_some, no_sums
 
 __all__ = [
-    "SUM_ROWS",
     "apply_rope",
     "gelu",
     "gelu_clipped",
@@ -29,57 +29,42 @@ __all__ = [
     "relu",
     "rms_norm",
     "rope_table",
-    "row_sums",
+    "row_sum",
     "silu",
+    "square_sum",
     "swiglu",
 ]
-
-# Rows whose sums advance together: each addition depends on the one before it, so the CPU would
-# wait for it if there were one sum only.
-SUM_ROWS = 4
 
 
 # Sums
 
 
 @inner
-def row_sums(x: Floats, r: int, n: int) -> tuple[float, float, float, float]:
-    """Return Σ x[i, :n] for the rows i = r … r + 3, each a float64 sum from left to right."""
-    sum0 = sum1 = sum2 = sum3 = 0.0
-    for d in range(n):
-        sum0 += np.float64(x[r, d])
-        sum1 += np.float64(x[r + 1, d])
-        sum2 += np.float64(x[r + 2, d])
-        sum3 += np.float64(x[r + 3, d])
-    return sum0, sum1, sum2, sum3
+def row_sum(x: Floats, first: int, n: int) -> float:
+    """Return the sum of n numbers of x by rule 3 of SPEC.md, from place `first` on."""
+    sums = no_sums()
+    whole = first + n // SUMS * SUMS
+    for place in range(first, whole, SUMS):
+        sums = sums + load(x, place)
+    if whole < first + n:
+        sums = sums + load_some(x, whole, first + n - whole, 0.0)
+    total: float = add_halves(sums)
+    return total
 
 
 @inner
-def _square_sums(x: Floats, center: Floats) -> tuple[float, float, float, float]:
-    """Return Σ (x − center)² of four rows, each with its center; the difference is float32."""
-    sum0 = sum1 = sum2 = sum3 = 0.0
-    for d in range(x.shape[1]):
-        x0, x1 = np.float64(x[0, d] - center[0]), np.float64(x[1, d] - center[1])
-        x2, x3 = np.float64(x[2, d] - center[2]), np.float64(x[3, d] - center[3])
-        sum0 += x0 * x0
-        sum1 += x1 * x1
-        sum2 += x2 * x2
-        sum3 += x3 * x3
-    return sum0, sum1, sum2, sum3
-
-
-@inner
-def _four_rows(x: Floats, group: int) -> tuple[Floats, int]:
-    """Return rows 4·group … of x [T, D] as four rows, padded with zeros, and how many are real."""
-    first = group * SUM_ROWS
-    n_rows = min(SUM_ROWS, x.shape[0] - first)
-    if n_rows == SUM_ROWS:
-        return x[first : first + SUM_ROWS], n_rows
-    padded = np.zeros((SUM_ROWS, x.shape[1]), np.float32)
-    for r in range(n_rows):
-        for d in range(x.shape[1]):
-            padded[r, d] = x[first + r, d]
-    return padded, n_rows
+def square_sum(x: Floats, first: int, n: int) -> float:
+    """Return `row_sum` of the squares, which are exact in float64."""
+    sums = no_sums()
+    whole = first + n // SUMS * SUMS
+    for place in range(first, whole, SUMS):
+        numbers = load(x, place)
+        sums = sums + numbers * numbers
+    if whole < first + n:
+        numbers = load_some(x, whole, first + n - whole, 0.0)
+        sums = sums + numbers * numbers
+    total: float = add_halves(sums)
+    return total
 
 
 # Norms
@@ -106,23 +91,17 @@ def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
 
 @both
 def _rms_norm(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
-    for group in prange((x.shape[0] + SUM_ROWS - 1) // SUM_ROWS):
-        _rms_norm_rows(group, x, weight, eps, out)
-
-
-@inner
-def _rms_norm_rows(group: int, x: Floats, weight: Floats, eps: float, out: Floats) -> None:
     width = x.shape[1]
-    rows, n_rows = _four_rows(x, group)
-    sums = _square_sums(rows, np.zeros(SUM_ROWS, np.float32))
-    for i in range(n_rows):
-        mean_square = np.float32(sums[i] / width)
+    for t in prange(x.shape[0]):
+        mean_square = np.float32(square_sum(x, t * width, width) / width)
         scale = np.float32(1.0) / np.sqrt(mean_square + np.float32(eps))
         for d in range(width):
-            out[group * SUM_ROWS + i, d] = (rows[i, d] * scale) * weight[d]
+            out[t, d] = (x[t, d] * scale) * weight[d]
 
 
-def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+def layer_norm(
+    x: Floats, weight: Floats, bias: Floats, eps: float, *, residual: Floats | None = None
+) -> Floats:
     """Return (x − mean) / √(mean((x − mean)²) + ε) · weight + bias for each row of x.
 
     Both means are rounded to float32; everything between and after them is float32.
@@ -133,38 +112,32 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
         weight: [D].
         bias: [D].
         eps: ε, rounded to float32.
+        residual: [T, D], added to x first.
 
     Returns:
         [T, D].
     """
     out = empty(*x.shape)  # [T, D]
-    _layer_norm.choose(x.size)(x, weight, bias, eps, out)
+    added = x[:0] if residual is None else residual  # [0 or T, D]
+    _layer_norm.choose(x.size)(x, added, weight, bias, eps, out)
     return out
 
 
 @both
-def _layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float, out: Floats) -> None:
-    for group in prange((x.shape[0] + SUM_ROWS - 1) // SUM_ROWS):
-        _layer_norm_rows(group, x, weight, bias, eps, out)
-
-
-@inner
-def _layer_norm_rows(
-    group: int, x: Floats, weight: Floats, bias: Floats, eps: float, out: Floats
+def _layer_norm(
+    x: Floats, added: Floats, weight: Floats, bias: Floats, eps: float, out: Floats
 ) -> None:
     width = x.shape[1]
-    rows, n_rows = _four_rows(x, group)
-    means = np.empty(SUM_ROWS, np.float32)
-    sums = row_sums(rows, 0, width)
-    for i in range(SUM_ROWS):
-        means[i] = np.float32(sums[i] / width)
-    sums = _square_sums(rows, means)
-    for i in range(n_rows):
-        variance = np.float32(sums[i] / width)
+    for t in prange(x.shape[0]):
+        for d in range(width):
+            out[t, d] = x[t, d] + added[t, d] if added.shape[0] > 0 else x[t, d]
+        mean = np.float32(row_sum(out, t * width, width) / width)
+        for d in range(width):
+            out[t, d] -= mean
+        variance = np.float32(square_sum(out, t * width, width) / width)
         scale = np.float32(1.0) / np.sqrt(variance + np.float32(eps))
         for d in range(width):
-            normal = (rows[i, d] - means[i]) * scale
-            out[group * SUM_ROWS + i, d] = normal * weight[d] + bias[d]
+            out[t, d] = (out[t, d] * scale) * weight[d] + bias[d]
 
 
 # Activations
@@ -214,7 +187,7 @@ def gelu_tanh(x: Floats) -> Floats:
         for f in range(x.shape[1]):
             wide = np.float64(x[t, f])
             argument = 1.5957691216057308 * (wide + 0.044715 * (wide * wide * wide))
-            out[t, f] = np.float32(wide / (1.0 + exp(-argument)))
+            out[t, f] = np.float32(logistic(wide, argument))
     return out
 
 
@@ -243,7 +216,7 @@ def quick_gelu(x: Floats) -> Floats:
     for t in range(x.shape[0]):
         for f in range(x.shape[1]):
             wide = np.float64(x[t, f])
-            out[t, f] = np.float32(wide / (1.0 + exp(-(1.702 * wide))))
+            out[t, f] = np.float32(logistic(wide, 1.702 * wide))
     return out
 
 
@@ -351,10 +324,7 @@ def mean_rows(x: Floats) -> Floats:
 @jit
 def l2_normalize(x: Floats) -> Floats:
     """Return x / max(‖x‖, 1e-12), [D]: the length is rounded to float32 before the division."""
-    total = 0.0
-    for d in range(x.size):
-        total += np.float64(x[d]) * np.float64(x[d])
-    length = max(np.float32(math.sqrt(total)), np.float32(1e-12))
+    length = max(np.float32(math.sqrt(square_sum(x, 0, x.size))), np.float32(1e-12))
     out = np.empty_like(x)  # [D]
     for d in range(x.size):
         out[d] = x[d] / length

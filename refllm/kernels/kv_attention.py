@@ -97,7 +97,7 @@ def attention(
 ) -> Floats:
     """Return softmax(q·k/√E)·v for the keys and values of a layer.
 
-    Scores are scaled after their sum. The softmax is normalized before the product with the values.
+    The softmax scales the scores, and is normalized before the product with the values.
 
     Args:
         query: [T, ≥ H, E]; the first H heads are queries.
@@ -178,7 +178,7 @@ def _kv_attention(
     n_visible: Ints,
     layer: int,
     n_kv_heads: int,
-    scale: np.float32,
+    scale: float,
     out: Floats,
 ) -> None:
     tiles = _tiles(descriptors, out.shape[1] // n_kv_heads)
@@ -222,7 +222,7 @@ def _attend(
     n_visible: Ints,
     layer: int,
     n_kv_heads: int,
-    scale: np.float32,
+    scale: float,
     out: Floats,
 ) -> None:
     """Write the results of one key/value head for one tile of tokens: item = tile·Hkv + kv_head."""

@@ -1,7 +1,7 @@
-"""Matrix product: y[t, n] = ((x[t,0]·w[n,0] + x[t,1]·w[n,1]) + x[t,2]·w[n,2]) + …, in float32.
+"""Matrix product: y[t, n] = ((0 + x[t,0]·w[n,0]) + x[t,1]·w[n,1]) + …, in float32.
 
-T rows of x (tokens), N outputs (rows of w), D columns of both, W lanes. A bias b[n] is added to the
-finished sum.
+T rows of x (tokens), N outputs (rows of w), D columns of both, W lanes. A step, product and sum, is
+one fused multiply-add: it is rounded once. A bias b[n] is added to the finished sum.
 
 A sum from left to right leaves no freedom within one output, so the parallelism is across outputs:
 W of them are computed side by side (`refllm.kernels.simd.lanes`), from a panel of W rows of w
@@ -17,8 +17,9 @@ on a CPU with 64 lanes.
    `_gemv`. numba compiles the last, and the others into it, unless the kernel is on disk.
 3. 4096 · 4096 multiplications are worth several threads: `prange` gives each some of the panels.
 4. For a panel `_gemv` holds 64 sums in registers. For each of 128 blocks `q4_0` loads 64 scales d
-   and, for each of 32 columns, 64 nibbles; `add_product` adds (d · (nibble − 8)) · x[column] to the
-   sums. No decoded weight is written to memory.
+   and, for each of 32 columns, 64 nibbles. A weight w = d · (nibble − 8) is rounded like one of a
+   decoded matrix, and `add_product` computes sum = fma(x[column], w, sum). No decoded weight is
+   written to memory.
 5. `_gemv` stores the sums to y[0, 64·panel …], and `_epilogue` would add a bias.
 
 Three algorithms share this:

@@ -15,27 +15,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from refllm.jit.buffers import Floats
 from refllm.jit.compile import elementary, inner
+from refllm.kernels.simd.doubles import at_least, times_power
 
 __all__ = [
+    "LOG2_E",
     "ROUNDER",
     "bits_of",
-    "exp",
+    "exp2",
     "exp_f32",
     "float_of",
     "gelu_f32",
-    "row_max",
+    "logistic",
     "sigmoid_f32",
     "silu_f32",
     "sin_cos",
     "tanh_f32",
 ]
 
-# ln 2 in two parts: the first has 38 bits, so that its product with a 15-bit integer is exact.
+# 1/ln 2 = log2 e, so e**x = 2**(x·LOG2_E), and e**(−a²/2) = 2**(a²·MINUS_HALF_LOG2_E).
 LOG2_E = 1.4426950408889634
-LN2_HIGH = 0.6931471805582987
-LN2_LOW = 1.6465949582897082e-12
+MINUS_HALF_LOG2_E = -0.7213475204444817
 
 # π/2 in three parts of 33, 33 and 53 bits: products with integers below 2^20 are exact.
 TWO_OVER_PI = 0.6366197723675814
@@ -46,42 +46,66 @@ HALF_PI_3 = 2.0222662487959506e-21
 # x + 1.5·2^52 has no bits for a fraction, so the addition rounds x to the nearest integer, ties to
 # even. The lowest bits of the sum are that integer, too.
 ROUNDER = 6755399441055744.0
-ONE_BITS = 0x3FF0000000000000
+# 2**y is computed for |y| up to here: beyond, no float32 result depends on it.
+LARGEST_POWER = 1020.0
 
 
 @inner
-def exp(x: float) -> float:
-    """Return e**x as float64 for −708 ≤ x ≤ 708; beyond, the value at that end. NaN stays NaN.
+def exp2(y: float) -> float:
+    """Return 2**y as float64 for −1020 ≤ y ≤ 1020; below, the value at −1020. NaN stays NaN.
 
-    x = n·ln2 + r with |r| ≤ ln2/2, so e**x = 2**n · e**r, and e**r is its Taylor series
-    1 + r + r²/2! + … + r¹⁰/10!, whose remainder is below 2^-41.
+    y = n + f with |f| ≤ 1/2. 2**f is a polynomial of degree 8, fitted by `tools/fit_exp.py` with a
+    relative error below 2^-39.7 and exact at 0; its terms are added in pairs, which do not wait for
+    each other. n is added to the exponent's bits.
     """
-    if x > 708.0:
-        x = 708.0
-    if x < -708.0:
-        x = -708.0
-    shifted = x * LOG2_E + ROUNDER
-    n = shifted - ROUNDER
-    r = (x - n * LN2_HIGH) - n * LN2_LOW
-    series = 1 / 3628800
-    series = series * r + 1 / 362880
-    series = series * r + 1 / 40320
-    series = series * r + 1 / 5040
-    series = series * r + 1 / 720
-    series = series * r + 1 / 120
-    series = series * r + 1 / 24
-    series = series * r + 1 / 6
-    series = series * r + 1 / 2
-    series = series * r + 1.0
-    series = series * r + 1.0
-    two_to_n = float_of((bits_of(shifted) << 52) + ONE_BITS)
-    return series * two_to_n
+    y = at_least(y, -LARGEST_POWER)
+    shifted = y + ROUNDER
+    f = y - (shifted - ROUNDER)
+    f2 = f * f
+    f4 = f2 * f2
+    low = (0.6931471805412327 * f + 1.0) + f2 * (0.05550410959228811 * f + 0.2402265069474259)
+    middle = 0.0013333434157560176 * f + 0.009618129558838935
+    high = 1.5314209223349525e-05 * f + 0.0001540309828656179
+    high = high + f2 * 1.3344183484134179e-06
+    return times_power(low + f4 * (middle + f2 * high), shifted)
+
+
+@inner
+def power_ratio(y: float) -> tuple[float, float, float]:
+    """Return (a, b, shifted) with 2**y = a/b · 2**n and shifted = n + ROUNDER, for |y| ≤ 1020.
+
+    y = n + f with |f| ≤ 1/2. 2**f = (c + f)/(c − f), where c = f·(2**f + 1)/(2**f − 1) is an even
+    function of f, here a polynomial of degree 3 in f²; `tools/fit_exp.py` fits it, with a relative
+    error of 2**f below 2^-40. A function that divides anyway needs no second division.
+    """
+    shifted = y + ROUNDER
+    f = y - (shifted - ROUNDER)
+    square = f * f
+    c = 1.0518900052726976e-05 * square + -0.000925058601582435
+    c = c * square + 0.11552452959976861
+    c = c * square + 2.8853900817817824
+    return c + f, c - f, shifted
 
 
 @elementary
 def exp_f32(x: np.float32) -> np.float32:
-    """Return e**x, rounded once. Worst error 0.500002 ULP, over every float32 x ≤ 0 (softmax)."""
-    return np.float32(exp(np.float64(x)))
+    """Return e**x, rounded once, for x ≤ 88. Worst error for x ≤ 0: 0.500017 ULP."""
+    return np.float32(exp2(np.float64(x) * LOG2_E))
+
+
+@inner
+def logistic(x: float, z: float) -> float:
+    """Return x·sigmoid(z) = x/(1 + e**−z) in float64.
+
+    With e**−z = a/b it is x·b/(a + b).
+    """
+    y = z * -LOG2_E
+    if y > LARGEST_POWER:
+        y = LARGEST_POWER
+    if y < -LARGEST_POWER:
+        y = -LARGEST_POWER
+    a, b, shifted = power_ratio(y)
+    return (x * b) / (b + times_power(a, shifted))
 
 
 @elementary
@@ -91,13 +115,13 @@ def silu_f32(x: np.float32) -> np.float32:
     Source: Elfwing et al. 2017, arXiv:1702.03118.
     """
     wide = np.float64(x)
-    return np.float32(wide / (1.0 + exp(-wide)))
+    return np.float32(logistic(wide, wide))
 
 
 @elementary
 def sigmoid_f32(x: np.float32) -> np.float32:
     """Return 1 / (1 + e**−x), rounded once. Worst error 0.500002 ULP."""
-    return np.float32(1.0 / (1.0 + exp(-np.float64(x))))
+    return np.float32(logistic(1.0, np.float64(x)))
 
 
 @elementary
@@ -118,7 +142,7 @@ def tanh_f32(x: np.float32) -> np.float32:
         series = series * square + 2 / 15
         series = series * square + -1 / 3
         return np.float32(np.copysign(a + a * (square * series), x))
-    return np.float32(np.copysign(1.0 - 2.0 / (1.0 + exp(2.0 * a)), x))
+    return np.float32(np.copysign(1.0 - logistic(2.0, -2.0 * a), x))
 
 
 @elementary
@@ -138,29 +162,24 @@ def gelu_f32(x: np.float32) -> np.float32:
 def upper_tail(a: float) -> float:
     """Return Q(a) = erfc(a/√2)/2, the normal distribution's mass above a ≥ 0.
 
-    e**(−a²/2) · P(u)/(a + 5) with u = (a − 5)/(a + 5) and a polynomial P of degree 13, fitted by
-    `tools/fit_gelu.py` for a ≤ 16, with a relative error below 2^-38. Beyond, the only promise is
-    that its product with any float32 is less than half of the smallest float32.
+    e**(−a²/2) · P(a)/D(a) with polynomials of degree 6 and 7, fitted by `tools/fit_gelu.py` for
+    a ≤ 13.4, with a relative error below 2^-39. Beyond, the only promise is that its product with
+    any float32 is less than half of the smallest float32. Each polynomial is written in a² as far
+    as possible, (… · (a² + α) + β) · (a² + α′) + β′, with a third fewer multiplications than
+    Horner's scheme (Knuth, The Art of Computer Programming, volume 2, section 4.6.4).
     """
-    if a > 40.0:
-        a = 40.0
-    inverse = 1.0 / (a + 5.0)
-    u = (a - 5.0) * inverse
-    p = 6.678069290679525e-06
-    p = p * u + 1.571064635189188e-05
-    p = p * u + -5.213519787978206e-05
-    p = p * u + -5.9673544027723074e-05
-    p = p * u + 0.000545678871653129
-    p = p * u + -0.000797675237674831
-    p = p * u + -0.0029935042639485667
-    p = p * u + 0.020795034186024366
-    p = p * u + -0.0691186275617298
-    p = p * u + 0.1650203681378432
-    p = p * u + -0.31353315715020325
-    p = p * u + 0.4953056159426588
-    p = p * u + -0.6653825028835866
-    p = p * u + 0.7691930497499815
-    return exp(-0.5 * (a * a)) * (p * inverse)
+    if a > 20.0:
+        a = 20.0
+    square = a * a
+    up, down, shifted = power_ratio(square * MINUS_HALF_LOG2_E)
+    p = (6.7136677878884825 * a + 38.38084904498811) + 0.39894236027429336 * square
+    p = p * (square + 31.361438475160114) + -775.1323481572097
+    p = p * (square + 6.4392526309277) + -1563.6058460293232
+    d = a + 16.828684937345106
+    d = d * (square + 118.18183232417287) + -1619.0091183179852
+    d = d * (square + 14.040634582686492) + -2877.4948211370356
+    d = d * (square + 2.7842095106018054) + -4054.2702054982556
+    return times_power((up * p) / (down * d), shifted)
 
 
 @elementary
@@ -199,26 +218,6 @@ def sin_cos(x: float) -> tuple[np.float32, np.float32]:
     if quadrant == 2:
         return np.float32(-s), np.float32(-c)
     return np.float32(-c), np.float32(s)
-
-
-@elementary
-def row_max(row: Floats) -> np.float32:
-    """Return the largest number; a NaN with sign + counts as larger than all.
-
-    Floats are compared as integers, which a compiler may compare in any order, so several at a
-    time. The bits of a negative float grow with its magnitude; with all but the sign inverted, they
-    fall.
-    """
-    bits = row.view(np.int32)
-    largest = np.int32(-(2**31))
-    for i in range(bits.size):
-        largest = max(largest, _ordered(bits[i]))
-    return np.int32(_ordered(largest)).view(np.float32)
-
-
-@inner
-def _ordered(bits: np.int32) -> np.int32:
-    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @inner

@@ -1,7 +1,7 @@
 """One vector from a text's tokens, and two activations of the layer that follows it.
 
 T tokens of one text, D width of a vector, N vectors. Every function takes and returns float32; sums
-are float64 from left to right, rounded once (rule 3 of SPEC.md).
+over tokens are float64 from left to right, rounded once (rule 3 of SPEC.md).
 """
 
 from __future__ import annotations

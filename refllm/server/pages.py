@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel
 
-from refllm import __version__
+from refllm import NUMERICS_REVISION, __version__
 from refllm.server.openai_keys import (
     FORMAT_REFUSED,
     MESSAGE_REFUSED,
@@ -59,7 +59,8 @@ def first_page() -> str:
     return _page(
         "<p>Models over HTTP, for applications of Spin's Serverless AI and for OpenAI's clients: "
         "the reference implementation.</p>"
-        f"{routes}<p>An OpenAI client's base URL is this address with /v1. "
+        f"{routes}<p>Numerics revision {NUMERICS_REVISION}.</p>"
+        "<p>An OpenAI client's base URL is this address with /v1. "
         '<a href="docs">Each key of a request</a></p>'
     )
 

@@ -1,4 +1,4 @@
-"""No fused multiply-add in the machine code: a·b + c rounds twice, wherever the CPU could do once.
+"""Fused multiply-adds are in the machine code where the rule says so, and nowhere else.
 
 A dispatcher from the disk cache has no assembly to show, so kernels are compiled here once more,
 with the options that `refllm.jit.compile` gave them.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from refllm.jit.compile import jit
 from refllm.kernels import math64
 from refllm.kernels.linear import Algorithm, _kernel
-from refllm.kernels.simd.lanes import load_f32, splat, store, zeros
+from refllm.kernels.simd.lanes import fma, load_f32, splat, store, zeros
 from tests.conftest import PROJECT
 from tests.support.other_cpus import (
     environment_for,
@@ -37,10 +37,11 @@ X86 = platform.machine() in {"x86_64", "AMD64"}
 FUSED = re.compile(
     r"\b(?:vfn?m(?:add|sub)\w*)" if X86 else r"\b(?:fn?m(?:add|sub|l[as])\w*|bf?ml[as]l?\w*)"
 )
-# What the plain loop needs, so that an assembly without it was read wrongly.
+# The same for vectors of float32 alone, of which products are made.
+FUSED_FLOATS = re.compile(r"\bvfn?m(?:add|sub)\d*ps\b" if X86 else r"\bfml[as]\b")
+# What a loop that rounds twice needs, so that an assembly without it was read wrongly.
 MULTIPLIED = re.compile(r"\bv?mul[ps]s\b" if X86 else r"\bfmul\b")
 ADDED = re.compile(r"\bv?add[ps]s\b" if X86 else r"\bfadd\b")
-
 MULTIPLIED_DOUBLES = re.compile(r"\bv?mul[ps]d\b" if X86 else r"\bfmul\b")
 
 PANELS, MATRIX, VECTOR = uint8[:, ::1], float32[:, ::1], float32[::1]
@@ -61,7 +62,14 @@ def assembly(kernel: Any, signature: tuple[types.Type, ...], **more: object) -> 
     return str(text)
 
 
-def left_to_right(weights: Floats, x: Floats, out: Floats) -> None:
+def fused(weights: Floats, x: Floats, out: Floats) -> None:
+    total = zeros()
+    for k in range(x.size):
+        total = fma(splat(x[k]), load_f32(weights, k * 256), total)
+    store(out, 0, total)
+
+
+def multiplied_and_added(weights: Floats, x: Floats, out: Floats) -> None:
     total = zeros()
     for k in range(x.size):
         total = total + load_f32(weights, k * 256) * splat(x[k])
@@ -69,20 +77,31 @@ def left_to_right(weights: Floats, x: Floats, out: Floats) -> None:
 
 
 @pytest.mark.usefixtures("cpu_can_fuse")
-@pytest.mark.parametrize("algorithm", ["gemv", "small_batch", "gemm"])
-def test_the_product_with_q4_0_multiplies_and_adds_and_never_fuses(algorithm: Algorithm) -> None:
-    signature = (PANELS, MATRIX, VECTOR, MATRIX, int64, int64)
-    text = assembly(_kernel("Q4_0", algorithm).serial, signature)
-    assert MULTIPLIED.search(text)
-    assert ADDED.search(text)
-    assert FUSED.findall(text) == []
+def test_an_fma_is_one_instruction_and_a_product_that_is_added_is_two() -> None:
+    arguments = (VECTOR, VECTOR, VECTOR)
+    once, twice = (assembly(jit(loop), arguments) for loop in (fused, multiplied_and_added))
+    assert FUSED_FLOATS.search(once)
+    assert not MULTIPLIED.search(once)
+    assert not ADDED.search(once)
+    assert FUSED.findall(twice) == []
+    assert MULTIPLIED.search(twice)
+    assert ADDED.search(twice)
 
 
 @pytest.mark.usefixtures("cpu_can_fuse")
-def test_the_same_search_finds_what_a_compiler_that_may_fuse_makes_of_the_same_loop() -> None:
-    kernel, arguments = jit(left_to_right), (VECTOR, VECTOR, VECTOR)
-    assert FUSED.findall(assembly(kernel, arguments)) == []
+def test_the_same_search_finds_what_a_compiler_that_may_fuse_makes_of_the_second_loop() -> None:
+    kernel, arguments = jit(multiplied_and_added), (VECTOR, VECTOR, VECTOR)
     assert FUSED.findall(assembly(kernel, arguments, fastmath={"contract"})) != []
+
+
+@pytest.mark.usefixtures("cpu_can_fuse")
+@pytest.mark.parametrize("algorithm", ["gemv", "small_batch", "gemm"])
+def test_the_product_with_q4_0_fuses_its_sums_and_rounds_its_weights(algorithm: Algorithm) -> None:
+    signature = (PANELS, MATRIX, VECTOR, MATRIX, int64, int64)
+    text = assembly(_kernel("Q4_0", algorithm).serial, signature)
+    assert FUSED_FLOATS.search(text)
+    assert MULTIPLIED.search(text)  # d · (nibble - 8)
+    assert set(FUSED.findall(text)) == set(FUSED_FLOATS.findall(text))
 
 
 @pytest.mark.usefixtures("cpu_can_fuse")
@@ -111,6 +130,13 @@ def assembly_of_two_models(cpu: str, cache: Path) -> str:
     return done.stdout
 
 
+def fused_instructions(text: str, kernel: str) -> set[str] | None:
+    """The fused instructions in functions with that in their name; None where there is none."""
+    parts = re.split(r"-+ASSEMBLY (\S+?)-+\n", text)[1:]
+    found = [code for name, code in zip(parts[::2], parts[1::2], strict=True) if kernel in name]
+    return set(FUSED.findall("\n".join(found))) if found else None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("cpu", "registers"),
@@ -120,7 +146,7 @@ def assembly_of_two_models(cpu: str, cache: Path) -> str:
         ("skylake-avx512", {"xmm", "ymm", "zmm"}),
     ],
 )
-def test_no_kernel_of_two_models_fuses_on_any_cpu(
+def test_on_any_cpu_only_products_of_matrices_fuse(
     cpu: str, registers: set[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     skip_unless_asked_for(request)
@@ -128,6 +154,11 @@ def test_no_kernel_of_two_models_fuses_on_any_cpu(
     text = assembly_of_two_models(cpu, tmp_path)
     assert set(re.findall(r"%([xyz]mm)\d", text)) == registers, "compiled for another CPU"
     products = [f"Q4_0_{algorithm}_" for algorithm in ("gemv", "small_batch", "gemm")]
-    kernels = (*products, "kv_attention", "texts", "swiglu", "gelu", "layer_norm")
-    assert [name for name in kernels if name not in text] == [], "not everything was compiled"
-    assert FUSED.findall(text) == []
+    multiplying = (*products, "kv_attention", "texts")
+    others = ("swiglu", "gelu", "layer_norm", "rms_norm")
+    kernels = {name: fused_instructions(text, name) for name in (*multiplying, *others)}
+    assert [name for name, found in kernels.items() if found is None] == [], "not compiled"
+    assert [name for name in others if kernels[name]] == []
+    fusing = [name for name in multiplying if kernels[name]]
+    assert fusing == ([] if cpu == "x86-64" else list(multiplying))
+    assert "fmaf" not in text  # the C library's

@@ -7,8 +7,8 @@ import pytest
 from refllm.jit.cpu import CPU, Cpu, described
 
 X86 = "x86_64-unknown-linux-gnu"
-BASELINE = Cpu(registers=16, float_lanes=4, converts_halves=False)
-SSSE3 = Cpu(registers=16, float_lanes=4, shuffles_bytes=True, converts_halves=False)
+BASELINE = Cpu(registers=16, float_lanes=4, converts_halves=False, fuses=False)
+SSSE3 = Cpu(registers=16, float_lanes=4, shuffles_bytes=True, converts_halves=False, fuses=False)
 HALF_AVX2 = Cpu(registers=16, float_lanes=4, shuffles_bytes=True)
 AVX2 = Cpu(registers=16, float_lanes=8, shuffles_bytes=True)
 AVX_VNNI = Cpu(registers=16, float_lanes=8, has_vnni=True, shuffles_bytes=True)
@@ -27,7 +27,7 @@ BY_NAME = {
 BY_FEATURES = {
     "-avx2,-avxvnni,+sse2": BASELINE,
     "+ssse3,+sse2": SSSE3,
-    "+avx,+avx2,+f16c,+ssse3": AVX2,
+    "+avx,+avx2,+f16c,+fma,+ssse3": AVX2,
     "+avx2,+avxvnni,-avx512f": AVX_VNNI,
     "+avx2,+avxvnniint8": AVX2,  # another instruction, of a similar name
     "+avx2,+avx512f,-avx512vnni": AVX512,
@@ -52,5 +52,5 @@ def test_a_cpu_that_is_not_x86_has_registers_of_128_bits() -> None:
 @pytest.mark.parametrize("cpu", [BASELINE, HALF_AVX2, AVX2, AVX512, NEON, CPU])
 def test_a_tile_leaves_room_for_weights_and_products(cpu: Cpu) -> None:
     registers = cpu.panel_lanes // cpu.float_lanes
-    assert cpu.tile_rows * registers + registers + 2 <= cpu.registers
+    assert cpu.tile_rows(cpu.panel_lanes) * registers + registers + 2 <= cpu.registers
     assert cpu.integer_tile_rows >= 1

@@ -53,12 +53,13 @@ def test_the_matrix_product_starts_from_plus_zero() -> None:
     assert not np.signbit(linear(x, pack(stored(w))))
 
 
-def test_the_matrix_product_rounds_each_product_and_each_sum() -> None:
-    # (1 + e)² = 1 + 2e + e² rounds to 1 + 2e; a fused multiply-add would leave e².
+@pytest.mark.parametrize("n_tokens", [1, 3, 9])
+def test_the_matrix_product_rounds_a_product_and_its_sum_once(n_tokens: int) -> None:
+    # (1 + e)² = 1 + 2e + e² would round to 1 + 2e; the fused multiply-add leaves e².
     e = np.float32(2.0**-12)
-    x = np.array([[1.0 + 2 * e, 1.0 + e]], np.float32)
+    x = np.array([[1.0 + 2 * e, 1.0 + e]] * n_tokens, np.float32)
     w = np.array([[-1.0, 1.0 + e]], np.float32)
-    assert linear(x, pack(stored(w))).item() == 0.0
+    assert linear(x, pack(stored(w))).ravel().tolist() == [2.0**-24] * n_tokens
 
 
 def random_blocks(type_name: str, n_rows: int, n_columns: int) -> Tensor:

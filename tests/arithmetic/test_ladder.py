@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from examples import ladder
 from refllm import oracle
 from refllm.quant import FORMATS
+from tests.support.other_cpus import has
 
 Floats: TypeAlias = NDArray[np.float32]
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -25,6 +26,9 @@ Q8_0 = FORMATS["Q8_0"]
 # Full panels, panels that are filled up, less than one panel, and one column block or many.
 SHAPES = [(48, 64), (40, 96), (5, 32), (1, 512), (17, 1024)]
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
+only_x86_with_fma = pytest.mark.skipif(
+    not IS_X86 or not has("fma"), reason="names instructions that only x86 with FMA has"
+)
 
 
 def random_rows(random: np.random.Generator, n_rows: int, n_columns: int) -> Bytes:
@@ -132,32 +136,40 @@ def test_another_order_is_as_precise_and_has_other_bits() -> None:
 # --- The machine code that the docstrings and docs/learn/ladder.md describe ----------------------
 
 
-def instructions(kernel: Any, name: str) -> int:
-    """How many instructions called `name`, in AVX's spelling or SSE's, a kernel consists of."""
-    [assembly] = kernel.inspect_asm().values()
-    return len(re.findall(rf"^\s*v?{name}\s", assembly, re.MULTILINE))
-
-
-@pytest.mark.skipif(not IS_X86, reason="names x86's instructions")
-def test_the_compiled_loop_computes_one_lane_at_a_time() -> None:
-    x, w = np.ones(32, np.float32), np.ones((16, 32), np.float32)
-    ladder.compiled(x, w)
-    assert instructions(ladder.compiled, "mulss") == instructions(ladder.compiled, "addss") > 0
-    assert instructions(ladder.compiled, "mulps") == 0
-
-
-@pytest.mark.skipif(not IS_X86, reason="names x86's instructions")
-def test_a_panel_is_computed_several_lanes_at_a_time() -> None:
-    ladder.panels(np.ones(32, np.float32), np.ones((16, 32), np.float32))
-    assert instructions(ladder.add_panel, "mulps") > 0
-    assert instructions(ladder.add_panel, "addps") > 0
-
-
-@pytest.mark.parametrize("kernel", [ladder.compiled, ladder.add_panel, ladder.add_q8_0_panel])
-def test_no_rung_fuses_a_product_with_a_sum(kernel: Any) -> None:
+def machine_code(kernel: Any) -> str:
+    """The assembly of a kernel, compiled for the types of its one call."""
     x, w = np.ones(32, np.float32), np.ones((16, 32), np.float32)
     ladder.compiled(x, w)
     ladder.panels(x, w)
     ladder.q8_0(x, random_rows(np.random.default_rng(0), 16, 32))
     [assembly] = kernel.inspect_asm().values()
-    assert re.search(r"\bv?fn?m(add|la|sub)", assembly) is None
+    return str(assembly)
+
+
+def instructions(kernel: Any, name: str) -> int:
+    """How many instructions whose name matches a kernel consists of."""
+    return len(re.findall(rf"^\s*{name}\s", machine_code(kernel), re.MULTILINE))
+
+
+@only_x86_with_fma
+def test_the_compiled_loop_computes_one_lane_at_a_time() -> None:
+    assert instructions(ladder.compiled, r"vfmadd\d+ss") > 0
+    assert instructions(ladder.compiled, r"vfmadd\d+ps") == 0
+
+
+@only_x86_with_fma
+@pytest.mark.parametrize("kernel", [ladder.add_panel, ladder.add_q8_0_panel])
+def test_a_panel_is_computed_several_lanes_at_a_time(kernel: Any) -> None:
+    assert instructions(kernel, r"vfmadd\d+ps") > 0
+
+
+@only_x86_with_fma
+@pytest.mark.parametrize("kernel", [ladder.compiled, ladder.add_panel])
+def test_a_product_and_its_sum_are_one_instruction(kernel: Any) -> None:
+    assert instructions(kernel, r"v?(mul|add)[ps]s") == 0
+
+
+@only_x86_with_fma
+def test_a_decoded_weight_is_rounded_before_it_is_multiplied() -> None:
+    assert instructions(ladder.add_q8_0_panel, "vmulps") > 0  # scale · quant
+    assert instructions(ladder.add_q8_0_panel, "v?add[ps]s") == 0

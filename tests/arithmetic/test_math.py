@@ -15,16 +15,19 @@ import pytest
 from numpy.typing import NDArray
 
 from refllm import oracle
-from refllm.kernels.elementwise import gelu, gelu_tanh, rope_table, swiglu
-from refllm.kernels.math import (
-    exp_f32,
-    gelu_f32,
-    row_max,
-    sigmoid_f32,
-    silu_f32,
-    sin_cos,
-    tanh_f32,
+from refllm.kernels.attention import attention_weights, key_value_buffers
+from refllm.kernels.elementwise import (
+    gelu,
+    gelu_tanh,
+    l2_normalize,
+    layer_norm,
+    quick_gelu,
+    rms_norm,
+    rope_table,
+    swiglu,
 )
+from refllm.kernels.math import exp_f32, gelu_f32, sigmoid_f32, silu_f32, sin_cos, tanh_f32
+from tests.support.networks import same_bits
 
 Floats = NDArray[np.float32]
 
@@ -102,6 +105,29 @@ def test_kernel_and_oracle_give_the_same_bits(
     assert got.tobytes() == of_oracle(inputs).tobytes()
 
 
+@pytest.mark.parametrize(("kernel", "name"), [(gelu_tanh, "gelu_tanh"), (quick_gelu, "quick_gelu")])
+def test_the_approximations_of_gelu_equal_the_oracle(
+    kernel: Callable[[Floats], Floats], name: str
+) -> None:
+    inputs = every_so_many(-3.4e38, 3.4e38)[None]
+    assert same_bits(kernel(inputs), oracle.activation(name, inputs))
+
+
+def test_the_functions_of_the_largest_and_smallest_inputs() -> None:
+    tiny = 2.0**-148  # two times the smallest float32
+    x = np.array([np.inf, 3.4e38, tiny, 0.0, -0.0, -tiny, -3.4e38, -np.inf], np.float32)
+    expected = {
+        gelu_f32: [np.inf, 3.4e38, tiny / 2, 0.0, -0.0, -tiny / 2, -0.0, -np.inf],
+        silu_f32: [np.inf, 3.4e38, tiny / 2, 0.0, -0.0, -tiny / 2, -0.0, -np.inf],
+        sigmoid_f32: [1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0],
+        tanh_f32: [1.0, 1.0, tiny, 0.0, -0.0, -tiny, -1.0, -1.0],
+    }
+    for function, values in expected.items():
+        got = np.array([function(number) for number in x], np.float32)
+        assert same_bits(got, np.array(values, np.float32))
+    assert [exp_f32(number) for number in x[-4:]] == [1.0, 1.0, 0.0, 0.0]
+
+
 def test_functions_of_nan_are_nan() -> None:
     nan = np.float32(np.nan)
     assert all(
@@ -131,23 +157,71 @@ def test_the_rope_table_holds_cosine_and_sine_of_position_times_frequency() -> N
     np.testing.assert_array_equal(table, [np.cos(angles).astype("f4"), np.sin(angles).astype("f4")])
 
 
+@pytest.mark.parametrize("width", [1, 2, 15, 16, 17, 33, 100])
+def test_sums_of_any_width_equal_the_oracle_s(width: int) -> None:
+    x = np.random.default_rng(width).standard_normal((3, width)).astype(np.float32)
+    ones, zeros = np.ones(width, np.float32), np.zeros(width, np.float32)
+    assert same_bits(rms_norm(x, ones, 1e-5), oracle.rms_norm(x, ones, 1e-5))
+    assert same_bits(layer_norm(x, ones, zeros, 1e-5), oracle.layer_norm(x, ones, zeros, 1e-5))
+    assert same_bits(l2_normalize(x[0]), oracle.normalize(x[0]))
+    assert same_bits(softmax(x), oracle.softmax(x))
+
+
+def test_a_sum_is_sixteen_sums_of_every_sixteenth_number_and_then_of_halves() -> None:
+    numbers = np.random.default_rng(0).standard_normal(100)
+    sums = [0.0] * 16
+    for i, number in enumerate(numbers.tolist()):
+        sums[i % 16] += number
+    while len(sums) > 1:
+        half = len(sums) // 2
+        sums = [sums[i] + sums[i + half] for i in range(half)]
+    assert oracle.row_sums(numbers).tolist() == sums
+
+
+def test_a_sum_of_minus_zeros_is_plus_zero() -> None:
+    assert not np.signbit(oracle.row_sums(np.full(20, -0.0, np.float32)))
+    assert not np.signbit(oracle.mean_rows(np.full((3, 2), -0.0, np.float32))).any()
+
+
+def softmax(scores: Floats) -> Floats:
+    """By attention's weights for a query of 1 over keys that are the scores."""
+    one = np.ones((1, 1, 1), np.float32)
+    rows = []
+    for row in scores:
+        keys, _ = key_value_buffers(1, n_tokens=len(row), head_dim=1)
+        keys[0, 0, : len(row)] = row
+        rows.append(attention_weights(one, keys, np.array([len(row)]), 1.0, len(row))[0, 0])
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("n", [1, 16, 40])
+def test_a_weight_is_the_exact_one_rounded_once(n: int) -> None:
+    scores = np.random.default_rng(n).standard_normal((50, n)).astype(np.float32) * np.float32(9)
+    weights = softmax(scores)
+    for row, got in zip(scores.astype(np.float64), weights, strict=True):
+        powers = [math.exp(score - row.max()) for score in row]
+        exact = np.array(powers) / math.fsum(powers)
+        assert ulps(got, exact) <= 0.5001
+
+
 @pytest.mark.parametrize(
-    "row",
+    ("row", "weights"),
     [
-        [-3.5],
-        [-2.0, -1.5, -7.0],
-        [0.0, -1e-45, -1.0],
-        [1e-45, 0.0],
-        [3.0, np.inf, 7.0],
-        [-np.inf, -3e38],
-        [-np.inf],
-        np.random.default_rng(0).standard_normal(100).tolist(),
+        ([-3.5], [1.0]),
+        ([0.0, -0.0], [0.5, 0.5]),
+        ([3.0, -np.inf, 3.0], [0.5, 0.0, 0.5]),
+        ([0.0, -110.0, -3e38], [1.0, 0.0, 0.0]),
+        ([-3e38] * 4, [0.25] * 4),
+        ([1e-45, 0.0], [0.5, 0.5]),
     ],
 )
-def test_the_row_max_a_row_is_found_by_its_bits(row: list[float]) -> None:
-    assert row_max(np.array(row, np.float32)) == np.array(row, np.float32).max()
+def test_the_softmax_of_a_row_of_extremes(row: list[float], weights: list[float]) -> None:
+    assert softmax(np.array([row], np.float32))[0].tolist() == weights
 
 
-@pytest.mark.parametrize("row", [[np.nan, 1.0], [1.0, np.nan, np.inf]])
-def test_a_nan_counts_as_the_largest(row: list[float]) -> None:
-    assert np.isnan(row_max(np.array(row, np.float32)))
+@pytest.mark.parametrize(
+    "row",
+    [[np.nan, 1.0], [1.0, -np.nan, 2.0], [1.0, np.nan, np.inf], [np.inf, 1.0], [-np.inf] * 2],
+)
+def test_a_row_without_a_finite_largest_score_has_no_weights(row: list[float]) -> None:
+    assert np.isnan(softmax(np.array([row], np.float32))).any()

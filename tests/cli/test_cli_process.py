@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refllm import __version__
+from refllm import NUMERICS_REVISION, __version__
 from refllm.checkpoints.open import open_weights
 from tests.conftest import HUNG_SECONDS
 from tests.support.model_files import tiny_bert_folder, write_gguf
@@ -189,7 +189,8 @@ def test_npy_on_standard_output_is_a_numpy_file(bert: Path) -> None:
 
 
 def test_the_version_is_the_package_s() -> None:
-    assert refllm("--version").stdout == f"refllm {__version__}\n".encode()
+    version = f"refllm {__version__}, numerics revision {NUMERICS_REVISION}\n"
+    assert refllm("--version").stdout == version.encode()
 
 
 def test_help_imports_nothing_that_computes() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from refllm import __version__
+from refllm import NUMERICS_REVISION, __version__
 from refllm.cli import app
 from refllm.cli.commands import ADVICE, ADVICE_ON_MODELS, OTHER_OPTIONS
 from tests.support.commands import answer, refllm
@@ -63,7 +63,7 @@ def test_help_before_a_command_is_its_help(words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("words", [("version",), ("-V",), ("--version",)])
 def test_the_version_has_every_usual_name(words: tuple[str, ...]) -> None:
-    assert answer(*words) == f"refllm {__version__}\n"
+    assert answer(*words) == f"refllm {__version__}, numerics revision {NUMERICS_REVISION}\n"
 
 
 @pytest.mark.parametrize("words", LISTED, ids=" ".join)

@@ -31,7 +31,7 @@ SCHEMA = json.loads(
 )
 
 TEXT = """\
-refllm conformance, suite 1.0.0, profile llama.cpp
+refllm conformance, suite 1.0.0, numerics revision 2, profile llama.cpp
 llama-server b4404 (C++) at http://127.0.0.1:8080
 2 failed, 1 error, 1 unexpected pass, 1 passed, 1 expected failure, 1 skipped, 1
 not applicable: not as expected

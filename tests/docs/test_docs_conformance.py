@@ -39,7 +39,7 @@ def test_the_page_names_every_group_and_every_option() -> None:
     signature = source.split("def conform(")[1].split(") -> None:")[0]
     names = [name.replace("_", "-") for name in re.findall(r"^    (\w+): ", signature, re.M)]
     options = [f"--{name}" for name in names if name != "target"]
-    assert len(options) == 15
+    assert len(options) == 16
     assert [option for option in options if option not in PAGE] == []
 
 

@@ -14,7 +14,7 @@ import pytest
 from gguf import GGUFReader
 from typer.testing import CliRunner
 
-from refllm import doctor
+from refllm import NUMERICS_REVISION, doctor
 from refllm.cli import app
 from refllm.doctor import Finding, examine
 from refllm.models.load import load_tokenizer
@@ -82,6 +82,11 @@ def test_a_project_without_problems_has_only_ok_findings(project: Path) -> None:
     assert {finding.level for finding in found} == {"ok"}
     models = [finding.what for finding in found if finding.check == "model"]
     assert [what.split(":")[0] for what in models] == ["tiny", "tiny-bert"]
+
+
+def test_the_numerics_revision_is_named(project: Path) -> None:
+    [found] = [finding for finding in findings(project) if finding.check == "numerics"]
+    assert found.what == f"revision {NUMERICS_REVISION}; every CPU computes the same bits"
 
 
 BROKEN: Sequence[tuple[str, str, Break, str, str]] = [
@@ -285,7 +290,7 @@ def test_every_diagnosis_is_tested_and_none_is_unnamed() -> None:
         for name in line[4:31].split(",")
         if name.strip()
     }
-    own = {"bug", "cpu", "kernel-cache", "model", "rope-layout"}
+    own = {"bug", "cpu", "kernel-cache", "model", "numerics", "rope-layout"}
     tested = {check for check, *_ in BROKEN} | own
     assert documented == tested
 

@@ -8,12 +8,14 @@ from typing import Any
 import jsonschema
 import pytest
 
+from refllm import NUMERICS_REVISION
 from tests.conftest import PROJECT
 
 FOLDER = PROJECT / "golden"
 SCHEMAS = {
     "manifest.json": "manifest.schema.json",
     "bits/hashes.json": "bits/schema.json",
+    "bits/revision-1.json": "bits/schema.json",
     "embeddings/all-minilm-l6-v2.json": "embeddings/schema.json",
     "embeddings/cases.json": "embeddings/suite.schema.json",
     "text/llama.cpp.json": "text/llama.cpp.schema.json",
@@ -39,6 +41,38 @@ def test_a_file_follows_its_schema(path: str) -> None:
     schema = content(SCHEMAS[path])
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.Draft202012Validator(schema).validate(content(path))
+
+
+@pytest.mark.parametrize(
+    ("path", "revision"),
+    [
+        ("manifest.json", NUMERICS_REVISION),
+        ("bits/hashes.json", NUMERICS_REVISION),
+        ("bits/revision-1.json", 1),
+    ],
+)
+def test_a_file_names_the_revision_that_its_numbers_were_computed_by(
+    path: str, revision: int
+) -> None:
+    assert content(path)["numerics_revision"] == revision
+
+
+def test_the_revisions_have_the_same_questions() -> None:
+    asked = [
+        [{key: each[key] for key in ("name", "weights_sha256", "token_ids")} for each in results]
+        for results in (
+            content(f"bits/{name}.json")["results"] for name in ("hashes", "revision-1")
+        )
+    ]
+    assert asked[0] == asked[1]
+
+
+def test_the_revisions_give_tiny_chat_other_logits() -> None:
+    hashes, earlier = (
+        {each["name"]: each["sha256"] for each in content(f"bits/{name}.json")["results"]}
+        for name in ("hashes", "revision-1")
+    )
+    assert hashes["tiny-chat"] != earlier["tiny-chat"]
 
 
 @pytest.mark.parametrize("group", ["api", "sampling"])

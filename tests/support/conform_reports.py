@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, get_args
 
+from refllm.conform.bits import Bits
 from refllm.conform.case import Case, Group
 from refllm.conform.reply import Implementation
 from refllm.conform.report import Report
@@ -68,6 +69,7 @@ def report(*verdicts: Verdict, **fields: Any) -> Report:
         "target": "http://127.0.0.1:8080",
         "verdicts": verdicts,
         "suite_version": "1.0.0",
+        "numerics_revision": 2,
         "profile": "llama.cpp",
         "environment": {"python": "CPython 3.12.3", "machine": "x86_64"},
         "started": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
@@ -154,4 +156,5 @@ def saying(text: str) -> Report:
         command=text,
         profile=text,
         environment={text: text},
+        bits=Bits(reason=text),
     )

@@ -18,6 +18,7 @@ __all__ = ["CPUS", "environment_for", "has", "skip_unless_asked_for", "skip_unle
 CPUS: Mapping[str, tuple[str, ...]] = {
     "x86-64": ("sse2",),
     "haswell": ("avx2", "fma", "f16c", "bmi2"),
+    "znver3": ("avx2", "fma", "f16c", "bmi2", "vaes", "vpclmulqdq"),
     "skylake-avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
 }
 CHOSEN_BY = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")

@@ -15,6 +15,7 @@ from benchmarks.growth import exponent, fits_of
 from benchmarks.plot import plot_growth
 from benchmarks.report import latest_entries, tables, with_tables
 from benchmarks.results import REFLLM, Figure, Fit, append, read
+from refllm import NUMERICS_REVISION
 from tests.support.benchmark_runs import COMMANDS, a_figure, an_entry
 
 
@@ -26,6 +27,18 @@ def test_results_are_appended_and_read_back(tmp_path: Path) -> None:
     assert [entry.benchmark for entry in read(path)] == ["decode", "load"]
     assert read(path)[0].figures == list(entries[0].figures)
     assert json.loads(path.read_text("utf-8"))[0]["figures"][0]["ratio"] == {"llama.cpp": 1.5}
+
+
+def test_an_entry_names_its_numerics_revision_which_was_1_before_there_were_two(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "results.json"
+    append(path, an_entry("decode"))
+    assert read(path)[0].numerics_revision == NUMERICS_REVISION
+    [record] = json.loads(path.read_text("utf-8"))
+    del record["numerics_revision"]
+    path.write_text(json.dumps([record]), "utf-8")
+    assert read(path)[0].numerics_revision == 1
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from typing import get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from refllm import __version__
+from refllm.conform.bits import Bits
 from refllm.conform.case import GROUPS, Group
 from refllm.conform.reply import Implementation
 from refllm.conform.targets import is_url
@@ -80,23 +81,27 @@ class Report:
         target: What the user wrote for TARGET.
         verdicts: In the order in which the cases ran.
         suite_version: The version of the golden suite.
+        numerics_revision: The revision of the rule of numerics that the suite's answers follow.
         profile: The name of the known deviations, None if none were granted.
         environment: The machine that asked, see `environment_here`.
         started: When the run began, in UTC.
         seconds: How long the whole run took.
         command: The command that asks the target again, without the choice of cases; "" where the
             target needs no options.
+        bits: Whose bits the target computes; None where it was not asked.
     """
 
     implementation: Implementation
     target: str
     verdicts: tuple[Verdict, ...]
     suite_version: str
+    numerics_revision: int
     profile: str | None
     environment: Mapping[str, str]
     started: datetime
     seconds: float
     command: str = ""
+    bits: Bits | None = None
 
     @property
     def name(self) -> str:
@@ -206,7 +211,9 @@ class Report:
 
     @property
     def _is_empty(self) -> bool:
-        """Return whether no case was asked."""
+        """Return whether nothing was asked, or could be."""
+        if self.bits is not None and self.bits.sha256 is not None:
+            return False
         return self.totals["skipped"] + self.totals["not applicable"] == len(self.verdicts)
 
 

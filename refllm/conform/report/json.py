@@ -12,6 +12,7 @@ from dataclasses import asdict
 from datetime import UTC
 from typing import Any
 
+from refllm.conform.bits import Bits
 from refllm.conform.case import GROUPS
 from refllm.conform.report import Cause, Report, without_password
 from refllm.conform.report.values import plain
@@ -32,6 +33,7 @@ def json_of(report: Report) -> str:
     document = {
         "version": VERSION,
         "suite_version": report.suite_version,
+        "numerics_revision": report.numerics_revision,
         "target": without_password(report.target),
         "command": report.command,
         "implementation": _implementation(report),
@@ -42,6 +44,7 @@ def json_of(report: Report) -> str:
         "exit_code": report.exit_code,
         "totals": report.totals,
         "groups": {group: report.counts[group] for group in report.groups()},
+        "bits": None if report.bits is None else _bits(report.bits),
         "causes": [_cause(cause) for cause in report.causes],
         "cases": [_case(verdict) for verdict in report.verdicts],
     }
@@ -57,6 +60,15 @@ def _implementation(report: Report) -> dict[str, Any]:
         "groups": [group for group in GROUPS if group in implementation.groups],
         "draws_as_refllm": implementation.draws_as_refllm,
         "details": report.details,
+    }
+
+
+def _bits(bits: Bits) -> dict[str, Any]:
+    return {
+        "text": bits.text,
+        "sha256": bits.sha256,
+        "revision": bits.revision,
+        "claimed": bits.claimed,
     }
 
 

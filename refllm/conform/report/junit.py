@@ -63,6 +63,8 @@ def _suite(report: Report, group: Group) -> ET.Element:
 def _properties(report: Report) -> dict[str, str]:
     return {
         "suite": report.suite_version,
+        "numerics_revision": str(report.numerics_revision),
+        "bits": "" if report.bits is None else report.bits.text,
         "target": without_password(report.target),
         "implementation": report.name,
         "profile": report.profile or "",

@@ -54,7 +54,10 @@ def text_of(report: Report, *, max_examples: int = MAX_EXAMPLES) -> str:
     each of the first `max_examples` causes.
     """
     profile = f", profile {report.profile}" if report.profile else ""
-    head = [f"refllm conformance, suite {report.suite_version}{profile}", report.headline]
+    revision = f", numerics revision {report.numerics_revision}"
+    head = [f"refllm conformance, suite {report.suite_version}{revision}{profile}", report.headline]
+    if report.bits is not None:
+        head.append(f"bits: {report.bits.text}")
     if report.exit_code:
         head.append(f"{report.summary}: {report.outcome}")
     n_cases = _cases(len(report.verdicts))

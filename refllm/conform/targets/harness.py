@@ -50,7 +50,7 @@ class Harness(Protocol):
     """What `serve` and the target of a Python object call; `start` and `stop` may be missing."""
 
     def start(self) -> Mapping[str, Any] | None:
-        """Return {"implementation": {"name", …}, "groups": […], "draws_as_refllm"}.
+        """Return {"implementation": {"name", …}, "groups": […], "draws_as_refllm", …}.
 
         None, or no such method, stands for every group; the name then is that of the class.
         """

@@ -125,7 +125,7 @@ class Refllm:
         self._tokenizers: dict[Path, Tokenizer] = {}
 
     def start(self) -> Mapping[str, Any]:
-        """Return refllm's name and version, and every group."""
+        """Return refllm's name and version, every group, and its numerics revision."""
         return {
             "implementation": {
                 "name": "refllm",
@@ -134,6 +134,7 @@ class Refllm:
             },
             "groups": list(GROUPS),
             "draws_as_refllm": True,
+            "claims_revision": refllm.NUMERICS_REVISION,
         }
 
     def run(self, group: str, asked: Asked) -> Result:

@@ -114,7 +114,8 @@ def implementation_of(message: Mapping[str, Any]) -> Implementation:
             "use a harness and a refllm that belong together"
         )
     answer = "its answer to start"
-    _check_keys(answer, message, {"version", "implementation", "groups", "draws_as_refllm"})
+    keys = {"version", "implementation", "groups", "draws_as_refllm", "claims_revision"}
+    _check_keys(answer, message, keys)
     about = message.get("implementation")
     if not isinstance(about, dict):
         raise ProtocolError(f"did not name its implementation: {answer} has {shown(about)}")
@@ -125,6 +126,13 @@ def implementation_of(message: Mapping[str, Any]) -> Implementation:
     draws = message.get("draws_as_refllm", False)
     if not isinstance(draws, bool):
         raise ProtocolError(f"has draws_as_refllm {shown(draws)}, which must be true or false")
+    claims: Any = message.get("claims_revision")
+    is_number = isinstance(claims, int | float) and not isinstance(claims, bool)
+    if "claims_revision" in message and not (is_number and claims >= 1 and claims % 1 == 0):
+        raise ProtocolError(
+            f"has claims_revision {shown(claims)}, which must be a numerics revision, a whole "
+            "number from 1; leave it out to claim none"
+        )
     details = about.get("details", {})
     if not isinstance(details, dict) or not all(isinstance(v, str) for v in details.values()):
         raise ProtocolError(f"has details {shown(details)}; they must be texts by name")
@@ -134,6 +142,7 @@ def implementation_of(message: Mapping[str, Any]) -> Implementation:
         language=_text(about, "language", default=""),
         groups=frozenset(groups),
         draws_as_refllm=draws,
+        claims_revision=None if claims is None else int(claims),
         details={
             str(name)[:MAX_SHOWN]: text[:MAX_TEXT]
             for name, text in list(details.items())[:MAX_DETAILS]

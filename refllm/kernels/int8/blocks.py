@@ -45,7 +45,7 @@ from refllm.kernels.packed.decode_superblocks import (
     scale_6_bits,
 )
 from refllm.kernels.simd.ints import byte_table
-from refllm.kernels.simd.lanes import LANES, load_i8, load_i32, splat_int
+from refllm.kernels.simd.lanes import LANES, fma, load_i8, load_i32, negative, splat_int
 
 __all__ = ["FORMATS_AS_INTEGERS", "AsIntegers"]
 
@@ -231,9 +231,9 @@ def one(panel: Bytes, at: int, g: int) -> Lanes:
     return splat_int(np.int32(1))
 
 
-# The float part of a block, in the rule's order of operations (`refllm.oracle_int8`). The vectors
-# have one row of activations or several: total, w_a = Σw·a and v_a = Σv·a as floats, d and m of the
-# weights, d_x and s_x of the activations.
+# The float part of a block, in the rule's order of operations (`refllm.oracle_int8`): each step is
+# one fused multiply-add. The vectors have one row of activations or several: total, w_a = Σw·a and
+# v_a = Σv·a as floats, d and m of the weights, d_x and s_x of the activations.
 
 
 @inner
@@ -241,31 +241,23 @@ def times_both(
     total: Lanes, w_a: Lanes, v_a: Lanes, d: Lanes, m: Lanes, d_x: Lanes, s_x: Lanes
 ) -> Lanes:
     """total + Σw·a · (d · d_x)."""
-    return total + w_a * (d_x * d)
-
-
-@inner
-def times_each_in_turn(
-    total: Lanes, w_a: Lanes, v_a: Lanes, d: Lanes, m: Lanes, d_x: Lanes, s_x: Lanes
-) -> Lanes:
-    """total + (Σw·a · d) · d_x."""
-    return total + (w_a * d) * d_x
+    return fma(d_x * d, w_a, total)
 
 
 @inner
 def plus_minimum(
     total: Lanes, w_a: Lanes, v_a: Lanes, d: Lanes, m: Lanes, d_x: Lanes, s_x: Lanes
 ) -> Lanes:
-    """total + (Σw·a · (d · d_x) + m · s_x)."""
-    return total + (w_a * (d_x * d) + s_x * m)
+    """(total + Σw·a · (d · d_x)) + m · s_x."""
+    return fma(s_x, m, fma(d_x * d, w_a, total))
 
 
 @inner
 def less_minima(
     total: Lanes, w_a: Lanes, v_a: Lanes, d: Lanes, m: Lanes, d_x: Lanes, s_x: Lanes
 ) -> Lanes:
-    """total + (Σw·a · (d · d_x) − Σv·a · (m · d_x))."""
-    return total + (w_a * (d_x * d) - v_a * (d_x * m))
+    """(total + Σw·a · (d · d_x)) − Σv·a · (m · d_x)."""
+    return fma(negative(d_x * m), v_a, fma(d_x * d, w_a, total))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,7 +332,6 @@ FORMATS_AS_INTEGERS: Mapping[str, AsIntegers] = MappingProxyType(
             quads=q4_0,
             largest=15,
             offset=8,
-            finish=times_each_in_turn,
         ),
         "Q4_1": AsIntegers(
             fields=2 * HALF + 4 * QUAD, quads=q4_1, largest=15, m_at=2, finish=plus_minimum

@@ -4,14 +4,15 @@ In a panel (`refllm.kernels.packed.panels`) each field of a block is followed by
 the next row's block, for all W rows, then comes the next field; a field is a half, a byte, or
 four bytes of quants (`refllm.kernels.packed.fields`). What `refllm.quant` does to one row's block
 is done here to W rows at once, in registers (`refllm.kernels.simd.lanes`): the same layout and the
-same operations in the same order, so the numbers are the same.
+same operations in the same order, so the numbers are the same. A product that float32 holds exactly
+(`d · q` of Q4_1, Q5_1, Q2_K, Q4_K, Q5_K) is fused with the sum that follows.
 
 A *block decoder* decodes one block and passes each column to a *consumer*:
 
     total = consume(total, array, column, values)      values: a vector, one weight for each row
 
-- `add_product` multiplies the column with an activation and adds to the sums: a GEMV that never
-  writes a decoded weight to memory.
+- `add_product` multiplies the column with an activation and adds to the sums, by one fused
+  multiply-add: a GEMV that never writes a decoded weight to memory.
 - `add_products` does so for `MICRO_BATCH` rows of activations.
 - `store_column` writes the column to a buffer, for a GEMM.
 
@@ -33,6 +34,8 @@ from refllm.jit.compile import HOLE, inner, template
 from refllm.jit.cpu import CPU
 from refllm.kernels.simd.lanes import (
     LANES,
+    fma,
+    fma_of_exact,
     load_bf16,
     load_f16,
     load_f32,
@@ -78,7 +81,7 @@ nibble_less_8 = lookup_table([float(q - 8) for q in range(16)])
 iq4_value = lookup_table(IQ4_VALUES.tolist())
 
 # Rows of activations whose sums stay in registers, with some registers left for decoding.
-MICRO_BATCH = min(4, CPU.tile_rows)
+MICRO_BATCH = min(4, CPU.tile_rows(LANES))
 splat_micro_batch = splat_rows_of("f32", MICRO_BATCH)
 
 # How many bytes ahead of its use memory is prefetched, and in what portions it arrives.
@@ -91,15 +94,15 @@ CACHE_LINE = 64
 
 @inner
 def add_product(total: Lanes, x: Floats, column: int, values: Lanes) -> Lanes:
-    """Return total + values · x[column]: one term of each row's sum."""
-    return total + values * splat(x[column])
+    """Return total + values · x[column], rounded once: one term of each row's sum."""
+    return fma(splat(x[column]), values, total)
 
 
 @inner
 def add_products(totals: Lanes, x: Floats, column: int, values: Lanes) -> Lanes:
-    """Return totals + values · x[:, column]: one term of each sum of `MICRO_BATCH` rows of x."""
+    """Return totals + values · x[:, column], rounded once, for `MICRO_BATCH` rows of x."""
     at, stride = FLOAT_BYTES * column, FLOAT_BYTES * x.shape[1]
-    return totals + splat_micro_batch(x, at, stride) * values
+    return fma(splat_micro_batch(x, at, stride), values, totals)
 
 
 @inner
@@ -217,12 +220,12 @@ def q4_1(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
     for g in range(4):
         q = words(panel, at + (4 + 4 * g) * LANES)
         for b in range(4):
-            y = d * nibble(from_bit(q, 8 * b)) + m
+            y = fma_of_exact(d, nibble(from_bit(q, 8 * b)), m)
             total = consume(total, array, column + 4 * g + b, y)
     for g in range(4):
         q = words(panel, at + (4 + 4 * g) * LANES)
         for b in range(4):
-            y = d * nibble(from_bit(q, 8 * b + 4)) + m
+            y = fma_of_exact(d, nibble(from_bit(q, 8 * b + 4)), m)
             total = consume(total, array, column + 16 + 4 * g + b, y)
     return total
 
@@ -254,12 +257,14 @@ def q5_1(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
     for g in range(4):
         q = words(panel, at + (8 + 4 * g) * LANES)
         for b in range(4):
-            y = d * to_float(with_fifth(q, 8 * b, one_bit(h, 4 * g + b))) + m
+            q5 = with_fifth(q, 8 * b, one_bit(h, 4 * g + b))
+            y = fma_of_exact(d, to_float(q5), m)
             total = consume(total, array, column + 4 * g + b, y)
     for g in range(4):
         q = words(panel, at + (8 + 4 * g) * LANES)
         for b in range(4):
-            y = d * to_float(with_fifth(q, 8 * b + 4, one_bit(h, 16 + 4 * g + b))) + m
+            q5 = with_fifth(q, 8 * b + 4, one_bit(h, 16 + 4 * g + b))
+            y = fma_of_exact(d, to_float(q5), m)
             total = consume(total, array, column + 16 + 4 * g + b, y)
     return total
 

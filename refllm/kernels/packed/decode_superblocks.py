@@ -22,9 +22,11 @@ from refllm.kernels.packed.decode_blocks import (
 )
 from refllm.kernels.simd.lanes import (
     LANES,
+    fma_of_exact,
     load_f16,
     load_i8,
     load_u8,
+    negative,
     splat_int,
     to_float,
 )
@@ -79,13 +81,13 @@ def q2_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
     dmin = load_f16(panel, at + 82 * LANES)
     for g in range(16):
         scale = d * to_float(field(panel, at, g, 0, 15))
-        minimum = dmin * to_float(field(panel, at, g, 4, 15))
+        shift_down = negative(dmin * to_float(field(panel, at, g, 4, 15)))
         first = 16 + 32 * (g >> 3) + 16 * (g & 1)
         shift = 2 * ((g >> 1) & 3)
         for w in range(4):
             q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
             for b in range(4):
-                y = scale * to_float(bits(q, 8 * b, 3)) - minimum
+                y = fma_of_exact(scale, to_float(bits(q, 8 * b, 3)), shift_down)
                 total = consume(total, array, column + 16 * g + 4 * w + b, y)
     return total
 
@@ -134,13 +136,13 @@ def q4_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
     dmin = load_f16(panel, at + 2 * LANES)
     for s in range(8):
         scale = d * to_float(scale_6_bits(panel, at, s))
-        minimum = dmin * to_float(minimum_6_bits(panel, at, s))
+        shift_down = negative(dmin * to_float(minimum_6_bits(panel, at, s)))
         first = 16 + 32 * (s >> 1)
         shift = 4 * (s & 1)
         for w in range(8):
             q = from_bit(words(panel, at + (first + 4 * w) * LANES), shift)
             for b in range(4):
-                y = scale * nibble(from_bit(q, 8 * b)) - minimum
+                y = fma_of_exact(scale, nibble(from_bit(q, 8 * b)), shift_down)
                 total = consume(total, array, column + 32 * s + 4 * w + b, y)
     return total
 
@@ -152,7 +154,7 @@ def q5_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
     dmin = load_f16(panel, at + 2 * LANES)
     for s in range(8):
         scale = d * to_float(scale_6_bits(panel, at, s))
-        minimum = dmin * to_float(minimum_6_bits(panel, at, s))
+        shift_down = negative(dmin * to_float(minimum_6_bits(panel, at, s)))
         first = 48 + 32 * (s >> 1)
         shift = 4 * (s & 1)
         for w in range(8):
@@ -160,7 +162,7 @@ def q5_k(panel: Bytes, at: int, total: Lanes, array: Floats, column: int) -> Lan
             h = from_bit(words(panel, at + (16 + 4 * w) * LANES), s)
             five = field_above(q & splat_int(BITS_3_0), h & splat_int(BIT_0), 4)
             for b in range(4):
-                y = scale * to_float(bits(five, 8 * b, 31)) - minimum
+                y = fma_of_exact(scale, to_float(bits(five, 8 * b, 31)), shift_down)
                 total = consume(total, array, column + 32 * s + 4 * w + b, y)
     return total
 

@@ -1,10 +1,12 @@
 """The inner loop of every float32 product: a vector of sums for each of several rows of x.
 
-T rows of x, W lanes.
+T rows of x, L lanes of a vector.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,18 +14,14 @@ import numpy as np
 from refllm.jit.buffers import FLOAT_BYTES, Floats
 from refllm.jit.compile import HOLE, inner, template
 from refllm.jit.cpu import CPU
-from refllm.kernels.simd.lanes import load_f32
+from refllm.kernels.simd.lanes import LANES, WIDTH, fma, load_f32_of
 from refllm.kernels.simd.rows import load_rows_of, splat_rows_of, store_rows
 
-__all__ = ["MAX_ROWS", "add_products"]
-
-# As many rows as the CPU's registers can hold sums of; two thirds of that, two and one for the
-# rest.
-MAX_ROWS = CPU.tile_rows
-FEWER_ROWS = max(MAX_ROWS * 2 // 3, 2)
+__all__ = ["MAX_ROWS", "add_products", "add_products_of"]
 
 load_rows: Any = HOLE
 splat_rows: Any = HOLE
+load_weights: Any = HOLE
 
 
 @template
@@ -38,53 +36,86 @@ def _add_products_of_rows(
     at = r * width + place * FLOAT_BYTES
     totals = load_rows(flat, at, width)
     for k in range(n):
-        row = load_f32(weights, k * stride + column * FLOAT_BYTES)
-        totals = totals + splat_rows(activations, x_at + k * FLOAT_BYTES, x_stride) * row
+        row = load_weights(weights, k * stride + column * FLOAT_BYTES)
+        totals = fma(splat_rows(activations, x_at + k * FLOAT_BYTES, x_stride), row, totals)
     store_rows(flat, at, width, totals)
 
 
-_add_products_of = {
-    count: inner(
-        _add_products_of_rows.fill(
-            f"add_products_of_{count}",
-            load_rows=load_rows_of(count),
-            splat_rows=splat_rows_of("f32", count),
-        )
-    )
-    for count in {MAX_ROWS, FEWER_ROWS, 2, 1}
-}
-_max_rows, _fewer_rows = _add_products_of[MAX_ROWS], _add_products_of[FEWER_ROWS]
-_two_rows, _one_row = _add_products_of[2], _add_products_of[1]
+max_rows: Any = HOLE
+fewer_rows: Any = HOLE
+add_max_rows: Any = HOLE
+add_fewer_rows: Any = HOLE
+add_two_rows: Any = HOLE
+add_one_row: Any = HOLE
 
 
-@inner
-def add_products(
+@template
+def _add_products(
     x: Floats, first: int, n: int, w: Floats, column: int, sums: Floats, place: int
 ) -> None:
     """Add n products to each of a vector of sums of every row of x.
 
-    sums[t, place + lane] += x[t, first]·w[0, column + lane] + x[t, first + 1]·w[1, …] + …, one term
-    after the other.
+    sums[t, place + lane] += x[t, first]·w[0, column + lane] + x[t, first + 1]·w[1, …] + …, one
+    fused multiply-add after the other.
 
     Args:
         x: [T, ≥ first + n], contiguous as w and sums are.
         first: The first column of x.
         n: The number of terms.
-        w: [n, ≥ column + W].
-        column: The first of W columns of w.
-        sums: [T, ≥ place + W].
-        place: The first of W columns of sums.
+        w: [n, ≥ column + L].
+        column: The first of L columns of w.
+        sums: [T, ≥ place + L].
+        place: The first of L columns of sums.
     """
     r: Any = np.int64(0)  # numba gives 0 a type of its own and would compile a version for it
-    while r + MAX_ROWS <= x.shape[0]:
-        _max_rows(x, r, first, n, w, column, sums, place)
-        r += MAX_ROWS
-    while r + FEWER_ROWS <= x.shape[0]:
-        _fewer_rows(x, r, first, n, w, column, sums, place)
-        r += FEWER_ROWS
+    while r + max_rows <= x.shape[0]:
+        add_max_rows(x, r, first, n, w, column, sums, place)
+        r += max_rows
+    while r + fewer_rows <= x.shape[0]:
+        add_fewer_rows(x, r, first, n, w, column, sums, place)
+        r += fewer_rows
     while r + 2 <= x.shape[0]:
-        _two_rows(x, r, first, n, w, column, sums, place)
+        add_two_rows(x, r, first, n, w, column, sums, place)
         r += 2
     while r < x.shape[0]:
-        _one_row(x, r, first, n, w, column, sums, place)
+        add_one_row(x, r, first, n, w, column, sums, place)
         r += 1
+
+
+@cache
+def add_products_of(lanes: int) -> Callable[..., None]:
+    """Return `_add_products` for vectors of so many lanes, as an `inner` function.
+
+    A tile has as many rows as the CPU's registers can hold sums of; two thirds of that, two and one
+    are for the rest.
+    """
+    registers = lanes // WIDTH
+    most = CPU.tile_rows(lanes)
+    fewer = max(most * 2 // 3, 2)
+    load = load_f32_of(registers)
+
+    def add(rows: int) -> Callable[..., None]:
+        return inner(
+            _add_products_of_rows.fill(
+                f"add_products_of_{rows}_by_{lanes}",
+                load_rows=load_rows_of(rows, registers),
+                splat_rows=splat_rows_of("f32", rows, registers),
+                load_weights=load,
+            )
+        )
+
+    return inner(
+        _add_products.fill(
+            f"add_products_by_{lanes}",
+            max_rows=most,
+            fewer_rows=fewer,
+            add_max_rows=add(most),
+            add_fewer_rows=add(fewer),
+            add_two_rows=add(2),
+            add_one_row=add(1),
+        )
+    )
+
+
+MAX_ROWS = CPU.tile_rows(LANES)
+add_products = add_products_of(LANES)

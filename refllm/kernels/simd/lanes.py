@@ -16,24 +16,25 @@ In a kernel they look like numbers:
 
     total = zeros()
     for k in range(x.size):
-        total = total + load_f32(panel, k * ROW) * splat(x[k])
+        total = fma(splat(x[k]), load_f32(panel, k * ROW), total)
     store(out, 0, total)
 
 The sums of several rows of activations are one value, too: *rows* of vectors, each of which is
 combined with the same vector of weights. `Vector("f32", 6)` is the type of six rows, `F32` of one;
-`refllm.kernels.simd.rows` loads and stores them.
+`refllm.kernels.simd.rows` loads and stores them. Vectors can be of fewer registers, for matrices
+that are narrower than a panel.
 
 How it is done: a numba *type* (`Vector`) has a *data model*, its representation in LLVM: an array
 of registers. An *intrinsic* is a function that emits LLVM instructions for one register and is
-repeated for all. `+`, `-`, `*`, `&`, `|`, `<<` and `>>` are overloaded with intrinsics. The `+`
+repeated for all. `+`, `-`, `*`, `&`, `|`, `<<` and `>>` are overloaded with intrinsics. The `fma`
 above becomes, with two registers of AVX2,
 
     %0 = extractvalue [2 x <8 x float>] %total, 0
-    %1 = extractvalue [2 x <8 x float>] %product, 0
-    %2 = fadd <8 x float> %0, %1                          and the same for register 1
+    %1 = extractvalue [2 x <8 x float>] %weights, 0
+    %2 = call <8 x float> @llvm.fma.v8f32(<8 x float> %x, <8 x float> %1, <8 x float> %0)
 
-Multiplication and addition stay two instructions: LLVM fuses them only with the flag `contract`,
-which is not set here.
+and the same for register 1. What is written with `*` and `+` stays two instructions, each of which
+rounds: LLVM fuses them only with the flag `contract`, which is not set here.
 
 Addresses are byte offsets into a one-dimensional array, whatever its element type, because a
 panel of quantized weights mixes halves, bytes and nibbles.
@@ -71,14 +72,18 @@ __all__ = [
     "as_value",
     "constant",
     "declared",
+    "fma",
+    "fma_of_exact",
     "in_every_lane",
     "load_bf16",
     "load_f16",
     "load_f32",
+    "load_f32_of",
     "load_i8",
     "load_i32",
     "load_u8",
     "lookup_table",
+    "negative",
     "operation",
     "places_of",
     "prefetch",
@@ -113,10 +118,10 @@ PERMUTATIONS = {16: "llvm.x86.avx512.permvar.sf.512", 8: "llvm.x86.avx2.permps"}
 class Vector(types.Type):
     """The numba type of vectors of floats or ints, one vector for each of some rows."""
 
-    def __init__(self, kind: Kind, rows: int = 1) -> None:
-        self.kind, self.rows = kind, rows
+    def __init__(self, kind: Kind, rows: int = 1, registers: int = REGISTERS) -> None:
+        self.kind, self.rows, self.registers = kind, rows, registers
         self.register = REGISTER[kind]
-        super().__init__(name=f"{rows} of {kind}x{LANES}")
+        super().__init__(name=f"{rows} of {kind}x{registers * WIDTH}")
 
 
 F32 = Vector("f32")
@@ -128,7 +133,7 @@ class VectorModel(models.PrimitiveModel):
     """A vector is an array of registers; rows of vectors are end to end in it."""
 
     def __init__(self, manager: Any, vector: Vector) -> None:
-        registers = ir.ArrayType(vector.register, REGISTERS * vector.rows)
+        registers = ir.ArrayType(vector.register, vector.registers * vector.rows)
         super().__init__(manager, vector, registers)  # type: ignore[no-untyped-call]
 
 
@@ -156,19 +161,21 @@ def operation(result: Kind, arguments: Sequence[Kind], build: Build) -> Any:
     """
 
     def resolve(*given: types.Type) -> Any:
-        kinds = [vector.kind if isinstance(vector, Vector) else None for vector in given]
-        if kinds != list(arguments):
+        vectors = [vector for vector in given if isinstance(vector, Vector)]
+        if [vector.kind for vector in vectors] != list(arguments):
             return None
-        rows = max(vector.rows for vector in given if isinstance(vector, Vector))
+        rows, n_registers = max(vector.rows for vector in vectors), vectors[0].registers
+        if any(vector.registers != n_registers for vector in vectors):
+            return None
 
         def emit(_context: Any, builder: ir.IRBuilder, _signature: Any, values: Any) -> ir.Value:
             columns = []
             for value in values:
                 registers = registers_of(builder, value)
-                columns.append(registers * (rows * REGISTERS // len(registers)))
+                columns.append(registers * (rows * n_registers // len(registers)))
             return as_value(builder, [build(builder, *row) for row in zip(*columns, strict=True)])
 
-        return Vector(result, rows)(*given), emit
+        return Vector(result, rows, n_registers)(*given), emit
 
     # numba inspects the parameters, so there is a function for each number of them.
     typed: Sequence[Callable[..., object]] = (
@@ -226,7 +233,7 @@ splat_int = _splat_of(I32, types.int32)
 to_float = operation("f32", ("i32",), lambda b, x: b.sitofp(x, FLOATS))
 
 
-# Arithmetic: + - * on both kinds, & | ^ << >> on ints
+# Arithmetic: fma of floats, + - * on both kinds, & | ^ << >> on ints
 
 
 def _operator(symbol: Callable[..., object], kind: Kind, build: Build) -> None:
@@ -241,6 +248,49 @@ def _operator(symbol: Callable[..., object], kind: Kind, build: Build) -> None:
         both = isinstance(a, Vector) and isinstance(b, Vector) and a.kind == b.kind == kind
         return implementation if both else None
 
+
+def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """a · b + c, rounded once."""
+    if CPU.fuses:
+        instruction = declared(builder, f"llvm.fma.v{WIDTH}f32", FLOATS, (FLOATS, FLOATS, FLOATS))
+        return builder.call(instruction, [a, b, c])
+    return _fma_by_doubles(builder, a, b, c)
+
+
+def _fma_by_doubles(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """The same for a CPU without the instruction, as `refllm.oracle.fma` does it.
+
+    LLVM would call the C library's `fmaf` for each lane; some of these libraries round twice.
+    """
+    doubles, longs = ir.VectorType(ir.DoubleType(), WIDTH), ir.VectorType(ir.IntType(64), WIDTH)
+    a, b, c = (builder.fpext(each, doubles) for each in (a, b, c))
+    product = builder.fmul(a, b)
+    total = builder.fadd(product, c)
+    added = builder.fsub(total, product)
+    lost = builder.fsub(product, builder.fsub(total, added))
+    error = builder.fadd(lost, builder.fsub(c, added))
+    bits = builder.bitcast(total, longs)
+    zero = constant(doubles, 0.0)
+    is_even = builder.icmp_unsigned(
+        "==", builder.and_(bits, constant(longs, 1)), constant(longs, 0)
+    )
+    is_wrong = builder.and_(builder.fcmp_ordered("!=", error, zero), is_even)
+    is_away = builder.icmp_unsigned(
+        "==", builder.fcmp_ordered(">", error, zero), builder.fcmp_ordered(">", total, zero)
+    )
+    step = builder.select(is_away, constant(longs, 1), constant(longs, -1))
+    odd = builder.select(is_wrong, builder.add(bits, step), bits)
+    return builder.fptrunc(builder.bitcast(odd, doubles), FLOATS)
+
+
+def _fma_of_exact(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """a · b + c of a product that has at most 24 bits: the same number, fused or not."""
+    return _fma(builder, a, b, c) if CPU.fuses else builder.fadd(builder.fmul(a, b), c)
+
+
+fma = operation("f32", ("f32", "f32", "f32"), _fma)
+fma_of_exact = operation("f32", ("f32", "f32", "f32"), _fma_of_exact)
+negative = operation("f32", ("f32",), lambda b, x: b.fneg(x))
 
 _operator(operator.add, "f32", lambda b, x, y: b.fadd(x, y))
 _operator(operator.sub, "f32", lambda b, x, y: b.fsub(x, y))
@@ -318,9 +368,9 @@ def address(
     return builder.bitcast(place, target.as_pointer())
 
 
-def places_of(builder: ir.IRBuilder, first: ir.Value) -> list[ir.Value]:
+def places_of(builder: ir.IRBuilder, first: ir.Value, registers: int) -> list[ir.Value]:
     """Return pointers to each register of the vector that begins at `first`."""
-    return [builder.gep(first, [ir.Constant(INT, i)]) for i in range(REGISTERS)]
+    return [builder.gep(first, [ir.Constant(INT, i)]) for i in range(registers)]
 
 
 def _load(vector: Vector, element: ir.Type, convert: Build) -> Any:
@@ -330,7 +380,8 @@ def _load(vector: Vector, element: ir.Type, convert: Build) -> Any:
     def typed(_typing: Any, array: types.Array, _offset: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
             first = address(context, builder, signature.args[0], values[0], values[1], stored)
-            loaded = [builder.load(place, align=1) for place in places_of(builder, first)]
+            places = places_of(builder, first, vector.registers)
+            loaded = [builder.load(place, align=1) for place in places]
             return as_value(builder, [convert(builder, register) for register in loaded])
 
         return vector(array, types.intp), emit
@@ -365,7 +416,12 @@ def _bfloat_to_float(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
     return builder.bitcast(placed, FLOATS)
 
 
-load_f32 = _load(F32, FLOAT, lambda b, v: v)
+def load_f32_of(registers: int) -> Any:
+    """Return an intrinsic (array, byte offset) → a vector of so many registers of floats."""
+    return _load(Vector("f32", 1, registers), FLOAT, lambda b, v: v)
+
+
+load_f32 = load_f32_of(REGISTERS)
 load_f16 = _load(F32, WORD, _half_to_float)
 load_bf16 = _load(F32, WORD, _bfloat_to_float)
 load_u8 = _load(I32, BYTE, lambda b, v: b.zext(v, INTS))
@@ -397,7 +453,8 @@ def _store(_typing: Any, array: types.Array, _offset: Any, vector: Vector) -> An
         kind = signature.args[0]
         first = address(context, builder, kind, values[0], values[1], vector.register)
         registers = registers_of(builder, values[2])
-        for register, place in zip(registers, places_of(builder, first), strict=True):
+        places = places_of(builder, first, len(registers))
+        for register, place in zip(registers, places, strict=True):
             builder.store(register, place, align=1)
         return context.get_dummy_value()
 

@@ -33,16 +33,16 @@ from refllm.kernels.simd.lanes import (
 __all__ = ["load_rows_of", "splat_rows_of", "store_rows"]
 
 
-def load_rows_of(count: int) -> Any:
+def load_rows_of(count: int, registers: int = REGISTERS) -> Any:
     """Return an intrinsic (array, byte offset, distance) → rows of floats."""
 
     def typed(_typing: Any, array: types.Array, _offset: Any, _distance: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
             firsts = _firsts(context, builder, signature.args[0], values, FLOATS, count)
-            places = [place for first in firsts for place in places_of(builder, first)]
+            places = [place for first in firsts for place in places_of(builder, first, registers)]
             return as_value(builder, [builder.load(place, align=4) for place in places])
 
-        return Vector("f32", count)(array, types.intp, types.intp), emit
+        return Vector("f32", count, registers)(array, types.intp, types.intp), emit
 
     return intrinsic(typed)
 
@@ -59,7 +59,8 @@ def _store_rows(
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         kind = signature.args[0]
         firsts = _firsts(context, builder, kind, values[:3], FLOATS, rows.rows)
-        places = [place for first in firsts for place in places_of(builder, first)]
+        n = rows.registers
+        places = [place for first in firsts for place in places_of(builder, first, n)]
         for register, place in zip(registers_of(builder, values[3]), places, strict=True):
             builder.store(register, place, align=4)
         return context.get_dummy_value()
@@ -70,9 +71,9 @@ def _store_rows(
 store_rows: Any = intrinsic(_store_rows)
 
 
-def splat_rows_of(kind: Kind, count: int) -> Any:
+def splat_rows_of(kind: Kind, count: int, registers: int = REGISTERS) -> Any:
     """Return an intrinsic (array, byte offset, distance) → rows, their four bytes in every lane."""
-    rows = Vector(kind, count)
+    rows = Vector(kind, count, registers)
 
     def typed(_typing: Any, array: types.Array, _offset: Any, _distance: Any) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
@@ -80,7 +81,7 @@ def splat_rows_of(kind: Kind, count: int) -> Any:
             places = _firsts(context, builder, signature.args[0], values, element, count)
             loaded = [builder.load(place, align=1) for place in places]
             splats = [in_every_lane(builder, value, rows.register) for value in loaded]
-            return as_value(builder, [splat for splat in splats for _ in range(REGISTERS)])
+            return as_value(builder, [splat for splat in splats for _ in range(registers)])
 
         return rows(array, types.intp, types.intp), emit
 
