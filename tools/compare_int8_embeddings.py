@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from benchmarks.embed import model_tokenizer
 from benchmarks.texts import real_sentences
-from refllm import __version__
+from refllm import NUMERICS_REVISION, __version__
 from refllm.conform.suite import golden_root
 from refllm.export import quantize
 from refllm.ggml.encode import QUANTIZABLE
@@ -89,8 +89,8 @@ def main() -> None:
     for label, *cells in zip(labels, *columns.values(), strict=True):
         print(f"| {label} | {' | '.join(cells)} |")
     today = datetime.now(UTC).date()
-    print(f"\nMade on {today} with refllm {__version__}, NumPy {np.__version__}", end="")
-    print(f" and the sentences of Python {platform.python_version()}.")
+    print(f"\nMade on {today} with refllm {__version__} (numerics revision {NUMERICS_REVISION}),")
+    print(f"NumPy {np.__version__} and the sentences of Python {platform.python_version()}.")
 
 
 def golden_texts() -> list[str]:
