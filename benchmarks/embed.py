@@ -1,4 +1,8 @@
-"""`embed`: texts per second, beside sentence-transformers and onnxruntime on the same model."""
+"""`embed`: texts per second, beside sentence-transformers and onnxruntime on the same model.
+
+refllm runs twice: on the model's own float32 weights, as the peers do, and on the model in Q8_0 by
+the numerics `int8`, which computes other vectors.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,21 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from benchmarks.compare import Bench, Entrant, alternate, figure_of, read_through
+from benchmarks.llamas import require_different
 from benchmarks.peer import Contestant, Unavailable
 from benchmarks.results import REFLLM, Figure
 from benchmarks.texts import real_sentences, sha256_of_texts, uniform_texts
+from refllm.export import quantize
 
-__all__ = ["PEERS", "Job", "jobs", "measure_embedding", "minilm_folder", "model_tokenizer"]
+__all__ = ["INT8", "PEERS", "Job", "jobs", "measure_embedding", "minilm_folder", "model_tokenizer"]
 
 PEERS = {"sentence-transformers": "torch_bert", "onnxruntime": "onnx_bert"}
 BATCH_SIZES = (8, 16, 32, 64, 128)  # each peer runs at the one that suits it best
 LARGEST_DIFFERENCE = 1e-4  # of one number of an embedding: more, and it is other work
+INT8_TYPE = "Q8_0"
+INT8 = f"int8 {INT8_TYPE}"
+INT8_CONTESTANT = f"{REFLLM} {INT8}"
+LARGEST_INT8_DIFFERENCE = 0.03  # ten times the numbers' mean difference at a cosine of 0.9985
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,32 +98,45 @@ def measure_embedding(bench: Bench, folder: Path) -> None:
                 for name, size in batch_sizes.items()
             ]
             outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
+            require_different(outcomes, (REFLLM, INT8_CONTESTANT))
+            int8 = outcomes.pop(INT8_CONTESTANT, None)
             unit = "ms" if job.is_latency else "texts/s"
-            amount = len(job.texts)
-            figure = figure_of({"work": job.name}, outcomes, unit=unit, amount=amount, notes=notes)
-            bench.add(_same_work(figure))
+            of_job = functools.partial(figure_of, unit=unit, amount=len(job.texts), notes=notes)
+            bench.add(_same_work(of_job({"work": job.name}, outcomes), LARGEST_DIFFERENCE))
+            if int8 is not None:
+                figure = of_job({"work": f"{job.name}, {INT8}"}, {**outcomes, REFLLM: int8})
+                bench.add(_same_work(figure, LARGEST_INT8_DIFFERENCE))
 
 
 def _load(bench: Bench, folder: Path, stack: ExitStack) -> dict[str, Contestant]:
     """The contestants that are here, each with the model loaded."""
     work = bench.options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
+    quantized = work / f"{folder.absolute().name}-{INT8_TYPE}.gguf"
+    quantize(folder, quantized, type_name=INT8_TYPE, overwrite=True)
+    programs = {
+        REFLLM: ("refllm_bert", {}),
+        INT8_CONTESTANT: ("refllm_bert", {"folder": str(quantized), "numerics": "int8"}),
+        **{name: (program, {}) for name, program in PEERS.items()},
+    }
     contestants = {}
-    for name, program in {REFLLM: "refllm_bert", **PEERS}.items():
+    for name, (program, others) in programs.items():
+        arguments = {
+            "folder": str(folder.absolute()),
+            "threads": bench.options.threads,
+            "work": str(work),
+            **others,
+        }
         try:
             contestant = stack.enter_context(bench.contestant(program, is_peer=name in PEERS))
-            reply = contestant.run(
-                "load",
-                folder=str(folder.absolute()),
-                threads=bench.options.threads,
-                work=str(work),
-            )
+            reply = contestant.run("load", **arguments)
         except Unavailable as error:
-            if name == REFLLM:
+            if name not in PEERS:
                 raise
             bench.skip(name, error)
             continue
-        bench.versions[name] = reply["versions"]
+        if name != INT8_CONTESTANT:  # the same program
+            bench.versions[name] = reply["versions"]
         contestants[name] = contestant
     return contestants
 
@@ -138,9 +161,9 @@ def _best_batch_sizes(contestants: Mapping[str, Contestant], job: Job) -> dict[s
     return best
 
 
-def _same_work(figure: Figure) -> Figure:
+def _same_work(figure: Figure, largest_difference: float) -> Figure:
     """The figure. Errors: `ValueError` if a peer's embeddings are not refllm's."""
     for peer, difference in figure.differences.items():
-        if difference > LARGEST_DIFFERENCE:
+        if difference > largest_difference:
             raise ValueError(f"{figure.name}: {peer} computes something else, by {difference}")
     return figure

@@ -22,8 +22,11 @@ Floats = NDArray[np.float32]
 class Embedder(Protocol):
     """A library that embeds texts."""
 
-    def load(self, folder: str, threads: int, work: str) -> Mapping[str, str]:
-        """Load the model in `folder`, return versions; files to keep may go into `work`."""
+    def load(self, folder: str, threads: int, work: str, **options: str) -> Mapping[str, str]:
+        """Load the model in `folder`, return versions; files to keep may go into `work`.
+
+        `options` are a library's own.
+        """
 
     def embed(self, texts: Sequence[str], batch_size: int) -> Floats:
         """Texts → normalized embeddings [N, D]."""
@@ -32,8 +35,8 @@ class Embedder(Protocol):
 def serve_embedder(embedder: Embedder) -> None:
     """Answer `load` and `embed`; the answer is each embedding's first number."""
 
-    def load(folder: str, threads: int, work: str) -> Mapping[str, Any]:
-        seconds, versions = timed(lambda: embedder.load(folder, threads, work))
+    def load(folder: str, threads: int, work: str, **options: str) -> Mapping[str, Any]:
+        seconds, versions = timed(lambda: embedder.load(folder, threads, work, **options))
         return {"seconds": [seconds], "memory": memory(), "versions": versions}
 
     def embed(texts: Sequence[str], batch_size: int, repeat: int) -> Mapping[str, Any]:

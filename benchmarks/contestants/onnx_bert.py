@@ -29,7 +29,7 @@ class OnnxRuntime:
     session: Any
     tokenizer: Any
 
-    def load(self, folder: str, threads: int, work: str) -> Mapping[str, str]:
+    def load(self, folder: str, threads: int, work: str, **_: str) -> Mapping[str, str]:
         """Load the model in `folder`, from the graph that is kept in `work`."""
         graph = Path(work, Path(folder).name + ".onnx")
         if not graph.exists():

@@ -24,11 +24,11 @@ class Refllm:
 
     model: BertModel
 
-    def load(self, folder: str, threads: int, work: str) -> Mapping[str, str]:
-        """Load the model in `folder`; nothing is written into `work`."""
+    def load(self, folder: str, threads: int, work: str, **options: str) -> Mapping[str, str]:
+        """Load the model, a folder or a GGUF file, with the option `numerics`; write no file."""
         del work
         use_threads(threads)
-        model = load_path(Path(folder))
+        model = load_path(Path(folder), numerics=options.get("numerics", "exact"))
         if not isinstance(model, BertModel):
             raise TypeError(f"{folder} is not a BERT")
         self.model = model

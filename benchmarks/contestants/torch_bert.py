@@ -24,7 +24,7 @@ class SentenceTransformers:
 
     model: Any
 
-    def load(self, folder: str, threads: int, work: str) -> Mapping[str, str]:
+    def load(self, folder: str, threads: int, work: str, **_: str) -> Mapping[str, str]:
         """Load the model in `folder`; nothing is written into `work`."""
         del work
         torch.set_num_threads(threads)

@@ -18,6 +18,7 @@ from refllm.cli.common import (
     JsonOption,
     KeepPackedOption,
     ModelArgument,
+    NumericsOption,
     StandInsOption,
     ThreadsOption,
     argument_text,
@@ -68,6 +69,7 @@ def embed(
             show_default="the tokenizer file's own limit",
         ),
     ] = None,
+    numerics: NumericsOption = "exact",
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
     keep_packed_mib: KeepPackedOption = None,
@@ -96,7 +98,11 @@ def embed(
         require_whole_file(Path(npy))
     with loading_bar() as bar:
         engine = engine_of(
-            threads=threads, stand_ins=stand_ins, progress=bar, keep_packed_mib=keep_packed_mib
+            numerics=numerics,
+            threads=threads,
+            stand_ins=stand_ins,
+            progress=bar,
+            keep_packed_mib=keep_packed_mib,
         )
         result = engine.generate_embeddings(model_of(model), texts, max_tokens=max_tokens)
     if json:

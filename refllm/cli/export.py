@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from refllm.cli.common import ModelArgument, model_of, model_path, write_text
+from refllm.errors import InvalidInput
 
 if TYPE_CHECKING:
     from refllm.export import Layout
@@ -53,23 +54,38 @@ def export(
 def quantize(
     *,
     model: ModelArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The .gguf file to write.")],
     type_: Annotated[
         str, typer.Option("--type", metavar="TYPE", help="F32, F16, BF16, Q8_0, Q4_0 or Q4_K.")
     ],
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The .gguf file to write.",
+            show_default="NAME-TYPE.gguf in $REFLLM_HOME/ai-models",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Write MODEL as a GGUF file with all matrices as TYPE, like llama-quantize --pure.
 
-    Prints the type of most tensors and the size of all, before and after.
+    Without --to every command finds the file by the name NAME-TYPE. Norms, biases, and a BERT's
+    position and token-type embeddings become F32. Prints the type of most tensors and the size of
+    all, before and after.
     """
     from refllm.export import quantize as quantize_model
+    from refllm.export import quantized_path
     from refllm.models.describe import overview
     from refllm.models.find import FoundModel
 
     path = model_path(model)
-    quantize_model(path, file, type_name=type_)
-    before_and_after = (overview(FoundModel(_name(model), None, each)) for each in (path, file))
-    sizes = (f"{each.file_type}, {each.n_bytes:,} bytes" for each in before_and_after)
+    before = overview(FoundModel(_name(model), None, path))
+    file = to or quantized_path(path, name=_name(model), type_name=type_)
+    if file.exists() and not force:
+        raise InvalidInput(f"{file} exists already; --force replaces it")
+    quantize_model(path, file, type_name=type_, overwrite=force)
+    after = overview(FoundModel(file.stem, None, file))
+    sizes = (f"{each.file_type}, {each.n_bytes:,} bytes" for each in (before, after))
     write_text(f"{file}: {' → '.join(sizes)}\n")
 
 

@@ -9,29 +9,35 @@
 `huggingface.py` a folder, with `config_json.py` and `tokenizer_files.py`; `gguf.py` a file, with
 `gguf_vocabulary.py`; `sentence_files.py` and `sentencepiece.py` serve both. May import
 `refllm.models` and every package below it. Files appear whole or not at all
-(`refllm.files.whole`), and an existing file is never overwritten.
+(`refllm.files.whole`). Only `quantize` overwrites an existing file, and only if its caller asks for
+that.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Literal
 
+from refllm.checkpoints.open import open_weights
 from refllm.errors import InvalidInput
 from refllm.export.config_json import DTYPES
-from refllm.export.gguf import FILE_TYPES, is_for_llama_cpp, write_gguf
+from refllm.export.gguf import FILE_TYPES, is_for_llama_cpp, requantized_types, write_gguf
 from refllm.export.huggingface import write_hf_folder, write_spin_folder
 from refllm.export.model import describe
 from refllm.files.whole import whole_file, whole_folder
-from refllm.models.find import INFERENCING_ARCHITECTURE, check_name
+from refllm.models.find import INFERENCING_ARCHITECTURE, check_name, pulled_models_root
+from refllm.quant import FORMATS
 
-__all__ = ["LAYOUTS", "Layout", "export", "quantize"]
+__all__ = ["LAYOUTS", "Layout", "export", "quantize", "quantized_path"]
 
 Layout = Literal["spin", "hf", "gguf"]
 
 LAYOUTS: tuple[Layout, ...] = ("spin", "hf", "gguf")
 LOSSLESS = "F32"
+
+logger = logging.getLogger("refllm")
 
 
 def export(
@@ -81,24 +87,72 @@ def export(
     return target
 
 
-def quantize(model: Path, target: Path, *, type_name: str) -> None:
+def quantize(model: Path, target: Path, *, type_name: str, overwrite: bool = False) -> None:
     """Write the model at `model` as the GGUF file `target`, its matrices as `type_name`.
+
+    A warning is logged if quantized matrices are quantized again: both rounding errors stay.
+
+    Args:
+        model: A GGUF file or a folder.
+        target: The .gguf file to write.
+        type_name: One of `refllm.ggml.encode.QUANTIZABLE`, as for `export`.
+        overwrite: Whether to replace `target` if it exists.
 
     Raises:
         LlmError: as `export`.
     """
     if target.suffix != ".gguf":
         raise InvalidInput(f"{target}: a GGUF file's name ends in .gguf; give it one that does")
-    _export_gguf(model, target, name=target.stem, type_name=type_name)
+    _export_gguf(model, target, name=target.stem, type_name=type_name, overwrite=overwrite)
 
 
-def _export_gguf(model: Path, target: Path, *, name: str, type_name: str | None) -> Path:
+def quantized_path(model: Path, *, name: str, type_name: str) -> Path:
+    """Return the file of the model NAME as a type, where commands find it as NAME-TYPE.
+
+    It is in the folder of the model's architecture in `pulled_models_root()`. A type that ends NAME
+    is replaced: a model called tiny-F16 becomes tiny-Q8_0.
+
+    Args:
+        model: The GGUF file or folder to be quantized.
+        name: Its name.
+        type_name: The type of matrices.
+
+    Raises:
+        InvalidInput: for an unknown type, or a name that is not valid.
+        LlmError: as `open_weights`, for a model that refllm does not compute.
+
+    Example:
+        >>> from refllm.models.bundled import ROOT
+        >>> model = ROOT / "bert" / "tiny-embed.gguf"
+        >>> quantized_path(model, name="tiny-embed", type_name="Q4_0").parts[-2:]
+        ('bert', 'tiny-embed-Q4_0.gguf')
+    """
+    _check_type(type_name)
+    base, _, last = name.rpartition("-")
+    new_name = f"{base if base and last.upper() in FORMATS else name}-{type_name}"
+    check_name(new_name)
+    return pulled_models_root() / open_weights(model).architecture / f"{new_name}.gguf"
+
+
+def _check_type(type_name: str | None) -> None:
     if type_name not in (None, *FILE_TYPES):
-        raise InvalidInput(
-            f"the type must be one of {', '.join(FILE_TYPES)}, got {type_name!r:.60}"
-        )
+        known = ", ".join(FILE_TYPES)
+        raise InvalidInput(f"the type must be one of {known}, got {type_name!r:.60}")
+
+
+def _export_gguf(
+    model: Path, target: Path, *, name: str, type_name: str | None, overwrite: bool = False
+) -> Path:
+    _check_type(type_name)
     description = describe(model)
-    with whole_file(target, parents=True, overwrite=False) as path:
+    again = () if type_name is None else requantized_types(description, type_name)
+    if again:
+        logger.warning(
+            "refllm: %s: matrices in %s are quantized again, to %s, and the errors of both "
+            "roundings stay; quantize the model they were made from if you have it",
+            *(description.path, " and ".join(again), type_name),
+        )
+    with whole_file(target, parents=True, overwrite=overwrite) as path:
         if type_name is None and is_for_llama_cpp(description):
             shutil.copyfile(description.path, path)
         else:

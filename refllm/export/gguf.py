@@ -34,7 +34,7 @@ from refllm.llama import LlamaConfig
 from refllm.quant import FORMATS, Tensor
 from refllm.rope import YarnScaling
 
-__all__ = ["FILE_TYPES", "fitting_type", "is_for_llama_cpp", "write_gguf"]
+__all__ = ["FILE_TYPES", "fitting_type", "is_for_llama_cpp", "requantized_types", "write_gguf"]
 
 # general.file_type for each type of `refllm.ggml.encode`, by the type of most tensors. A file that
 # is Q4_K throughout is Q4_K_S in llama.cpp.
@@ -96,6 +96,18 @@ def is_for_llama_cpp(model: Description) -> bool:
     is_one_file = "split.count" not in weights.hparams
     are_added = all(_own_type(each) == each.format.name for each in weights.tensors.values())
     return is_one_file and are_added and not missing_keys(weights)
+
+
+def requantized_types(model: Description, type_name: str) -> tuple[str, ...]:
+    """Return the types of quantized matrices that would be quantized again as `type_name`."""
+    found = {
+        tensor.format.name
+        for tensor in model.weights.tensors.values()
+        if tensor.format.block_size > 1
+        and FORMATS[stored_type(tensor, type_name)].block_size > 1
+        and stored_type(tensor, type_name) != tensor.format.name
+    }
+    return tuple(sorted(found))
 
 
 def _own_type(tensor: Tensor) -> str:

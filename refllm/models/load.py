@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -446,6 +447,13 @@ def load_path(
     model = build_model(path, weights, parameters, ledger=Ledger() if ledger is None else ledger)
     if kept is not None:
         kept.write()
+    is_quantized = any(tensor.format.block_size > 1 for tensor in weights.tensors.values())
+    if numerics == "int8" and not is_quantized:
+        logger.warning(
+            "refllm: %s has no quantized matrices, so int8 is as exact on it; to make a quantized "
+            "model: refllm models quantize %s --type Q8_0",
+            *(path, shlex.quote(str(path))),
+        )
     if progress is not None:
         progress(n_bytes, n_bytes)
     return model

@@ -58,7 +58,7 @@ def test_the_best_peer_is_the_one_that_is_hardest_to_beat(unit: str, best: float
 def test_the_worst_figure_decides_whether_what_is_asked_is_reached(
     ratios: Sequence[float], verdict: str
 ) -> None:
-    ask = ASKED[0]  # decode F16 and Q8_0: at least 1.0, beyond 1.1
+    ask = ASKED[0]  # decode F16 and Q8_0: at least 1.0, beyond 1.15
     figures = [a_figure(refllm=ratio, llama_cpp=1.0) for ratio in ratios]
     found = measured(ask, {"decode": [an_entry("decode", *figures)]})
     assert found is not None
@@ -119,7 +119,7 @@ def test_the_readme_has_a_place_for_every_benchmark() -> None:
     latest = {command: [an_entry(command, figure)] for command in COMMANDS}
     written = with_tables(readme, tables(latest))
     assert written.count("| 1.25 (1.25–1.25) | 1 (1–1) | 1.25 |") == len(COMMANDS)
-    assert "| ≥ 1 × | ≥ 1.1 × | 1.25 ×; 7B-8-layers not measured | beyond |" in written
+    assert "| ≥ 1 × | ≥ 1.15 × | 1.25 ×; 7B-8-layers not measured | beyond |" in written
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
