@@ -30,6 +30,7 @@ from refllm.interface import (
 )
 from refllm.jit.compile import use_threads
 from refllm.kernels.elementwise import gelu, gelu_tanh
+from refllm.llama import Llama
 from refllm.models.bundled import ROOT, STAND_INS, wants_stand_ins
 from refllm.models.find import (
     MODEL_NOT_FOUND,
@@ -50,6 +51,7 @@ from refllm.models.load import (
 )
 from refllm.models.loaded import LoadedModels
 from refllm.models.prompt_cache import DEFAULT_BYTES, PromptCache
+from refllm.models.starting_llama import StartingLlama
 from refllm.pooling import MEAN_NORMALIZED
 from refllm.sampling import PROFILES, uniform
 from refllm.tokenizer.grammar import matcher_of
@@ -110,6 +112,7 @@ class LocalEngine:
         progress: Progress | None = None,
         prompt_cache_bytes: int = DEFAULT_BYTES,
         max_models_bytes: int | None = None,
+        compiles_apart: bool = False,
     ) -> None:
         """Configure the engine; nothing is loaded yet.
 
@@ -132,6 +135,9 @@ class LocalEngine:
             max_models_bytes: The limit of all loaded weights. Beyond it the least recently used
                 models are unloaded; a model in use stays until its requests end, and a model that
                 is larger alone is loaded nevertheless.
+            compiles_apart: Whether other processes compile a llama's kernels on the first run on
+                this machine, and a small llama computes in NumPy meanwhile
+                (`refllm.models.starting_llama`). No bit of a result depends on it.
 
         Raises:
             InvalidInput: For an unusable option; the message names it.
@@ -154,6 +160,7 @@ class LocalEngine:
         self._enabled = enabled
         self._strict = strict
         self._progress = progress
+        self._llama = StartingLlama if compiles_apart else Llama
         self.prompt_cache = PromptCache(prompt_cache_bytes)
         self._models = LoadedModels(max_models_bytes)
         self._lock = threading.RLock()
@@ -472,7 +479,13 @@ class LocalEngine:
         def load(path: Path) -> LlamaModel | BertModel:
             use_threads(self.threads)
             ledger = Ledger(strict=self._strict)
-            return load_path(path, numerics=self.numerics, progress=self._progress, ledger=ledger)
+            return load_path(
+                path,
+                numerics=self.numerics,
+                progress=self._progress,
+                ledger=ledger,
+                llama=self._llama,
+            )
 
         with self._lock:
             return self._models.get(path.absolute(), load)

@@ -96,6 +96,7 @@ def infer(
             threads=threads,
             stand_ins=stand_ins,
             progress=bar,
+            compiles_apart=True,
         )
         text = text_of(prompt, "PROMPT")
         if json:

@@ -39,6 +39,7 @@ def engine_of(
     numerics: str = "exact",
     stand_ins: bool = False,
     progress: Progress | None = None,
+    compiles_apart: bool = False,
 ) -> LocalEngine:
     """Return the engine of a command. Without `stand_ins` the environment decides about them.
 
@@ -59,6 +60,7 @@ def engine_of(
         threads=threads,
         stand_ins=stand_ins or None,
         progress=progress,
+        compiles_apart=compiles_apart,
     )
 
 
