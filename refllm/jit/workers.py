@@ -10,13 +10,12 @@ at once share the work as well.
         linear.Q8_0_gemv_serial-8d0c51….claim       empty; locked while a process compiles it
 
 The processes survive the one that starts them, so a short command does not wait for them and the
-next one finds more kernels. They have no terminal, run at the lowest priority, and end with their
-work, after `TIME_LIMIT` seconds, or when the folder is removed.
+next one finds more kernels. They have no terminal, and end with their work, after `TIME_LIMIT`
+seconds, or when the folder is removed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -32,10 +31,17 @@ from refllm.jit.threads import available_cpus
 if TYPE_CHECKING:
     from refllm.jit.compile import Missing
 
-__all__ = ["COMPILE_HERE", "Workers", "compile_all", "largest_first", "may_start_workers", "stop_workers"]
+__all__ = [
+    "COMPILE_HERE",
+    "Workers",
+    "compile_all",
+    "largest_first",
+    "may_start_workers",
+    "stop_workers",
+]
 
 TIME_LIMIT = 600.0  # seconds; all kernels of a model take about a minute of one CPU
-PRIORITY = 19  # of `nice`, the lowest
+BACKGROUND_NICENESS = 5  # a third of the time of a process that computes
 POLL_SECONDS = 0.02
 MAX_WORKERS = 8  # each takes about 200 MB
 CLAIM = ".claim"
@@ -161,16 +167,20 @@ def largest_first(kernels: Iterable[Missing]) -> list[Missing]:
     return sorted(kernels, key=seconds, reverse=True)
 
 
-def compile_all(kernels: Sequence[Missing]) -> None:
+def compile_all(kernels: Sequence[Missing], *, is_in_background: bool) -> None:
     """Compile kernels in this order, sharing the work with processes that do the same.
 
     Returns when all are on disk, and ends the process after `TIME_LIMIT`.
+
+    Args:
+        kernels: The kernels.
+        is_in_background: Whether the process leaves CPU time to others.
     """
     limit = threading.Timer(TIME_LIMIT, os._exit, [1])
     limit.daemon = True
     limit.start()
-    with contextlib.suppress(OSError, AttributeError):  # Windows has no `nice`
-        os.nice(PRIORITY)
+    if is_in_background and hasattr(os, "nice"):
+        os.nice(BACKGROUND_NICENESS)
     # Those that another process compiles are looked at again: it may have been ended.
     for is_waiting in (False, True):
         for kernel in kernels:

@@ -37,10 +37,11 @@ __all__ = [
     "EVERY_STEP",
     "ShapedParameters",
     "Step",
-    "compile_model",
+    "compile_models",
     "compile_steps",
     "missing_of_llama",
     "missing_of_model",
+    "missing_of_models",
 ]
 
 Step = tuple[int, int]
@@ -72,12 +73,12 @@ def missing_of_llama(
     *,
     every_form: bool = False,
 ) -> list[Missing]:
-    """Return the kernels that are not on disk for loading a llama, for these steps and sampling.
+    """Return the kernels that are not on disk for loading a llama and for these steps.
 
     Args:
         config: Its hyperparameters.
         parameters: Its tensors and numerics.
-        steps: The steps, each of one sequence.
+        steps: The steps, each of one sequence, with the draw of a token behind it.
         every_form: Whether to name both forms of each kernel, serial and parallel.
 
     Raises:
@@ -93,9 +94,9 @@ def missing_of_llama(
             cache.length = n_before
             hidden = network._layers([Segment([0] * n_tokens, cache)], ignore)
             linear(hidden[-1:], network.output)
-        scores = np.zeros(config.n_vocab)
-        softmax(scores)
-        topk(scores, 1)
+            scores = np.zeros(config.n_vocab)
+            softmax(scores)
+            topk(scores, 1)
     return list(missing.values())
 
 
@@ -127,23 +128,33 @@ def missing_of_model(
     return list(missing.values())
 
 
-def compile_steps(path: str, numerics: str, steps: list[Step], later: list[Step]) -> None:
+def compile_steps(
+    path: str, numerics: str, steps: list[Step], later: list[Step], *, is_in_background: bool
+) -> None:
     """Compile what a llama needs for these steps, then for later ones: a process's whole work."""
     missing = missing_of_model(Path(path), numerics, steps)
     first = {each.path for each in missing}
     others = missing_of_model(Path(path), numerics, later)
     rest = [each for each in others if each.path not in first]
-    compile_all([*largest_first(missing), *largest_first(rest)])
+    kernels = [*largest_first(missing), *largest_first(rest)]
+    compile_all(kernels, is_in_background=is_in_background)
 
 
-def compile_model(paths: list[str], numerics: list[str]) -> None:
+def missing_of_models(paths: Iterable[Path], numerics: Collection[str]) -> list[Missing]:
+    """Return all kernels that are not on disk for some models, in every form; raises `LlmError`."""
+    missing = {
+        kernel.path: kernel
+        for path in paths
+        for each in numerics
+        for kernel in missing_of_model(path, each, EVERY_STEP, every_form=True)
+    }
+    return list(missing.values())
+
+
+def compile_models(paths: list[str], numerics: list[str]) -> None:
     """Compile all that models need, in every form: a process's whole work."""
-    missing: dict[Path, Missing] = {}
-    for path in paths:
-        for each in numerics:
-            for kernel in missing_of_model(Path(path), each, EVERY_STEP, every_form=True):
-                missing.setdefault(kernel.path, kernel)
-    compile_all(largest_first(missing.values()))
+    missing = missing_of_models([Path(path) for path in paths], numerics)
+    compile_all(largest_first(missing), is_in_background=False)
 
 
 def _result(name: str, *arguments: Any) -> Any:

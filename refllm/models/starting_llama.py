@@ -14,6 +14,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,7 @@ class StartingLlama(Llama):
         self._is_in_numpy = p.numerics == "exact" and self._n_weights <= MAX_WEIGHTS
         self._is_first_step = True
         self._workers: Workers | None = None
+        self._started: set[Path] = set()  # what they compile
         self._awaited: list[Missing] = []
         decoded = DecodedParameters(
             p.path, p.tensors, asked=p.asked, others=p.others, spelling=p.spelling
@@ -65,6 +67,7 @@ class StartingLlama(Llama):
         if not self._is_in_numpy:
             # The processes compile while this one packs the weights.
             self._start([(1, 1)])
+            self._wait(missing_of_llama(config, p, []))
             super().__init__(config, p)
 
     def logits(self, hidden: Floats, *, tap: Tap = ignore) -> Floats:
@@ -89,7 +92,9 @@ class StartingLlama(Llama):
             self._use_kernels()
         if self._is_in_numpy:
             return numpy_llama.hidden(self, segments[0])
-        self._wait()
+        if self._awaited:
+            self._wait(self._awaited)
+            self._awaited = []
         return super()._layers(segments, tap)
 
     def _start_first_step(self, n_tokens: int, n_before: int) -> None:
@@ -120,32 +125,38 @@ class StartingLlama(Llama):
         p, later = self._parameters, later or []
         self._awaited = missing_of_llama(self.config, p, steps)
         missing = [*self._awaited, *missing_of_llama(self.config, p, later)]
-        n_kernels = len({each.path for each in missing})
-        if not may_start_workers(missing, os.environ):
+        new = {each.path for each in missing} - self._started
+        if not new or not may_start_workers(missing, os.environ):
             return
-        arguments = {"path": str(p.path), "numerics": p.numerics, "steps": steps, "later": later}
+        arguments = {
+            "path": str(p.path),
+            "numerics": p.numerics,
+            "steps": steps,
+            "later": later,
+            "is_in_background": self._is_in_numpy,
+        }
         function = "refllm.models.compiling:compile_steps"
         try:
-            self._workers = Workers(function, arguments, n_kernels=n_kernels)
+            self._workers = Workers(function, arguments, n_kernels=len(new))
         except OSError:  # this process compiles each kernel at its first call
             return
+        self._started |= new
         what = "compiling %d kernels in %d processes (first run only)"
         background = {IN_BACKGROUND: self._is_in_numpy}
-        logger.info(what, n_kernels, len(self._workers), extra=background)
+        logger.info(what, len(new), len(self._workers), extra=background)
 
     def _is_compiled(self) -> bool:
         """Return whether processes have compiled the kernels of the next step."""
         return self._workers is not None and all(each.is_kept for each in self._awaited)
 
-    def _wait(self) -> None:
-        """Wait for the kernels of the next step, or until nothing compiles them any more."""
-        if self._workers is not None:
-            self._workers.wait_for(self._awaited)
+    def _wait(self, kernels: Sequence[Missing]) -> None:
+        """Wait for kernels, or until no process compiles any more."""
+        if self._workers is not None and not self._workers.wait_for(kernels):
             self._workers = None
 
     def _use_kernels(self) -> None:
         """Change to the kernels: pack the weights, and compute every later step with kernels."""
-        self._wait()
+        self._wait(self._awaited)
         stand_in(math64.softmax, None)
         stand_in(topk, None)
         self._is_in_numpy = False
