@@ -18,8 +18,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,12 @@ FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]{0,150}-[0-9a-f]{32}" + re.esc
 MAX_FILE_BYTES = 1 << 24
 MAX_FILES = 5000
 MAX_MANIFEST_BYTES = 1 << 21
+MAX_BYTES = 1 << 29
+# What reading a damaged archive raises, or one with a compression or an encryption of other tools.
+UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
+    *(NotImplementedError, RuntimeError, ValueError),
+)
 # The same archive for the same kernels, whenever it is written.
 DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -99,7 +107,7 @@ def import_kernels(path: Path, folder: Path) -> Contents:
     try:
         with zipfile.ZipFile(path) as archive:
             kernels = _checked(archive, folder.name)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except UNREADABLE as error:
         raise ArchiveError(f"it is no archive of kernels, or it is damaged: {error}") from error
     for name, code in kernels.items():
         write_whole(folder / name, code)
@@ -121,8 +129,8 @@ def _checked(archive: zipfile.ZipFile, stamp: str) -> dict[str, bytes]:
     files: dict[str, Any] = manifest["files"]
     if len(entries) != len(archive.infolist()) or {*files, MANIFEST} != {*entries}:
         raise ArchiveError(f"its files are not those that its {MANIFEST} names")
-    if len(files) > MAX_FILES:
-        raise ArchiveError(f"it has {len(files)} files, more than {MAX_FILES}")
+    if len(files) > MAX_FILES or sum(entry.file_size for entry in entries.values()) > MAX_BYTES:
+        raise ArchiveError(f"it has more than {MAX_FILES} files or {MAX_BYTES} bytes")
     kernels = {}
     for name, checksum in files.items():
         if FILE_NAME.fullmatch(name) is None:
@@ -137,6 +145,8 @@ def _checked(archive: zipfile.ZipFile, stamp: str) -> dict[str, bytes]:
 
 def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     """Return an entry's contents, which are no larger than the entry says."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ArchiveError(f"{entry.filename!r:.80} is compressed in another way")
     with archive.open(entry) as stream:
         contents = stream.read(entry.file_size + 1)
     if len(contents) != entry.file_size:

@@ -375,12 +375,14 @@ class _Kernel(CPUDispatcher):
     """A function that is compiled or loaded at its first call with arguments of some types."""
 
     stand_in: Callable[..., object] | None = None
+    _cache: Any
 
     def _compile_for_args(self, *arguments: Any, **keywords: Any) -> Any:
         """Return what the call calls: numba's dispatcher finds no version for its arguments."""
         recorder = _calling.recorder
         if recorder is None:
-            return self.stand_in or super()._compile_for_args(*arguments, **keywords)
+            numbas: Any = super()
+            return self.stand_in or numbas._compile_for_args(*arguments, **keywords)
         signature = tuple(map(self.typeof_pyval, arguments))
         path = self._cache.path_of(signature, self.targetctx)
         if path is not None and not path.exists():

@@ -24,17 +24,17 @@ class _InlinedLibrary(JITCodeLibrary):
 
     def _finalize_final_module(self) -> None:
         """Give LLVM's JIT the variables of environments alone; numba's method gives it all."""
-        self._finalize_dynamic_globals()
+        self._finalize_dynamic_globals()  # type: ignore[no-untyped-call]
         variables = self._final_module.global_variables
         lines = [str(each) for each in variables if each.name.startswith(ENVIRONMENT_PREFIX)]
         self._environments = parse_assembly("\n".join(lines))  # the JIT holds no reference
-        self._codegen._add_module(self._environments)
+        self._codegen._add_module(self._environments)  # type: ignore[no-untyped-call]
         self._codegen._engine.finalize_object()
         self._finalized = True
 
-    def get_pointer_to_function(self, name: str) -> int:  # noqa: ARG002
+    def get_pointer_to_function(self, name: str) -> int:
         """Return 0, numba's address of a function without machine code."""
-        self._ensure_finalized()
+        self._ensure_finalized()  # type: ignore[no-untyped-call]
         return 0
 
 
@@ -44,6 +44,8 @@ class InlinedCompiler(CompilerBase):
     def define_pipelines(self) -> list[Any]:
         """Return numba's passes; the library is made here, where they would make their own."""
         name = self.state.func_id.func_qualname
-        self.state.library = _InlinedLibrary(self.state.targetctx.codegen(), name)
-        self.state.library.enable_object_caching()
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+        library: Any = _InlinedLibrary(self.state.targetctx.codegen(), name)  # type: ignore[no-untyped-call]
+        library.enable_object_caching()
+        self.state.library = library
+        builder: Any = DefaultPassBuilder
+        return [builder.define_nopython_pipeline(self.state)]

@@ -89,9 +89,9 @@ def missing_of_llama(
         network = Llama(config, shaped)
         for n_tokens, n_before in steps:
             cache = network.new_cache()
-            n_before = max(0, min(n_before, config.n_ctx - n_tokens))
-            cache.reserve(n_before + n_tokens)
-            cache.length = n_before
+            length = max(0, min(n_before, config.n_ctx - n_tokens))
+            cache.reserve(length + n_tokens)
+            cache.length = length
             hidden = network._layers([Segment([0] * n_tokens, cache)], ignore)
             linear(hidden[-1:], network.output)
             scores = np.zeros(config.n_vocab)

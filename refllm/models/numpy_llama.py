@@ -53,8 +53,8 @@ HALFWAY = 1 << 28
 # Below, a float32 has fewer bits, and another part of a float64 is lost.
 SMALLEST_NORMAL = 2.0**-126
 # Whether the oracle's sums fuse a product with its addition: only then ε² of (1 + ε)² − 1 is left.
-_FACTORS = np.array([[1, 1 + 2.0**-12]], np.float32)
-_SQUARE = oracle.matmul(_FACTORS * np.float32([-1, 1]), _FACTORS)  # [1, 1]
+_FACTORS = np.array([[-1, 1 + 2.0**-12]], np.float32)
+_SQUARE = oracle.matmul(_FACTORS, np.abs(_FACTORS))  # [1, 1]
 IS_FUSED = bool(_SQUARE[0, 0] == np.float32(2.0**-11 + 2.0**-24))
 
 
@@ -169,8 +169,9 @@ def _correct_rounding(
     steps, rows, outputs = np.unravel_index(near, sums.shape)
     # Most of these sums are exact, and then the second rounding is the only one.
     addends = np.where(steps == 0, before[rows, outputs], sums[steps - 1, rows, outputs])
-    addends = addends.astype(np.float32).astype(np.float64)
-    products = x[steps, rows] * columns[rows % len(columns), steps, outputs].astype(np.float64)
+    addends = addends.astype(np.float32).astype(np.float64)  # as they were added
+    weights = columns[rows % len(columns), steps, outputs].astype(np.float64)
+    products = x[steps, rows].astype(np.float64) * weights
     is_inexact = _error(products, addends, products + addends) != 0
     for b, n in {*zip(rows[is_inexact], outputs[is_inexact], strict=True)}:
         sum_ = before[b, n, None]  # [1]
@@ -284,7 +285,8 @@ def _feed_forward(layer: LlamaLayer, h: Floats) -> Floats:
 def softmax(logits: Doubles) -> Doubles:
     """Return what `refllm.kernels.math64.softmax` returns, [V]."""
     powers = _exp(logits - logits.max())
-    return powers / np.add.accumulate(powers)[-1]
+    result: Doubles = powers / np.add.accumulate(powers)[-1]
+    return result
 
 
 def topk(scores: Doubles, k: int) -> NDArray[np.int64]:
@@ -301,4 +303,5 @@ def _exp(x: Doubles) -> Doubles:
     for coefficient in math64.COEFFICIENTS[1:]:
         series = series * r + coefficient
     half = n.astype(np.int64) >> 1
-    return (series * np.ldexp(1.0, half)) * np.ldexp(1.0, n.astype(np.int64) - half)
+    result: Doubles = (series * np.ldexp(1.0, half)) * np.ldexp(1.0, n.astype(np.int64) - half)
+    return result

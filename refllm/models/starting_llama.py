@@ -147,7 +147,7 @@ class StartingLlama(Llama):
 
     def _is_compiled(self) -> bool:
         """Return whether processes have compiled the kernels of the next step."""
-        return self._workers is not None and all(each.is_kept for each in self._awaited)
+        return keeps_kernels() and all(each.is_kept for each in self._awaited)
 
     def _wait(self, kernels: Sequence[Missing]) -> None:
         """Wait for kernels, or until no process compiles any more."""
