@@ -16,6 +16,7 @@ do not show who wrote an archive. So import only archives of your own.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import struct
@@ -104,8 +105,10 @@ def import_kernels(path: Path, folder: Path) -> Contents:
             another CPU. Nothing is written.
         OSError: It cannot be read, or a kernel cannot be written.
     """
+    with path.open("rb") as stream:
+        contents = stream.read(MAX_BYTES)  # so that an impossible place in it is no `OSError`
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(contents)) as archive:
             kernels = _checked(archive, folder.name)
     except UNREADABLE as error:
         raise ArchiveError(f"it is no archive of kernels, or it is damaged: {error}") from error
