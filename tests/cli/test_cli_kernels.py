@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from refllm.jit import archive as archives
 from refllm.jit.archive import MANIFEST, ArchiveError, export_kernels, import_kernels
 from refllm.jit.disk_cache import cache_folder, kernel_sources
-from tests.conftest import HUNG_SECONDS
+from tests.conftest import HUNG_SECONDS, PROJECT
 from tests.support.commands import refllm
 
 NAME = f"linear.Q8_0_gemv_serial-{'0' * 32}.nbc"
@@ -205,6 +206,21 @@ def test_wrong_usage_is_explained(arguments: tuple[str, ...], reason: str) -> No
     done = refllm("kernels", *arguments)
     assert done.exit_code in (1, 2)
     assert reason in done.output
+
+
+def test_the_workflow_of_the_page_exports_and_imports_kernels(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("refllm.models.compiling.missing_of_models", lambda *_: [])
+    page = (PROJECT / "docs" / "ci.md").read_text("utf-8")
+    commands = re.findall(r"^ *- run: refllm (kernels .*)$", page, re.MULTILINE)
+    words = [each.split() for line in commands for each in line.split(" || refllm ")]
+    assert [each[1] for each in words] == ["warm", "export", "import", "warm"]
+    for each in words:
+        assert refllm(*each).exit_code == 0
+    assert (folder / NAME).exists()
+    assert (tmp_path / "kernels.zip").exists()
 
 
 LOGGED = (
