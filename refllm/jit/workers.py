@@ -103,6 +103,8 @@ class Workers:
                 )
             )
         _started.append(self)
+        # Without a wait an ended process stays in the system's table until this one ends.
+        threading.Thread(target=self._wait, daemon=True).start()
 
     def __len__(self) -> int:
         """The number of processes."""
@@ -134,6 +136,9 @@ class Workers:
         """End the processes."""
         for process in self._processes:
             process.terminate()
+        self._wait()
+
+    def _wait(self) -> None:
         for process in self._processes:
             process.wait()
 
