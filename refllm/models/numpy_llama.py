@@ -13,6 +13,7 @@ heads, G = H/Hkv heads that share one, E head width, F feed-forward width, V voc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,10 +53,6 @@ LOST_BITS = (1 << 29) - 1
 HALFWAY = 1 << 28
 # Below, a float32 has fewer bits, and another part of a float64 is lost.
 SMALLEST_NORMAL = 2.0**-126
-# Whether the oracle's sums fuse a product with its addition: only then ε² of (1 + ε)² − 1 is left.
-_FACTORS = np.array([[-1, 1 + 2.0**-12]], np.float32)
-_SQUARE = oracle.matmul(_FACTORS, np.abs(_FACTORS))  # [1, 1]
-IS_FUSED = bool(_SQUARE[0, 0] == np.float32(2.0**-11 + 2.0**-24))
 
 
 # Weights
@@ -125,12 +122,6 @@ def sums_of_products(x: Floats, columns: Floats) -> Floats:
     """
     n_batch, n_steps = x.shape
     total = np.zeros((n_batch, columns.shape[2]), np.float32)  # [B, N]
-    if not IS_FUSED:
-        for start in range(0, n_steps, STEPS):
-            part = slice(start, start + STEPS)
-            for product in x.T[part, :, None] * columns[:, part].transpose(1, 0, 2):
-                total += product
-        return total
     wide = np.empty((STEPS, *total.shape), np.float64)  # [steps, B, N]
     for start in range(0, n_steps, STEPS):
         part = slice(start, min(start + STEPS, n_steps))
@@ -176,25 +167,8 @@ def _correct_rounding(
     for b, n in {*zip(rows[is_inexact], outputs[is_inexact], strict=True)}:
         sum_ = before[b, n, None]  # [1]
         for weight, value in zip(columns[b % len(columns), :, n], x[:, b], strict=True):
-            sum_ = _fma(weight[None], value[None], sum_)
+            sum_ = oracle.fma(weight[None], value[None], sum_)
         total[b, n] = sum_[0]
-
-
-def _fma(a: Floats, b: Floats, c: Floats) -> Floats:
-    """Return a·b + c, rounded once: by way of a float64 that is rounded to odd.
-
-    Source: Boldo and Melquiond 2008, "Emulation of a FMA and correctly rounded sums: proved
-    algorithms using rounding to odd".
-    """
-    product = a.astype(np.float64) * b.astype(np.float64)  # exact
-    addend = c.astype(np.float64)
-    total = product + addend
-    error = _error(product, addend, total)
-    bits = total.view(np.int64)
-    is_cut = np.isfinite(total) & (error != 0) & (bits & 1 == 0)
-    away = (error > 0) == (total > 0)
-    odd: Doubles = np.where(is_cut, bits + np.where(away, 1, -1), bits).view(np.float64)
-    return odd.astype(np.float32)
 
 
 def _error(a: Doubles, b: Doubles, total: Doubles) -> Doubles:
@@ -266,8 +240,8 @@ def _attention(query: Floats, keys: Floats, values: Floats, n_visible: int) -> F
     group = n_heads // len(keys)
     keys = np.repeat(keys[..., :n_visible], group, axis=0)  # [H, E, S]
     values = np.repeat(values[:, :n_visible], group, axis=0)  # [H, S, E]
-    scale = np.float32(1 / np.sqrt(head_dim))
-    weights = oracle.softmax(sums_of_products(query, keys) * scale)  # [H, S]
+    scores = sums_of_products(query, keys)  # [H, S]
+    weights = oracle.softmax(scores, 1 / math.sqrt(head_dim))  # [H, S]
     return sums_of_products(weights, values).reshape(-1)
 
 

@@ -104,10 +104,7 @@ def rounded_once(exact: Fraction) -> np.float32:
     )
 
 
-def test_fused_sums_are_rounded_once_where_a_float64_is_halfway(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(numpy_llama, "IS_FUSED", True)
+def test_sums_are_rounded_once_where_a_float64_is_halfway() -> None:
     rng = np.random.default_rng(2)
     k = rng.integers(1, 1 << 12, 500)
     a = (1 + k * 2.0**-12).astype(np.float32)
