@@ -30,6 +30,7 @@ from refllm.interface import (
 )
 from refllm.jit.compile import use_threads
 from refllm.kernels.elementwise import gelu, gelu_tanh
+from refllm.llama import Llama
 from refllm.models.bundled import ROOT, STAND_INS, wants_stand_ins
 from refllm.models.find import (
     MODEL_NOT_FOUND,
@@ -51,6 +52,7 @@ from refllm.models.load import (
 )
 from refllm.models.loaded import LoadedModels
 from refllm.models.prompt_cache import DEFAULT_BYTES, PromptCache
+from refllm.models.starting_llama import StartingLlama
 from refllm.pooling import MEAN_NORMALIZED
 from refllm.sampling import PROFILES, uniform
 from refllm.tokenizer.grammar import matcher_of
@@ -112,6 +114,7 @@ class LocalEngine:
         prompt_cache_bytes: int = DEFAULT_BYTES,
         max_models_bytes: int | None = None,
         keep_packed_bytes: int | None = None,
+        compiles_apart: bool = False,
     ) -> None:
         """Configure the engine; nothing is loaded yet.
 
@@ -138,6 +141,9 @@ class LocalEngine:
                 processes together, and mapped the next time (`refllm.models.kept_panels`); 0 keeps
                 none; None for the environment's REFLLM_KEEP_PACKED_MIB, by default none. No bit of
                 a result depends on it.
+            compiles_apart: Whether other processes compile a llama's kernels on the first run on
+                this machine, and a small llama computes in NumPy meanwhile
+                (`refllm.models.starting_llama`). No bit of a result depends on it.
 
         Raises:
             InvalidInput: For an unusable option; the message names it.
@@ -160,6 +166,7 @@ class LocalEngine:
         self._enabled = enabled
         self._strict = strict
         self._progress = progress
+        self._llama = StartingLlama if compiles_apart else Llama
         self.prompt_cache = PromptCache(prompt_cache_bytes)
         self._models = LoadedModels(max_models_bytes)
         if keep_packed_bytes is None:
@@ -489,6 +496,7 @@ class LocalEngine:
                 progress=self._progress,
                 ledger=ledger,
                 keep_packed_bytes=self._keep_packed_bytes,
+                llama=self._llama,
             )
 
         with self._lock:

@@ -27,7 +27,7 @@ from refllm.parameters import Parameters
 from refllm.rope import YarnScaling, rope_frequencies
 from refllm.tap import Tap, at_layer, ignore, not_finite
 
-__all__ = ["KVCache", "Llama", "LlamaConfig", "Segment"]
+__all__ = ["KVCache", "Llama", "LlamaConfig", "LlamaLayer", "Segment"]
 
 Floats = NDArray[np.float32]
 

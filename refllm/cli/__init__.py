@@ -21,8 +21,19 @@ from typing import Annotated
 import typer
 
 from refllm import NUMERICS_REVISION, __version__
-from refllm.cli import conform, doctor, embed, export, infer, models, run, serve, tokenize
-from refllm.cli.commands import CommandGroup, ModelsGroup, add_command
+from refllm.cli import (
+    conform,
+    doctor,
+    embed,
+    export,
+    infer,
+    kernels,
+    models,
+    run,
+    serve,
+    tokenize,
+)
+from refllm.cli.commands import CommandGroup, KernelsGroup, ModelsGroup, add_command
 from refllm.cli.common import speak_utf8
 from refllm.cli.waiting import announce_compiling
 
@@ -57,6 +68,13 @@ for is_listed, group in ((True, models_app), (False, app)):
     add_command(group, "export", export.export, is_listed=is_listed)
     add_command(group, "quantize", export.quantize, is_listed=is_listed)
 
+kernels_app = typer.Typer(cls=KernelsGroup, invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(kernels_app, name="kernels", help="Compile, list, export and import kernels.")
+add_command(kernels_app, "warm", kernels.warm)
+add_command(kernels_app, "list", kernels.list_)
+add_command(kernels_app, "export", kernels.export)
+add_command(kernels_app, "import", kernels.import_)
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -88,6 +106,7 @@ def refllm(
 
 
 @models_app.callback()
+@kernels_app.callback()
 def _help_without_command(ctx: typer.Context) -> None:
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())

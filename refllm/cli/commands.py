@@ -19,9 +19,11 @@ from refllm.cli.common import names_a_model, with_exit_codes
 
 __all__ = [
     "ADVICE",
+    "ADVICE_ON_KERNELS",
     "ADVICE_ON_MODELS",
     "OTHER_OPTIONS",
     "CommandGroup",
+    "KernelsGroup",
     "ModelsGroup",
     "add_command",
 ]
@@ -62,6 +64,18 @@ ADVICE_ON_MODELS: Mapping[str, str] = {
     **dict.fromkeys(["convert"], ADVICE["convert"]),
 }
 """The same, after `refllm models`."""
+
+ADVICE_ON_KERNELS: Mapping[str, str] = {
+    **dict.fromkeys(["compile", "build", "cache"], "refllm kernels warm MODEL compiles kernels"),
+    **dict.fromkeys(["ls", "show"], "refllm kernels list prints the kernels that are here"),
+    **dict.fromkeys(
+        ["rm", "remove", "delete", "clear", "clean"],
+        "Remove the folder that refllm kernels list prints",
+    ),
+    **dict.fromkeys(["save", "pack"], "refllm kernels export FILE writes an archive"),
+    **dict.fromkeys(["load", "unpack"], "refllm kernels import FILE reads an archive"),
+}
+"""The same, after `refllm kernels`."""
 
 _TOKENS = "--max-tokens N stops after N tokens"
 _TEMPERATURE = "It is --temperature"
@@ -175,3 +189,9 @@ class ModelsGroup(CommandGroup):
     """The group `refllm models`."""
 
     advice = ADVICE_ON_MODELS
+
+
+class KernelsGroup(CommandGroup):
+    """The group `refllm kernels`."""
+
+    advice = ADVICE_ON_KERNELS

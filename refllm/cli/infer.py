@@ -26,7 +26,7 @@ from refllm.cli.common import (
     write_json,
     write_text,
 )
-from refllm.cli.waiting import answered_by, engine_of, loading_bar
+from refllm.cli.waiting import answered_by, ending_workers, engine_of, loading_bar
 from refllm.interface import InferencingParams, as_f32
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def infer(
     refuse_swapped(model, prompt, "infer")
     warn_of_a_file(prompt, f"refllm infer {shlex.quote(model)} - < {shlex.quote(prompt)}")
     _warn_out_of_range(params)
-    with loading_bar() as bar:
+    with loading_bar() as bar, ending_workers():
         engine = engine_of(
             seed=seed,
             profile=profile,
@@ -99,6 +99,7 @@ def infer(
             stand_ins=stand_ins,
             progress=bar,
             keep_packed_mib=keep_packed_mib,
+            compiles_apart=True,
         )
         text = text_of(prompt, "PROMPT")
         if json:

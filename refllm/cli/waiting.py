@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from refllm.engine import LocalEngine
     from refllm.models.load import Progress
 
-__all__ = ["announce_compiling", "answered_by", "engine_of", "loading_bar"]
+__all__ = ["announce_compiling", "answered_by", "ending_workers", "engine_of", "loading_bar"]
 
 PATIENCE_SECONDS = 1.0
 
@@ -41,6 +41,7 @@ def engine_of(
     stand_ins: bool = False,
     progress: Progress | None = None,
     keep_packed_mib: int | None = None,
+    compiles_apart: bool = False,
 ) -> LocalEngine:
     """Return the engine of a command.
 
@@ -64,6 +65,7 @@ def engine_of(
         stand_ins=stand_ins or None,
         progress=progress,
         keep_packed_bytes=bytes_of(keep_packed_mib),
+        compiles_apart=compiles_apart,
     )
 
 
@@ -79,6 +81,18 @@ def answered_by(engine: LocalEngine, model: str | Path) -> dict[str, str]:
 def announce_compiling() -> None:
     """Write the line of `refllm.jit.first_compilation` on standard error, at the first one."""
     FirstCompilation(lambda line: typer.echo(line, err=True)).attach()
+
+
+@contextmanager
+def ending_workers() -> Iterator[None]:
+    """End the processes that compile kernels on Ctrl-C; otherwise they outlive the command."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from refllm.jit.workers import stop_workers
+
+        stop_workers()
+        raise
 
 
 @contextmanager

@@ -26,7 +26,14 @@ import uuid
 from io import BufferedReader
 from pathlib import Path
 
-__all__ = ["NotPrivateError", "open_kept", "private_folder", "read_kept", "write_kept"]
+__all__ = [
+    "NotPrivateError",
+    "open_kept",
+    "private_folder",
+    "read_kept",
+    "write_kept",
+    "write_whole",
+]
 
 CHECKSUM_BYTES = 32
 ROOT_USER = 0
@@ -108,7 +115,16 @@ def read_kept(path: Path, identity: str) -> bytes | None:
 
 
 def write_kept(path: Path, identity: str, contents: bytes) -> None:
-    """Write a file that appears whole or not at all.
+    """Write a file for `read_kept` that appears whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    write_whole(path, _checksum(identity, contents) + contents)
+
+
+def write_whole(path: Path, contents: bytes) -> None:
+    """Write a file that appears whole or not at all, and that other users cannot write to.
 
     Raises:
         OSError: if it cannot be written.
@@ -117,7 +133,6 @@ def write_kept(path: Path, identity: str, contents: bytes) -> None:
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS
         with os.fdopen(os.open(unfinished, flags, FILE_MODE), "wb") as stream:
-            stream.write(_checksum(identity, contents))
             stream.write(contents)
         unfinished.replace(path)
     except OSError:

@@ -45,9 +45,11 @@ from __future__ import annotations
 import dis
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, update_wrapper
+from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
@@ -57,12 +59,14 @@ from numba.core.registry import CPUDispatcher
 
 from refllm.jit.cpu_sharing import CpuSharing
 from refllm.jit.disk_cache import KernelCache
+from refllm.jit.inlined import InlinedCompiler
 from refllm.jit.threads import default_threads
 
 __all__ = [
     "HOLE",
     "SERIAL_WORK",
     "Both",
+    "Missing",
     "Template",
     "both",
     "elementary",
@@ -71,6 +75,8 @@ __all__ = [
     "n_threads",
     "parallel_jit",
     "prange",
+    "recorded",
+    "stand_in",
     "template",
     "use_threads",
 ]
@@ -115,7 +121,13 @@ class Both(Generic[F]):
 
     def choose(self, work: int) -> F:
         """Return the faster one for this much work, counted as `SERIAL_WORK` is."""
+        if _calling.recorder is not None and _calling.recorder.every_form:
+            return cast(F, self._call_each)
         return self.serial if work < SERIAL_WORK else self.parallel
+
+    def _call_each(self, *arguments: object) -> None:
+        self.serial(*arguments)
+        self.parallel(*arguments)
 
 
 def both(function: F) -> Both[F]:
@@ -145,7 +157,9 @@ def inner(function: F) -> F:
     It may take and return values that only numba has, such as vectors and pointers. Without the
     code that converts Python's arguments it takes half as long to compile.
     """
-    compiled = numba.njit(**OPTIONS, **NO_ENTRIES, forceinline=True)(function)
+    compiled = numba.njit(
+        **OPTIONS, **NO_ENTRIES, forceinline=True, pipeline_class=InlinedCompiler
+    )(function)
     if isinstance(compiled, Dispatcher):
         compiled.__class__ = _Inner
     return cast(F, compiled)
@@ -234,10 +248,11 @@ def _copy(function: F, name: str, values: dict[str, object]) -> F:
 
 
 class _Calling(threading.local):
-    """The calling thread's number of threads, and whether `CpuSharing` chooses it."""
+    """The calling thread's number of threads, whether `CpuSharing` chooses it, and `recorded`."""
 
     is_sharing = False
     n_threads = 0
+    recorder: _Recorder | None = None
 
 
 _calling = _Calling()
@@ -283,8 +298,97 @@ def _kept_on_disk(dispatcher: Any) -> Any:
     plain function.
     """
     if isinstance(dispatcher, Dispatcher) and dispatcher.py_func.__module__.startswith("refllm."):
+        dispatcher.__class__ = _Kernel
         dispatcher._cache = KernelCache(dispatcher.py_func)  # type: ignore[attr-defined]
     return dispatcher
+
+
+# --- Which kernels a call needs ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Missing:
+    """A kernel that is not on disk for arguments of these types.
+
+    Attributes:
+        name: The module and the function, for messages.
+        path: The file that will have its machine code.
+    """
+
+    name: str
+    path: Path
+    _kernel: Any
+    _signature: tuple[Any, ...]
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the file is there now."""
+        return self.path.exists()
+
+    def compile(self) -> None:
+        """Compile the kernel for these types and write the file."""
+        self._kernel.compile(self._signature)
+
+
+@dataclass(slots=True)
+class _Recorder:
+    result_of: Callable[..., Any]
+    every_form: bool
+    missing: dict[Path, Missing]
+
+
+@contextmanager
+def recorded(
+    result_of: Callable[..., Any], *, every_form: bool = False
+) -> Iterator[dict[Path, Missing]]:
+    """Run no kernel that this process has not loaded; yield those of them that are not on disk.
+
+    For the calling thread, until the `with` block ends. A dictionary is filled meanwhile, by path.
+    Without a folder for compiled kernels it stays empty.
+
+    Args:
+        result_of: Called with a kernel's name and arguments; returns an array of the type and shape
+            of its result, or None.
+        every_form: Whether a kernel of `both` is recorded in both forms, instead of the faster.
+    """
+    _calling.recorder = _Recorder(result_of, every_form, {})
+    try:
+        yield _calling.recorder.missing
+    finally:
+        _calling.recorder = None
+
+
+def stand_in(kernel: Callable[..., object], function: Callable[..., object] | None) -> None:
+    """Call a Python function that computes the same, as long as the kernel would be compiled.
+
+    A kernel that this process has loaded is called as ever.
+
+    Args:
+        kernel: What `jit` returned.
+        function: The function; None to compile the kernel.
+    """
+    if isinstance(kernel, _Kernel):  # not with NUMBA_DISABLE_JIT
+        kernel.stand_in = function
+
+
+class _Kernel(CPUDispatcher):
+    """A function that is compiled or loaded at its first call with arguments of some types."""
+
+    stand_in: Callable[..., object] | None = None
+    _cache: Any
+
+    def _compile_for_args(self, *arguments: Any, **keywords: Any) -> Any:
+        """Return what the call calls: numba's dispatcher finds no version for its arguments."""
+        recorder = _calling.recorder
+        if recorder is None:
+            numbas: Any = super()
+            return self.stand_in or numbas._compile_for_args(*arguments, **keywords)
+        signature = tuple(map(self.typeof_pyval, arguments))
+        path = self._cache.path_of(signature, self.targetctx)
+        if path is not None and not path.exists():
+            name = f"{self.py_func.__module__}.{self.py_func.__qualname__}"
+            recorder.missing.setdefault(path, Missing(name, path, self, signature))
+        return lambda *given: recorder.result_of(self.py_func.__name__, *given)
 
 
 class _ParallelKernel:
@@ -298,6 +402,8 @@ class _ParallelKernel:
         update_wrapper(self, kernel)
 
     def __call__(self, *arguments: object) -> object:
+        if _calling.recorder is not None:  # without starting threads
+            return self._kernel(*arguments)
         if _calling.is_sharing:
             n_threads = _sharing().n_threads()
             if n_threads != _calling.n_threads:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from numba.core.registry import cpu_target
 
-__all__ = ["CPU", "NAME", "Cpu", "described"]
+__all__ = ["CPU", "FEATURES", "NAME", "TRIPLE", "Cpu", "described"]
 
 # CPUs with these instructions, by LLVM's name, for when there is no list of features.
 AVX512_VNNI_CPUS = frozenset(

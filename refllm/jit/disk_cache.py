@@ -56,6 +56,7 @@ __all__ = [
     "KernelCache",
     "cache_folder",
     "find_cache",
+    "keeps_kernels",
     "kernel_sources",
     "stamp",
     "warn_of",
@@ -115,6 +116,11 @@ class KernelCache:
         # With a full disk the kernel still runs; only the next start is slow.
         with contextlib.suppress(OSError):
             write_kept(self._path(folder, key), self._identity(folder, key), contents)
+
+    def path_of(self, signature: Any, target: Any) -> Path | None:
+        """Return where a version is or will be, None without a folder."""
+        folder = _folder()
+        return None if folder is None else self._path(folder, self._key(signature, target))
 
     def flush(self) -> None:
         """Remove every version of this function."""
@@ -207,6 +213,11 @@ def warn_of(error: NotPrivateError) -> None:
 @cache
 def _warn(message: str) -> None:
     logger.warning(message)
+
+
+def keeps_kernels() -> bool:
+    """Return whether there is a folder that has kernels of this process, or can have them."""
+    return _folder() is not None
 
 
 @cache

@@ -1,7 +1,8 @@
-"""The line that a process writes before it compiles its first kernel.
+"""The line that a process writes before it compiles its first kernel, or has it compiled.
 
-With an empty cache a command or a test run takes half a minute longer. The line has the cost, the
-folder of the compiled kernels, and how a later run avoids the cost.
+With an empty cache a command or a test run takes up to a minute longer, or if it computes without
+kernels meanwhile, is slower. The line has the cost, the folder of the compiled kernels, and how a
+later run avoids the cost.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import os
 from collections.abc import Callable
 from typing import Self
 
-__all__ = ["FirstCompilation"]
+__all__ = ["IN_BACKGROUND", "FirstCompilation"]
 
 LOGGER = "refllm.kernels"  # refllm.jit.disk_cache logs there before each compilation
+
+# The attribute of a log record that says whether the process computes meanwhile.
+IN_BACKGROUND = "in_background"
 
 
 class FirstCompilation(logging.Handler):
@@ -47,7 +51,9 @@ class FirstCompilation(logging.Handler):
             self._write(f"refllm: {record.getMessage()}")
             return
         self.detach()
-        self._write(f"refllm: compiling kernels for this machine, for 10 to 60 seconds; {_kept()}")
+        is_in_background = getattr(record, IN_BACKGROUND, False)
+        cost = "in the background" if is_in_background else "for 10 to 60 seconds"
+        self._write(f"refllm: compiling kernels for this machine, {cost}; {_kept()}")
 
     def __enter__(self) -> Self:
         self.attach()

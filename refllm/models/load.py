@@ -56,6 +56,7 @@ __all__ = [
 
 Floats = NDArray[np.float32]
 Progress = Callable[[int, int], object]
+LlamaMaker = Callable[[LlamaConfig, Parameters], Llama]
 
 NUMERICS = ("exact", "int8")
 
@@ -388,6 +389,7 @@ def load_path(
     progress: Progress | None = None,
     ledger: Ledger | None = None,
     keep_packed_bytes: int | None = None,
+    llama: LlamaMaker = Llama,
 ) -> LlamaModel | BertModel:
     """Return the model in a .gguf file or in a folder.
 
@@ -400,6 +402,7 @@ def load_path(
         keep_packed_bytes: The limit of the packed weights that are kept on disk and mapped the next
             time (`refllm.models.kept_panels`), 0 for none; None for the environment's
             REFLLM_KEEP_PACKED_MIB, by default 0.
+        llama: The class of a llama, or what makes one.
 
     Raises:
         InvalidInput: If there is no such path.
@@ -444,7 +447,8 @@ def load_path(
         spelling=partial(_name_in_file, weights),
         kept=kept,
     )
-    model = build_model(path, weights, parameters, ledger=Ledger() if ledger is None else ledger)
+    ledger = Ledger() if ledger is None else ledger
+    model = build_model(path, weights, parameters, ledger=ledger, llama=llama)
     if kept is not None:
         kept.write()
     is_quantized = any(tensor.format.block_size > 1 for tensor in weights.tensors.values())
@@ -485,7 +489,12 @@ def _name_in_file(weights: Weights, name: str) -> str:
 
 
 def build_model(
-    path: Path, weights: Weights, parameters: Parameters, *, ledger: Ledger
+    path: Path,
+    weights: Weights,
+    parameters: Parameters,
+    *,
+    ledger: Ledger,
+    llama: LlamaMaker = Llama,
 ) -> LlamaModel | BertModel:
     """Return the model of open files; with a `Survey`, one that computes nothing.
 
@@ -494,6 +503,7 @@ def build_model(
         weights: The files.
         parameters: Their tensors.
         ledger: Records the use of each tensor and key.
+        llama: The class of a llama, or what makes one.
 
     Raises:
         ModelNotSupported: For a model that refllm does not compute.
@@ -501,13 +511,13 @@ def build_model(
     """
     tokenizer = _tokenizer(weights, path, ledger)
     if weights.architecture == "llama":
-        llama = Llama(llama_config(weights, ledger=ledger), parameters)
+        network = llama(llama_config(weights, ledger=ledger), parameters)
         # Its values are hyperparameters, which config.json has as a formula.
         parameters.asked.add("rope_freqs.weight")
         _account_for_tensors(weights, parameters, ledger)
-        _check_fit(tokenizer, llama.config.n_vocab, path)
+        _check_fit(tokenizer, network.config.n_vocab, path)
         template = chat_template_of(weights, ledger=ledger)
-        return LlamaModel(path, llama, tokenizer, template)
+        return LlamaModel(path, network, tokenizer, template)
     config = bert_config(weights, ledger=ledger)
     sentence = sentence_config(weights, n_embd=config.n_embd, ledger=ledger)
     bert = Bert(config, parameters)

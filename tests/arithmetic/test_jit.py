@@ -18,7 +18,14 @@ import pytest
 
 import refllm
 from refllm.jit import disk_cache as cache
-from refllm.jit.compile import HOLE, SERIAL_WORK, inner, jit, prange, template
+from refllm.jit.compile import (
+    HOLE,
+    SERIAL_WORK,
+    inner,
+    jit,
+    prange,
+    template,
+)
 from refllm.jit.compile import both as in_both_forms
 from refllm.jit.disk_cache import KernelCache, cache_folder, kernel_sources, stamp
 from refllm.jit.stored import stored
@@ -445,3 +452,112 @@ def test_the_form_is_chosen_by_the_amount_of_work(work: int) -> None:
     out = np.zeros(1000)
     run(out)
     assert np.array_equal(out, np.arange(1000))
+
+
+@inner
+def twice_as_many(x: Any) -> Any:
+    if x.size == 0:
+        raise ValueError("there is no number")
+    return x.size * 2
+
+
+@jit
+def counted_twice(x: Any) -> Any:
+    return twice_as_many(x)
+
+
+def test_a_part_of_kernels_has_no_machine_code_and_its_errors_are_raised() -> None:
+    assert counted_twice(np.zeros(3)) == 6
+    with pytest.raises(ValueError, match="there is no number"):
+        counted_twice(np.zeros(0))
+    dispatchers: tuple[Any, Any] = twice_as_many, counted_twice
+    part, kernel = (next(iter(each.overloads.values())) for each in dispatchers)
+    assert part.library.get_pointer_to_function(part.fndesc.llvm_func_name) == 0
+    assert kernel.library.get_pointer_to_function(kernel.fndesc.llvm_func_name) != 0
+
+
+# --- Which kernels a call needs, and processes that compile them ---------------------------------
+
+KERNELS = """
+import json, sys
+import numpy as np
+from refllm.jit.compile import recorded
+from refllm.jit.workers import compile_all
+from refllm.kernels.elementwise import l2_normalize, rms_norm
+
+def missing(every_form=False):
+    row = np.zeros(3, np.float32)
+    with recorded(lambda name, *given: np.empty_like(given[0]), every_form=every_form) as missing:
+        normal = l2_normalize(row)
+        rms_norm(normal[None], row, 1e-5)
+    return list(missing.values())
+
+"""
+
+
+def output_of(program: str, folder: Path, *arguments: str) -> str:
+    """What a process with that folder for kernels prints."""
+    return subprocess.check_output(
+        [sys.executable, "-c", KERNELS + program, *arguments],
+        env={**os.environ, "REFLLM_CACHE_DIR": str(folder)},
+        text=True,
+    )
+
+
+NAMES = "print(*sorted(each.name.rpartition('.')[2] for each in missing(len(sys.argv) > 1)))"
+
+
+def test_kernels_are_recorded_without_being_compiled(tmp_path: Path) -> None:
+    assert output_of(NAMES, tmp_path).split() == ["_rms_norm_serial", "l2_normalize"]
+    assert list(tmp_path.glob("*/*")) == []
+    both_forms = ["_rms_norm_parallel", "_rms_norm_serial", "l2_normalize"]
+    assert output_of(NAMES, tmp_path, "every form").split() == both_forms
+
+
+def test_what_is_compiled_is_no_longer_missing_and_other_processes_load_it(tmp_path: Path) -> None:
+    output_of("compile_all(missing(), is_in_background=True)", tmp_path)
+    assert output_of(NAMES, tmp_path).split() == []
+    loaded = "l2_normalize(np.ones(3, np.float32)); print(*l2_normalize.stats.cache_hits.values())"
+    assert output_of(loaded, tmp_path).split() == ["1"]
+
+
+def test_two_processes_share_the_work_and_compile_each_kernel_once(tmp_path: Path) -> None:
+    program = """
+import refllm.jit.compile as compiling
+compile = compiling.Missing.compile
+def counted(kernel):
+    print(kernel.path.name, flush=True)
+    compile(kernel)
+compiling.Missing.compile = counted
+compile_all(missing(), is_in_background=False)
+"""
+    command = [sys.executable, "-c", KERNELS + program]
+    environment = {**os.environ, "REFLLM_CACHE_DIR": str(tmp_path)}
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    compiled_there = [name for each in running for name in each.communicate()[0].split()]
+    assert sorted(compiled_there) == sorted(path.name for path in tmp_path.glob("*/*.nbc"))
+    assert len(compiled_there) == 2
+
+
+def test_a_kernel_whose_process_was_ended_is_compiled_by_another(tmp_path: Path) -> None:
+    # The lock of a claim is released by the system; the file stays.
+    (path,) = output_of("print(missing()[0].path)", tmp_path).splitlines()
+    Path(path).with_suffix(".claim").touch()
+    output_of("compile_all(missing(), is_in_background=False)", tmp_path)
+    assert Path(path).exists()
+
+
+def test_a_python_function_stands_in_for_a_kernel_until_it_is_compiled() -> None:
+    program = """
+from refllm.jit.compile import stand_in
+row = np.array([3, 4], np.float32)
+stand_in(l2_normalize, lambda x: "stood in")
+first = l2_normalize(row)
+stand_in(l2_normalize, None)
+print(first, l2_normalize(row))
+"""
+    printed = subprocess.check_output([sys.executable, "-c", KERNELS + program], text=True)
+    assert printed == "stood in [0.6 0.8]\n"

@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from refllm.cli import waiting
 from refllm.cli.waiting import announce_compiling, loading_bar
+from tests.conftest import HUNG_SECONDS
+from tests.support.client import eventually
 
 
 def output_of(program: str, *arguments: str | Path) -> str:
@@ -45,7 +49,10 @@ def test_importing_the_engine_compiles_nothing() -> None:
     assert n_compiled == 0
 
 
-def test_the_second_process_compiles_nothing(data_dir: Path) -> None:
+def test_the_second_process_compiles_nothing(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFLLM_COMPILE", "here")  # so that all is compiled when the first one ends
     program = (
         "import logging, sys\n"
         "from refllm.cli import main\n"
@@ -178,6 +185,81 @@ def test_a_command_with_a_cold_cache_announces_it_and_one_with_a_warm_cache_does
     ]
     assert [run.stderr.count("refllm: compiling kernels") for run in runs] == [1, 0]
     assert [run.stderr.count("\n") for run in runs] == [1, 0]
+
+
+# --- Answers before kernels are compiled ---------------------------------------------------------
+
+INFER = (sys.executable, "-m", "refllm", "infer", "tiny-chat", "Once upon a time")
+
+
+def with_cache(folder: Path) -> dict[str, str]:
+    """The variables of a process that keeps its kernels in a folder."""
+    variables = {name: os.environ[name] for name in os.environ if name != "REFLLM_COMPILE"}
+    return {**variables, "REFLLM_CACHE_DIR": str(folder)}
+
+
+def ask(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """A process that continues a text; its outputs are closed when this returns."""
+    return subprocess.run(
+        [*INFER, *options],
+        env=with_cache(folder),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=HUNG_SECONDS,
+    )
+
+
+def is_being_compiled(folder: Path) -> bool:
+    """Whether a process compiles a kernel: then it has the lock of the kernel's claim."""
+    for claim in folder.glob("*/*.claim"):
+        try:
+            with FileLock(claim, timeout=0):
+                pass
+        except Timeout:
+            return True
+    return False
+
+
+@pytest.mark.slow
+def test_a_first_answer_is_the_later_ones_and_its_kernels_are_compiled_after_it(
+    tmp_path: Path,
+) -> None:
+    cache = tmp_path / "cache"
+    first = ask(cache, "--max-tokens", "5")
+    assert first.stderr.count("refllm: compiling kernels for this machine, in the background") == 1
+    eventually(lambda: ask(cache, "--max-tokens", "5").stderr == "")
+    assert ask(cache, "--max-tokens", "5").stdout == first.stdout
+    eventually(lambda: not is_being_compiled(cache))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_ends_the_processes_that_compile(tmp_path: Path) -> None:
+    command = [*INFER, "--numerics", "int8"]  # waits for its kernels
+    process = subprocess.Popen(
+        command, env=with_cache(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    eventually(lambda: is_being_compiled(tmp_path))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=HUNG_SECONDS)
+    assert (process.returncode, output) == (130, b"")
+    assert not is_being_compiled(tmp_path)
+
+
+@pytest.mark.slow
+def test_without_other_processes_the_first_answer_compiles_all_that_it_needs(
+    tmp_path: Path,
+) -> None:
+    command = [*INFER, "--max-tokens", "5"]
+    environment = {**with_cache(tmp_path), "REFLLM_COMPILE": "here"}
+    runs = [
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert [run.stderr.count("for 10 to 60 seconds") for run in runs] == [1, 0]
+    assert runs[0].stdout == runs[1].stdout
+    assert list(tmp_path.glob("*/*.claim")) == []
 
 
 def test_a_file_of_errors_has_no_bar() -> None:

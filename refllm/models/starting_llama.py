@@ -1,0 +1,163 @@
+"""A llama whose kernels are compiled by other processes, side by side.
+
+Compiling takes seconds, on the first run on a machine. A small llama computes its first tokens in
+NumPy meanwhile (`refllm.models.numpy_llama`), with the same bits, and changes to the kernels
+between two tokens, as soon as they are on disk. With a large llama or a long prompt NumPy would
+take longer than compiling, and the request waits.
+
+T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.errors import LlmRuntimeError
+from refllm.jit.compile import Missing, stand_in
+from refllm.jit.disk_cache import keeps_kernels
+from refllm.jit.first_compilation import IN_BACKGROUND
+from refllm.jit.workers import COMPILE_HERE, Workers, may_start_workers
+from refllm.kernels import math64
+from refllm.kernels.topk import topk
+from refllm.llama import Llama, LlamaConfig, Segment
+from refllm.models import numpy_llama
+from refllm.models.compiling import Step, missing_of_llama
+from refllm.models.numpy_llama import DecodedParameters
+from refllm.parameters import Parameters
+from refllm.tap import Tap, ignore
+
+__all__ = ["MAX_PRODUCTS", "MAX_WEIGHTS", "StartingLlama"]
+
+Floats = NDArray[np.float32]
+
+# NumPy multiplies a weight in about 12 ns, and kernels are compiled in 6 to 10 s.
+MAX_WEIGHTS = 16_000_000  # a fifth of a second for a token
+MAX_PRODUCTS = 250_000_000  # three seconds for a prompt
+
+# A text usually has no more tokens than this; those beyond may need another kernel for attention.
+USUAL_TOKENS = 128
+
+logger = logging.getLogger("refllm.kernels")
+
+
+class StartingLlama(Llama):
+    """A llama that starts without compiled kernels, and then is a `Llama`."""
+
+    def __init__(self, config: LlamaConfig, parameters: Parameters) -> None:
+        """Take the weights from `parameters`; errors as `Llama`."""
+        p = parameters
+        self._parameters = p
+        self._n_weights = sum(math.prod(tensor.shape) for tensor in p.tensors.values())
+        self._is_in_numpy = p.numerics == "exact" and self._n_weights <= MAX_WEIGHTS
+        self._is_first_step = True
+        self._workers: Workers | None = None
+        self._started: set[Path] = set()  # what they compile
+        self._awaited: list[Missing] = []
+        decoded = DecodedParameters(
+            p.path, p.tensors, asked=p.asked, others=p.others, spelling=p.spelling
+        )
+        super().__init__(config, decoded)
+        if not self._is_in_numpy:
+            # The processes compile while this one packs the weights.
+            self._start([(1, 1)])
+            self._wait(missing_of_llama(config, p, []))
+            super().__init__(config, p)
+
+    def logits(self, hidden: Floats, *, tap: Tap = ignore) -> Floats:
+        """Return the score of every vocabulary entry, [T, V]; as `Llama.logits`."""
+        if not self._is_in_numpy:
+            return super().logits(hidden, tap=tap)
+        with np.errstate(all="ignore"):
+            result = numpy_llama.linear(hidden, self.output)  # [T, V]
+        if not np.isfinite(result).all():
+            raise LlmRuntimeError(f"{self.path}: the output layer's logits are not finite")
+        tap("result_output", result)
+        return result
+
+    def _layers(self, segments: Sequence[Segment], tap: Tap) -> Floats:
+        """Return `result_norm` [T, D]; as `Llama._layers`."""
+        if self._is_first_step:
+            self._is_first_step = False
+            n_tokens = sum(len(segment.token_ids) for segment in segments)
+            self._start_first_step(n_tokens, segments[0].cache.length)
+        # NumPy computes one sequence, and shows no intermediate values.
+        if self._is_in_numpy and (tap is not ignore or len(segments) > 1 or self._is_compiled()):
+            self._use_kernels()
+        if self._is_in_numpy:
+            return numpy_llama.hidden(self, segments[0])
+        if self._awaited:
+            self._wait(self._awaited)
+            self._awaited = []
+        return super()._layers(segments, tap)
+
+    def _start_first_step(self, n_tokens: int, n_before: int) -> None:
+        """Start compiling, and decide whether NumPy computes meanwhile."""
+        n_then = n_before + n_tokens
+        prompt, token, later = (n_tokens, n_before), (1, n_then), (1, n_then + USUAL_TOKENS)
+        if not self._is_in_numpy:
+            self._start([prompt, token], [later])
+            return
+        is_complete = not missing_of_llama(self.config, self._parameters, [prompt, token])
+        if os.environ.get("REFLLM_COMPILE") == COMPILE_HERE or (is_complete and keeps_kernels()):
+            self._use_kernels()
+        elif n_tokens * self._n_weights <= MAX_PRODUCTS:
+            self._start([token], [prompt, later])
+            stand_in(math64.softmax, numpy_llama.softmax)
+            stand_in(topk, numpy_llama.topk)
+        else:
+            self._start([prompt, token], [later])
+            self._use_kernels()
+
+    def _start(self, steps: list[Step], later: list[Step] | None = None) -> None:
+        """Start processes for the kernels that are not on disk.
+
+        Args:
+            steps: The steps that the next request of kernels waits for.
+            later: Further steps, for which no request waits.
+        """
+        p, later = self._parameters, later or []
+        self._awaited = missing_of_llama(self.config, p, steps)
+        missing = [*self._awaited, *missing_of_llama(self.config, p, later)]
+        new = {each.path for each in missing} - self._started
+        if not new or not may_start_workers(missing, os.environ):
+            return
+        arguments = {
+            "path": str(p.path),
+            "numerics": p.numerics,
+            "steps": steps,
+            "later": later,
+            "is_in_background": self._is_in_numpy,
+        }
+        function = "refllm.models.compiling:compile_steps"
+        try:
+            self._workers = Workers(function, arguments, n_kernels=len(new))
+        except OSError:  # this process compiles each kernel at its first call
+            return
+        self._started |= new
+        what = "compiling %d kernels in %d processes (first run only)"
+        background = {IN_BACKGROUND: self._is_in_numpy}
+        logger.info(what, len(new), len(self._workers), extra=background)
+
+    def _is_compiled(self) -> bool:
+        """Return whether processes have compiled the kernels of the next step."""
+        return keeps_kernels() and all(each.is_kept for each in self._awaited)
+
+    def _wait(self, kernels: Sequence[Missing]) -> None:
+        """Wait for kernels, or until no process compiles any more."""
+        if self._workers is not None and not self._workers.wait_for(kernels):
+            self._workers = None
+
+    def _use_kernels(self) -> None:
+        """Change to the kernels: pack the weights, and compute every later step with kernels."""
+        self._wait(self._awaited)
+        stand_in(math64.softmax, None)
+        stand_in(topk, None)
+        self._is_in_numpy = False
+        super().__init__(self.config, self._parameters)
