@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 TIME_LIMIT = 600.0  # seconds; all kernels of a model take about a minute of one CPU
-BACKGROUND_NICENESS = 5  # a third of the time of a process that computes
+BACKGROUND_NICENESS = 10  # a tenth of the time of a process that computes
 POLL_SECONDS = 0.02
 MAX_WORKERS = 8  # each takes about 200 MB
 CLAIM = ".claim"
@@ -78,13 +78,21 @@ _started: list[Workers] = []
 class Workers:
     """Processes that were started; see the module's documentation."""
 
-    def __init__(self, function: str, arguments: Mapping[str, Any], *, n_kernels: int) -> None:
+    def __init__(
+        self,
+        function: str,
+        arguments: Mapping[str, Any],
+        *,
+        n_kernels: int,
+        is_in_background: bool = False,
+    ) -> None:
         """Start the processes, one for each CPU that this process may use.
 
         Args:
             function: "module:function", which the processes call.
             arguments: Its arguments, as JSON.
             n_kernels: The number of kernels to compile; there are no more processes than that.
+            is_in_background: Whether this process computes meanwhile, and needs a CPU, too.
 
         Raises:
             OSError: No process can be started.
@@ -92,7 +100,8 @@ class Workers:
         task = {"function": function, "arguments": dict(arguments), "path": sys.path}
         command = [sys.executable, "-P", "-c", PROGRAM, json.dumps(task)]
         self._processes: list[subprocess.Popen[bytes]] = []
-        for _ in range(min(available_cpus(), n_kernels, MAX_WORKERS)):
+        n_cpus = max(1, available_cpus() - is_in_background)
+        for _ in range(min(n_cpus, n_kernels, MAX_WORKERS)):
             self._processes.append(
                 subprocess.Popen(
                     command,

@@ -65,10 +65,10 @@ class Columns:
     tensors: tuple[Tensor, ...]
 
     @cached_property
-    def data(self) -> Floats:
-        """The rows as columns, float32 [D, N], contiguous."""
+    def data(self) -> Doubles:
+        """The rows as columns, [D, N], contiguous: float32 numbers as float64."""
         rows = np.concatenate([decoded(tensor) for tensor in self.tensors])  # [N, D]
-        return np.ascontiguousarray(rows.T)
+        return np.ascontiguousarray(rows.T, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +110,19 @@ def decoded(tensor: Tensor) -> Floats:
 # Sums of products
 
 
-def sums_of_products(x: Floats, columns: Floats) -> Floats:
+def sums_of_products(x: Floats, columns: Floats | Doubles) -> Floats:
     """Return Σ x[b, d] · columns[b, d, n] over d from left to right, as the oracle's `matmul`.
 
     Args:
         x: [B, D].
-        columns: [B, D, N], or [1, D, N] for all B.
+        columns: [B, D, N], or [1, D, N] for all B; float32 numbers, of either type.
 
     Returns:
         [B, N].
     """
     n_batch, n_steps = x.shape
     total = np.zeros((n_batch, columns.shape[2]), np.float32)  # [B, N]
+    addend = np.zeros(total.shape, np.float64)  # the same, [B, N]
     wide = np.empty((STEPS, *total.shape), np.float64)  # [steps, B, N]
     for start in range(0, n_steps, STEPS):
         part = slice(start, min(start + STEPS, n_steps))
@@ -131,14 +132,16 @@ def sums_of_products(x: Floats, columns: Floats) -> Floats:
         )  # exact: 24 + 24 bits
         before = total.copy()
         for step in sums:
-            np.add(step, total, out=step)
+            np.add(step, addend, out=step)
             total[...] = step
+            addend[...] = total
         _correct_rounding(sums, before, x.T[part], columns[:, part], total)
+        addend[...] = total
     return total
 
 
 def _correct_rounding(
-    sums: Doubles, before: Floats, x: Floats, columns: Floats, total: Floats
+    sums: Doubles, before: Floats, x: Floats, columns: Floats | Doubles, total: Floats
 ) -> None:
     """Repeat the sums that were rounded twice to another float32 than once.
 
@@ -161,12 +164,13 @@ def _correct_rounding(
     # Most of these sums are exact, and then the second rounding is the only one.
     addends = np.where(steps == 0, before[rows, outputs], sums[steps - 1, rows, outputs])
     addends = addends.astype(np.float32).astype(np.float64)  # as they were added
-    weights = columns[rows % len(columns), steps, outputs].astype(np.float64)
-    products = x[steps, rows].astype(np.float64) * weights
+    factors = columns[rows % len(columns), steps, outputs].astype(np.float64)
+    products = x[steps, rows].astype(np.float64) * factors
     is_inexact = _error(products, addends, products + addends) != 0
     for b, n in {*zip(rows[is_inexact], outputs[is_inexact], strict=True)}:
         sum_ = before[b, n, None]  # [1]
-        for weight, value in zip(columns[b % len(columns), :, n], x[:, b], strict=True):
+        weights = columns[b % len(columns), :, n].astype(np.float32)
+        for weight, value in zip(weights, x[:, b], strict=True):
             sum_ = oracle.fma(weight[None], value[None], sum_)
         total[b, n] = sum_[0]
 

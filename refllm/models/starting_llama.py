@@ -137,7 +137,9 @@ class StartingLlama(Llama):
         }
         function = "refllm.models.compiling:compile_steps"
         try:
-            self._workers = Workers(function, arguments, n_kernels=len(new))
+            self._workers = Workers(
+                function, arguments, n_kernels=len(new), is_in_background=self._is_in_numpy
+            )
         except OSError:  # this process compiles each kernel at its first call
             return
         self._started |= new

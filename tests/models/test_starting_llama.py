@@ -149,9 +149,17 @@ class Processes:
         self.started = []
         self.is_done = False
 
-    def __call__(self, function: str, arguments: dict[str, object], *, n_kernels: int) -> Processes:
+    def __call__(
+        self,
+        function: str,
+        arguments: dict[str, object],
+        *,
+        n_kernels: int,
+        is_in_background: bool = False,
+    ) -> Processes:
         assert function.endswith("compile_steps")
         assert n_kernels > 0
+        assert arguments["is_in_background"] == is_in_background
         self.started.append(arguments)
         return self
 
