@@ -139,9 +139,10 @@ def float32_exp(x: Array) -> Array:
     return np.ldexp(series, n.astype(np.int32)).astype(np.float32)
 
 
-def float32_softmax(scores: Array) -> Array:
-    """Exponentials and their sum in float32."""
-    e = float32_exp(scores - scores.max(axis=-1, keepdims=True))
+def float32_softmax(scores: Array, scale: float) -> Array:
+    """Scaled scores, exponentials and their sum in float32."""
+    scaled = scores * np.float32(scale)
+    e = float32_exp(scaled - scaled.max(axis=-1, keepdims=True))
     total = np.add.accumulate(e, axis=-1)[..., -1:]
     result: Array = e / total
     return result

@@ -107,7 +107,7 @@ def softmax_by_kernels(x: Array) -> Array:
     for t in range(n_rows):
         keys, _ = key_value_buffers(1, n_tokens=n_scores, head_dim=1)
         keys[0, 0, :n_scores] = x[t]
-        weights = attention_weights(one, keys, np.array([n_scores]), np.float32(1), n_scores)
+        weights = attention_weights(one, keys, np.array([n_scores]), 1.0, n_scores)
         out[t] = weights[0, 0]
     return out
 

@@ -101,7 +101,7 @@ def softmax(asked: Asked) -> Array:
         keys, _ = LLAMA.key_value_buffers(1, n_tokens=n, head_dim=1)  # [1, 1, C]
         keys[0, 0, :n] = scores
         query = np.ones((1, 1, 1), np.float32)
-        weights = LLAMA.attention_weights(query, keys, np.array([n]), np.float32(1), n)
+        weights = LLAMA.attention_weights(query, keys, np.array([n]), 1.0, n)
         rows.append(weights[0, 0])
     return np.stack(rows)
 
