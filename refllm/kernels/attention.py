@@ -100,9 +100,10 @@ def softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: float)
 def scores_of(queries: Floats, keys: Floats, n_visible: Ints) -> Floats:
     """Return q·k of queries [Q, E] and keys [E, C], [Q, ≥ S]."""
     n_vectors = (n_visible[-1] + lanes - 1) // lanes
-    scores = np.zeros((queries.shape[0], n_vectors * lanes), np.float32)  # [Q, S]
-    for vector in range(n_vectors):
-        add_products(queries, 0, queries.shape[1], keys, vector * lanes, scores, vector * lanes)
+    scores = np.empty((queries.shape[0], n_vectors * lanes), np.float32)  # [Q, S]
+    head_dim, no_bias = queries.shape[1], scores[0, :0]
+    for at in range(0, n_vectors * lanes, lanes):
+        add_products(queries, 0, head_dim, keys, at, scores, at, True, no_bias, 0)
     return scores
 
 
@@ -153,9 +154,10 @@ def weighted_values(weights: Floats, values: Floats, n_visible: Ints) -> Floats:
     # The tokens beyond a row's own have weight 0: they add +0 or -0 at the end of its sum.
     head_dim = values.shape[1]
     width = (head_dim + lanes - 1) // lanes * lanes
-    results = np.zeros((weights.shape[0], width), np.float32)
+    results = np.empty((weights.shape[0], width), np.float32)
+    n_seen, no_bias = n_visible[-1], results[0, :0]
     for e in range(0, head_dim, lanes):
-        add_products(weights, 0, n_visible[-1], values, e, results, e)
+        add_products(weights, 0, n_seen, values, e, results, e, True, no_bias, 0)
     return results
 
 

@@ -208,7 +208,6 @@ def _gemm(panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: 
     """`_gemv` for each row of x, K-block by K-block."""
     n_columns = x.shape[1]
     sums, column = _accumulator(out, first, last)
-    _clear(sums, column)
     buffer = np.empty(K_BLOCK * LANES, np.float32)
     weights = buffer.reshape(K_BLOCK, LANES)  # [columns, W]
     for start in range(0, n_columns, K_BLOCK):
@@ -216,21 +215,32 @@ def _gemm(panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: 
         for block in range(columns // block_size):
             at = (start // block_size + block) * block_bytes * LANES
             decode_block(panel, at, zeros(), buffer, block * block_size)
-        add_products(x, start, columns, weights, 0, sums, column)
-    _epilogue(sums, column, bias, out, first, last)
+        added = _bias_now(bias, start + columns == n_columns, first, last)
+        add_products(x, start, columns, weights, 0, sums, column, start == 0, added, 0)
+    if first + LANES > last:
+        _epilogue(sums, column, bias, out, first, last)
 
 
 def _gemm_of_floats(
     panel: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int
 ) -> None:
-    """`_gemm` of F32, whose panels need no decoding."""
+    """`_gemm` of F32, whose panels need no decoding; the next panel follows in memory."""
     weights = panel.view(np.float32).reshape(-1, LANES)  # [D, W]
+    n_columns = x.shape[1]
     sums, column = _accumulator(out, first, last)
-    _clear(sums, column)
-    for start in range(0, x.shape[1], K_BLOCK):
-        columns = min(K_BLOCK, x.shape[1] - start)
-        add_products(x, start, columns, weights[start : start + columns], 0, sums, column)
-    _epilogue(sums, column, bias, out, first, last)
+    for start in range(0, n_columns, K_BLOCK):
+        columns = min(K_BLOCK, n_columns - start)
+        block = weights[start : start + columns]
+        added = _bias_now(bias, start + columns == n_columns, first, last)
+        add_products(x, start, columns, block, 0, sums, column, start == 0, added, panel.size)
+    if first + LANES > last:
+        _epilogue(sums, column, bias, out, first, last)
+
+
+@inner
+def _bias_now(bias: Floats, is_last: bool, first: int, last: int) -> Floats:
+    """Return the bias if the products of this K-block are the last of a whole vector of sums."""
+    return bias if is_last and first + LANES <= last else bias[:0]
 
 
 @inner
@@ -239,13 +249,6 @@ def _accumulator(out: Floats, first: int, last: int) -> tuple[Floats, int]:
     if first + LANES <= last:
         return out, first
     return np.empty((out.shape[0], LANES), np.float32), 0
-
-
-@inner
-def _clear(sums: Floats, column: int) -> None:
-    """Set the sums in W columns to +0."""
-    for t in range(sums.shape[0]):
-        store(sums, (t * sums.shape[1] + column) * FLOAT_BYTES, zeros())
 
 
 @inner

@@ -14,11 +14,17 @@ import numpy as np
 from refllm.jit.buffers import FLOAT_BYTES, Floats
 from refllm.jit.compile import HOLE, inner, template
 from refllm.jit.cpu import CPU
-from refllm.kernels.simd.lanes import LANES, WIDTH, fma, load_f32_of
+from refllm.kernels.simd.lanes import LANES, WIDTH, fma, load_f32_of, prefetch, zeros_of
 from refllm.kernels.simd.rows import load_rows_of, splat_rows_of, store_rows
 
 __all__ = ["MAX_ROWS", "add_products", "add_products_of"]
 
+# In what portions memory arrives, and how many of them a panel's row of floats is.
+LINE_BYTES = 64
+N_LINES = LANES * FLOAT_BYTES // LINE_BYTES
+
+rows: Any = HOLE
+zero_rows: Any = HOLE
 load_rows: Any = HOLE
 splat_rows: Any = HOLE
 load_weights: Any = HOLE
@@ -26,7 +32,17 @@ load_weights: Any = HOLE
 
 @template
 def _add_products_of_rows(
-    x: Floats, r: int, first: int, n: int, w: Floats, column: int, sums: Floats, place: int
+    x: Floats,
+    r: int,
+    first: int,
+    n: int,
+    w: Floats,
+    column: int,
+    sums: Floats,
+    place: int,
+    is_first: bool,
+    bias: Floats,
+    ahead: int,
 ) -> None:
     """Do what `add_products` does, for some rows from r on."""
     stride, width = w.shape[1] * FLOAT_BYTES, sums.shape[1] * FLOAT_BYTES
@@ -34,10 +50,15 @@ def _add_products_of_rows(
     activations, weights, flat = x.reshape(-1), w.reshape(-1), sums.reshape(-1)
     x_at = r * x_stride + first * FLOAT_BYTES
     at = r * width + place * FLOAT_BYTES
-    totals = load_rows(flat, at, width)
+    w_at = column * FLOAT_BYTES
+    later = w_at + ahead + r // rows % N_LINES * LINE_BYTES
+    totals = zero_rows() if is_first else load_rows(flat, at, width)
     for k in range(n):
-        row = load_weights(weights, k * stride + column * FLOAT_BYTES)
+        row = load_weights(weights, w_at + k * stride)
+        prefetch(weights, later + k * stride)
         totals = fma(splat_rows(activations, x_at + k * FLOAT_BYTES, x_stride), row, totals)
+    if bias.size > 0:
+        totals = totals + load_weights(bias, place * FLOAT_BYTES)
     store_rows(flat, at, width, totals)
 
 
@@ -51,7 +72,16 @@ add_one_row: Any = HOLE
 
 @template
 def _add_products(
-    x: Floats, first: int, n: int, w: Floats, column: int, sums: Floats, place: int
+    x: Floats,
+    first: int,
+    n: int,
+    w: Floats,
+    column: int,
+    sums: Floats,
+    place: int,
+    is_first: bool,
+    bias: Floats,
+    ahead: int,
 ) -> None:
     """Add n products to each of a vector of sums of every row of x.
 
@@ -66,19 +96,23 @@ def _add_products(
         column: The first of L columns of w.
         sums: [T, ≥ place + L].
         place: The first of L columns of sums.
+        is_first: Whether the sums start from +0, whatever is there.
+        bias: [≥ place + L], added to the sums at the end; empty for none.
+        ahead: How many bytes behind w weights follow that are multiplied next. They are prefetched,
+            a line of each row by each tile.
     """
     r: Any = np.int64(0)  # numba gives 0 a type of its own and would compile a version for it
     while r + max_rows <= x.shape[0]:
-        add_max_rows(x, r, first, n, w, column, sums, place)
+        add_max_rows(x, r, first, n, w, column, sums, place, is_first, bias, ahead)
         r += max_rows
     while r + fewer_rows <= x.shape[0]:
-        add_fewer_rows(x, r, first, n, w, column, sums, place)
+        add_fewer_rows(x, r, first, n, w, column, sums, place, is_first, bias, ahead)
         r += fewer_rows
     while r + 2 <= x.shape[0]:
-        add_two_rows(x, r, first, n, w, column, sums, place)
+        add_two_rows(x, r, first, n, w, column, sums, place, is_first, bias, ahead)
         r += 2
     while r < x.shape[0]:
-        add_one_row(x, r, first, n, w, column, sums, place)
+        add_one_row(x, r, first, n, w, column, sums, place, is_first, bias, ahead)
         r += 1
 
 
@@ -101,6 +135,8 @@ def add_products_of(lanes: int) -> Callable[..., None]:
                 load_rows=load_rows_of(rows, registers),
                 splat_rows=splat_rows_of("f32", rows, registers),
                 load_weights=load,
+                rows=rows,
+                zero_rows=zeros_of("f32", rows, registers),
             )
         )
 

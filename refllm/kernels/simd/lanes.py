@@ -202,14 +202,14 @@ def in_every_lane(builder: ir.IRBuilder, value: ir.Value, vector_type: ir.Vector
 # Making vectors, and moving between the two kinds
 
 
-def zeros_of(kind: Kind, rows: int = 1) -> Any:
+def zeros_of(kind: Kind, rows: int = 1, registers: int = REGISTERS) -> Any:
     """An intrinsic () → rows of zeros."""
 
     def typed(_typing: Any) -> Any:
         def emit(_context: Any, _builder: Any, _signature: Any, _values: Any) -> ir.Value:
-            return ir.Constant(ir.ArrayType(REGISTER[kind], REGISTERS * rows), None)
+            return ir.Constant(ir.ArrayType(REGISTER[kind], registers * rows), None)
 
-        return Vector(kind, rows)(), emit
+        return Vector(kind, rows, registers)(), emit
 
     return intrinsic(typed)
 
