@@ -378,9 +378,12 @@ last_input: list[Floats] = []
 def in_float32(formula: Callable[..., Any]) -> Callable[..., Floats]:
     """A formula in float64 with arguments and result in float32."""
 
-    def compute(*args: Any) -> Floats:
-        wide = [a.astype(np.float64) if isinstance(a, np.ndarray) else a for a in args]
-        return np.ascontiguousarray(formula(*wide), np.float32)
+    def widened(argument: Any) -> Any:
+        return argument.astype(np.float64) if isinstance(argument, np.ndarray) else argument
+
+    def compute(*args: Any, **named: Any) -> Floats:
+        by_name = {name: widened(argument) for name, argument in named.items()}
+        return np.ascontiguousarray(formula(*map(widened, args), **by_name), np.float32)
 
     return compute
 
@@ -506,7 +509,9 @@ ENCODER: Mapping[str, Callable[[Encoder], Changes]] = {
     "activation": lambda e: {"engine.gelu": in_float32(e.activation)},
     "eps": lambda e: {
         "bert.layer_norm": in_float32(
-            lambda x, weight, bias, eps: e.norm(x, weight, bias, e.eps or eps)
+            lambda x, weight, bias, eps, *, residual=None: e.norm(
+                x if residual is None else x + residual, weight, bias, e.eps or eps
+            )
         )
     },
     "pool": lambda e: {
