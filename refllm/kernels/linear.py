@@ -110,20 +110,19 @@ def linear(x: Floats, *weights: Matrix, bias: Floats | None = None) -> Floats:
     if 1 < n_tokens < MICRO_BATCH:
         x = np.concatenate([x, np.zeros((MICRO_BATCH - n_tokens, x.shape[1]), np.float32)])
     out = empty(len(x), sum(weight.n_rows for weight in weights))  # [≥ T, N]
+    added = NO_BIAS if bias is None else bias
     first = 0
     for weight in weights:
         last = first + weight.n_rows
         if isinstance(weight, Panels):
             kernel = _kernel(weight.format.name, _algorithm(weight.format, n_tokens))
             run = kernel.choose(x.size * weight.n_rows // MULTIPLICATIONS)
-            run(weight.data, x, NO_BIAS if bias is None else bias, out, first, last)
+            run(weight.data, x, added, out, first, last)
         else:
             # Imported here so that exact numerics do not load the int8 kernels.
             from refllm.kernels.int8.product import multiply_int8
 
-            multiply_int8(x, weight, out, first, last)
-            if bias is not None:
-                out[:, first:last] += bias[first:last]
+            multiply_int8(x, weight, added, out, first, last)
         first = last
     return out[:n_tokens]
 

@@ -124,15 +124,23 @@ def vectors(n: int) -> Floats:
 
 
 @inner
-def write(total: Lanes, out: Floats, t: int, first: int, last: int) -> None:
-    """Write a vector of totals to row t of out [T, N], to columns `first` … `last` − 1 at most."""
+def write(total: Lanes, bias: Floats, out: Floats, t: int, first: int, last: int) -> None:
+    """Write a vector of totals to row t of out [T, N], to columns `first` … `last` − 1 at most.
+
+    The bias [N] is added to it, unless it is empty.
+    """
     if first + LANES <= last:
+        if bias.size > 0:
+            total = total + load_f32(bias, 4 * first)
         store(out, 4 * (t * out.shape[1] + first), total)
     else:
         lanes = np.empty(LANES, np.float32)
         store(lanes, 0, total)
         for lane in range(last - first):
-            out[t, first + lane] = lanes[lane]
+            total_of_lane = lanes[lane]
+            if bias.size > 0:
+                total_of_lane += bias[first + lane]
+            out[t, first + lane] = total_of_lane
 
 
 @template
@@ -191,13 +199,13 @@ def add_run_of_pairs_rows(
 
 
 @template
-def gemv(panel: Bytes, x: Activations, out: Floats, first: int, last: int) -> None:
+def gemv(panel: Bytes, x: Activations, bias: Floats, out: Floats, first: int, last: int) -> None:
     """Write outputs `first` … `first` + W − 1, but none from `last` on, of the one row."""
     total = zeros()
     scales, minima = vectors(groups), vectors(pairs)
     for b in range(x.d.shape[0]):
         total = add_block(panel, b * block_bytes * LANES, total, x, b, scales, minima)
-    write(total, out, 0, first, last)
+    write(total, bias, out, 0, first, last)
 
 
 @template
@@ -309,7 +317,7 @@ def scaled(group: Lanes, scales: Floats, run: int) -> Lanes:
 
 
 @template
-def gemm(panel: Bytes, x: Activations, out: Floats, first: int, last: int) -> None:
+def gemm(panel: Bytes, x: Activations, bias: Floats, out: Floats, first: int, last: int) -> None:
     """Write outputs `first` … `first` + W − 1, but none from `last` on, of every row."""
     n_blocks, n_rows = x.d.shape
     step = K_BLOCK // block_size
@@ -327,7 +335,7 @@ def gemm(panel: Bytes, x: Activations, out: Floats, first: int, last: int) -> No
         decode_k_block(panel, start, stop, k_block)
         multiply_k_block(k_block, start, stop, x, totals)
     for t in range(out.shape[0]):
-        write(load_f32(totals, t * VECTOR), out, t, first, last)
+        write(load_f32(totals, t * VECTOR), bias, out, t, first, last)
 
 
 @template

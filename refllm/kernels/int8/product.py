@@ -81,12 +81,15 @@ def pack_int8(*tensors: Tensor, consumed: Consumed | None = None) -> Int8Panels:
     return Int8Panels(name_of(tensors), fmt, n_rows_of(tensors), tensors[0].shape[1], data)
 
 
-def multiply_int8(x: Floats, weight: Int8Panels, out: Floats, first: int, last: int) -> None:
-    """Write x, quantized, times the rows of weight.
+def multiply_int8(
+    x: Floats, weight: Int8Panels, bias: Floats, out: Floats, first: int, last: int
+) -> None:
+    """Write x, quantized, times the rows of weight, plus the bias.
 
     Args:
         x: [T, D].
         weight: [N, D].
+        bias: [≥ last], of which columns `first` … `last` − 1 are added; empty for none.
         out: [T, ≥ last].
         first: The first of N columns of out.
         last: The column behind them.
@@ -94,9 +97,9 @@ def multiply_int8(x: Floats, weight: Int8Panels, out: Floats, first: int, last: 
     kernel = _kernel(weight.format.name, is_gemv=len(x) == 1)
     run = kernel.choose(x.size * weight.n_rows // MULTIPLICATIONS)
     if len(x) == 1:
-        run(weight.data, np.ascontiguousarray(x), out, first, last)
+        run(weight.data, np.ascontiguousarray(x), bias, out, first, last)
     else:
-        run(weight.data, *quantize(x, weight.format.name), out, first, last)
+        run(weight.data, *quantize(x, weight.format.name), bias, out, first, last)
 
 
 def quantize(x: Floats, format_name: str) -> Activations:
@@ -272,12 +275,12 @@ def _quantized_row(x: Floats) -> Activations:
 
 
 @template
-def _gemv(panels: Bytes, x: Floats, out: Floats, first: int, last: int) -> None:
+def _gemv(panels: Bytes, x: Floats, bias: Floats, out: Floats, first: int, last: int) -> None:
     # numba's threads accept the arrays, but not the tuple of them.
     q, d, s, starts, sums = _quantized_row(x)
     row = Activations(q, d, s, starts, sums)
     for panel in prange(panels.shape[0]):
-        product(panels[panel], row, out, first + panel * LANES, last)
+        product(panels[panel], row, bias, out, first + panel * LANES, last)
 
 
 @template
@@ -288,13 +291,14 @@ def _gemm(
     s: Floats,
     starts: NDArray[np.int32],
     sums: NDArray[np.int16],
+    bias: Floats,
     out: Floats,
     first: int,
     last: int,
 ) -> None:
     x = Activations(q, d, s, starts, sums)
     for panel in prange(panels.shape[0]):
-        product(panels[panel], x, out, first + panel * LANES, last)
+        product(panels[panel], x, bias, out, first + panel * LANES, last)
 
 
 @template
