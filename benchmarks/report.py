@@ -20,18 +20,24 @@ NOTHING = "Not measured yet.\n"
 
 
 def latest_entries(entries: Sequence[Entry]) -> Latest:
-    """The last complete runs of each benchmark, oldest first.
+    """The last complete runs of each benchmark on each CPU, oldest first.
 
     Shapes may have been measured in runs of their own: of each shape, the last run's figures.
     """
     latest: dict[str, list[Entry]] = {}
     for entry in reversed([entry for entry in entries if entry.is_complete]):
-        chosen = latest.setdefault(entry.benchmark, [])
+        all_chosen = latest.setdefault(entry.benchmark, [])
+        chosen = [run for run in all_chosen if _cpu(run) == _cpu(entry)]
         later = {_shape(figure) for run in chosen for figure in run.figures}
         figures = [figure for figure in entry.figures if _shape(figure) not in later]
         if figures or not chosen:
-            chosen.insert(0, replace(entry, figures=figures))
+            all_chosen.insert(0, replace(entry, figures=figures))
     return latest
+
+
+def _cpu(entry: Entry) -> tuple[str, tuple[str, ...]]:
+    """The CPU's name, and the features that tell one generation from another."""
+    return entry.machine.cpu, entry.machine.cpu_flags
 
 
 def _shape(figure: Figure) -> str | int | None:
@@ -64,7 +70,10 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 
 
 def _asked_table(latest: Latest) -> str:
-    rows = [_asked_row(ask, measured(ask, latest)) for ask in ASKED]
+    on_the_last_cpu = {
+        name: [run for run in runs if _cpu(run) == _cpu(runs[-1])] for name, runs in latest.items()
+    }
+    rows = [_asked_row(ask, measured(ask, on_the_last_cpu)) for ask in ASKED]
     return _table(("work", "asked", "beyond", "measured", "verdict"), rows)
 
 
