@@ -51,7 +51,8 @@ def _add_products_of_rows(
     x_at = r * x_stride + first * FLOAT_BYTES
     at = r * width + place * FLOAT_BYTES
     w_at = column * FLOAT_BYTES
-    later = w_at + ahead + r // rows % N_LINES * LINE_BYTES
+    line = r // rows
+    later = w_at + (ahead + line * LINE_BYTES if line < N_LINES else 0)
     totals = zero_rows() if is_first else load_rows(flat, at, width)
     for k in range(n):
         row = load_weights(weights, w_at + k * stride)
@@ -98,8 +99,8 @@ def _add_products(
         place: The first of L columns of sums.
         is_first: Whether the sums start from +0, whatever is there.
         bias: [≥ place + L], added to the sums at the end; empty for none.
-        ahead: How many bytes behind w weights follow that are multiplied next. They are prefetched,
-            a line of each row by each tile.
+        ahead: How many bytes behind w weights follow that are multiplied next. They are prefetched
+            by the first tiles, a line of each row by each of them.
     """
     r: Any = np.int64(0)  # numba gives 0 a type of its own and would compile a version for it
     while r + max_rows <= x.shape[0]:
