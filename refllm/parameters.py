@@ -34,6 +34,9 @@ class Kept(Protocol):
     def add(self, matrix: Matrix) -> None:
         """Receive a matrix that was not there and has been packed."""
 
+    def write(self) -> None:
+        """Keep the matrices that were received."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parameters:

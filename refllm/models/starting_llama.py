@@ -163,3 +163,5 @@ class StartingLlama(Llama):
         stand_in(topk, None)
         self._is_in_numpy = False
         super().__init__(self.config, self._parameters)
+        if self._parameters.kept is not None:
+            self._parameters.kept.write()

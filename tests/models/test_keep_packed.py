@@ -23,6 +23,7 @@ from refllm.kernels.packed.checksum import CHUNK_BYTES, LANE_WORDS, checksums
 from refllm.models import kept_panels
 from refllm.models.kept_panels import bytes_to_keep, model_files
 from refllm.models.load import BertModel, LlamaModel, load_path
+from refllm.models.starting_llama import StartingLlama
 from tests.support.model_files import tiny_bert_folder, tiny_llama_folder, tiny_llama_gguf
 from tests.support.networks import same_bits
 
@@ -107,6 +108,15 @@ class TestTheFile:
         keep(llama)
         assert len(files_of(packed)) == 2
         assert {each.suffix for each in files_of(packed)} == {".panels"}
+
+    def test_is_written_by_a_llama_that_may_start_in_numpy(
+        self, llama: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("REFLLM_COMPILE", "here")  # so it packs at its first step
+        model = load_path(llama, keep_packed_bytes=GIBIBYTE, llama=StartingLlama)
+        assert files_of(packed) == []
+        assert same_bits(result_of(model), result_of(load_path(llama)))
+        assert only_file(packed).stat().st_size > 0
 
     def test_is_found_under_another_path(self, llama: Path, packed: Path) -> None:
         keep(llama)
