@@ -139,6 +139,8 @@ def import_(
     from refllm.jit.archive import ArchiveError, import_kernels
 
     folder = _folder()
+    if file.exists() and not file.is_file():
+        raise InvalidInput(f"{file} is no file; name an archive that refllm kernels export wrote")
     try:
         contents = import_kernels(file, folder)
     except ArchiveError as error:

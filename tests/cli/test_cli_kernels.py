@@ -60,6 +60,15 @@ def test_an_archive_brings_the_kernels_back_as_they_were(folder: Path, archive: 
         assert stat.S_IMODE((folder / NAME).stat().st_mode) & 0o022 == 0
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes are POSIX's")
+def test_an_archive_is_a_file_and_no_pipe_or_folder(folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", folder):
+        done = refllm("kernels", "import", path)
+        assert done.exit_code == 1
+        assert f"{path} is no file; name an archive" in done.output + done.stderr
+
+
 def test_the_same_kernels_make_the_same_archive(folder: Path, tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("one.zip", "two.zip")]
     for path in paths:
