@@ -29,8 +29,10 @@ __all__ = [
 NUMERICS_REVISION = 2
 """The revision of the rule of numerics by which refllm computes; each names other bits.
 
-1. The product and the sum of each step of a matrix product were rounded separately.
-2. Each step of a matrix product is one fused multiply-add, which is rounded once.
+1. The product and the sum of each step of a matrix product were rounded separately, the sum of a
+   row had one part, and the elementary functions had other coefficients.
+2. Each step of a matrix product is one fused multiply-add, which is rounded once; the sum of a row
+   has sixteen parts.
 
 `golden/bits` has the SHA-256 of results of both.
 """

@@ -31,8 +31,10 @@ __all__ = ["RULES", "Bits", "PublishedBits", "ask_bits", "load_published_bits"]
 MODEL = "tiny-chat"  # which ships with refllm
 
 RULES: Mapping[int, str] = {
-    1: "a product and its sum are rounded separately",
-    2: "a product and its sum are rounded once, by a fused multiply-add",
+    1: "a product and its sum are rounded separately, the sum of a row has one part, and the "
+    "elementary functions have other coefficients",
+    2: "a product and its sum are rounded once, by a fused multiply-add, the sum of a row has "
+    "sixteen parts, and the elementary functions have the coefficients of SPEC.md",
 }
 """What distinguishes the published revisions of the rule, by their numbers."""
 
