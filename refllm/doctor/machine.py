@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from refllm.doctor.finding import Finding
 from refllm.interface import NUMERICS_REVISION
 from refllm.jit.cpu import CPU, NAME
-from refllm.jit.disk_cache import SUFFIX, find_cache, kernel_sources
+from refllm.jit.disk_cache import SUFFIX, find_cache, kernel_sources, named_in_vain
 from refllm.jit.threads import available_cpus
 from refllm.models import kept_panels
 
@@ -43,6 +43,8 @@ def check_kernel_cache(environment: Mapping[str, str]) -> Iterator[Finding]:
         what = "no writable cache folder: kernels are recompiled in every process"
         yield Finding("kernel-cache", "warning", what, choose.format("can be written to"))
         return
+    if not refused and (named := named_in_vain(environment, folder)):
+        yield Finding("kernel-cache", "warning", named, choose.format("can be written to"))
     what = f"kernels are kept in {folder}, {sum(1 for _ in folder.glob(f'*{SUFFIX}'))} so far"
     if not os.access(folder, os.W_OK):
         what += "; it is read-only, so each process recompiles the kernels that are not in it"

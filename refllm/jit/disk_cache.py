@@ -58,6 +58,7 @@ __all__ = [
     "find_cache",
     "keeps_kernels",
     "kernel_sources",
+    "named_in_vain",
     "stamp",
     "warn_of",
 ]
@@ -169,12 +170,23 @@ def stamp(sources: Iterable[Path]) -> str:
 def cache_folder(environment: Mapping[str, str], sources: Iterable[Path]) -> Path | None:
     """Return the folder for the machine code of these sources, made if needed; None if impossible.
 
-    A better folder that is not private is logged, once a process.
+    A better folder that is not private is logged, once a process, and so is a folder that the
+    environment names in vain.
     """
     folder, refused = find_cache(environment, sources)
     for error in refused:
         warn_of(error)
+    if folder is not None and not refused and (named := named_in_vain(environment, folder)):
+        _warn(f"{named}, so {folder.parent} is used; let REFLLM_CACHE_DIR name another folder")
     return folder
+
+
+def named_in_vain(environment: Mapping[str, str], folder: Path) -> str | None:
+    """Return what is wrong with REFLLM_CACHE_DIR if the kernels' folder is another's; else None."""
+    name = environment.get("REFLLM_CACHE_DIR")
+    if not name or os.path.realpath(folder.parent) == os.path.realpath(name):
+        return None
+    return f"no kernel can be kept in {name}, which REFLLM_CACHE_DIR names"
 
 
 def find_cache(

@@ -113,7 +113,9 @@ def test_the_best_folder_that_is_named_is_used(
     assert cache_folder(environment, sources) == tmp_path / expected / f"kernels-{stamp(sources)}"
 
 
-def test_a_folder_that_cannot_be_made_is_passed_over(sources: list[Path], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_passed_over_with_a_warning(
+    sources: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     environment = {
         "REFLLM_CACHE_DIR": str(sources[0]),  # a file
         "NUMBA_CACHE_DIR": str(sources[0] / "deeper"),
@@ -122,6 +124,10 @@ def test_a_folder_that_cannot_be_made_is_passed_over(sources: list[Path], tmp_pa
     folder = cache_folder(environment, sources)
     assert folder is not None
     assert folder.parent == tmp_path / "good" / "refllm"
+    assert caplog.messages == [
+        f"no kernel can be kept in {sources[0]}, which REFLLM_CACHE_DIR names, so "
+        f"{folder.parent} is used; let REFLLM_CACHE_DIR name another folder"
+    ]
 
 
 @pytest.fixture
