@@ -60,7 +60,10 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize("step", range(len(steps())))
 def test_a_step_of_the_page_prints_what_it_shows(step: int, printed: list[str]) -> None:
     _, shown = steps()[step]
-    assert matches(shown, printed[step]), printed[step]
+    # The first use of a kernel on this machine announces its compilation.
+    lines = printed[step].splitlines(keepends=True)
+    text = "".join(line for line in lines if not line.startswith("refllm: compiling kernels "))
+    assert matches(shown, text), text
 
 
 def test_the_tables_of_the_page_are_those_that_the_tool_writes() -> None:
