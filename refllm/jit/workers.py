@@ -17,6 +17,7 @@ seconds, or when the folder is removed.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -73,6 +74,8 @@ getattr(importlib.import_module(module), function)(**task["arguments"])
 """
 
 _started: list[Workers] = []
+
+logger = logging.getLogger("refllm.kernels")
 
 
 class Workers:
@@ -208,13 +211,15 @@ def _compile_claimed(kernel: Missing, *, is_waiting: bool) -> None:
     """Compile a kernel, unless another process does."""
     import filelock  # loaded in these processes only
 
-    lock = filelock.FileLock(kernel.path.with_suffix(CLAIM), timeout=-1 if is_waiting else 0)
+    claim = kernel.path.with_suffix(CLAIM)
+    lock = filelock.FileLock(claim, timeout=-1 if is_waiting else 0)
     try:
         lock.acquire()
     except filelock.Timeout:
         return
-    except (OSError, NotImplementedError):  # a file system without locks
-        pass
+    except (OSError, NotImplementedError) as error:
+        # Without the lock another process may compile the kernel as well, and write the same file.
+        logger.debug("refllm: %s cannot be locked: %s", claim, error)
     try:
         if not kernel.is_kept:
             kernel.compile()
