@@ -27,7 +27,6 @@ import numpy as np
 
 from refllm.jit.buffers import Floats, Ints, empty
 from refllm.jit.compile import HOLE, both, inner, jit, parallel_jit, prange, template
-from refllm.jit.cpu import CPU
 from refllm.kernels.math import LOG2_E, exp2
 from refllm.kernels.packed.tile import add_products_of
 from refllm.kernels.simd.doubles import (
@@ -59,7 +58,7 @@ MULTIPLICATIONS = 2
 # Queries that are multiplied together: enough to use what is loaded, few enough for the cache.
 QUERIES = 24
 # The lanes of a vector within texts.
-TEXT_LANES = min(LANES, max(32, CPU.float_lanes))
+TEXT_LANES = min(LANES, 32)
 
 
 def key_value_buffers(*leading: int, n_tokens: int, head_dim: int) -> tuple[Floats, Floats]:
