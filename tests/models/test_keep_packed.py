@@ -293,14 +293,14 @@ class TestTheLimit:
         assert files_of(packed) == []
         assert "--keep-packed-mib or REFLLM_KEEP_PACKED_MIB allows 0" in caplog.text
 
-    def test_counts_what_killed_processes_left(self, llama: Path, packed: Path) -> None:
+    def test_removes_what_killed_processes_left(self, llama: Path, packed: Path) -> None:
         keep(llama)
-        name = only_file(packed).name
-        leftover = packed / f".{name}.0123456789abcdef.unfinished"
+        file = only_file(packed)
+        leftover = packed / f".{file.name}.0123456789abcdef.unfinished"
         leftover.mkdir()
-        (leftover / name).write_bytes(b"half")
+        (leftover / file.name).write_bytes(b"half")
         keep(llama)
-        only_file(packed)
+        assert files_of(packed) == [file]
 
     def test_leaves_what_another_process_is_writing(self, llama: Path, packed: Path) -> None:
         keep(llama)
