@@ -161,6 +161,7 @@ def conform(
         asks_bits = is_bits_chosen(suite, groups=group or (), only=only or ())
         if claims_revision is not None:
             _check_claim(claims_revision, target, suite.bits)
+            asks_bits = True  # whatever --group and --only leave out
         names = _pairs(model_map or ())
         known = None if profile is None else load_profile(profile)
         if known is not None:

@@ -399,6 +399,13 @@ def test_a_claim_on_the_command_line_replaces_the_harness_s_and_is_in_the_next_c
     assert "--claims-revision 1" in document["command"]
 
 
+def test_a_claim_on_the_command_line_is_checked_beside_any_chosen_cases(conform: Conform) -> None:
+    only = ("--only", "quant/q8_0*")
+    code, printed, _ = conform(LOGITS[1], *only, "--claims-revision", "2")
+    assert code == 1
+    assert "bits: those of numerics revision 1, not of revision 2 as claimed\n" in printed
+
+
 def test_a_harness_whose_claim_is_no_number_does_not_start(conform: Conform) -> None:
     code, _, errors = conform(OTHER, *ONLY, hello={"claims_revision": "two"})
     assert code == 2
