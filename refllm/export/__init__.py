@@ -23,9 +23,15 @@ from typing import Literal
 from refllm.checkpoints.open import open_weights
 from refllm.errors import InvalidInput
 from refllm.export.config_json import DTYPES
-from refllm.export.gguf import FILE_TYPES, is_for_llama_cpp, requantized_types, write_gguf
+from refllm.export.gguf import (
+    FILE_TYPES,
+    is_for_llama_cpp,
+    requantized_types,
+    unfitting_matrices,
+    write_gguf,
+)
 from refllm.export.huggingface import write_hf_folder, write_spin_folder
-from refllm.export.model import describe
+from refllm.export.model import Description, describe
 from refllm.files.whole import whole_file, whole_folder
 from refllm.models.find import INFERENCING_ARCHITECTURE, check_name, pulled_models_root
 from refllm.quant import FORMATS
@@ -140,18 +146,30 @@ def _check_type(type_name: str | None) -> None:
         raise InvalidInput(f"the type must be one of {known}, got {type_name!r:.60}")
 
 
+def _warn_of_types(model: Description, type_name: str) -> None:
+    """Log a warning if matrices lose twice by quantization, or cannot get the type."""
+    if again := requantized_types(model, type_name):
+        logger.warning(
+            "refllm: %s: matrices are quantized again, from %s, and the errors of both roundings "
+            "stay; quantize the model they were made from if you have it",
+            *(model.path, " and ".join(f"{before} to {after}" for before, after in again)),
+        )
+    n_matrices, others = unfitting_matrices(model, type_name)
+    for other, n in sorted(others.items()):
+        logger.warning(
+            "refllm: %s: %d of %d matrices become %s, because their rows are no multiple of the "
+            "%d numbers of a block of %s",
+            *(model.path, n, n_matrices, other, FORMATS[type_name].block_size, type_name),
+        )
+
+
 def _export_gguf(
     model: Path, target: Path, *, name: str, type_name: str | None, overwrite: bool = False
 ) -> Path:
     _check_type(type_name)
     description = describe(model)
-    again = () if type_name is None else requantized_types(description, type_name)
-    if again:
-        logger.warning(
-            "refllm: %s: matrices in %s are quantized again, to %s, and the errors of both "
-            "roundings stay; quantize the model they were made from if you have it",
-            *(description.path, " and ".join(again), type_name),
-        )
+    if type_name is not None:
+        _warn_of_types(description, type_name)
     with whole_file(target, parents=True, overwrite=overwrite) as path:
         if type_name is None and is_for_llama_cpp(description):
             shutil.copyfile(description.path, path)

@@ -34,7 +34,14 @@ from refllm.llama import LlamaConfig
 from refllm.quant import FORMATS, Tensor
 from refllm.rope import YarnScaling
 
-__all__ = ["FILE_TYPES", "fitting_type", "is_for_llama_cpp", "requantized_types", "write_gguf"]
+__all__ = [
+    "FILE_TYPES",
+    "fitting_type",
+    "is_for_llama_cpp",
+    "requantized_types",
+    "unfitting_matrices",
+    "write_gguf",
+]
 
 # general.file_type for each type of `refllm.ggml.encode`, by the type of most tensors. A file that
 # is Q4_K throughout is Q4_K_S in llama.cpp.
@@ -98,16 +105,30 @@ def is_for_llama_cpp(model: Description) -> bool:
     return is_one_file and are_added and not missing_keys(weights)
 
 
-def requantized_types(model: Description, type_name: str) -> tuple[str, ...]:
-    """Return the types of quantized matrices that would be quantized again as `type_name`."""
-    found = {
-        tensor.format.name
+def requantized_types(model: Description, type_name: str) -> list[tuple[str, str]]:
+    """Return the types, before and after, of quantized matrices that are quantized again.
+
+    Args:
+        model: The model.
+        type_name: The type that its matrices get where their rows are whole blocks of it.
+    """
+    found = set()
+    for tensor in model.weights.tensors.values():
+        before, after = tensor.format.name, stored_type(tensor, type_name)
+        if before != after and FORMATS[before].block_size > 1 and FORMATS[after].block_size > 1:
+            found.add((before, after))
+    return sorted(found)
+
+
+def unfitting_matrices(model: Description, type_name: str) -> tuple[int, Counter[str]]:
+    """Return the number of quantized matrices, and of those by another type than `type_name`."""
+    matrices = [
+        tensor
         for tensor in model.weights.tensors.values()
-        if tensor.format.block_size > 1
-        and FORMATS[stored_type(tensor, type_name)].block_size > 1
-        and stored_type(tensor, type_name) != tensor.format.name
-    }
-    return tuple(sorted(found))
+        if len(tensor.shape) > 1 and tensor.name not in NOT_MULTIPLIED
+    ]
+    types = Counter(stored_type(tensor, type_name) for tensor in matrices)
+    return len(matrices), Counter({each: n for each, n in types.items() if each != type_name})
 
 
 def _own_type(tensor: Tensor) -> str:

@@ -109,7 +109,20 @@ def test_quantizing_again_is_warned_of(tmp_path: Path, caplog: pytest.LogCapture
     assert caplog.messages == []
     answer("models", "quantize", source, "--to", tmp_path / "small.gguf", "--type", "Q4_0")
     [message] = caplog.messages
-    assert "matrices in Q8_0 are quantized again, to Q4_0" in message
+    assert "matrices are quantized again, from Q8_0 to Q4_0, and the errors" in message
+
+
+def test_matrices_that_cannot_get_the_type_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tiny_llama_gguf(tmp_path / "tiny.gguf")  # its rows have 64 numbers and more
+    answer("models", "quantize", source, "--to", tmp_path / "out.gguf", "--type", "Q4_K")
+    tensors = open_weights(tmp_path / "out.gguf").tensors.values()
+    types = [each.format.name for each in tensors if len(each.shape) > 1]
+    assert types.count("Q8_0") > 0
+    [message] = caplog.messages
+    assert f"{types.count('Q8_0')} of {len(types)} matrices become Q8_0" in message
+    assert message.endswith("no multiple of the 256 numbers of a block of Q4_K")
 
 
 @pytest.mark.parametrize(
