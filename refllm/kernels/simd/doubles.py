@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 from refllm.kernels.simd.lanes import (
@@ -37,6 +36,7 @@ from refllm.kernels.simd.lanes import (
     WIDTH,
     as_value,
     constant,
+    declared,
     in_every_lane,
     registers_of,
 )
@@ -178,17 +178,26 @@ def _load_some(_typing: Any, array: types.Array, _first: Any, _count: Any, _othe
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         array, start, count, other = values
         source = _place(context, builder, signature.args[0], array, start)
-        sixteen = ir.ArrayType(DOUBLE, SUMS)
-        buffer = cgutils.alloca_once(builder, sixteen)  # type: ignore[no-untyped-call]
-        first = builder.bitcast(buffer, DOUBLE.as_pointer())
-        others = [in_every_lane(builder, other, DOUBLES)] * REGISTERS
-        _registers_to(builder, as_value(builder, others), first)
-        with cgutils.for_range(builder, count) as loop:
-            number = builder.load(builder.gep(source, [loop.index]))
-            if number.type == FLOAT:
-                number = builder.fpext(number, DOUBLE)
-            builder.store(number, builder.gep(first, [loop.index]))
-        return _registers_at(builder, first)
+        element = source.type.pointee
+        stored = ir.VectorType(element, DOUBLES_WIDTH)
+        mask = ir.VectorType(ir.IntType(1), DOUBLES_WIDTH)
+        pointer = stored.as_pointer()
+        name = f"llvm.masked.load.v{DOUBLES_WIDTH}{'f32' if element == FLOAT else 'f64'}.p0"
+        load_where = declared(builder, name, stored, (pointer, INT, mask, stored))
+        others = in_every_lane(builder, other, DOUBLES)
+        if element == FLOAT:
+            others = builder.fptrunc(others, stored)
+        counts = in_every_lane(builder, count, LONGS)
+        alignment = ir.Constant(INT, 4 if element == FLOAT else 8)
+        loaded = []
+        for first in range(0, SUMS, DOUBLES_WIDTH):
+            places = ir.Constant(LONGS, list(range(first, first + DOUBLES_WIDTH)))
+            place = builder.gep(source, [ir.Constant(INT, first)])
+            is_wanted = builder.icmp_signed("<", places, counts)
+            arguments = [builder.bitcast(place, pointer), alignment, is_wanted, others]
+            register = builder.call(load_where, arguments)
+            loaded.append(builder.fpext(register, DOUBLES) if element == FLOAT else register)
+        return as_value(builder, loaded)
 
     return F64(array, types.intp, types.intp, types.float64), emit
 
