@@ -14,7 +14,15 @@ import numpy as np
 from refllm.jit.buffers import FLOAT_BYTES, Floats
 from refllm.jit.compile import HOLE, inner, template
 from refllm.jit.cpu import CPU
-from refllm.kernels.simd.lanes import LANES, WIDTH, fma, load_f32_of, prefetch, zeros_of
+from refllm.kernels.simd.lanes import (
+    LANES,
+    WIDTH,
+    fma,
+    load_f32_of,
+    prefetch,
+    prefetch_to_write,
+    zeros_of,
+)
 from refllm.kernels.simd.rows import load_rows_of, splat_rows_of, store_rows
 
 __all__ = ["MAX_ROWS", "add_products", "add_products_of"]
@@ -24,6 +32,7 @@ LINE_BYTES = 64
 N_LINES = LANES * FLOAT_BYTES // LINE_BYTES
 
 rows: Any = HOLE
+lines: Any = HOLE
 zero_rows: Any = HOLE
 load_rows: Any = HOLE
 splat_rows: Any = HOLE
@@ -51,12 +60,15 @@ def _add_products_of_rows(
     x_at = r * x_stride + first * FLOAT_BYTES
     at = r * width + place * FLOAT_BYTES
     w_at = column * FLOAT_BYTES
-    line = r // rows
-    later = w_at + (ahead + line * LINE_BYTES if line < N_LINES else 0)
+    next_at, tile = at + rows * width, r // rows
+    later = w_at + (ahead + tile * LINE_BYTES if tile < N_LINES else 0)
     totals = zero_rows() if is_first else load_rows(flat, at, width)
     for k in range(n):
         row = load_weights(weights, w_at + k * stride)
         prefetch(weights, later + k * stride)
+        # The next tile's sums, one line at a time: without this its end waits for memory.
+        line = min(k, rows * lines - 1)
+        prefetch_to_write(flat, next_at + line // lines * width + line % lines * LINE_BYTES)
         totals = fma(splat_rows(activations, x_at + k * FLOAT_BYTES, x_stride), row, totals)
     if bias.size > 0:
         totals = totals + load_weights(bias, place * FLOAT_BYTES)
@@ -137,6 +149,7 @@ def add_products_of(lanes: int) -> Callable[..., None]:
                 splat_rows=splat_rows_of("f32", rows, registers),
                 load_weights=load,
                 rows=rows,
+                lines=lanes * FLOAT_BYTES // LINE_BYTES,
                 zero_rows=zeros_of("f32", rows, registers),
             )
         )

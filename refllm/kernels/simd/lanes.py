@@ -87,6 +87,7 @@ __all__ = [
     "operation",
     "places_of",
     "prefetch",
+    "prefetch_to_write",
     "registers_of",
     "splat",
     "splat_int",
@@ -447,19 +448,28 @@ load_i32 = _load(I32, INT, lambda b, v: v)
 
 def _prefetch(_typing: Any, array: types.Array, _offset: Any) -> Any:
     """An intrinsic: prefetch the memory at a byte offset, which may be outside the array."""
+    return _prefetch_to(array, 0)
 
+
+def _prefetch_to_write(_typing: Any, array: types.Array, _offset: Any) -> Any:
+    """An intrinsic: `prefetch` memory that is written next."""
+    return _prefetch_to(array, 1)
+
+
+def _prefetch_to(array: types.Array, write: int) -> Any:
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
         place = address(context, builder, signature.args[0], values[0], values[1], BYTE)
         kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
         function = builder.module.declare_intrinsic("llvm.prefetch", [BYTE.as_pointer()], kind)
-        to_read, keep, data = (ir.Constant(INT, value) for value in (0, 3, 1))
-        builder.call(function, [place, to_read, keep, data])
+        access, keep, data = (ir.Constant(INT, value) for value in (write, 3, 1))
+        builder.call(function, [place, access, keep, data])
         return context.get_dummy_value()
 
     return types.void(array, types.intp), emit
 
 
 prefetch: Any = intrinsic(_prefetch)
+prefetch_to_write: Any = intrinsic(_prefetch_to_write)
 
 
 def _store(_typing: Any, array: types.Array, _offset: Any, vector: Vector) -> Any:
