@@ -90,19 +90,20 @@ def softmax_scores(queries: Floats, keys: Floats, n_visible: Ints, scale: float)
 
     Row r is valid up to n_visible[r], here and below.
     """
-    scores: Floats = scores_of(queries, keys, n_visible)  # [Q, ≥ S]
+    head_dim = queries.shape[1]
+    scores: Floats = scores_of(queries, 0, head_dim, keys, n_visible[-1])  # [Q, ≥ S]
     _softmax(scores, n_visible, scale)
     return scores
 
 
 @template
-def scores_of(queries: Floats, keys: Floats, n_visible: Ints) -> Floats:
-    """Return q·k of queries [Q, E] and keys [E, C], [Q, ≥ S]."""
-    n_vectors = (n_visible[-1] + lanes - 1) // lanes
+def scores_of(queries: Floats, first: int, head_dim: int, keys: Floats, n_seen: int) -> Floats:
+    """Return q·k of queries [Q, E], columns `first` … of a matrix, and keys [E, C]: [Q, ≥ S]."""
+    n_vectors = (n_seen + lanes - 1) // lanes
     scores = np.empty((queries.shape[0], n_vectors * lanes), np.float32)  # [Q, S]
-    head_dim, no_bias = queries.shape[1], scores[0, :0]
+    no_bias = scores[0, :0]
     for at in range(0, n_vectors * lanes, lanes):
-        add_products(queries, 0, head_dim, keys, at, scores, at, True, no_bias, 0)
+        add_products(queries, first, head_dim, keys, at, scores, at, True, no_bias, 0)
     return scores
 
 
@@ -140,24 +141,35 @@ def _attend_queries(
 ) -> Floats:
     """Return softmax(q·k·scale)·v of queries [Q, E], keys [E, C] and values [C, E]: [Q, ≥ E]."""
     weights = softmax_scores(queries, keys, n_visible, scale)  # [Q, ≥ S]
-    results: Floats = weighted_values(weights, values, n_visible)  # [Q, ≥ E]
-    return results
-
-
-@template
-def weighted_values(weights: Floats, values: Floats, n_visible: Ints) -> Floats:
-    """Return weights·v of weights [Q, ≥ S] and values [C, E], [Q, ≥ E]."""
     for r in range(weights.shape[0]):
         for s in range(n_visible[r], weights.shape[1]):
             weights[r, s] = 0.0
     # The tokens beyond a row's own have weight 0: they add +0 or -0 at the end of its sum.
     head_dim = values.shape[1]
     width = (head_dim + lanes - 1) // lanes * lanes
-    results = np.empty((weights.shape[0], width), np.float32)
-    n_seen, no_bias = n_visible[-1], results[0, :0]
-    for e in range(0, head_dim, lanes):
-        add_products(weights, 0, n_seen, values, e, results, e, True, no_bias, 0)
+    results = np.empty((weights.shape[0], width), np.float32)  # [Q, ≥ E]
+    weighted_values(weights, n_visible[-1], values, 0, head_dim, results, 0)
     return results
+
+
+@template
+def weighted_values(
+    weights: Floats,
+    n_seen: int,
+    values: Floats,
+    column: int,
+    head_dim: int,
+    results: Floats,
+    place: int,
+) -> None:
+    """Write weights·v of weights [Q, ≥ S] and values [S, E] to results [Q, ≥ E].
+
+    Values and results are columns `column` … and `place` … of matrices, up to a whole vector.
+    """
+    no_bias = results[0, :0]
+    for e in range(0, head_dim, lanes):
+        at, to = column + e, place + e
+        add_products(weights, 0, n_seen, values, at, results, to, True, no_bias, 0)
 
 
 def _parts(n_lanes: int) -> Mapping[str, Any]:
@@ -174,9 +186,8 @@ def _parts(n_lanes: int) -> Mapping[str, Any]:
 PANEL_PARTS, TEXT_PARTS = _parts(LANES), _parts(TEXT_LANES)
 attend_queries = PANEL_PARTS["_attend_queries"]
 _softmax_scores = PANEL_PARTS["softmax_scores"]
-_attend_text_queries = TEXT_PARTS["_attend_queries"]
 _scores_of_text = TEXT_PARTS["scores_of"]
-_weighted_values_of_text = TEXT_PARTS["weighted_values"]
+_weighted_values = TEXT_PARTS["weighted_values"]
 
 
 @jit
@@ -238,26 +249,50 @@ def _attend_text(item: int, qkv: Floats, starts: Ints, scale: float, out: Floats
     n_heads, head_dim = out.shape[1:]
     text, h = item // n_heads, item % n_heads
     first, last = starts[text], starts[text + 1]
-    n_tokens = last - first
+    tokens = qkv[first:last].reshape(last - first, 3 * n_heads * head_dim)  # [S, 3·H·E]
+    keys = _keys_of_text(tokens, n_heads + h, head_dim)  # [E, C]
+    for start in range(0, last - first, QUERIES):
+        queries = tokens[start : start + QUERIES]  # [Q, 3·H·E]
+        weights = _scores_of_text(queries, h * head_dim, head_dim, keys, last - first)  # [Q, ≥ S]
+        visible = np.full(len(queries), last - first)  # [Q]
+        _softmax(weights, visible, scale)
+        _write_values(weights, tokens, h, out, first + start)
+
+
+@inner
+def _keys_of_text(tokens: Floats, head: int, head_dim: int) -> Floats:
+    """Return one head's keys, columns head·E … of tokens [S, 3·H·E], turned: [E, C]."""
+    n_tokens = len(tokens)
     capacity = (n_tokens + TEXT_LANES - 1) // TEXT_LANES * TEXT_LANES
     keys = np.zeros((head_dim, capacity), np.float32)  # [E, C]
-    padded = np.zeros(n_tokens * head_dim + TEXT_LANES, np.float32)
-    values = padded[: n_tokens * head_dim].reshape(n_tokens, head_dim)  # [S, E]
     for s in range(n_tokens):
         for e in range(head_dim):
-            keys[e, s] = qkv[first + s, n_heads + h, e]
-            values[s, e] = qkv[first + s, 2 * n_heads + h, e]
-    for start in range(first, last, QUERIES):
-        n_queries = min(QUERIES, last - start)
-        queries = np.empty((n_queries, head_dim), np.float32)  # [Q, E]
-        for r in range(n_queries):
-            for e in range(head_dim):
-                queries[r, e] = qkv[start + r, h, e]
-        visible = np.full(n_queries, n_tokens)
-        results = _attend_text_queries(queries, keys, values, visible, scale)
-        for r in range(n_queries):
-            for e in range(head_dim):
-                out[start + r, h, e] = results[r, e]
+            keys[e, s] = tokens[s, head * head_dim + e]
+    return keys
+
+
+@inner
+def _write_values(weights: Floats, tokens: Floats, h: int, out: Floats, start: int) -> None:
+    """Write weights [Q, ≥ S] times the values of head h of tokens [S, 3·H·E] to out[start:, h].
+
+    Values and results are whole vectors where they stand, or are copied to where they are.
+    """
+    n_heads, head_dim = out.shape[1:]
+    n_tokens, n_queries, values_at = len(tokens), len(weights), (2 * n_heads + h) * head_dim
+    if head_dim % TEXT_LANES == 0:
+        results = out.reshape(out.shape[0], n_heads * head_dim)[start : start + n_queries]
+        _weighted_values(weights, n_tokens, tokens, values_at, head_dim, results, h * head_dim)
+        return
+    width = (head_dim + TEXT_LANES - 1) // TEXT_LANES * TEXT_LANES
+    values = np.zeros((n_tokens, width), np.float32)  # [S, ≥ E]
+    for s in range(n_tokens):
+        for e in range(head_dim):
+            values[s, e] = tokens[s, values_at + e]
+    results = np.empty((n_queries, width), np.float32)  # [Q, ≥ E]
+    _weighted_values(weights, n_tokens, values, 0, head_dim, results, 0)
+    for r in range(n_queries):
+        for e in range(head_dim):
+            out[start + r, h, e] = results[r, e]
 
 
 # With a bias for each distance
@@ -298,21 +333,15 @@ def biased_attention_weights(qkv: Floats, scale: float, bias: Floats) -> Floats:
 def _biased_weights(h: int, qkv: Floats, scale: float, bias: Floats) -> Floats:
     """Return head h's softmax for one text qkv [S, 3·H, E]: [S, ≥ S]."""
     n_tokens, n_all, head_dim = qkv.shape
-    capacity = (n_tokens + TEXT_LANES - 1) // TEXT_LANES * TEXT_LANES
-    queries = np.empty((n_tokens, head_dim), np.float32)  # [S, E]
-    keys = np.zeros((head_dim, capacity), np.float32)  # [E, C]
-    for s in range(n_tokens):
-        for e in range(head_dim):
-            queries[s, e] = qkv[s, h, e]
-            keys[e, s] = qkv[s, n_all // 3 + h, e]
-    visible = np.full(n_tokens, n_tokens)
-    weights: Floats = _scores_of_text(queries, keys, visible)  # [S, ≥ S]
+    tokens = qkv.reshape(n_tokens, n_all * head_dim)  # [S, 3·H·E]
+    keys = _keys_of_text(tokens, n_all // 3 + h, head_dim)  # [E, C]
+    weights: Floats = _scores_of_text(tokens, h * head_dim, head_dim, keys, n_tokens)  # [S, ≥ S]
     root = np.float32(math.sqrt(head_dim))
     at_zero = bias.shape[1] // 2
     for t in range(n_tokens):
         for s in range(n_tokens):
             weights[t, s] += bias[h, at_zero + s - t] * root
-    _softmax(weights, visible, scale)
+    _softmax(weights, np.full(n_tokens, n_tokens), scale)
     return weights
 
 
@@ -322,14 +351,6 @@ def _biased_texts(qkv: Floats, starts: Ints, scale: float, bias: Floats, out: Fl
     for item in prange((starts.size - 1) * n_heads):
         text, h = item // n_heads, item % n_heads
         first, last = starts[text], starts[text + 1]
-        n_tokens = last - first
         weights = _biased_weights(h, qkv[first:last], scale, bias)  # [S, ≥ S]
-        padded = np.zeros(n_tokens * head_dim + TEXT_LANES, np.float32)
-        values = padded[: n_tokens * head_dim].reshape(n_tokens, head_dim)  # [S, E]
-        for s in range(n_tokens):
-            for e in range(head_dim):
-                values[s, e] = qkv[first + s, 2 * n_heads + h, e]
-        results = _weighted_values_of_text(weights, values, np.full(n_tokens, n_tokens))  # [S, ≥ E]
-        for t in range(n_tokens):
-            for e in range(head_dim):
-                out[first + t, h, e] = results[t, e]
+        tokens = qkv[first:last].reshape(last - first, 3 * n_heads * head_dim)  # [S, 3·H·E]
+        _write_values(weights, tokens, h, out, first)
