@@ -123,7 +123,8 @@ class Both(Generic[F]):
         """Return the faster one for this much work, counted as `SERIAL_WORK` is."""
         if _calling.recorder is not None and _calling.recorder.every_form:
             return cast(F, self._call_each)
-        return self.serial if work < SERIAL_WORK else self.parallel
+        is_small = work < SERIAL_WORK or _calling.n_threads == 1
+        return self.serial if is_small else self.parallel
 
     def _call_each(self, *arguments: object) -> None:
         self.serial(*arguments)

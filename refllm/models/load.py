@@ -28,7 +28,7 @@ from refllm.checkpoints.sentence_config import SentenceConfig, lower_cases, sent
 from refllm.errors import InvalidInput, LlmRuntimeError, ModelNotSupported
 from refllm.files.accounting.ledger import Ledger
 from refllm.files.accounting.tensors import BERT_TENSORS, IRRELEVANT_TENSORS, account_for_tensors
-from refllm.jit.compile import use_threads
+from refllm.jit.compile import n_threads, use_threads
 from refllm.kernels.elementwise import gelu
 from refllm.llama import KVCache, Llama, LlamaConfig, Segment
 from refllm.models.find import absent_path, default_roots, find_model
@@ -62,9 +62,11 @@ NUMERICS = ("exact", "int8")
 
 logger = logging.getLogger("refllm")
 
-# The encoder computes groups of about this many tokens, so that a layer's output is still in the
-# CPU's cache when the next layer reads it. No bit depends on the grouping.
+# The encoder computes groups of about this many tokens for each thread, so that a layer's output is
+# still in the CPU's cache when the next layer reads it. No bit depends on the grouping.
 GROUP_TOKENS = 512
+# With fewer tokens for each thread, reading the weights takes longer than the arithmetic.
+MIN_THREAD_TOKENS = 64
 MAX_LISTED = 5  # tensors in one message
 
 
@@ -325,14 +327,20 @@ class BertModel:
         """
         head = self.sentence.head if head is None else head
         yield np.empty((0, head.width(self.config.n_embd)), np.float32)
+        embed = partial(
+            self.network.embed,
+            head=head,
+            n_prompt=n_prompt,
+            activation=activation,
+            tap=tap or ignore,
+        )
+        most = GROUP_TOKENS * (n_threads() if tap is None else 1)
         start = n_tokens = 0
         for stop in range(1, len(texts) + 1):
             n_tokens += len(texts[stop - 1])
-            if stop == len(texts) or n_tokens + len(texts[stop]) > GROUP_TOKENS:
+            if stop == len(texts) or n_tokens + len(texts[stop]) > most:
                 group, start, n_tokens = texts[start:stop], stop, 0
-                yield self.network.embed(
-                    group, head=head, n_prompt=n_prompt, activation=activation, tap=tap or ignore
-                )
+                yield _embed_by_threads(embed, group) if tap is None else embed(group)
 
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
         if prompt is not None and prompt_name is not None:
@@ -348,6 +356,31 @@ class BertModel:
                 "or give the text itself as prompt"
             )
         return self.sentence.prompts[prompt_name]
+
+
+def _embed_by_threads(
+    embed: Callable[[Sequence[Sequence[int]]], Floats], texts: Sequence[Sequence[int]]
+) -> Floats:
+    """Return embed(texts), [N, D]; each thread computes some of the texts, alone.
+
+    Threads that share each kernel wait for each other sixty times in a group, these once.
+    """
+    n_tokens = sum(len(text) for text in texts)
+    n_parts = min(n_threads(), len(texts), n_tokens // MIN_THREAD_TOKENS)
+    if n_parts < 2:
+        return embed(texts)
+    parts: list[list[int]] = [[] for _ in range(n_parts)]  # of indices
+    sizes = [0] * n_parts  # in tokens
+    for i in sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True):
+        smallest = sizes.index(min(sizes))
+        parts[smallest].append(i)
+        sizes[smallest] += len(texts[i])
+    from concurrent.futures import ThreadPoolExecutor  # loaded for several texts only
+
+    with ThreadPoolExecutor(n_parts, initializer=use_threads, initargs=(1,)) as pool:
+        vectors = pool.map(lambda part: embed([texts[i] for i in part]), parts)
+        in_order = np.argsort(np.concatenate(parts))  # [N]
+        return np.concatenate(list(vectors))[in_order]
 
 
 def load(
