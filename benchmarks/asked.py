@@ -9,13 +9,13 @@ from typing import Literal, TypeAlias
 from benchmarks.embed import INT8
 from benchmarks.results import REFLLM, Entry, Figure
 from benchmarks.sharing import IDLE, SETTINGS, SITUATIONS
+from benchmarks.synthetic import QUANTIZED_TYPES
 
 __all__ = ["ASKED", "Ask", "Latest", "Measured", "measured"]
 
 Verdict = Literal["missed", "reached", "beyond"]
 Latest: TypeAlias = Mapping[str, Sequence[Entry]]  # the runs that count, by benchmark
 
-QUANTIZED = ("Q8_0", "Q4_0", "Q4_K_M")
 SHAPES = ("1.1B", "7B-8-layers")
 EMBEDDERS = ("sentence-transformers", "onnxruntime")
 
@@ -84,10 +84,10 @@ def _serving(numerics: str, asked: float) -> Ask:
 ASKED: tuple[Ask, ...] = (
     _llamas("decode", ("F16", "Q8_0"), "exact", 1.0, 1.15),
     _llamas("decode", ("Q4_0", "Q4_K_M"), "exact", 0.8, 1.0),
-    _llamas("decode", QUANTIZED, "int8", 1.05, 1.3),
+    _llamas("decode", QUANTIZED_TYPES, "int8", 1.05, 1.3),
     _llamas("prefill", ("F16",), "exact", 1.0, 1.2),
-    _llamas("prefill", QUANTIZED, "int8", 2.2, 3.5),
-    _llamas("prefill", QUANTIZED, "exact", 0.8, 1.1),
+    _llamas("prefill", QUANTIZED_TYPES, "int8", 2.2, 3.5),
+    _llamas("prefill", QUANTIZED_TYPES, "exact", 0.8, 1.1),
     Ask(
         text="embeddings, 1000 real sentences of mixed length, ÷ the better peer",
         benchmark="embed",

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.peer import contestant
 
-__all__ = ["QUICK_SHAPE", "SHAPES", "SIZES", "TYPES", "Shape", "model_file"]
+__all__ = ["QUANTIZED_TYPES", "QUICK_SHAPE", "SHAPES", "SIZES", "TYPES", "Shape", "model_file"]
 
-TYPES = ("F16", "Q8_0", "Q4_0", "Q4_K_M")
+QUANTIZED_TYPES = ("Q8_0", "Q4_0", "Q4_K_M")
+TYPES = ("F16", *QUANTIZED_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def model_file(folder: Path, shape: str, type_name: str, *, peer_python: Path) -
 
 
 def _write_f16(path: Path, shape: Shape) -> None:
-    rng = np.random.default_rng(0)
+    """Write one matrix after the other: the largest is all that memory holds."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(shape.n_layers)
     writer.add_context_length(shape.n_ctx)
@@ -87,31 +87,37 @@ def _write_f16(path: Path, shape: Shape) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     _add_vocabulary(writer, shape.n_vocab)
 
-    def matrix(name: str, n_rows: int, n_columns: int) -> None:
-        weights = rng.standard_normal((n_rows, n_columns), np.float32) / np.sqrt(n_columns)
-        writer.add_tensor(f"{name}.weight", weights.astype(np.float16))
-
-    def norm(name: str) -> None:
-        ones: NDArray[np.float32] = np.ones(shape.n_embd, np.float32)
-        writer.add_tensor(f"{name}.weight", ones)
-
-    n_kv = shape.n_embd // shape.n_heads * shape.n_kv_heads
-    matrix("token_embd", shape.n_vocab, shape.n_embd)
-    for i in range(shape.n_layers):
-        norm(f"blk.{i}.attn_norm")
-        matrix(f"blk.{i}.attn_q", shape.n_embd, shape.n_embd)
-        matrix(f"blk.{i}.attn_k", n_kv, shape.n_embd)
-        matrix(f"blk.{i}.attn_v", n_kv, shape.n_embd)
-        matrix(f"blk.{i}.attn_output", shape.n_embd, shape.n_embd)
-        norm(f"blk.{i}.ffn_norm")
-        matrix(f"blk.{i}.ffn_gate", shape.n_ff, shape.n_embd)
-        matrix(f"blk.{i}.ffn_up", shape.n_ff, shape.n_embd)
-        matrix(f"blk.{i}.ffn_down", shape.n_embd, shape.n_ff)
-    norm("output_norm")
-    matrix("output", shape.n_vocab, shape.n_embd)
+    n_embd, n_ff, n_vocab = shape.n_embd, shape.n_ff, shape.n_vocab
+    n_kv = n_embd // shape.n_heads * shape.n_kv_heads
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm": (n_embd,),
+        "attn_q": (n_embd, n_embd),
+        "attn_k": (n_kv, n_embd),
+        "attn_v": (n_kv, n_embd),
+        "attn_output": (n_embd, n_embd),
+        "ffn_norm": (n_embd,),
+        "ffn_gate": (n_ff, n_embd),
+        "ffn_up": (n_ff, n_embd),
+        "ffn_down": (n_embd, n_ff),
+    }
+    tensors: dict[str, tuple[int, ...]] = {"token_embd": (n_vocab, n_embd)}
+    tensors |= {f"blk.{i}.{name}": layer[name] for i in range(shape.n_layers) for name in layer}
+    tensors |= {"output_norm": (n_embd,), "output": (n_vocab, n_embd)}
+    for name, dims in tensors.items():
+        dtype = np.dtype(np.float32 if len(dims) == 1 else np.float16)
+        n_bytes = int(np.prod(dims)) * dtype.itemsize
+        writer.add_tensor_info(f"{name}.weight", dims, dtype, n_bytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    rng = np.random.default_rng(0)
+    for dims in tensors.values():
+        if len(dims) == 1:
+            writer.write_tensor_data(np.ones(dims, np.float32))
+        else:
+            weights = rng.standard_normal(dims, np.float32)  # [rows, columns]
+            weights *= np.float32(dims[1] ** -0.5)
+            writer.write_tensor_data(weights.astype(np.float16))
     writer.close()
 
 
