@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,17 @@ from typing import Any
 from benchmarks.peer import Contestant, Unavailable, contestant
 from benchmarks.results import REFLLM, Figure
 
-__all__ = ["Bench", "Entrant", "Options", "Outcome", "alternate", "figure_of", "read_through"]
+__all__ = [
+    "Bench",
+    "Entrant",
+    "Options",
+    "Outcome",
+    "alternate",
+    "figure_of",
+    "forget",
+    "read_through",
+    "require_tokens",
+]
 
 PAUSE = 0.1  # seconds between turns: threads of the one before stop waiting for more work
 
@@ -52,10 +63,13 @@ class Bench:
             self.skipped[what] = str(reason)
             print(f"{what}: skipped ({reason})", flush=True)
 
-    def contestant(self, program: str, *, is_peer: bool) -> AbstractContextManager[Contestant]:
+    def contestant(
+        self, program: str, *, is_peer: bool, environment: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[Contestant]:
         """A contestant in the interpreter it belongs to, with as many threads as all others."""
         python = self.options.peer_python if is_peer else self.options.python
-        return contestant(program, python=python, threads=self.options.threads)
+        threads = self.options.threads
+        return contestant(program, python=python, threads=threads, environment=environment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +93,11 @@ class Entrant:
 
 @dataclass(slots=True)
 class Outcome:
-    """An entrant's seconds, one for each round, and its last answer."""
+    """An entrant's seconds, one for each round, its last answer, and how many tokens that cost."""
 
     seconds: list[float] = field(default_factory=list)
     answer: Sequence[float] = ()
+    n_tokens: int | None = None
 
     def difference(self, other: Outcome) -> float:
         """The largest difference of the answers' numbers."""
@@ -114,6 +129,7 @@ def alternate(entrants: Sequence[Entrant], *, rounds: int, bench: Bench) -> dict
             if round_ > 0:
                 outcomes[entrant.name].seconds.append(statistics.median(reply["seconds"]))
             outcomes[entrant.name].answer = reply.get("answer", ())
+            outcomes[entrant.name].n_tokens = reply.get("n_tokens")
     return outcomes
 
 
@@ -144,6 +160,24 @@ def figure_of(
         },
         notes=notes or {},
     )
+
+
+def require_tokens(outcomes: Mapping[str, Outcome], n_tokens: int) -> None:
+    """Raise `ValueError` unless each entrant computed that many tokens in its last turn."""
+    for name, outcome in outcomes.items():
+        if outcome.n_tokens != n_tokens:
+            raise ValueError(f"{name} computed {outcome.n_tokens} tokens instead of {n_tokens}")
+
+
+def forget(path: Path) -> None:
+    """Ask the system to drop a file from its page cache, so that it is read from the disk again.
+
+    Nothing happens on a system without `posix_fadvise`.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb", buffering=0) as stream:
+            os.fsync(stream.fileno())  # a page that is not on the disk yet stays in the cache
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_through(path: Path) -> None:

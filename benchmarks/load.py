@@ -6,6 +6,9 @@ file, anonymous memory does not.
 
 refllm loads each model twice: plainly, and with packed weights that the round before kept on disk.
 Those files are removed when the model has been measured.
+
+All that is in warm rounds: kernels are compiled and the file is in the page cache. One cold round
+comes before: the file is read from the disk, and refllm's cache of kernels is empty.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.compare import Bench, read_through
+from benchmarks.compare import Bench, forget, read_through
 from benchmarks.llamas import PEER, chosen_models, numerics_of
 from benchmarks.peer import Unavailable
 from benchmarks.results import REFLLM, Figure
+from benchmarks.startup import CACHE_VARIABLES, empty_cache
 from refllm.jit.disk_cache import cache_folder, kernel_sources
 from refllm.models.kept_panels import FOLDER, SUFFIX
 
@@ -27,6 +31,7 @@ __all__ = ["measure_load"]
 Sample = Mapping[str, tuple[float, str]]  # quantity → value and unit
 
 KEPT = "packed kept"
+COLD = "cold"
 ENOUGH = 1 << 40  # bytes of packed weights
 
 
@@ -37,13 +42,16 @@ def measure_load(bench: Bench, *, shapes: Sequence[str] = (), types: Sequence[st
 
 
 def _compare(bench: Bench, path: Path, labels: Mapping[str, str], numerics: Sequence[str]) -> None:
+    cold = {name: sample for name in (*numerics, PEER) if (sample := _cold(bench, path, name))}
     read_through(path)
-    contestants = [(name, is_kept) for name in numerics for is_kept in (False, True)]
+    ours = [(name, is_kept) for name in numerics for is_kept in (False, True)]
+    contestants = [*ours, (PEER, False)]
     samples: dict[tuple[str, bool], list[Sample]] = {}
     with ExitStack() as stack:
         stack.callback(_remove_but, _kept_files())
         for round_ in range(bench.options.rounds + 1):
-            for name, is_kept in (*contestants, (PEER, False)):
+            first = round_ % len(contestants)
+            for name, is_kept in [*contestants[first:], *contestants[:first]]:
                 if name in bench.skipped:
                     continue
                 try:
@@ -51,14 +59,37 @@ def _compare(bench: Bench, path: Path, labels: Mapping[str, str], numerics: Sequ
                 except Unavailable as error:
                     bench.skip(name, error)
                     continue
-                # The first one compiles kernels, keeps weights and warms the page cache.
+                # The first one compiles kernels, and keeps weights.
                 if round_ > 0:
                     samples.setdefault((name, is_kept), []).append(sample)
-    for name, is_kept in contestants:
+    for name, is_kept in ours:
         if (name, is_kept) in samples:
             kept = {"weights": KEPT} if is_kept else {}
             said = {**labels, "numerics": name, **kept}
             _add(bench, said, samples[name, is_kept], samples.get((PEER, False), []))
+        if name in cold and not is_kept:
+            peers = [cold[PEER]] if PEER in cold else []
+            _add(bench, {**labels, "numerics": name}, [cold[name]], peers, state=COLD)
+
+
+def _cold(bench: Bench, path: Path, name: str) -> Sample | None:
+    """One loading of a file that is not in the page cache, with an empty cache of kernels.
+
+    A quick run uses the kernels that are there. None where the contestant is not there.
+    """
+    if name in bench.skipped:
+        return None
+    forget(path)
+    with ExitStack() as stack:
+        environment = {}
+        if name != PEER and not bench.options.is_quick:
+            cache = stack.enter_context(empty_cache())
+            environment = dict.fromkeys(CACHE_VARIABLES, str(cache))
+        try:
+            return _sample(bench, path, name, environment=environment)
+        except Unavailable as error:
+            bench.skip(name, error)
+            return None
 
 
 def _kept_files() -> frozenset[Path]:
@@ -73,12 +104,19 @@ def _remove_but(before: frozenset[Path]) -> None:
         file.unlink(missing_ok=True)
 
 
-def _sample(bench: Bench, path: Path, name: str, *, is_kept: bool) -> Sample:
+def _sample(
+    bench: Bench,
+    path: Path,
+    name: str,
+    *,
+    is_kept: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Sample:
     """One loading in a process of its own."""
     is_peer = name == PEER
     program = "llama_cpp_llama" if is_peer else "refllm_llama"
     extra = {} if is_peer else {"numerics": name, "keep_packed_bytes": ENOUGH if is_kept else 0}
-    with bench.contestant(program, is_peer=is_peer) as contestant:
+    with bench.contestant(program, is_peer=is_peer, environment=environment) as contestant:
         where = {"path": str(path.absolute()), "threads": bench.options.threads, "n_ctx": 512}
         loaded = contestant.run("load", **where, **extra)
         first = contestant.run("prefill", token_ids=[1])
@@ -96,11 +134,17 @@ def _sample(bench: Bench, path: Path, name: str, *, is_kept: bool) -> Sample:
 
 
 def _add(
-    bench: Bench, labels: Mapping[str, str], ours: Sequence[Sample], peers: Sequence[Sample]
+    bench: Bench,
+    labels: Mapping[str, str],
+    ours: Sequence[Sample],
+    peers: Sequence[Sample],
+    *,
+    state: str = "",
 ) -> None:
-    """A figure for each quantity."""
+    """A figure for each quantity, of a machine in a state if one is given."""
     for quantity, (_, unit) in ours[0].items():
         samples = {REFLLM: [sample[quantity][0] for sample in ours]}
         if peers:
             samples[PEER] = [sample[quantity][0] for sample in peers]
-        bench.add(Figure(labels={"work": quantity, **labels}, unit=unit, samples=samples))
+        work = f"{state} {quantity}".lstrip()
+        bench.add(Figure(labels={"work": work, **labels}, unit=unit, samples=samples))

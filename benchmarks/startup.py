@@ -20,7 +20,7 @@ from benchmarks.compare import Bench
 from benchmarks.llamas import compare_llamas, decode
 from benchmarks.results import REFLLM, Figure
 
-__all__ = ["measure_startup"]
+__all__ = ["CACHE_VARIABLES", "empty_cache", "measure_startup"]
 
 PROMPT = "Once upon a time"
 N_TOKENS = 20
@@ -77,12 +77,12 @@ def _infer_seconds(
 
 def _first_run(bench: Bench, model: str, *arguments: str) -> tuple[float, float]:
     """Return `_infer_seconds` with an empty cache, when its processes have ended, too."""
-    with _empty_cache() as cache:
+    with empty_cache() as cache:
         return _infer_seconds(bench, model, *arguments, cache=cache)
 
 
 @contextmanager
-def _empty_cache() -> Iterator[Path]:
+def empty_cache() -> Iterator[Path]:
     """Yield an empty folder; at the end, wait for the processes that compile into it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         cache = Path(name)
