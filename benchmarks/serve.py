@@ -86,8 +86,9 @@ def _throughput(bench: Bench, url: str, model: str, numerics: str) -> None:
     seconds = 0.2 if bench.options.is_quick else 8.0
     _play(url, N_CLIENTS, [request], 0.1)  # the model is loaded, kernels are compiled
     samples: dict[str, list[float]] = {REFLLM: [], ONE_CLIENT: []}
-    for _ in range(bench.options.rounds):
-        for name, n_clients in ((REFLLM, N_CLIENTS), (ONE_CLIENT, 1)):
+    turns = [(REFLLM, N_CLIENTS), (ONE_CLIENT, 1)]
+    for round_ in range(bench.options.rounds):
+        for name, n_clients in turns[:: -1 if round_ % 2 else 1]:
             clients, elapsed = _play(url, n_clients, [request], seconds)
             samples[name].append(sum(client.n_tokens for client in clients) / elapsed)
     labels = {"work": f"{N_CLIENTS} clients", "model": model, "numerics": numerics}
