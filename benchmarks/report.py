@@ -117,11 +117,14 @@ def _circumstances(entry: Entry) -> str:
         f"{name}: " + ", ".join(f"{library} {number}" for library, number in of_each.items())
         for name, of_each in entry.versions.items()
     )
+    flags = f" with {' '.join(machine.cpu_flags)}" if machine.cpu_flags else ""
     return (
-        f"{entry.date}, revision {entry.revision}, {machine.cpu}{kind}, {entry.threads} threads "
+        f"{entry.date}, revision {entry.revision}, numerics revision {entry.numerics_revision}, "
+        f"{machine.cpu}{kind}{flags}, {entry.threads} threads "
         f"on {machine.n_cpus} CPUs, "
         f"{', '.join(machine.caches)}, {machine.memory_gib:g} GiB, {machine.kernel}; load average "
-        f"{machine.load_average:g} before; median of {entry.rounds}. {versions}."
+        f"{machine.load_average:g} before; median of {entry.rounds}."
+        f"{f' {versions}.' if versions else ''}"
     )
 
 
