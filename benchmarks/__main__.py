@@ -13,8 +13,11 @@ from typing import Annotated
 import typer
 
 from benchmarks import llamas
+from benchmarks.batch import measure_batches
 from benchmarks.compare import Bench, Options
+from benchmarks.contestants.serve import versions
 from benchmarks.embed import measure_embedding, minilm_folder
+from benchmarks.first_token import measure_first_token
 from benchmarks.growth import fits_of, measure_embedding_growth, measure_llama_growth
 from benchmarks.limits import measure_limits
 from benchmarks.llamas import Work, measure_llamas
@@ -23,7 +26,7 @@ from benchmarks.machine import this_machine
 from benchmarks.peer import PROJECT, Unavailable
 from benchmarks.plot import plot_growth
 from benchmarks.report import latest_entries, tables, with_tables
-from benchmarks.results import Entry, append, read
+from benchmarks.results import REFLLM, Entry, append, read
 from benchmarks.reuse import measure_reuse
 from benchmarks.serve import measure_serve
 from benchmarks.sharing import measure_sharing
@@ -64,6 +67,7 @@ class Session:
         # Before anything runs: contestants start at different times, and must start the same code.
         machine, name, sources = this_machine(), revision(), sha256_of_sources()
         bench = Bench(options)
+        bench.versions[REFLLM] = versions("refllm", "numpy", "numba", "llvmlite")
         try:
             measure(bench)
         except Unavailable as error:
@@ -146,6 +150,36 @@ def prefill(
     """A prompt of 512 tokens, beside llama.cpp."""
     session = _session(context)
     _measure_llamas(session, llamas.prefill(16 if session.options.is_quick else 512), shape, type_)
+
+
+@app.command()
+def batch(
+    context: typer.Context,
+    *,
+    size: Annotated[list[int] | None, typer.Option("--texts", min=1, help="Texts at once.")] = None,
+    shape: ShapesOption = None,
+    type_: TypesOption = None,
+) -> None:
+    """Tokens of 8 and of 64 texts at once, beside llama.cpp."""
+    _session(context).run(
+        "batch",
+        lambda bench: measure_batches(
+            bench, sizes=size or (), shapes=shape or (), types=type_ or ()
+        ),
+        is_partial=bool(type_ or size),
+    )
+
+
+@app.command()
+def first_token(
+    context: typer.Context, *, shape: ShapesOption = None, type_: TypesOption = None
+) -> None:
+    """From a prompt of 512 tokens to the first one, new and kept, beside llama.cpp."""
+    _session(context).run(
+        "first-token",
+        lambda bench: measure_first_token(bench, shapes=shape or (), types=type_ or ()),
+        is_partial=bool(type_),
+    )
 
 
 @app.command()

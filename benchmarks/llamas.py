@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compare import Bench, Entrant, Outcome, alternate, figure_of, read_through
-from benchmarks.peer import Unavailable
+from benchmarks.peer import Contestant, Unavailable
 from benchmarks.results import REFLLM
 from benchmarks.synthetic import QUICK_SHAPE, TYPES, model_file
 
 __all__ = [
     "FULL_SHAPES",
+    "PEER",
     "Work",
+    "add_figures",
     "chosen_models",
     "compare_llamas",
     "decode",
+    "loaded_llamas",
     "measure_llamas",
     "numerics_of",
     "prefill",
@@ -104,32 +107,59 @@ def compare_llamas(
 
     Errors: `ValueError` if two numerics give the same answer.
     """
+    with loaded_llamas(bench, path, numerics, n_ctx=work.n_ctx) as contestants:
+        entrants = [
+            Entrant(name, contestant, work.name, work.arguments, work.warm_up)
+            for name, contestant in contestants.items()
+        ]
+        outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
+    add_figures(bench, labels, outcomes, numerics, unit="tokens/s", amount=work.n_tokens)
+
+
+@contextmanager
+def loaded_llamas(
+    bench: Bench, path: Path, numerics: Sequence[str], *, n_ctx: int
+) -> Iterator[dict[str, Contestant]]:
+    """Yield a process for each of refllm's numerics and the peer's, all with the model loaded.
+
+    A process that is not there or fails is skipped.
+    """
     read_through(path)
-    loading = {
-        "path": str(path.absolute()),
-        "threads": bench.options.threads,
-        "n_ctx": work.n_ctx,
-    }
+    where = {"path": str(path.absolute()), "threads": bench.options.threads, "n_ctx": n_ctx}
+    contestants = {}
     with ExitStack() as stack:
-        entrants = []
         for name, is_peer in [(each, False) for each in numerics] + [(PEER, True)]:
             program = "llama_cpp_llama" if is_peer else "refllm_llama"
             extra = {} if is_peer else {"numerics": name}
             try:
                 contestant = stack.enter_context(bench.contestant(program, is_peer=is_peer))
-                reply = contestant.run("load", **loading, **extra)
+                reply = contestant.run("load", **where, **extra)
             except Unavailable as error:
                 bench.skip(name, error)
                 continue
             bench.versions[PEER if is_peer else REFLLM] = reply["versions"]
-            entrants.append(Entrant(name, contestant, work.name, work.arguments, work.warm_up))
-        outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
+            contestants[name] = contestant
+        yield contestants
+
+
+def add_figures(
+    bench: Bench,
+    labels: Mapping[str, str | int],
+    outcomes: Mapping[str, Outcome],
+    numerics: Sequence[str],
+    *,
+    unit: str,
+    amount: float,
+) -> None:
+    """Add a figure for each of refllm's numerics, beside the peer.
+
+    Errors: `ValueError` if two numerics give the same answer.
+    """
     require_different(outcomes, numerics)
     for name in numerics:
         if name in outcomes:
             pair = {REFLLM: outcomes[name], **_only(PEER, outcomes)}
-            said = {**labels, "numerics": name}
-            bench.add(figure_of(said, pair, unit="tokens/s", amount=work.n_tokens))
+            bench.add(figure_of({**labels, "numerics": name}, pair, unit=unit, amount=amount))
 
 
 def require_different(outcomes: Mapping[str, Outcome], numerics: Sequence[str]) -> None:

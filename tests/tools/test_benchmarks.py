@@ -15,6 +15,8 @@ from benchmarks.sharing import QUICK_SITUATIONS
 from refllm.models.load import NUMERICS
 from tests.support.benchmark_runs import NO_PYTHON, quick_entry
 
+MEMORY = ["peak memory", "anonymous memory"] if Path("/proc/self/status").exists() else []
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,6 +38,34 @@ def test_a_benchmark_of_llamas_runs_and_names_the_missing_peer(
     for figure in entry.figures:
         assert figure.peers == ()
         assert len(figure.samples[REFLLM]) == 1
+    assert str(NO_PYTHON) in entry.skipped["llama.cpp"]
+
+
+def test_a_loading_is_measured_in_a_cold_round_and_in_warm_ones(work: Path, tmp_path: Path) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "load", "--type", "F16")
+    works = [figure.labels["work"] for figure in entry.figures if "weights" not in figure.labels]
+    assert works[: len(works) // 2] == ["load", "load and first token", *MEMORY]
+    assert works[len(works) // 2 :] == [f"cold {work}" for work in works[: len(works) // 2]]
+
+
+def test_texts_together_are_measured_in_batches_and_each_draws_its_tokens(
+    work: Path, tmp_path: Path
+) -> None:
+    entry = quick_entry(
+        work, tmp_path / "results.json", "batch", "--type", "F16", "--texts", "5", "--texts", "2"
+    )
+    assert [figure.labels["texts"] for figure in entry.figures] == [5, 2]
+    assert {figure.unit for figure in entry.figures} == {"tokens/s"}
+    assert not entry.is_complete
+    assert str(NO_PYTHON) in entry.skipped["llama.cpp"]
+
+
+def test_the_first_token_is_measured_after_a_new_prompt_and_after_a_kept_one(
+    work: Path, tmp_path: Path
+) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "first-token", "--type", "F16")
+    works = [(figure.labels["work"], figure.labels["tokens"]) for figure in entry.figures]
+    assert works == [("new prompt", 16), ("kept prompt", 16)]
     assert str(NO_PYTHON) in entry.skipped["llama.cpp"]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import __main__ as commands
 from benchmarks import compare
-from benchmarks.compare import Entrant, Outcome, alternate, figure_of
+from benchmarks.compare import Entrant, Outcome, alternate, figure_of, require_tokens
 from benchmarks.llamas import require_different
 from benchmarks.peer import PROJECT, Contestant, Unavailable, contestant
 from benchmarks.results import REFLLM, read
@@ -131,6 +131,19 @@ def test_numerics_are_refused_as_mislabeled_where_their_logits_are_the_same(
         message = str(error)
     assert (message is None) == (refusal is None)
     assert (refusal or "") in (message or "")
+
+
+def test_a_program_that_computes_another_number_of_tokens_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compare, "PAUSE", 0)
+    requests = io.StringIO()
+    a = scripted("a", [{"seconds": [1], "n_tokens": 16}] * 2, requests)
+    b = scripted("b", [{"seconds": [1], "n_tokens": 15}] * 2, requests)
+    outcomes = alternate([a, b], rounds=1, bench=a_bench())
+    with pytest.raises(ValueError, match="b computed 15 tokens instead of 16"):
+        require_tokens(outcomes, 16)
+    require_tokens({"a": outcomes["a"]}, 16)
 
 
 def test_any_change_of_the_sources_is_seen(tmp_path: Path) -> None:
