@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["PROJECT", "Contestant", "Unavailable", "contestant"]
+__all__ = ["LONGEST_REASON", "PROJECT", "Contestant", "Unavailable", "contestant"]
 
 PROJECT = Path(__file__).resolve().parent.parent
 LONGEST_REASON = 300  # characters

@@ -7,7 +7,9 @@ for one model are continued together, which reads the weights once for all of th
 
 from __future__ import annotations
 
+import http
 import http.client
+import itertools
 import json
 import statistics
 import tempfile
@@ -19,12 +21,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.compare import Bench
+from benchmarks.peer import LONGEST_REASON, Unavailable
 from benchmarks.results import REFLLM, Figure
 from benchmarks.synthetic import model_file
 from refllm.models.bundled import ROOT
 from refllm.testing.server_process import running_server
 
-__all__ = ["ONE_CLIENT", "measure_serve"]
+__all__ = ["ONE_CLIENT", "measure_serve", "play"]
 
 ONE_CLIENT = "one client"
 N_CLIENTS = 8
@@ -41,21 +44,29 @@ class Client:
     url: str
     seconds: list[float] = field(default_factory=list)
     n_tokens: int = 0
+    failure: str = ""
 
     def run(self, requests: Sequence[tuple[str, Mapping[str, object]]], until: float) -> None:
-        """Ask in turn until the time is up."""
+        """Ask in turn until the time is up, or a request fails."""
         address = urlsplit(self.url)
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=600)
-        i = 0
-        while time.perf_counter() < until:
-            path, body = requests[i % len(requests)]
-            start = time.perf_counter()
-            connection.request("POST", path, json.dumps(body))
-            answer = json.loads(connection.getresponse().read())
-            self.seconds.append(time.perf_counter() - start)
-            self.n_tokens += answer["usage"].get("generatedTokenCount", 0)
-            i += 1
-        connection.close()
+        try:
+            for path, body in itertools.cycle(requests):
+                start = time.perf_counter()
+                if start >= until:
+                    break
+                connection.request("POST", path, json.dumps(body))
+                response = connection.getresponse()
+                answer = response.read()
+                if response.status != http.HTTPStatus.OK:
+                    self.failure = f"{path}: {response.status} {answer.decode()}"
+                    break
+                self.seconds.append(time.perf_counter() - start)
+                self.n_tokens += json.loads(answer)["usage"].get("generatedTokenCount", 0)
+        except (OSError, http.client.HTTPException) as error:
+            self.failure = f"{type(error).__name__}: {error}"
+        finally:
+            connection.close()
 
 
 def measure_serve(bench: Bench) -> None:
@@ -84,12 +95,12 @@ def _throughput(bench: Bench, url: str, model: str, numerics: str) -> None:
     n_tokens = 4 if bench.options.is_quick else 64
     request = ("/infer", _infer(model, n_tokens))
     seconds = 0.2 if bench.options.is_quick else 8.0
-    _play(url, N_CLIENTS, [request], 0.1)  # the model is loaded, kernels are compiled
+    play(url, N_CLIENTS, [request], 0.1)  # the model is loaded, kernels are compiled
     samples: dict[str, list[float]] = {REFLLM: [], ONE_CLIENT: []}
     turns = [(REFLLM, N_CLIENTS), (ONE_CLIENT, 1)]
     for round_ in range(bench.options.rounds):
         for name, n_clients in turns[:: -1 if round_ % 2 else 1]:
-            clients, elapsed = _play(url, n_clients, [request], seconds)
+            clients, elapsed = play(url, n_clients, [request], seconds)
             samples[name].append(sum(client.n_tokens for client in clients) / elapsed)
     labels = {"work": f"{N_CLIENTS} clients", "model": model, "numerics": numerics}
     bench.add(Figure(labels=labels, unit="tokens/s", samples=samples))
@@ -101,8 +112,8 @@ def _mixed(bench: Bench, url: str) -> None:
         ("/embed", {"model": "tiny-embed", "input": ["A cat sat on the mat."]}),
         ("/infer", {"model": "tiny-chat", "prompt": "[INST] Hello! [/INST]"}),
     ]
-    _play(url, N_CLIENTS, requests, 0.2)
-    clients, elapsed = _play(url, N_MANY, requests, 0.5 if bench.options.is_quick else 30.0)
+    play(url, N_CLIENTS, requests, 0.2)
+    clients, elapsed = play(url, N_MANY, requests, 0.5 if bench.options.is_quick else 30.0)
     seconds = [second for client in clients for second in client.seconds]
     cuts = statistics.quantiles(seconds, n=100)
     labels = {"work": f"{N_MANY} clients, mixed requests", "model": "tiny-chat and tiny-embed"}
@@ -118,10 +129,13 @@ def _infer(model: str, n_tokens: int) -> Mapping[str, object]:
     return {"model": model, "prompt": PROMPT, "options": {"maxTokens": n_tokens}}
 
 
-def _play(
+def play(
     url: str, n_clients: int, requests: Sequence[tuple[str, Mapping[str, object]]], seconds: float
 ) -> tuple[list[Client], float]:
-    """The clients, after that many seconds and the end of the answers under way."""
+    """The clients, after that many seconds and the end of the answers under way.
+
+    Errors: `Unavailable` if a request fails.
+    """
     clients = [Client(url) for _ in range(n_clients)]
     start = time.perf_counter()
     threads = [
@@ -131,4 +145,8 @@ def _play(
         thread.start()
     for thread in threads:
         thread.join()
-    return clients, time.perf_counter() - start
+    elapsed = time.perf_counter() - start
+    for client in clients:
+        if client.failure:
+            raise Unavailable(f"refllm serve: {client.failure[:LONGEST_REASON]}")
+    return clients, elapsed

@@ -6,8 +6,10 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from benchmarks.compare import Entrant, Outcome, alternate, figure_of, require_t
 from benchmarks.llamas import require_different
 from benchmarks.peer import PROJECT, Contestant, Unavailable, contestant
 from benchmarks.results import REFLLM, read
+from benchmarks.serve import play
 from benchmarks.sources import sha256_of_sources
 from tests.support.benchmark_runs import a_bench, a_figure
 
@@ -144,6 +147,25 @@ def test_a_program_that_computes_another_number_of_tokens_is_refused(
     with pytest.raises(ValueError, match="b computed 15 tokens instead of 16"):
         require_tokens(outcomes, 16)
     require_tokens({"a": outcomes["a"]}, 16)
+
+
+def test_a_client_whose_request_fails_stops_the_benchmark_with_the_answer() -> None:
+    class Full(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(503, "the queue is full")
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Full) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            with pytest.raises(Unavailable, match=r"(?s)/infer: 503 .*the queue is full"):
+                play(url, 2, [("/infer", {})], 30.0)
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_any_change_of_the_sources_is_seen(tmp_path: Path) -> None:
