@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
+from benchmarks.asked import ASKED
 from benchmarks.report import latest_entries
 from benchmarks.results import REFLLM, read
 from benchmarks.reuse import WITHOUT
+from benchmarks.serve import ONE_CLIENT
 from benchmarks.sharing import QUICK_SITUATIONS
 from refllm.models.load import NUMERICS
 from tests.support.benchmark_runs import NO_PYTHON, quick_entry
@@ -102,6 +105,21 @@ def test_each_way_to_run_threads_is_measured_beside_busy_processes(
     assert {*situations, *entry.skipped} == set(QUICK_SITUATIONS)
     assert situations[:2] == ["idle", "one busy process"]
     assert all(figure.peers == ("one thread",) for figure in entry.figures)
+
+
+def test_what_is_asked_of_eight_clients_is_judged_by_eight_beside_one(
+    work: Path, tmp_path: Path
+) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "serve")
+    figures = [figure for figure in entry.figures if "numerics" in figure.labels]
+    assert [figure.labels["numerics"] for figure in figures] == list(NUMERICS)
+    asks = [ask for ask in ASKED if ask.benchmark == "serve"]
+    assert len(asks) == len(figures)
+    for ask, figure in zip(asks, figures, strict=True):
+        assert figure.peers == ask.peers == (ONE_CLIENT,)
+        # A quick run has the model that is bundled, in the place of the 1.1B.
+        full = replace(figure, labels={**figure.labels, "model": "1.1B-Q8_0"})
+        assert [each for each in asks if each.applies_to(full)] == [ask]
 
 
 def test_a_prompt_is_measured_new_and_repeated_with_the_cache_and_without(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.main import get_group
 
-from benchmarks.__main__ import FOLDER
+from benchmarks.__main__ import FOLDER, app
 from benchmarks.asked import ASKED, measured
 from benchmarks.growth import exponent, fits_of
 from benchmarks.plot import plot_growth
@@ -120,6 +122,21 @@ def test_the_readme_has_a_place_for_every_benchmark() -> None:
     written = with_tables(readme, tables(latest))
     assert written.count("| 1.25 (1.25–1.25) | 1 (1–1) | 1.25 |") == len(COMMANDS)
     assert "| ≥ 1 × | ≥ 1.15 × | 1.25 ×; 7B-8-layers not measured | beyond |" in written
+
+
+def test_the_readme_names_each_command_and_what_it_measures() -> None:
+    readme = (FOLDER / "README.md").read_text("utf-8")
+    shown = re.findall(r"^\$ python -m benchmarks(?: --peer-python \S+)? (\S+)$", readme, re.M)
+    described = [
+        name
+        for names in re.findall(r"^\| (`[a-z-]+`(?:, `[a-z-]+`)*) \|", readme, re.M)
+        for name in re.findall(r"[a-z-]+", names)
+    ]
+    registered = set(get_group(app).commands)
+    assert set(shown) == registered
+    assert len(shown) == len(registered)
+    assert registered - {"report"} <= set(described)
+    assert registered - {"report"} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
