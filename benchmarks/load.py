@@ -42,7 +42,7 @@ def measure_load(bench: Bench, *, shapes: Sequence[str] = (), types: Sequence[st
 
 
 def _compare(bench: Bench, path: Path, labels: Mapping[str, str], numerics: Sequence[str]) -> None:
-    cold = {name: sample for name in (*numerics, PEER) if (sample := _cold(bench, path, name))}
+    cold = {name: sample for name in (PEER, *numerics) if (sample := _cold(bench, path, name))}
     read_through(path)
     ours = [(name, is_kept) for name in numerics for is_kept in (False, True)]
     contestants = [*ours, (PEER, False)]
