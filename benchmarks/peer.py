@@ -25,6 +25,9 @@ THREAD_VARIABLES = tuple(
     f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "RAYON", "NUMBA")
 )
 
+# How threads wait is left to each library, whatever the user's shell has set.
+WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
 
 class Unavailable(Exception):
     """A contestant that cannot take part; the message says why."""
@@ -67,12 +70,14 @@ def contestant(
 ) -> Iterator[Contestant]:
     """`python -m benchmarks.contestants.<program>`, until the `with` ends.
 
-    `environment` has variables beside those that tell libraries their number of threads.
+    `environment` has variables beside those that tell libraries their number of threads. The
+    caller's own variables are there, too, except those that tell threads how to wait.
 
     Errors: `Unavailable` if the interpreter is not there. What the program lacks shows at the
     first request.
     """
-    variables = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+    variables = {name: os.environ[name] for name in os.environ if name not in WAITING_VARIABLES}
+    variables |= dict.fromkeys(THREAD_VARIABLES, str(threads))
     variables |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true", **(environment or {})}
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         try:

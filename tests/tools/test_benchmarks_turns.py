@@ -54,6 +54,23 @@ def test_a_failure_of_a_contestant_is_reported_with_its_reason() -> None:
         refllm.run("load", path="nowhere.gguf", threads=1, n_ctx=1)
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="/proc is Linux's")
+def test_a_contestant_does_not_inherit_how_threads_wait_but_can_be_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setenv("A_VARIABLE", "kept")
+    for environment, is_there in ((None, False), ({"OMP_WAIT_POLICY": "active"}, True)):
+        python = Path(sys.executable)
+        with contestant(
+            "refllm_llama", python=python, threads=3, environment=environment
+        ) as refllm:
+            variables = Path(f"/proc/{refllm.process_id}/environ").read_bytes().split(b"\0")
+        assert {b"A_VARIABLE=kept", b"OMP_NUM_THREADS=3"} <= set(variables)
+        assert b"OMP_WAIT_POLICY=passive" not in variables
+        assert (b"OMP_WAIT_POLICY=active" in variables) == is_there
+
+
 @pytest.mark.parametrize(
     ("library", "program"),
     [
