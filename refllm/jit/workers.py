@@ -19,11 +19,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from refllm.jit.threads import available_cpus
@@ -103,20 +105,30 @@ class Workers:
         task = {"function": function, "arguments": dict(arguments), "path": sys.path}
         command = [sys.executable, "-P", "-c", PROGRAM, json.dumps(task)]
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._have_ended = threading.Event()
         n_cpus = max(1, available_cpus() - is_in_background)
-        for _ in range(min(n_cpus, n_kernels, MAX_WORKERS)):
-            self._processes.append(
-                subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C reaches the starting process only
-                )
-            )
-        _started.append(self)
-        # Without a wait an ended process stays in the system's table until this one ends.
-        threading.Thread(target=self._wait, daemon=True).start()
+        _started.append(self)  # first: `stop_workers` ends also an incomplete set
+        try:
+            with _interrupts_later():
+                for _ in range(min(n_cpus, n_kernels, MAX_WORKERS)):
+                    self._processes.append(
+                        subprocess.Popen(
+                            command,
+                            stdin=subprocess.DEVNULL,
+                            stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL,
+                            start_new_session=True,  # Ctrl-C reaches the starting process only
+                        )
+                    )
+                # Without a wait an ended process stays in the system's table until this one ends.
+                threading.Thread(target=self._wait, daemon=True).start()
+        except BaseException:
+            with _interrupts_later():
+                for process in self._processes:
+                    process.kill()
+                self._wait()
+                _started.remove(self)
+            raise
 
     def __len__(self) -> int:
         """The number of processes."""
@@ -124,7 +136,8 @@ class Workers:
 
     def are_running(self) -> bool:
         """Return whether a process has not ended."""
-        return any(process.poll() is None for process in self._processes)
+        # One thread alone waits: an interrupted `Popen.poll` can keep the lock of `Popen.wait`.
+        return not self._have_ended.is_set()
 
     def wait_for(
         self, kernels: Collection[Missing], progress: Callable[[int], object] | None = None
@@ -145,21 +158,41 @@ class Workers:
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """End the processes."""
-        for process in self._processes:
-            process.terminate()
-        self._wait()
+        """End the processes at once, also stopped ones; each kernel's file is whole or absent."""
+        with _interrupts_later():
+            for process in self._processes:
+                process.kill()
+            self._have_ended.wait()
 
     def _wait(self) -> None:
         for process in self._processes:
             process.wait()
+        self._have_ended.set()
 
 
 def stop_workers() -> None:
     """End all processes that this one has started, as for Ctrl-C."""
-    for workers in _started:
-        workers.stop()
-    _started.clear()
+    with _interrupts_later():
+        for workers in _started:
+            workers.stop()
+        _started.clear()
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Handle a Ctrl-C during the block at its end, so that no process is started and forgotten."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # no exception is raised in this thread
+        return
+    arrived: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda *arguments: arrived.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if arrived:
+            handler(*arrived[0])
 
 
 def may_start_workers(kernels: Iterable[Missing], environment: Mapping[str, str]) -> bool:
