@@ -112,7 +112,9 @@ def list_(*, json: JsonOption = False) -> None:
 
 
 def export(
-    *, file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write, a .zip.")]
+    *,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive to write, a .zip.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Write the compiled kernels of this version to FILE, for machines with the same CPU."""
     from refllm.jit.archive import export_kernels, kernel_files
@@ -123,7 +125,9 @@ def export(
             f"there are no compiled kernels in {folder}; refllm kernels warm MODEL compiles those "
             "of a model"
         )
-    contents = export_kernels(folder, file)
+    if file.exists() and not force:
+        raise InvalidInput(f"{file} exists already; --force replaces it")
+    contents = export_kernels(folder, file, overwrite=force)
     write_text(f"{contents.n_kernels} kernels, {contents.n_bytes} bytes, in {file}\n")
 
 

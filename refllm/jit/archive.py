@@ -73,10 +73,16 @@ def kernel_files(folder: Path) -> list[Path]:
     return sorted(each for each in folder.glob(f"*{SUFFIX}") if FILE_NAME.fullmatch(each.name))
 
 
-def export_kernels(folder: Path, path: Path) -> Contents:
+def export_kernels(folder: Path, path: Path, *, overwrite: bool = False) -> Contents:
     """Write all kernels of a folder of the cache to an archive, which appears whole.
 
+    Args:
+        folder: The folder.
+        path: The archive to write.
+        overwrite: Whether to replace `path` if it exists.
+
     Raises:
+        InvalidInput: Without `overwrite`, where `path` exists.
         LlmRuntimeError: The archive cannot be written.
     """
     kernels = {each.name: each.read_bytes() for each in kernel_files(folder)}
@@ -84,7 +90,10 @@ def export_kernels(folder: Path, path: Path) -> Contents:
         **_identity(folder.name),
         "files": {name: hashlib.sha256(code).hexdigest() for name, code in kernels.items()},
     }
-    with whole_file(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+    with (
+        whole_file(path, overwrite=overwrite) as unfinished,
+        zipfile.ZipFile(unfinished, "w") as archive,
+    ):
         entries = {MANIFEST: json.dumps(manifest, indent=1).encode(), **kernels}
         for name, contents in entries.items():
             entry = zipfile.ZipInfo(name, DATE)

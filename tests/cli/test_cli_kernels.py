@@ -76,6 +76,17 @@ def test_the_same_kernels_make_the_same_archive(folder: Path, tmp_path: Path) ->
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+@pytest.mark.usefixtures("folder")
+def test_an_archive_replaces_an_existing_file_only_with_force(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.zip"
+    file.write_bytes(b"something else")
+    done = refllm("kernels", "export", file)
+    assert (done.exit_code, file.read_bytes()) == (1, b"something else")
+    assert f"invalid-input: {file} exists already; --force replaces it\n" in done.stderr
+    assert refllm("kernels", "export", file, "--force").exit_code == 0
+    assert zipfile.is_zipfile(file)
+
+
 def test_without_kernels_there_is_nothing_to_export(folder: Path, tmp_path: Path) -> None:
     (folder / NAME).unlink()
     done = refllm("kernels", "export", tmp_path / "kernels.zip")
