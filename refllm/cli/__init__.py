@@ -34,7 +34,7 @@ from refllm.cli import (
     tokenize,
 )
 from refllm.cli.commands import CommandGroup, KernelsGroup, ModelsGroup, add_command
-from refllm.cli.common import speak_utf8
+from refllm.cli.common import run_app
 from refllm.cli.waiting import announce_compiling
 
 __all__ = ["app", "main"]
@@ -128,6 +128,5 @@ def _help_command(
 
 def main() -> None:
     """Run the command of `sys.argv`: the entry point. Raises `SystemExit` with the exit code."""
-    speak_utf8()
     announce_compiling()
-    app(prog_name="refllm")
+    run_app(app, "refllm")

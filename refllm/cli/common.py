@@ -12,7 +12,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec
 
@@ -46,7 +47,7 @@ __all__ = [
     "one_line",
     "read_text",
     "refuse_swapped",
-    "speak_utf8",
+    "run_app",
     "text_of",
     "warn_of_a_file",
     "with_exit_codes",
@@ -266,26 +267,33 @@ def _decoded(data: bytes, what: str, *advice: str) -> str:
 # --- Out -----------------------------------------------------------------------------------------
 
 
-def speak_utf8() -> None:
-    """Make standard output UTF-8 and its lines end in a line feed, in every locale and system."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path that is not UTF-8 is escaped, which JSON reads back.
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
-
-
 def write_text(text: str) -> None:
-    """Write to standard output and flush. Raises `LlmRuntimeError` if it is closed."""
-    if sys.stdout is None:
-        raise LlmRuntimeError("standard output is closed")
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Write to standard output and flush. Raises `LlmRuntimeError` if that is impossible."""
+    with _named_output():
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def write_bytes(data: bytes) -> None:
-    """Write to standard output and flush. Raises `LlmRuntimeError` if it is closed."""
+    """Write to standard output and flush. Raises `LlmRuntimeError` if that is impossible."""
     write_text("")
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    with _named_output():
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _named_output() -> Iterator[None]:
+    """Name standard output in an `OSError`, except in that of a closed pipe."""
+    if sys.stdout is None:
+        raise LlmRuntimeError("standard output is closed")
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_unwritable_output()
+        raise LlmRuntimeError(f"standard output: {error.strerror or error}") from error
 
 
 def write_json(value: object) -> None:
@@ -301,7 +309,24 @@ def one_line(text: str) -> str:
     )
 
 
-# --- The end -------------------------------------------------------------------------------------
+# --- Begin and end -------------------------------------------------------------------------------
+
+
+def run_app(app: typer.Typer, name: str) -> None:
+    """Run the command of `sys.argv`, and end the process with its exit code.
+
+    Standard output becomes UTF-8 and its lines end in a line feed, in every locale and system.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path that is not UTF-8 is escaped, which JSON reads back.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+    try:
+        app(prog_name=name)
+    except OSError as error:  # of typer's own output: help, the version, completion
+        _discard_unwritable_output()
+        message = f"standard output: {error.strerror or error}"
+        typer.echo(f"refllm: {LlmRuntimeError.kind}: {message}", err=True)
+        sys.exit(FAILED)
 
 
 def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:

@@ -19,7 +19,7 @@ from refllm.cli.common import (
     SeedOption,
     StandInsOption,
     one_line,
-    speak_utf8,
+    run_app,
     text_of,
     with_exit_codes,
     write_bytes,
@@ -129,6 +129,5 @@ app.command()(with_exit_codes(respond))
 
 def main() -> None:
     """Run the command of `sys.argv`. Raises `SystemExit` with the exit code."""
-    speak_utf8()
     announce_compiling()
-    app(prog_name="python -m refllm.spin.shim")
+    run_app(app, "python -m refllm.spin.shim")

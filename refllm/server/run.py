@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from refllm.checkpoints.chat_renderer import default_renderer
-from refllm.errors import InvalidInput
+from refllm.errors import InvalidInput, LlmError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -106,6 +106,7 @@ def serve(
 
     Raises:
         InvalidInput: The application does not start.
+        LlmError, OSError: As `ready`, once the application has ended.
     """
     config = server_config(
         app,
@@ -117,6 +118,8 @@ def serve(
     server = _Server(config, ready, exit_codes)
     asyncio.run(server.serve(sockets=[bound]))
     server.last_resort.cancel()
+    if server.error is not None:
+        raise server.error
     if not server.has_started:
         raise InvalidInput("the server did not start")
     if _is_any_thread_busy():
@@ -135,6 +138,7 @@ class _Server(uvicorn.Server):
         self._exit_codes = exit_codes
         self.exit_code = 0
         self.has_started = False
+        self.error: LlmError | OSError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         seconds = (config.timeout_graceful_shutdown or 0) + SECONDS_AFTER_GRACE
         # For an event loop that is blocked.
@@ -147,7 +151,12 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self.has_started = self.started
         if self.started:
-            self._ready()
+            try:
+                self._ready()
+            except (LlmError, OSError) as error:
+                self.error = error
+                # Later: uvicorn does not end an application whose server ends during its start.
+                self._loop.call_soon(setattr, self, "should_exit", True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """On the first signal stop accepting requests; on the second cancel those that run.
