@@ -1,8 +1,57 @@
-"""`python -m refllm` is the command `refllm`."""
+"""The command `refllm`, and `python -m refllm`: Ctrl-C is handled before anything is imported.
 
-from refllm.cli import main
+In the middle of an import `KeyboardInterrupt` would be printed with a traceback, or be lost: some
+packages catch every exception of an import that they can do without.
+"""
 
-__all__: list[str] = []
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+from types import FrameType
+
+__all__ = ["main"]
+
+IMPORT_SYSTEM = "<frozen importlib"  # how the names of its files begin
+INTERRUPTED = 128 + signal.SIGINT  # as a shell reports it
+
+
+def main() -> None:
+    """Run the command of `sys.argv`: the entry point. Raises `SystemExit` with the exit code."""
+    # A background job of a shell starts with SIGINT ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        from refllm.cli import main as run_command
+
+        run_command()
+    except SystemExit as ended:
+        if ended.code != INTERRUPTED:
+            raise
+    except KeyboardInterrupt:
+        pass
+    else:
+        return
+    # Python would end the process by the signal, without this code, if the interrupt was in the
+    # text of an `exec`, which dataclasses and numba use.
+    atexit._run_exitfuncs()
+    os._exit(INTERRUPTED)
+
+
+def _interrupt(_number: int, frame: FrameType | None) -> None:
+    """Raise `KeyboardInterrupt`, or end the process where it is importing a module."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(IMPORT_SYSTEM):
+            workers = sys.modules.get("refllm.jit.workers")
+            stop_workers = getattr(workers, "stop_workers", None)  # None while it is imported
+            if stop_workers is not None:
+                stop_workers()
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
 
 if __name__ == "__main__":
     main()

@@ -17,6 +17,7 @@ import pytest
 from refllm import NUMERICS_REVISION, __version__
 from refllm.checkpoints.open import open_weights
 from tests.conftest import HUNG_SECONDS
+from tests.support.commands import HEEDING
 from tests.support.model_files import tiny_bert_folder, write_gguf
 
 REFLLM = (sys.executable, "-m", "refllm")
@@ -76,13 +77,6 @@ def test_stories260k_generates_the_published_story(stories: Path) -> None:
     assert process.stdout.endswith(b"\n")
 
 
-# Restores Ctrl-C: a background job, such as a test runner's, starts with SIGINT ignored.
-HEEDING = (
-    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "runpy.run_module('refllm', run_name='__main__', alter_sys=True)"
-)
-
-
 @contextmanager
 def running(*arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m refllm`, until the test is done with it."""
@@ -120,6 +114,50 @@ def test_ctrl_c_in_the_middle_of_the_text_exits_with_130_quietly(endless: Path) 
     assert rest.endswith(b"\n")
 
 
+INTERRUPTED_BY = """
+import os, signal, sys
+
+class Interrupting:
+    \"""Ctrl-C in the import of a module, by a package that goes on without that module.\"""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPTED_IMPORT"]:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except BaseException:
+                pass
+
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+@pytest.mark.parametrize("name", ["refllm.cli", "typer", "refllm.engine", "numba"])
+def test_ctrl_c_in_an_import_exits_with_130_quietly(name: str) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_BY + HEEDING, "embed", "tiny-embed", "cat"],
+        env={**os.environ, "INTERRUPTED_IMPORT": name},
+        capture_output=True,
+        check=False,
+        timeout=HUNG_SECONDS,
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (130, b"", b"")
+
+
+def test_ctrl_c_in_the_text_of_an_exec_exits_with_130_quietly() -> None:
+    program = (
+        "import refllm.models.load, signal\n"
+        "interrupt = 'import signal; signal.raise_signal(signal.SIGINT)'\n"
+        "refllm.models.load.load_tokenizer = lambda *_: exec(interrupt)\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program + HEEDING, "tokenize", "tiny-chat", "Once"],
+        capture_output=True,
+        check=False,
+        timeout=HUNG_SECONDS,
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (130, b"", b"")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="other systems report a closed pipe differently")
 def test_a_closed_pipe_ends_the_command_without_a_message(endless: Path) -> None:
     with running("infer", endless, "", *LONG) as process:
@@ -134,14 +172,40 @@ def test_a_closed_pipe_ends_the_command_without_a_message(endless: Path) -> None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_is_an_error_of_one_line(bert: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "--version",
+        "infer --help",
+        "models",
+        "infer tiny-chat Once --max-tokens 3",
+        "infer tiny-chat Once --max-tokens 3 --json",
+        "embed tiny-embed cat",
+        "embed tiny-embed cat --npy -",
+        "tokenize tiny-chat Once",
+        "list",
+        "show tiny-chat",
+        "verify tiny-chat",
+        "doctor",
+        "kernels list",
+        "conform refllm.conform.own:Refllm --only tokenizer/*",
+        "serve --port 0",
+    ],
+)
+def test_a_full_disk_is_an_error_of_one_line_about_standard_output(words: str) -> None:
     with Path("/dev/full").open("wb") as full:
         process = subprocess.run(
-            [*REFLLM, "tokenize", bert, "cat"], stdout=full, stderr=subprocess.PIPE, check=False
+            [*REFLLM, *words.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=HUNG_SECONDS,
         )
     assert process.returncode == 1
-    assert process.stderr.startswith(b"refllm: runtime-error: ")
-    assert process.stderr.count(b"\n") == 1
+    assert without_compiling(process.stderr) == (
+        b"refllm: runtime-error: standard output: No space left on device\n"
+    )
 
 
 def test_output_is_utf_8_whatever_the_locale(stories: Path) -> None:

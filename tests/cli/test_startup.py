@@ -18,6 +18,7 @@ from refllm.cli import waiting
 from refllm.cli.waiting import announce_compiling, loading_bar
 from tests.conftest import HUNG_SECONDS
 from tests.support.client import eventually
+from tests.support.commands import HEEDING
 
 
 def output_of(program: str, *arguments: str | Path) -> str:
@@ -189,7 +190,7 @@ def test_a_command_with_a_cold_cache_announces_it_and_one_with_a_warm_cache_does
 
 # --- Answers before kernels are compiled ---------------------------------------------------------
 
-INFER = (sys.executable, "-m", "refllm", "infer", "tiny-chat", "Once upon a time")
+INFER = ("infer", "tiny-chat", "Once upon a time")
 
 
 def with_cache(folder: Path) -> dict[str, str]:
@@ -201,7 +202,7 @@ def with_cache(folder: Path) -> dict[str, str]:
 def ask(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """A process that continues a text; its outputs are closed when this returns."""
     return subprocess.run(
-        [*INFER, *options],
+        [sys.executable, "-m", "refllm", *INFER, *options],
         env=with_cache(folder),
         capture_output=True,
         text=True,
@@ -236,7 +237,8 @@ def test_a_first_answer_is_the_later_ones_and_its_kernels_are_compiled_after_it(
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_ends_the_processes_that_compile(tmp_path: Path) -> None:
-    command = [*INFER, "--numerics", "int8"]  # waits for its kernels
+    int8 = ("--numerics", "int8")  # waits for its kernels
+    command = [sys.executable, "-c", HEEDING, *INFER, *int8]
     process = subprocess.Popen(
         command, env=with_cache(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -251,7 +253,7 @@ def test_ctrl_c_ends_the_processes_that_compile(tmp_path: Path) -> None:
 def test_without_other_processes_the_first_answer_compiles_all_that_it_needs(
     tmp_path: Path,
 ) -> None:
-    command = [*INFER, "--max-tokens", "5"]
+    command = [sys.executable, "-m", "refllm", *INFER, "--max-tokens", "5"]
     environment = {**with_cache(tmp_path), "REFLLM_COMPILE": "here"}
     runs = [
         subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

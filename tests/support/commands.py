@@ -8,7 +8,16 @@ from typer.testing import CliRunner, Result
 
 from refllm.cli import app
 
-__all__ = ["answer", "refllm", "refllm_conform"]
+__all__ = ["HEEDING", "answer", "refllm", "refllm_conform"]
+
+HEEDING = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('refllm', run_name='__main__', alter_sys=True)"
+)
+"""The program of `python -m refllm` that heeds Ctrl-C.
+
+A background job, such as a test runner's, starts with SIGINT ignored, and so do its processes.
+"""
 
 
 def refllm(*arguments: str | Path, stdin: bytes | str = "") -> Result:
