@@ -82,7 +82,11 @@ def test_a_quantized_model_is_found_by_its_name(home: Path) -> None:
 @pytest.mark.usefixtures("home")
 @pytest.mark.parametrize(
     ("file", "type_name", "made"),
-    [("a-F32.gguf", "Q8_0", "a-Q8_0"), ("a-b.gguf", "F16", "a-b-F16")],
+    [
+        ("a-F32.gguf", "Q8_0", "a-Q8_0"),
+        ("a-Q8_0.gguf", "Q4_0", "a-Q4_0"),
+        ("a-b.gguf", "F16", "a-b-F16"),
+    ],
 )
 def test_the_name_of_a_quantized_model_ends_with_its_type(
     file: str, type_name: str, made: str
