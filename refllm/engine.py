@@ -18,6 +18,7 @@ from typing import Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from refllm.bert import Bert
 from refllm.errors import InvalidInput, LlmError, LlmRuntimeError, ModelNotSupported
 from refllm.files.accounting.ledger import Ledger
 from refllm.generate import Chunk, Generation, GenerationOptions, generate_text, steps_of
@@ -52,6 +53,7 @@ from refllm.models.load import (
 )
 from refllm.models.loaded import LoadedModels
 from refllm.models.prompt_cache import DEFAULT_BYTES, PromptCache
+from refllm.models.starting_bert import StartingBert
 from refllm.models.starting_llama import StartingLlama
 from refllm.pooling import MEAN_NORMALIZED
 from refllm.sampling import PROFILES, uniform
@@ -141,8 +143,8 @@ class LocalEngine:
                 processes together, and mapped the next time (`refllm.models.kept_panels`); 0 keeps
                 none; None for the environment's REFLLM_KEEP_PACKED_MIB, by default none. No bit of
                 a result depends on it.
-            compiles_apart: Whether other processes compile a llama's kernels on the first run on
-                this machine, and a small llama computes in NumPy meanwhile
+            compiles_apart: Whether other processes compile kernels on the first run on this
+                machine, side by side, and a small llama computes in NumPy meanwhile
                 (`refllm.models.starting_llama`). No bit of a result depends on it.
 
         Raises:
@@ -167,6 +169,7 @@ class LocalEngine:
         self._strict = strict
         self._progress = progress
         self._llama = StartingLlama if compiles_apart else Llama
+        self._bert = StartingBert if compiles_apart else Bert
         self.prompt_cache = PromptCache(prompt_cache_bytes)
         self._models = LoadedModels(max_models_bytes)
         if keep_packed_bytes is None:
@@ -497,6 +500,7 @@ class LocalEngine:
                 ledger=ledger,
                 keep_packed_bytes=self._keep_packed_bytes,
                 llama=self._llama,
+                bert=self._bert,
             )
 
         with self._lock:

@@ -31,7 +31,7 @@ from refllm.cli.common import (
     write_text,
 )
 from refllm.cli.text_files import texts_of
-from refllm.cli.waiting import answered_by, engine_of, loading_bar
+from refllm.cli.waiting import answered_by, ending_workers, engine_of, loading_bar
 from refllm.interface import EmbeddingsResult
 
 __all__ = ["embed"]
@@ -96,13 +96,14 @@ def embed(
         from refllm.files.whole import require_whole_file
 
         require_whole_file(Path(npy))
-    with loading_bar() as bar:
+    with loading_bar() as bar, ending_workers():
         engine = engine_of(
             numerics=numerics,
             threads=threads,
             stand_ins=stand_ins,
             progress=bar,
             keep_packed_mib=keep_packed_mib,
+            compiles_apart=True,
         )
         result = engine.generate_embeddings(model_of(model), texts, max_tokens=max_tokens)
     if json:

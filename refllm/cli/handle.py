@@ -25,7 +25,7 @@ from refllm.cli.common import (
     write_bytes,
     write_text,
 )
-from refllm.cli.waiting import announce_compiling
+from refllm.cli.waiting import announce_compiling, ending_workers
 from refllm.errors import InvalidInput, LlmError, LlmRuntimeError
 from refllm.spin.shim import Request, Response
 from refllm.spin.shim.handlers import handle
@@ -71,7 +71,9 @@ def respond(
     """
     from refllm.engine import LocalEngine
 
-    engine = LocalEngine(roots=model_roots or None, seed=seed, stand_ins=stand_ins or None)
+    engine = LocalEngine(
+        roots=model_roots or None, seed=seed, stand_ins=stand_ins or None, compiles_apart=True
+    )
     content = text_of(body, "--body").encode()
     method, _, uri = request.rpartition(" ")
     if not uri.startswith("/") or " " in method:
@@ -79,7 +81,7 @@ def respond(
             f'--request must be a method and a path, as in "POST /"; got {request!r:.80}'
         )
     headers = dict(map(_header, header or []))
-    with spin_sdk_backed_by(engine):
+    with spin_sdk_backed_by(engine), ending_workers():
         response = _response(handler, Request((method or "GET").upper(), uri, headers, content))
     # As curl -i prints it, with plain line feeds.
     known = {status.value: status.phrase for status in http.HTTPStatus}

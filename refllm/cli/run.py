@@ -113,6 +113,7 @@ def run(
         prompt_cache_bytes=prompt_cache_mib * MEBIBYTE,
         max_models_bytes=bytes_of(max_models_mib),
         keep_packed_bytes=bytes_of(keep_packed_mib),
+        compiles_apart=True,
     )
     _log_to_standard_error()
     spin_app = SpinApp(

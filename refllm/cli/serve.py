@@ -135,6 +135,7 @@ def serve(
         "prompt_cache_bytes": prompt_cache_mib * MEBIBYTE,
         "max_models_bytes": bytes_of(max_models_mib),
         "keep_packed_bytes": bytes_of(keep_packed_mib),
+        "compiles_apart": True,
     }
     if app is not None and allow:
         raise typer.BadParameter("choose one of --allow and --app")

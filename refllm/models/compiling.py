@@ -9,7 +9,9 @@ T tokens, D columns and N rows of a matrix, R rotated part of a head.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import logging
+import os
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,12 @@ import numpy as np
 
 from refllm.bert import Bert
 from refllm.checkpoints.config import bert_config, llama_config
-from refllm.checkpoints.open import open_weights
+from refllm.checkpoints.open import Weights, open_weights
 from refllm.checkpoints.sentence_config import sentence_config
 from refllm.files.accounting.ledger import Ledger
 from refllm.jit.compile import Missing, recorded
-from refllm.jit.workers import compile_all, largest_first
+from refllm.jit.first_compilation import IN_BACKGROUND
+from refllm.jit.workers import Workers, compile_all, largest_first, may_start_workers
 from refllm.kernels.elementwise import gelu
 from refllm.kernels.linear import Matrix, linear
 from refllm.kernels.math64 import softmax
@@ -35,13 +38,16 @@ from refllm.tap import ignore
 
 __all__ = [
     "EVERY_STEP",
+    "Compilation",
     "ShapedParameters",
     "Step",
     "compile_models",
     "compile_steps",
+    "compile_texts",
     "missing_of_llama",
     "missing_of_model",
     "missing_of_models",
+    "result_of",
 ]
 
 Step = tuple[int, int]
@@ -49,6 +55,61 @@ Step = tuple[int, int]
 
 # One row, few rows and many rows: the algorithms of `refllm.kernels.linear`.
 EVERY_STEP: tuple[Step, ...] = ((1, 1), (4, 0), (64, 0))
+
+logger = logging.getLogger("refllm.kernels")
+
+
+class Compilation:
+    """The processes that compile one model's kernels while it is used."""
+
+    def __init__(self, path: Path, numerics: str) -> None:
+        self._path = path
+        self._numerics = numerics
+        self._workers: Workers | None = None
+        self._started: set[Path] = set()  # what they compile
+
+    def start(
+        self,
+        missing: Collection[Missing],
+        function: str,
+        *,
+        is_in_background: bool = False,
+        **arguments: Any,
+    ) -> None:
+        """Start processes for the kernels that no process has got yet, and announce it.
+
+        Where they cannot be started, this process compiles each kernel at its first call.
+
+        Args:
+            missing: The kernels.
+            function: The function of this module that the processes call.
+            is_in_background: Whether this process computes meanwhile.
+            arguments: The function's, besides the path and the numerics of the model.
+        """
+        new = {each.path for each in missing} - self._started
+        if not new or not may_start_workers(missing, os.environ):
+            return
+        task = {"path": str(self._path), "numerics": self._numerics, **arguments}
+        if is_in_background:
+            task["is_in_background"] = True
+        try:
+            self._workers = Workers(
+                f"{__name__}:{function}",
+                task,
+                n_kernels=len(new),
+                is_in_background=is_in_background,
+            )
+        except OSError:
+            return
+        self._started |= new
+        what = "compiling %d kernels in %d processes (first run only)"
+        background = {IN_BACKGROUND: is_in_background}
+        logger.info(what, len(new), len(self._workers), extra=background)
+
+    def wait(self, kernels: Collection[Missing]) -> None:
+        """Wait for kernels, or until no process compiles any more."""
+        if self._workers is not None and not self._workers.wait_for(kernels):
+            self._workers = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +146,7 @@ def missing_of_llama(
         LlmRuntimeError: As `Llama`.
     """
     shaped = ShapedParameters(parameters.path, parameters.tensors, parameters.numerics)
-    with recorded(_result, every_form=every_form) as missing, np.errstate(all="ignore"):
+    with recorded(result_of, every_form=every_form) as missing, np.errstate(all="ignore"):
         network = Llama(config, shaped)
         for n_tokens, n_before in steps:
             cache = network.new_cache()
@@ -115,21 +176,42 @@ def missing_of_model(
         LlmError: As `refllm.models.load.load_path`.
     """
     weights = open_weights(path)
-    shaped = ShapedParameters(weights.path, weights.tensors, numerics)
     if weights.architecture == "llama":
+        shaped = ShapedParameters(weights.path, weights.tensors, numerics)
         config = llama_config(weights, ledger=Ledger())
         return missing_of_llama(config, shaped, steps, every_form=every_form)
-    with recorded(_result, every_form=every_form) as missing, np.errstate(all="ignore"):
+    groups = [[n_tokens] for n_tokens, _ in steps]
+    return _missing_of_encoder(weights, numerics, groups, every_form=every_form)
+
+
+def _missing_of_encoder(
+    weights: Weights, numerics: str, groups: Iterable[Sequence[int]], *, every_form: bool = False
+) -> list[Missing]:
+    """Return the kernels that are not on disk for an encoder and for groups of texts.
+
+    Args:
+        weights: Its files.
+        numerics: "exact" or "int8".
+        groups: The numbers of tokens of the texts that are computed together.
+        every_form: As `missing_of_model`.
+    """
+    shaped = ShapedParameters(weights.path, weights.tensors, numerics)
+    with recorded(result_of, every_form=every_form) as missing, np.errstate(all="ignore"):
         bert = Bert(bert_config(weights, ledger=Ledger()), shaped)
         sentence = sentence_config(weights, n_embd=bert.config.n_embd, ledger=Ledger())
-        for n_tokens, _ in steps:
-            hidden = bert._layers([[0] * n_tokens], gelu, ignore)
-            sentence.head(hidden, [0, n_tokens])
+        for lengths in groups:
+            hidden = bert._layers([[0] * n for n in lengths], gelu, ignore)
+            sentence.head(hidden, np.cumsum([0, *lengths]).tolist())
     return list(missing.values())
 
 
 def compile_steps(
-    path: str, numerics: str, steps: list[Step], later: list[Step], *, is_in_background: bool
+    path: str,
+    numerics: str,
+    steps: list[Step],
+    later: list[Step],
+    *,
+    is_in_background: bool = False,
 ) -> None:
     """Compile what a llama needs for these steps, then for later ones: a process's whole work."""
     missing = missing_of_model(Path(path), numerics, steps)
@@ -138,6 +220,12 @@ def compile_steps(
     rest = [each for each in others if each.path not in first]
     kernels = [*largest_first(missing), *largest_first(rest)]
     compile_all(kernels, is_in_background=is_in_background)
+
+
+def compile_texts(path: str, numerics: str, lengths: list[int]) -> None:
+    """Compile what an encoder needs for texts of these lengths: a process's whole work."""
+    missing = _missing_of_encoder(open_weights(Path(path)), numerics, [lengths])
+    compile_all(largest_first(missing), is_in_background=False)
 
 
 def missing_of_models(paths: Iterable[Path], numerics: Collection[str]) -> list[Missing]:
@@ -157,7 +245,7 @@ def compile_models(paths: list[str], numerics: list[str]) -> None:
     compile_all(largest_first(missing), is_in_background=False)
 
 
-def _result(name: str, *arguments: Any) -> Any:
+def result_of(name: str, *arguments: Any) -> Any:
     """Return an array like a kernel's result; of most the type and shape of its first argument."""
     first = arguments[0]
     if name == "rope_table":

@@ -57,6 +57,7 @@ __all__ = [
 Floats = NDArray[np.float32]
 Progress = Callable[[int, int], object]
 LlamaMaker = Callable[[LlamaConfig, Parameters], Llama]
+BertMaker = Callable[[BertConfig, Parameters], Bert]
 
 NUMERICS = ("exact", "int8")
 
@@ -423,6 +424,7 @@ def load_path(
     ledger: Ledger | None = None,
     keep_packed_bytes: int | None = None,
     llama: LlamaMaker = Llama,
+    bert: BertMaker = Bert,
 ) -> LlamaModel | BertModel:
     """Return the model in a .gguf file or in a folder.
 
@@ -436,6 +438,7 @@ def load_path(
             time (`refllm.models.kept_panels`), 0 for none; None for the environment's
             REFLLM_KEEP_PACKED_MIB, by default 0.
         llama: The class of a llama, or what makes one.
+        bert: The same of an encoder.
 
     Raises:
         InvalidInput: If there is no such path.
@@ -481,7 +484,7 @@ def load_path(
         kept=kept,
     )
     ledger = Ledger() if ledger is None else ledger
-    model = build_model(path, weights, parameters, ledger=ledger, llama=llama)
+    model = build_model(path, weights, parameters, ledger=ledger, llama=llama, bert=bert)
     if kept is not None:
         kept.write()
     is_quantized = any(tensor.format.block_size > 1 for tensor in weights.tensors.values())
@@ -528,6 +531,7 @@ def build_model(
     *,
     ledger: Ledger,
     llama: LlamaMaker = Llama,
+    bert: BertMaker = Bert,
 ) -> LlamaModel | BertModel:
     """Return the model of open files; with a `Survey`, one that computes nothing.
 
@@ -537,6 +541,7 @@ def build_model(
         parameters: Their tensors.
         ledger: Records the use of each tensor and key.
         llama: The class of a llama, or what makes one.
+        bert: The same of an encoder.
 
     Raises:
         ModelNotSupported: For a model that refllm does not compute.
@@ -553,10 +558,10 @@ def build_model(
         return LlamaModel(path, network, tokenizer, template)
     config = bert_config(weights, ledger=ledger)
     sentence = sentence_config(weights, n_embd=config.n_embd, ledger=ledger)
-    bert = Bert(config, parameters)
+    encoder = bert(config, parameters)
     _account_for_tensors(weights, parameters, ledger)
-    _check_fit(tokenizer, bert.n_vocab, path)
-    return BertModel(path, bert, tokenizer, sentence)
+    _check_fit(tokenizer, encoder.n_vocab, path)
+    return BertModel(path, encoder, tokenizer, sentence)
 
 
 def _account_for_tensors(weights: Weights, parameters: Parameters, ledger: Ledger) -> None:

@@ -10,11 +10,9 @@ T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +20,12 @@ from numpy.typing import NDArray
 from refllm.errors import LlmRuntimeError
 from refllm.jit.compile import Missing, stand_in
 from refllm.jit.disk_cache import keeps_kernels
-from refllm.jit.first_compilation import IN_BACKGROUND
-from refllm.jit.workers import COMPILE_HERE, Workers, may_start_workers
+from refllm.jit.workers import COMPILE_HERE
 from refllm.kernels import math64
 from refllm.kernels.topk import topk
 from refllm.llama import Llama, LlamaConfig, Segment
 from refllm.models import numpy_llama
-from refllm.models.compiling import Step, missing_of_llama
+from refllm.models.compiling import Compilation, Step, missing_of_llama
 from refllm.models.numpy_llama import DecodedParameters
 from refllm.parameters import Parameters
 from refllm.tap import Tap, ignore
@@ -44,8 +41,6 @@ MAX_PRODUCTS = 250_000_000  # three seconds for a prompt
 # A text usually has no more tokens than this; those beyond may need another kernel for attention.
 USUAL_TOKENS = 128
 
-logger = logging.getLogger("refllm.kernels")
-
 
 class StartingLlama(Llama):
     """A llama that starts without compiled kernels, and then is a `Llama`."""
@@ -56,9 +51,9 @@ class StartingLlama(Llama):
         self._parameters = p
         self._n_weights = sum(math.prod(tensor.shape) for tensor in p.tensors.values())
         self._is_in_numpy = p.numerics == "exact" and self._n_weights <= MAX_WEIGHTS
+        self._compilation = Compilation(p.path, p.numerics)
         self._is_first_step = True
-        self._workers: Workers | None = None
-        self._started: set[Path] = set()  # what they compile
+        self._sizes: set[tuple[int, int]] = set()  # of the steps whose kernels are there
         self._awaited: list[Missing] = []
         decoded = DecodedParameters(
             p.path, p.tensors, asked=p.asked, others=p.others, spelling=p.spelling
@@ -67,7 +62,7 @@ class StartingLlama(Llama):
         if not self._is_in_numpy:
             # The processes compile while this one packs the weights.
             self._start([(1, 1)])
-            self._wait(missing_of_llama(config, p, []))
+            self._compilation.wait(missing_of_llama(config, p, []))
             super().__init__(config, p)
 
     def logits(self, hidden: Floats, *, tap: Tap = ignore) -> Floats:
@@ -83,17 +78,30 @@ class StartingLlama(Llama):
 
     def _layers(self, segments: Sequence[Segment], tap: Tap) -> Floats:
         """Return `result_norm` [T, D]; as `Llama._layers`."""
+        n_tokens = sum(len(segment.token_ids) for segment in segments)
+        n_before = max(segment.cache.length for segment in segments)
+        size = (n_tokens.bit_length(), (n_before + n_tokens).bit_length())
         if self._is_first_step:
             self._is_first_step = False
-            n_tokens = sum(len(segment.token_ids) for segment in segments)
-            self._start_first_step(n_tokens, segments[0].cache.length)
+            self._start_first_step(n_tokens, n_before)
+            self._sizes |= set() if self._is_in_numpy else {size}
         # NumPy computes one sequence, and shows no intermediate values.
-        if self._is_in_numpy and (tap is not ignore or len(segments) > 1 or self._is_compiled()):
+        if self._is_in_numpy and (
+            tap is not ignore
+            or len(segments) > 1
+            or n_tokens * self._n_weights > MAX_PRODUCTS
+            or self._is_compiled()
+        ):
             self._use_kernels()
         if self._is_in_numpy:
             return numpy_llama.hidden(self, segments[0])
+        # Kernels are chosen by the amount of work, and the first step has asked for those of one
+        # token. A size in between may need another one, which this process then compiles.
+        if n_tokens > 1 and size not in self._sizes:
+            self._sizes.add(size)
+            self._start([(n_tokens, n_before)])
         if self._awaited:
-            self._wait(self._awaited)
+            self._compilation.wait(self._awaited)
             self._awaited = []
         return super()._layers(segments, tap)
 
@@ -125,40 +133,21 @@ class StartingLlama(Llama):
         p, later = self._parameters, later or []
         self._awaited = missing_of_llama(self.config, p, steps)
         missing = [*self._awaited, *missing_of_llama(self.config, p, later)]
-        new = {each.path for each in missing} - self._started
-        if not new or not may_start_workers(missing, os.environ):
-            return
-        arguments = {
-            "path": str(p.path),
-            "numerics": p.numerics,
-            "steps": steps,
-            "later": later,
-            "is_in_background": self._is_in_numpy,
-        }
-        function = "refllm.models.compiling:compile_steps"
-        try:
-            self._workers = Workers(
-                function, arguments, n_kernels=len(new), is_in_background=self._is_in_numpy
-            )
-        except OSError:  # this process compiles each kernel at its first call
-            return
-        self._started |= new
-        what = "compiling %d kernels in %d processes (first run only)"
-        background = {IN_BACKGROUND: self._is_in_numpy}
-        logger.info(what, len(new), len(self._workers), extra=background)
+        self._compilation.start(
+            missing,
+            "compile_steps",
+            steps=steps,
+            later=later,
+            is_in_background=self._is_in_numpy,
+        )
 
     def _is_compiled(self) -> bool:
         """Return whether processes have compiled the kernels of the next step."""
         return keeps_kernels() and all(each.is_kept for each in self._awaited)
 
-    def _wait(self, kernels: Sequence[Missing]) -> None:
-        """Wait for kernels, or until no process compiles any more."""
-        if self._workers is not None and not self._workers.wait_for(kernels):
-            self._workers = None
-
     def _use_kernels(self) -> None:
         """Change to the kernels: pack the weights, and compute every later step with kernels."""
-        self._wait(self._awaited)
+        self._compilation.wait(self._awaited)
         stand_in(math64.softmax, None)
         stand_in(topk, None)
         self._is_in_numpy = False

@@ -22,6 +22,7 @@ import uvicorn
 
 from refllm.checkpoints.chat_renderer import default_renderer
 from refllm.errors import InvalidInput, LlmError
+from refllm.jit.workers import stop_workers
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -118,6 +119,7 @@ def serve(
     server = _Server(config, ready, exit_codes)
     asyncio.run(server.serve(sockets=[bound]))
     server.last_resort.cancel()
+    stop_workers()
     if server.error is not None:
         raise server.error
     if not server.has_started:
@@ -195,6 +197,7 @@ class _Server(uvicorn.Server):
 
     def end_at_once(self) -> None:
         """End this process without waiting for its threads."""
+        stop_workers()
         default_renderer.close()  # while this process lives, its children's time is limited
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

@@ -16,7 +16,9 @@ from filelock import FileLock, Timeout
 
 from refllm.cli import waiting
 from refllm.cli.waiting import announce_compiling, loading_bar
+from refllm.testing.server_process import running_server
 from tests.conftest import HUNG_SECONDS
+from tests.support import client
 from tests.support.client import eventually
 from tests.support.commands import HEEDING
 
@@ -236,9 +238,11 @@ def test_a_first_answer_is_the_later_ones_and_its_kernels_are_compiled_after_it(
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_ends_the_processes_that_compile(tmp_path: Path) -> None:
-    int8 = ("--numerics", "int8")  # waits for its kernels
-    command = [sys.executable, "-c", HEEDING, *INFER, *int8]
+@pytest.mark.parametrize(
+    "words", [(*INFER, "--numerics", "int8"), ("embed", "tiny-embed", "A cat.")], ids=" ".join
+)
+def test_ctrl_c_ends_the_processes_that_compile(words: tuple[str, ...], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HEEDING, *words]  # waits for its kernels
     process = subprocess.Popen(
         command, env=with_cache(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -246,6 +250,46 @@ def test_ctrl_c_ends_the_processes_that_compile(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=HUNG_SECONDS)
     assert (process.returncode, output) == (130, b"")
+    assert not is_being_compiled(tmp_path)
+
+
+COMPILED_HERE = """
+import logging
+compiled = logging.FileHandler("compiled.log", delay=True)
+compiled.addFilter(lambda record: record.module == "disk_cache")
+logging.getLogger("refllm.kernels").addHandler(compiled)
+"""
+"""The start of a program that lists the kernels that its process compiles."""
+
+
+@pytest.mark.slow
+def test_the_first_vector_waits_for_processes_that_compile_what_it_needs(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", COMPILED_HERE + HEEDING, "embed", "tiny-embed", "A cat."]
+    runs = [
+        subprocess.run(
+            command,
+            env={**with_cache(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=HUNG_SECONDS,
+        )
+        for _ in range(2)
+    ]
+    assert [run.stderr.count("\n") for run in runs] == [1, 0]
+    assert runs[0].stdout == runs[1].stdout
+    assert len(list(tmp_path.glob("cache/*/*.claim"))) > 5
+    assert not (tmp_path / "compiled.log").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM for a process")
+def test_a_server_answers_meanwhile_and_ends_the_processes_that_compile(tmp_path: Path) -> None:
+    body = {"model": "tiny-chat", "prompt": "Once upon a time", "max_tokens": 3}
+    with running_server(environment=with_cache(tmp_path)) as server:
+        assert client.ask(server.url, "/v1/completions", body).status == 200
+        eventually(lambda: is_being_compiled(tmp_path))
     assert not is_being_compiled(tmp_path)
 
 

@@ -22,7 +22,7 @@ from refllm.jit.compile import Missing, stand_in
 from refllm.kernels import math64
 from refllm.kernels.topk import topk
 from refllm.llama import Llama, Segment
-from refllm.models import numpy_llama, starting_llama
+from refllm.models import compiling, numpy_llama, starting_llama
 from refllm.models.bundled import ROOT
 from refllm.models.load import LlamaModel, load_path
 from refllm.models.numpy_llama import DecodedParameters, decoded, sums_of_products
@@ -159,7 +159,7 @@ class Processes:
     ) -> Processes:
         assert function.endswith("compile_steps")
         assert n_kernels > 0
-        assert arguments["is_in_background"] == is_in_background
+        assert arguments.get("is_in_background", False) == is_in_background
         self.started.append(arguments)
         return self
 
@@ -179,7 +179,7 @@ def processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Proce
     folder.mkdir()
     kernel = Missing("refllm.kernels.linear.gemv", folder / "gemv.nbc", None, ())
     monkeypatch.setattr(Missing, "is_kept", property(lambda _: stub.is_done))
-    monkeypatch.setattr(starting_llama, "Workers", stub)
+    monkeypatch.setattr(compiling, "Workers", stub)
     monkeypatch.setattr(starting_llama, "missing_of_llama", lambda *_: [kernel])
     monkeypatch.delenv("REFLLM_COMPILE", raising=False)
     yield stub
@@ -221,7 +221,7 @@ def test_a_large_llama_waits_for_its_kernels(
     engine = LocalEngine(compiles_apart=True, roots=[ROOT])
     assert text_of(engine) == text_of(LocalEngine(roots=[ROOT]))
     assert processes.is_done
-    assert not processes.started[0]["is_in_background"]
+    assert "is_in_background" not in processes.started[0]
 
 
 def test_a_long_prompt_waits_for_its_kernels(
