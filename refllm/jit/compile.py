@@ -71,6 +71,7 @@ __all__ = [
     "both",
     "elementary",
     "inner",
+    "is_single",
     "jit",
     "n_threads",
     "parallel_jit",
@@ -123,8 +124,7 @@ class Both(Generic[F]):
         """Return the faster one for this much work, counted as `SERIAL_WORK` is."""
         if _calling.recorder is not None and _calling.recorder.every_form:
             return cast(F, self._call_each)
-        is_small = work < SERIAL_WORK or _calling.n_threads == 1
-        return self.serial if is_small else self.parallel
+        return self.serial if work < SERIAL_WORK or is_single() else self.parallel
 
     def _call_each(self, *arguments: object) -> None:
         self.serial(*arguments)
@@ -275,6 +275,11 @@ def use_threads(n_threads: int | None) -> None:
 def n_threads() -> int:
     """Return the number of threads that the calling thread's kernels run on."""
     return min(numba.get_num_threads(), _default_threads())
+
+
+def is_single() -> bool:
+    """Return whether `use_threads(1)` chose one thread for the calling thread's kernels."""
+    return _calling.n_threads == 1 and not _calling.is_sharing
 
 
 @cache

@@ -23,7 +23,7 @@ from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import Weights, open_weights
 from refllm.checkpoints.sentence_config import sentence_config
 from refllm.files.accounting.ledger import Ledger
-from refllm.jit.compile import Missing, recorded
+from refllm.jit.compile import Missing, is_single, recorded, use_threads
 from refllm.jit.first_compilation import IN_BACKGROUND
 from refllm.jit.workers import Workers, compile_all, largest_first, may_start_workers
 from refllm.kernels.elementwise import gelu
@@ -89,7 +89,14 @@ class Compilation:
         new = {each.path for each in missing} - self._started
         if not new or not may_start_workers(missing, os.environ):
             return
-        task = {"path": str(self._path), "numerics": self._numerics, **arguments}
+        # The processes look for the kernels again, and have to find the same forms of them.
+        n_threads = 1 if is_single() else None
+        task = {
+            "path": str(self._path),
+            "numerics": self._numerics,
+            "n_threads": n_threads,
+            **arguments,
+        }
         if is_in_background:
             task["is_in_background"] = True
         try:
@@ -211,9 +218,11 @@ def compile_steps(
     steps: list[Step],
     later: list[Step],
     *,
+    n_threads: int | None,
     is_in_background: bool = False,
 ) -> None:
     """Compile what a llama needs for these steps, then for later ones: a process's whole work."""
+    use_threads(n_threads)
     missing = missing_of_model(Path(path), numerics, steps)
     first = {each.path for each in missing}
     others = missing_of_model(Path(path), numerics, later)
@@ -222,8 +231,9 @@ def compile_steps(
     compile_all(kernels, is_in_background=is_in_background)
 
 
-def compile_texts(path: str, numerics: str, lengths: list[int]) -> None:
+def compile_texts(path: str, numerics: str, lengths: list[int], *, n_threads: int | None) -> None:
     """Compile what an encoder needs for texts of these lengths: a process's whole work."""
+    use_threads(n_threads)
     missing = _missing_of_encoder(open_weights(Path(path)), numerics, [lengths])
     compile_all(largest_first(missing), is_in_background=False)
 

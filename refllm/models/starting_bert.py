@@ -9,13 +9,14 @@ T tokens, K width of a text's vector.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refllm.bert import Activation, Bert, BertConfig
-from refllm.jit.compile import Missing, recorded
+from refllm.jit.compile import Missing, is_single, recorded
 from refllm.kernels.elementwise import gelu
 from refllm.models.compiling import Compilation, ShapedParameters, result_of
 from refllm.parameters import Parameters
@@ -35,7 +36,9 @@ class StartingBert(Bert):
         p = parameters
         self._parameters = p
         self._compilation = Compilation(p.path, p.numerics)
-        self._sizes: set[tuple[int, int]] = set()  # of the groups of texts whose kernels are there
+        self._lock = threading.Lock()
+        # Of the groups of texts whose kernels are there, as in `embed`.
+        self._sizes: set[tuple[bool, int, int]] = set()
         shaped = ShapedParameters(
             p.path, p.tensors, p.numerics, asked=p.asked, others=p.others, spelling=p.spelling
         )
@@ -61,10 +64,11 @@ class StartingBert(Bert):
         lengths = [len(token_ids) for token_ids in texts]
         # Kernels are chosen by the amount of work. A size in between may need another one, which
         # this process then compiles.
-        size = (sum(lengths).bit_length(), max(lengths).bit_length())
-        if size not in self._sizes:
-            self._sizes.add(size)
-            self._compile(lengths, head, activation)
+        size = (is_single(), sum(lengths).bit_length(), max(lengths).bit_length())
+        with self._lock:  # several threads can compute texts
+            if size not in self._sizes:
+                self._compile(lengths, head, activation)
+                self._sizes.add(size)
         return super().embed(texts, head=head, n_prompt=n_prompt, activation=activation, tap=tap)
 
     def _compile(self, lengths: list[int], head: SentenceHead, activation: Activation) -> None:

@@ -95,6 +95,16 @@ def test_texts_of_another_size_wait_for_their_own_kernels(
     assert processes.is_done
 
 
+@pytest.mark.parametrize(("threads", "told"), [(1, 1), (None, None)])
+def test_processes_compile_the_forms_for_the_number_of_threads(
+    threads: int | None, told: int | None, processes: Processes
+) -> None:
+    LocalEngine(compiles_apart=True, roots=[ROOT], threads=threads).generate_embeddings(
+        "tiny-embed", TEXTS
+    )
+    assert [arguments["n_threads"] for _, arguments in processes.started] == [told]
+
+
 def test_no_process_is_started_where_the_environment_forbids_it(
     processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
