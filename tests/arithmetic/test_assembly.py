@@ -1,5 +1,7 @@
 """Fused multiply-adds are in the machine code where the rule says so, and nowhere else.
 
+So are the dot products of ARM64, which is compiled for, but not run.
+
 A dispatcher from the disk cache has no assembly to show, so kernels are compiled here once more,
 with the options that `refllm.jit.compile` gave them.
 """
@@ -20,6 +22,7 @@ from numba import float32, float64, int64, types, uint8
 from numpy.typing import NDArray
 
 from refllm.jit.compile import jit
+from refllm.jit.cpu import SDOT_CPUS
 from refllm.kernels import math64
 from refllm.kernels.linear import Algorithm, _kernel
 from refllm.kernels.simd.lanes import fma, load_f32, splat, store, zeros
@@ -109,6 +112,50 @@ def test_the_powers_of_a_draw_are_multiplied_and_added_and_never_fused() -> None
     text = assembly(math64.exp, (float64[::1],))
     assert MULTIPLIED_DOUBLES.search(text)
     assert FUSED.findall(text) == []
+
+
+# The dot product of `refllm.kernels.simd.ints` as another CPU's LLVM compiles it.
+DOT_PRODUCT_FOR_ARM64 = """
+import sys
+import llvmlite.binding as llvm
+from llvmlite import ir
+from refllm.jit import cpu
+triple, name = "aarch64-unknown-linux-gnu", sys.argv[1]
+cpu.CPU = cpu.described(triple, name, "")
+from refllm.kernels.simd import ints
+module = ir.Module()
+kind = ir.FunctionType(ints.INTS, [ints.INTS] * 3)
+builder = ir.IRBuilder(ir.Function(module, kind, "dot").append_basic_block())
+builder.ret(ints._add_quads(builder, *builder.function.args))
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+machine = llvm.Target.from_triple(triple).create_target_machine(cpu=name, opt=3)
+print(machine.emit_assembly(llvm.parse_assembly(str(module))))
+"""
+
+
+def dot_product_for_arm64(cpu: str) -> list[str]:
+    """The instructions' names."""
+    done = subprocess.run(
+        [sys.executable, "-c", DOT_PRODUCT_FOR_ARM64, cpu],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return re.findall(r"^\t([a-z]\w*)", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("cpu", sorted(SDOT_CPUS))
+def test_on_arm64_with_dot_products_of_bytes_four_products_are_one_instruction(cpu: str) -> None:
+    assert dot_product_for_arm64(cpu) == ["sdot", "ret"]
+
+
+def test_on_arm64_without_them_bytes_are_spread_and_multiplied() -> None:
+    instructions = dot_product_for_arm64("cortex-a72")
+    assert "sdot" not in instructions
+    assert "smull" in instructions
 
 
 def assembly_of_two_models(cpu: str, cache: Path) -> str:

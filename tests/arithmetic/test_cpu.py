@@ -15,6 +15,7 @@ AVX_VNNI = Cpu(registers=16, float_lanes=8, has_vnni=True, shuffles_bytes=True)
 AVX512 = Cpu(registers=32, float_lanes=16)
 AVX512_VNNI = Cpu(registers=32, float_lanes=16, has_vnni=True, shuffles_bytes=True)
 NEON = Cpu(registers=32, float_lanes=4)
+NEON_SDOT = Cpu(registers=32, float_lanes=4, has_sdot=True)
 
 BY_NAME = {
     "x86-64": BASELINE,
@@ -46,10 +47,15 @@ def test_features_decide_the_width_for_an_unknown_cpu_name(features: str) -> Non
 
 
 def test_a_cpu_that_is_not_x86_has_registers_of_128_bits() -> None:
-    assert described("aarch64-unknown-linux-gnu", "neoverse-n1", "+neon") == NEON
+    assert described("aarch64-unknown-linux-gnu", "cortex-a72", "+neon") == NEON
 
 
-@pytest.mark.parametrize("cpu", [BASELINE, HALF_AVX2, AVX2, AVX512, NEON, CPU])
+@pytest.mark.parametrize(("name", "features"), [("neoverse-n1", ""), ("tomorrow", "+dotprod")])
+def test_a_name_or_a_feature_says_that_arm64_has_sdot(name: str, features: str) -> None:
+    assert described("aarch64-unknown-linux-gnu", name, features) == NEON_SDOT
+
+
+@pytest.mark.parametrize("cpu", [BASELINE, HALF_AVX2, AVX2, AVX512, NEON, NEON_SDOT, CPU])
 def test_a_tile_leaves_room_for_weights_and_products(cpu: Cpu) -> None:
     registers = cpu.panel_lanes // cpu.float_lanes
     assert cpu.tile_rows(cpu.panel_lanes) * registers + registers + 2 <= cpu.registers

@@ -18,7 +18,7 @@ bytes with weights are together by fours, so that one load gives a quad:
 Why an offset: the dot product takes unsigned weights (`refllm.kernels.simd.ints`). It computes
 Σ(w + offset)·a, which is offset·Σa too large. Σa is computed when the activations are quantized, so
 sums start at −offset·Σa instead of 0. Where the CPU's instruction takes signed bytes,
-`signed_quads` gives w itself.
+`signed_quads` gives w itself or, in Q3_K, w − 4: its offset is −4.
 
 Layouts and letters are drawn in `refllm.ggml.blocks` and `refllm.ggml.superblocks`.
 """
@@ -26,7 +26,7 @@ Layouts and letters are drawn in `refllm.ggml.blocks` and `refllm.ggml.superbloc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -141,10 +141,41 @@ def two_bits(panel: Bytes, at: int, first: int, j: int) -> Lanes:
     return part(panel, at, first + 32 * (j >> 5) + 4 * (j & 7), 2 * ((j >> 3) & 3), BITS_1_0)
 
 
+# Q2_K and Q3_K are decoded with their scales, as bytes that need no other factor, or without: a
+# pair of 16 bits holds more of these products, and the scale is multiplied when it becomes 32 bits.
+
+
+@inner
+def q2_k_unscaled(panel: Bytes, at: int, j: int) -> Lanes:
+    """Two bits."""
+    return two_bits(panel, at, 20, j)
+
+
+@inner
+def q2_k_scale(panel: Bytes, at: int, g: int) -> Lanes:
+    """`sc` of group g of 16."""
+    return field(panel, at, 4 + g, 0, 15)
+
+
+@inner
+def q3_k_unscaled(panel: Bytes, at: int, j: int) -> Lanes:
+    """Three bits: 4 more than what the group's scale is multiplied with."""
+    third = part(panel, at, 14 + 4 * (j & 7), j >> 3, BIT_0)
+    return field_above(two_bits(panel, at, 46, j), third, 2)
+
+
+@inner
+def q3_k_scale(panel: Bytes, at: int, g: int) -> Lanes:
+    """`sc` − 32 of group g of 16."""
+    low = field(panel, at, g & 7, 4 * (g >> 3), 15)
+    high = field(panel, at, 8 + (g & 3), 2 * (g >> 2), 3)
+    return field_above(low, high, 4) - splat_int(np.int32(32))
+
+
 @inner
 def q2_k(panel: Bytes, at: int, j: int) -> Lanes:
     """sc · two bits, w: at most 45, so a lane's multiplication is one of each byte."""
-    return two_bits(panel, at, 20, j) * field(panel, at, 4 + (j >> 2), 0, 15)
+    return q2_k_unscaled(panel, at, j) * q2_k_scale(panel, at, j >> 2)
 
 
 @inner
@@ -154,14 +185,15 @@ def q3_k(panel: Bytes, at: int, j: int) -> Lanes:
     As (sc − 32)·(three bits) + (124 − 4·(sc − 32)), both terms for whole lanes. A negative byte of
     the product borrows from the byte above, but the sum is bytes again: what was borrowed is back.
     """
-    g = j >> 2
-    low = field(panel, at, g & 7, 4 * (g >> 3), 15)
-    high = field(panel, at, 8 + (g & 3), 2 * (g >> 2), 3)
-    scale = field_above(low, high, 4) - splat_int(np.int32(32))
-    third = part(panel, at, 14 + 4 * (j & 7), j >> 3, BIT_0)
-    three_bits = field_above(two_bits(panel, at, 46, j), third, 2)
+    scale, three_bits = q3_k_scale(panel, at, j >> 2), q3_k_unscaled(panel, at, j)
     rest = splat_int(np.int32(124)) - (scale << splat_int(np.int32(2)))
     return scale * three_bits + rest * splat_int(BIT_0)
+
+
+@inner
+def q3_k_signed(panel: Bytes, at: int, j: int) -> Lanes:
+    """(sc − 32)·(three bits − 4) − 4: between −128 and 124; `q3_k` less 128."""
+    return q3_k(panel, at, j) ^ splat_int(BIT_7)
 
 
 @inner
@@ -269,12 +301,17 @@ class AsIntegers:
         order: The file's bytes in the panel's order, where that is another; all other places are
             those in the panel.
         largest: The largest unsigned weight.
+        offset: What the quads' bytes are too large by.
+        signed_quads: The quads as signed bytes, where the largest unsigned weight is none.
+        signed_offset: What these are too large by.
         d_at: Where d begins.
         m_at: Where m begins.
         groups: How many parts of a block have a scale; 1 where there is only d.
         minima: How many parts of a block have a v.
         strands: How many quads share the same bytes.
         stride: The distance between these, in quads.
+        unscaled: The format with small weights and a scale for each group, where `quads` are
+            weights times scales.
     """
 
     fields: tuple[int, ...]
@@ -282,8 +319,9 @@ class AsIntegers:
     quads: Callable[..., Lanes]
     finish: Callable[..., Lanes] = times_both
     largest: int = 255
-    signed_quads: Callable[..., Lanes] | None = None
     offset: int = 0
+    signed_quads: Callable[..., Lanes] | None = None
+    signed_offset: int = 0
     d_at: int = 0
     m_at: int = 0
     groups: int = 1
@@ -292,6 +330,7 @@ class AsIntegers:
     minimum: Callable[..., Lanes] = one
     strands: int = 2
     stride: int = 4
+    unscaled: AsIntegers | None = None
 
 
 # Scales and minima come before quads, so that a block is read from beginning to end.
@@ -322,6 +361,31 @@ WITH_6_BITS: dict[str, Any] = {
     "stride": 8,
 }
 
+Q2_K = AsIntegers(
+    fields=16 * BYTE + 16 * QUAD + 2 * HALF,
+    quads=q2_k,
+    largest=45,
+    finish=less_minima,
+    order=Q2_K_ORDER,
+    d_at=0,
+    m_at=2,
+    minima=16,
+    minimum=q2_k_minimum,
+    strands=4,
+    stride=8,
+)
+Q3_K = AsIntegers(
+    fields=24 * QUAD + 12 * BYTE + HALF,
+    quads=q3_k,
+    offset=124,
+    signed_quads=q3_k_signed,
+    signed_offset=-4,
+    order=Q3_K_ORDER,
+    d_at=12,
+    strands=4,
+    stride=8,
+)
+
 FORMATS_AS_INTEGERS: Mapping[str, AsIntegers] = MappingProxyType(
     {
         "Q8_0": AsIntegers(
@@ -343,27 +407,15 @@ FORMATS_AS_INTEGERS: Mapping[str, AsIntegers] = MappingProxyType(
         "IQ4_NL": AsIntegers(
             fields=HALF + 4 * QUAD, quads=iq4_nl, signed_quads=iq4_nl_signed, offset=128
         ),
-        "Q2_K": AsIntegers(
-            fields=16 * BYTE + 16 * QUAD + 2 * HALF,
-            quads=q2_k,
-            largest=45,
-            finish=less_minima,
-            order=Q2_K_ORDER,
-            d_at=0,
-            m_at=2,
-            minima=16,
-            minimum=q2_k_minimum,
-            strands=4,
-            stride=8,
+        "Q2_K": replace(
+            Q2_K,
+            unscaled=replace(Q2_K, quads=q2_k_unscaled, largest=3, groups=16, scale=q2_k_scale),
         ),
-        "Q3_K": AsIntegers(
-            fields=24 * QUAD + 12 * BYTE + HALF,
-            quads=q3_k,
-            offset=124,
-            order=Q3_K_ORDER,
-            d_at=12,
-            strands=4,
-            stride=8,
+        "Q3_K": replace(
+            Q3_K,
+            unscaled=replace(
+                Q3_K, quads=q3_k_unscaled, largest=7, offset=4, groups=16, scale=q3_k_scale
+            ),
         ),
         "Q4_K": AsIntegers(
             fields=2 * HALF + 12 * BYTE + 32 * QUAD, quads=q4_k, largest=15, **WITH_6_BITS

@@ -23,11 +23,13 @@ from refllm.jit.buffers import Floats
 from refllm.jit.compile import inner
 from refllm.kernels.simd.lanes import BYTE, FLOAT, INT, address, constant, in_every_lane
 
-__all__ = ["Activations", "quantize_q8_0", "quantize_q8_k", "zero_activations"]
+__all__ = ["WIDE_ORDER", "Activations", "quantize_q8_0", "quantize_q8_k", "zero_activations"]
 
 Step = Callable[[ir.IRBuilder, ir.Value], ir.Value]
 
 INFINITY = np.int32(0x7F800000)
+# The columns of a quad in the order that they have as int16: bytes at even places come first.
+WIDE_ORDER = (0, 2, 1, 3)
 
 
 class Activations(NamedTuple):
@@ -37,7 +39,7 @@ class Activations(NamedTuple):
     next blocks.
     """
 
-    q: NDArray[np.int8]  # [B, T, D / B]
+    q: NDArray[Any]  # [B, T, D / B], int8, or int16 with each quad as columns 0, 2, 1, 3
     d: Floats  # [B, T]
     s: Floats  # [B, T], d times the sum of a block's q, for blocks of 32
     starts: NDArray[np.int32]  # [B, T, runs], −offset times the sum of a run's q
@@ -45,11 +47,11 @@ class Activations(NamedTuple):
 
 
 def zero_activations(
-    n_rows: int, n_blocks: int, *, block_size: int, runs: int, minima: int
+    n_rows: int, n_blocks: int, *, block_size: int, runs: int, minima: int, is_wide: bool
 ) -> Activations:
-    """Return rows of zeros."""
+    """Return rows of zeros, int16 if `is_wide`."""
     return Activations(
-        np.zeros((n_blocks, n_rows, block_size), np.int8),
+        np.zeros((n_blocks, n_rows, block_size), np.int16 if is_wide else np.int8),
         np.zeros((n_blocks, n_rows), np.float32),
         np.zeros((n_blocks, n_rows), np.float32),
         np.zeros((n_blocks, n_rows, runs), np.int32),
@@ -90,9 +92,9 @@ def _max_bits(n: int, change: Step) -> Any:
 
 
 def _rounded(n: int, round_: Step) -> Any:
-    """An intrinsic (x, byte offset, factor, q, byte offset) → the sum of n numbers q.
+    """An intrinsic (x, byte offset, factor, q, place) → the sum of n numbers q.
 
-    It writes these numbers: x · factor, rounded.
+    It writes these numbers: x · factor, rounded. The place counts numbers.
     """
 
     def typed(
@@ -105,14 +107,21 @@ def _rounded(n: int, round_: Step) -> Any:
     ) -> Any:
         def emit(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
             x, start, factor, q, target = values
-            floats, bytes_ = ir.VectorType(FLOAT, n), ir.VectorType(BYTE, n)
+            element = ir.IntType(signature.args[3].dtype.bitwidth)
+            floats, stored = ir.VectorType(FLOAT, n), ir.VectorType(element, n)
             source = address(context, builder, signature.args[0], x, start, floats)
             scaled = builder.fmul(
                 builder.load(source, align=4), in_every_lane(builder, factor, floats)
             )
             numbers = round_(builder, scaled)
-            place = address(context, builder, signature.args[3], q, target, bytes_)
-            builder.store(builder.trunc(numbers, bytes_), place, align=1)
+            target = builder.mul(target, ir.Constant(target.type, element.width // 8))
+            place = address(context, builder, signature.args[3], q, target, stored)
+            narrow = builder.trunc(numbers, stored)
+            if element != BYTE:
+                order = [quad + column for quad in range(0, n, 4) for column in WIDE_ORDER]
+                places = ir.Constant(ir.VectorType(INT, n), order)
+                narrow = builder.shuffle_vector(narrow, narrow, places)
+            builder.store(narrow, place, align=1)
             return _reduced(builder, "add", numbers)
 
         return types.int32(x, types.intp, types.float32, q, types.intp), emit

@@ -10,14 +10,17 @@ of its row, a *quad*:
 
 `dot_quads` is that step. On CPUs with AVX-512 VNNI or AVX-VNNI it is one instruction, `vpdpbusd`,
 and the reason why one side is unsigned; `refllm.kernels.int8.blocks` makes signed weights unsigned
-without changing the result. On other CPUs even and odd bytes are spread to 16 bits and
-multiplied there (`pmaddwd`). Neither rounds nor saturates, so the integers are the same.
+without changing the result. ARM64 has `sdot`, for signed bytes on both sides. On other CPUs even
+and odd bytes are spread to 16 bits and multiplied there (`pmaddwd`): *words*, for many rows both
+sides once (`even_bytes`, `odd_bytes`). None of them rounds or saturates, so the integers are the
+same.
 
 AVX2 without VNNI has half of the step (`vpmaddubsw`): the lane's first two products are added up
 in its lower 16 bits, the other two in its upper 16 bits, a *pair* of sums. Where weights are small,
 so that 16 bits are enough, several quads' products are added up there (`add_products`), and
 `dot_pairs` brings the sums to 32 bits, multiplied with a scale on the way. Weights that need all
-eight bits are passed with their sign (`add_signed_products`): 2·128·127 is less than 2^15.
+eight bits are passed with their sign (`add_signed_products`): 2·128·127 is less than 2^15. The sign
+moves to the activation, because `psignb` makes −128 of −(−128); no activation is −128.
 
 Many rows of activations are taken several at a time (`refllm.kernels.simd.rows`).
 """
@@ -41,6 +44,7 @@ from refllm.kernels.simd.lanes import (
     REGISTERS,
     WIDTH,
     WORD,
+    Build,
     Kind,
     address,
     as_value,
@@ -50,24 +54,20 @@ from refllm.kernels.simd.lanes import (
     operation,
     zeros_of,
 )
-from refllm.kernels.simd.rows import load_rows_of, splat_rows_of
 
 __all__ = [
-    "ROWS",
     "add_products",
     "add_signed_products",
     "byte_table",
     "dot_pairs",
     "dot_quads",
-    "load_rows",
+    "even_bytes",
+    "less_halves",
+    "odd_bytes",
     "splat_bytes",
-    "splat_bytes_rows",
-    "splat_rows",
+    "times_halves",
     "zero_int",
-    "zero_rows",
 ]
-
-ROWS = CPU.integer_tile_rows
 
 # A register as halves and as bytes.
 HALVES = ir.VectorType(WORD, 2 * WIDTH)
@@ -75,6 +75,7 @@ BYTES = ir.VectorType(BYTE, 4 * WIDTH)
 
 # LLVM's names of instructions on registers with so many lanes.
 DOT_PRODUCTS = {16: "llvm.x86.avx512.vpdpbusd.512", 8: "llvm.x86.avx512.vpdpbusd.256"}
+SIGNED_DOT_PRODUCT = "llvm.aarch64.neon.sdot.v4i32.v16i8"
 PAIR_PRODUCTS = {8: "llvm.x86.avx2.pmadd.ub.sw", 4: "llvm.x86.ssse3.pmadd.ub.sw.128"}
 SIGNS = {8: "llvm.x86.avx2.psign.b", 4: "llvm.x86.ssse3.psign.b.128"}
 SHUFFLES = {
@@ -87,10 +88,6 @@ SHUFFLES = {
 # Moving
 
 zero_int = zeros_of("i32")
-zero_rows = zeros_of("i32", ROWS)
-splat_bytes_rows = splat_rows_of("i32", ROWS)
-splat_rows = splat_rows_of("f32", ROWS)
-load_rows = load_rows_of(ROWS)
 
 
 def _splat_bytes(_typing: Any, array: types.Array, _offset: Any) -> Any:
@@ -128,10 +125,14 @@ def _add_pairs(builder: ir.IRBuilder, total: ir.Value, x: ir.Value, y: ir.Value)
 
 
 def _add_quads(builder: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: ir.Value) -> ir.Value:
-    """total + the four products of weights' unsigned bytes with x's signed ones."""
+    """total + the four products of weights' bytes (unsigned; signed for `sdot`) and x's signed ones."""
     if CPU.has_vnni:
         instruction = declared(builder, DOT_PRODUCTS[WIDTH], INTS, (INTS, INTS, INTS))
         return builder.call(instruction, [total, weights, x])
+    if CPU.has_sdot:
+        instruction = declared(builder, SIGNED_DOT_PRODUCT, INTS, (INTS, BYTES, BYTES))
+        in_bytes = [builder.bitcast(value, BYTES) for value in (weights, x)]
+        return builder.call(instruction, [total, *in_bytes])
     weights, x = builder.bitcast(weights, HALVES), builder.bitcast(x, HALVES)
     eight = constant(HALVES, 8)
     even = (
@@ -162,9 +163,30 @@ def _add_signed_products(
     return _add_products(builder, pairs, magnitudes, builder.call(signs, [x, weights]))
 
 
+def _even_bytes(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """Each lane's signed bytes 0 and 2, 16 bits wide."""
+    eight = constant(HALVES, 8)
+    low = builder.shl(builder.bitcast(x, HALVES), eight)
+    return builder.bitcast(builder.ashr(low, eight), INTS)
+
+
+def _odd_bytes(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """Each lane's signed bytes 1 and 3, 16 bits wide."""
+    return builder.bitcast(builder.ashr(builder.bitcast(x, HALVES), constant(HALVES, 8)), INTS)
+
+
+def _in_halves(build: Build) -> Build:
+    """Return `build` for the 16-bit halves of a register's lanes."""
+    return lambda b, x, y: b.bitcast(build(b, b.bitcast(x, HALVES), b.bitcast(y, HALVES)), INTS)
+
+
 THREE_INTS: tuple[Kind, ...] = ("i32", "i32", "i32")
 dot_pairs = operation("i32", THREE_INTS, _add_pairs)
 dot_quads = operation("i32", THREE_INTS, _add_quads)
+even_bytes = operation("i32", ("i32",), _even_bytes)
+odd_bytes = operation("i32", ("i32",), _odd_bytes)
+times_halves = operation("i32", ("i32", "i32"), _in_halves(lambda b, x, y: b.mul(x, y)))
+less_halves = operation("i32", ("i32", "i32"), _in_halves(lambda b, x, y: b.sub(x, y)))
 add_products = operation("i32", THREE_INTS, _add_products)
 add_signed_products = operation("i32", THREE_INTS, _add_signed_products)
 

@@ -66,6 +66,7 @@ __all__ = [
     "REGISTERS",
     "WIDTH",
     "WORD",
+    "Build",
     "Kind",
     "Vector",
     "address",
