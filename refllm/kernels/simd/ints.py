@@ -125,7 +125,7 @@ def _add_pairs(builder: ir.IRBuilder, total: ir.Value, x: ir.Value, y: ir.Value)
 
 
 def _add_quads(builder: ir.IRBuilder, total: ir.Value, weights: ir.Value, x: ir.Value) -> ir.Value:
-    """total + the four products of weights' bytes (unsigned; signed for `sdot`) and x's signed ones."""
+    """total + the products of weights' unsigned bytes, signed for `sdot`, with x's signed ones."""
     if CPU.has_vnni:
         instruction = declared(builder, DOT_PRODUCTS[WIDTH], INTS, (INTS, INTS, INTS))
         return builder.call(instruction, [total, weights, x])
