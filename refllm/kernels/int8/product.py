@@ -157,8 +157,9 @@ def _plan(format_name: str, *, is_gemv: bool) -> Plan:
     fourth generation shared with others, so only numbers of one line can be compared):
 
     - Q8_0, 60 rows: words 62, pairs of signed products 56. Both need four instructions for 32
-      products, but words two less of those that multiply. 4 rows in a tile instead of 6: the same.
-      With one row, weights would have to be widened each time: pairs.
+      products; on Intel's CPUs three of the pairs' and two of the words' share the two units that
+      multiply. 4 rows in a tile instead of 6: the same. With one row, weights would have to be
+      widened each time: pairs.
     - Q6_K, 64 rows: pairs 66 to 68, words 52.
     - Q3_K and Q2_K, 64 rows: pairs with the scales apart 78 and 77; scales within the weights, so
       that Q3_K's need all eight bits, 39 and 74. One row: 16.6 and 30 beside 6.6 and 24.
