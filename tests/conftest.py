@@ -50,6 +50,18 @@ QUICK_FILES = frozenset(
         *("weights_safetensors",),
     )
 )
+# The files that take longest, with those of `-m "slow or network"`, longest first: of several
+# processes none is left with a long file when the rest have ended.
+LONG_FILES = tuple(
+    f"test_{name}.py"
+    for name in (
+        *("bits", "site", "conform_suite", "roles", "wasm_guests", "conform_itself", "cli_kernels"),
+        *("startup", "server_load", "server_schema", "attack_all", "int8", "golden_text"),
+        *("conform_mutants", "docs", "benchmarks", "conform_naive_backends", "docs_learn"),
+        *("doctests", "docs_models", "conform_profiles", "accounting", "cli_process"),
+        *("docs_testing", "pytest_plugin", "assembly", "kernels_memory", "conform_http", "fma"),
+    )
+)
 HUNG_SECONDS = 600
 """After which something that must end counts as hung, however busy the machine is."""
 
@@ -69,7 +81,7 @@ settings.load_profile("refllm")
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by the marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its folder, and as network or quick where it is."""
+    """Mark each test with its folder, and as network or quick where it is; sort by `LONG_FILES`."""
     for item in items:
         item.add_marker(item.path.parent.name)
         if "minilm_dir" in getattr(item, "fixturenames", ()):
@@ -77,6 +89,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         is_long = item.get_closest_marker("network") or item.get_closest_marker("slow")
         if item.path.name in QUICK_FILES and not is_long:
             item.add_marker("quick")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {name: place for place, name in enumerate(LONG_FILES)}
+        items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 class _Compilations(logging.Handler):
@@ -105,6 +120,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     The first run of the tests compiles for minutes.
     """
+    if hasattr(config.option, "loadscopereorder"):  # pytest-xdist's --loadscope-reorder
+        config.option.loadscopereorder = False  # by numbers of tests; see `LONG_FILES`
     for folder in sorted(path for path in (PROJECT / "tests").iterdir() if path.is_dir()):
         config.addinivalue_line("markers", f"{folder.name}: the tests in tests/{folder.name}")
     kernels = logging.getLogger("refllm.kernels")

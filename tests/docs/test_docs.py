@@ -19,7 +19,7 @@ from refllm.checkpoints.config import llama_config
 from refllm.checkpoints.open import open_weights
 from refllm.llama import Llama, Segment
 from refllm.parameters import Parameters
-from tests.conftest import PROJECT, QUICK_FILES
+from tests.conftest import LONG_FILES, PROJECT, QUICK_FILES
 from tests.support.pages import BLOCK, COMMAND, blocks, matches, run, user_environment
 
 README = (PROJECT / "README.md").read_text("utf-8")
@@ -91,6 +91,10 @@ def test_the_readme_names_the_quick_tests_and_their_files_are_there() -> None:
     assert "`pytest -m quick`" in README
     assert "pytest -m quick" in (PROJECT / "justfile").read_text("utf-8")
     assert {path.name for path in (PROJECT / "tests").rglob("test_*.py")} >= QUICK_FILES
+
+
+def test_the_files_that_processes_begin_with_are_there() -> None:
+    assert {path.name for path in (PROJECT / "tests").rglob("test_*.py")} >= set(LONG_FILES)
 
 
 def test_a_test_of_a_quick_file_is_quick_unless_it_fetches_something() -> None:
