@@ -52,11 +52,12 @@ class Python:
     def _environment(self) -> Path:
         environment = KEPT / f"environment-{_hash(repr(self.packages).encode())}"
         finished = environment / "finished"
-        if not finished.exists():
-            venv.create(environment, clear=True, with_pip=True)
-            python = environment / BIN / "python"
-            _run_or_skip([python, "-m", "pip", "install", "-q", *self.packages], environment)
-            finished.touch()
+        with _turn(environment):
+            if not finished.exists():
+                venv.create(environment, clear=True, with_pip=True)
+                python = environment / BIN / "python"
+                _run_or_skip([python, "-m", "pip", "install", "-q", *self.packages], environment)
+                finished.touch()
         return environment
 
 
@@ -105,9 +106,7 @@ def component(guest: str) -> Path:
     sources = HERE / guest
     recipe = GUESTS[guest]
     kept = KEPT / f"{guest}-{_hash(repr(recipe).encode(), *_contents(sources))}.wasm"
-    KEPT.mkdir(parents=True, exist_ok=True)
-    # Test runs beside this one take turns, so that one of them builds and the others find.
-    with FileLock(KEPT / "build.lock", timeout=15 * MINUTES):
+    with _turn(kept):
         if not kept.exists():
             with TemporaryDirectory(dir=KEPT, ignore_cleanup_errors=True) as folder:
                 unwanted = shutil.ignore_patterns("__pycache__")
@@ -115,6 +114,12 @@ def component(guest: str) -> Path:
                 recipe.build(Path(folder))
                 Path(folder, COMPONENT).replace(kept)
     return kept
+
+
+def _turn(made: Path) -> FileLock:
+    """A lock for what is made: of the processes that need it, one makes it and the others wait."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    return FileLock(made.with_suffix(".lock"), timeout=15 * MINUTES)
 
 
 def _contents(sources: Path) -> list[bytes]:
