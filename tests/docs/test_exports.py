@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,13 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {name_of(path): ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
+PATHS = {name_of(path): path for path in PACKAGE.rglob("*.py")}
+
+
+@pytest.fixture(scope="module")
+def modules() -> Mapping[str, ast.Module]:
+    """Each module's syntax tree by the module's name."""
+    return {name: ast.parse(path.read_text("utf-8")) for name, path in PATHS.items()}
 
 
 def exported(module: ast.Module) -> set[str] | None:
@@ -49,26 +55,26 @@ def defined(module: ast.Module) -> set[str]:
     return names
 
 
-def imported_from() -> dict[str, set[str]]:
+@pytest.fixture(scope="module")
+def imported(modules: Mapping[str, ast.Module]) -> Mapping[str, set[str]]:
     """The names that the package imports from each of its modules."""
-    names: dict[str, set[str]] = defaultdict(set)
-    for module in MODULES.values():
+    names: dict[str, set[str]] = {name: set() for name in modules}
+    for module in modules.values():
         for node in ast.walk(module):
-            if isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            if isinstance(node, ast.ImportFrom) and node.module and node.module in modules:
                 names[node.module] |= {alias.name for alias in node.names}
     return names
 
 
-IMPORTED = imported_from()
-
-
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_all_of_a_module_has_every_imported_name_and_only_defined_ones(name: str) -> None:
-    names = exported(MODULES[name])
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_all_of_a_module_has_every_imported_name_and_only_defined_ones(
+    name: str, modules: Mapping[str, ast.Module], imported: Mapping[str, set[str]]
+) -> None:
+    names = exported(modules[name])
     if names is None:
-        assert not defined(MODULES[name]) - {"annotations"} or name.endswith("__main__")
+        assert not defined(modules[name]) - {"annotations"} or name.endswith("__main__")
         return
-    submodules = {other.rpartition(".")[2] for other in MODULES if other.startswith(f"{name}.")}
-    assert IMPORTED[name] - names - submodules == set(), "imported elsewhere, and not in __all__"
+    submodules = {other.rpartition(".")[2] for other in modules if other.startswith(f"{name}.")}
+    assert imported[name] - names - submodules == set(), "imported elsewhere, and not in __all__"
     lazy = {"LocalEngine", "BertModel", "LlamaModel", "load"} if name == "refllm" else set()
-    assert names - defined(MODULES[name]) - lazy == set(), "in __all__, and nowhere defined"
+    assert names - defined(modules[name]) - lazy == set(), "in __all__, and nowhere defined"
