@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
+import tests
 from refllm.api import LlmRuntimeError
 from refllm.models.pull import pull
 
@@ -65,14 +65,7 @@ LONG_FILES = tuple(
 HUNG_SECONDS = 600
 """After which something that must end counts as hung, however busy the machine is."""
 
-CACHE = Path(os.environ.get("REFLLM_TEST_CACHE", "~/.cache/refllm-tests")).expanduser()
-
-# Images of containers often forbid bytecode beside the sources (PYTHONDONTWRITEBYTECODE). Tests
-# start hundreds of processes, each of which would compile all modules that it imports again.
-if sys.dont_write_bytecode:
-    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(CACHE / "bytecode")
-    sys.dont_write_bytecode = False
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+CACHE = tests.CACHE
 
 # How long an example takes depends on what else the machine does, and proves nothing.
 settings.register_profile("refllm", deadline=None, suppress_health_check=[HealthCheck.too_slow])
