@@ -31,6 +31,7 @@ from refllm.tokenizer.grammar import Grammar, Matcher
 
 __all__ = [
     "MAX_BATCH_TOKENS",
+    "PROMPT_PIECE",
     "Chunk",
     "Generation",
     "GenerationOptions",

@@ -32,6 +32,7 @@ from refllm.cli import (
     run,
     serve,
     tokenize,
+    trace,
 )
 from refllm.cli.commands import CommandGroup, KernelsGroup, ModelsGroup, add_command
 from refllm.cli.common import run_app
@@ -52,6 +53,7 @@ app = typer.Typer(
 add_command(app, "infer", infer.infer)
 add_command(app, "embed", embed.embed)
 add_command(app, "tokenize", tokenize.tokenize)
+add_command(app, "trace", trace.trace)
 add_command(app, "doctor", doctor.doctor)
 add_command(app, "serve", serve.serve)
 add_command(app, "run", run.run)

@@ -36,9 +36,14 @@ __all__ = [
     "NumericsOption",
     "ProfileOption",
     "PromptCacheOption",
+    "RepeatLastNOption",
+    "RepeatPenaltyOption",
     "SeedOption",
     "StandInsOption",
+    "TemperatureOption",
     "ThreadsOption",
+    "TopKOption",
+    "TopPOption",
     "argument_text",
     "bytes_of",
     "model_of",
@@ -104,6 +109,19 @@ ModelArgument = Annotated[
 ThreadsOption = Annotated[
     int | None,
     typer.Option(help="CPUs to use; no result depends on it.", show_default="all that are free"),
+]
+RepeatPenaltyOption = Annotated[
+    float, typer.Option(help="Divides the logits of recent tokens; 1 is off.")
+]
+RepeatLastNOption = Annotated[
+    int, typer.Option(help="The number of recent tokens to penalize; 0 is off.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option(help="Divides all logits; 0 always takes the likeliest token.")
+]
+TopKOption = Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0 is off.")]
+TopPOption = Annotated[
+    float, typer.Option(help="Sample from the likeliest tokens of this probability; 1 is off.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of the random numbers.")]
 ProfileOption = Annotated[

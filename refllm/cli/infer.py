@@ -16,9 +16,14 @@ from refllm.cli.common import (
     ModelArgument,
     NumericsOption,
     ProfileOption,
+    RepeatLastNOption,
+    RepeatPenaltyOption,
     SeedOption,
     StandInsOption,
+    TemperatureOption,
     ThreadsOption,
+    TopKOption,
+    TopPOption,
     model_of,
     refuse_swapped,
     text_of,
@@ -32,7 +37,7 @@ from refllm.interface import InferencingParams, as_f32
 if TYPE_CHECKING:
     from refllm.generate import Chunk
 
-__all__ = ["infer"]
+__all__ = ["DEFAULT", "infer", "warn_out_of_range"]
 
 DEFAULT = InferencingParams()
 
@@ -51,21 +56,11 @@ def infer(
     max_tokens: Annotated[
         int, typer.Option(help="Stop after this many tokens.")
     ] = DEFAULT.max_tokens,
-    repeat_penalty: Annotated[
-        float, typer.Option(help="Divides the logits of recent tokens; 1 is off.")
-    ] = DEFAULT.repeat_penalty,
-    repeat_last_n: Annotated[
-        int, typer.Option(help="The number of recent tokens to penalize; 0 is off.")
-    ] = DEFAULT.repeat_penalty_last_n_token_count,
-    temperature: Annotated[
-        float, typer.Option(help="Divides all logits; 0 always takes the likeliest token.")
-    ] = DEFAULT.temperature,
-    top_k: Annotated[
-        int, typer.Option(help="Sample from this many likeliest tokens; 0 is off.")
-    ] = DEFAULT.top_k,
-    top_p: Annotated[
-        float, typer.Option(help="Sample from the likeliest tokens of this probability; 1 is off.")
-    ] = DEFAULT.top_p,
+    repeat_penalty: RepeatPenaltyOption = DEFAULT.repeat_penalty,
+    repeat_last_n: RepeatLastNOption = DEFAULT.repeat_penalty_last_n_token_count,
+    temperature: TemperatureOption = DEFAULT.temperature,
+    top_k: TopKOption = DEFAULT.top_k,
+    top_p: TopPOption = DEFAULT.top_p,
     seed: SeedOption = 0,
     profile: ProfileOption = "contract",
     numerics: NumericsOption = "exact",
@@ -89,7 +84,7 @@ def infer(
     )
     refuse_swapped(model, prompt, "infer")
     warn_of_a_file(prompt, f"refllm infer {shlex.quote(model)} - < {shlex.quote(prompt)}")
-    _warn_out_of_range(params)
+    warn_out_of_range(params)
     with loading_bar() as bar, ending_workers():
         engine = engine_of(
             seed=seed,
@@ -115,7 +110,7 @@ def infer(
             _stream(engine.stream(model_of(model), text, params))
 
 
-def _warn_out_of_range(params: InferencingParams) -> None:
+def warn_out_of_range(params: InferencingParams) -> None:
     """Write a line on standard error for each value outside its range, with its effect.
 
     The contract defines the effect, so the result is still the contract's.

@@ -96,15 +96,18 @@ def ending_workers() -> Iterator[None]:
 
 
 @contextmanager
-def loading_bar() -> Iterator[Progress | None]:
+def loading_bar(what: str = "loading") -> Iterator[Progress | None]:
     """Yield the callback for the progress of loading; None if standard error is no terminal.
 
     A bar appears once loading has taken a second, and disappears when the model is loaded.
+
+    Args:
+        what: What the bar shows: "loading" counts bytes, other words count as they say.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
-    bar = _LoadingBar()
+    bar = _LoadingBar(what)
     try:
         yield bar.show
     finally:
@@ -112,7 +115,8 @@ def loading_bar() -> Iterator[Progress | None]:
 
 
 class _LoadingBar:
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._begin = time.monotonic()
         self._bars: Bars | None = None
 
@@ -120,7 +124,7 @@ class _LoadingBar:
         if done == total:
             self.close()
         elif time.monotonic() - self._begin >= PATIENCE_SECONDS:
-            self._bars = self._bars or _started_bars(total)
+            self._bars = self._bars or _started_bars(self._what, total)
             self._bars.update(self._bars.task_ids[0], completed=done, total=total)
 
     def close(self) -> None:
@@ -128,12 +132,19 @@ class _LoadingBar:
             self._bars.stop()
 
 
-def _started_bars(total: int) -> Bars:
+def _started_bars(what: str, total: int) -> Bars:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    counter = DownloadColumn() if what == "loading" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), counter)
     bars = Progress(*columns, console=Console(stderr=True), transient=True)
-    bars.add_task("loading", total=total)
+    bars.add_task(what, total=total)
     bars.start()
     return bars

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from refllm import conform
+from refllm import conform, trace
 from tests.conftest import PROJECT
 from tests.guests.build import SPIN_SDK_3, Python
 from tests.support.pages import BLOCK, COMMAND, FILE, matches, run
@@ -32,6 +32,7 @@ EXECUTED = {
     "serving.md": "test_docs_serving.py",
     "start.md": "test_docs.py",
     "testing.md": "test_docs_testing.py",
+    "trace.md": "test_docs_trace.py",
 }
 """The pages that have commands or programs, and the file of tests that executes them."""
 
@@ -133,9 +134,9 @@ def test_the_page_names_every_environment_variable_of_the_package() -> None:
 
 def test_the_page_names_every_schema() -> None:
     page = (DOCS / "reference" / "schemas.md").read_text("utf-8")
-    folders = [Path(conform.__file__).parent, PROJECT / "golden"]
+    folders = [PROJECT / "golden", *(Path(m.__path__[0]) for m in (conform, trace))]
     schemas = [path for folder in folders for path in folder.rglob("*.schema.json")]
-    assert len(schemas) >= 5
+    assert len(schemas) >= 6
     assert [path.name for path in schemas if f"[{path.name}](" not in page] == []
 
 
