@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from refllm import llama, sampling
 from refllm.api import InferencingParams, InferencingUsage, InvalidInput
 from refllm.conform.case import Group
-from refllm.conform.faults import formulas
 from refllm.conform.faults.embeddings import EMBEDDINGS
 from refllm.conform.faults.faulty_bert import Encoder
 from refllm.conform.faults.faulty_llama import Network
@@ -47,6 +46,7 @@ from refllm.tokenizer.base import TextStream, Tokenizer
 from refllm.tokenizer.gguf_keys import GgufKeys, read_special_ids
 from refllm.tokenizer.sentencepiece import SentencePieceTokenizer
 from refllm.tokenizer.vocabulary import SpecialIds, VocabularyTokenizer
+from refllm.trace.faults import formulas
 
 __all__ = ["MUTANTS", "Mutant", "applied"]
 

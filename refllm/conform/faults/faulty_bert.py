@@ -9,61 +9,30 @@ N texts, T tokens of the longest, D model width, H heads, E head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from refllm.bert import BertConfig
-from refllm.conform.compare.numbers import Doubles
 from refllm.conform.faults.float64_models import Weights
-from refllm.conform.faults.formulas import Mask, attention, gelu, head_scale, layer_norm
+from refllm.trace.faults.bert import Encoder
+from refllm.trace.faults.formulas import Doubles, attention
 
 __all__ = ["Encoder", "embeddings"]
 
 PADDING = 0  # [PAD]
-MIN_LENGTH = 1e-12
-
-
-def mean(x: Doubles, is_real: Mask) -> Doubles:
-    """Return the mean of the real tokens of each text, [N, D], of x [N, T, D], is_real [N, T]."""
-    weights = is_real[..., None]
-    result: Doubles = (x * weights).sum(axis=1) / weights.sum(axis=1)
-    return result
-
-
-def to_length_1(x: Doubles) -> Doubles:
-    """x / max(‖x‖, 1e-12) for each row of x [N, D]."""
-    lengths = np.sqrt((x**2).sum(axis=-1, keepdims=True))
-    return np.asarray(x / np.maximum(lengths, MIN_LENGTH))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoder:
-    """How an encoder does each of its steps; None means as the model's file says.
-
-    `tokens` changes a text's token ids, special ones included. `masks` says whether padding is
-    masked in attention.
-    """
-
-    tokens: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ids
-    masks: bool = True
-    is_causal: bool = False
-    eps: float | None = None
-    norm: Callable[[Doubles, Doubles, Doubles, float], Doubles] = layer_norm
-    activation: Callable[[Doubles], Doubles] = gelu
-    scale: Callable[[int], float] = head_scale
-    pool: Callable[[Doubles, Mask], Doubles] = mean
-    normalize: Callable[[Doubles], Doubles] = to_length_1
-    first_position: int = 0
-    has_positions: bool = True
-    token_type: int | None = 0
-    adds_residual: bool = True
 
 
 def embeddings(
-    weights: Weights[BertConfig], texts: Sequence[Sequence[int]], encoder: Encoder
+    weights: Weights[BertConfig],
+    texts: Sequence[Sequence[int]],
+    encoder: Encoder,
+    *,
+    tap: Callable[[str, Doubles], object] = lambda _name, _value: None,
 ) -> Doubles:
-    """Return the vector of each text, [N, D]; `texts` are token ids, special ones included."""
+    """Return the vector of each text, [N, D]; `tap` is called with llama.cpp's names.
+
+    The texts are token ids, special ones included.
+    """
     e, tensors = encoder, weights.tensors
     eps = weights.config.layer_norm_eps if e.eps is None else e.eps
 
@@ -85,15 +54,32 @@ def embeddings(
         x = x + tensors["token_types.weight"][e.token_type]
     if e.has_positions:
         x = x + tensors["position_embd.weight"][e.first_position :][:longest]
+    tap("inp_embd", x)
     x = norm(x, "token_embd_norm")
+    tap("inp_norm", x)
     for i in range(weights.config.n_layers):
         q, k, v = (
             affine(x, f"blk.{i}.attn_{part}").reshape(*x.shape[:2], weights.config.n_heads, -1)
             for part in "qkv"
         )  # [N, T, H, E]
+        for name, value in (("Qcur", q), ("Kcur", k), ("Vcur", v)):
+            tap(f"{name}-{i}", value)
         mixed = attention(q, k, v, mask, scale=e.scale).reshape(x.shape)
+        tap(f"kqv_out-{i}", mixed)
         attended = affine(mixed, f"blk.{i}.attn_output")
+        tap(f"attn_out-{i}", attended)
         x = norm(x * e.adds_residual + attended, f"blk.{i}.attn_output_norm")
-        down = affine(e.activation(affine(x, f"blk.{i}.ffn_up")), f"blk.{i}.ffn_down")
+        tap(f"ffn_inp-{i}", x)
+        up = affine(x, f"blk.{i}.ffn_up")
+        tap(f"ffn_up-{i}", up)
+        active = e.activation(up)
+        tap(f"ffn_gelu-{i}", active)
+        down = affine(active, f"blk.{i}.ffn_down")
+        tap(f"ffn_out-{i}", down)
         x = norm(x * e.adds_residual + down, f"blk.{i}.layer_output_norm")
-    return e.normalize(e.pool(x, is_real))
+        tap(f"l_out-{i}", x)
+    pooled = e.pool(x, is_real)
+    tap("result_embd_pooled", pooled)
+    result = e.normalize(pooled)
+    tap("result_embd", result)
+    return result

@@ -10,64 +10,33 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from refllm.conform.compare.numbers import Doubles
 from refllm.conform.faults.float64_models import Weights
-from refllm.conform.faults.formulas import (
-    Mask,
-    attention,
-    causal,
-    head_scale,
-    neighboring_heads,
-    rms_norm,
-    rotate,
-    silu,
-)
 from refllm.llama import LlamaConfig
 from refllm.rope import rope_frequencies
+from refllm.trace.faults.formulas import (
+    Doubles,
+    attention_weights,
+    causal,
+    rotate,
+    shared_heads,
+)
+from refllm.trace.faults.llama import Network
 
 __all__ = ["Network", "logits"]
 
-Ints = NDArray[np.int64]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
-    """How a llama does each of its steps; None means as the model's file says.
-
-    `kv_head` gives the key/value head of a query head h, of Hkv, shared by H/Hkv each. `positions`
-    changes the positions 0 … T − 1. `mask` gives [T, S] instead of the causal mask; with one that
-    `looks_ahead` a token's logits depend on later tokens. `renamed` are tensors that are taken for
-    another.
-    """
-
-    eps: float | None = None
-    norm: Callable[[Doubles, Doubles, float], Doubles] = rms_norm
-    last_norm: bool = True
-    rope_base: float | None = None
-    rope_swaps_layout: bool = False
-    rope_sign: int = 1
-    rotates: str = "qk"
-    positions: Callable[[Ints], Ints] = lambda positions: positions
-    scale: Callable[[int], float] = head_scale
-    kv_head: Callable[[int, int, int], int] = neighboring_heads
-    mask: Callable[[int, int], Mask] | None = None
-    looks_ahead: bool = False
-    activation: Callable[[Doubles], Doubles] = silu
-    embedding_scale: Callable[[int], float] = lambda width: 1.0
-    adds_attention: bool = True
-    adds_feed_forward: bool = True
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    transposed: frozenset[str] = frozenset()
-
-
-def logits(weights: Weights[LlamaConfig], token_ids: Sequence[int], network: Network) -> Doubles:
-    """Return the logits after each token, [T, V]."""
+def logits(
+    weights: Weights[LlamaConfig],
+    token_ids: Sequence[int],
+    network: Network,
+    *,
+    tap: Callable[[str, Doubles], object] = lambda _name, _value: None,
+) -> Doubles:
+    """Return the logits after each token, [T, V]; `tap` is called with llama.cpp's names."""
     c, n, n_tokens = weights.config, network, len(token_ids)
 
     def tensor(name: str) -> Doubles:
@@ -90,23 +59,45 @@ def logits(weights: Weights[LlamaConfig], token_ids: Sequence[int], network: Net
     mask = (n.mask or causal)(n_tokens, n_tokens)
     x = weights.tensors["token_embd.weight"][list(token_ids)]  # [T, D]
     x = x * n.embedding_scale(c.n_embd)
+    tap("inp_embd", x)
     for i in range(c.n_layers):
         h = norm(x, f"blk.{i}.attn_norm")
+        tap(f"attn_norm-{i}", h)
         heads = {
             part: (h @ tensor(f"blk.{i}.attn_{part}").T).reshape(n_tokens, -1, c.head_dim)
             for part in "qkv"
         }
+        for part in "qkv":
+            tap(f"{part.upper()}cur-{i}", heads[part])
         for part in n.rotates:
             heads[part] = rotate(heads[part], angles, halves=n.rope_swaps_layout)
         q, k, v = heads.values()
-        mixed = attention(q, k, v, mask, scale=n.scale, kv_head=n.kv_head)  # [T, H, E]
+        tap(f"Qcur-{i}", q)
+        tap(f"Kcur-{i}", k)
+        weights_of_heads = attention_weights(q, k, mask, scale=n.scale, kv_head=n.kv_head)
+        tap(f"kq_soft_max-{i}", weights_of_heads)  # [H, T, S]
+        shared = shared_heads(c.n_heads, c.n_kv_heads, n.kv_head)
+        mixed = np.einsum("hts,she->the", weights_of_heads, v[:, shared])  # [T, H, E]
+        tap(f"kqv_out-{i}", mixed.reshape(n_tokens, -1))
         attended = mixed.reshape(n_tokens, -1) @ tensor(f"blk.{i}.attn_output").T
+        tap(f"attn_out-{i}", attended)
         x = x + attended if n.adds_attention else attended
+        tap(f"ffn_inp-{i}", x)
         h = norm(x, f"blk.{i}.ffn_norm")
-        gated = n.activation(h @ tensor(f"blk.{i}.ffn_gate").T) * (h @ tensor(f"blk.{i}.ffn_up").T)
+        tap(f"ffn_norm-{i}", h)
+        gate, up = h @ tensor(f"blk.{i}.ffn_gate").T, h @ tensor(f"blk.{i}.ffn_up").T
+        tap(f"ffn_gate-{i}", gate)
+        tap(f"ffn_up-{i}", up)
+        gated = n.activation(gate) * up
+        tap(f"ffn_swiglu-{i}", gated)
         down = gated @ tensor(f"blk.{i}.ffn_down").T
+        tap(f"ffn_out-{i}", down)
         x = x + down if n.adds_feed_forward else down
+        tap(f"l_out-{i}", x)
     if n.last_norm:
         x = norm(x, "output_norm")
+    tap("result_norm", x)
     has_output = "output.weight" in weights.tensors
-    return np.asarray(x @ tensor("output" if has_output else "token_embd").T)
+    result = np.asarray(x @ tensor("output" if has_output else "token_embd").T)
+    tap("result_output", result)
+    return result

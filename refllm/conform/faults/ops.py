@@ -18,8 +18,8 @@ from refllm.conform.faults.catalog import Faults, agrees, explained_share
 from refllm.conform.faults.embeddings import EMBEDDINGS
 from refllm.conform.faults.faulty_bert import Encoder
 from refllm.conform.faults.faulty_llama import Network
-from refllm.conform.faults.formulas import attention, causal, layer_norm, rotate, softmax
 from refllm.conform.faults.logits import LOGITS
+from refllm.trace.faults.formulas import attention, causal, layer_norm, rotate, softmax
 
 __all__ = ["OPS", "compute", "inputs"]
 

@@ -23,10 +23,10 @@ from refllm.conform.faults.faulty_writer import (
     would_write_otherwise,
     writes,
 )
-from refllm.conform.faults.formulas import Mask, causal
 from refllm.conform.faults.logits import LOGITS
 from refllm.conform.faults.sampling import SAMPLING
 from refllm.conform.faults.tokenizer import REPLACEMENT, TOKENIZER, without_special_tokens
+from refllm.trace.faults.formulas import Mask, causal
 
 __all__ = ["TEXT", "with_text"]
 

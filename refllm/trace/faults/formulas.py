@@ -14,11 +14,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from refllm.conform.compare.numbers import Doubles
-
 __all__ = [
+    "Doubles",
     "Mask",
     "attention",
+    "attention_weights",
     "causal",
     "gelu",
     "gelu_sigmoid",
@@ -29,11 +29,13 @@ __all__ = [
     "relu",
     "rms_norm",
     "rotate",
+    "shared_heads",
     "sigmoid",
     "silu",
     "softmax",
 ]
 
+Doubles = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _ERFC = np.vectorize(math.erfc, otypes=[np.float64])
@@ -157,8 +159,27 @@ def attention(
     kv_head: Callable[[int, int, int], int] = neighboring_heads,
 ) -> Doubles:
     """softmax(q·k·scale)·v: q [..., T, H, E], k and v [..., S, Hkv, E] → [..., T, H, E]."""
-    n_heads, n_kv_heads = q.shape[-2], k.shape[-2]
-    shared = [kv_head(h, n_kv_heads, n_heads // n_kv_heads) for h in range(n_heads)]
-    scores = np.einsum("...the,...she->...hts", q, k[..., shared, :]) * scale(q.shape[-1])
-    weights = softmax(np.where(mask, scores, -np.inf))
+    weights = attention_weights(q, k, mask, scale=scale, kv_head=kv_head)  # [..., H, T, S]
+    shared = shared_heads(q.shape[-2], v.shape[-2], kv_head)
     return np.asarray(np.einsum("...hts,...she->...the", weights, v[..., shared, :]))
+
+
+def attention_weights(
+    q: Doubles,
+    k: Doubles,
+    mask: Mask | np.bool_,
+    *,
+    scale: Callable[[int], float] = head_scale,
+    kv_head: Callable[[int, int, int], int] = neighboring_heads,
+) -> Doubles:
+    """softmax(q·k·scale): q [..., T, H, E], k [..., S, Hkv, E] → [..., H, T, S]."""
+    shared = shared_heads(q.shape[-2], k.shape[-2], kv_head)
+    scores = np.einsum("...the,...she->...hts", q, k[..., shared, :]) * scale(q.shape[-1])
+    return softmax(np.where(mask, scores, -np.inf))
+
+
+def shared_heads(
+    n_heads: int, n_kv_heads: int, kv_head: Callable[[int, int, int], int] = neighboring_heads
+) -> list[int]:
+    """Return the key/value head of each of H query heads."""
+    return [kv_head(h, n_kv_heads, n_heads // n_kv_heads) for h in range(n_heads)]
