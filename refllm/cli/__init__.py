@@ -23,6 +23,7 @@ import typer
 from refllm import NUMERICS_REVISION, __version__
 from refllm.cli import (
     conform,
+    diff,
     doctor,
     embed,
     export,
@@ -54,6 +55,7 @@ add_command(app, "infer", infer.infer)
 add_command(app, "embed", embed.embed)
 add_command(app, "tokenize", tokenize.tokenize)
 add_command(app, "trace", trace.trace)
+add_command(app, "diff", diff.diff)
 add_command(app, "doctor", doctor.doctor)
 add_command(app, "serve", serve.serve)
 add_command(app, "run", run.run)

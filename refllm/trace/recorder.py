@@ -12,7 +12,7 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ PADDING = 0  # as `refllm.engine` pads the texts of Spin's engine
 
 def record(
     model: str | Path,
-    prompt: str | Sequence[str],
+    prompt: str | Sequence[str] | Sequence[int],
     *,
     to: Path,
     params: InferencingParams | None = None,
@@ -56,7 +56,7 @@ def record(
 
     Args:
         model: A name, or a path.
-        prompt: The text to continue; of an embedding model a text, or several.
+        prompt: The text to continue, or its token ids; of an embedding model a text, or several.
         to: The .safetensors file to write.
         params: The interface's parameters; by default one token is drawn.
         engine: Its models, seed, profile, numerics and threads are used; by default the engine of
@@ -87,12 +87,12 @@ def record(
         loaded = engine.load(model)
         recorder = _Recorder(writer, only, progress)
         if isinstance(loaded, LlamaModel):
-            if not isinstance(prompt, str):
+            if not isinstance(prompt, str) and any(isinstance(each, str) for each in prompt):
                 raise InvalidInput(f"{model} continues one text; give one prompt, not a list")
             params = InferencingParams(max_tokens=1) if params is None else params
-            fields = recorder.infer(engine, loaded, prompt, params)
+            fields = recorder.infer(engine, loaded, cast("str | Sequence[int]", prompt), params)
         else:
-            texts = [prompt] if isinstance(prompt, str) else list(prompt)
+            texts = [prompt] if isinstance(prompt, str) else list(cast("Sequence[str]", prompt))
             fields = recorder.embed(engine, loaded, texts, max_tokens)
         if only and not any(call.values for call in recorder.calls):
             first = [name for name in recorder.names if name.endswith("-0") or "-" not in name]
@@ -145,7 +145,11 @@ class _Recorder:
         self._n_layers = (0, 0)  # computed, all
 
     def infer(
-        self, engine: LocalEngine, llama: LlamaModel, prompt: str, params: InferencingParams
+        self,
+        engine: LocalEngine,
+        llama: LlamaModel,
+        prompt: str | Sequence[int],
+        params: InferencingParams,
     ) -> dict[str, Any]:
         """Compute a prompt and the tokens after it; return the metadata of it."""
         token_ids = llama.prompt_tokens(prompt)
@@ -182,7 +186,14 @@ class _Recorder:
         pieces = tuple(map(tokenizer.piece, ids))
         return {
             "architecture": "llama",
-            "texts": (Text(text=prompt, token_ids=ids, pieces=pieces, n_given=len(token_ids)),),
+            "texts": (
+                Text(
+                    text=prompt if isinstance(prompt, str) else None,
+                    token_ids=ids,
+                    pieces=pieces,
+                    n_given=len(token_ids),
+                ),
+            ),
             "profile": engine.profile,
             "seed": engine.seed,
             "params": asdict(params),

@@ -1,0 +1,156 @@
+"""The two sides of a comparison: a trace's file, or a model that is run now.
+
+run.safetensors        a trace
+tiny-chat              a model's name, or the path of a .gguf file or a folder
+tiny-chat@int8         the model with other numerics
+tiny-chat@spin-local   the model in another profile
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from refllm.engine import LocalEngine
+from refllm.errors import InvalidInput, LlmError
+from refllm.interface import InferencingParams
+from refllm.models.find import default_roots, find_model
+from refllm.models.load import NUMERICS, BertModel
+from refllm.sampling import PROFILES
+from refllm.trace.expected import Formulas, formulas_of
+from refllm.trace.metadata import Metadata
+from refllm.trace.reader import Trace, open_trace
+from refllm.trace.recorder import record
+
+__all__ = ["DEFAULT_PROMPT", "Run", "Side", "formulas_for", "open_side", "side_of"]
+
+DEFAULT_PROMPT = "Once upon a time"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One side of a comparison, as it was asked for.
+
+    Attributes:
+        spec: The argument.
+        trace: The trace's file; None for a model to run.
+        model: The model to run; None for a trace.
+        numerics: The numerics of the run.
+        profile: The profile of the run.
+    """
+
+    spec: str
+    trace: Path | None = None
+    model: str | Path | None = None
+    numerics: str = "exact"
+    profile: str = "contract"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a model that is run now computes, unless the other side is a trace."""
+
+    prompt: str = DEFAULT_PROMPT
+    steps: int = 1
+    threads: int | None = None
+
+
+def side_of(spec: str) -> Side:
+    """Return the side that an argument names.
+
+    Raises:
+        InvalidInput: For an unknown name behind the last "@".
+    """
+    path = Path(spec)
+    if path.is_file() and path.suffix != ".gguf":
+        return Side(spec=spec, trace=path)
+    if path.suffix == ".safetensors":
+        raise InvalidInput(
+            f"{spec}: no such file; to make it: refllm trace MODEL PROMPT --to {spec}"
+        )
+    model, at, how = spec.rpartition("@")
+    if not at or path.exists():
+        return Side(spec=spec, model=_model(spec))
+    if how in NUMERICS:
+        return Side(spec=spec, model=_model(model), numerics=how)
+    if how in PROFILES:
+        return Side(spec=spec, model=_model(model), profile=how)
+    known = ", ".join([*NUMERICS, *sorted(PROFILES)])
+    raise InvalidInput(f"{spec}: behind @ is one of {known}; got {how!r:.80}")
+
+
+def open_side(
+    side: Side,
+    *,
+    like: Metadata | None,
+    run: Run,
+    folder: Path,
+    progress: Callable[[int, int], object] | None = None,
+) -> Trace:
+    """Return the trace of a side, which is made in `folder` if the side is a model.
+
+    Args:
+        side: The side.
+        like: The metadata of the other side, if that is a trace: the run has its texts, its
+            parameters and its number of drawn tokens.
+        run: What to compute otherwise.
+        folder: Where to make the trace.
+        progress: As `record`.
+
+    Raises:
+        InvalidInput: As `record` and `open_trace`, which raise the other errors, too.
+    """
+    if side.trace is not None:
+        return open_trace(side.trace)
+    assert side.model is not None
+    seed = (like.seed if like is not None else None) or 0
+    engine = LocalEngine(
+        seed=seed, profile=side.profile, numerics=side.numerics, threads=run.threads
+    )
+    params = InferencingParams(max_tokens=run.steps)
+    prompt: str | list[str] | list[int] = run.prompt
+    if like is not None:
+        known = {each.name for each in fields(InferencingParams)}
+        text = like.texts[0]
+        prompt = list(text.token_ids[: text.n_given]) if text.text is None else text.text
+        asked = {name: value for name, value in like.params.items() if name in known}
+        greedy = InferencingParams(
+            max_tokens=max(1, len(text.token_ids) - text.n_given), temperature=0, repeat_penalty=1
+        )
+        params = InferencingParams(**asked) if asked else greedy  # type: ignore[arg-type]
+        if isinstance(engine.load(side.model), BertModel):
+            texts = [each.text for each in like.texts]
+            prompt = [each for each in texts if each is not None]
+            if len(prompt) < len(texts):
+                raise InvalidInput(
+                    f"the trace has token ids without a text, and {side.spec} reads text"
+                )
+    to = folder / f"{len(list(folder.iterdir()))}.safetensors"
+    return record(side.model, prompt, to=to, params=params, engine=engine, progress=progress)
+
+
+def formulas_for(metadata: Metadata, model: str | Path | None = None) -> Formulas | None:
+    """Return the formulas of a trace's model; None if it is not here.
+
+    Args:
+        metadata: The trace's.
+        model: Another name or path of the model; its errors are raised.
+    """
+    if model is not None:
+        return formulas_of(_path(model))
+    try:
+        return formulas_of(_path(_model(metadata.model)))
+    except LlmError:
+        return None
+
+
+def _path(model: str | Path) -> Path:
+    return model if isinstance(model, Path) else find_model(model, default_roots())
+
+
+def _model(text: str) -> str | Path:
+    """Return a model's name, or its path."""
+    looks_like_path = text.endswith(".gguf") or "/" in text or os.sep in text or Path(text).exists()
+    return Path(text) if looks_like_path else text

@@ -1,0 +1,99 @@
+"""`refllm diff`: its sides, what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from refllm.trace import open_trace
+from refllm.trace.faults.llama import NETWORK_FAULTS
+from tests.support.commands import answer, refllm
+from tests.support.planted import planted_llama
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("run") / "run.safetensors"
+    answer("trace", "tiny-chat", "Once upon a time", "--to", file)
+    return file
+
+
+def planted(name: str, run: Path, to: Path) -> Path:
+    fault = next(fault for fault in NETWORK_FAULTS if fault.name == name)
+    trace = open_trace(run)
+    planted_llama(to, trace.metadata.texts[0].token_ids[:5], fault.network)
+    return to
+
+
+def test_numerics_differ_at_the_first_product() -> None:
+    result = refllm("diff", "tiny-chat", "tiny-chat@int8")
+    assert result.exit_code == 1
+    assert "numerics: exact in A, int8 in B" in result.stdout
+    assert "First difference: Qcur-0, layer 0, the prompt" in result.stdout
+    assert "products of int8 (exactly): Activations are quantized" in result.stdout
+
+
+def test_a_profile_alone_differs_in_nothing() -> None:
+    result = refllm("diff", "tiny-chat", "tiny-chat@spin-local")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "profile: contract in A, spin-local in B" in result.stdout
+    assert "67 values: 67 are equal in every bit, 0 are not\nNo difference\n" in result.stdout
+
+
+def test_a_model_is_run_with_the_text_of_the_trace(run: Path) -> None:
+    for sides in ((run, "tiny-chat"), ("tiny-chat", run)):
+        output = answer("diff", *sides)
+        assert "67 values: 67 are equal in every bit" in output
+
+
+def test_a_model_is_run_with_the_token_ids_of_a_trace_without_text(
+    run: Path, tmp_path: Path
+) -> None:
+    other = planted("RoPE missing", run, tmp_path / "b.safetensors")
+    result = refllm("diff", other, "tiny-chat")
+    assert result.exit_code == 1
+    assert "A does not follow from its inputs" in result.stdout
+
+
+def test_a_planted_fault_is_named_as_text_json_and_html(run: Path, tmp_path: Path) -> None:
+    other = planted("GQA heads by modulo", run, tmp_path / "b.safetensors")
+    page = tmp_path / "diff.html"
+    result = refllm("diff", run, other, "--json", "--html", page)
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert found["first"]["name"] == "kq_soft_max-0"
+    assert found["first"]["causes"][0]["name"] == "GQA heads by modulo"
+    assert found["is_different"] is True
+    text = page.read_text("utf-8")
+    assert "GQA heads by modulo (exactly)" in text
+    assert text.count('class="bar"') == 5
+    assert not re.search(r'(src|href)="', text)
+    assert str(other) in text
+
+
+def test_a_bert_is_compared_by_its_vectors() -> None:
+    result = refllm("diff", "tiny-embed", "tiny-embed@spin-local", "--prompt", "A cat sat.")
+    assert result.exit_code == 1
+    assert "First difference: ffn_gelu-0, layer 0, text 0" in result.stdout
+    assert "tanh GELU (exactly)" in result.stdout
+
+
+def test_wrong_sides_are_refused(run: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "absent.safetensors"
+    wrong = tmp_path / "wrong"
+    wrong.write_text("no trace")
+    for sides, code, words in (
+        (("tiny-chat", "tiny-chat@int4"), 1, "behind @ is one of exact, int8, contract"),
+        (("tiny-chat", absent), 1, "no such file; to make it: refllm trace MODEL PROMPT"),
+        (("tiny-chat", wrong), 1, f"{wrong}: is no trace"),
+        (("tiny-chat", "no-such-model"), 1, "no-such-model"),
+        ((run, run, "--prompt", "x"), 2, "both are traces"),
+        ((run, "tiny-chat", "--steps", "2"), 2, "the prompt and the steps of the trace"),
+        (("tiny-chat",), 2, "Missing argument"),
+    ):
+        result = refllm("diff", *sides)
+        assert result.exit_code == code
+        assert words in " ".join(result.stderr.replace("│", "").split())
