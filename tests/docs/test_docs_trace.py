@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 from tests.conftest import PROJECT
 from tests.support.pages import COMMAND, blocks, matches, run, user_environment
+from tools.record_traces import FAULTS, FOLDER
 
 PAGE = (PROJECT / "docs" / "trace.md").read_text("utf-8")
+RECORDED = {
+    "modulo.safetensors": FOLDER / "transformers" / "GQA-heads-by-modulo.safetensors",
+    "llama-cpp.safetensors": FOLDER / "llama.cpp" / "right.safetensors",
+}
+"""The traces of the page, which need other engines."""
 
 
 def test_the_commands_print_what_the_page_shows_and_its_program_runs(tmp_path: Path) -> None:
     environment = user_environment(tmp_path)
-    for command, shown in COMMAND.findall("".join(blocks("console", PAGE))):
-        assert matches(shown, run(command, tmp_path, environment))
+    for name, recorded in RECORDED.items():
+        shutil.copyfile(recorded, tmp_path / name)
+    commands = COMMAND.findall("".join(blocks("console", PAGE)))
+    assert len(commands) == 4
+    for command, shown in commands:
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert matches(shown, done.stdout), done.stdout + done.stderr
+        assert done.returncode == ("First difference" in shown)
     [program] = blocks("python", PAGE)
     run([sys.executable, "-c", program], tmp_path, environment)
+
+
+def test_the_page_names_the_program_of_each_engine() -> None:
+    for engine in FAULTS:
+        name = f"trace_{engine.replace('.', '_')}.py"
+        assert f"](harnesses/{name})" in PAGE
+        assert (PROJECT / "docs" / "harnesses" / name).is_file()
+
+
+def test_the_export_for_transformers_is_as_the_page_shows(tmp_path: Path) -> None:
+    export, trace = blocks("sh", PAGE)[0].splitlines()
+    run(export, tmp_path, user_environment(tmp_path))
+    assert (tmp_path / trace.split()[2] / "config.json").is_file()

@@ -1,0 +1,257 @@
+"""Plant faults in copies of the harnesses of docs/harnesses/, and record what `refllm diff` needs.
+
+    python -m tools.record_traces transformers PYTHON
+    python -m tools.record_traces llama.cpp PYTHON --only "BOS missing"
+
+PYTHON is an interpreter that has the engine. For each fault a copy of the harness gets one line
+more, in place of its comment, and its trace of tiny-chat is written to tests/support/traces/, cut
+after the first value that the fault changes. "right" is a trace without a fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from refllm.export import export, quantize
+from refllm.models.find import default_roots, find_model
+from refllm.trace import Trace, open_trace
+from refllm.trace.expected import layer_of
+from refllm.trace.metadata import METADATA_KEY
+from refllm.trace.writer import array_file
+
+__all__ = ["FAULTS", "FOLDER", "PROMPT", "STEPS", "Planted"]
+
+PROJECT = Path(__file__).resolve().parent.parent
+FOLDER = PROJECT / "tests" / "support" / "traces"
+HERE = "# A fault is planted here in the tests of refllm diff."
+PROMPT, STEPS = "Once upon", 2
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A fault in a copy of a harness.
+
+    Attributes:
+        line: The line of Python that makes it.
+        value: The first value that it changes; "" for a fault of the tokens.
+        call: The call in which it changes it first.
+        weights: What it does to the tensors of a copy of the model, by name, in place.
+        epsilon: The epsilon of RMSNorm in a copy of the model.
+    """
+
+    line: str
+    value: str
+    call: int = 0
+    weights: Callable[[Mapping[str, NDArray[np.float32]]], object] | None = None
+    epsilon: float | None = None
+
+
+EACH = "for layer in model.model.layers: "
+
+Tensors = Mapping[str, NDArray[np.float32]]
+
+
+def _each(change: Callable[[Tensors, str], object]) -> Callable[[Tensors], None]:
+    """Return a change of all layers, made of one of the layer whose tensors begin so."""
+
+    def change_all(tensors: Tensors) -> None:
+        for prefix in sorted({name[: name.index(".", 4)] for name in tensors if "blk." in name}):
+            change(tensors, prefix)
+
+    return change_all
+
+
+def _exchange(one: str, other: str) -> Callable[[Tensors], None]:
+    def exchange(tensors: Tensors, prefix: str) -> None:
+        a, b = (tensors[f"{prefix}.{name}.weight"] for name in (one, other))
+        a[...], b[...] = b.copy(), a.copy()
+
+    return _each(exchange)
+
+
+def _transpose(name: str) -> Callable[[Tensors], None]:
+    def transpose(tensors: Tensors, prefix: str) -> None:
+        matrix = tensors[f"{prefix}.{name}.weight"]
+        matrix[...] = matrix.T.copy()
+
+    return _each(transpose)
+
+
+def _norm(change: Callable[[NDArray[np.float32]], object]) -> Callable[[Tensors], None]:
+    return _each(lambda tensors, prefix: change(tensors[f"{prefix}.attn_norm.weight"]))
+
+
+FAULTS: Mapping[str, Mapping[str, Planted]] = {
+    "llama.cpp": {
+        "BOS missing": Planted("ids = ids[1:]", ""),
+        "RoPE base 500000": Planted("params.rope_freq_base = 500000.0", "Qcur-0#2"),
+        "RoPE base 1000000": Planted("params.rope_freq_base = 1000000.0", "Qcur-0#2"),
+        "RoPE backwards": Planted("params.rope_freq_scale = -1.0", "Qcur-0#2"),
+        "causal mask missing": Planted("params.attention_type = 1", "kq_soft_max-0"),
+        "RMSNorm epsilon 1e-06": Planted("", "attn_norm-0", epsilon=1e-6),
+        "RMSNorm epsilon 1e-12": Planted("", "attn_norm-0", epsilon=1e-12),
+        "RMSNorm without weight": Planted(
+            "", "attn_norm-0", weights=_norm(lambda weight: weight.fill(1.0))
+        ),
+        "RMSNorm weight from one": Planted(
+            "", "attn_norm-0", weights=_norm(lambda weight: np.add(weight, 1.0, out=weight))
+        ),
+        "norms exchanged": Planted("", "attn_norm-0", weights=_exchange("attn_norm", "ffn_norm")),
+        "gate and up exchanged": Planted("", "ffn_gate-0", weights=_exchange("ffn_gate", "ffn_up")),
+        "attn_output transposed": Planted("", "attn_out-0", weights=_transpose("attn_output")),
+        "attn_q transposed": Planted("", "Qcur-0", weights=_transpose("attn_q")),
+        "embeddings scaled": Planted(
+            "",
+            "inp_embd",
+            weights=lambda t: np.multiply(t["token_embd.weight"], 16.0, out=t["token_embd.weight"]),
+        ),
+    },
+    "transformers": {
+        "BOS missing": Planted("ids = ids[1:]", ""),
+        "RMSNorm epsilon 1e-06": Planted(
+            f"{EACH}layer.input_layernorm.variance_epsilon = 1e-6", "attn_norm-0"
+        ),
+        "RMSNorm without weight": Planted(
+            f"{EACH}layer.input_layernorm.weight.data.fill_(1.0)", "attn_norm-0"
+        ),
+        "RMSNorm weight from one": Planted(
+            f"{EACH}layer.input_layernorm.weight.data.add_(1.0)", "attn_norm-0"
+        ),
+        "embeddings scaled": Planted(
+            "model.model.embed_tokens.register_forward_hook(lambda _m, _i, out: out * 16)",
+            "inp_embd",
+        ),
+        "RoPE base 500000": Planted(
+            "model.model.rotary_emb.inv_freq = 500000.0 ** (-torch.arange(0, 32, 2) / 32)",
+            "Qcur-0#2",
+        ),
+        "RoPE backwards": Planted("model.model.rotary_emb.inv_freq.neg_()", "Qcur-0#2"),
+        "RoPE missing": Planted("model.model.rotary_emb.inv_freq.zero_()", "Qcur-0#2"),
+        "scores not scaled": Planted(f"{EACH}layer.self_attn.scaling = 1.0", "kq_soft_max-0"),
+        "GQA heads by modulo": Planted(
+            "modeling_llama.repeat_kv = lambda x, n: x.repeat(1, n, 1, 1)", "kq_soft_max-0"
+        ),
+        "causal mask missing": Planted(
+            "modeling_llama.create_causal_mask = lambda **_named: None", "kq_soft_max-0"
+        ),
+        "attn_output transposed": Planted(
+            f"{EACH}layer.self_attn.o_proj.weight.data = "
+            "layer.self_attn.o_proj.weight.data.T.contiguous()",
+            "attn_out-0",
+        ),
+        "gate and up exchanged": Planted(
+            f"{EACH}layer.mlp.gate_proj, layer.mlp.up_proj = layer.mlp.up_proj, "
+            "layer.mlp.gate_proj",
+            "ffn_gate-0",
+        ),
+        "GELU for SiLU": Planted(f"{EACH}layer.mlp.act_fn = torch.nn.GELU()", "ffn_swiglu-0"),
+        "sigmoid for SiLU": Planted(f"{EACH}layer.mlp.act_fn = torch.nn.Sigmoid()", "ffn_swiglu-0"),
+        "position one too small": Planted(
+            "turn = model.model.rotary_emb.forward; model.model.rotary_emb.forward = "
+            "lambda x, position_ids: turn(x, position_ids - int(position_ids.shape[1] == 1))",
+            "Qcur-0#2",
+            call=1,
+        ),
+    },
+}
+"""By engine and the fault's name in the catalogue of `refllm.trace.faults`."""
+
+
+def main() -> None:
+    """Record the traces of one engine."""
+    parser = argparse.ArgumentParser(description="Record traces of other engines.")
+    parser.add_argument("engine", choices=sorted(FAULTS))
+    parser.add_argument("python", help="an interpreter that has the engine")
+    parser.add_argument("--only", action="append", metavar="FAULT", help="this one; repeatable")
+    arguments = parser.parse_args()
+    engine = arguments.engine
+    to = FOLDER / engine
+    to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model = _model(engine, Path(folder))
+        script = PROJECT / "docs" / "harnesses" / f"trace_{engine.replace('.', '_')}.py"
+        text = script.read_text("utf-8")
+        assert text.count(HERE) == 1
+        for name, planted in {"right": Planted("", ""), **FAULTS[engine]}.items():
+            if arguments.only and name not in arguments.only:
+                continue
+            changed = _changed(model, planted)
+            copy = Path(folder, "planted_harness.py")
+            copy.write_text(text.replace(HERE, planted.line), "utf-8")
+            made = Path(folder, "made.safetensors")
+            command = [arguments.python, copy, changed, PROMPT, made, "--steps", str(STEPS)]
+            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            file = to / f"{name.replace(' ', '-')}.safetensors"
+            _cut(open_trace(made), planted, file)
+            sys.stdout.write(f"{file.relative_to(PROJECT)}: {file.stat().st_size:,} bytes\n")
+
+
+def _model(engine: str, folder: Path) -> Path:
+    """Make tiny-chat in float32 for the engine, and return its path."""
+    path = find_model("tiny-chat", default_roots())
+    if engine == "transformers":
+        return export(path, to=folder, name="tiny-chat", layout="hf")
+    file = folder / "tiny-chat.gguf"
+    quantize(path, file, type_name="F32")
+    return file
+
+
+def _changed(model: Path, planted: Planted) -> Path:
+    """Return the model, or a copy with the fault's weights and epsilon."""
+    if planted.weights is None and planted.epsilon is None:
+        return model
+    copy = model.with_name("changed.gguf")
+    shutil.copyfile(model, copy)
+    reader = gguf.GGUFReader(copy, "r+")
+    if planted.epsilon is not None:
+        field = reader.fields["llama.attention.layer_norm_rms_epsilon"]
+        field.parts[field.data[0]][0] = planted.epsilon
+    if planted.weights is not None:
+        planted.weights({tensor.name: tensor.data for tensor in reader.tensors})
+    reader.data.flush()
+    return copy
+
+
+def _cut(trace: Trace, planted: Planted, to: Path) -> None:
+    """Write the values of the layers and calls up to the first one that is changed."""
+    calls = []
+    arrays: dict[str, NDArray[np.float32]] = {}
+    for i, call in enumerate(trace.metadata.calls[: planted.call + 1]):
+        names = list(call.values)
+        if planted.value:
+            last = names.index(planted.value)
+            names = names[: last + 1] if i == planted.call else names
+            names = [name for name in names if layer_of(name)[1] <= layer_of(planted.value)[1]]
+        elif planted.line:  # the tokens differ
+            names = names[:1]
+        calls.append(
+            type(call)(
+                text=call.text, first=call.first, n_tokens=call.n_tokens, values=tuple(names)
+            )
+        )
+        arrays |= {f"calls/{i}/{name}": trace.value(name, i) for name in names}
+    with array_file(to, overwrite=True) as writer:
+        for key, array in arrays.items():
+            writer.add(key, array)
+        fields = {
+            name: getattr(trace.metadata, name)
+            for name in ("program", "architecture", "numerics", "texts")
+        }
+        metadata = type(trace.metadata)(calls=tuple(calls), model="tiny-chat", **fields)
+        writer.metadata = {METADATA_KEY: metadata.to_json()}
+
+
+if __name__ == "__main__":
+    main()
