@@ -139,6 +139,13 @@ FAULTS: Mapping[str, Mapping[str, Planted]] = {
         ),
         "RoPE backwards": Planted("model.model.rotary_emb.inv_freq.neg_()", "Qcur-0#2"),
         "RoPE missing": Planted("model.model.rotary_emb.inv_freq.zero_()", "Qcur-0#2"),
+        "RoPE layout of GGUF": Planted(
+            "turn = lambda x, c, s: x * c + torch.stack((-x[..., 1::2], x[..., ::2]), -1)"
+            ".flatten(-2) * s; wide = lambda a: a[:, None, :, : a.shape[-1] // 2]"
+            ".repeat_interleave(2, -1); globals().update(RIGHT_ROPE=lambda q, k, c, s, *_a, **_n: "
+            "(turn(q, wide(c), wide(s)), turn(k, wide(c), wide(s))))",
+            "Qcur-0#2",
+        ),
         "scores not scaled": Planted(f"{EACH}layer.self_attn.scaling = 1.0", "kq_soft_max-0"),
         "GQA heads by modulo": Planted(
             "modeling_llama.repeat_kv = lambda x, n: x.repeat(1, n, 1, 1)", "kq_soft_max-0"
@@ -166,7 +173,7 @@ FAULTS: Mapping[str, Mapping[str, Planted]] = {
         ),
     },
 }
-"""By engine and the fault's name in the catalogue of `refllm.trace.faults`."""
+"""By engine and the name that `refllm diff` has for the fault."""
 
 
 def main() -> None:

@@ -577,6 +577,13 @@ def _hypotheses(
     for network_fault in NETWORK_FAULTS:
         how = replace(right, network=network_fault.network)
         yield "fault", network_fault.name, network_fault.cause, how
+    yield (
+        "fault",
+        "RoPE layout of GGUF",
+        "RoPE turns the pairs (2i, 2i + 1) of a head where the file's rows are in the order for "
+        "(i, i + R/2): Hugging Face's files have halves for pairs, GGUF's llama has neighbors.",
+        replace(right, turns_neighbors_of_halves=True),
+    )
     for name, (positions, text) in POSITIONS.items():
         yield "fault", name, text, replace(right, network=Network(positions=positions))
 

@@ -66,12 +66,15 @@ class How:
         products: "exact", "int8" for quantized weights, or the type that activations are rounded
             to before each product: "float16", "bfloat16".
         rounds_cache: Whether keys and values are stored as float16.
+        turns_neighbors_of_halves: Whether RoPE turns the pairs (2i, 2i + 1) of rows that are in the
+            order of Hugging Face's files, which is for the pairs (i, i + R/2).
     """
 
     network: Network = field(default_factory=Network)
     encoder: Encoder = field(default_factory=Encoder)
     products: str = "exact"
     rounds_cache: bool = False
+    turns_neighbors_of_halves: bool = False
 
 
 class Inputs:
@@ -340,6 +343,17 @@ class LlamaFormulas(Formulas):
         )
         positions = network.positions(np.arange(inputs.first, inputs.first + inputs.n_tokens))
         angles = network.rope_sign * positions[:, None, None] * frequencies  # [T, 1, R/2]
+        if how.turns_neighbors_of_halves:
+            order = np.arange(c.head_dim)
+            rotated = order[: c.rope_dim].copy()
+            order[: c.rope_dim] = np.concatenate([rotated[::2], rotated[1::2]])
+            turned = near.rope(
+                x.map(lambda array: array[..., order]),
+                angles,
+                halves=False,
+                magnitude=c.rope_attention_factor,
+            )
+            return turned.map(lambda array: array[..., np.argsort(order)])
         return near.rope(
             x, angles, halves=network.rope_swaps_layout, magnitude=c.rope_attention_factor
         )
