@@ -49,6 +49,8 @@ ADVICE: Mapping[str, str] = {
     **dict.fromkeys(["rm", "remove", "delete", "uninstall"], _REMOVE),
     **dict.fromkeys(["info", "inspect"], "refllm models show MODEL prints what a model is"),
     **dict.fromkeys(["convert"], "refllm models export MODEL writes a model in another format"),
+    **dict.fromkeys(["dump", "record"], "refllm trace MODEL PROMPT --to FILE writes every value"),
+    **dict.fromkeys(["compare"], "refllm diff A B names the first value that differs"),
     **dict.fromkeys(
         ["test", "check"], "refllm doctor checks this machine, refllm conform TARGET a backend"
     ),
@@ -111,6 +113,13 @@ OTHER_OPTIONS: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(["-m", "--model"], _MODEL),
         **dict.fromkeys(["-p", "--prompt"], _PROMPT),
         **dict.fromkeys(["-f", "--file"], _FILE.replace("infer", "tokenize")),
+    },
+    "trace": {
+        **dict.fromkeys(["-m", "--model"], _MODEL),
+        **dict.fromkeys(["-p", "--prompt"], _PROMPT),
+        **dict.fromkeys(["-o", "--output"], "It is --to FILE"),
+        **dict.fromkeys(["-n", "--n-predict", "--max-new-tokens"], "--steps N draws N tokens"),
+        "-t": _THREADS,
     },
     "serve": {
         **dict.fromkeys(

@@ -13,8 +13,13 @@
 
 A *call* is one call of the network. A llama's first call computes the prompt (a prompt of more than
 512 tokens takes several), and each further one the token that was drawn before it; an encoder's
-call i computes text i. `record` writes such a file, `open_trace` reads one, of refllm or of another
-program. T tokens of a call, C candidates of a draw; other letters are those of `refllm.llama`.
+call i computes text i. T tokens of a call, C candidates of a draw; other letters are those of
+`refllm.llama`.
+
+`recorder.py` writes such a file, `reader.py` reads one, of refllm or of another program. Of two of
+them `compare.py` finds the first value that differs: `expected.py` computes each value from its own
+inputs, by the formulas of `near.py`, which have bounds, and with the known faults of `faults/`. May
+import `refllm.engine` and every package below it.
 """
 
 from __future__ import annotations
