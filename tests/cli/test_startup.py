@@ -317,13 +317,17 @@ ERASED_LINE = "\x1b[2K"
 
 
 def loading(
-    steps: list[tuple[int, int]], *, patience: float, monkeypatch: pytest.MonkeyPatch
+    steps: list[tuple[int, int]],
+    *,
+    patience: float,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str = "loading",
 ) -> tuple[str, str]:
     """What a terminal has seen after these steps of loading, and in the end."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(waiting, "PATIENCE_SECONDS", patience)
     screen = standard_error(Screen(), monkeypatch)
-    with loading_bar() as show:
+    with loading_bar(what) as show:
         assert show is not None
         for done, total in steps:
             show(done, total)
@@ -336,6 +340,15 @@ def test_the_progress_bar_of_loading_appears_after_a_moment(
 ) -> None:
     steps = [(1_000_000, 5_000_000)]
     assert loading(steps, patience=3600, monkeypatch=monkeypatch) == ("", "")
+
+
+def test_the_progress_bar_of_tracing_counts_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    what = "tracing layers"
+    seen, in_the_end = loading([(3, 8), (8, 8)], patience=0, monkeypatch=monkeypatch, what=what)
+    assert what in seen
+    assert "3/8" in seen
+    assert "MB" not in seen
+    assert in_the_end.endswith(ERASED_LINE)
 
 
 def test_the_progress_bar_of_loading_shows_the_size_and_is_erased(
