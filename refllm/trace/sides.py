@@ -38,14 +38,14 @@ class Side:
         trace: The trace's file; None for a model to run.
         model: The model to run; None for a trace.
         numerics: The numerics of the run.
-        profile: The profile of the run.
+        profile: The profile of the run; None for that of the other side, if it is a trace.
     """
 
     spec: str
     trace: Path | None = None
     model: str | Path | None = None
     numerics: str = "exact"
-    profile: str = "contract"
+    profile: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ def open_side(
     Args:
         side: The side.
         like: The metadata of the other side, if that is a trace: the run has its texts, its
-            parameters and its number of drawn tokens.
+            parameters, seed and profile, and its number of drawn tokens.
         run: What to compute otherwise.
         folder: Where to make the trace.
         progress: As `record`.
@@ -106,9 +106,9 @@ def open_side(
         return open_trace(side.trace)
     assert side.model is not None
     seed = (like.seed if like is not None else None) or 0
-    engine = LocalEngine(
-        seed=seed, profile=side.profile, numerics=side.numerics, threads=run.threads
-    )
+    inherited = like.profile if like is not None and like.profile in PROFILES else None
+    profile = side.profile or inherited or "contract"
+    engine = LocalEngine(seed=seed, profile=profile, numerics=side.numerics, threads=run.threads)
     params = InferencingParams(max_tokens=run.steps)
     prompt: str | list[str] | list[int] = run.prompt
     if like is not None:

@@ -49,6 +49,15 @@ def test_a_model_is_run_with_the_text_of_the_trace(run: Path) -> None:
         assert "67 values: 67 are equal in every bit" in output
 
 
+def test_a_model_is_run_with_the_seed_the_profile_and_the_parameters_of_the_trace(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "run.safetensors"
+    options = ("--seed", "5", "--profile", "llama.cpp", "--top-k", "3", "--steps", "4")
+    answer("trace", "tiny-chat", "Once upon", "--to", file, *options)
+    assert "268 values: 268 are equal in every bit" in answer("diff", file, "tiny-chat")
+
+
 def test_a_model_is_run_with_the_token_ids_of_a_trace_without_text(
     run: Path, tmp_path: Path
 ) -> None:
