@@ -5,7 +5,7 @@
 
 PYTHON is an interpreter that has the engine. For each fault a copy of the harness gets one line
 more, in place of its comment, and its trace of tiny-chat is written to tests/support/traces/, cut
-after the first value that the fault changes. "right" is a trace without a fault.
+after the first value that the fault changes. "right" has no fault.
 """
 
 from __future__ import annotations
@@ -175,6 +175,13 @@ FAULTS: Mapping[str, Mapping[str, Planted]] = {
 }
 """By engine and the name that `refllm diff` has for the fault."""
 
+RIGHT: Mapping[str, Mapping[str, Planted]] = {
+    "llama.cpp": {"right": Planted("", ""), "right Q8_0": Planted("", "")},
+    "transformers": {"right": Planted("", "")},
+}
+"""Traces without a fault; tiny-chat's own file is quantized, which transformers does not read."""
+QUANTIZED = find_model("tiny-chat", default_roots())
+
 
 def main() -> None:
     """Record the traces of one engine."""
@@ -191,10 +198,10 @@ def main() -> None:
         script = PROJECT / "docs" / "harnesses" / f"trace_{engine.replace('.', '_')}.py"
         text = script.read_text("utf-8")
         assert text.count(HERE) == 1
-        for name, planted in {"right": Planted("", ""), **FAULTS[engine]}.items():
+        for name, planted in {**RIGHT[engine], **FAULTS[engine]}.items():
             if arguments.only and name not in arguments.only:
                 continue
-            changed = _changed(model, planted)
+            changed = QUANTIZED if name == "right Q8_0" else _changed(model, planted)
             copy = Path(folder, "planted_harness.py")
             copy.write_text(text.replace(HERE, planted.line), "utf-8")
             made = Path(folder, "made.safetensors")
@@ -207,11 +214,10 @@ def main() -> None:
 
 def _model(engine: str, folder: Path) -> Path:
     """Make tiny-chat in float32 for the engine, and return its path."""
-    path = find_model("tiny-chat", default_roots())
     if engine == "transformers":
-        return export(path, to=folder, name="tiny-chat", layout="hf")
+        return export(QUANTIZED, to=folder, name="tiny-chat", layout="hf")
     file = folder / "tiny-chat.gguf"
-    quantize(path, file, type_name="F32")
+    quantize(QUANTIZED, file, type_name="F32")
     return file
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from refllm import InferencingParams
+from refllm import InferencingParams, LocalEngine
 from refllm.trace import Trace, open_trace, record
 from refllm.trace.compare import compare
 from refllm.trace.expected import Formulas
@@ -44,6 +44,22 @@ def test_an_engine_without_a_fault_differs_by_rounding_alone(
     assert not found.is_different
     assert found.n_values > 60
     assert found.n_equal < found.n_values
+
+
+def test_llama_cpp_multiplies_quantized_weights_as_int8_does(
+    right: Trace, formulas: Formulas, tmp_path: Path
+) -> None:
+    params = InferencingParams(max_tokens=STEPS, temperature=0, repeat_penalty=1)
+    engine = LocalEngine(numerics="int8")
+    int8 = record("tiny-chat", PROMPT, to=tmp_path / "int8", params=params, engine=engine)
+    trace = open_trace(recorded("llama.cpp", "right Q8_0"))
+    found = compare(int8, trace, formulas=formulas)
+    assert not found.is_different
+    assert found.n_values > 60
+    assert max(growth.share for growth in found.growth) < 1e-5
+    found = compare(right, trace, formulas=formulas)
+    assert found.first is not None
+    assert (found.first.name, found.first.causes[0].name) == ("Qcur-0", "products of int8")
 
 
 @pytest.mark.parametrize("engine", FAULTS)
