@@ -22,12 +22,15 @@ import typer
 
 from refllm import NUMERICS_REVISION, __version__
 from refllm.cli import (
+    chat,
     conform,
     diff,
     doctor,
     embed,
+    explain,
     export,
     infer,
+    inspect,
     kernels,
     models,
     run,
@@ -52,6 +55,9 @@ app = typer.Typer(
     context_settings=CONTEXT,
 )
 add_command(app, "infer", infer.infer)
+add_command(app, "chat", chat.chat)
+add_command(app, "explain", explain.explain)
+add_command(app, "inspect", inspect.inspect)
 add_command(app, "embed", embed.embed)
 add_command(app, "tokenize", tokenize.tokenize)
 add_command(app, "trace", trace.trace)

@@ -38,7 +38,8 @@ _LIST = "refllm models list prints the models that are here"
 _REMOVE = "A pulled model is a folder or file: remove the PATH that refllm models list prints"
 
 ADVICE: Mapping[str, str] = {
-    **dict.fromkeys(["chat"], f"{_INFER}, and refllm serve answers chats of OpenAI's clients"),
+    **dict.fromkeys(["talk", "repl"], "refllm chat MODEL talks with a model"),
+    **dict.fromkeys(["why"], "refllm explain MODEL PROMPT shows why each token was drawn"),
     **dict.fromkeys(["ask", "complete", "completion", "generate", "prompt"], _INFER),
     **dict.fromkeys(["embeddings", "embedding", "encode"], "refllm embed MODEL TEXT makes vectors"),
     **dict.fromkeys(["tokens", "detokenize"], "refllm tokenize MODEL TEXT prints tokens"),
@@ -47,7 +48,7 @@ ADVICE: Mapping[str, str] = {
     **dict.fromkeys(["download", "fetch", "get", "install", "add"], _PULL),
     **dict.fromkeys(["ls", "ps", "model"], _LIST),
     **dict.fromkeys(["rm", "remove", "delete", "uninstall"], _REMOVE),
-    **dict.fromkeys(["info", "inspect"], "refllm models show MODEL prints what a model is"),
+    **dict.fromkeys(["info"], "refllm models show MODEL prints what a model is"),
     **dict.fromkeys(["convert"], "refllm models export MODEL writes a model in another format"),
     **dict.fromkeys(["dump", "record"], "refllm trace MODEL PROMPT --to FILE writes every value"),
     **dict.fromkeys(["compare"], "refllm diff A B names the first value that differs"),
@@ -87,20 +88,39 @@ _MODEL = "MODEL is the first argument"
 _PROMPT = "The text is the second argument, and - reads standard input"
 _FILE = "- in place of the text reads standard input: refllm infer MODEL - < FILE"
 
+_GENERATING: Mapping[str, str] = {
+    **dict.fromkeys(["-m", "--model"], _MODEL),
+    **dict.fromkeys(["-n", "--n-predict", "--predict", "--num-predict"], _TOKENS),
+    **dict.fromkeys(["--max-new-tokens", "--max-length"], _TOKENS),
+    "--temp": _TEMPERATURE,
+    "-s": _SEED,
+    "-t": _THREADS,
+    "--repetition-penalty": "It is --repeat-penalty",
+    **dict.fromkeys(["-c", "--ctx-size"], "The context is as long as the model's"),
+    **dict.fromkeys(["--gpu-layers", "--n-gpu-layers"], "refllm computes on the CPU alone"),
+}
+"""Of the commands that generate text."""
+
 OTHER_OPTIONS: Mapping[str, Mapping[str, str]] = {
     "infer": {
-        **dict.fromkeys(["-m", "--model"], _MODEL),
+        **_GENERATING,
         **dict.fromkeys(["-p", "--prompt"], _PROMPT),
         **dict.fromkeys(["-f", "--file"], _FILE),
-        **dict.fromkeys(["-n", "--n-predict", "--predict", "--num-predict"], _TOKENS),
-        **dict.fromkeys(["--max-new-tokens", "--max-length"], _TOKENS),
-        "--temp": _TEMPERATURE,
-        "-s": _SEED,
-        "-t": _THREADS,
-        "--repetition-penalty": "It is --repeat-penalty",
-        **dict.fromkeys(["-c", "--ctx-size"], "The context is as long as the model's"),
-        **dict.fromkeys(["--gpu-layers", "--n-gpu-layers"], "refllm computes on the CPU alone"),
         "--stream": "The text is always streamed",
+    },
+    "explain": {
+        **_GENERATING,
+        **dict.fromkeys(["-p", "--prompt"], _PROMPT),
+        **dict.fromkeys(["-f", "--file"], _FILE.replace("infer", "explain")),
+    },
+    "inspect": {
+        **_GENERATING,
+        **dict.fromkeys(["-p", "--prompt"], _PROMPT),
+        **dict.fromkeys(["-o", "--output"], "--html FILE writes a file"),
+    },
+    "chat": {
+        **_GENERATING,
+        "--system-prompt": "It is --system",
     },
     "embed": {
         **dict.fromkeys(["-m", "--model"], _MODEL),
@@ -181,13 +201,13 @@ class CommandGroup(TyperGroup):
         close = difflib.get_close_matches(word.lower(), names)
         if word.lower() in self.advice:
             remedy = f"{self.advice[word.lower()]}."
-        elif close:
-            remedy = f"Did you mean {' or '.join(map(repr, close))}?"
         elif word.endswith(".gguf") or names_a_model(word):
             remedy = (
                 f"It is a model: refllm infer {word} PROMPT, refllm embed {word} TEXT or "
                 f"refllm models show {word}."
             )
+        elif close:
+            remedy = f"Did you mean {' or '.join(map(repr, close))}?"
         else:
             listed = [name for name in names if not self.commands[name].hidden]
             remedy = f"The commands are {', '.join(listed)}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import os
 import shlex
 import sys
@@ -20,6 +21,7 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 from refllm.errors import InvalidInput, LlmError, LlmRuntimeError
+from refllm.interface import InferencingParams, as_f32
 
 __all__ = [
     "FAILED",
@@ -32,6 +34,7 @@ __all__ = [
     "MaxArrivalSecondsOption",
     "MaxConnectionsOption",
     "MaxModelsOption",
+    "MaxTokensOption",
     "ModelArgument",
     "NumericsOption",
     "ProfileOption",
@@ -55,6 +58,7 @@ __all__ = [
     "run_app",
     "text_of",
     "warn_of_a_file",
+    "warn_out_of_range",
     "with_exit_codes",
     "write_bytes",
     "write_json",
@@ -110,6 +114,7 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option(help="CPUs to use; no result depends on it.", show_default="all that are free"),
 ]
+MaxTokensOption = Annotated[int, typer.Option(help="Stop after this many tokens.")]
 RepeatPenaltyOption = Annotated[
     float, typer.Option(help="Divides the logits of recent tokens; 1 is off.")
 ]
@@ -216,6 +221,24 @@ def warn_of_a_file(text: str, instead: str) -> None:
     """Write a warning on standard error if an argument that is used as text is a file's path."""
     if len(text) <= MAX_PATH and _exists(text) and Path(text).is_file():
         typer.echo(f"refllm: {text!r} is used as text; to use the file: {instead}", err=True)
+
+
+def warn_out_of_range(params: InferencingParams) -> None:
+    """Write a line on standard error for each value outside its range, with its effect.
+
+    The contract defines the effect, so the result is still the contract's.
+    """
+    if params.temperature < 0 and math.isfinite(as_f32(params.temperature)):
+        typer.echo(
+            f"refllm: --temperature {params.temperature:g} is below 0 and used as 0: always the "
+            "likeliest token",
+            err=True,
+        )
+    if not 0 <= params.top_p <= 1 and math.isfinite(as_f32(params.top_p)):
+        typer.echo(
+            f"refllm: --top-p {params.top_p:g} is no probability (0 to 1) and used as 1: off",
+            err=True,
+        )
 
 
 def text_of(argument: str, what: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import typer
 from refllm.cli.common import (
     JsonOption,
     KeepPackedOption,
+    MaxTokensOption,
     ModelArgument,
     NumericsOption,
     ProfileOption,
@@ -28,16 +28,17 @@ from refllm.cli.common import (
     refuse_swapped,
     text_of,
     warn_of_a_file,
+    warn_out_of_range,
     write_json,
     write_text,
 )
 from refllm.cli.waiting import answered_by, ending_workers, engine_of, loading_bar
-from refllm.interface import InferencingParams, as_f32
+from refllm.interface import InferencingParams
 
 if TYPE_CHECKING:
     from refllm.generate import Chunk
 
-__all__ = ["DEFAULT", "infer", "warn_out_of_range"]
+__all__ = ["DEFAULT", "infer"]
 
 DEFAULT = InferencingParams()
 
@@ -53,9 +54,7 @@ def infer(
             "including a final newline.",
         ),
     ],
-    max_tokens: Annotated[
-        int, typer.Option(help="Stop after this many tokens.")
-    ] = DEFAULT.max_tokens,
+    max_tokens: MaxTokensOption = DEFAULT.max_tokens,
     repeat_penalty: RepeatPenaltyOption = DEFAULT.repeat_penalty,
     repeat_last_n: RepeatLastNOption = DEFAULT.repeat_penalty_last_n_token_count,
     temperature: TemperatureOption = DEFAULT.temperature,
@@ -108,24 +107,6 @@ def infer(
             write_json({**answered_by(engine, model_of(model)), **record})
         else:
             _stream(engine.stream(model_of(model), text, params))
-
-
-def warn_out_of_range(params: InferencingParams) -> None:
-    """Write a line on standard error for each value outside its range, with its effect.
-
-    The contract defines the effect, so the result is still the contract's.
-    """
-    if params.temperature < 0 and math.isfinite(as_f32(params.temperature)):
-        typer.echo(
-            f"refllm: --temperature {params.temperature:g} is below 0 and used as 0: always the "
-            "likeliest token",
-            err=True,
-        )
-    if not 0 <= params.top_p <= 1 and math.isfinite(as_f32(params.top_p)):
-        typer.echo(
-            f"refllm: --top-p {params.top_p:g} is no probability (0 to 1) and used as 1: off",
-            err=True,
-        )
 
 
 def _stream(chunks: Iterator[Chunk]) -> None:

@@ -25,10 +25,11 @@ from refllm.cli.common import (
     model_of,
     read_text,
     refuse_swapped,
+    warn_out_of_range,
     write_json,
     write_text,
 )
-from refllm.cli.infer import DEFAULT, warn_out_of_range
+from refllm.cli.infer import DEFAULT
 from refllm.cli.waiting import ending_workers, engine_of, loading_bar
 from refllm.errors import InvalidInput
 from refllm.interface import InferencingParams

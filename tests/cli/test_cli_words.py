@@ -75,7 +75,7 @@ def test_a_summary_is_the_whole_first_sentence(words: tuple[str, ...]) -> None:
     assert f"{words[-1]} {summary}" in listed.replace("llama- quantize", "llama-quantize")
 
 
-@pytest.mark.parametrize("word", [*ADVICE, "CHAT"])
+@pytest.mark.parametrize("word", [*ADVICE, "ASK"])
 def test_another_program_s_word_gets_the_command_that_does_it(word: str) -> None:
     assert ADVICE[word.lower()] in refusal(word, "tiny-chat")
 

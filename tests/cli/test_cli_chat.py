@@ -1,0 +1,140 @@
+"""`refllm chat`: messages, commands, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from refllm.engine import LocalEngine
+from refllm.interface import InferencingParams
+from tests.conftest import HUNG_SECONDS
+from tests.support.commands import answer, refllm
+
+FEW = ("--max-tokens", "24")
+PARAMS = InferencingParams(max_tokens=24)
+
+
+def expected(*messages: str, system: str | None = None) -> list[str]:
+    """The answers of the engine to a conversation with these messages of the user."""
+    engine = LocalEngine()
+    llama = engine.inferencing_model("tiny-chat")
+    history = [{"role": "system", "content": system}] if system else []
+    answers = []
+    for message in messages:
+        history.append({"role": "user", "content": message})
+        answers.append(engine.infer("tiny-chat", llama.chat_prompt(history), PARAMS).text)
+        history.append({"role": "assistant", "content": answers[-1]})
+    return answers
+
+
+def said(*lines: str, options: tuple[str, ...] = ()) -> str:
+    return answer("chat", "tiny-chat", *FEW, *options, stdin="".join(f"{li}\n" for li in lines))
+
+
+def test_each_answer_is_that_of_infer_to_the_template_s_prompt_of_the_whole_conversation() -> None:
+    first, second = expected("Hello", "Tell me more.")
+    assert said("Hello", "Tell me more.") == f"{first}\n{second}\n"
+    assert expected("Tell me more.") != [second]  # so the history was read
+
+
+def test_the_system_message_begins_the_conversation() -> None:
+    (with_it,) = expected("Hello", system="Answer in one word.")
+    assert said("Hello", options=("--system", "Answer in one word.")) == f"{with_it}\n"
+
+
+def test_reset_begins_a_new_conversation() -> None:
+    (first,) = expected("Hello")
+    assert said("Hello", "/reset", "Hello") == f"{first}\nThe conversation begins again.\n{first}\n"
+
+
+def test_a_backslash_continues_a_message_on_the_next_line() -> None:
+    (one,) = expected("Hello\nthere")
+    assert said("Hello\\", "there") == f"{one}\n"
+
+
+def test_explain_shows_every_step_of_the_last_answer_or_one() -> None:
+    output = said("Hello", "/explain")
+    n_steps = output.count("\nstep ")
+    explained = said("Hello", "/explain 1")
+    assert n_steps > 2
+    assert explained.count("\nstep ") == 1
+    block = explained[explained.index("step 1") :]
+    assert block in output
+    assert f"The steps of the last answer are 0 to {n_steps - 1}." in said("Hello", "/explain 99")
+    assert "There is no answer to explain." in said("/explain")
+
+
+def test_empty_lines_and_unknown_commands_are_no_messages() -> None:
+    output = said("", "  ", "/foo", "/quit", "Hello")
+    assert output.startswith("There is no /foo.\n")
+    assert output.endswith("at the prompt it ends.\n")
+
+
+def test_a_message_that_does_not_fit_the_context_is_refused_and_the_chat_goes_on() -> None:
+    (first,) = expected("Hello")
+    output = said("word " * 600, "Hello")
+    refusal, again = output.split("\nThe message is not in the conversation; /reset begins a new ")
+    assert "the model's context holds 512" in refusal
+    assert again == f"one.\n{first}\n"
+
+
+def test_an_unusable_parameter_is_refused_before_a_message_is_read() -> None:
+    result = refllm("chat", "tiny-chat", "--repeat-penalty", "0", stdin="Hello\n")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "repeat_penalty must be greater than 0" in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
+def test_in_a_terminal_ctrl_c_stops_an_answer_and_ends_the_chat_at_the_prompt() -> None:
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "refllm", "chat", "tiny-chat", "--temperature", "0"]
+    # `ignore_eos` is no option: this prompt has a long answer.
+    environment = {**os.environ, "TERM": "dumb"}
+    with subprocess.Popen(
+        command, stdin=end, stdout=end, stderr=end, env=environment, start_new_session=True
+    ) as process:
+        os.close(end)
+        try:
+            _read_until(terminal, b"> ")
+            os.write(terminal, b"Tell me a story.\n")
+            _read_until(terminal, b"story.\r\n")
+            seen = _read_until(terminal, b" ")
+            process.send_signal(signal.SIGINT)
+            seen += _read_until(terminal, b"> ")
+            assert b"\xe2\x80\xa6" in seen or seen.rstrip().endswith(b">")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(HUNG_SECONDS) == 130
+        finally:
+            process.kill()
+            os.close(terminal)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
+def test_in_a_terminal_ctrl_d_ends_the_chat() -> None:
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "refllm", "chat", "tiny-chat"]
+    with subprocess.Popen(
+        command, stdin=end, stdout=end, stderr=end, env={**os.environ, "TERM": "dumb"}
+    ) as process:
+        os.close(end)
+        try:
+            _read_until(terminal, b"> ")
+            os.write(terminal, b"\x04")
+            assert process.wait(HUNG_SECONDS) == 0
+        finally:
+            process.kill()
+            os.close(terminal)
+
+
+def _read_until(terminal: int, text: bytes) -> bytes:
+    seen = b""
+    until = time.monotonic() + HUNG_SECONDS
+    while text not in seen:
+        assert time.monotonic() < until, seen
+        seen += os.read(terminal, 1024)
+    return seen
