@@ -26,6 +26,7 @@ ENVIRONMENT = (DOCS / "reference" / "environment.md").read_text("utf-8")
 EXECUTED = {
     "conformance.md": "test_docs_conformance.py",
     "harness.md": "test_docs_pages.py",
+    "inspect.md": "test_docs_inspect.py",
     "mistakes.md": "test_mistakes.py",
     "models.md": "test_docs_models.py",
     "run.md": "test_docs_pages.py",

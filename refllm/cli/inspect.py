@@ -1,0 +1,164 @@
+"""`refllm inspect MODEL TEXT`: a page that shows every number of a run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refllm.cli.common import (
+    INTERRUPTED,
+    KeepPackedOption,
+    ModelArgument,
+    NumericsOption,
+    ProfileOption,
+    RepeatLastNOption,
+    RepeatPenaltyOption,
+    SeedOption,
+    StandInsOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+    model_of,
+    text_of,
+    warn_out_of_range,
+    write_text,
+)
+from refllm.cli.waiting import engine_of, loading_bar
+from refllm.errors import InvalidInput, LlmRuntimeError, how_to_install
+from refllm.files.whole import require_whole_file, whole_file
+from refllm.interface import InferencingParams
+
+__all__ = ["inspect"]
+
+DEFAULT = InferencingParams()
+PORT = 8178
+FILE_ARRAY_BYTES = 2_600_000  # with them the file of 60 tokens of tiny-chat has less than 3 MB
+GRACE_SECONDS = 1
+
+
+def inspect(
+    *,
+    model: ModelArgument,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT]...",
+            help="The prompt; for an embedding model one text or several. - reads standard input.",
+            show_default='"Once upon a time", or three sentences',
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the page as one file instead of serving it."),
+    ] = None,
+    document: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the document of the page as JSON."),
+    ] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port of the page; 0 takes a free one.")
+    ] = PORT,
+    browser: Annotated[
+        bool, typer.Option("--browser", help="Open the page in the browser.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option(help="Stop after this many tokens.")] = 56,
+    repeat_penalty: RepeatPenaltyOption = DEFAULT.repeat_penalty,
+    repeat_last_n: RepeatLastNOption = DEFAULT.repeat_penalty_last_n_token_count,
+    temperature: TemperatureOption = DEFAULT.temperature,
+    top_k: TopKOption = DEFAULT.top_k,
+    top_p: TopPOption = DEFAULT.top_p,
+    seed: SeedOption = 0,
+    profile: ProfileOption = "contract",
+    numerics: NumericsOption = "exact",
+    stand_ins: StandInsOption = False,
+    threads: ThreadsOption = None,
+    keep_packed_mib: KeepPackedOption = None,
+) -> None:
+    """Show every number of a run in the browser: tokens, draws, attention, layers, weights.
+
+    The page is served on this machine only, until Ctrl-C. With --html it is one file to keep, to
+    mail or to put on a site; its arrays are rounded to float16 where float32 would make it large,
+    and a draw cannot be repeated with other parameters.
+    """
+    params = InferencingParams(
+        max_tokens=max_tokens,
+        repeat_penalty=repeat_penalty,
+        repeat_penalty_last_n_token_count=repeat_last_n,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    params.check()
+    warn_out_of_range(params)
+    written = {"--html": html, "--json": document}
+    for option, path in written.items():
+        if path is not None:
+            try:
+                require_whole_file(path)
+            except LlmRuntimeError as error:
+                raise InvalidInput(f"{option} {path} cannot be written: {error}") from error
+    if html is None and document is None:
+        try:
+            from refllm.inspect.app import application
+            from refllm.server.connections import ConnectionLimits, Refusal, connection_class
+            from refllm.server.run import bound_socket, serve
+        except ModuleNotFoundError as error:
+            raise LlmRuntimeError(
+                f"the page needs the package {error.name}, --html FILE does not",
+                how_to_install("inspect"),
+            ) from error
+        bound = bound_socket("127.0.0.1", port)
+    with loading_bar() as bar:
+        engine = engine_of(
+            seed=seed,
+            profile=profile,
+            numerics=numerics,
+            threads=threads,
+            stand_ins=stand_ins,
+            progress=bar,
+            keep_packed_mib=keep_packed_mib,
+        )
+        from refllm.inspect.document import document_of
+        from refllm.inspect.files import single_file
+        from refllm.inspect.run import EXAMPLES, run_of
+
+        found = model_of(model)
+        given = [text_of(text, "TEXT") for text in texts or ()]
+        if not given:
+            given = list(EXAMPLES[type(engine.load(found)).__name__])
+        run = run_of(engine, found, given, params, name=model)
+    if html is None and document is None:
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/"
+
+        def ready() -> None:
+            write_text(f"{url}\n")
+            if browser:
+                webbrowser.open(url)
+
+        limits = ConnectionLimits(connections=64, arrival_seconds=30.0)
+
+        def refuse(status: int, reason: str) -> Refusal:
+            return Refusal(status, [(b"content-type", b"text/plain")], f"{reason}\n".encode())
+
+        code = serve(
+            application(run),
+            bound,
+            connection=connection_class(limits, refuse),
+            grace_seconds=GRACE_SECONDS,
+            ready=ready,
+            exit_codes={signal.SIGINT: INTERRUPTED},
+        )
+        raise typer.Exit(code)
+    content = document_of(run, n_array_bytes=FILE_ARRAY_BYTES)
+    if html is not None:
+        with whole_file(html) as path:
+            path.write_text(single_file(content), "utf-8")
+    if document is not None:
+        with whole_file(document) as path:
+            path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), "utf-8")

@@ -1,0 +1,158 @@
+"""The live page: an ASGI application for this machine's browser.
+
+    GET  /                  the page, its modules and its style
+    GET  /document.json     the document of the run, without the numbers of its arrays
+    GET  /array?name=NAME   a value of the network, float32, little-endian
+    GET  /quantization?tensor=NAME&row=R&column=C    a place of a matrix
+    POST /step              one draw again, with other parameters
+
+The Content-Security-Policy allows the page its own files and requests to this server, and no
+others. A request whose `Host` or `Origin` is not this machine is refused (DNS rebinding).
+Needs the extra `inspect`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import fields
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from refllm.checkpoints.open import open_weights
+from refllm.errors import InvalidInput, LlmError
+from refllm.inspect.document import N_CANDIDATES, document_of
+from refllm.inspect.files import MODULES, PAGE, TYPES
+from refllm.inspect.quantization import quantization_of
+from refllm.inspect.run import Run
+from refllm.inspect.stages import explained
+from refllm.interface import InferencingParams
+from refllm.models.load import LlamaModel
+
+__all__ = ["application"]
+
+MAX_BODY_BYTES = 64 * 1024
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+Next = Callable[[Request], Awaitable[Response]]
+
+
+def application(run: Run) -> Starlette:
+    """Return the application that shows a run."""
+    document = json.dumps({**document_of(run), "live": True}, ensure_ascii=False, allow_nan=False)
+    tensors = open_weights(run.model.path).tensors
+
+    async def page(request: Request) -> Response:
+        name = request.path_params.get("name", "index.html")
+        if name not in ("index.html", "style.css", *MODULES):
+            return JSONResponse({"error": f"there is no {name!r:.80} here"}, 404)
+        path = PAGE / name
+        return Response(path.read_bytes(), media_type=TYPES[path.suffix])
+
+    async def whole(_: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    async def array(request: Request) -> Response:
+        found = await run_in_threadpool(run.array, request.query_params.get("name", ""))
+        data = found.astype(np.dtype("<f4")).tobytes()
+        return Response(data, media_type="application/octet-stream")
+
+    async def quantization(request: Request) -> Response:
+        query = request.query_params
+        place = {key: _whole_number(query.get(key, "0"), key) for key in ("row", "column")}
+        found = await run_in_threadpool(quantization_of, tensors, query.get("tensor", ""), **place)
+        return JSONResponse(found)
+
+    async def step(request: Request) -> Response:
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY_BYTES:
+                raise InvalidInput(f"the body is longer than the limit of {MAX_BODY_BYTES} bytes")
+        return JSONResponse(await run_in_threadpool(_step_again, run, body))
+
+    routes = [
+        Route("/", page),
+        Route("/document.json", whole),
+        Route("/array", array),
+        Route("/quantization", quantization),
+        Route("/step", step, methods=["POST"]),
+        Route("/{name}", page),
+    ]
+    app = Starlette(routes=routes)
+    app.add_exception_handler(LlmError, _refused)
+    app.add_middleware(BaseHTTPMiddleware, dispatch=_of_this_machine)
+    return app
+
+
+async def _of_this_machine(request: Request, call_next: Next) -> Response:
+    """Refuse requests of other sites' pages, and add the headers of every answer."""
+    origin = request.headers.get("origin")
+    addresses = [f"//{request.headers.get('host', '')}", *([] if origin is None else [origin])]
+    if all(_is_loopback(address) for address in addresses):
+        response = await call_next(request)
+    else:
+        error = f"{addresses[-1]!r:.80} is not this machine; use the address that was printed"
+        response = JSONResponse({"error": error}, 403)
+    response.headers.update(HEADERS)
+    return response
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return urlsplit(address).hostname in LOOPBACK
+    except ValueError:
+        return False
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    return JSONResponse({"error": ": ".join(map(str, error.args))}, 400)
+
+
+def _whole_number(text: str, key: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        raise InvalidInput(f"{key} must be a whole number, got {text!r:.80}")
+    return int(text)
+
+
+def _step_again(run: Run, body: bytes) -> dict[str, Any]:
+    """Return a step drawn again from the same logits, with the body's parameters.
+
+    Raises:
+        InvalidInput: For a body that is not {"step", "params", "seed", "profile"}, an unknown
+            step, and unusable values.
+    """
+    try:
+        asked = json.loads(body)
+        i, params, seed, profile = (asked[key] for key in ("step", "params", "seed", "profile"))
+        known = {field.name for field in fields(InferencingParams)}
+        if unknown := sorted(set(params) - known):
+            raise InvalidInput(f"params has the unknown key {unknown[0]!r:.80}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InvalidInput(
+            'the body must be JSON: {"step": 0, "params": {…}, "seed": "0", "profile": "contract"}'
+        ) from error
+    if not isinstance(run.model, LlamaModel) or i not in range(len(run.draws)):
+        raise InvalidInput(f"the run has no step {i!r:.80}; it has {len(run.draws)}, from 0")
+    draw = run.draws[int(i)].again(
+        InferencingParams(**params),
+        seed=_whole_number(str(seed), "seed"),
+        profile=str(profile),
+    )
+    return explained(draw, run.model.tokenizer, n_candidates=N_CANDIDATES)
