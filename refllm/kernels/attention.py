@@ -57,7 +57,8 @@ __all__ = [
 MULTIPLICATIONS = 2
 # Queries that are multiplied together: enough to use what is loaded, few enough for the cache.
 QUERIES = 24
-# The lanes of a vector within texts.
+# The same within a text, whose queries are not copied; and the lanes of a vector there.
+TEXT_QUERIES = 48
 TEXT_LANES = min(LANES, 32)
 
 
@@ -231,8 +232,8 @@ def attention_over_texts(qkv: Floats, starts: Ints) -> Floats:
     """
     n_tokens, n_all, head_dim = qkv.shape
     out = empty(n_tokens, n_all // 3, head_dim)  # [T, H, E]
-    longest = int(np.max(np.diff(starts)))
-    run = _attend_texts.choose(out.size * longest // MULTIPLICATIONS)
+    mean_length = n_tokens // max(len(starts) - 1, 1)
+    run = _attend_texts.choose(out.size * mean_length // MULTIPLICATIONS)
     run(qkv, starts, attention_scale(head_dim), out)
     return out
 
@@ -251,8 +252,8 @@ def _attend_text(item: int, qkv: Floats, starts: Ints, scale: float, out: Floats
     first, last = starts[text], starts[text + 1]
     tokens = qkv[first:last].reshape(last - first, 3 * n_heads * head_dim)  # [S, 3·H·E]
     keys = _keys_of_text(tokens, n_heads + h, head_dim)  # [E, C]
-    for start in range(0, last - first, QUERIES):
-        queries = tokens[start : start + QUERIES]  # [Q, 3·H·E]
+    for start in range(0, last - first, TEXT_QUERIES):
+        queries = tokens[start : start + TEXT_QUERIES]  # [Q, 3·H·E]
         weights = _scores_of_text(queries, h * head_dim, head_dim, keys, last - first)  # [Q, ≥ S]
         visible = np.full(len(queries), last - first)  # [Q]
         _softmax(weights, visible, scale)
