@@ -76,6 +76,7 @@ getattr(importlib.import_module(module), function)(**task["arguments"])
 """
 
 _started: list[Workers] = []
+_starting_or_stopping = threading.Lock()
 
 logger = logging.getLogger("refllm.kernels")
 
@@ -107,9 +108,9 @@ class Workers:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._have_ended = threading.Event()
         n_cpus = max(1, available_cpus() - is_in_background)
-        _started.append(self)  # first: `stop_workers` ends also an incomplete set
         try:
-            with _interrupts_later():
+            # `stop_workers` in another thread waits for the lock, and then ends all of them.
+            with _interrupts_later(), _starting_or_stopping:
                 for _ in range(min(n_cpus, n_kernels, MAX_WORKERS)):
                     self._processes.append(
                         subprocess.Popen(
@@ -122,12 +123,14 @@ class Workers:
                     )
                 # Without a wait an ended process stays in the system's table until this one ends.
                 threading.Thread(target=self._wait, daemon=True).start()
+                _started.append(self)
         except BaseException:
-            with _interrupts_later():
+            with _interrupts_later(), _starting_or_stopping:
                 for process in self._processes:
                     process.kill()
                 self._wait()
-                _started.remove(self)
+                if self in _started:
+                    _started.remove(self)
             raise
 
     def __len__(self) -> int:
@@ -159,10 +162,9 @@ class Workers:
 
     def stop(self) -> None:
         """End the processes at once, also stopped ones; each kernel's file is whole or absent."""
-        with _interrupts_later():
-            for process in self._processes:
-                process.kill()
-            self._have_ended.wait()
+        for process in self._processes:
+            process.kill()
+        self._have_ended.wait()
 
     def _wait(self) -> None:
         for process in self._processes:
@@ -172,7 +174,7 @@ class Workers:
 
 def stop_workers() -> None:
     """End all processes that this one has started, as for Ctrl-C."""
-    with _interrupts_later():
+    with _interrupts_later(), _starting_or_stopping:
         for workers in _started:
             workers.stop()
         _started.clear()

@@ -37,8 +37,8 @@ class StartingBert(Bert):
         self._parameters = p
         self._compilation = Compilation(p.path, p.numerics)
         self._lock = threading.Lock()
-        # Of the groups of texts whose kernels are there, as in `embed`.
-        self._sizes: set[tuple[bool, int, int]] = set()
+        # Of the groups of texts whose kernels are there, as in `_prepare`.
+        self._sizes: set[tuple[bool, int, int, bool]] = set()
         shaped = ShapedParameters(
             p.path, p.tensors, p.numerics, asked=p.asked, others=p.others, spelling=p.spelling
         )
@@ -59,6 +59,24 @@ class StartingBert(Bert):
         tap: Tap = ignore,
     ) -> Floats:
         """Return each text's vector, [N, K]; as `Bert.embed`."""
+        self._prepare(texts, activation, head)
+        return super().embed(texts, head=head, n_prompt=n_prompt, activation=activation, tap=tap)
+
+    def hidden(
+        self,
+        texts: Sequence[Sequence[int]],
+        *,
+        activation: Activation = gelu,
+        tap: Tap = ignore,
+    ) -> Floats:
+        """Return the last layer of all texts' tokens, end to end, [T, D]; as `Bert.hidden`."""
+        self._prepare(texts, activation, None)
+        return super().hidden(texts, activation=activation, tap=tap)
+
+    def _prepare(
+        self, texts: Sequence[Sequence[int]], activation: Activation, head: SentenceHead | None
+    ) -> None:
+        """Pack, and wait until other processes have compiled what the texts need."""
         for token_ids in texts:
             self._check(token_ids)
         lengths = [len(token_ids) for token_ids in texts]
@@ -66,22 +84,21 @@ class StartingBert(Bert):
         # this process then compiles.
         size = (is_single(), sum(lengths).bit_length(), max(lengths).bit_length())
         with self._lock:  # several threads can compute texts
-            if size not in self._sizes:
-                self._compile(lengths, head, activation)
-                self._sizes.add(size)
-        return super().embed(texts, head=head, n_prompt=n_prompt, activation=activation, tap=tap)
-
-    def _compile(self, lengths: list[int], head: SentenceHead, activation: Activation) -> None:
-        """Wait until other processes have compiled what texts of these lengths need, and pack."""
-        with recorded(result_of) as found, np.errstate(all="ignore"):
-            hidden = self._layers([[0] * n for n in lengths], activation, ignore)  # [T, D]
-            head(hidden, np.cumsum([0, *lengths]).tolist())
-        missing: list[Missing] = [*self._missing_to_pack, *found.values()]
-        if missing:
-            self._compilation.start(missing, "compile_texts", lengths=lengths)
-            self._compilation.wait(missing)
-        if not self._is_packed:
-            self._is_packed, self._missing_to_pack = True, []
-            super().__init__(self.config, self._parameters)
-            if self._parameters.kept is not None:
-                self._parameters.kept.write()
+            if (*size, True) in self._sizes or (*size, head is not None) in self._sizes:
+                return
+            with recorded(result_of) as found, np.errstate(all="ignore"):
+                hidden = self._layers([[0] * n for n in lengths], activation, ignore)  # [T, D]
+                if head is not None:
+                    head(hidden, np.cumsum([0, *lengths]).tolist())
+            missing: list[Missing] = [*self._missing_to_pack, *found.values()]
+            if missing:
+                self._compilation.start(missing, "compile_texts", lengths=lengths)
+                self._compilation.wait(missing)
+            if not self._is_packed:
+                packed = Bert(self.config, self._parameters)
+                # From here on nothing fails: after an interrupted packing the next texts pack.
+                vars(self).update(vars(packed))
+                self._is_packed, self._missing_to_pack = True, []
+                if self._parameters.kept is not None:
+                    self._parameters.kept.write()
+            self._sizes.add((*size, head is not None))

@@ -148,9 +148,11 @@ class StartingLlama(Llama):
     def _use_kernels(self) -> None:
         """Change to the kernels: pack the weights, and compute every later step with kernels."""
         self._compilation.wait(self._awaited)
+        packed = Llama(self.config, self._parameters)
+        # From here on nothing fails: an interrupted packing leaves a llama that computes in NumPy.
+        vars(self).update(vars(packed))
         stand_in(math64.softmax, None)
         stand_in(topk, None)
         self._is_in_numpy = False
-        super().__init__(self.config, self._parameters)
         if self._parameters.kept is not None:
             self._parameters.kept.write()

@@ -138,3 +138,26 @@ def test_another_thread_starts_processes_without_a_change_of_the_signal_s_handle
     stop_workers()
     assert during == [before]
     assert have_all_ended(started)
+
+
+def test_stop_waits_for_a_start_in_another_thread_and_ends_all_of_it(
+    started: list[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_starting, may_go_on = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        is_starting.set()
+        assert may_go_on.wait(HUNG_SECONDS)
+
+    calling(pause, started, monkeypatch)
+    starting = threading.Thread(target=waiting_workers)
+    starting.start()
+    assert is_starting.wait(HUNG_SECONDS)
+    stopping = threading.Thread(target=stop_workers)
+    stopping.start()
+    may_go_on.set()
+    starting.join(HUNG_SECONDS)
+    stopping.join(HUNG_SECONDS)
+    stop_workers()
+    assert len(started) == 3
+    assert have_all_ended(started)

@@ -82,6 +82,30 @@ def test_the_first_vectors_wait_for_their_kernels_and_are_the_later_ones(
     assert len(processes.started) == 1
 
 
+def test_the_last_layer_alone_waits_for_the_weights_too(processes: Processes) -> None:
+    network = LocalEngine(compiles_apart=True, roots=[ROOT]).embedding_model("tiny-embed").network
+    texts = [[2, 50, 3], [2, 60, 61, 3]]
+    plain = LocalEngine(roots=[ROOT]).embedding_model("tiny-embed").network
+    assert network.hidden(texts).tobytes() == plain.hidden(texts).tobytes()
+    assert processes.is_done
+
+
+@pytest.mark.usefixtures("processes")
+def test_texts_after_an_interrupted_packing_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = LocalEngine(compiles_apart=True, roots=[ROOT])
+    engine.embedding_model("tiny-embed")
+
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(starting_bert, "Bert", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate_embeddings("tiny-embed", TEXTS)
+    right = LocalEngine(roots=[ROOT]).generate_embeddings("tiny-embed", TEXTS)
+    assert engine.generate_embeddings("tiny-embed", TEXTS) == right
+
+
 def test_texts_of_another_size_wait_for_their_own_kernels(
     processes: Processes, tmp_path: Path
 ) -> None:

@@ -214,6 +214,22 @@ def test_the_text_is_the_same_whenever_the_kernels_are_there(
     assert processes.started[0]["is_in_background"]
 
 
+def test_a_text_after_an_interrupted_packing_is_the_same(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = LocalEngine(compiles_apart=True, roots=[ROOT])
+    engine.inferencing_model("tiny-chat")
+
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(starting_llama, "Llama", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            text_of(engine, processes, after=3)
+    assert text_of(engine) == text_of(LocalEngine(roots=[ROOT]))
+
+
 def test_a_large_llama_waits_for_its_kernels(
     processes: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
