@@ -24,8 +24,17 @@ import `refllm.engine` and every package below it.
 
 from __future__ import annotations
 
-from refllm.trace.metadata import Call, Draw, Metadata, Program, Text
+from refllm.trace.metadata import Call, Metadata, Program, RecordedDraw, Text
 from refllm.trace.reader import Trace, open_trace
 from refllm.trace.recorder import record
 
-__all__ = ["Call", "Draw", "Metadata", "Program", "Text", "Trace", "open_trace", "record"]
+__all__ = [
+    "Call",
+    "Metadata",
+    "Program",
+    "RecordedDraw",
+    "Text",
+    "Trace",
+    "open_trace",
+    "record",
+]

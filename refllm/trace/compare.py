@@ -21,7 +21,7 @@ from refllm.trace.expected import Formulas, How, Inputs, layer_of
 from refllm.trace.faults.bert import ENCODER_FAULTS, Encoder
 from refllm.trace.faults.formulas import Doubles, gelu_tanh
 from refllm.trace.faults.llama import NETWORK_FAULTS, Network
-from refllm.trace.metadata import Draw, Metadata, Text
+from refllm.trace.metadata import Metadata, RecordedDraw, Text
 from refllm.trace.near import Near
 from refllm.trace.reader import Trace
 
@@ -602,7 +602,7 @@ def _draws(a: Trace, b: Trace, call: int, *, is_own: bool) -> DrawDifference | N
     draw = numbers[0]
     left, right = a.metadata.draws[draw], b.metadata.draws[numbers[1]]
 
-    def differs(stage: str, describe: Callable[[Draw, Step], str]) -> DrawDifference:
+    def differs(stage: str, describe: Callable[[RecordedDraw, Step], str]) -> DrawDifference:
         shown = (describe(each, step) for each, step in zip((left, right), steps, strict=True))
         return DrawDifference(draw, stage, next(shown), next(shown), is_own)
 

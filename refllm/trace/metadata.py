@@ -15,7 +15,7 @@ from typing import Any
 from refllm.errors import LlmRuntimeError
 from refllm.files.reading import parse_json_object
 
-__all__ = ["METADATA_KEY", "VERSION", "Call", "Draw", "Metadata", "Program", "Text"]
+__all__ = ["METADATA_KEY", "VERSION", "Call", "Metadata", "Program", "RecordedDraw", "Text"]
 
 VERSION = 1
 """The version of the schema. A reader refuses a larger one."""
@@ -72,7 +72,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
+class RecordedDraw:
     """One draw of the sampler, as `refllm.sampling.Step`.
 
     Attributes:
@@ -125,7 +125,7 @@ class Metadata:
     profile: str | None = None
     seed: int | None = None
     params: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    draws: tuple[Draw, ...] = ()
+    draws: tuple[RecordedDraw, ...] = ()
 
     def to_json(self) -> str:
         """Return the JSON for the file."""
@@ -232,11 +232,11 @@ def _calls(found: _Object) -> tuple[Call, ...]:
     return tuple(calls)
 
 
-def _draws(found: _Object) -> tuple[Draw, ...]:
+def _draws(found: _Object) -> tuple[RecordedDraw, ...]:
     n_calls = len(found.objects("calls"))
     draws = []
     for each in found.objects("draws"):
-        draw = Draw(
+        draw = RecordedDraw(
             call=each.integer("call"),
             token_id=each.integer("token_id"),
             piece=each.text("piece"),

@@ -26,7 +26,7 @@ from refllm.kernels.elementwise import gelu, gelu_tanh
 from refllm.models.load import BertModel, LlamaModel
 from refllm.pooling import MEAN_NORMALIZED
 from refllm.sampling import Step
-from refllm.trace.metadata import METADATA_KEY, Call, Draw, Metadata, Program, Text
+from refllm.trace.metadata import METADATA_KEY, Call, Metadata, Program, RecordedDraw, Text
 from refllm.trace.reader import Trace, open_trace
 from refllm.trace.writer import ArrayWriter, array_file
 
@@ -166,7 +166,7 @@ class _Recorder:
         n_pieces = -(-len(token_ids) // PROMPT_PIECE)
         n_calls = n_pieces + max(0, params.max_tokens - 1)
         self._n_layers = (0, n_calls * llama.config.n_layers)
-        draws: list[Draw] = []
+        draws: list[RecordedDraw] = []
         while True:
             first, segment = generation.cache.length, generation.segment
             with engine.computing():
@@ -256,7 +256,7 @@ class _Recorder:
         self.names = sorted(self._seen)
         self._seen = Counter()
 
-    def _add_draw(self, step: Step, piece: str) -> Draw:
+    def _add_draw(self, step: Step, piece: str) -> RecordedDraw:
         prefix = f"draws/{step.step}"
         for name in ("ids", "before", "after"):
             self._writer.add(f"{prefix}/penalties/{name}", getattr(step.penalties, name))
@@ -264,7 +264,7 @@ class _Recorder:
             self._writer.add(f"{prefix}/{stage.name}/ids", stage.candidates.ids)
             probabilities = stage.candidates.probabilities
             self._writer.add(f"{prefix}/{stage.name}/probabilities", probabilities)
-        return Draw(
+        return RecordedDraw(
             call=len(self.calls) - 1,
             token_id=step.token,
             piece=piece,
