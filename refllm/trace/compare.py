@@ -276,10 +276,10 @@ def _settings(a: Metadata, b: Metadata) -> Iterator[Setting]:
     yield from both("numerics", a.numerics, b.numerics)
     yield from both("profile", a.profile, b.profile)
     yield from both("seed", a.seed, b.seed)
-    for name in a.params.keys() & b.params.keys():
-        yield from both(name, a.params[name], b.params[name])
-    for name in sorted(a.hyperparameters.keys() & b.hyperparameters.keys()):
-        yield from both(name, a.hyperparameters[name], b.hyperparameters[name])
+    for name in a.params:
+        yield from both(name, a.params[name], b.params.get(name))
+    for name in sorted(a.hyperparameters):
+        yield from both(name, a.hyperparameters[name], b.hyperparameters.get(name))
 
 
 def _check_calls(a: Trace, b: Trace, call: int) -> None:

@@ -381,3 +381,18 @@ def test_calls_of_other_tokens_are_refused(run: Trace, folder: Path, llama: Form
     b = replace(b, metadata=replace(b.metadata, texts=(sequence_b,)))
     with pytest.raises(InvalidInput, match=r"call 0 of .* computes 5 tokens from position 0"):
         compare(run, b, formulas=llama)
+
+
+def test_settings_are_in_the_order_of_a(prompt: Trace, llama: Formulas) -> None:
+    names = list(prompt.metadata.params)
+    assert len(names) == 6
+    orders = (names, names[::-1], sorted(names))
+    for order in orders:
+        a, b = (
+            replace(prompt, metadata=replace(prompt.metadata, params=dict.fromkeys(keys, value)))
+            for keys, value in ((order, 0.25), (names, 0.5))
+        )
+        settings = compare(a, b, formulas=llama).settings
+        assert [(each.name, each.a, each.b) for each in settings] == [
+            (name, "0.25", "0.5") for name in order
+        ]
