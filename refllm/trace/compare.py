@@ -419,7 +419,7 @@ def _value(
         None if formulas is None else _expected(formulas, each, name, _right(t, traces[0].metadata))
         for each, t in zip(inputs, traces, strict=True)
     ]
-    if nears[0] is None or nears[1] is None or nears[0].value.size != a.size:
+    if any(near is None or near.value.size != a.size for near in nears):
         if share <= MAX_SHARE:
             return None
         with np.errstate(all="ignore"):
@@ -525,7 +525,7 @@ def _with_causes(
     value = inputs[side].get(found.name)
     right = _right(traces[side], traces[0].metadata)
     must = _expected(formulas, inputs[side], found.name, right)
-    if value is None or must is None:
+    if value is None or must is None or must.value.size != value.size:
         return found
     value = value.reshape(must.value.shape)
     causes: list[Cause] = []

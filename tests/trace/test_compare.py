@@ -396,3 +396,26 @@ def test_settings_are_in_the_order_of_a(prompt: Trace, llama: Formulas) -> None:
         assert [(each.name, each.a, each.b) for each in settings] == [
             (name, "0.25", "0.5") for name in order
         ]
+
+
+def test_a_value_whose_inputs_have_other_shapes_in_one_trace_is_compared_without_a_bound(
+    prompt: Trace, llama: Formulas, tmp_path: Path
+) -> None:
+    only = ("inp_embd", "ffn_swiglu-0")
+    a = record("tiny-chat", "Once upon a time", to=tmp_path / "a", only=only)
+    arrays = load_file(prompt.path)
+    values = {
+        name: arrays[f"calls/0/{name}"].astype(np.float64)
+        for name in ("inp_embd", "ffn_gate-0", "ffn_up-0", "ffn_swiglu-0")
+    }
+    for name in ("ffn_gate-0", "ffn_up-0"):
+        values[name] = np.concatenate([values[name], values[name]], axis=1)
+    values["ffn_swiglu-0"] *= 2
+    b = write_trace(
+        tmp_path / "b", [values], architecture="llama", model="x", texts=a.metadata.texts
+    )
+    for sides in ((a, b), (b, a)):
+        found = compare(*sides, formulas=llama)
+        assert found.first is not None
+        assert (found.first.name, found.first.wrong) == ("ffn_swiglu-0", "")
+        assert (found.others, found.n_alone) == ((), 2)
