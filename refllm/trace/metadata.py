@@ -180,7 +180,7 @@ class Metadata:
             numerics=found.text("numerics"),
             numerics_revision=found.integer_or_none("numerics_revision"),
             hyperparameters=found.mapping_or_empty("hyperparameters"),
-            texts=tuple(_text(each) for each in found.objects("texts")),
+            texts=tuple(_text(each) for each in found.some_objects("texts")),
             calls=_calls(found),
             only=found.texts("only") if "only" in found.value else (),
             profile=found.text_or_none("profile"),
@@ -213,7 +213,7 @@ def _text(found: _Object) -> Text:
 def _calls(found: _Object) -> tuple[Call, ...]:
     calls = []
     lengths = [len(text.integers("token_ids")) for text in found.objects("texts")]
-    for each in found.objects("calls"):
+    for each in found.some_objects("calls"):
         call = Call(
             text=each.integer("text"),
             first=each.integer("first"),
@@ -321,6 +321,12 @@ class _Object:
         return [
             _Object(each, self.path, f"{self.where}{key}[{i}].") for i, each in enumerate(value)
         ]
+
+    def some_objects(self, key: str) -> list[_Object]:
+        found = self.objects(key)
+        if not found:
+            raise self.wrong(key, "a list of at least one object")
+        return found
 
 
 def _is_natural(value: object) -> bool:

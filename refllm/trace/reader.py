@@ -38,14 +38,17 @@ class Trace:
         Args:
             name: llama.cpp's name with the layer's number, such as "attn_norm-0"; "NAME#2" is the
                 second value of the name in the call: "Qcur-0#2" is Qcur-0 after RoPE.
-            call: The call of the network: 0 is the prompt, i the i-th drawn token.
+            call: The call of the network; `metadata.calls[call]` has its text, its first token and
+                its number of tokens. Of a prompt in one call, 0 is the prompt, i the i-th drawn
+                token; of an embedding model, i is text i.
 
         Returns:
             A copy, float32 in refllm's traces.
 
         Raises:
             InvalidInput: If the trace has no such call or value.
-            LlmRuntimeError: If the file changed since it was opened.
+            LlmRuntimeError: If the array is not one of floats with at least one number, or the file
+                changed since it was opened.
 
         Example:
             >>> from tempfile import TemporaryDirectory
@@ -70,6 +73,11 @@ class Trace:
                 f"{self.path}: calls/{call}/{name} has the type {found.dtype}; a value must have "
                 f"one of {', '.join(FLOATS)}"
             )
+        if found.size == 0:
+            raise LlmRuntimeError(
+                f"{self.path}: calls/{call}/{name} has the shape {list(found.shape)}; a value must "
+                "have a number"
+            )
         return found
 
     def step(self, draw: int) -> Step:
@@ -77,7 +85,7 @@ class Trace:
 
         Raises:
             InvalidInput: If the trace has no such draw.
-            LlmRuntimeError: If an array of it is missing.
+            LlmRuntimeError: If an array of it is missing, or has no axis.
         """
         draws = self.metadata.draws
         if not 0 <= draw < len(draws):
@@ -110,6 +118,10 @@ class Trace:
                 array: NDArray[Any] = file.get_tensor(key)
         except (SafetensorError, OSError, TypeError) as error:
             raise LlmRuntimeError(f"{self.path}: {key} cannot be read: {error}") from error
+        if array.ndim == 0:
+            raise LlmRuntimeError(
+                f"{self.path}: {key} has the shape []; an array must have at least one axis"
+            )
         return array
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -56,6 +57,8 @@ OTHER = {"name": "other", "version": "1"}
         (lambda s: s["calls"][0].update(text=1), "calls[0].text"),
         (lambda s: s["calls"][0]["values"].append("inp_embd"), "calls[0].values"),
         (lambda s: s.update(calls=[1]), "calls"),
+        (lambda s: s.update(calls=[]), "calls"),
+        (lambda s: s.update(texts=[]), "texts"),
         (lambda s: s.update(params=1), "params"),
         (lambda s: s["texts"][0]["pieces"].pop(), "texts[0].pieces"),
         (lambda s: s["texts"][0].update(n_given=99), "texts[0].n_given"),
@@ -112,6 +115,36 @@ def test_no_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         open_trace(tmp_path / "absent")
     with pytest.raises(InvalidInput, match="is a folder"):
         open_trace(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.float32(1), r"has the shape \[\]; an array must have at least one axis"),
+        (np.zeros((0, 256), np.float32), r"has the shape \[0, 256\]; a value must have a number"),
+        (np.zeros((2, 256), np.int64), "has the type int64; a value must have one of float16"),
+    ],
+)
+def test_a_value_that_cannot_be_compared_is_named_with_the_file(
+    run: Trace, tmp_path: Path, array: NDArray[Any], words: str
+) -> None:
+    path = with_array(run, tmp_path / "run", "calls/0/inp_embd", array)
+    with pytest.raises(LlmRuntimeError, match=f"{re.escape(str(path))}: calls/0/inp_embd {words}"):
+        open_trace(path).value("inp_embd")
+
+
+def test_an_array_of_a_draw_without_an_axis_is_named(run: Trace, tmp_path: Path) -> None:
+    path = with_array(run, tmp_path / "run", "draws/0/softmax/ids", np.int64(1))
+    with pytest.raises(LlmRuntimeError, match=r"draws/0/softmax/ids has the shape \[\]"):
+        open_trace(path).step(0)
+
+
+def with_array(run: Trace, to: Path, key: str, array: NDArray[Any] | np.generic) -> Path:
+    """Write the trace with another array, by the package safetensors."""
+    with safe_open(run.path, framework="numpy") as file:
+        stored = file.metadata()
+    save_file(load_file(run.path) | {key: np.asarray(array)}, to, stored)
+    return to
 
 
 def test_a_value_that_is_not_there_gets_names_near_it(run: Trace) -> None:
