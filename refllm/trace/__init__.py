@@ -11,9 +11,9 @@
       __metadata__                {"refllm.trace": JSON}: tokens, parameters, versions, and the
                                   order of computation; `trace.schema.json` describes it
 
-A *call* is one call of the network. A llama's first call computes the prompt (a prompt of more than
-512 tokens takes several), and each further one the token that was drawn before it; an encoder's
-call i computes text i. T tokens of a call, C candidates of a draw; other letters are those of
+A *call* is one call of the network. A llama's first call computes the prompt (a very long prompt
+takes several), and each further one the token that was drawn before it; an encoder's call i
+computes text i. T tokens of a call, C candidates of a draw; other letters are those of
 `refllm.llama`.
 
 `recorder.py` writes such a file, `reader.py` reads one, of refllm or of another program. Of two of

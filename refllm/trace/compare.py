@@ -292,7 +292,8 @@ def _check_calls(a: Trace, b: Trace, call: int) -> None:
         raise InvalidInput(
             f"call {call} of {a.path} computes {n} tokens from position {first} of text {text}, "
             f"that of {b.path} {other_n} from position {other_first} of text {other_text}",
-            "to compare them: compute the prompt in one call, and each drawn token in one",
+            "to compare them: compute the same tokens in each call, or give the model instead of "
+            "its trace, which then runs with the calls of the other trace",
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 import refllm
 from refllm.engine import LocalEngine, default_engine
 from refllm.errors import InvalidInput
-from refllm.generate import PROMPT_PIECE, Generation
+from refllm.generate import PROMPT_PIECE
 from refllm.interface import NUMERICS_REVISION, InferencingParams
 from refllm.kernels.elementwise import gelu, gelu_tanh
+from refllm.llama import Segment
 from refllm.models.load import BertModel, LlamaModel
 from refllm.pooling import MEAN_NORMALIZED
 from refllm.sampling import Step
@@ -33,6 +35,7 @@ from refllm.trace.writer import ArrayWriter, array_file
 __all__ = ["record"]
 
 LIBRARIES = ("numpy", "numba", "llvmlite", "safetensors", "tokenizers", "sentencepiece")
+MAX_WEIGHTS = 2**28  # of attention in a layer of one call, [H, T, T]: 1 GiB
 PADDING = 0  # as `refllm.engine` pads the texts of Spin's engine
 
 
@@ -45,6 +48,7 @@ def record(
     engine: LocalEngine | None = None,
     only: Sequence[str] = (),
     max_tokens: int | None = None,
+    prompt_calls: Sequence[int] = (),
     overwrite: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> Trace:
@@ -53,6 +57,9 @@ def record(
     A llama draws `params.max_tokens` tokens, fewer where an end token is drawn. The last one is
     drawn and not computed, so of n drawn tokens n − 1 have values. The same run writes the same
     bytes on each machine with the same versions of the libraries.
+
+    The prompt is one call; in calls of 512 tokens, if the attention weights of one call would take
+    more than 1 GiB in a layer. No bit of a value depends on the calls.
 
     Args:
         model: A name, or a path.
@@ -64,12 +71,14 @@ def record(
         only: Patterns of names as in a shell, such as "Qcur-*"; only values whose name matches one
             are written. All by default.
         max_tokens: Where an embedding model's text is cut, instead of the tokenizer file's limit.
+        prompt_calls: The numbers of tokens of a llama's first calls, for a prompt that is computed
+            in several; the rest of the prompt follows as by default.
         overwrite: Whether to replace an existing file.
         progress: `progress(computed_layers, all_layers)` is called repeatedly.
 
     Raises:
         InvalidInput: As `LocalEngine.infer` and `LocalEngine.generate_embeddings`, if the file
-            exists, and if no value has a name of `only`.
+            exists, if a call has no token, and if no value has a name of `only`.
         ModelNotSupported: As `LocalEngine.infer`.
         LlmRuntimeError: As `LocalEngine.infer`, and if the file cannot be written.
 
@@ -83,6 +92,8 @@ def record(
     engine = default_engine() if engine is None else engine
     if isinstance(only, str):
         raise InvalidInput(f"only must be a list of patterns; put {only!r:.80} into one")
+    if any(n_tokens < 1 for n_tokens in prompt_calls):
+        raise InvalidInput(f"each of prompt_calls must be at least 1; got {[*prompt_calls]!r:.80}")
     with array_file(to, overwrite=overwrite) as writer:
         loaded = engine.load(model)
         recorder = _Recorder(writer, only, progress)
@@ -90,7 +101,8 @@ def record(
             if not isinstance(prompt, str) and any(isinstance(each, str) for each in prompt):
                 raise InvalidInput(f"{model} continues one text; give one prompt, not a list")
             params = InferencingParams(max_tokens=1) if params is None else params
-            fields = recorder.infer(engine, loaded, cast("str | Sequence[int]", prompt), params)
+            given = cast("str | Sequence[int]", prompt)
+            fields = recorder.infer(engine, loaded, given, params, prompt_calls)
         else:
             texts = [prompt] if isinstance(prompt, str) else list(cast("Sequence[str]", prompt))
             fields = recorder.embed(engine, loaded, texts, max_tokens)
@@ -150,29 +162,29 @@ class _Recorder:
         llama: LlamaModel,
         prompt: str | Sequence[int],
         params: InferencingParams,
+        prompt_calls: Sequence[int],
     ) -> dict[str, Any]:
         """Compute a prompt and the tokens after it; return the metadata of it."""
-        token_ids = llama.prompt_tokens(prompt)
+        _, generation = engine.open(llama, prompt, params)
         tokenizer, network = llama.tokenizer, llama.network
-        generation = Generation(
-            network,
-            token_ids,
-            params,
-            end_tokens=tokenizer.eos_ids,
-            n_tokens=tokenizer.n_vocab,
-            seed=engine.seed,
-            profile=engine.profile,
-        )
-        n_pieces = -(-len(token_ids) // PROMPT_PIECE)
-        n_calls = n_pieces + max(0, params.max_tokens - 1)
+        n_given = len(generation.tokens)
+        # Where each call of the prompt ends.
+        ends = [end for end in accumulate(prompt_calls) if end < n_given]
+        fits = llama.config.n_heads * n_given**2 <= MAX_WEIGHTS
+        rest = range(ends[-1] if ends else 0, n_given, n_given if fits else PROMPT_PIECE)
+        ends += [*rest[1:], n_given]
+        prompt_ends = iter(ends)
+        n_calls = len(ends) + max(0, params.max_tokens - 1)
         self._n_layers = (0, n_calls * llama.config.n_layers)
         draws: list[RecordedDraw] = []
         while True:
-            first, segment = generation.cache.length, generation.segment
+            first = generation.cache.length
+            end = next(prompt_ends, len(generation.tokens))
+            segment = Segment(generation.tokens[first:end], generation.cache)
             with engine.computing():
                 hidden = network.hidden([segment], tap=self._tap)  # [T, D]
                 logits = network.logits(hidden, tap=self._tap)  # [T, V]
-            self._end_call(text=0, first=first, n_tokens=len(segment.token_ids))
+            self._end_call(text=0, first=first, n_tokens=end - first)
             if not generation.is_read:
                 continue
             if generation.is_finished:  # no token is to be drawn
@@ -191,7 +203,7 @@ class _Recorder:
                     text=prompt if isinstance(prompt, str) else None,
                     token_ids=ids,
                     pieces=pieces,
-                    n_given=len(token_ids),
+                    n_given=n_given,
                 ),
             ),
             "profile": engine.profile,

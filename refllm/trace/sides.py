@@ -94,7 +94,7 @@ def open_side(
     Args:
         side: The side.
         like: The metadata of the other side, if that is a trace: the run has its texts, its
-            parameters, seed and profile, and its number of drawn tokens.
+            parameters, seed and profile, its number of drawn tokens, and its calls for the prompt.
         run: What to compute otherwise.
         folder: Where to make the trace.
         progress: As `record`.
@@ -111,10 +111,16 @@ def open_side(
     engine = LocalEngine(seed=seed, profile=profile, numerics=side.numerics, threads=run.threads)
     params = InferencingParams(max_tokens=run.steps)
     prompt: str | list[str] | list[int] = run.prompt
+    prompt_calls: list[int] = []
     if like is not None:
         known = {each.name for each in fields(InferencingParams)}
         text = like.texts[0]
         prompt = list(text.token_ids[: text.n_given]) if text.text is None else text.text
+        for call in like.calls:  # as far as they compute the prompt in order
+            first, end = sum(prompt_calls), call.first + call.n_tokens
+            if (call.text, call.first) != (0, first) or end > text.n_given:
+                break
+            prompt_calls.append(call.n_tokens)
         asked = {name: value for name, value in like.params.items() if name in known}
         greedy = InferencingParams(
             max_tokens=max(1, len(text.token_ids) - text.n_given), temperature=0, repeat_penalty=1
@@ -128,7 +134,15 @@ def open_side(
                     f"the trace has token ids without a text, and {side.spec} reads text"
                 )
     to = folder / f"{len(list(folder.iterdir()))}.safetensors"
-    return record(side.model, prompt, to=to, params=params, engine=engine, progress=progress)
+    return record(
+        side.model,
+        prompt,
+        to=to,
+        params=params,
+        engine=engine,
+        prompt_calls=prompt_calls,
+        progress=progress,
+    )
 
 
 def formulas_for(metadata: Metadata, model: str | Path | None = None) -> Formulas | None:

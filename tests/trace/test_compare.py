@@ -16,7 +16,7 @@ from refllm.trace.expected import Formulas
 from refllm.trace.faults.bert import ENCODER_FAULTS, Encoder
 from refllm.trace.faults.formulas import causal
 from refllm.trace.faults.llama import NETWORK_FAULTS, Network
-from refllm.trace.sides import formulas_for
+from refllm.trace.sides import Run, formulas_for, open_side, side_of
 from tests.support.planted import planted_bert, planted_llama, write_trace
 
 FAULTS = {fault.name: fault for fault in NETWORK_FAULTS}
@@ -379,8 +379,24 @@ def test_calls_of_other_tokens_are_refused(run: Trace, folder: Path, llama: Form
     b = planted_llama(folder / "split", sequence.token_ids[:5], Network(), n_prompt=3)
     sequence_b = replace(b.metadata.texts[0], n_given=5)
     b = replace(b, metadata=replace(b.metadata, texts=(sequence_b,)))
-    with pytest.raises(InvalidInput, match=r"call 0 of .* computes 5 tokens from position 0"):
+    with pytest.raises(InvalidInput, match=r"call 0 of .* computes 5 tokens from position 0") as e:
         compare(run, b, formulas=llama)
+    assert "give the model instead of its trace" in str(e.value)
+
+
+def test_a_model_beside_a_trace_computes_the_prompt_in_the_calls_of_the_trace(
+    folder: Path, llama: Formulas, tmp_path: Path
+) -> None:
+    ids = record("tiny-chat", "Once upon a time", to=tmp_path / "a").metadata.texts[0].token_ids
+    b = planted_llama(folder / "parts", ids[:5], FAULTS["RoPE missing"].network, n_prompt=3)
+    like = replace(b.metadata, texts=(replace(b.metadata.texts[0], n_given=5),))
+    assert [call.n_tokens for call in like.calls] == [3, 1, 1]
+    a = open_side(side_of("tiny-chat"), like=like, run=Run(), folder=tmp_path)
+    assert [call.n_tokens for call in a.metadata.calls] == [3, 1, 1]
+    found = compare(a, replace(b, metadata=like), formulas=llama)
+    assert (found.n_values, found.n_alone) == (3 * 67, 0)
+    assert found.first is not None
+    assert (found.first.call, found.first.name) == (0, "Qcur-0#2")
 
 
 def test_settings_are_in_the_order_of_a(prompt: Trace, llama: Formulas) -> None:

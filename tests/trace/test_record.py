@@ -174,17 +174,54 @@ def test_the_same_run_writes_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def spans(trace: Trace) -> list[tuple[int, int]]:
+    return [(call.first, call.n_tokens) for call in trace.metadata.calls]
+
+
+@pytest.mark.parametrize(
+    ("prompt_calls", "expected"),
+    [
+        ([4], [(0, 4), (4, 1), (5, 1)]),
+        ([2, 3], [(0, 2), (2, 3), (5, 1)]),
+        ([1, 1, 9, 9], [(0, 1), (1, 1), (2, 3), (5, 1)]),
+    ],
+)
 def test_a_prompt_of_several_calls_has_the_values_of_one(
-    tmp_path: Path, llama: LlamaModel, monkeypatch: pytest.MonkeyPatch
+    prompt_calls: list[int],
+    expected: list[tuple[int, int]],
+    run: Trace,
+    tmp_path: Path,
+    llama: LlamaModel,
 ) -> None:
-    monkeypatch.setattr("refllm.generate.PROMPT_PIECE", 4)
-    trace = record("tiny-chat", PROMPT, to=tmp_path / "run", only=["l_out-3"])
-    calls = trace.metadata.calls
-    assert [(call.first, call.n_tokens) for call in calls] == [(0, 4), (4, 1)]
-    assert trace.metadata.draws[0].call == 1
-    expected = tapped(llama, llama.prompt_tokens(PROMPT))["l_out-3"]
-    rows = np.concatenate([trace.value("l_out-3", i) for i in range(2)])
-    np.testing.assert_array_equal(rows, expected)
+    params, to = InferencingParams(max_tokens=2), tmp_path / "run"
+    trace = record("tiny-chat", PROMPT, to=to, params=params, prompt_calls=prompt_calls)
+    assert spans(trace) == expected
+    assert [draw.call for draw in trace.metadata.draws] == [len(expected) - 2, len(expected) - 1]
+    whole = tapped(llama, list(trace.metadata.texts[0].token_ids[:-1]))
+    for name in ("Kcur-0#2", "kqv_out-2", "l_out-3", "result_output"):
+        rows = np.concatenate([trace.value(name, i) for i in range(len(expected))])
+        np.testing.assert_array_equal(rows, whole[name], err_msg=name)
+    assert trace.metadata.texts[0].token_ids == run.metadata.texts[0].token_ids[:7]
+
+
+def test_a_prompt_of_more_tokens_than_a_piece_is_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refllm.generate.PROMPT_PIECE", 2)
+    monkeypatch.setattr("refllm.trace.recorder.PROMPT_PIECE", 2)
+    trace = record("tiny-chat", PROMPT, to=tmp_path / "whole", only=["l_out-3"])
+    assert spans(trace) == [(0, 5)]
+    monkeypatch.setattr("refllm.trace.recorder.MAX_WEIGHTS", 8 * 5**2)  # 8 heads, 5 tokens
+    assert spans(record("tiny-chat", PROMPT, to=tmp_path / "most")) == [(0, 5)]
+    monkeypatch.setattr("refllm.trace.recorder.MAX_WEIGHTS", 8 * 5**2 - 1)
+    assert spans(record("tiny-chat", PROMPT, to=tmp_path / "split")) == [(0, 2), (2, 2), (4, 1)]
+
+
+def test_a_call_of_no_token_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"each of prompt_calls must be at least 1; got \[2, 0\]"
+    ):
+        record("tiny-chat", PROMPT, to=tmp_path / "run", prompt_calls=[2, 0])
 
 
 @pytest.mark.parametrize("model", ["tiny-chat", "tiny-embed"])
