@@ -68,7 +68,7 @@ def exactly(value: Doubles) -> Near:
 
 
 def product(x: Near, w: Doubles, bias: Doubles | None = None) -> Near:
-    """x·Wᵀ + b: x [T, D], w [N, D], bias [N] → [T, N]."""
+    """Return x·Wᵀ + b: x [T, D], w [N, D], bias [N] → [T, N]."""
     size = np.abs(w)
     bound = (x.value.shape[1] + 2) * UNIT * (np.abs(x.value) @ size.T)
     if x.bound.any():
@@ -80,7 +80,7 @@ def product(x: Near, w: Doubles, bias: Doubles | None = None) -> Near:
 
 
 def total(*parts: Near) -> Near:
-    """The sum of arrays of one shape."""
+    """Return the sum of arrays of one shape."""
     value = np.sum([part.value for part in parts], axis=0)
     size = np.sum([np.abs(part.value) for part in parts], axis=0)
     return Near(value, len(parts) * UNIT * size + np.sum([p.bound for p in parts], axis=0))
@@ -89,7 +89,7 @@ def total(*parts: Near) -> Near:
 def normalized(
     x: Near, norm: Callable[[Doubles], Doubles], gain: Doubles, eps: float, *, centers: bool
 ) -> Near:
-    """RMSNorm or LayerNorm of each row: x [T, D] → [T, D].
+    """Return RMSNorm or LayerNorm of each row: x [T, D] → [T, D].
 
     Args:
         x: The rows.
@@ -113,7 +113,7 @@ def normalized(
 
 
 def rope(x: Near, angles: Doubles, *, halves: bool, magnitude: float = 1.0) -> Near:
-    """x [T, H, E] with its pairs turned by angles [T, 1, R/2].
+    """Return x [T, H, E] with its pairs turned by angles [T, 1, R/2].
 
     A program that multiplies its way from one frequency to the next has R/2 roundings in an angle.
     """
@@ -131,7 +131,7 @@ def rope(x: Near, angles: Doubles, *, halves: bool, magnitude: float = 1.0) -> N
 
 
 def attention_weights(q: Near, k: Near, mask: Mask, *, scale: float, shared: Sequence[int]) -> Near:
-    """softmax(q·k·scale): q [T, H, E], k [S, Hkv, E], mask [T, S] → [H, T, S].
+    """Return softmax(q·k·scale): q [T, H, E], k [S, Hkv, E], mask [T, S] → [H, T, S].
 
     Args:
         q: Queries after RoPE.
@@ -156,7 +156,7 @@ def attention_weights(q: Near, k: Near, mask: Mask, *, scale: float, shared: Seq
 
 
 def weighted_values(weights: Near, v: Near, *, shared: Sequence[int]) -> Near:
-    """weights·v: weights [H, T, S], v [S, Hkv, E] → [T, H·E]."""
+    """Return weights·v: weights [H, T, S], v [S, Hkv, E] → [T, H·E]."""
     values, moved = v.value[:, shared], v.bound[:, shared]  # [S, H, E]
     value = np.einsum("hts,she->the", weights.value, values)
     size = np.einsum("hts,she->the", weights.value, np.abs(values))
@@ -167,7 +167,7 @@ def weighted_values(weights: Near, v: Near, *, shared: Sequence[int]) -> Near:
 
 
 def elementwise(x: Near, function: Callable[[Doubles], Doubles]) -> Near:
-    """An activation, whose slope is at most 1.2, of each number."""
+    """Return an activation, whose slope is at most 1.2, of each number."""
     value = function(x.value)
     bound = FUNCTION_ULPS * UNIT * np.abs(value) + 4 * UNIT * np.abs(x.value) + 1.2 * x.bound
     return Near(value, bound)

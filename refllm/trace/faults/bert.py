@@ -36,16 +36,16 @@ def mean(x: Doubles, is_real: Mask) -> Doubles:
 
 
 def to_length_1(x: Doubles) -> Doubles:
-    """x / max(‖x‖, 1e-12) for each row of x [N, D]."""
+    """Return x / max(‖x‖, 1e-12) for each row of x [N, D]."""
     lengths = np.sqrt((x**2).sum(axis=-1, keepdims=True))
     return np.asarray(x / np.maximum(lengths, MIN_LENGTH))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoder:
-    """How an encoder does each of its steps; None means as the model's file says.
+    """How an encoder does each of its steps; None for as in the model's file.
 
-    `tokens` changes a text's token ids, special ones included. `masks` says whether padding is
+    `tokens` changes a text's token ids, special ones included. With `masks`, padding is
     masked in attention.
     """
 
@@ -75,7 +75,7 @@ class EncoderFault:
 
 
 def _mean_between_specials(x: Doubles, is_real: Mask) -> Doubles:
-    """Without [CLS] and [SEP]; of a text that has nothing else, with them."""
+    """Return the mean without [CLS] and [SEP]; of a text that has nothing else, with them."""
     inside = is_real.copy()
     inside[:, 0] = False
     inside[np.arange(len(x)), is_real.sum(axis=1) - 1] = False

@@ -42,39 +42,39 @@ _ERFC = np.vectorize(math.erfc, otypes=[np.float64])
 
 
 def silu(x: Doubles) -> Doubles:
-    """x / (1 + e^−x)."""
+    """Return x / (1 + e^−x)."""
     with np.errstate(over="ignore"):
         return np.asarray(x / (1.0 + np.exp(-x)))
 
 
 def sigmoid(x: Doubles) -> Doubles:
-    """1 / (1 + e^−x)."""
+    """Return 1 / (1 + e^−x)."""
     with np.errstate(over="ignore"):
         return np.asarray(1.0 / (1.0 + np.exp(-x)))
 
 
 def relu(x: Doubles) -> Doubles:
-    """max(x, 0)."""
+    """Return max(x, 0)."""
     return np.maximum(x, 0.0)
 
 
 def gelu(x: Doubles) -> Doubles:
-    """x·Φ(x), with the upper tail of the normal distribution: no cancellation where x < 0."""
+    """Return x·Φ(x), by the normal distribution's upper tail: no cancellation where x < 0."""
     return np.asarray(0.5 * x * _ERFC(-x / math.sqrt(2.0)))
 
 
 def gelu_tanh(x: Doubles) -> Doubles:
-    """x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
+    """Return x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))."""
     return np.asarray(0.5 * x * (1.0 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
 def gelu_sigmoid(x: Doubles) -> Doubles:
-    """x·sigmoid(1.702·x)."""
+    """Return x·sigmoid(1.702·x)."""
     return x * sigmoid(1.702 * x)
 
 
 def softmax(x: Doubles, *, axis: int = -1) -> Doubles:
-    """e^x / Σ e^x."""
+    """Return e^x / Σ e^x."""
     powers = np.exp(x - x.max(axis=axis, keepdims=True))
     return np.asarray(powers / powers.sum(axis=axis, keepdims=True))
 
@@ -97,7 +97,7 @@ def rms_norm(
     weigh: Callable[[Doubles], Doubles] = lambda weight: weight,
     eps_outside: bool = False,
 ) -> Doubles:
-    """x / √(mean(x²) + ε) · weight for each row of x [..., D]."""
+    """Return x / √(mean(x²) + ε) · weight for each row of x [..., D]."""
     n_less = 0 if averages else x.shape[-1] - 1
     normal = _normalized(x, eps, centers=centers, n_less=n_less, eps_outside=eps_outside)
     return normal * weigh(weight)
@@ -114,13 +114,13 @@ def layer_norm(
     adds_bias: bool = True,
     eps_outside: bool = False,
 ) -> Doubles:
-    """(x − mean) / √(variance + ε) · weight + bias for each row of x [..., D]."""
+    """Return (x − mean) / √(variance + ε) · weight + bias for each row of x [..., D]."""
     normal = _normalized(x, eps, centers=centers, n_less=n_less, eps_outside=eps_outside)
     return normal * weight + adds_bias * bias
 
 
 def rotate(x: Doubles, angles: Doubles, *, halves: bool) -> Doubles:
-    """RoPE: the pairs of x [T, H, E] turned by angles [T, 1, R/2].
+    """Return x [T, H, E] with its pairs turned by angles [T, 1, R/2], as RoPE does.
 
     Pairs are (2i, 2i + 1), or (i, i + R/2) with `halves`; the elements from R on stay as they are.
     """
@@ -135,17 +135,17 @@ def rotate(x: Doubles, angles: Doubles, *, halves: bool) -> Doubles:
 
 
 def causal(n_tokens: int, n_seen: int, *, ahead: int = 0) -> Mask:
-    """Which tokens each token attends to, [T, S]: the T tokens are the last of the S."""
+    """Return which tokens each token attends to, [T, S]: the T tokens are the last of the S."""
     return np.tri(n_tokens, n_seen, k=n_seen - n_tokens + ahead, dtype=bool)
 
 
 def head_scale(head_dim: int) -> float:
-    """1/√E."""
+    """Return 1/√E."""
     return 1.0 / math.sqrt(head_dim)
 
 
 def neighboring_heads(h: int, _n_kv_heads: int, group: int) -> int:
-    """The key/value head of query head h, of Hkv, shared by H/Hkv each: neighbors share one."""
+    """Return the key/value head of query head h; neighbors, H/Hkv of them, share one."""
     return h // group
 
 
@@ -158,7 +158,7 @@ def attention(
     scale: Callable[[int], float] = head_scale,
     kv_head: Callable[[int, int, int], int] = neighboring_heads,
 ) -> Doubles:
-    """softmax(q·k·scale)·v: q [..., T, H, E], k and v [..., S, Hkv, E] → [..., T, H, E]."""
+    """Return softmax(q·k·scale)·v: q [..., T, H, E], k and v [..., S, Hkv, E] → [..., T, H, E]."""
     weights = attention_weights(q, k, mask, scale=scale, kv_head=kv_head)  # [..., H, T, S]
     shared = shared_heads(q.shape[-2], v.shape[-2], kv_head)
     return np.asarray(np.einsum("...hts,...she->...the", weights, v[..., shared, :]))
@@ -172,7 +172,7 @@ def attention_weights(
     scale: Callable[[int], float] = head_scale,
     kv_head: Callable[[int, int, int], int] = neighboring_heads,
 ) -> Doubles:
-    """softmax(q·k·scale): q [..., T, H, E], k [..., S, Hkv, E] → [..., H, T, S]."""
+    """Return softmax(q·k·scale): q [..., T, H, E], k [..., S, Hkv, E] → [..., H, T, S]."""
     shared = shared_heads(q.shape[-2], k.shape[-2], kv_head)
     scores = np.einsum("...the,...she->...hts", q, k[..., shared, :]) * scale(q.shape[-1])
     return softmax(np.where(mask, scores, -np.inf))

@@ -37,7 +37,7 @@ EPSILONS = (1e-5, 1e-6, 1e-12)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """How a llama does each of its steps; None means as the model's file says.
+    """How a llama does each of its steps; None for as in the model's file.
 
     `kv_head` gives the key/value head of a query head h, of Hkv, shared by H/Hkv each. `positions`
     changes the positions 0 … T − 1. `mask` gives [T, S] instead of the causal mask; with one that
