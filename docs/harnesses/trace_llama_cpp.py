@@ -42,7 +42,7 @@ class Tracer:
         self.callback = llama_cpp.ggml_backend_sched_eval_callback(self.see)
 
     def see(self, tensor: int, ask: bool, _data: int) -> bool:
-        """Say whether a value is wanted, and then copy it."""
+        """Return whether a value is wanted; copy one that is computed."""
         pointer = ctypes.c_void_p(tensor)
         name = GGML.ggml_get_name(pointer).decode()
         name = RENAMED.get(name, name)
@@ -104,6 +104,8 @@ def main() -> None:
     text = asked.prompt.encode()
     tokens = (llama_cpp.llama_token * params.n_ctx)()
     n = llama_cpp.llama_tokenize(vocab, text, len(text), tokens, params.n_ctx, True, False)
+    if n < 0:
+        parser.error(f"the prompt has {-n} tokens, and this program traces {params.n_ctx}")
     ids = list(tokens[:n])
     # A fault is planted here in the tests of refllm diff.
     context = llama_cpp.llama_init_from_model(model, params)
