@@ -1,6 +1,7 @@
 """A comparison in words: for a terminal, as JSON and as a page for a browser.
 
 `report.html.jinja` beside this file is the page's template; it fetches nothing.
+`comparison.schema.json` describes the JSON.
 """
 
 from __future__ import annotations

@@ -6,12 +6,19 @@ import json
 import re
 from pathlib import Path
 
+import jsonschema
+import numpy as np
 import pytest
 
-from refllm.trace import open_trace
+from refllm.trace import open_trace, record, report
 from refllm.trace.faults.llama import NETWORK_FAULTS
 from tests.support.commands import answer, refllm
-from tests.support.planted import planted_llama
+from tests.support.planted import planted_llama, write_trace
+
+SCHEMA = json.loads(
+    Path(report.__file__).with_name("comparison.schema.json").read_text(encoding="utf-8")
+)
+KINDS = ("tokens", "first", "draw")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +80,7 @@ def test_a_planted_fault_is_named_as_text_json_and_html(run: Path, tmp_path: Pat
     result = refllm("diff", run, other, "--json", "--html", page)
     assert result.exit_code == 1
     found = json.loads(result.stdout)
+    jsonschema.validate(found, SCHEMA)
     assert found["first"]["name"] == "kq_soft_max-0"
     assert found["first"]["causes"][0]["name"] == "GQA heads by modulo"
     assert found["is_different"] is True
@@ -81,6 +89,46 @@ def test_a_planted_fault_is_named_as_text_json_and_html(run: Path, tmp_path: Pat
     assert text.count('class="bar"') == 5
     assert not re.search(r'(src|href)="', text)
     assert str(other) in text
+
+
+def test_a_trace_of_a_prompt_in_parts_is_compared_with_the_model(tmp_path: Path) -> None:
+    file = tmp_path / "run.safetensors"
+    record("tiny-chat", "Once upon a time", to=file, prompt_calls=[2, 2])
+    for sides in ((file, "tiny-chat"), ("tiny-chat", file)):
+        assert "201 values: 201 are equal in every bit" in answer("diff", *sides)
+
+
+def test_each_kind_of_difference_is_as_the_published_schema_has_it(tmp_path: Path) -> None:
+    seeds = [tmp_path / f"{seed}.safetensors" for seed in (0, 3)]
+    for seed, file in zip((0, 3), seeds, strict=True):
+        answer("trace", "tiny-chat", "Once upon a time", "--to", file, "--seed", str(seed))
+    other = tmp_path / "tokens.safetensors"
+    answer("trace", "tiny-chat", "Twice upon a time", "--to", other)
+    short = tmp_path / "shape.safetensors"
+    write_trace(
+        short,
+        [{"inp_embd": np.full((5, 100), np.nan)}],
+        architecture="llama",
+        model="x",
+        texts=open_trace(seeds[0]).metadata.texts,
+    )
+    found = {
+        key: json.loads(refllm("diff", seeds[0], file, "--json").stdout)
+        for key, file in (
+            ("none", seeds[0]),
+            ("draw", seeds[1]),
+            ("tokens", other),
+            ("first", short),
+        )
+    }
+    assert {key: [k for k in KINDS if each[k] is not None] for key, each in found.items()} == {
+        "none": [],
+        "draw": ["draw"],
+        "tokens": ["tokens"],
+        "first": ["first"],
+    }
+    for each in found.values():
+        jsonschema.validate(each, SCHEMA)
 
 
 def test_a_bert_is_compared_by_its_vectors() -> None:
