@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refllm.cli.common import (
+    DEFAULT,
     KeepPackedOption,
     MaxTokensOption,
     ModelArgument,
@@ -21,26 +22,26 @@ from refllm.cli.common import (
     TemperatureOption,
     ThreadsOption,
     TopKOption,
+    TopOption,
     TopPOption,
     argument_text,
     model_of,
     one_line,
-    warn_out_of_range,
+    params_of,
     write_text,
 )
-from refllm.cli.explain import TopOption, print_step
+from refllm.cli.explain import print_step
 from refllm.cli.waiting import ending_workers, engine_of, loading_bar
 from refllm.errors import InvalidInput, LlmError, LlmRuntimeError
-from refllm.interface import InferencingParams
 
 if TYPE_CHECKING:
     from refllm.engine import LocalEngine
     from refllm.inspect.drawing import Draw
+    from refllm.interface import InferencingParams
     from refllm.models.load import LlamaModel
 
 __all__ = ["chat"]
 
-DEFAULT = InferencingParams()
 HELP = """\
 /explain [STEP]   why each token of the last answer was drawn, or that of one step, from 0
 /reset            begin a new conversation; the system message stays
@@ -76,16 +77,15 @@ def chat(
     model without one gets Llama 2's. Each answer begins with the seed again, so it is the one that
     `refllm infer` gives for that prompt. /help lists what can be entered besides messages.
     """
-    params = InferencingParams(
+    params = params_of(
         max_tokens=max_tokens,
         repeat_penalty=repeat_penalty,
-        repeat_penalty_last_n_token_count=repeat_last_n,
+        repeat_last_n=repeat_last_n,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
     )
     params.check()
-    warn_out_of_range(params)
     if sys.stdin is None:
         raise InvalidInput("standard input is closed")
     if sys.stdin.isatty():

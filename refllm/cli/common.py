@@ -24,6 +24,7 @@ from refllm.errors import InvalidInput, LlmError, LlmRuntimeError
 from refllm.interface import InferencingParams, as_f32
 
 __all__ = [
+    "DEFAULT",
     "FAILED",
     "INTERRUPTED",
     "MEBIBYTE",
@@ -46,6 +47,7 @@ __all__ = [
     "TemperatureOption",
     "ThreadsOption",
     "TopKOption",
+    "TopOption",
     "TopPOption",
     "argument_text",
     "bytes_of",
@@ -53,12 +55,12 @@ __all__ = [
     "model_path",
     "names_a_model",
     "one_line",
+    "params_of",
     "read_text",
     "refuse_swapped",
     "run_app",
     "text_of",
     "warn_of_a_file",
-    "warn_out_of_range",
     "with_exit_codes",
     "write_bytes",
     "write_json",
@@ -80,6 +82,9 @@ MAGIC: Mapping[bytes, str] = {
     b"PAR1": "to read Parquet: write its texts as JSON lines",
 }
 """Advice about data that is not UTF-8, by its first bytes."""
+
+DEFAULT = InferencingParams()
+"""The interface's defaults of the options of sampling."""
 
 MAX_PATH = 1000  # characters of a text that may be a path
 
@@ -163,6 +168,9 @@ KeepPackedOption = Annotated[
         show_default="REFLLM_KEEP_PACKED_MIB, or 0",
     ),
 ]
+TopOption = Annotated[
+    int, typer.Option("--top", min=1, help="The number of candidates to list at each step.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
@@ -223,22 +231,38 @@ def warn_of_a_file(text: str, instead: str) -> None:
         typer.echo(f"refllm: {text!r} is used as text; to use the file: {instead}", err=True)
 
 
-def warn_out_of_range(params: InferencingParams) -> None:
-    """Write a line on standard error for each value outside its range, with its effect.
+def params_of(
+    *,
+    max_tokens: int,
+    repeat_penalty: float,
+    repeat_last_n: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> InferencingParams:
+    """Return the parameters of a command's options, unchecked.
 
-    The contract defines the effect, so the result is still the contract's.
+    Writes a line on standard error for each value outside its range, with its effect. The contract
+    defines the effect, so the result is still the contract's.
     """
-    if params.temperature < 0 and math.isfinite(as_f32(params.temperature)):
+    if temperature < 0 and math.isfinite(as_f32(temperature)):
         typer.echo(
-            f"refllm: --temperature {params.temperature:g} is below 0 and used as 0: always the "
+            f"refllm: --temperature {temperature:g} is below 0 and used as 0: always the "
             "likeliest token",
             err=True,
         )
-    if not 0 <= params.top_p <= 1 and math.isfinite(as_f32(params.top_p)):
+    if not 0 <= top_p <= 1 and math.isfinite(as_f32(top_p)):
         typer.echo(
-            f"refllm: --top-p {params.top_p:g} is no probability (0 to 1) and used as 1: off",
-            err=True,
+            f"refllm: --top-p {top_p:g} is no probability (0 to 1) and used as 1: off", err=True
         )
+    return InferencingParams(
+        max_tokens=max_tokens,
+        repeat_penalty=repeat_penalty,
+        repeat_penalty_last_n_token_count=repeat_last_n,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
 
 
 def text_of(argument: str, what: str) -> str:

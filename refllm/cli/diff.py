@@ -94,7 +94,7 @@ def diff(
     )
     with (
         tempfile.TemporaryDirectory() as folder,
-        loading_bar("tracing layers") as bar,
+        loading_bar("tracing layers", in_bytes=False) as bar,
         ending_workers(),
     ):
         # A trace first, because the other side is run with its text.

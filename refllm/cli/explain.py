@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from refllm.cli.common import (
+    DEFAULT,
     JsonOption,
     KeepPackedOption,
     MaxTokensOption,
@@ -24,32 +25,27 @@ from refllm.cli.common import (
     TemperatureOption,
     ThreadsOption,
     TopKOption,
+    TopOption,
     TopPOption,
     model_of,
     one_line,
+    params_of,
     refuse_swapped,
     text_of,
     warn_of_a_file,
-    warn_out_of_range,
     write_json,
     write_text,
 )
-from refllm.cli.waiting import answered_by, ending_workers, engine_of, loading_bar
-from refllm.interface import InferencingParams
+from refllm.cli.waiting import answered_by, conditions_of, ending_workers, engine_of, loading_bar
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["TopOption", "explain", "print_step", "steps_range"]
+__all__ = ["explain", "print_step", "steps_range"]
 
-DEFAULT = InferencingParams()
 WIDTH = 100  # of an output that is no terminal
 BAR_WIDTH = 64
 SHADES = "█▓▒░"
-
-TopOption = Annotated[
-    int, typer.Option("--top", min=1, help="The number of candidates to list at each step.")
-]
 
 
 def explain(
@@ -87,18 +83,17 @@ def explain(
     number u in [0, 1), times the sum Σ of what is left, points at the token on the bar. Steps after
     the last one to show are not computed.
     """
-    params = InferencingParams(
+    first, last = steps_range(steps)
+    refuse_swapped(model, prompt, "explain")
+    warn_of_a_file(prompt, f"refllm explain {shlex.quote(model)} - < {shlex.quote(prompt)}")
+    params = params_of(
         max_tokens=max_tokens,
         repeat_penalty=repeat_penalty,
-        repeat_penalty_last_n_token_count=repeat_last_n,
+        repeat_last_n=repeat_last_n,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
     )
-    first, last = steps_range(steps)
-    refuse_swapped(model, prompt, "explain")
-    warn_of_a_file(prompt, f"refllm explain {shlex.quote(model)} - < {shlex.quote(prompt)}")
-    warn_out_of_range(params)
     with loading_bar() as bar, ending_workers():
         engine = engine_of(
             seed=seed,
@@ -134,10 +129,7 @@ def explain(
             tokenizer = llama.tokenizer
             record = {
                 "prompt": [{"token": i, "piece": tokenizer.piece(i)} for i in token_ids],
-                "params": asdict(params),
-                "seed": engine.seed,
-                "profile": engine.profile,
-                "numerics": engine.numerics,
+                **conditions_of(engine, params),
                 "steps": shown,
             }
             write_json({**answered_by(engine, model_of(model)), **record})

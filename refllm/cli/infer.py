@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refllm.cli.common import (
+    DEFAULT,
     JsonOption,
     KeepPackedOption,
     MaxTokensOption,
@@ -25,22 +26,25 @@ from refllm.cli.common import (
     TopKOption,
     TopPOption,
     model_of,
+    params_of,
     refuse_swapped,
     text_of,
     warn_of_a_file,
-    warn_out_of_range,
     write_json,
     write_text,
 )
-from refllm.cli.waiting import answered_by, ending_workers, engine_of, loading_bar
-from refllm.interface import InferencingParams
+from refllm.cli.waiting import (
+    answered_by,
+    conditions_of,
+    ending_workers,
+    engine_of,
+    loading_bar,
+)
 
 if TYPE_CHECKING:
     from refllm.generate import Chunk
 
-__all__ = ["DEFAULT", "infer"]
-
-DEFAULT = InferencingParams()
+__all__ = ["infer"]
 
 
 def infer(
@@ -73,17 +77,16 @@ def infer(
     A newline ends the output. The JSON object has text and usage, and everything that determines
     the text: model (the one that answered), params, seed, profile and numerics.
     """
-    params = InferencingParams(
+    refuse_swapped(model, prompt, "infer")
+    warn_of_a_file(prompt, f"refllm infer {shlex.quote(model)} - < {shlex.quote(prompt)}")
+    params = params_of(
         max_tokens=max_tokens,
         repeat_penalty=repeat_penalty,
-        repeat_penalty_last_n_token_count=repeat_last_n,
+        repeat_last_n=repeat_last_n,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
     )
-    refuse_swapped(model, prompt, "infer")
-    warn_of_a_file(prompt, f"refllm infer {shlex.quote(model)} - < {shlex.quote(prompt)}")
-    warn_out_of_range(params)
     with loading_bar() as bar, ending_workers():
         engine = engine_of(
             seed=seed,
@@ -99,10 +102,7 @@ def infer(
         if json:
             record = {
                 **asdict(engine.infer(model_of(model), text, params)),
-                "params": asdict(params),
-                "seed": engine.seed,
-                "profile": engine.profile,
-                "numerics": engine.numerics,
+                **conditions_of(engine, params),
             }
             write_json({**answered_by(engine, model_of(model)), **record})
         else:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from refllm.cli.common import (
+    DEFAULT,
     INTERRUPTED,
     KeepPackedOption,
     ModelArgument,
@@ -25,18 +26,16 @@ from refllm.cli.common import (
     TopKOption,
     TopPOption,
     model_of,
+    params_of,
     text_of,
-    warn_out_of_range,
     write_text,
 )
 from refllm.cli.waiting import engine_of, loading_bar
 from refllm.errors import InvalidInput, LlmRuntimeError, how_to_install
 from refllm.files.whole import require_whole_file, whole_file
-from refllm.interface import InferencingParams
 
 __all__ = ["inspect"]
 
-DEFAULT = InferencingParams()
 PORT = 8178
 FILE_ARRAY_BYTES = 2_600_000  # with them the file of 60 tokens of tiny-chat has less than 3 MB
 GRACE_SECONDS = 1
@@ -86,16 +85,15 @@ def inspect(
     mail or to put on a site; its arrays are rounded to float16 where float32 would make it large,
     and a draw cannot be repeated with other parameters.
     """
-    params = InferencingParams(
+    params = params_of(
         max_tokens=max_tokens,
         repeat_penalty=repeat_penalty,
-        repeat_penalty_last_n_token_count=repeat_last_n,
+        repeat_last_n=repeat_last_n,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
     )
     params.check()
-    warn_out_of_range(params)
     written = {"--html": html, "--json": document}
     for option, path in written.items():
         if path is not None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from refllm.cli.common import (
+    DEFAULT,
     STANDARD_STREAM,
     JsonOption,
     ModelArgument,
@@ -23,16 +24,14 @@ from refllm.cli.common import (
     TopPOption,
     argument_text,
     model_of,
+    params_of,
     read_text,
     refuse_swapped,
-    warn_out_of_range,
     write_json,
     write_text,
 )
-from refllm.cli.infer import DEFAULT
 from refllm.cli.waiting import ending_workers, engine_of, loading_bar
 from refllm.errors import InvalidInput
-from refllm.interface import InferencingParams
 
 __all__ = ["trace"]
 
@@ -89,15 +88,14 @@ def trace(
     refuse_swapped(model, prompt[0], "trace")
     if to.exists() and not force:
         raise InvalidInput(f"{to} exists already; --force replaces it")
-    params = InferencingParams(
+    params = params_of(
         max_tokens=1 if steps is None else steps,
         repeat_penalty=repeat_penalty,
-        repeat_penalty_last_n_token_count=repeat_last_n,
+        repeat_last_n=repeat_last_n,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
     )
-    warn_out_of_range(params)
     from refllm.files.whole import require_whole_file
 
     require_whole_file(to)
@@ -118,7 +116,7 @@ def trace(
         engine.load(model_of(model))
     from refllm.trace import record
 
-    with loading_bar("tracing layers") as bar, ending_workers():
+    with loading_bar("tracing layers", in_bytes=False) as bar, ending_workers():
         made = record(
             model_of(model),
             texts[0] if len(texts) == 1 else texts,

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from refllm.engine import LocalEngine
+    from refllm.interface import InferencingParams
     from refllm.models.load import Progress
 
-__all__ = ["announce_compiling", "answered_by", "ending_workers", "engine_of", "loading_bar"]
+__all__ = [
+    "announce_compiling",
+    "answered_by",
+    "conditions_of",
+    "ending_workers",
+    "engine_of",
+    "loading_bar",
+]
 
 PATIENCE_SECONDS = 1.0
 
@@ -78,6 +87,16 @@ def answered_by(engine: LocalEngine, model: str | Path) -> dict[str, str]:
     return {"model": answering, **stands_in}
 
 
+def conditions_of(engine: LocalEngine, params: InferencingParams) -> dict[str, object]:
+    """Return what determines a text besides model and prompt, for a JSON object."""
+    return {
+        "params": asdict(params),
+        "seed": engine.seed,
+        "profile": engine.profile,
+        "numerics": engine.numerics,
+    }
+
+
 def announce_compiling() -> None:
     """Write the line of `refllm.jit.first_compilation` on standard error, at the first one."""
     FirstCompilation(lambda line: typer.echo(line, err=True)).attach()
@@ -96,18 +115,19 @@ def ending_workers() -> Iterator[None]:
 
 
 @contextmanager
-def loading_bar(what: str = "loading") -> Iterator[Progress | None]:
+def loading_bar(what: str = "loading", *, in_bytes: bool = True) -> Iterator[Progress | None]:
     """Yield the callback for the progress of loading; None if standard error is no terminal.
 
     A bar appears once loading has taken a second, and disappears when the model is loaded.
 
     Args:
-        what: What the bar shows: "loading" counts bytes, other words count as they say.
+        what: The words before the bar.
+        in_bytes: Whether the counter behind the bar is of bytes, in MB, or of pieces of work: 3/8.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
-    bar = _LoadingBar(what)
+    bar = _LoadingBar(what, in_bytes)
     try:
         yield bar.show
     finally:
@@ -115,8 +135,9 @@ def loading_bar(what: str = "loading") -> Iterator[Progress | None]:
 
 
 class _LoadingBar:
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, in_bytes: bool) -> None:
         self._what = what
+        self._in_bytes = in_bytes
         self._begin = time.monotonic()
         self._bars: Bars | None = None
 
@@ -124,7 +145,7 @@ class _LoadingBar:
         if done == total:
             self.close()
         elif time.monotonic() - self._begin >= PATIENCE_SECONDS:
-            self._bars = self._bars or _started_bars(self._what, total)
+            self._bars = self._bars or _started_bars(self._what, total, in_bytes=self._in_bytes)
             self._bars.update(self._bars.task_ids[0], completed=done, total=total)
 
     def close(self) -> None:
@@ -132,7 +153,7 @@ class _LoadingBar:
             self._bars.stop()
 
 
-def _started_bars(what: str, total: int) -> Bars:
+def _started_bars(what: str, total: int, *, in_bytes: bool) -> Bars:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -142,7 +163,7 @@ def _started_bars(what: str, total: int) -> Bars:
         TextColumn,
     )
 
-    counter = DownloadColumn() if what == "loading" else MofNCompleteColumn()
+    counter = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), counter)
     bars = Progress(*columns, console=Console(stderr=True), transient=True)
     bars.add_task(what, total=total)

@@ -327,7 +327,7 @@ def loading(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(waiting, "PATIENCE_SECONDS", patience)
     screen = standard_error(Screen(), monkeypatch)
-    with loading_bar(what) as show:
+    with loading_bar(what, in_bytes=what == "loading") as show:
         assert show is not None
         for done, total in steps:
             show(done, total)
