@@ -46,7 +46,7 @@ export async function attention(doc) {
   const rows = shown.map((layer) => element("div", { class: "heads", role: "group", "aria-label": `Heads of layer ${layer}` },
     heads.filter((each) => each.layer === layer).map(tile)));
   const chosen = heads.find((each) => each.layer === state.layer && each.head === state.head);
-  const say = (habit, text) => {
+  const paragraph = (habit, text) => {
     const best = most(habit);
     return element("p", {}, `${text}: `, element("button", {
       type: "button", "data-name": `most-${habit}`, onclick: () => update({ layer: best.layer, head: best.head }),
@@ -60,8 +60,8 @@ export async function attention(doc) {
     element("p", {}, doc.model.kind === "llama"
       ? "Each row is a query, each column a key at or before it; a row's weights sum to 1."
       : "Each row is a query, each column a key, in both directions; a row's weights sum to 1."),
-    say("previous", "Looks most at the previous token"),
-    say("first", "Looks most at the first token"),
+    paragraph("previous", "Looks most at the previous token"),
+    paragraph("first", "Looks most at the first token"),
     layers,
     element("div", { class: "split" }, large(doc, chosen, n),
       element("div", {}, element("h3", {}, "All heads, a row for each layer"), rows)),

@@ -23,10 +23,7 @@ export function visible(text) {
 
 /** Return a table in a region that scrolls by keyboard, too. Cells are texts, nodes or `td`s. */
 export function table({ label, head, rows, numeric = [] }) {
-  const body = rows.map((row) => {
-    const line = row instanceof Node ? row : element("tr", {}, cells(row, numeric));
-    return line;
-  });
+  const body = rows.map((row) => (row instanceof Node ? row : element("tr", {}, cells(row, numeric))));
   return element(
     "div",
     { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
