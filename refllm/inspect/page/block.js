@@ -31,13 +31,18 @@ function described(name, kind) {
   return (WHAT[base] ?? base) + turned;
 }
 
+/** Return a value's name without its text and its layer: Qcur#2 of 0/Qcur-3#2. */
+function inAnyLayer(name) {
+  return name.slice(name.indexOf("/") + 1).replace(/-\d+/, "");
+}
+
 export async function block(doc) {
   const prefix = `${state.text}/`;
   const names = Object.keys(doc.arrays).filter((name) => name.startsWith(prefix));
   const layerOf = (name) => (name.includes("-") ? Number.parseInt(name.split("-")[1], 10) : null);
   const inLayer = names.filter((name) => layerOf(name) === state.layer || layerOf(name) === null);
   const chosen = inLayer.includes(state.array) ? state.array
-    : inLayer.find((name) => state.array !== null && name.split("-")[0] === state.array.split("-")[0]) ?? inLayer[1];
+    : inLayer.find((name) => state.array !== null && inAnyLayer(name) === inAnyLayer(state.array)) ?? inLayer[1];
   const layers = Array.from({ length: doc.model.n_layers }, (_, i) => [i, `layer ${i}`]);
   const list = element("ol", { class: "stages", "aria-label": "Values in the order of computation" }, inLayer.map((name) => {
     const short = name.slice(prefix.length);

@@ -34,7 +34,9 @@ export function isHere(doc, name) {
 /** Return the numbers of an array, Float32Array, in the order of its shape. */
 export function numbersOf(doc, name) {
   if (!loaded.has(name)) {
-    loaded.set(name, doc.live ? fetched(name) : decoded(doc.arrays[name], arraysHere[name]));
+    const numbers = doc.live ? fetched(name) : decoded(doc.arrays[name], arraysHere[name]);
+    numbers.catch(() => loaded.delete(name)); // the next view asks again
+    loaded.set(name, numbers);
   }
   return loaded.get(name);
 }
