@@ -118,7 +118,8 @@ def ending_workers() -> Iterator[None]:
 def loading_bar(what: str = "loading", *, in_bytes: bool = True) -> Iterator[Progress | None]:
     """Yield the callback for the progress of loading; None if standard error is no terminal.
 
-    A bar appears once loading has taken a second, and disappears when the model is loaded.
+    A bar appears once loading has taken a second, and disappears for good when the model is loaded:
+    while it is shown, rich prints what the command writes line by line.
 
     Args:
         what: The words before the bar.
@@ -140,8 +141,11 @@ class _LoadingBar:
         self._in_bytes = in_bytes
         self._begin = time.monotonic()
         self._bars: Bars | None = None
+        self._is_closed = False
 
     def show(self, done: int, total: int) -> None:
+        if self._is_closed:  # a llama that answered in NumPy packs its weights between two tokens
+            return
         if done == total:
             self.close()
         elif time.monotonic() - self._begin >= PATIENCE_SECONDS:
@@ -149,6 +153,7 @@ class _LoadingBar:
             self._bars.update(self._bars.task_ids[0], completed=done, total=total)
 
     def close(self) -> None:
+        self._is_closed = True
         if self._bars is not None:
             self._bars.stop()
 

@@ -361,6 +361,13 @@ def test_the_progress_bar_of_loading_shows_the_size_and_is_erased(
     assert in_the_end == seen
 
 
+def test_the_progress_bar_does_not_appear_again_after_loading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = [(5_000_000, 5_000_000), (1_000_000, 5_000_000)]  # weights packed between two tokens
+    assert loading(steps, patience=0, monkeypatch=monkeypatch) == ("", "")
+
+
 def test_the_progress_bar_is_erased_when_loading_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [(1_000_000, 5_000_000)]
     seen, in_the_end = loading(steps, patience=0, monkeypatch=monkeypatch)
