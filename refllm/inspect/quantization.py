@@ -80,22 +80,28 @@ def quantization_of(
     first = min(row, max(0, n_rows - MEASURED_ROWS))
     reference = np.array(tensor.rows(first, min(first + MEASURED_ROWS, n_rows)))  # [N, D]
     own = tensor.format.name
-    types = []
+    types, left_out = [], []
     for type_name in dict.fromkeys((own, *QUANTIZABLE)):
         fmt = FORMATS[type_name]
         if n_columns % fmt.block_size:
             continue
-        if type_name == own:
-            coded = Tensor(name, fmt, reference.shape, tensor.data[first : first + len(reference)])
-        else:
-            coded = quantized(name, reference, type_name)
-        types.append(_type(coded, reference, row=row - first, column=column))
+        try:
+            if type_name == own:
+                data = tensor.data[first : first + len(reference)]
+                coded = Tensor(name, fmt, reference.shape, data)
+            else:
+                coded = quantized(name, reference, type_name)
+            types.append(_type(coded, reference, row=row - first, column=column))
+        except InvalidInput as error:  # F16 has no number beyond 65504
+            left_out.append({"type": type_name, "reason": str(error)})
     return {
         "tensor": name,
         "type": own,
         "shape": list(tensor.shape),
         "row": row,
+        "n_measured_rows": len(reference),
         "types": types,
+        "left_out": left_out,
     }
 
 
@@ -109,6 +115,8 @@ def _type(coded: Tensor, reference: NDArray[np.float32], *, row: int, column: in
     first_byte = start // fmt.block_size * fmt.block_bytes
     block = np.array(coded.data[row, first_byte : first_byte + n_bytes])  # [n_bytes]
     decoded = coded.array()  # [N, D]
+    if not np.isfinite(decoded).all():
+        raise InvalidInput(f"tensor {coded.name} has a number that is not finite")
     errors = decoded.astype(np.float64) - reference  # [N, D]
     largest = float(np.abs(errors).max())
     edge = largest or 1.0

@@ -297,6 +297,33 @@ def test_a_place_outside_the_model_is_named(name: str, place: dict[str, int], pr
         quantization_of(tensors, name, **place)
 
 
+def test_a_type_that_cannot_hold_a_number_is_left_out_with_its_reason() -> None:
+    numbers = np.ones((3, 32), np.float32)
+    numbers[1, 5] = 1e38
+    found = quantization_of({"x": quantized("x", numbers, "F32")}, "x")
+    left_out = {each["type"]: each["reason"] for each in found["left_out"]}
+    assert "1e+38" in left_out["F16"]
+    shown = [each["type"] for each in found["types"]]
+    assert {"F32", "BF16"} <= set(shown)
+    assert not set(shown) & set(left_out)
+    assert found["n_measured_rows"] == 3
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_stored_number_that_is_not_finite_leaves_every_type_out() -> None:
+    numbers = np.ones((2, 32), np.float32)
+    tensor = quantized("x", numbers, "F32")
+    tensor.data.view("<f4")[0, 0] = np.inf
+    found = quantization_of({"x": tensor}, "x", row=1)
+    assert found["types"] == []
+    assert found["left_out"][0] == {
+        "type": "F32",
+        "reason": "tensor x has a number that is not finite",
+    }
+    schema = {**SCHEMA["$defs"]["quantization"], "$defs": SCHEMA["$defs"]}
+    jsonschema.validate(json.loads(json.dumps(found, allow_nan=False)), schema)
+
+
 def test_several_prompts_for_a_llama_are_refused(engine: LocalEngine) -> None:
     with pytest.raises(InvalidInput, match="takes one prompt, got 2"):
         run_of(engine, "tiny-chat", ["a", "b"], InferencingParams(), name="tiny-chat")

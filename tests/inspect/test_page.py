@@ -346,7 +346,67 @@ def test_the_file_says_that_its_numbers_are_rounded(open_page: Any, told: Run) -
     assert np.array_equal(shown_row, rounded)
 
 
+def test_a_value_stays_chosen_in_another_layer_and_in_another_text(open_page: Any) -> None:
+    pressed = "#view .stages button[aria-pressed=true]"
+    opened = open_page("llama live")
+    opened.show("block")
+    opened.after(lambda: opened.page.click("[data-name='0/Qcur-0#2']"))
+    opened.after(lambda: opened.page.select_option("[data-name=layer]", "2"))
+    assert opened.page.get_attribute(pressed, "data-name") == "0/Qcur-2#2"
+    opened = open_page("bert live")
+    opened.show("block")
+    opened.after(lambda: opened.page.click("[data-name='0/ffn_gelu-0']"))
+    opened.after(lambda: opened.page.click("#texts button:nth-child(2)"))
+    assert opened.page.get_attribute(pressed, "data-name") == "1/ffn_gelu-0"
+
+
+def test_a_value_whose_request_failed_is_asked_for_again(open_page: Any) -> None:
+    opened = open_page("llama live")
+    opened.show("block")
+    opened.page.route("**/array?*", lambda route: route.abort())
+    opened.after(lambda: opened.page.click("[data-name='0/ffn_out-0']"))
+    assert "This cannot be shown" in opened.page.inner_text("#view [role=alert]")
+    opened.page.unroute("**/array?*")
+    opened.problems[:] = [each for each in opened.problems if "ERR_FAILED" not in each]
+    opened.show("block")
+    assert opened.page.query_selector("#view [role=alert]") is None
+    assert opened.page.query_selector("#view .values span") is not None
+
+
 # Quantization and embeddings
+
+
+def test_after_a_failed_request_the_document_s_own_place_is_shown(open_page: Any) -> None:
+    opened = open_page("llama live")
+    opened.show("quantization")
+    opened.page.route("**/quantization?*", lambda route: route.abort())
+    opened.page.fill("[data-name=row]", "9")
+    opened.after(lambda: opened.page.keyboard.press("Enter"))
+    assert "This cannot be shown" in opened.page.inner_text("#view [role=alert]")
+    opened.problems[:] = [each for each in opened.problems if "ERR_FAILED" not in each]
+    opened.show("quantization")
+    assert "this is row 0 from column 0 on" in opened.page.inner_text("#view")
+
+
+def test_the_error_names_the_rows_that_it_is_of_and_the_types_that_are_left_out(
+    open_page: Any,
+) -> None:
+    opened = open_page("llama live")
+    opened.show("quantization")
+
+    def few_rows(route: Any) -> None:
+        answer = route.fetch()
+        left_out = [{"type": "F16", "reason": "it ends at 65504"}]
+        changed = {**answer.json(), "n_measured_rows": 1, "left_out": left_out, "types": []}
+        route.fulfill(response=answer, json=changed)
+
+    assert "over 64 rows of the matrix" in opened.page.inner_text("#view")
+    opened.page.route("**/quantization?*", few_rows)
+    opened.page.fill("[data-name=row]", "9")
+    opened.after(lambda: opened.page.keyboard.press("Enter"))
+    text = opened.page.inner_text("#view")
+    assert "over 1 row of the matrix" in text
+    assert "F16 is left out: it ends at 65504." in text
 
 
 def test_the_bytes_of_any_place_are_the_file_s(open_page: Any, told: Run) -> None:

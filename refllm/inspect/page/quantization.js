@@ -10,9 +10,10 @@ let place = null;
 export async function quantization(doc) {
   const asked = place === null ? doc.quantization : await ask(place);
   const types = asked.types;
-  const type = types.find((each) => each.type === state.type) ?? types[0];
+  const type = types.find((each) => each.type === state.type) ?? types[0] ?? null;
+  const column = type === null ? 0 : type.column;
   const move = (changes) => {
-    place = { tensor: asked.tensor, row: asked.row, column: type.column, ...changes };
+    place = { tensor: asked.tensor, row: asked.row, column, ...changes };
     update({});
   };
   const [nRows, nColumns] = asked.shape;
@@ -23,26 +24,34 @@ export async function quantization(doc) {
   const where = doc.live ? element("p", { class: "choices" },
     chooser("matrix", doc.matrices.map((m) => [m.name, `${m.name} (${m.type} ${m.shape.join(" × ")})`]), asked.tensor,
       (tensor) => move({ tensor, row: 0, column: 0 })),
-    number("row", asked.row, nRows - 1, "row"), number("column", type.column, nColumns - 1, "column"))
+    number("row", asked.row, nRows - 1, "row"), number("column", column, nColumns - 1, "column"))
     : element("p", { class: "quiet" }, "Other places of other matrices are on the live page.");
   return [
     element("h2", {}, "Quantization"),
     element("p", {}, `${asked.tensor} is stored as ${asked.type}, ${asked.shape.join(" × ")}; this is row ${asked.row} ` +
-      `from column ${type.column} on, as each type stores it.`),
+      `from column ${column} on, as each type stores it.`),
     where,
     element("p", { class: "choices", role: "group", "aria-label": "Types" }, types.map((each) => element("button", {
       type: "button", "aria-pressed": String(each === type), onclick: () => update({ type: each.type }),
     }, each.type === asked.type ? `${each.type} (stored)` : each.type))),
-    ...blockOf(type),
+    ...(type === null ? [] : blockOf(type)),
     element("h3", {}, "The error of each type"),
-    element("p", {}, "Decoded number minus the number that the model has, over 64 rows of the matrix."),
+    element("p", {}, "Decoded number minus the number that the model has, over " +
+      `${asked.n_measured_rows} row${asked.n_measured_rows === 1 ? "" : "s"} of the matrix.`),
     element("div", { class: "histograms" }, types.map(histogram)),
+    ...asked.left_out.map(({ type: name, reason }) => element("p", { class: "quiet", "data-left-out": name }, `${name} is left out: ${reason}.`)),
   ];
 }
 
-async function ask({ tensor, row, column }) {
+async function ask(wanted) {
+  const { tensor, row, column } = wanted;
   const query = new URLSearchParams({ tensor, row: String(row), column: String(column) });
-  return (await answer(`quantization?${query}`)).json();
+  try {
+    return await (await answer(`quantization?${query}`)).json();
+  } catch (problem) {
+    if (place === wanted) place = null; // the next drawing shows the document's own place
+    throw problem;
+  }
 }
 
 function blockOf(type) {
