@@ -36,7 +36,14 @@ from refllm.cli.common import (
     write_json,
     write_text,
 )
-from refllm.cli.waiting import answered_by, conditions_of, ending_workers, engine_of, loading_bar
+from refllm.cli.waiting import (
+    answered_by,
+    conditions_of,
+    ending_workers,
+    engine_of,
+    loading_bar,
+)
+from refllm.errors import InvalidInput
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -125,6 +132,11 @@ def explain(
                 shown.append(step)
             else:
                 print_step(step, before)
+        if generation.n_drawn <= first and steps != "all":
+            n = generation.n_drawn
+            raise InvalidInput(
+                f"there is no step {first}; the text has {n} step{'s' * (n != 1)}, counted from 0"
+            )
         if json:
             tokenizer = llama.tokenizer
             record = {
@@ -133,12 +145,6 @@ def explain(
                 "steps": shown,
             }
             write_json({**answered_by(engine, model_of(model)), **record})
-        elif generation.n_drawn <= first:
-            typer.echo(
-                f"refllm: there is no step {first}; the text has {generation.n_drawn} steps, "
-                "counted from 0",
-                err=True,
-            )
 
 
 def steps_range(steps: str) -> tuple[int, int | None]:

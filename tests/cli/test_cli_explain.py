@@ -76,10 +76,17 @@ def test_an_unusable_range_is_wrong_usage(value: str) -> None:
     assert "'--steps'" in result.stderr
 
 
-def test_a_step_behind_the_end_is_named() -> None:
-    result = refllm("explain", "tiny-chat", PROMPT, "--steps", "9", "--max-tokens", "2")
-    assert (result.exit_code, result.stdout) == (0, "")
-    assert "there is no step 9; the text has 2 steps" in result.stderr
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_step_behind_the_end_is_refused(options: tuple[str, ...]) -> None:
+    command = ("explain", "tiny-chat", PROMPT, "--steps", "9", *options)
+    for n, steps_ in (("1", "1 step"), ("2", "2 steps")):
+        result = refllm(*command, "--max-tokens", n)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert f"invalid-input: there is no step 9; the text has {steps_}, " in result.stderr
+
+
+def test_all_steps_of_a_text_without_one_are_none() -> None:
+    assert steps("--steps", "all", "--max-tokens", "0") == []
 
 
 def test_an_embedding_model_is_refused_with_what_to_do() -> None:
