@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +48,7 @@ HELP = """\
 /reset            begin a new conversation; the system message stays
 /help             this list
 /quit             end, as Ctrl-D does
+//TEXT            the message /TEXT: two slashes begin a message that begins with one
 A line that ends in \\ continues on the next one. Ctrl-C stops an answer; at the prompt it ends.
 """
 
@@ -88,7 +90,10 @@ def chat(
     params.check()
     if sys.stdin is None:
         raise InvalidInput("standard input is closed")
-    if sys.stdin.isatty():
+    write_text("")  # raises where standard output is closed
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8")
+    if _is_conversation():
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401 - makes `input` edit lines and remember them
     first = []
@@ -122,10 +127,13 @@ def chat(
                     write_text(HELP)
                 case "/explain":
                     _explain(llama, draws, argument.strip(), top)
-                case _ if command.startswith("/"):
+                case _ if command.startswith("/") and not command.startswith("//"):
                     write_text(f"There is no {one_line(command)}.\n{HELP}")
                 case _:
-                    asked = [*messages, {"role": "user", "content": entered}]
+                    message = entered
+                    if command.startswith("//"):
+                        message = entered.replace("//", "/", 1)
+                    asked = [*messages, {"role": "user", "content": message}]
                     try:
                         draws, answer = _answer(engine, llama, asked, params)
                     except LlmRuntimeError:
@@ -141,23 +149,33 @@ def chat(
 def _message() -> str | None:
     """Return what the user enters next, None at its end; a backslash continues a line."""
     lines: list[str] = []
-    is_terminal = sys.stdin.isatty()
+    has_prompt = _is_conversation()
     while True:
         try:
-            line = input(("| " if lines else "> ") if is_terminal else "")
+            line = input("| " if lines else "> ") if has_prompt else sys.stdin.readline()
+            is_end = not has_prompt and not line
         except EOFError:
-            if is_terminal:
-                write_text("\n")
-            return "\n".join(lines) if lines else None
+            write_text("\n")
+            is_end = True
         except KeyboardInterrupt:
-            if is_terminal:
+            if has_prompt:
                 write_text("\n")  # the shell's next prompt begins a line
             raise
         except UnicodeDecodeError as error:
             raise InvalidInput("standard input is not UTF-8") from error
+        if is_end:
+            return "\n".join(lines) if lines else None
+        line = line.removesuffix("\n")
         if not line.endswith("\\"):
             return "\n".join([*lines, line])
         lines.append(line[:-1])
+
+
+def _is_conversation() -> bool:
+    """Return whether a person enters messages and reads the answers, so that prompts are shown."""
+    # `input` refuses to work where standard error is closed.
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return None not in streams and sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _answer(
@@ -185,6 +203,10 @@ def _answer(
         write_text(parts[-1])
     except KeyboardInterrupt:
         write_text(" …")
+    except LlmRuntimeError:
+        if any(parts):
+            write_text("\n")
+        raise
     write_text("\n")
     return draws, "".join(parts)
 

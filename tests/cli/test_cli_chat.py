@@ -7,13 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from refllm.engine import LocalEngine
+from refllm.errors import LlmRuntimeError
+from refllm.inspect import drawing
 from refllm.interface import InferencingParams
 from tests.conftest import HUNG_SECONDS
-from tests.support.commands import answer, refllm
+from tests.support.commands import HEEDING, answer, refllm
 
 FEW = ("--max-tokens", "24")
 PARAMS = InferencingParams(max_tokens=24)
@@ -75,6 +81,67 @@ def test_empty_lines_and_unknown_commands_are_no_messages() -> None:
     assert output.endswith("at the prompt it ends.\n")
 
 
+def test_two_slashes_begin_a_message_that_begins_with_one() -> None:
+    assert said("//help me") == f"{expected('/help me')[0]}\n"
+    assert said("  //") == f"{expected('  /')[0]}\n"
+
+
+def test_an_error_in_the_middle_of_an_answer_begins_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draws_of = drawing.draws_of
+
+    def two_draws(*arguments: Any) -> Iterator[drawing.Draw]:
+        yield from islice(draws_of(*arguments), 2)
+        raise LlmRuntimeError("the values of layer 3 are not finite")
+
+    monkeypatch.setattr(drawing, "draws_of", two_draws)
+    result = refllm("chat", "tiny-chat", stdin="Hello\n")
+    assert result.exit_code == 1
+    assert result.stdout.endswith("\n")
+    assert expected("Hello")[0].startswith(result.stdout.removesuffix("\n"))
+    assert result.stdout.strip()
+    assert result.stderr == "refllm: runtime-error: the values of layer 3 are not finite\n"
+
+
+def test_messages_are_utf_8_whatever_the_locale() -> None:
+    command = [sys.executable, "-m", "refllm", "chat", "tiny-chat", *FEW]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    for message, output in (("Grüße", f"{expected('Grüße')[0]}\n"), (b"\xff", None)):
+        data = message.encode() if isinstance(message, str) else message
+        result = subprocess.run(
+            command, input=data + b"\n", env=environment, capture_output=True, check=False
+        )
+        if output is None:
+            assert (result.returncode, result.stdout) == (1, b"")
+            assert b"invalid-input: standard input is not UTF-8" in result.stderr
+        else:
+            assert (result.returncode, result.stdout) == (0, output.encode())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes the output")
+def test_a_closed_output_is_named() -> None:
+    command = f"{sys.executable} -m refllm chat tiny-chat >&-"
+    result = subprocess.run(command, shell=True, input=b"Hello\n", capture_output=True, check=False)
+    assert result.returncode == 1
+    assert b"refllm: runtime-error: standard output is closed\n" in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
+def test_a_file_gets_the_answers_without_prompts(tmp_path: Path) -> None:
+    terminal, end = os.openpty()
+    file = tmp_path / "answers"
+    command = [sys.executable, "-m", "refllm", "chat", "tiny-chat", *FEW]
+    try:
+        os.write(terminal, b"Hello\n/quit\n")
+        with file.open("wb") as output:
+            subprocess.run(command, stdin=end, stdout=output, check=True, timeout=HUNG_SECONDS)
+    finally:
+        os.close(end)
+        os.close(terminal)
+    assert file.read_text("utf-8") == f"{expected('Hello')[0]}\n"
+
+
 def test_a_message_that_does_not_fit_the_context_is_refused_and_the_chat_goes_on() -> None:
     (first,) = expected("Hello")
     output = said("word " * 600, "Hello")
@@ -92,7 +159,7 @@ def test_an_unusable_parameter_is_refused_before_a_message_is_read() -> None:
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
 def test_in_a_terminal_ctrl_c_stops_an_answer_and_ends_the_chat_at_the_prompt() -> None:
     terminal, end = os.openpty()
-    command = [sys.executable, "-m", "refllm", "chat", "tiny-chat", "--temperature", "0"]
+    command = [sys.executable, "-c", HEEDING, "chat", "tiny-chat", "--temperature", "0"]
     # `ignore_eos` is no option: this prompt has a long answer.
     environment = {**os.environ, "TERM": "dumb"}
     with subprocess.Popen(
