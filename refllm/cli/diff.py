@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +15,12 @@ from refllm.cli.common import (
     ThreadsOption,
     argument_text,
     model_of,
+    one_line,
     write_json,
+    write_text,
 )
 from refllm.cli.waiting import ending_workers, loading_bar
+from refllm.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,6 +64,9 @@ def diff(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page for a browser, too.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the file of --html if it exists.")
+    ] = False,
 ) -> None:
     """Name the first value in which B differs from A by more than rounding.
 
@@ -86,29 +93,28 @@ def diff(
         )
     if html is not None:
         require_html()
+        if html.is_file() and not force:  # writing into a pipe replaces nothing
+            raise InvalidInput(f"{html} exists already; --force replaces it")
         require_whole_file(html)
     run = Run(
         prompt=DEFAULT_PROMPT if prompt is None else argument_text(prompt, "--prompt"),
         steps=1 if steps is None else steps,
         threads=threads,
     )
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        loading_bar("tracing layers", in_bytes=False) as bar,
-        ending_workers(),
-    ):
+    with tempfile.TemporaryDirectory() as folder, ending_workers():
         # A trace first, because the other side is run with its text.
         order = sorted((0, 1), key=lambda i: sides[i].trace is None)
         traces: dict[int, Trace] = {}
         for i in order:
             other = traces.get(1 - i) if sides[1 - i].trace is not None else None
-            traces[i] = open_side(
-                sides[i],
-                like=None if other is None else other.metadata,
-                run=run,
-                folder=Path(folder),
-                progress=bar,
-            )
+            with loading_bar("tracing layers", in_bytes=False) as bar:
+                traces[i] = open_side(
+                    sides[i],
+                    like=None if other is None else other.metadata,
+                    run=run,
+                    folder=Path(folder),
+                    progress=bar,
+                )
         metadata = traces[0].metadata
         is_other_model = traces[1].metadata.model != metadata.model
         found = compare(
@@ -132,6 +138,10 @@ def _print(lines: Sequence[Line]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
-    for line in lines:
-        console.print(Text(line.text, style=STYLES[line.role]))
+    write_text("")  # raises where standard output is closed
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    with console.capture() as capture:
+        for line in lines:
+            # A trace's names and settings can have a terminal's control characters.
+            console.print(Text(one_line(line.text), style=STYLES[line.role]))
+    write_text(capture.get())

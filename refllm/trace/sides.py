@@ -108,7 +108,13 @@ def open_side(
     seed = (like.seed if like is not None else None) or 0
     inherited = like.profile if like is not None and like.profile in PROFILES else None
     profile = side.profile or inherited or "contract"
-    engine = LocalEngine(seed=seed, profile=profile, numerics=side.numerics, threads=run.threads)
+    engine = LocalEngine(
+        seed=seed,
+        profile=profile,
+        numerics=side.numerics,
+        threads=run.threads,
+        compiles_apart=True,
+    )
     params = InferencingParams(max_tokens=run.steps)
     prompt: str | list[str] | list[int] = run.prompt
     prompt_calls: list[int] = []

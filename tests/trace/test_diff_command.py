@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 
-from refllm.trace import open_trace, record, report
+from refllm.engine import LocalEngine
+from refllm.trace import Program, open_trace, record, report
 from refllm.trace.faults.llama import NETWORK_FAULTS
+from tests.conftest import HUNG_SECONDS
+from tests.support import planted as planted_module
 from tests.support.commands import answer, refllm
 from tests.support.planted import planted_llama, write_trace
 
@@ -136,6 +142,57 @@ def test_a_bert_is_compared_by_its_vectors() -> None:
     assert result.exit_code == 1
     assert "First difference: ffn_gelu-0, layer 0, text 0" in result.stdout
     assert "tanh GELU (exactly)" in result.stdout
+
+
+def test_control_characters_of_a_trace_do_not_reach_the_terminal(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = Program(name="\x1b[2J\x1b]0;title\x07", version="1\n2")
+    monkeypatch.setattr(planted_module, "PROGRAM", program)
+    other = planted("RoPE missing", run, tmp_path / "b.safetensors")
+    output = refllm("diff", run, other).stdout
+    assert "\\x1b[2J\\x1b]0;title\\x07 1\\n2 in B\n" in output
+    assert "\x1b" not in output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_an_error_about_standard_output(run: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "refllm", "diff", run, run],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=HUNG_SECONDS,
+        )
+    assert process.returncode == 1
+    expected = b"refllm: runtime-error: standard output: No space left on device\n"
+    assert process.stderr.endswith(expected)
+
+
+def test_a_page_that_exists_is_replaced_with_force_alone(run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "diff.html"
+    page.write_text("old")
+    result = refllm("diff", run, run, "--html", page)
+    assert (result.exit_code, result.stdout, page.read_text()) == (1, "", "old")
+    assert f"{page} exists already; --force replaces it" in result.stderr
+    answer("diff", run, run, "--html", page, "--force")
+    assert "No difference" in page.read_text("utf-8")
+
+
+def test_other_processes_compile_the_kernels_of_a_side(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    class Recorded(LocalEngine):
+        def __init__(self, **options: Any) -> None:
+            asked.append(options["compiles_apart"])
+            super().__init__(**options)
+
+    monkeypatch.setattr("refllm.trace.sides.LocalEngine", Recorded)
+    answer("diff", run, "tiny-chat")
+    assert asked == [True]
 
 
 def test_wrong_sides_are_refused(run: Path, tmp_path: Path) -> None:
