@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,7 @@ from refllm.cli.common import (
     text_of,
     write_text,
 )
-from refllm.cli.waiting import engine_of, loading_bar
+from refllm.cli.waiting import ending_workers, engine_of, loading_bar
 from refllm.errors import InvalidInput, LlmRuntimeError, how_to_install
 from refllm.files.whole import require_whole_file, whole_file
 
@@ -60,6 +61,9 @@ def inspect(
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the document of the page as JSON."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the files of --html and --json if they exist.")
+    ] = False,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port of the page; 0 takes a free one.")
     ] = PORT,
@@ -94,9 +98,12 @@ def inspect(
         top_p=top_p,
     )
     params.check()
-    written = {"--html": html, "--json": document}
-    for option, path in written.items():
+    if html is not None and document is not None and html.resolve() == document.resolve():
+        raise InvalidInput(f"--html and --json name the same file, {html}")
+    for option, path in {"--html": html, "--json": document}.items():
         if path is not None:
+            if path.is_file() and not force:  # writing into a pipe replaces nothing
+                raise InvalidInput(f"{path} exists already; --force replaces it")
             try:
                 require_whole_file(path)
             except LlmRuntimeError as error:
@@ -112,7 +119,7 @@ def inspect(
                 how_to_install("inspect"),
             ) from error
         bound = bound_socket("127.0.0.1", port)
-    with loading_bar() as bar:
+    with loading_bar() as bar, ending_workers():
         engine = engine_of(
             seed=seed,
             profile=profile,
@@ -121,6 +128,7 @@ def inspect(
             stand_ins=stand_ins,
             progress=bar,
             keep_packed_mib=keep_packed_mib,
+            compiles_apart=True,
         )
         from refllm.inspect.document import document_of
         from refllm.inspect.files import single_file
@@ -136,8 +144,8 @@ def inspect(
 
         def ready() -> None:
             write_text(f"{url}\n")
-            if browser:
-                webbrowser.open(url)
+            if browser:  # a browser in the terminal returns when it ends
+                threading.Thread(target=_open_browser, args=(url,), daemon=True).start()
 
         limits = ConnectionLimits(connections=64, arrival_seconds=30.0)
 
@@ -160,3 +168,12 @@ def inspect(
     if document is not None:
         with whole_file(document) as path:
             path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), "utf-8")
+
+
+def _open_browser(url: str) -> None:
+    try:
+        is_open = webbrowser.open(url)
+    except webbrowser.Error:
+        is_open = False
+    if not is_open:
+        typer.echo(f"refllm: no browser can be opened here; open {url} in one", err=True)
