@@ -6,14 +6,17 @@
     GET  /quantization?tensor=NAME&row=R&column=C    a place of a matrix
     POST /step              one draw again, with other parameters
 
-The Content-Security-Policy allows the page its own files and requests to this server, and no
-others. A request whose `Host` or `Origin` is not this machine is refused (DNS rebinding).
-Needs the extra `inspect`.
+The Content-Security-Policy allows the page its own files and requests to this server, nothing else.
+A request is refused if its `Host` is not this machine (DNS rebinding), or if a page of another
+origin makes it: by `Origin`, or by `Sec-Fetch-Site`, which a browser sends also where it sends no
+`Origin`. Only `/`, which computes nothing, may be opened by a link of another page. Needs the extra
+`inspect`.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from typing import Any
@@ -47,6 +50,7 @@ HEADERS = {
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
@@ -80,6 +84,10 @@ def application(run: Run) -> Starlette:
         return JSONResponse(found)
 
     async def step(request: Request) -> Response:
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":  # another site's form cannot send it
+            error = f"the content-type must be application/json, got {media_type!r:.80}"
+            return JSONResponse({"error": error}, 415)
         body = b""
         async for part in request.stream():
             body += part
@@ -102,23 +110,41 @@ def application(run: Run) -> Starlette:
 
 
 async def _of_this_machine(request: Request, call_next: Next) -> Response:
-    """Refuse requests of other sites' pages, and add the headers of every answer."""
-    origin = request.headers.get("origin")
-    addresses = [f"//{request.headers.get('host', '')}", *([] if origin is None else [origin])]
-    if all(_is_loopback(address) for address in addresses):
-        response = await call_next(request)
+    """Refuse requests of other sites' pages, and add the headers of every answer.
+
+    An error that is not the interface's is a bug; `python -X dev -m refllm` shows its traceback.
+    """
+    refusal = _refusal(request)
+    if refusal is not None:
+        response: Response = JSONResponse({"error": refusal}, 403)
     else:
-        error = f"{addresses[-1]!r:.80} is not this machine; use the address that was printed"
-        response = JSONResponse({"error": error}, 403)
+        try:
+            response = await call_next(request)
+        except Exception as error:
+            if sys.flags.dev_mode:
+                raise
+            message = f"unexpected {type(error).__name__}: {error}; this is a bug in refllm"
+            response = JSONResponse({"error": message}, 500)
     response.headers.update(HEADERS)
     return response
 
 
-def _is_loopback(address: str) -> bool:
+def _refusal(request: Request) -> str | None:
+    """Return why a request is refused; None if it comes from this server's page or from no page."""
+    host = request.headers.get("host", "")
     try:
-        return urlsplit(address).hostname in LOOPBACK
+        is_here = urlsplit(f"//{host}").hostname in LOOPBACK
     except ValueError:
-        return False
+        is_here = False
+    if not is_here:
+        return f"{host!r:.80} is not this machine; use the address that was printed"
+    origin = request.headers.get("origin")
+    if origin not in (None, f"http://{host}"):
+        return f"{origin!r:.80} is another origin, and only this server's own page may ask"
+    site = request.headers.get("sec-fetch-site", "none")
+    if site not in ("same-origin", "none") and request.url.path != "/":
+        return f"a page of another origin asks ({site!r:.80}), and only this server's own may"
+    return None
 
 
 async def _refused(_: Request, error: Exception) -> Response:
@@ -142,15 +168,16 @@ def _step_again(run: Run, body: bytes) -> dict[str, Any]:
         asked = json.loads(body)
         i, params, seed, profile = (asked[key] for key in ("step", "params", "seed", "profile"))
         known = {field.name for field in fields(InferencingParams)}
-        if unknown := sorted(set(params) - known):
+        if unknown := sorted(params.keys() - known):
             raise InvalidInput(f"params has the unknown key {unknown[0]!r:.80}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidInput(
             'the body must be JSON: {"step": 0, "params": {…}, "seed": "0", "profile": "contract"}'
         ) from error
-    if not isinstance(run.model, LlamaModel) or i not in range(len(run.draws)):
+    is_step = type(i) is int and 0 <= i < len(run.draws)  # true is an int, too
+    if not isinstance(run.model, LlamaModel) or not is_step:
         raise InvalidInput(f"the run has no step {i!r:.80}; it has {len(run.draws)}, from 0")
-    draw = run.draws[int(i)].again(
+    draw = run.draws[i].again(
         InferencingParams(**params),
         seed=_whole_number(str(seed), "seed"),
         profile=str(profile),
