@@ -43,15 +43,19 @@ class LoadedModels:
             raise InvalidInput(f"max_models_bytes must be at least 0, got {max_bytes}")
         self.max_bytes = max_bytes
         self._kept: OrderedDict[Path, Model] = OrderedDict()  # least recently used first
-        # Kept models and models that requests still use, with the bytes of their weights.
-        self._in_memory: dict[Path, tuple[weakref.ref[Model], int]] = {}
+        # Kept models and models that requests still use.
+        self._in_memory: dict[Path, weakref.ref[Model]] = {}
         self._bytes_in_files: dict[Path, int] = {}
 
     @property
     def n_bytes(self) -> int:
-        """The bytes of the weights of all models in memory, kept or still in use."""
-        models = list(self._in_memory.values())  # a copy: another thread may load one meanwhile
-        return sum(n_bytes for model, n_bytes in models if model() is not None)
+        """The bytes of the weights of all models in memory, kept or still in use.
+
+        Counted now: a model that starts without kernels packs its weights later.
+        """
+        # A copy, because another thread may load one meanwhile.
+        models = [model() for model in list(self._in_memory.values())]
+        return sum(weight_bytes(model) for model in models if model is not None)
 
     def get(self, path: Path, load: Callable[[Path], Model]) -> Model:
         """Return the model at `path`, loaded if it is not in memory. Raises as `load`."""
@@ -63,7 +67,7 @@ class LoadedModels:
                 model = load(path)
             finally:
                 begin_arena()
-            self._in_memory[path] = (weakref.ref(model), weight_bytes(model))
+            self._in_memory[path] = weakref.ref(model)
         self._kept[path] = model
         self._kept.move_to_end(path)
         # Weights may take more in memory than in the file: some formats become float32.
@@ -80,7 +84,7 @@ class LoadedModels:
         return self._model_in_memory(path) is not None or self._make_room(path)
 
     def _model_in_memory(self, path: Path) -> Model | None:
-        model, _ = self._in_memory.get(path, (None, 0))
+        model = self._in_memory.get(path)
         return None if model is None else model()
 
     def _make_room(self, path: Path) -> bool:
