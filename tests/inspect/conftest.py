@@ -68,9 +68,12 @@ class Opened:
         return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium; a test is skipped where it or the package playwright is missing."""
+    """Chromium; a test is skipped where it or the package playwright is missing.
+
+    For one file of tests: until it is closed, an event loop runs in this thread.
+    """
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     executable = next(filter(None, map(shutil.which, NAMES)), None)
     if executable is None:
