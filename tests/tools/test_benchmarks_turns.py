@@ -24,6 +24,7 @@ from benchmarks.results import REFLLM, read
 from benchmarks.serve import play
 from benchmarks.sources import sha256_of_sources
 from tests.support.benchmark_runs import a_bench, a_figure
+from tests.support.client import eventually
 
 
 def test_the_output_of_a_library_does_not_reach_the_driver() -> None:
@@ -54,6 +55,13 @@ def test_a_failure_of_a_contestant_is_reported_with_its_reason() -> None:
         refllm.run("load", path="nowhere.gguf", threads=1, n_ctx=1)
 
 
+def variables_of(process_id: int) -> list[bytes]:
+    """The environment of a process, which the system shows a moment after its start."""
+    file = Path(f"/proc/{process_id}/environ")
+    eventually(lambda: file.read_bytes() != b"")
+    return file.read_bytes().split(b"\0")
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="/proc is Linux's")
 def test_a_contestant_does_not_inherit_how_threads_wait_but_can_be_told(
     monkeypatch: pytest.MonkeyPatch,
@@ -65,7 +73,7 @@ def test_a_contestant_does_not_inherit_how_threads_wait_but_can_be_told(
         with contestant(
             "refllm_llama", python=python, threads=3, environment=environment
         ) as refllm:
-            variables = Path(f"/proc/{refllm.process_id}/environ").read_bytes().split(b"\0")
+            variables = variables_of(refllm.process_id)
         assert {b"A_VARIABLE=kept", b"OMP_NUM_THREADS=3"} <= set(variables)
         assert b"OMP_WAIT_POLICY=passive" not in variables
         assert (b"OMP_WAIT_POLICY=active" in variables) == is_there
