@@ -222,7 +222,8 @@ def test_a_limit_of_tokens_before_the_step_is_told(open_page: Any) -> None:
     opened.choose(9)
     opened.show("sampling")
     opened.page.fill("[data-name=max_tokens]", "4")
-    opened.page.wait_for_selector("text=With max tokens 4 the text ends before this step.")
+    told = opened.page.wait_for_selector("text=With max tokens 4 the text ends before this step.")
+    assert told.is_visible()
 
 
 # Attention and layers
