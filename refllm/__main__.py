@@ -27,17 +27,13 @@ def main() -> None:
         from refllm.cli import main as run_command
 
         run_command()
-    except SystemExit as ended:
-        if ended.code != INTERRUPTED:
+    except (SystemExit, KeyboardInterrupt) as ended:
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
             raise
-    except KeyboardInterrupt:
-        pass
-    else:
-        return
-    # Python would end the process by the signal, without this code, if the interrupt was in the
-    # text of an `exec`, which dataclasses and numba use.
-    atexit._run_exitfuncs()
-    os._exit(INTERRUPTED)
+        # Python would end the process by the signal, without this code, if the interrupt was in the
+        # text of an `exec`, which dataclasses and numba use.
+        atexit._run_exitfuncs()
+        os._exit(INTERRUPTED)
 
 
 def _interrupt(_number: int, frame: FrameType | None) -> None:
