@@ -1,13 +1,13 @@
-"""Make a release's files, and check them: `python -m tools.release DIR`, which must be empty or new.
+"""Make a release's files and check them: `python -m tools.release DIR`, into an empty folder.
 
     pip install -e '.[release]'
-    python -m tools.release dist                              build, compare, list, write the SBOM
-    python -m tools.release dist --python python3.13 ...      and install with these interpreters too
+    python -m tools.release dist                        build, compare, list, install
+    python -m tools.release dist --python python3.13    install with these interpreters instead
 
-What is built is the commit that is checked out, not the work tree. It is built twice, in two folders
-whose files have other times and permissions; the wheel and the sdist must be the same bytes. Each
-interpreter then gets an environment of its own, into which the wheel is installed with nothing but
-other wheels, and answers the README's two commands without a compiler on its `PATH`.
+The commit that is checked out is built, not the work tree. It is built twice, in two folders whose
+files have other times and permissions; the wheel and the sdist must be the same bytes. Each
+interpreter then gets an environment of its own, into which the wheel is installed with other wheels
+alone, and answers the README's commands without a compiler on its `PATH`.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def changes_of(version: str, changelog: str) -> str:
     Raises:
         ReleaseError: There is none; `towncrier build` writes it.
     """
-    found = re.search(rf"^## {re.escape(version)} \(.*?(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^## {re.escape(version)} \(.*?(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL
+    )
     if found is None:
         raise ReleaseError(
             f"CHANGELOG.md has no section {version}: run `towncrier build --version {version}`"
@@ -138,7 +140,9 @@ def _version(expected: str | None) -> str:
     """Return the version, which pyproject.toml, the package and a tag must agree on."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     version = str(project["version"])
-    stated = re.search(r'^__version__ = "(.+)"$', (ROOT / "refllm/__init__.py").read_text("utf-8"), re.M)
+    stated = re.search(
+        r'^__version__ = "(.+)"$', (ROOT / "refllm/__init__.py").read_text("utf-8"), re.M
+    )
     if stated is None or stated[1] != version:
         raise ReleaseError(f"pyproject.toml has version {version}, refllm/__init__.py another one")
     if expected is not None:
@@ -173,7 +177,9 @@ def _built_twice() -> dict[str, bytes]:
             builds.append({path.name: path.read_bytes() for path in sorted(target.iterdir())})
     first, second = builds
     if first != second:
-        others = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+        others = sorted(
+            name for name in first.keys() | second.keys() if first.get(name) != second.get(name)
+        )
         raise ReleaseError(f"a second build has other bytes: {', '.join(others)}")
     return first
 
@@ -188,12 +194,20 @@ def _install_and_ask(interpreter: str, wheel: Path, version: str, sbom: Path) ->
     """
     with tempfile.TemporaryDirectory() as folder:
         environment = Path(folder, "environment")
-        _run(interpreter, "-m", "venv", str(environment))
+        # Without pip, which is no part of what users of refllm run, in the SBOM.
+        _run(interpreter, "-m", "venv", "--without-pip", str(environment))
         scripts = environment / ("Scripts" if os.name == "nt" else "bin")
         python = str(scripts / "python")
-        _run(python, "-m", "pip", "install", "--quiet", "--only-binary", ":all:", str(wheel))
+        _run(
+            *(sys.executable, "-m", "pip", "--python", python, "install", "--quiet"),
+            *("--only-binary", ":all:", str(wheel)),
+        )
         # Only the environment's own programs: no compiler, no linker.
-        alone = {"PATH": str(scripts), "PYTHONPATH": "", "REFLLM_CACHE_DIR": str(Path(folder, "cache"))}
+        alone = {
+            "PATH": str(scripts),
+            "PYTHONPATH": "",
+            "REFLLM_CACHE_DIR": str(Path(folder, "cache")),
+        }
         stated = _output(str(scripts / "refllm"), "--version", cwd=folder, environment=alone)
         if not stated.startswith(f"refllm {version},"):
             raise ReleaseError(f"{interpreter}: `refllm --version` printed {stated!r}")
@@ -223,9 +237,16 @@ def _run(*command: str, environment: dict[str, str] | None = None) -> None:
     subprocess.run(command, check=True, env={**os.environ, **(environment or {})})
 
 
-def _output(*command: str, cwd: str | Path = ROOT, environment: dict[str, str] | None = None) -> str:
+def _output(
+    *command: str, cwd: str | Path = ROOT, environment: dict[str, str] | None = None
+) -> str:
     return subprocess.run(
-        command, cwd=cwd, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+        command,
+        cwd=cwd,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
         env={**os.environ, **(environment or {})},
     ).stdout
 
