@@ -94,7 +94,7 @@ def test_a_release_is_built_checked_installed_and_listed(tmp_path: Path) -> None
 def test_the_workflow_is_one_that_github_can_read(tmp_path: Path) -> None:
     checker = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", checker], check=True)
-    pip = [checker / "bin" / "python", "-m", "pip", "install", "--quiet"]
+    pip = (checker / "bin" / "python", "-m", "pip", "install", "--quiet")
     subprocess.run([*pip, "check-jsonschema==0.39.0"], check=True)
     done = subprocess.run(
         [
