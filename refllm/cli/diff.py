@@ -78,7 +78,7 @@ def diff(
     from refllm.files.whole import require_whole_file, whole_file
     from refllm.trace.compare import compare
     from refllm.trace.report import html_of, json_of, lines_of, require_html
-    from refllm.trace.sides import DEFAULT_PROMPT, Run, formulas_for, open_side, side_of
+    from refllm.trace.sides import DEFAULT_PROMPT, RunOptions, formulas_for, open_side, side_of
 
     sides = side_of(a), side_of(b)
     if all(side.trace is not None for side in sides):
@@ -96,7 +96,7 @@ def diff(
         if html.is_file() and not force:  # writing into a pipe replaces nothing
             raise InvalidInput(f"{html} exists already; --force replaces it")
         require_whole_file(html)
-    run = Run(
+    options = RunOptions(
         prompt=DEFAULT_PROMPT if prompt is None else argument_text(prompt, "--prompt"),
         steps=1 if steps is None else steps,
         threads=threads,
@@ -111,7 +111,7 @@ def diff(
                 traces[i] = open_side(
                     sides[i],
                     like=None if other is None else other.metadata,
-                    run=run,
+                    options=options,
                     folder=Path(folder),
                     progress=bar,
                 )

@@ -24,7 +24,7 @@ from refllm.trace.metadata import Metadata
 from refllm.trace.reader import Trace, open_trace
 from refllm.trace.recorder import record
 
-__all__ = ["DEFAULT_PROMPT", "Run", "Side", "formulas_for", "open_side", "side_of"]
+__all__ = ["DEFAULT_PROMPT", "RunOptions", "Side", "formulas_for", "open_side", "side_of"]
 
 DEFAULT_PROMPT = "Once upon a time"
 
@@ -49,8 +49,8 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """What a model that is run now computes, unless the other side is a trace."""
+class RunOptions:
+    """What a model that is run now computes; beside a trace, the threads alone are of use."""
 
     prompt: str = DEFAULT_PROMPT
     steps: int = 1
@@ -85,7 +85,7 @@ def open_side(
     side: Side,
     *,
     like: Metadata | None,
-    run: Run,
+    options: RunOptions,
     folder: Path,
     progress: Callable[[int, int], object] | None = None,
 ) -> Trace:
@@ -95,7 +95,7 @@ def open_side(
         side: The side.
         like: The metadata of the other side, if that is a trace: the run has its texts, its
             parameters, seed and profile, its number of drawn tokens, and its calls for the prompt.
-        run: What to compute otherwise.
+        options: What to compute otherwise.
         folder: Where to make the trace.
         progress: As `record`.
 
@@ -112,11 +112,11 @@ def open_side(
         seed=seed,
         profile=profile,
         numerics=side.numerics,
-        threads=run.threads,
+        threads=options.threads,
         compiles_apart=True,
     )
-    params = InferencingParams(max_tokens=run.steps)
-    prompt: str | list[str] | list[int] = run.prompt
+    params = InferencingParams(max_tokens=options.steps)
+    prompt: str | list[str] | list[int] = options.prompt
     prompt_calls: list[int] = []
     if like is not None:
         known = {each.name for each in fields(InferencingParams)}

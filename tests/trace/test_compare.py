@@ -16,7 +16,7 @@ from refllm.trace.expected import Formulas
 from refllm.trace.faults.bert import ENCODER_FAULTS, Encoder
 from refllm.trace.faults.formulas import causal
 from refllm.trace.faults.llama import NETWORK_FAULTS, Network
-from refllm.trace.sides import Run, formulas_for, open_side, side_of
+from refllm.trace.sides import RunOptions, formulas_for, open_side, side_of
 from tests.support.planted import planted_bert, planted_llama, write_trace
 
 FAULTS = {fault.name: fault for fault in NETWORK_FAULTS}
@@ -391,7 +391,7 @@ def test_a_model_beside_a_trace_computes_the_prompt_in_the_calls_of_the_trace(
     b = planted_llama(folder / "parts", ids[:5], FAULTS["RoPE missing"].network, n_prompt=3)
     like = replace(b.metadata, texts=(replace(b.metadata.texts[0], n_given=5),))
     assert [call.n_tokens for call in like.calls] == [3, 1, 1]
-    a = open_side(side_of("tiny-chat"), like=like, run=Run(), folder=tmp_path)
+    a = open_side(side_of("tiny-chat"), like=like, options=RunOptions(), folder=tmp_path)
     assert [call.n_tokens for call in a.metadata.calls] == [3, 1, 1]
     found = compare(a, replace(b, metadata=like), formulas=llama)
     assert (found.n_values, found.n_alone) == (3 * 67, 0)
