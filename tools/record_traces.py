@@ -4,8 +4,8 @@
     python -m tools.record_traces llama.cpp PYTHON --only "BOS missing"
 
 PYTHON is an interpreter that has the engine. For each fault a copy of the harness gets one line
-more, in place of its comment, and its trace of tiny-chat is written to tests/support/traces/, cut
-after the first value that the fault changes. "right" has no fault.
+more, in place of its comment, and its trace is written to tests/support/traces/, cut after the
+first value that the fault changes. "right" has no fault.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +30,45 @@ from refllm.trace import Trace, open_trace
 from refllm.trace.expected import layer_of
 from refllm.trace.metadata import METADATA_KEY
 from refllm.trace.writer import array_file
+from tests.support.exported_models import MODELS
 
-__all__ = ["FAULTS", "FOLDER", "PROMPT", "STEPS", "Planted"]
+__all__ = ["ENGINES", "FAULTS", "FOLDER", "PROMPT", "STEPS", "TEXTS", "Engine", "Planted"]
 
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDER = PROJECT / "tests" / "support" / "traces"
 HERE = "# A fault is planted here in the tests of refllm diff."
 PROMPT, STEPS = "Once upon", 2
+TEXTS = ("A cat sat", "Dogs")  # the second one is padded
+MPNET_TEXTS = ("the cafe playing. " * 6,)  # with distances in half of all buckets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """How an engine is traced: the harness, the model, and what the harness is asked."""
+
+    script: str
+    model: str
+    asked: Sequence[str]
+    options: Sequence[str] = ()
+
+
+ENGINES: Mapping[str, Engine] = {
+    "llama.cpp": Engine(
+        script="trace_llama_cpp.py",
+        model="tiny-chat",
+        asked=(PROMPT,),
+        options=("--steps", str(STEPS)),
+    ),
+    "transformers": Engine(
+        script="trace_transformers.py",
+        model="tiny-chat",
+        asked=(PROMPT,),
+        options=("--steps", str(STEPS)),
+    ),
+    "sentence-transformers": Engine(
+        script="trace_transformers.py", model="tiny-embed", asked=TEXTS
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +79,8 @@ class Planted:
         line: The line of Python that makes it.
         value: The first value that it changes; "" for a fault of the tokens.
         call: The call in which it changes it first.
+        is_named: Whether the trace has what the fault computes with, so that `refllm diff` can
+            name it.
         weights: What it does to the tensors of a copy of the model, by name, in place.
         epsilon: The epsilon of RMSNorm in a copy of the model.
     """
@@ -54,11 +88,14 @@ class Planted:
     line: str
     value: str
     call: int = 0
+    is_named: bool = True
     weights: Callable[[Mapping[str, NDArray[np.float32]]], object] | None = None
     epsilon: float | None = None
 
 
 EACH = "for layer in model.model.layers: "
+BERT = "bert = model[0].auto_model; "
+LAYERS = f"{BERT}layers = bert.encoder.layer; output = type(layers[0].attention.output); "
 
 Tensors = Mapping[str, NDArray[np.float32]]
 
@@ -172,15 +209,106 @@ FAULTS: Mapping[str, Mapping[str, Planted]] = {
             call=1,
         ),
     },
+    "sentence-transformers": {
+        "special tokens missing": Planted(
+            "features = {name: rows[:1, 1:-1] for name, rows in features.items() if "
+            "name != 'modality'}; ids = [ids[0][1:-1]]; asked.prompt = asked.prompt[:1]",
+            "",
+        ),
+        "token types missing": Planted(
+            f"{BERT}bert.embeddings.token_type_embeddings.weight.data.zero_()", "inp_embd"
+        ),
+        "second token type": Planted("features['token_type_ids'].fill_(1)", "inp_embd"),
+        "positions from one": Planted(f"{BERT}bert.embeddings.position_ids.add_(1)", "inp_embd"),
+        "positions missing": Planted(
+            f"{BERT}bert.embeddings.position_embeddings.weight.data.zero_()", "inp_embd"
+        ),
+        "LayerNorm epsilon 1e-05": Planted(
+            f"{BERT}[setattr(each, 'eps', 1e-5) for each in bert.modules()]", "inp_norm"
+        ),
+        "LayerNorm without bias": Planted(
+            f"{BERT}[each.bias.data.zero_() for each in bert.modules() "
+            "if isinstance(each, torch.nn.LayerNorm)]",
+            "inp_norm",
+        ),
+        "biases missing": Planted(
+            f"{BERT}[each.bias.data.zero_() for each in bert.modules() "
+            "if isinstance(each, torch.nn.Linear)]",
+            "Qcur-0",
+        ),
+        "LayerNorm before the block": Planted(
+            f"{LAYERS}output.forward = lambda self, x, given: self.dense(x) + given; "
+            "[layer.attention.self.register_forward_pre_hook(lambda _m, given, "
+            "norm=layer.attention.output.LayerNorm: (norm(given[0]), *given[1:])) "
+            "for layer in layers]",
+            "Qcur-0",
+        ),
+        "LayerNorm before the sum": Planted(
+            f"{LAYERS}output.forward = lambda self, x, given: "
+            "self.LayerNorm(self.dense(x)) + given",
+            "ffn_inp-0",
+        ),
+        "encoder residual missing": Planted(
+            f"{LAYERS}output.forward = lambda self, x, _given: self.LayerNorm(self.dense(x))",
+            "ffn_inp-0",
+        ),
+        "scores not scaled": Planted(
+            f"{LAYERS}[setattr(layer.attention.self, 'scaling', 1.0) for layer in layers]",
+            "kq_soft_max-0",
+        ),
+        "encoder attends causally": Planted(
+            f"{LAYERS}hides = torch.full((1, 1, 512, 512), -torch.inf).triu(1); "
+            "[layer.attention.self.register_forward_pre_hook(lambda _m, given, named: "
+            "(given, named | {'attention_mask': hides[..., :given[0].shape[1], "
+            ":given[0].shape[1]]}), with_kwargs=True) for layer in layers]",
+            "kq_soft_max-0",
+        ),
+        "no attention mask": Planted(
+            "features['attention_mask'].fill_(1)", "kq_soft_max-0", call=1
+        ),
+        **{
+            name: Planted(
+                f"{LAYERS}[setattr(layer.intermediate, 'intermediate_act_fn', {function}) "
+                "for layer in layers]",
+                "ffn_gelu-0",
+            )
+            for name, function in {
+                "tanh GELU": "torch.nn.GELU('tanh')",
+                "sigmoid GELU": "transformers.activations.QuickGELUActivation()",
+                "ReLU for GELU": "torch.nn.ReLU()",
+                "SiLU for GELU": "torch.nn.SiLU()",
+            }.items()
+        },
+        **{
+            name: Planted(f"model[1].pooling_mode = '{mode}'", "result_embd_pooled")
+            for name, mode in {
+                "CLS pooling": "cls",
+                "max pooling": "max",
+                "last token pooling": "lasttoken",
+                "weighted mean pooling": "weightedmean",
+                "mean by the root of the length": "mean_sqrt_len_tokens",
+            }.items()
+        },
+        "padding in the mean": Planted(
+            "model[1].register_forward_pre_hook(lambda _m, given: given[0].update("
+            "attention_mask=torch.ones_like(given[0]['attention_mask'])))",
+            "result_embd_pooled",
+            call=1,
+            is_named=False,
+        ),
+        "embeddings not normalized": Planted(
+            "model[2].forward = lambda features: features", "result_embd"
+        ),
+    },
 }
 """By engine and the name that `refllm diff` has for the fault."""
 
 RIGHT: Mapping[str, Mapping[str, Planted]] = {
     "llama.cpp": {"right": Planted("", ""), "right Q8_0": Planted("", "")},
     "transformers": {"right": Planted("", "")},
+    "sentence-transformers": {"right": Planted("", "", call=1), "right mpnet": Planted("", "")},
 }
 """Traces without a fault; tiny-chat's own file is quantized, which transformers does not read."""
-QUANTIZED = find_model("tiny-chat", default_roots())
 
 
 def main() -> None:
@@ -190,35 +318,44 @@ def main() -> None:
     parser.add_argument("python", help="an interpreter that has the engine")
     parser.add_argument("--only", action="append", metavar="FAULT", help="this one; repeatable")
     arguments = parser.parse_args()
-    engine = arguments.engine
-    to = FOLDER / engine
+    engine, name_of_engine = ENGINES[arguments.engine], arguments.engine
+    to = FOLDER / name_of_engine
     to.mkdir(parents=True, exist_ok=True)
+    quantized = find_model(engine.model, default_roots())
     with tempfile.TemporaryDirectory() as folder:
-        model = _model(engine, Path(folder))
-        script = PROJECT / "docs" / "harnesses" / f"trace_{engine.replace('.', '_')}.py"
+        model = _model(name_of_engine, quantized, Path(folder))
+        script = PROJECT / "docs" / "harnesses" / engine.script
         text = script.read_text("utf-8")
         assert text.count(HERE) == 1
-        for name, planted in {**RIGHT[engine], **FAULTS[engine]}.items():
+        for name, planted in {**RIGHT[name_of_engine], **FAULTS[name_of_engine]}.items():
             if arguments.only and name not in arguments.only:
                 continue
-            changed = QUANTIZED if name == "right Q8_0" else _changed(model, planted)
+            changed, asked = _changed(model, planted), engine.asked
+            if name == "right Q8_0":
+                changed = quantized
+            if name == "right mpnet":
+                changed, asked = MODELS["mpnet"].make(_new_folder(folder)), MPNET_TEXTS
             copy = Path(folder, "planted_harness.py")
             copy.write_text(text.replace(HERE, planted.line), "utf-8")
             made = Path(folder, "made.safetensors")
-            command = [arguments.python, copy, changed, PROMPT, made, "--steps", str(STEPS)]
+            command = [arguments.python, copy, changed, *asked, made, *engine.options]
             subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
             file = to / f"{name.replace(' ', '-')}.safetensors"
-            _cut(open_trace(made), planted, file)
+            _cut(open_trace(made), planted, file, model=engine.model)
             sys.stdout.write(f"{file.relative_to(PROJECT)}: {file.stat().st_size:,} bytes\n")
 
 
-def _model(engine: str, folder: Path) -> Path:
-    """Make tiny-chat in float32 for the engine, and return its path."""
-    if engine == "transformers":
-        return export(QUANTIZED, to=folder, name="tiny-chat", layout="hf")
+def _model(engine: str, quantized: Path, folder: Path) -> Path:
+    """Make the model in float32 for the engine, and return its path."""
+    if engine != "llama.cpp":
+        return export(quantized, to=folder, name=quantized.stem, layout="hf")
     file = folder / "tiny-chat.gguf"
-    quantize(QUANTIZED, file, type_name="F32")
+    quantize(quantized, file, type_name="F32")
     return file
+
+
+def _new_folder(folder: str) -> Path:
+    return Path(tempfile.mkdtemp(dir=folder))
 
 
 def _changed(model: Path, planted: Planted) -> Path:
@@ -237,16 +374,24 @@ def _changed(model: Path, planted: Planted) -> Path:
     return copy
 
 
-def _cut(trace: Trace, planted: Planted, to: Path) -> None:
+def _cut(trace: Trace, planted: Planted, to: Path, *, model: str) -> None:
     """Write the values of the layers and calls up to the first one that is changed."""
     calls = []
     arrays: dict[str, NDArray[np.float32]] = {}
     for i, call in enumerate(trace.metadata.calls[: planted.call + 1]):
         names = list(call.values)
-        if planted.value:
+        if i < planted.call and planted.value and trace.metadata.architecture == "bert":
+            names = []  # texts are apart
+        elif planted.value:
             last = names.index(planted.value)
             names = names[: last + 1] if i == planted.call else names
-            names = [name for name in names if layer_of(name)[1] <= layer_of(planted.value)[1]]
+            layer, outputs = layer_of(planted.value)[1], [n for n in names if "l_out-" in n]
+            names = [
+                name
+                for name in names
+                # What pooling is of, beside the values before the layer's end.
+                if layer_of(name)[1] <= layer or (layer < 0 and name in outputs[-1:])
+            ]
         elif planted.line:  # the tokens differ
             names = names[:1]
         calls.append(
@@ -262,7 +407,7 @@ def _cut(trace: Trace, planted: Planted, to: Path) -> None:
             name: getattr(trace.metadata, name)
             for name in ("program", "architecture", "numerics", "texts")
         }
-        metadata = type(trace.metadata)(calls=tuple(calls), model="tiny-chat", **fields)
+        metadata = type(trace.metadata)(calls=tuple(calls), model=model, **fields)
         writer.metadata = {METADATA_KEY: metadata.to_json()}
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from refllm.errors import InvalidInput
 from refllm.sampling import Step
 from refllm.trace.expected import Formulas, How, Inputs, layer_of
-from refllm.trace.faults.bert import ENCODER_FAULTS, Encoder
+from refllm.trace.faults.bert import ENCODER_FAULTS, TRACED_FAULTS, Encoder
 from refllm.trace.faults.formulas import Doubles, gelu_tanh
 from refllm.trace.faults.llama import NETWORK_FAULTS, Network
 from refllm.trace.metadata import Metadata, RecordedDraw, Text
@@ -223,6 +223,8 @@ def compare(
         if inputs[0].token_ids != inputs[1].token_ids:
             draw = draw or _drawn(a, b, call, is_own=not found)
             break
+        # A model that pools the prompt, and another program, have no length of it.
+        inputs[0].n_prompt = inputs[1].n_prompt = max(each.n_prompt for each in inputs)
         names = a.metadata.calls[call].values
         others = set(b.metadata.calls[call].values)
         n_alone += len(set(names) ^ others)
@@ -386,7 +388,8 @@ def _right(trace: Trace, like: Metadata) -> How:
     """Return how a trace's values are to be computed: by the numerics and the profile of A."""
     products = "int8" if like.numerics == "int8" else "exact"
     spin = like.architecture == "bert" and like.profile == "spin-local"
-    return How(products=products, encoder=Encoder(activation=gelu_tanh) if spin else Encoder())
+    encoder = Encoder(activation=gelu_tanh) if spin else Encoder()
+    return How(products=products, encoder=encoder, is_mean=spin)
 
 
 def _value(
@@ -571,7 +574,7 @@ def _hypotheses(
                 replace(right, products=products, rounds_cache=how.rounds_cache),
             )
     if architecture == "bert":
-        for encoder_fault in ENCODER_FAULTS:
+        for encoder_fault in (*TRACED_FAULTS, *ENCODER_FAULTS):
             how = replace(right, encoder=encoder_fault.encoder)
             yield "fault", encoder_fault.name, encoder_fault.cause, how
         return

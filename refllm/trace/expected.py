@@ -21,21 +21,25 @@ from numpy.typing import NDArray
 from refllm.bert import BertConfig
 from refllm.checkpoints.config import bert_config, llama_config
 from refllm.checkpoints.open import Weights, open_weights
-from refllm.checkpoints.sentence_config import sentence_config
+from refllm.checkpoints.safetensors import SINGLE, read_safetensors
+from refllm.checkpoints.sentence_config import module_folders, sentence_config
 from refllm.llama import LlamaConfig
 from refllm.oracle_int8 import quantize_q8_0, quantize_q8_k
+from refllm.pooling import MEAN_NORMALIZED, Dense
 from refllm.quant import Tensor
 from refllm.rope import rope_frequencies
 from refllm.trace import near
-from refllm.trace.faults.bert import Encoder
+from refllm.trace.faults.bert import POOLS, Encoder
 from refllm.trace.faults.formulas import (
     Doubles,
     Mask,
     causal,
+    gelu,
     gelu_sigmoid,
     gelu_tanh,
     relu,
     shared_heads,
+    sigmoid,
     silu,
 )
 from refllm.trace.faults.llama import Network
@@ -48,12 +52,22 @@ FLIPS = 4  # activations that another rounding of 127 / max can quantize to a ne
 CACHED_NUMBERS = 2**26  # of decoded matrices: half a GiB of float64
 
 ACTIVATIONS: Mapping[str, Callable[[Doubles], Doubles]] = {
+    "gelu_clipped": lambda x: np.clip(gelu(x), -10.0, 10.0),
     "gelu_tanh": gelu_tanh,
     "quick_gelu": gelu_sigmoid,
     "relu": relu,
     "silu": silu,
 }
-"""Those of `refllm.bert.ACTIVATIONS` that a bound is known for, besides GELU."""
+"""Those of `refllm.bert.ACTIVATIONS` besides GELU."""
+
+DENSE_ACTIVATIONS: Mapping[str, Callable[[Doubles], Doubles]] = {
+    "Tanh": np.tanh,
+    "ReLU": relu,
+    "GELU": gelu,
+    "SiLU": silu,
+    "Sigmoid": sigmoid,
+}
+"""Those of `refllm.pooling.ACTIVATIONS` besides Identity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +80,8 @@ class How:
         products: "exact", "int8" for quantized weights, or the type that activations are rounded
             to before each product: "float16", "bfloat16".
         rounds_cache: Whether keys and values are stored as float16.
+        is_mean: Whether a text's vector is the mean of its tokens with the length 1, as Spin's
+            engine computes it, whatever the model's files say.
         turns_neighbors_of_halves: Whether RoPE turns the pairs (2i, 2i + 1) of rows that are in the
             order of Hugging Face's files, which is for the pairs (i, i + R/2).
     """
@@ -74,6 +90,7 @@ class How:
     encoder: Encoder = field(default_factory=Encoder)
     products: str = "exact"
     rounds_cache: bool = False
+    is_mean: bool = False
     turns_neighbors_of_halves: bool = False
 
 
@@ -88,6 +105,7 @@ class Inputs:
         text = meta.texts[this.text]
         self.n_tokens, self.first = this.n_tokens, this.first
         self.token_ids = text.token_ids[this.first : this.first + this.n_tokens]
+        self.n_prompt = text.n_prompt
         self._before = [i for i, each in enumerate(meta.calls[:call]) if each.text == this.text]
         self.is_whole = sum(meta.calls[i].n_tokens for i in self._before) == this.first
         self._read: dict[str, Doubles] = {}
@@ -200,14 +218,7 @@ class Formulas(ABC):
     ) -> Near:
         """Return x [T, D] times the rows of a matrix."""
         w, format_name = self._matrix(f"{name}.weight", how)
-        w = w[rows]
-        if how.products == "exact":
-            return near.product(x, w, bias)
-        if how.products == "float16":
-            return near.product(replace(x, value=_as_half(x.value)), w, bias)
-        if how.products == "bfloat16":
-            return near.product(replace(x, value=_as_bfloat16(x.value)), w, bias)
-        return _int8_product(x, w, format_name, bias)
+        return _multiplied(x, w[rows], format_name, bias, how)
 
 
 class NotKnown(Exception):
@@ -365,21 +376,35 @@ class BertFormulas(Formulas):
     def __init__(self, weights: Weights) -> None:
         super().__init__(weights)
         self.config: BertConfig = bert_config(weights)
-        head = sentence_config(weights, n_embd=self.config.n_embd).head
-        self._is_mean = head.pooling.modes == ("mean",) and head.pooling.include_prompt
+        self._head = sentence_config(weights, n_embd=self.config.n_embd).head
+        has_dense = any(isinstance(step, Dense) for step in self._head.steps)
+        self._dense = [  # the tensors of each dense layer; no other module has any
+            {
+                name: each.named(name).array().astype(np.float64)
+                for name, each in read_safetensors(path).items()
+            }
+            for folder in (module_folders(weights.path) if has_dense else ())
+            if (path := weights.path / folder).joinpath(SINGLE).is_file()
+        ]
 
     def _computed(self, inputs: Inputs, base: str, layer: int, how: How) -> Near:
         c, encoder = self.config, how.encoder
         heads = (inputs.n_tokens, c.n_heads, c.n_embd // c.n_heads)
         before = ("inp_norm", -1) if layer <= 0 else ("l_out", layer - 1)
+        attention_norm = f"blk.{layer}.attn_output_norm"
+        output_norm = f"blk.{layer}.layer_output_norm"
 
         def value(name: str, *shape: int) -> Near:
             return self._value(inputs, name, layer, how, *shape)
 
-        def block(added: str, norm: str, x: Near) -> Near:
-            inner = value(added)
+        def block_input(x: Near, norm: str) -> Near:
+            return self._norm(x, norm, how) if encoder.normalizes == "before" else x
+
+        def block_output(x: Near, inner: Near, norm: str) -> Near:
+            if encoder.normalizes == "inside":
+                inner = self._norm(inner, norm, how)
             whole = near.total(x, inner) if encoder.adds_residual else inner
-            return self._norm(whole, f"blk.{layer}.{norm}", how)
+            return self._norm(whole, norm, how) if encoder.normalizes == "after" else whole
 
         match base:
             case "inp_embd":
@@ -387,21 +412,11 @@ class BertFormulas(Formulas):
             case "inp_norm":
                 return self._norm(value("inp_embd"), "token_embd_norm", how)
             case "Qcur" | "Kcur" | "Vcur":
-                return self._part(self._value(inputs, *before, how), layer, base, how).map(
-                    lambda array: array.reshape(heads)
-                )
+                x = block_input(self._value(inputs, *before, how), attention_norm)
+                found = self._part(x, layer, base, how)
+                return found.map(lambda array: array.reshape(heads))
             case "kq_soft_max":
-                if c.relative_attention:
-                    raise NotKnown
-                n = inputs.n_tokens
-                mask: Mask = np.tri(n, dtype=bool) if encoder.is_causal else np.ones((n, n), bool)
-                return near.attention_weights(
-                    value("Qcur", *heads),
-                    value("Kcur", *heads),
-                    mask,
-                    scale=encoder.scale(heads[2]),
-                    shared=range(c.n_heads),
-                )
+                return self._attention_weights(inputs, layer, how, heads)
             case "kqv_out":
                 weights, v = value("kq_soft_max"), value("Vcur", *heads)
                 return near.weighted_values(weights, v, shared=range(c.n_heads))
@@ -409,27 +424,28 @@ class BertFormulas(Formulas):
                 merged = value("kqv_out", inputs.n_tokens, c.n_embd)
                 return self._affine(merged, f"blk.{layer}.attn_output", how)
             case "ffn_inp":
-                return block("attn_out", "attn_output_norm", self._value(inputs, *before, how))
+                x = self._value(inputs, *before, how)
+                return block_output(x, value("attn_out"), attention_norm)
             case "ffn_up":
-                return self._affine(value("ffn_inp"), f"blk.{layer}.ffn_up", how)
+                x = block_input(value("ffn_inp"), output_norm)
+                return self._affine(x, f"blk.{layer}.ffn_up", how)
             case "ffn_gelu":
                 return near.elementwise(value("ffn_up"), self._activation(encoder))
             case "ffn_out":
                 return self._affine(value("ffn_gelu"), f"blk.{layer}.ffn_down", how)
             case "l_out":
-                return block("ffn_out", "layer_output_norm", value("ffn_inp"))
-            case "result_embd_pooled" if self._is_mean:
-                x = self._value(inputs, "l_out", c.n_layers - 1, how)
-                n = inputs.n_tokens
-                pooled = encoder.pool(x.value[None], np.ones((1, n), bool))  # [1, D]
-                size = np.abs(x.value).mean(axis=0, keepdims=True)
-                return Near(pooled, (n + 2) * near.UNIT * size + x.bound.max(axis=0, keepdims=True))
-            case "result_embd" if self._is_mean:
-                pooled_ = self._value(inputs, "result_embd_pooled", -1, how)
-                vector = encoder.normalize(pooled_.value)
-                off = (c.n_embd / 2 + 4) * near.UNIT * np.abs(vector)
-                length = np.linalg.norm(pooled_.value) or 1.0
-                return Near(vector, off + 2 * pooled_.bound / length)
+                return block_output(value("ffn_inp"), value("ffn_out"), output_norm)
+            case "result_embd_pooled":
+                return self._pooled(inputs, how)
+            case "result_embd_dense":
+                return self._dense_layer(self._vectors(inputs, layer, how), layer, encoder, how)
+            case "result_embd":
+                found = self._vectors(inputs, 0 if how.is_mean else len(self._dense), how)
+                width = None if how.is_mean else self._head.truncate_dim
+                if width is None or width >= found.value.shape[1]:
+                    return found
+                cut = found.map(lambda array: array[:, :width])
+                return Near(encoder.cut(cut.value), cut.bound)
         raise NotKnown
 
     def _embedded(self, inputs: Inputs, encoder: Encoder) -> Near:
@@ -443,17 +459,81 @@ class BertFormulas(Formulas):
             parts.append(np.broadcast_to(types[encoder.token_type], words.shape))
         if encoder.has_positions:
             positions: NDArray[np.int64] = np.arange(len(ids))
-            if c.padding_id is not None:
+            if c.padding_id is not None and encoder.skips_padding_id:
                 counted = ids != c.padding_id
                 positions = c.padding_id + np.where(counted, np.cumsum(counted), 0)
             parts.append(self._array("position_embd.weight")[encoder.first_position + positions])
         return near.total(*map(near.exactly, parts))
 
+    def _attention_weights(
+        self, inputs: Inputs, layer: int, how: How, heads: tuple[int, int, int]
+    ) -> Near:
+        """Return the attention weights of a layer, [H, T, T]."""
+        encoder, (n, n_heads, head_dim) = how.encoder, heads
+        mask: Mask = np.tri(n, dtype=bool) if encoder.is_causal else np.ones((n, n), bool)
+        bias = None
+        if self.config.relative_attention:
+            buckets = _distance_buckets(n)  # [T, T]
+            bias = self._array("attn_rel_b.weight")[buckets].transpose(2, 0, 1)  # [H, T, T]
+            bias = encoder.relative_bias(bias, head_dim)
+        found = near.attention_weights(
+            self._value(inputs, "Qcur", layer, how, *heads),
+            self._value(inputs, "Kcur", layer, how, *heads),
+            mask,
+            scale=encoder.scale(head_dim),
+            shared=range(n_heads),
+            bias=bias,
+        )
+        recorded = inputs.get(f"kq_soft_max-{layer}")
+        if encoder.masks or recorded is None or recorded.shape != found.value.shape:
+            return found
+        # What a text gives to padding is missing here, in the same proportion for each token.
+        given = recorded.sum(axis=-1, keepdims=True)  # [H, T, 1]
+        return found.map(lambda array: array * given)
+
+    def _pooled(self, inputs: Inputs, how: How) -> Near:
+        """Return what pooling makes of a text's tokens, [1, M·D]."""
+        encoder, c = how.encoder, self.config
+        pooling = (MEAN_NORMALIZED if how.is_mean else self._head).pooling
+        includes_prompt = pooling.include_prompt
+        if encoder.pools_prompt is not None:
+            includes_prompt = encoder.pools_prompt
+        counts = np.ones((1, inputs.n_tokens), bool)
+        counts[:, : 0 if includes_prompt else inputs.n_prompt] = False
+        pools = [POOLS[mode] for mode in pooling.modes] if encoder.pool is None else [encoder.pool]
+        return near.pooled(
+            self._value(inputs, "l_out", c.n_layers - 1, how),
+            lambda x: np.concatenate([pool(x[None], counts) for pool in pools], axis=1),
+        )
+
+    def _vectors(self, inputs: Inputs, n_dense: int, how: How) -> Near:
+        """Return the vector behind so many dense layers and what follows the last of them."""
+        name = ("result_embd_dense", n_dense - 1) if n_dense else ("result_embd_pooled", -1)
+        found = self._value(inputs, *name, how)
+        steps = (MEAN_NORMALIZED if how.is_mean else self._head).steps
+        places = [i for i, step in enumerate(steps) if isinstance(step, Dense)]
+        first, last = ([-1, *places, len(steps)][n_dense + i] for i in range(2))
+        for _ in steps[first + 1 : last]:
+            found = near.of_length_1(found, how.encoder.normalize)
+        return found
+
+    def _dense_layer(self, x: Near, i: int, encoder: Encoder, how: How) -> Near:
+        if i >= len(self._dense):
+            raise NotKnown
+        if not encoder.has_dense:
+            return x
+        tensors = self._dense[i]
+        bias = tensors.get("linear.bias") if encoder.adds_biases else None
+        found = _multiplied(x, tensors["linear.weight"], "F32", bias, how)
+        [step] = [step for step in self._head.steps if isinstance(step, Dense)][i : i + 1]
+        activation = encoder.dense_activation or step.activation
+        if activation == "Identity":
+            return found
+        return near.elementwise(found, DENSE_ACTIVATIONS[activation])
+
     def _activation(self, encoder: Encoder) -> Callable[[Doubles], Doubles]:
         if self.config.activation == "gelu":
             return encoder.activation
-        if self.config.activation not in ACTIVATIONS:
-            raise NotKnown
         return ACTIVATIONS[self.config.activation]
 
     def _norm(self, x: Near, name: str, how: How) -> Near:
@@ -465,7 +545,8 @@ class BertFormulas(Formulas):
         return replace(found, bound=found.bound + 2 * near.UNIT * np.abs(bias))
 
     def _affine(self, x: Near, name: str, how: How) -> Near:
-        return self._product(x, name, how, bias=self._array(f"{name}.bias"))
+        bias = self._array(f"{name}.bias") if how.encoder.adds_biases else None
+        return self._product(x, name, how, bias=bias)
 
     def _part(self, x: Near, layer: int, base: str, how: How) -> Near:
         fused, part = f"blk.{layer}.attn_qkv", base[0].lower()
@@ -474,13 +555,40 @@ class BertFormulas(Formulas):
         n = self.config.n_embd
         start = "qkv".index(part) * n
         rows = slice(start, start + n)
-        return self._product(x, fused, how, rows=rows, bias=self._array(f"{fused}.bias")[rows])
+        bias = self._array(f"{fused}.bias")[rows] if how.encoder.adds_biases else None
+        return self._product(x, fused, how, rows=rows, bias=bias)
 
 
 def formulas_of(path: Path) -> Formulas:
     """Return the formulas of the model in a file or folder. Raises as `open_weights`."""
     weights = open_weights(path)
     return LlamaFormulas(weights) if weights.architecture == "llama" else BertFormulas(weights)
+
+
+def _distance_buckets(n_tokens: int) -> NDArray[np.int64]:
+    """Return the bucket of MPNet's bias for each query and key, [T, T].
+
+    Buckets 0 to 7 are for these distances, 8 to 15 for those to 128 by the logarithm, and 16 more
+    for a key behind the query. Source: Song et al. 2020, arXiv:2004.09297; Raffel et al. 2019,
+    arXiv:1910.10683, section 2.1.
+    """
+    distances = np.arange(n_tokens) - np.arange(n_tokens)[:, None]  # key − query, [T, T]
+    far = np.abs(distances)
+    logarithmic = 8 + np.floor(2 * np.log2(np.maximum(far, 8) / 8))  # exact at powers of 2
+    buckets: NDArray[np.int64] = np.where(far < 8, far, np.minimum(logarithmic, 15)).astype(int)
+    return buckets + 16 * (distances > 0)
+
+
+def _multiplied(x: Near, w: Doubles, format_name: str, bias: Doubles | None, how: How) -> Near:
+    """Return x [T, D] times w [N, D]."""
+    match how.products:
+        case "exact":
+            return near.product(x, w, bias)
+        case "float16":
+            return near.product(replace(x, value=_as_half(x.value)), w, bias)
+        case "bfloat16":
+            return near.product(replace(x, value=_as_bfloat16(x.value)), w, bias)
+    return _int8_product(x, w, format_name, bias)
 
 
 def _int8_product(x: Near, w: Doubles, format_name: str, bias: Doubles | None) -> Near:

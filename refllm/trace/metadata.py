@@ -45,12 +45,15 @@ class Text:
         token_ids: All tokens, drawn ones included.
         pieces: The vocabulary's spelling of each token; empty where the program does not have it.
         n_given: The number of tokens that were given; the tokens after them were drawn.
+        n_prompt: How many of the first tokens are those of an embedding model's prompt, which it
+            leaves out of pooling; 0 where they count.
     """
 
     text: str | None
     token_ids: tuple[int, ...]
     pieces: tuple[str, ...] = ()
     n_given: int
+    n_prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,8 +208,15 @@ def _text(found: _Object) -> Text:
     n_given = found.integer("n_given")
     if n_given > len(token_ids):
         raise found.wrong("n_given", f"at most {len(token_ids)}, the number of token_ids")
+    n_prompt = found.integer("n_prompt") if "n_prompt" in found.value else 0
+    if n_prompt >= max(1, len(token_ids)):
+        raise found.wrong("n_prompt", f"below {len(token_ids)}, the number of token_ids")
     return Text(
-        text=found.text_or_none("text"), token_ids=token_ids, pieces=pieces, n_given=n_given
+        text=found.text_or_none("text"),
+        token_ids=token_ids,
+        pieces=pieces,
+        n_given=n_given,
+        n_prompt=n_prompt,
     )
 
 

@@ -244,6 +244,7 @@ class _Recorder:
                     token_ids=tuple(ids),
                     pieces=tuple(map(bert.tokenizer.piece, ids)),
                     n_given=len(ids),
+                    n_prompt=n_prompt,
                 )
                 for text, ids in zip(texts, token_ids, strict=True)
             ),

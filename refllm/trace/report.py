@@ -94,7 +94,8 @@ def lines_of(found: Comparison, names: tuple[str, str], a: Metadata) -> list[Lin
 
 
 def _first(first: ValueDifference, a: Metadata) -> Iterator[Line]:
-    where = "" if first.layer < 0 else f", layer {first.layer}"
+    is_in_layer = first.layer >= 0 and not first.name.startswith("result_")  # a dense layer's
+    where = f", layer {first.layer}" if is_in_layer else ""
     yield Line(f"First difference: {first.name}{where}, {_call(first.call, a)}", "bad")
     if first.shapes is not None:
         shapes = [" × ".join(map(str, shape)) for shape in first.shapes]
@@ -126,6 +127,8 @@ def _first(first: ValueDifference, a: Metadata) -> Iterator[Line]:
 
 
 def _times(times: float) -> str:
+    if times < 10:
+        return f"{times:.1f} times"
     return f"{times:,.0f} times" if times < 1e6 else f"{times:.0e} times".replace("e+0", "e")
 
 

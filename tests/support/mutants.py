@@ -47,6 +47,7 @@ from refllm.tokenizer.gguf_keys import GgufKeys, read_special_ids
 from refllm.tokenizer.sentencepiece import SentencePieceTokenizer
 from refllm.tokenizer.vocabulary import SpecialIds, VocabularyTokenizer
 from refllm.trace.faults import formulas
+from refllm.trace.faults.bert import mean
 
 __all__ = ["MUTANTS", "Mutant", "applied"]
 
@@ -515,7 +516,9 @@ ENCODER: Mapping[str, Callable[[Encoder], Changes]] = {
         )
     },
     "pool": lambda e: {
-        "pooling.mean_rows": in_float32(lambda x: e.pool(x[None], np.ones((1, len(x)), bool))[0])
+        "pooling.mean_rows": in_float32(
+            lambda x: (e.pool or mean)(x[None], np.ones((1, len(x)), bool))[0]
+        )
     },
     "normalize": lambda e: {"pooling.l2_normalize": in_float32(e.normalize)},
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from refllm.bert import BertConfig
 from refllm.conform.faults.float64_models import Weights
-from refllm.trace.faults.bert import Encoder
+from refllm.trace.faults.bert import Encoder, mean
 from refllm.trace.faults.formulas import Doubles, attention
 
 __all__ = ["Encoder", "embeddings"]
@@ -78,7 +78,7 @@ def embeddings(
         tap(f"ffn_out-{i}", down)
         x = norm(x * e.adds_residual + down, f"blk.{i}.layer_output_norm")
         tap(f"l_out-{i}", x)
-    pooled = e.pool(x, is_real)
+    pooled = (e.pool or mean)(x, is_real)
     tap("result_embd_pooled", pooled)
     result = e.normalize(pooled)
     tap("result_embd", result)

@@ -19,6 +19,7 @@ from refllm.conform.faults.embeddings import EMBEDDINGS
 from refllm.conform.faults.faulty_bert import Encoder
 from refllm.conform.faults.faulty_llama import Network
 from refllm.conform.faults.logits import LOGITS
+from refllm.trace.faults.bert import mean
 from refllm.trace.faults.formulas import attention, causal, layer_norm, rotate, softmax
 
 __all__ = ["OPS", "compute", "inputs"]
@@ -70,7 +71,7 @@ def compute(i: Inputs, part: Network | Encoder | None = None) -> Doubles:
         case "matmul":
             result = i["x"] @ i["w"].T
         case "mean_pool":
-            result = e.pool(i["x"][None], np.array(i["mask"], bool)[None])[0]
+            result = (e.pool or mean)(i["x"][None], np.array(i["mask"], bool)[None])[0]
         case "l2_normalize":
             result = e.normalize(i["x"])
         case op:

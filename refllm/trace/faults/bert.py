@@ -5,11 +5,15 @@ N texts, T tokens of the longest, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from refllm.pooling import PoolingMode
 from refllm.trace.faults.formulas import (
     Doubles,
     Mask,
@@ -22,17 +26,46 @@ from refllm.trace.faults.formulas import (
     silu,
 )
 
-__all__ = ["ENCODER_FAULTS", "Encoder", "EncoderFault"]
+__all__ = ["ENCODER_FAULTS", "POOLS", "TRACED_FAULTS", "Encoder", "EncoderFault", "Pool", "mean"]
 
 MIN_LENGTH = 1e-12
 EPSILONS = (1e-5, 1e-6, 1e-12)
 
+Pool = Callable[[Doubles, Mask], Doubles]
+"""From the tokens of each text, x [N, T, D], of which is_real [N, T] count, to a vector, [N, D]."""
+
 
 def mean(x: Doubles, is_real: Mask) -> Doubles:
-    """Return the mean of the real tokens of each text, [N, D], of x [N, T, D], is_real [N, T]."""
+    """Return the mean of the tokens that count."""
     weights = is_real[..., None]
     result: Doubles = (x * weights).sum(axis=1) / weights.sum(axis=1)
     return result
+
+
+def weighted_mean(x: Doubles, is_real: Mask) -> Doubles:
+    """Return the mean, the first token of a text with the weight 1, the next one with 2, …"""
+    weights = (is_real * np.arange(1, x.shape[1] + 1))[..., None]
+    result: Doubles = (x * weights).sum(axis=1) / weights.sum(axis=1)
+    return result
+
+
+def _one_token(x: Doubles, positions: NDArray[np.int64]) -> Doubles:
+    return x[np.arange(len(x)), positions]
+
+
+POOLS: Mapping[PoolingMode, Pool] = {
+    "cls": lambda x, is_real: _one_token(x, is_real.argmax(axis=1)),
+    "max": lambda x, is_real: np.where(is_real[..., None], x, -np.inf).max(axis=1),
+    "mean": mean,
+    "mean_sqrt_len_tokens": lambda x, is_real: (
+        mean(x, is_real) * np.sqrt(is_real.sum(axis=1, keepdims=True))
+    ),
+    "weightedmean": weighted_mean,
+    "lasttoken": lambda x, is_real: _one_token(
+        x, is_real.shape[1] - 1 - is_real[:, ::-1].argmax(axis=1)
+    ),
+}
+"""By the names that `refllm.pooling` has."""
 
 
 def to_length_1(x: Doubles) -> Doubles:
@@ -46,7 +79,11 @@ class Encoder:
     """How an encoder does each of its steps; None for as in the model's file.
 
     `tokens` changes a text's token ids, special ones included. With `masks`, padding is
-    masked in attention.
+    masked in attention. `normalizes` is where LayerNorm stands: "after" the sum of a block's input
+    and output, "before" the block, or "inside", before the sum. `relative_bias` changes MPNet's
+    bias [H, T, S] of attention scores, given the head's width. `skips_padding_id`: positions begin
+    behind the padding token's id in a model that has them so. `dense_activation` is a name in
+    `refllm.pooling.ACTIVATIONS`, and `cut` changes a vector [N, K] that was cut.
     """
 
     tokens: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ids
@@ -56,12 +93,20 @@ class Encoder:
     norm: Callable[[Doubles, Doubles, Doubles, float], Doubles] = layer_norm
     activation: Callable[[Doubles], Doubles] = gelu
     scale: Callable[[int], float] = head_scale
-    pool: Callable[[Doubles, Mask], Doubles] = mean
+    pool: Pool | None = None
+    pools_prompt: bool | None = None
+    has_dense: bool = True
+    dense_activation: str | None = None
+    cut: Callable[[Doubles], Doubles] = lambda x: x
     normalize: Callable[[Doubles], Doubles] = to_length_1
     first_position: int = 0
     has_positions: bool = True
+    skips_padding_id: bool = True
     token_type: int | None = 0
     adds_residual: bool = True
+    adds_biases: bool = True
+    normalizes: Literal["after", "before", "inside"] = "after"
+    relative_bias: Callable[[Doubles, int], Doubles] = lambda bias, _head_dim: bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +128,11 @@ def _mean_between_specials(x: Doubles, is_real: Mask) -> Doubles:
     result: Doubles = (x * inside[..., None]).sum(axis=1) / inside.sum(axis=1, keepdims=True)
     return result
 
+
+AS_IN_THE_FILES = (
+    "pool as the model's files say (pooling_type, 1_Pooling/config.json); without a word of them, "
+    "take the mean of all tokens."
+)
 
 ENCODER_FAULTS: tuple[EncoderFault, ...] = (
     EncoderFault(
@@ -121,6 +171,12 @@ ENCODER_FAULTS: tuple[EncoderFault, ...] = (
         for eps in EPSILONS
     ),
     EncoderFault(
+        "no attention mask",
+        "Texts attend to their padding, so a text's vector depends on the texts beside it: mask "
+        "the padding in attention.",
+        Encoder(masks=False),
+    ),
+    EncoderFault(
         "padded mean pooling",
         "Padding is computed like text: no attention mask, and the mean is over the padded "
         "length, so a text's vector depends on the texts beside it. Mask the padding in attention "
@@ -135,12 +191,6 @@ ENCODER_FAULTS: tuple[EncoderFault, ...] = (
         op="mean_pool",
     ),
     EncoderFault(
-        "no attention mask",
-        "Texts attend to their padding, so a text's vector depends on the texts beside it: mask "
-        "the padding in attention.",
-        Encoder(masks=False),
-    ),
-    EncoderFault(
         "embeddings not normalized",
         "The vectors are not scaled to length 1: divide each by its length.",
         Encoder(normalize=lambda x: x),
@@ -148,19 +198,19 @@ ENCODER_FAULTS: tuple[EncoderFault, ...] = (
     ),
     EncoderFault(
         "CLS pooling",
-        "A text's vector is that of its first token: take the mean of all tokens.",
-        Encoder(pool=lambda x, _is_real: x[:, 0]),
+        f"A text's vector is that of its first token: {AS_IN_THE_FILES}",
+        Encoder(pool=POOLS["cls"]),
         op="mean_pool",
     ),
     EncoderFault(
         "last token pooling",
-        "A text's vector is that of its last token: take the mean of all tokens.",
-        Encoder(pool=lambda x, is_real: x[np.arange(len(x)), is_real.sum(axis=1) - 1]),
+        f"A text's vector is that of its last token: {AS_IN_THE_FILES}",
+        Encoder(pool=POOLS["lasttoken"]),
     ),
     EncoderFault(
         "max pooling",
-        "A text's vector is the largest of each component: take the mean of all tokens.",
-        Encoder(pool=lambda x, is_real: np.where(is_real[..., None], x, -np.inf).max(axis=1)),
+        f"A text's vector is the largest of each component: {AS_IN_THE_FILES}",
+        Encoder(pool=POOLS["max"]),
     ),
     EncoderFault(
         "mean without special tokens",
@@ -222,3 +272,94 @@ ENCODER_FAULTS: tuple[EncoderFault, ...] = (
     ),
 )
 """The known faults; of two that explain a difference equally well, the first is named."""
+
+TRACED_FAULTS: tuple[EncoderFault, ...] = (
+    EncoderFault(
+        "LayerNorm before the block",
+        "LayerNorm is applied to the input of attention and of the feed-forward network: a BERT "
+        "applies it to the sum of a block's input and output.",
+        Encoder(normalizes="before"),
+    ),
+    EncoderFault(
+        "LayerNorm before the sum",
+        "LayerNorm is applied to a block's output, and the block's input is added after it: add "
+        "first.",
+        Encoder(normalizes="inside"),
+    ),
+    EncoderFault(
+        "LayerNorm without bias",
+        "The bias of LayerNorm is not added.",
+        Encoder(norm=partial(layer_norm, adds_bias=False)),
+    ),
+    EncoderFault(
+        "biases missing",
+        "The bias of a matrix product is not added.",
+        Encoder(adds_biases=False),
+    ),
+    EncoderFault(
+        "positions without the padding token's id",
+        "Position embeddings begin with number 0: those of RoBERTa and MPNet begin behind the "
+        "padding token's id (pad_token_id + 1).",
+        Encoder(skips_padding_id=False),
+    ),
+    EncoderFault(
+        "relative bias missing",
+        "MPNet's bias for the distance of two tokens is not added to their attention score "
+        "(relative_attention_bias).",
+        Encoder(relative_bias=lambda bias, _head_dim: np.zeros_like(bias)),
+    ),
+    EncoderFault(
+        "relative bias backwards",
+        "MPNet's bias is that of the opposite distance: buckets from 16 on are for keys behind the "
+        "query.",
+        Encoder(relative_bias=lambda bias, _head_dim: bias.swapaxes(-1, -2)),
+    ),
+    EncoderFault(
+        "relative bias scaled",
+        "MPNet's bias is divided by the root of the head's width, as the score is: add it to the "
+        "scaled score.",
+        Encoder(relative_bias=lambda bias, head_dim: bias * head_scale(head_dim)),
+    ),
+    EncoderFault(
+        "mean pooling",
+        "A text's vector is the mean of its tokens: pool as the model's files say (pooling_type, "
+        "1_Pooling/config.json).",
+        Encoder(pool=mean),
+    ),
+    EncoderFault(
+        "weighted mean pooling",
+        f"A text's vector is the mean with weights that grow with the position: {AS_IN_THE_FILES}",
+        Encoder(pool=POOLS["weightedmean"]),
+    ),
+    EncoderFault(
+        "mean by the root of the length",
+        "The sum of the tokens is divided by the root of their number: " + AS_IN_THE_FILES,
+        Encoder(pool=POOLS["mean_sqrt_len_tokens"]),
+    ),
+    EncoderFault(
+        "prompt pooled",
+        "The tokens of the prompt count in pooling: leave them out (include_prompt is false).",
+        Encoder(pools_prompt=True),
+    ),
+    EncoderFault(
+        "dense layer missing",
+        "The dense layer behind pooling is not computed (modules.json).",
+        Encoder(has_dense=False),
+    ),
+    *(
+        EncoderFault(
+            f"dense layer with {name}",
+            f"The dense layer's activation is {name}: take the one of its config.json "
+            "(activation_function).",
+            Encoder(dense_activation=name),
+        )
+        for name in ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+    ),
+    EncoderFault(
+        "normalized after the cut",
+        "A vector that is cut to fewer numbers is scaled to length 1 again: cut it at the end "
+        "(truncate_dim).",
+        Encoder(cut=to_length_1),
+    ),
+)
+"""Further faults, for which `refllm diff` alone looks, because it has the values of each step."""
