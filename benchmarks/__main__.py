@@ -32,6 +32,7 @@ from benchmarks.serve import measure_serve
 from benchmarks.sharing import measure_sharing
 from benchmarks.sources import revision, sha256_of_sources
 from benchmarks.startup import measure_startup
+from benchmarks.taps import measure_taps
 
 __all__ = ["app"]
 
@@ -250,6 +251,16 @@ def sharing(
 def reuse(context: typer.Context) -> None:
     """The first token of a prompt that was asked before, beside an engine that keeps none."""
     _session(context).run("reuse", measure_reuse)
+
+
+@app.command()
+def taps(
+    context: typer.Context,
+    *,
+    model: Annotated[Path, typer.Option(help="stories260K.gguf.")] = DATA / STORIES,
+) -> None:
+    """Decoding with the calls of a tap that drops everything, and without them."""
+    _session(context).run("taps", lambda bench: measure_taps(bench, model))
 
 
 @app.command()

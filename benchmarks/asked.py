@@ -10,6 +10,7 @@ from benchmarks.embed import INT8
 from benchmarks.results import REFLLM, Entry, Figure
 from benchmarks.sharing import IDLE, SETTINGS, SITUATIONS
 from benchmarks.synthetic import QUANTIZED_TYPES
+from benchmarks.taps import WITHOUT
 
 __all__ = ["ASKED", "Ask", "Latest", "Measured", "measured"]
 
@@ -155,6 +156,15 @@ ASKED: tuple[Ask, ...] = (
         unit="tokens/s",
         asked=3000,
         beyond=8000,
+    ),
+    Ask(
+        text="decode on stories260K, ÷ the time without the calls of a tap",
+        benchmark="taps",
+        labels={"work": ("decode",)},
+        peers=(WITHOUT,),
+        sense="at most",
+        asked=1.01,
+        beyond=1.005,
     ),
     _serving("exact", 2.6),
     _serving("int8", 3.5),

@@ -221,23 +221,25 @@ class Llama:
         for i, layer in enumerate(self.layers):
             show = at_layer(tap, i)
             h = rms_norm(x, layer.attn_norm, c.rms_norm_eps)  # [T, D]
-            show("attn_norm", h)
+            if show is not ignore:
+                show("attn_norm", h)
             qkv = self._queries_keys_values(layer, h, table, show)  # [T, H + 2·Hkv, E]
             append_kv(qkv, caches, layer=i)
             heads = attention(qkv, caches, positions + 1, n_heads=c.n_heads, layer=i)  # [T, H, E]
+            merged = heads.reshape(len(x), -1)  # [T, H·E]
+            out = linear(merged, layer.attn_output, bias=layer.attn_output_bias)  # [T, D]
+            x = x + out
+            h = rms_norm(x, layer.ffn_norm, c.rms_norm_eps)  # [T, D]
             if show is not ignore:
                 for weights in _attention_weights(i, qkv[:, : c.n_heads], segments):
                     show("kq_soft_max", weights)  # [H, its T, S]
-            merged = heads.reshape(len(x), -1)  # [T, H·E]
-            out = linear(merged, layer.attn_output, bias=layer.attn_output_bias)  # [T, D]
-            show("kqv_out", merged)
-            show("attn_out", out)
-            x = x + out
-            h = rms_norm(x, layer.ffn_norm, c.rms_norm_eps)  # [T, D]
-            show("ffn_inp", x)
-            show("ffn_norm", h)
+                show("kqv_out", merged)
+                show("attn_out", out)
+                show("ffn_inp", x)
+                show("ffn_norm", h)
             x = x + _feed_forward(layer, h, show)
-            show("l_out", x)
+            if show is not ignore:
+                show("l_out", x)
         result = rms_norm(x, self.output_norm, c.rms_norm_eps)  # [T, D]
         tap("result_norm", result)
         return result
@@ -249,14 +251,15 @@ class Llama:
         c = self.config
         qkv = linear(h, *layer.attn_qkv, bias=layer.attn_qkv_bias)
         qkv = qkv.reshape(len(h), -1, c.head_dim)  # [T, H + 2·Hkv, E]
-        first_key, first_value = c.n_heads, c.n_heads + c.n_kv_heads
-        show("Qcur", qkv[:, :first_key])
-        show("Kcur", qkv[:, first_key:first_value])
-        show("Vcur", qkv[:, first_value:])
-        qkv = apply_rope(qkv, table, c.n_heads + c.n_kv_heads)
-        show("Qcur", qkv[:, :first_key])
-        show("Kcur", qkv[:, first_key:first_value])
-        return qkv
+        turned = apply_rope(qkv, table, c.n_heads + c.n_kv_heads)
+        if show is not ignore:
+            first_key, first_value = c.n_heads, c.n_heads + c.n_kv_heads
+            show("Qcur", qkv[:, :first_key])
+            show("Kcur", qkv[:, first_key:first_value])
+            show("Vcur", qkv[:, first_value:])
+            show("Qcur", turned[:, :first_key])
+            show("Kcur", turned[:, first_key:first_value])
+        return turned
 
     def _check(self, segment: Segment) -> None:
         """Refuse what would read outside the vocabulary or the context."""
@@ -307,11 +310,12 @@ def _feed_forward(layer: LlamaLayer, h: Floats, show: Tap) -> Floats:
     gate_up = linear(h, *layer.ffn_gate_up, bias=layer.ffn_gate_up_bias)  # [T, 2·F]
     gated = swiglu(gate_up)  # [T, F]
     out = linear(gated, layer.ffn_down, bias=layer.ffn_down_bias)  # [T, D]
-    n_ff = gated.shape[1]
-    show("ffn_gate", gate_up[:, :n_ff])
-    show("ffn_up", gate_up[:, n_ff:])
-    show("ffn_swiglu", gated)
-    show("ffn_out", out)
+    if show is not ignore:
+        n_ff = gated.shape[1]
+        show("ffn_gate", gate_up[:, :n_ff])
+        show("ffn_up", gate_up[:, n_ff:])
+        show("ffn_swiglu", gated)
+        show("ffn_out", out)
     return out
 
 

@@ -1,7 +1,9 @@
 """Taps: how a caller sees the values between input and output.
 
 A network calls its tap with each value under llama.cpp's name for it. The default, `ignore`, drops
-them all, so the formulas of a network need no condition.
+them all. A llama compares its tap with `ignore` before it slices and passes values: of a model of
+five layers of width 64, calls that do nothing would take 6 % of the time of a token
+(benchmarks/taps.py).
 """
 
 from __future__ import annotations

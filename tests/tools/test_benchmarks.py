@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import taps
 from benchmarks.__main__ import app
 from benchmarks.asked import ASKED
 from benchmarks.report import latest_entries
@@ -15,7 +16,8 @@ from benchmarks.results import REFLLM, read
 from benchmarks.reuse import WITHOUT
 from benchmarks.serve import ONE_CLIENT
 from benchmarks.sharing import QUICK_SITUATIONS
-from refllm.models.load import NUMERICS
+from refllm.llama import Segment
+from refllm.models.load import NUMERICS, LlamaModel, load_path
 from tests.support.benchmark_runs import NO_PYTHON, quick_entry
 
 MEMORY = ["peak memory", "anonymous memory"] if Path("/proc/self/status").exists() else []
@@ -42,6 +44,31 @@ def test_a_benchmark_of_llamas_runs_and_names_the_missing_peer(
         assert figure.peers == ()
         assert len(figure.samples[REFLLM]) == 1
     assert str(NO_PYTHON) in entry.skipped["llama.cpp"]
+
+
+def test_decoding_is_measured_with_the_calls_of_a_tap_and_without(
+    tmp_path: Path, tiny_models: Path
+) -> None:
+    model = tiny_models / "flat.gguf"
+    [figure] = quick_entry(tmp_path, tmp_path / "r.json", "taps", "--model", str(model)).figures
+    assert figure.samples.keys() == {REFLLM, taps.WITHOUT}
+    assert figure.peers == (taps.WITHOUT,)
+
+
+def test_no_call_of_a_tap_is_left_in_the_network_without_them(tiny_models: Path) -> None:
+    model = load_path(tiny_models / "flat.gguf")
+    assert isinstance(model, LlamaModel)
+    logits, seen = [], []
+    for network in (model.network, taps.without_taps(model.network)):
+        names: list[str] = []
+        [found] = network.forward(
+            [Segment([1, 2], model.new_cache())], tap=lambda name, _array, to=names: to.append(name)
+        )
+        logits.append(found.tobytes())
+        seen.append(len(names))
+    assert logits[0] == logits[1]
+    assert seen[0] > 10
+    assert seen[1] == 0
 
 
 def test_a_loading_is_measured_in_a_cold_round_and_in_warm_ones(work: Path, tmp_path: Path) -> None:
