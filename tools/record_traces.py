@@ -32,7 +32,17 @@ from refllm.trace.metadata import METADATA_KEY
 from refllm.trace.writer import array_file
 from tests.support.exported_models import MODELS
 
-__all__ = ["ENGINES", "FAULTS", "FOLDER", "PROMPT", "STEPS", "TEXTS", "Engine", "Planted"]
+__all__ = [
+    "ENGINES",
+    "FAULTS",
+    "FOLDER",
+    "MPNET_TEXTS",
+    "PROMPT",
+    "STEPS",
+    "TEXTS",
+    "Engine",
+    "Planted",
+]
 
 PROJECT = Path(__file__).resolve().parent.parent
 FOLDER = PROJECT / "tests" / "support" / "traces"
@@ -275,8 +285,6 @@ FAULTS: Mapping[str, Mapping[str, Planted]] = {
             for name, function in {
                 "tanh GELU": "torch.nn.GELU('tanh')",
                 "sigmoid GELU": "transformers.activations.QuickGELUActivation()",
-                "ReLU for GELU": "torch.nn.ReLU()",
-                "SiLU for GELU": "torch.nn.SiLU()",
             }.items()
         },
         **{

@@ -104,9 +104,9 @@ def _first(first: ValueDifference, a: Metadata) -> Iterator[Line]:
     index = ", ".join(map(str, first.index))
     text = a.texts[a.calls[first.call].text]
     piece = f" {text.pieces[first.token]!r}" if text.pieces else ""
-    yield Line(
-        f"  furthest at [{index}], token {first.token}{piece}: A {first.a:.6g}, B {first.b:.6g}"
-    )
+    is_of_text = first.name.startswith("result_embd")  # and so of no token
+    token = "" if is_of_text else f", token {first.token}{piece}"
+    yield Line(f"  furthest at [{index}]{token}: A {first.a:.6g}, B {first.b:.6g}")
     if first.wrong:
         side = first.wrong if len(first.wrong) == 1 else "A and B"
         verb = "does" if len(first.wrong) == 1 else "do"

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from tests.conftest import PROJECT
 from tests.support.pages import COMMAND, blocks, matches, run, user_environment
-from tools.record_traces import FAULTS, FOLDER
+from tools.record_traces import ENGINES, FOLDER
 
 PAGE = (PROJECT / "docs" / "trace.md").read_text("utf-8")
 RECORDED = {
     "modulo.safetensors": FOLDER / "transformers" / "GQA-heads-by-modulo.safetensors",
+    "unmasked.safetensors": FOLDER / "sentence-transformers" / "no-attention-mask.safetensors",
     "llama-cpp.safetensors": FOLDER / "llama.cpp" / "right.safetensors",
 }
 """The traces of the page, which need other engines."""
@@ -24,7 +25,7 @@ def test_the_commands_print_what_the_page_shows_and_its_program_runs(tmp_path: P
     for name, recorded in RECORDED.items():
         shutil.copyfile(recorded, tmp_path / name)
     commands = COMMAND.findall("".join(blocks("console", PAGE)))
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command, shown in commands:
         done = subprocess.run(
             command,
@@ -42,13 +43,13 @@ def test_the_commands_print_what_the_page_shows_and_its_program_runs(tmp_path: P
 
 
 def test_the_page_names_the_program_of_each_engine() -> None:
-    for engine in FAULTS:
-        name = f"trace_{engine.replace('.', '_')}.py"
+    for name in {engine.script for engine in ENGINES.values()}:
         assert f"](harnesses/{name})" in PAGE
         assert (PROJECT / "docs" / "harnesses" / name).is_file()
 
 
-def test_the_export_for_transformers_is_as_the_page_shows(tmp_path: Path) -> None:
-    export, trace = blocks("sh", PAGE)[0].splitlines()
-    run(export, tmp_path, user_environment(tmp_path))
-    assert (tmp_path / trace.split()[2] / "config.json").is_file()
+def test_the_exports_for_transformers_are_as_the_page_shows(tmp_path: Path) -> None:
+    lines = blocks("sh", PAGE)[0].splitlines()
+    for export, trace in zip(lines[::2], lines[1::2], strict=True):
+        run(export, tmp_path, user_environment(tmp_path))
+        assert (tmp_path / trace.split()[2] / "config.json").is_file()

@@ -23,6 +23,7 @@ from refllm.trace.faults.bert import TRACED_FAULTS
 from tests.support.exported_models import MODELS
 from tests.support.planted import write_trace
 from tests.support.sentence_folders import CASES
+from tools.record_traces import FAULTS
 
 TEXT = "the cat sat on the mat."
 ENCODERS = ("bert, cased, by cls", "roberta", "xlm-roberta", "camembert", "distilbert", "mpnet")
@@ -91,7 +92,12 @@ def test_every_value_of_a_relative_of_bert_follows_from_its_inputs(
 
 
 def test_each_fault_of_traces_alone_is_planted() -> None:
-    planted = {*PLANTED_HEADS, *PLANTED_ENCODERS, "normalized after the cut", *FAULTS["encoders"]}
+    planted = {
+        *PLANTED_HEADS,
+        *PLANTED_ENCODERS,
+        "normalized after the cut",
+        *FAULTS["sentence-transformers"],
+    }
     assert {fault.name for fault in TRACED_FAULTS} <= planted
 
 
