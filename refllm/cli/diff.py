@@ -122,6 +122,7 @@ def diff(
             traces[1],
             formulas=formulas_for(metadata, None if model is None else model_of(model)),
             b_formulas=formulas_for(traces[1].metadata) if is_other_model else None,
+            names=(a, b),
         )
     if html is not None:
         with whole_file(html) as unfinished:

@@ -142,6 +142,7 @@ def trace(
         return
     n_tokens = sum(call.n_tokens for call in calls)
     write_text(
-        f"{to}: {counts['n_values']:,} values of {n_tokens:,} tokens in {len(calls):,} "
+        f"{to}: {counts['n_values']:,} values of {n_tokens:,} "
+        f"token{'s' * (n_tokens != 1)} in {len(calls):,} "
         f"call{'s' * (len(calls) != 1)}, {counts['n_bytes']:,} bytes\n"
     )

@@ -22,7 +22,7 @@ from refllm.trace.faults.bert import ENCODER_FAULTS, TRACED_FAULTS, Encoder
 from refllm.trace.faults.formulas import Doubles, gelu_tanh
 from refllm.trace.faults.llama import NETWORK_FAULTS, Network
 from refllm.trace.metadata import Metadata, RecordedDraw, Text
-from refllm.trace.near import Near
+from refllm.trace.near import Near, half_rounding
 from refllm.trace.reader import Trace
 
 __all__ = [
@@ -174,6 +174,8 @@ class Comparison:
         n_values: The number of values in both traces.
         n_equal: The number of values that are equal in every bit.
         n_alone: The number of values that one of the traces lacks.
+        n_unbounded: The number of values that are not equal and could not be computed from their
+            inputs.
         is_bounded: Whether the bounds were computed with the model's weights.
     """
 
@@ -186,6 +188,7 @@ class Comparison:
     n_values: int = 0
     n_equal: int = 0
     n_alone: int = 0
+    n_unbounded: int = 0
     is_bounded: bool = True
 
     @property
@@ -195,7 +198,12 @@ class Comparison:
 
 
 def compare(
-    a: Trace, b: Trace, *, formulas: Formulas | None, b_formulas: Formulas | None = None
+    a: Trace,
+    b: Trace,
+    *,
+    formulas: Formulas | None,
+    b_formulas: Formulas | None = None,
+    names: tuple[str, str] | None = None,
 ) -> Comparison:
     """Return how B differs from A.
 
@@ -204,11 +212,19 @@ def compare(
         b: The other one.
         formulas: The network of A's model; None where its weights are not here.
         b_formulas: That of B's model, where it is another one.
+        names: What A and B are called in errors; their paths by default.
 
     Raises:
-        InvalidInput: If the traces have no value in common, or computed their texts in other calls.
+        InvalidInput: If the traces have no value in common, are of networks of two kinds, or
+            computed their texts in other calls.
         LlmRuntimeError: If an array cannot be read.
     """
+    names = (str(a.path), str(b.path)) if names is None else names
+    if a.metadata.architecture != b.metadata.architecture:
+        raise InvalidInput(
+            f"{names[0]} is of a {a.metadata.architecture} and {names[1]} of a "
+            f"{b.metadata.architecture}; these networks have no steps in common"
+        )
     settings = tuple(_settings(a.metadata, b.metadata))
     tokens = _tokens(a.metadata.texts, b.metadata.texts)
     if tokens is not None:
@@ -216,31 +232,35 @@ def compare(
     found: list[ValueDifference] = []
     growth: list[Growth] = []
     draw: DrawDifference | None = None
-    n_values = n_equal = n_alone = 0
-    for call in range(min(len(a.metadata.calls), len(b.metadata.calls))):
-        _check_calls(a, b, call)
+    n_values = n_equal = n_unbounded = 0
+    n_common = min(len(a.metadata.calls), len(b.metadata.calls))
+    n_alone = sum(len(call.values) for each in (a, b) for call in each.metadata.calls[n_common:])
+    for call in range(n_common):
+        _check_calls(a, b, call, names)
         inputs = Inputs(a, call), Inputs(b, call)
         if inputs[0].token_ids != inputs[1].token_ids:
             draw = draw or _drawn(a, b, call, is_own=not found)
             break
         # A model that pools the prompt, and another program, have no length of it.
         inputs[0].n_prompt = inputs[1].n_prompt = max(each.n_prompt for each in inputs)
-        names = a.metadata.calls[call].values
+        values_of_a = a.metadata.calls[call].values
         others = set(b.metadata.calls[call].values)
-        n_alone += len(set(names) ^ others)
-        for name in names:
+        n_alone += len(set(values_of_a) ^ others)
+        for name in values_of_a:
             if name not in others:
                 continue
             values = inputs[0].get(name), inputs[1].get(name)
             assert values[0] is not None
             assert values[1] is not None
             n_values += 1
-            is_equal = np.array_equal(values[0], values[1], equal_nan=True)
+            is_equal = np.array_equal(values[0].ravel(), values[1].ravel(), equal_nan=True)
+            is_equal = is_equal and _is_alike(values[0], values[1])
             n_equal += is_equal
             if layer_of(name)[0] in {"l_out", "result_output", "result_embd"}:
                 growth.append(Growth(call, name, _share(values[0], values[1])))
             if not is_equal and (not found or found[0].call == call):
-                one = _value(name, (values[0], values[1]), inputs, (a, b), formulas)
+                one, is_bounded = _value(name, (values[0], values[1]), inputs, (a, b), formulas)
+                n_unbounded += not is_bounded
                 if one is not None and not found:
                     one = _with_causes(one, inputs, (a, b), formulas, b_formulas)
                 found += [] if one is None else [one]
@@ -248,7 +268,7 @@ def compare(
             draw = _draws(a, b, call, is_own=not found)
     if n_values == 0:
         raise InvalidInput(
-            f"{a.path} and {b.path} have no value in common; the names are those of llama.cpp, "
+            f"{names[0]} and {names[1]} have no value in common; the names are those of llama.cpp, "
             "such as attn_norm-0"
         )
     return Comparison(
@@ -260,6 +280,7 @@ def compare(
         n_values=n_values,
         n_equal=n_equal,
         n_alone=n_alone,
+        n_unbounded=n_unbounded,
         is_bounded=formulas is not None,
     )
 
@@ -284,7 +305,7 @@ def _settings(a: Metadata, b: Metadata) -> Iterator[Setting]:
         yield from both(name, a.hyperparameters[name], b.hyperparameters.get(name))
 
 
-def _check_calls(a: Trace, b: Trace, call: int) -> None:
+def _check_calls(a: Trace, b: Trace, call: int, names: tuple[str, str]) -> None:
     spans = [
         (each.text, each.first, each.n_tokens)
         for each in (a.metadata.calls[call], b.metadata.calls[call])
@@ -292,8 +313,8 @@ def _check_calls(a: Trace, b: Trace, call: int) -> None:
     if spans[0] != spans[1]:
         (text, first, n), (other_text, other_first, other_n) = spans
         raise InvalidInput(
-            f"call {call} of {a.path} computes {n} tokens from position {first} of text {text}, "
-            f"that of {b.path} {other_n} from position {other_first} of text {other_text}",
+            f"call {call} of {names[0]} computes {n} tokens from position {first} of text {text}, "
+            f"that of {names[1]} {other_n} from position {other_first} of text {other_text}",
             "to compare them: compute the same tokens in each call, or give the model instead of "
             "its trace, which then runs with the calls of the other trace",
         )
@@ -372,13 +393,18 @@ def _token_cause(left: Text, right: Text, ids: Sequence[list[int]], place: int) 
 # --- Values --------------------------------------------------------------------------------------
 
 
+def _is_alike(a: Doubles, b: Doubles) -> bool:
+    """Return whether two arrays have the same rows, though other axes before them."""
+    return a.size == b.size and a.shape[-1] == b.shape[-1]
+
+
 def _share(a: Doubles, b: Doubles) -> float:
     """Return the root mean square of b − a over that of a."""
-    if a.shape != b.shape:
+    if not _is_alike(a, b):
         return float("inf")
     with np.errstate(all="ignore"):
         size = float(np.sqrt(np.mean(a**2)))
-        apart = float(np.sqrt(np.mean((b - a) ** 2)))
+        apart = float(np.sqrt(np.mean((b.reshape(a.shape) - a) ** 2)))
     if apart == 0.0:
         return 0.0
     return apart / size if size > 0 and np.isfinite(apart) else float("inf")
@@ -398,8 +424,11 @@ def _value(
     inputs: tuple[Inputs, Inputs],
     traces: tuple[Trace, Trace],
     formulas: Formulas | None,
-) -> ValueDifference | None:
-    """Return the difference of a value, None where rounding or its inputs explain it."""
+) -> tuple[ValueDifference | None, bool]:
+    """Return the difference of a value, None where rounding or its inputs explain it.
+
+    The second is whether the value could be computed from its inputs.
+    """
     a, b = values
     layer = layer_of(name)[1]
     call, share = inputs[0].call, _share(a, b)
@@ -416,8 +445,8 @@ def _value(
         times=0.0,
         share=share,
     )
-    if a.size != b.size or a.shape[-1] != b.shape[-1]:
-        return replace(first, shapes=(a.shape, b.shape))
+    if not _is_alike(a, b):
+        return replace(first, shapes=(a.shape, b.shape)), False
     b = b.reshape(a.shape)
     nears = [
         None if formulas is None else _expected(formulas, each, name, _right(t, traces[0].metadata))
@@ -425,10 +454,10 @@ def _value(
     ]
     if any(near is None or near.value.size != a.size for near in nears):
         if share <= MAX_SHARE:
-            return None
+            return None, False
         with np.errstate(all="ignore"):
             off = np.where(np.isfinite(b - a), np.abs(b - a), np.inf)
-        return _placed(first, off, a, b, None, inputs[0])
+        return _placed(first, off, a, b, None, inputs[0]), False
     shaped = [near.map(lambda array: array.reshape(a.shape)) for near in nears if near is not None]
     wrong = "".join(
         side
@@ -436,18 +465,22 @@ def _value(
         if not near.admits(found)
     )
     if not wrong:
-        return None
+        return None, True
     side = 1 if "B" in wrong else 0
     off = shaped[side].distances((a, b)[side])
     placed = _placed(first, off, a, b, shaped[side], inputs[0])
-    return replace(placed, wrong=wrong, times=float(off.max()))
+    return replace(placed, wrong=wrong, times=float(off.max())), True
 
 
 def _expected(formulas: Formulas, inputs: Inputs, name: str, how: How) -> Near | None:
+    """Return what a value must be, within the rounding to the type that it is stored as, too."""
     try:
-        return formulas.expected(inputs, name, how)
+        near = formulas.expected(inputs, name, how)
     except (ValueError, IndexError):  # arrays of shapes that the formulas do not have
         return None
+    if near is None or not inputs.is_half(name):
+        return near
+    return Near(near.value, near.bound + half_rounding(near.value))
 
 
 def _placed(

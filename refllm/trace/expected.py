@@ -109,6 +109,7 @@ class Inputs:
         self._before = [i for i, each in enumerate(meta.calls[:call]) if each.text == this.text]
         self.is_whole = sum(meta.calls[i].n_tokens for i in self._before) == this.first
         self._read: dict[str, Doubles] = {}
+        self._halves: set[str] = set()  # the names of the values that are stored as float16
 
     @property
     def before(self) -> list[Inputs]:
@@ -120,8 +121,15 @@ class Inputs:
         if name not in self._trace.metadata.calls[self.call].values:
             return None
         if name not in self._read:
-            self._read = {**self._read, name: self._trace.value(name, self.call).astype(np.float64)}
+            stored = self._trace.value(name, self.call)
+            self._read[name] = stored.astype(np.float64)
+            if stored.dtype == np.float16:
+                self._halves.add(name)
         return self._read[name]
+
+    def is_half(self, name: str) -> bool:
+        """Return whether the trace has a value that is rounded to float16."""
+        return self.get(name) is not None and name in self._halves
 
 
 def layer_of(name: str) -> tuple[str, int]:
@@ -141,8 +149,10 @@ def layer_of(name: str) -> tuple[str, int]:
 class Formulas(ABC):
     """The values of one model's network."""
 
+    config: LlamaConfig | BertConfig
+
     def __init__(self, weights: Weights) -> None:
-        self.path = weights.path
+        self.path, self.architecture = weights.path, weights.architecture
         self._tensors = weights.tensors
         self._decoded: dict[str, Doubles] = {}
 
@@ -163,9 +173,12 @@ class Formulas(ABC):
         plain, number, second = base.partition("#")
         name = base if layer < 0 else f"{plain}-{layer}{number}{second}"
         recorded = inputs.get(name)
-        found = (
-            self._computed(inputs, base, layer, how) if recorded is None else near.exactly(recorded)
-        )
+        if recorded is None:
+            found = self._computed(inputs, base, layer, how)
+        elif inputs.is_half(name):
+            found = Near(recorded, near.half_rounding(recorded))
+        else:
+            found = near.exactly(recorded)
         return found.map(lambda array: array.reshape(shape)) if shape else found
 
     def _whole(self, inputs: Inputs, base: str, layer: int, how: How, *shape: int) -> Near:

@@ -24,6 +24,7 @@ METADATA_KEY = "refllm.trace"
 """The key of the JSON in a safetensors file's `__metadata__`."""
 
 FORMAT = "refllm trace"
+ARCHITECTURES = ("llama", "bert")
 MAX_VALUES = 2**21  # of the JSON: a llama of 22 layers has 355 names in each call
 
 
@@ -172,6 +173,8 @@ class Metadata:
                 "to read it: update refllm",
             )
         program = found.object("program")
+        if found.text("architecture") not in ARCHITECTURES:
+            raise found.wrong("architecture", " or ".join(map(repr, ARCHITECTURES)))
         return Metadata(
             program=Program(
                 name=program.text("name"),

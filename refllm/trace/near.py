@@ -23,6 +23,7 @@ __all__ = [
     "attention_weights",
     "elementwise",
     "exactly",
+    "half_rounding",
     "normalized",
     "of_length_1",
     "pooled",
@@ -67,6 +68,11 @@ class Near:
 def exactly(value: Doubles) -> Near:
     """Return a value that is recorded, and so has no bound of its own."""
     return Near(value, np.zeros_like(value))
+
+
+def half_rounding(value: Doubles) -> Doubles:
+    """Return how far rounding to float16 moves each number, at most."""
+    return 2.0**-11 * np.abs(value) + 2.0**-25  # the second for subnormal numbers
 
 
 def product(x: Near, w: Doubles, bias: Doubles | None = None) -> Near:

@@ -116,7 +116,12 @@ class Trace:
         try:
             with safe_open(self.path, framework="numpy") as file:
                 array: NDArray[Any] = file.get_tensor(key)
-        except (SafetensorError, OSError, TypeError) as error:
+        except TypeError as error:  # NumPy has no such type
+            raise LlmRuntimeError(
+                f"{self.path}: {key} cannot be read: {error}; a value must have one of "
+                f"{', '.join(FLOATS)}"
+            ) from error
+        except (SafetensorError, OSError) as error:
             raise LlmRuntimeError(f"{self.path}: {key} cannot be read: {error}") from error
         if array.ndim == 0:
             raise LlmRuntimeError(

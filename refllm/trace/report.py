@@ -63,6 +63,13 @@ def lines_of(found: Comparison, names: tuple[str, str], a: Metadata) -> list[Lin
             + (f"; {found.n_alone:,} are in one trace alone" if found.n_alone else "")
         )
     )
+    if found.is_bounded and found.n_unbounded:
+        lines.append(
+            Line(
+                f"{found.n_unbounded:,} of them could not be computed from their inputs: such a "
+                "value counts as different beyond 0.1 %"
+            )
+        )
     if not found.is_bounded:
         lines.append(
             Line(
@@ -111,9 +118,10 @@ def _first(first: ValueDifference, a: Metadata) -> Iterator[Line]:
         side = first.wrong if len(first.wrong) == 1 else "A and B"
         verb = "does" if len(first.wrong) == 1 else "do"
         of = "its" if len(first.wrong) == 1 else "their"
+        times = f": {_times(first.times)} what rounding can change"
         yield Line(
-            f"  {side} {verb} not follow from {of} inputs, which give {first.expected:.6g}: "
-            f"{_times(first.times)} what rounding can change"
+            f"  {side} {verb} not follow from {of} inputs, which give {first.expected:.6g}"
+            + (times if math.isfinite(first.times) else "")
         )
     else:
         yield Line(f"  B is {first.share:.2g} of A's size away from A")

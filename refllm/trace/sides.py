@@ -132,6 +132,10 @@ def open_side(
             max_tokens=max(1, len(text.token_ids) - text.n_given), temperature=0, repeat_penalty=1
         )
         params = InferencingParams(**asked) if asked else greedy  # type: ignore[arg-type]
+        try:
+            params.check()
+        except InvalidInput as error:
+            raise InvalidInput(f"the params of the trace beside {side.spec}: {error}") from error
         if isinstance(engine.load(side.model), BertModel):
             texts = [each.text for each in like.texts]
             prompt = [each for each in texts if each is not None]
@@ -152,18 +156,37 @@ def open_side(
 
 
 def formulas_for(metadata: Metadata, model: str | Path | None = None) -> Formulas | None:
-    """Return the formulas of a trace's model; None if it is not here.
+    """Return the formulas of a trace's model; None if it is not here, or is another model.
 
     Args:
         metadata: The trace's.
         model: Another name or path of the model; its errors are raised.
+
+    Raises:
+        InvalidInput: If `model` is given, and has not the trace's hyperparameters.
     """
-    if model is not None:
-        return formulas_of(_path(model))
-    try:
-        return formulas_of(_path(_model(metadata.model)))
-    except LlmError:
-        return None
+    if model is None:
+        try:
+            found = formulas_of(_path(_model(metadata.model)))
+        except LlmError:
+            return None
+        return None if _other_shape(found, metadata) else found
+    found = formulas_of(_path(model))
+    other = _other_shape(found, metadata)
+    if other:
+        raise InvalidInput(f"{model} is not the model of the trace: {other}")
+    return found
+
+
+def _other_shape(formulas: Formulas, metadata: Metadata) -> str:
+    """Return in what a model differs from that of a trace, "" where nothing is known to differ."""
+    if formulas.architecture != metadata.architecture:
+        return f"it is a {formulas.architecture}, and the trace is of a {metadata.architecture}"
+    for name in ("n_embd", "n_layers", "n_heads", "n_ff"):
+        ours, theirs = getattr(formulas.config, name), metadata.hyperparameters.get(name)
+        if theirs is not None and ours != theirs:
+            return f"its {name} is {ours}, and that of the trace is {theirs!r:.80}"
+    return ""
 
 
 def _path(model: str | Path) -> Path:

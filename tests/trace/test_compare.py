@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from refllm import InferencingParams, InvalidInput
-from refllm.trace import Trace, record
+from refllm.trace import Trace, open_trace, record
 from refllm.trace.compare import Comparison, compare
 from refllm.trace.expected import Formulas
 from refllm.trace.faults.bert import ENCODER_FAULTS, Encoder
 from refllm.trace.faults.formulas import causal
 from refllm.trace.faults.llama import NETWORK_FAULTS, Network
+from refllm.trace.report import lines_of
 from refllm.trace.sides import RunOptions, formulas_for, open_side, side_of
 from tests.support.planted import planted_bert, planted_llama, write_trace
 
@@ -435,3 +437,77 @@ def test_a_value_whose_inputs_have_other_shapes_in_one_trace_is_compared_without
         assert found.first is not None
         assert (found.first.name, found.first.wrong) == ("ffn_swiglu-0", "")
         assert (found.others, found.n_alone) == ((), 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_values_that_are_stored_as_float16_differ_by_its_rounding(
+    dtype: type[np.floating], run: Trace, llama: Formulas, tmp_path: Path
+) -> None:
+    with safe_open(run.path, framework="numpy") as file:
+        stored = file.metadata()
+    arrays = {
+        key: array.astype(dtype) if key.startswith("calls/") else array
+        for key, array in load_file(run.path).items()
+    }
+    save_file(arrays, tmp_path / "b", stored)
+    found = compare(run, open_trace(tmp_path / "b"), formulas=llama)
+    assert not found.is_different
+    assert (found.n_equal == found.n_values) == (dtype is not np.float16)
+    arrays["calls/0/attn_out-2"][1] *= 1.01
+    save_file(arrays, tmp_path / "c", stored)
+    found = compare(run, open_trace(tmp_path / "c"), formulas=llama)
+    assert found.first is not None
+    assert found.first.name == "attn_out-2"
+
+
+def test_the_calls_of_the_longer_trace_are_counted(
+    run: Trace, prompt: Trace, llama: Formulas
+) -> None:
+    for sides in ((run, prompt), (prompt, run)):
+        found = compare(*sides, formulas=llama)
+        assert (found.n_values, found.n_alone) == (67, 2 * 67)
+
+
+def test_an_axis_more_before_the_rows_is_no_difference(
+    prompt: Trace, llama: Formulas, tmp_path: Path
+) -> None:
+    arrays = load_file(prompt.path)
+    values = {"l_out-1": arrays["calls/0/l_out-1"], "inp_embd": arrays["calls/0/inp_embd"]}
+    values["l_out-1"] = values["l_out-1"][None]
+    b = write_trace(
+        tmp_path / "b",
+        [{name: value.astype(np.float64) for name, value in values.items()}],
+        architecture="llama",
+        model="x",
+        texts=prompt.metadata.texts,
+    )
+    found = compare(prompt, b, formulas=llama)
+    assert (found.is_different, found.n_values, found.n_equal) == (False, 2, 2)
+    assert [growth.share for growth in found.growth] == [0.0]
+
+
+def test_a_value_without_a_formula_is_counted(
+    prompt: Trace, llama: Formulas, tmp_path: Path
+) -> None:
+    traces = []
+    for i in range(2):
+        values = {
+            "inp_embd": prompt.value("inp_embd").astype(np.float64),
+            "own": np.full((5, 1), i),
+        }
+        traces.append(
+            write_trace(
+                tmp_path / f"{i}",
+                [values],
+                architecture="llama",
+                model="x",
+                texts=prompt.metadata.texts,
+            )
+        )
+    found = compare(*traces, formulas=llama)
+    assert found.first is not None
+    assert (found.first.name, found.first.wrong, found.n_unbounded) == ("own", "", 1)
+    [line] = [
+        line.text for line in lines_of(found, ("A", "B"), prompt.metadata) if "could" in line.text
+    ]
+    assert line.startswith("1 of them could not be computed from their inputs")

@@ -19,6 +19,7 @@ from refllm.trace.faults.llama import NETWORK_FAULTS
 from tests.conftest import HUNG_SECONDS
 from tests.support import planted as planted_module
 from tests.support.commands import answer, refllm
+from tests.support.model_files import tiny_llama_gguf
 from tests.support.planted import planted_llama, write_trace
 
 SCHEMA = json.loads(
@@ -211,3 +212,43 @@ def test_wrong_sides_are_refused(run: Path, tmp_path: Path) -> None:
         result = refllm("diff", *sides)
         assert result.exit_code == code
         assert words in " ".join(result.stderr.replace("│", "").split())
+
+
+def test_networks_of_two_kinds_are_refused(run: Path) -> None:
+    result = refllm("diff", "tiny-chat", "tiny-embed")
+    assert result.exit_code == 1
+    assert "tiny-chat is of a llama and tiny-embed of a bert; these networks" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("tiny-embed", "it is a bert, and the trace is of a llama"),
+        ("other.gguf", "its n_embd is 32, and that of the trace is 256"),
+    ],
+)
+def test_weights_of_another_model_are_refused(
+    model: str, words: str, run: Path, tmp_path: Path
+) -> None:
+    tiny_llama_gguf(tmp_path / "other.gguf")
+    path = tmp_path / model if model.endswith(".gguf") else model
+    result = refllm("diff", run, run, "--model", path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"{path} is not the model of the trace: {words}" in result.stderr
+
+
+def test_parameters_of_a_trace_that_no_run_can_have_are_named(run: Path, tmp_path: Path) -> None:
+    trace = open_trace(run)
+    other = tmp_path / "b.safetensors"
+    values = {n: trace.value(n).astype(np.float64) for n in trace.metadata.calls[0].values}
+    write_trace(
+        other,
+        [values],
+        architecture="llama",
+        model="tiny-chat",
+        texts=trace.metadata.texts,
+        params={"max_tokens": 1e12},
+    )
+    result = refllm("diff", other, "tiny-chat")
+    assert result.exit_code == 1
+    assert "the params of the trace beside tiny-chat: max_tokens must be" in result.stderr
