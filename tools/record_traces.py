@@ -37,6 +37,7 @@ __all__ = [
     "FAULTS",
     "FOLDER",
     "MPNET_TEXTS",
+    "PROJECT",
     "PROMPT",
     "STEPS",
     "TEXTS",
