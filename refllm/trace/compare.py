@@ -40,6 +40,7 @@ __all__ = [
 MAX_SHARE = 1e-3
 """The root mean square of a difference over that of the value, where no bound can be computed."""
 
+PADDING = frozenset(("[PAD]", "<pad>"))
 MIN_SHARE = 0.8  # of a difference, for a fault that does not reproduce the value to rounding
 
 Side = Literal["A", "B"]
@@ -352,6 +353,14 @@ def _spelled(text: Text, place: int) -> str:
 def _token_cause(left: Text, right: Text, ids: Sequence[list[int]], place: int) -> str:
     """Return what differing tokens look like, "" for no known fault."""
     a, b = ids
+    n_common = min(len(a), len(b))
+    longer = left if len(a) > len(b) else right
+    rest = longer.pieces[n_common : longer.n_given]
+    if a[:n_common] == b[:n_common] and rest and PADDING.issuperset(rest):
+        return (
+            "One trace has padding behind the text: leave it out, unless both runs compute it, as "
+            "the profile spin-local does."
+        )
     if b == a[1:]:
         return (
             "The first token is missing: the tokenizer adds BOS, or [CLS], before a text "

@@ -321,6 +321,8 @@ def changed_tokens(prompt: Trace, ids: list[int], pieces: list[str], to: Path) -
         (lambda i, p: (i[:-1], p[:-1]), 4, "The last token is missing"),
         (lambda i, p: ([*i, 2], [*p, "</s>"]), 5, "a token more at the end"),
         (lambda i, p: (i[:2], p[:2]), 2, "The text is cut"),
+        (lambda i, p: ([*i, 0], [*p, "<pad>"]), 5, "padding behind the text"),
+        (lambda i, p: ([*i, 0, 0], [*p, "[PAD]", "[PAD]"]), 5, "padding behind the text"),
         (lambda i, p: ([i[0], 9, *i[2:]], [p[0], "Once", *p[2:]]), 1, "The space before the first"),
         (lambda i, p: ([i[0], 9, *i[2:]], [p[0], "▁once", *p[2:]]), 1, "Upper and lower case"),
         (lambda i, p: ([i[0], 9, *i[2:]], [p[0], "▁Twice", *p[2:]]), 1, ""),
