@@ -1,4 +1,4 @@
-"""`taps`: decoding when nobody looks, with the tap's call sites in the network and without them.
+"""`taps`: decoding without a tap, with the calls of one in the network and without them.
 
 refllm's networks call a tap with each value, which by default drops it. The other entrant is the
 same network, of whose source the calls of the tap and their arguments are removed. Both have the

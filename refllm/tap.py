@@ -2,7 +2,7 @@
 
 A network calls its tap with each value under llama.cpp's name for it. The default, `ignore`, drops
 them all. A llama compares its tap with `ignore` before it slices and passes values: of a model of
-five layers of width 64, calls that do nothing would take 6 % of the time of a token
+five layers of width 64, calls that do nothing would take 5 % of the time of a token
 (benchmarks/taps.py).
 """
 
