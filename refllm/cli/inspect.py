@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 import webbrowser
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,12 +39,23 @@ from refllm.files.whole import require_whole_file, whole_file
 __all__ = ["inspect"]
 
 PORT = 8178
+# What a trace has, so that it cannot be asked for beside one, and its option.
+TRACE_HAS = {
+    "max_tokens": "--max-tokens",
+    "repeat_penalty": "--repeat-penalty",
+    "repeat_last_n": "--repeat-last-n",
+    "temperature": "--temperature",
+    "top_k": "--top-k",
+    "top_p": "--top-p",
+    "seed": "--seed",
+}
 FILE_ARRAY_BYTES = 2_600_000  # with them the file of 60 tokens of tiny-chat has less than 3 MB
 GRACE_SECONDS = 1
 
 
 def inspect(
     *,
+    context: typer.Context,
     model: ModelArgument,
     texts: Annotated[
         list[str] | None,
@@ -51,6 +63,14 @@ def inspect(
             metavar="[TEXT]...",
             help="The prompt; for an embedding model one text or several. - reads standard input.",
             show_default='"Once upon a time", or three sentences',
+        ),
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            help="A second run to compare with, as B of refllm diff: MODEL, MODEL@int8, "
+            "MODEL@PROFILE, or a trace's file, whose text and parameters MODEL is then run with.",
         ),
     ] = None,
     html: Annotated[
@@ -108,6 +128,21 @@ def inspect(
                 require_whole_file(path)
             except LlmRuntimeError as error:
                 raise InvalidInput(f"{option} {path} cannot be written: {error}") from error
+    sources = {
+        name: context.get_parameter_source(name) for name in ("texts", "profile", *TRACE_HAS)
+    }
+    given_options = {
+        name for name, source in sources.items() if source and source.name == "COMMANDLINE"
+    }
+    if beside is not None:
+        from refllm.inspect.beside import is_trace
+
+        if is_trace(beside) and (asked := sorted(given_options - {"profile"})):
+            names = ["TEXT" if name == "texts" else TRACE_HAS[name] for name in asked]
+            raise typer.BadParameter(
+                f"--beside {beside} is a trace, whose text and parameters are run; leave out "
+                f"{', '.join(names)}"
+            )
     if html is None and document is None:
         try:
             from refllm.inspect.app import application
@@ -120,9 +155,8 @@ def inspect(
             ) from error
         bound = bound_socket("127.0.0.1", port)
     with loading_bar() as bar, ending_workers():
-        engine = engine_of(
-            seed=seed,
-            profile=profile,
+        make_engine = partial(
+            engine_of,
             numerics=numerics,
             threads=threads,
             stand_ins=stand_ins,
@@ -130,15 +164,31 @@ def inspect(
             keep_packed_mib=keep_packed_mib,
             compiles_apart=True,
         )
-        from refllm.inspect.document import document_of
-        from refllm.inspect.files import single_file
-        from refllm.inspect.run import EXAMPLES, run_of
-
         found = model_of(model)
         given = [text_of(text, "TEXT") for text in texts or ()]
-        if not given:
-            given = list(EXAMPLES[type(engine.load(found)).__name__])
-        run = run_of(engine, found, given, params, name=model)
+        from refllm.inspect.document import document_of
+        from refllm.inspect.files import single_file
+        from refllm.inspect.run import run_of
+
+        second = None
+        if beside is None:
+            engine = make_engine(seed=seed, profile=profile)
+            run = run_of(engine, found, given, params, name=model)
+        else:
+            from refllm.inspect.beside import run_beside
+
+            run, second = run_beside(
+                make_engine,
+                found,
+                given,
+                params,
+                name=model,
+                spec=beside,
+                seed=seed,
+                profile=profile if "profile" in given_options else None,
+                numerics=numerics,
+                threads=threads,
+            )
     if html is None and document is None:
         url = f"http://127.0.0.1:{bound.getsockname()[1]}/"
 
@@ -153,7 +203,7 @@ def inspect(
             return Refusal(status, [(b"content-type", b"text/plain")], f"{reason}\n".encode())
 
         code = serve(
-            application(run),
+            application(run, beside=second),
             bound,
             connection=connection_class(limits, refuse),
             grace_seconds=GRACE_SECONDS,
@@ -161,7 +211,7 @@ def inspect(
             exit_codes={signal.SIGINT: INTERRUPTED},
         )
         raise typer.Exit(code)
-    content = document_of(run, n_array_bytes=FILE_ARRAY_BYTES)
+    content = document_of(run, n_array_bytes=FILE_ARRAY_BYTES, beside=second)
     if html is not None:
         with whole_file(html) as path:
             path.write_text(single_file(content), "utf-8")

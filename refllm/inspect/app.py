@@ -32,6 +32,7 @@ from starlette.routing import Route
 
 from refllm.checkpoints.open import open_weights
 from refllm.errors import InvalidInput, LlmError
+from refllm.inspect.beside import Beside
 from refllm.inspect.document import N_CANDIDATES, document_of
 from refllm.inspect.files import MODULES, PAGE, TYPES
 from refllm.inspect.quantization import quantization_of
@@ -57,9 +58,10 @@ HEADERS = {
 Next = Callable[[Request], Awaitable[Response]]
 
 
-def application(run: Run) -> Starlette:
-    """Return the application that shows a run."""
-    document = json.dumps({**document_of(run), "live": True}, ensure_ascii=False, allow_nan=False)
+def application(run: Run, *, beside: Beside | None = None) -> Starlette:
+    """Return the application that shows a run, and how a second one differs if there is one."""
+    content = {**document_of(run, beside=beside), "live": True}
+    document = json.dumps(content, ensure_ascii=False, allow_nan=False)
     tensors = open_weights(run.model.path).tensors
 
     async def page(request: Request) -> Response:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from refllm import NUMERICS_REVISION, __version__
 from refllm.checkpoints.open import open_weights
+from refllm.inspect.beside import Beside
+from refllm.inspect.drawing import Draw
 from refllm.inspect.quantization import first_matrix, quantization_of
 from refllm.inspect.run import Run
 from refllm.inspect.stages import explained, token_text
@@ -26,6 +28,7 @@ from refllm.kernels.elementwise import rms_norm
 from refllm.models.load import BertModel, LlamaModel
 from refllm.sampling import softmax, top_k
 from refllm.tokenizer.base import Tokenizer
+from refllm.trace.report import json_of, lines_of
 
 __all__ = ["FORMAT", "N_CANDIDATES", "document_of", "encoded"]
 
@@ -43,13 +46,14 @@ PRIORITY = (
 )
 
 
-def document_of(run: Run, *, n_array_bytes: int = 0) -> JSON:
+def document_of(run: Run, *, n_array_bytes: int = 0, beside: Beside | None = None) -> JSON:
     """Return the document of a run.
 
     Args:
         run: The run.
         n_array_bytes: How many bytes the arrays may take in the document: float32 if all of them
             fit, otherwise float16, and in the order of `PRIORITY` as many as fit.
+        beside: The second run, if there is one.
     """
     model, tokenizer = run.model, run.model.tokenizer
     weights = open_weights(model.path)
@@ -79,6 +83,7 @@ def document_of(run: Run, *, n_array_bytes: int = 0) -> JSON:
         "lens": lens,
         "residual": [_residual(run, call) for call in range(len(run.texts))],
         "embeddings": _embeddings(run, model) if isinstance(model, BertModel) else None,
+        "beside": None if beside is None else _beside(run, beside),
         "matrices": [
             {"name": name, "type": tensor.format.name, "shape": list(tensor.shape)}
             for name, tensor in weights.tensors.items()
@@ -239,4 +244,40 @@ def _embeddings(run: Run, model: BertModel) -> JSON:
         ],
         "vectors": run.vectors.tolist(),
         "cosines": (unit @ unit.T).tolist(),
+    }
+
+
+def _beside(run: Run, beside: Beside) -> JSON:
+    """Return how the second run differs: the report of `refllm diff`, and both draws of a step."""
+    names = (run.name, beside.spec)
+    lines = [line for line in lines_of(beside.comparison, names, beside.a) if line.text]
+    first_bar = next((i for i, line in enumerate(lines) if line.role == "bar"), None)
+    if first_bar is not None:  # the page has a plot instead of the bars and their heading
+        del lines[first_bar - 1 :]
+    tokenizer, step = run.model.tokenizer, beside.step
+
+    def drawn(draw: Draw | None) -> JSON | None:
+        return None if draw is None else explained(draw, tokenizer, n_candidates=N_CANDIDATES)
+
+    return {
+        "a": names[0],
+        "b": names[1],
+        "report": [{"text": line.text, "role": line.role} for line in lines],
+        "comparison": json_of(beside.comparison, names),
+        "calls": [
+            {"text": call.text, "first": call.first, "n_tokens": call.n_tokens}
+            for call in beside.a.calls
+        ],
+        "texts": [
+            {
+                "n_prompt": text.n_given,
+                "tokens": [
+                    {"id": token_id, "piece": text.pieces[i] if text.pieces else str(token_id)}
+                    for i, token_id in enumerate(text.token_ids)
+                ],
+            }
+            for text in beside.b.texts
+        ],
+        "step": step,
+        "draws": None if step is None else {"a": drawn(run.draws[step]), "b": drawn(beside.draw)},
     }

@@ -24,7 +24,7 @@ PAGE = Path(__file__).parent / "page"
 MODULES = (
     *("dom.js", "data.js", "state.js", "colors.js", "numbers.js"),
     *("tokens.js", "sampling.js", "attention.js", "lens.js", "block.js", "quantization.js"),
-    *("embeddings.js", "main.js"),
+    *("embeddings.js", "beside.js", "main.js"),
 )
 TYPES: Mapping[str, str] = MappingProxyType(
     {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
@@ -34,11 +34,12 @@ EXPORT = re.compile(r"^export (?=(?:async )?function|const|class)", re.MULTILINE
 HEAD = re.compile(r"<!-- live -->.*?<!-- /live -->\n", re.DOTALL)
 
 
-def single_file(document: Mapping[str, Any]) -> str:
+def single_file(document: Mapping[str, Any], *, at: Mapping[str, str | int] | None = None) -> str:
     """Return the page of a document as one HTML file.
 
     Args:
         document: From `refllm.inspect.document.document_of`, with its arrays.
+        at: Where the page is opened: its "view", "token", "layer", "head" and "value".
     """
     style = (PAGE / "style.css").read_text("utf-8")
     modules = [(PAGE / name).read_text("utf-8") for name in MODULES]
@@ -59,6 +60,8 @@ def single_file(document: Mapping[str, Any]) -> str:
     )
     page = (PAGE / "index.html").read_text("utf-8")
     page = HEAD.sub(lambda _: head, page)
+    place = "".join(f' data-{key}="{html.escape(str(x))}"' for key, x in (at or {}).items())
+    page = page.replace("<body>", f"<body{place}>")
     return page.replace("</body>", f'<script type="module">{script}</script>\n</body>')
 
 

@@ -102,7 +102,7 @@ class Run:
 def run_of(
     engine: LocalEngine,
     model: str | Path,
-    texts: Sequence[str],
+    texts: Sequence[str | Sequence[int]],
     params: InferencingParams,
     *,
     name: str,
@@ -112,18 +112,18 @@ def run_of(
     Args:
         engine: The engine, with seed, profile and numerics.
         model: A name or path, as `LocalEngine.load`.
-        texts: One prompt for a model that generates text; one or more texts for an encoder.
+        texts: One prompt for a model that generates text, or its token ids; one or more texts for
+            an encoder; those of `EXAMPLES` for none.
         params: Of a model that generates text.
         name: The model's name for titles.
 
     Raises:
-        InvalidInput: For no text, several prompts, and as `LocalEngine.open`.
+        InvalidInput: For several prompts, token ids for an encoder, and as `LocalEngine.open`.
         ModelNotSupported: As `LocalEngine.load`.
         LlmRuntimeError: If a value is not finite.
     """
     found = engine.load(model)
-    if not texts:
-        raise InvalidInput("give a text to inspect")
+    texts = texts or EXAMPLES[type(found).__name__]
     draws: tuple[Draw, ...] = ()
     vectors = None
     if isinstance(found, LlamaModel):
@@ -140,7 +140,9 @@ def run_of(
         is_full = len(token_ids[0]) > llama.config.n_ctx
         calls = [token_ids[0][:-1] if is_full else token_ids[0]]
     else:
-        tokenized = found.tokenize(list(texts))
+        if not all(isinstance(text, str) for text in texts):
+            raise InvalidInput(f"{name} reads text, not token ids")
+        tokenized = found.tokenize([str(text) for text in texts])
         token_ids = calls = [tuple(ids) for ids in tokenized.token_ids]
         n_prompt = [len(ids) for ids in token_ids]
         with engine.computing():
@@ -164,7 +166,9 @@ def run_of(
         name=name,
         engine=engine,
         model=found,
-        texts=tuple(texts),
+        texts=tuple(
+            text if isinstance(text, str) else found.tokenizer.decode(list(text)) for text in texts
+        ),
         token_ids=tuple(calls),
         n_prompt=tuple(n_prompt),
         params=params if isinstance(found, LlamaModel) else None,

@@ -182,11 +182,12 @@ def _why(
     if removed_by == "top_p":
         before = stages[[stage.name for stage in stages].index("top_p") - 1].values  # [C]
         total = float(np.add.accumulate(before[:place])[-1])
-        return f"top-p: the {place} before it have {total:.4f}"
+        before_it = "the one before it has" if place == 1 else f"the {place} before it have"
+        return f"top-p: {before_it} {total:.4f}"
     if interval is None or stages[-1].name == "argmax":
         return "the largest logit"
     low, high = interval
     threshold = draw.step.u * float(np.add.accumulate(stages[-1].values)[-1])
     if token_id == draw.step.token:
-        return f"u·Σ {threshold:.4f} is in {low:.4f} … {high:.4f}"
-    return f"u·Σ {threshold:.4f} is not in {low:.4f} … {high:.4f}"
+        return f"u·Σ = {threshold:.4f} is in its part, {low:.4f} … {high:.4f}"
+    return f"u·Σ = {threshold:.4f} is outside its part, {low:.4f} … {high:.4f}"

@@ -2,7 +2,7 @@
 
 import { draw } from "./colors.js";
 import { isHere, numbersOf } from "./data.js";
-import { element, table, visible } from "./dom.js";
+import { element, placed, table } from "./dom.js";
 import { picture, short } from "./numbers.js";
 import { state, update } from "./state.js";
 
@@ -74,7 +74,7 @@ export function percent(share) {
 
 function large(doc, chosen, n) {
   const text = doc.texts[state.text].tokens;
-  const label = (i) => `${i} “${visible(text[i].text || text[i].piece)}”`;
+  const label = (i) => placed(text, i);
   const list = element("div", {});
   const { numbers, offset } = chosen;
   const row = Math.min(state.token, n - 1);
@@ -98,7 +98,7 @@ function large(doc, chosen, n) {
   return element("div", { id: "head" },
     element("h3", {}, `Layer ${chosen.layer}, head ${chosen.head}`),
     picture(numbers, {
-      rows: n, columns: n, offset, largest: 1, isSquare: true, cell: Math.max(4, Math.floor(560 / n)),
+      rows: n, columns: n, offset, largest: 1, isSquare: true, cell: Math.min(Math.max(4, Math.floor(560 / n)), 36),
       label: `Attention weights of layer ${chosen.layer}, head ${chosen.head}; arrow keys move`,
       at: [row, largestKey],
       describe: (query, key) => `query ${label(query)} → key ${label(key)}`,

@@ -1,7 +1,7 @@
 // Inside a block: every value in the order of computation, as a picture and as numbers.
 
 import { isHere, numbersOf } from "./data.js";
-import { chooser, element, visible } from "./dom.js";
+import { chooser, element, placed } from "./dom.js";
 import { exact, picture, takeAway } from "./numbers.js";
 import { state, update } from "./state.js";
 
@@ -66,7 +66,7 @@ async function opened(doc, name, short) {
   const array = doc.arrays[name];
   const numbers = await numbersOf(doc, name);
   const text = doc.texts[state.text].tokens;
-  const label = (i) => `${i} “${visible(text[i].text || text[i].piece)}”`;
+  const label = (i) => placed(text, i);
   const isByHead = short.startsWith("kq-") || short.startsWith("kq_soft_max");
   const shape = array.shape;
   const rows = isByHead ? shape[1] : shape[0];

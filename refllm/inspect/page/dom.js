@@ -21,6 +21,11 @@ export function visible(text) {
   return text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replaceAll("\r", "␍");
 }
 
+/** Return the name of a token among its text's: its place, and what it writes. */
+export function placed(tokens, i) {
+  return `${i} “${visible(tokens[i].text || tokens[i].piece)}”`;
+}
+
 /** Return a table in a region that scrolls by keyboard, too. Cells are texts, nodes or `td`s. */
 export function table({ label, head, rows, numeric = [] }) {
   const body = rows.map((row) => (row instanceof Node ? row : element("tr", {}, cells(row, numeric))));
@@ -30,7 +35,7 @@ export function table({ label, head, rows, numeric = [] }) {
     element(
       "table",
       {},
-      element("caption", {}, label),
+      element("caption", {}, element("span", {}, label)),
       element(
         "thead",
         {},
@@ -77,4 +82,14 @@ export function chooser(label, choices, chosen, choose) {
         element("option", { value, selected: String(value) === String(chosen) }, text)),
     ),
   );
+}
+
+/** Return an element of SVG; children are elements or texts. */
+export function shape(tag, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null) made.setAttribute(name, value);
+  }
+  made.append(...children.flat());
+  return made;
 }

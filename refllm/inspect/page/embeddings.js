@@ -2,7 +2,7 @@
 
 import { colors, css, inkOn } from "./colors.js";
 import { isHere, numbersOf } from "./data.js";
-import { cells, element, table, visible } from "./dom.js";
+import { cells, element, placed, table } from "./dom.js";
 import { percent } from "./attention.js";
 import { picture, short } from "./numbers.js";
 import { state, update } from "./state.js";
@@ -11,7 +11,7 @@ export async function embeddings(doc) {
   const { pooling, weights, cosines, vectors } = doc.embeddings;
   const name = `${state.text}/l_out-${doc.model.n_layers - 1}`;
   const text = doc.texts[state.text];
-  const label = (i) => `${i} “${visible(text.tokens[i].text || text.tokens[i].piece)}”`;
+  const label = (i) => placed(text.tokens, i);
   const parts = [element("h2", {}, "Embeddings"), similar(doc, cosines)];
   parts.push(element("h3", {}, `Pooling: ${pooling.join(", ")}`));
   const mine = weights[state.text];

@@ -1,7 +1,7 @@
 // The logit lens, and what each half of a layer adds to the residual stream.
 
 import { colors, css, inkOn } from "./colors.js";
-import { cells, element, piece, table, visible } from "./dom.js";
+import { cells, element, piece, placed, table, visible } from "./dom.js";
 import { short } from "./numbers.js";
 import { state, update } from "./state.js";
 
@@ -26,7 +26,7 @@ export function lens(doc) {
         "what the model would expect next if it ended there. The last layer's probabilities are the model's own, ",
         "before penalty and temperature."),
       table({
-        label: `After ${at} “${visible(text[at].text || text[at].piece)}”` + (following ? `; what follows is “${visible(following.text || following.piece)}”` : ""),
+        label: `After ${placed(text, at)}` + (following ? `; what follows is “${visible(following.text || following.piece)}”` : ""),
         head: ["after", "1st", "2nd", "3rd", "4th", "5th", "what follows", "its probability"], rows,
       }),
       element("h3", {}, "The likeliest token at each place"),
@@ -52,8 +52,8 @@ function grid(doc, text) {
       return cell;
     }),
   ])));
-  const made = table({ label: "Rows are layers, columns the tokens; the deeper the color, the more probable", head, rows });
-  made.classList.add("lens");
+  const made = table({ label: "Rows are layers, columns the tokens; the stronger the color, the more probable", head, rows });
+  made.classList.add("lens", "pinned");
   return made;
 }
 
@@ -72,7 +72,7 @@ function residual(doc) {
     element("p", {}, "The lengths ‖x‖ of the vectors at the chosen token: of the stream before a layer, of what its ",
       `attention and its feed-forward network add, and of the stream after it${isBert ? ", which a norm follows each sum in" : ""}.`),
     table({
-      label: `At token ${at}`,
+      label: `At token ${placed(doc.texts[state.text].tokens, at)}`,
       head: ["layer", "before", "attention adds", "feed-forward adds", "after"],
       rows: layers.map((layer, i) => element("tr", { "data-layer": i }, cells([String(i), length(layer.before[at]),
         length(layer.attention[at], "b"), length(layer.feed_forward[at], "b"), length(layer.after[at])]))),

@@ -1,6 +1,7 @@
 // The page: loads the document, and draws the chosen view whenever a choice changes.
 
 import { attention } from "./attention.js";
+import { beside } from "./beside.js";
 import { block } from "./block.js";
 import { loadDocument } from "./data.js";
 import { arrows, element } from "./dom.js";
@@ -19,13 +20,14 @@ const VIEWS = [
   ["block", "Inside a block", block, ["llama", "bert"]],
   ["quantization", "Quantization", quantization, ["llama", "bert"]],
   ["embeddings", "Embeddings", embeddings, ["bert"]],
+  ["beside", "Two runs", beside, ["llama", "bert"]],
 ];
 
 const at = (id) => document.getElementById(id);
 let drawings = 0;
 
 async function render(doc) {
-  const views = VIEWS.filter(([, , , kinds]) => kinds.includes(doc.model.kind));
+  const views = VIEWS.filter(([id, , , kinds]) => kinds.includes(doc.model.kind) && (id !== "beside" || doc.beside !== null));
   const chosen = Math.max(views.findIndex(([id]) => id === state.view), 0);
   const focused = focus();
   at("tabs").replaceChildren(...views.map(([id, label], i) => element("button", {
@@ -80,12 +82,18 @@ async function start() {
   at("about").textContent = `${layers} layers, ${heads} heads, width ${width} · numerics ${doc.run.numerics} · ` +
     `refllm ${doc.refllm}` + (doc.live ? "" : " · a file that needs no server") +
     (Object.values(doc.arrays).some((array) => array.dtype === "float16") ? " · the network's values are rounded to float16" : "");
-  const wanted = location.hash.slice(1);
+  const { view, token, layer, head, value } = document.body.dataset; // where a file is to be opened
+  const wanted = location.hash.slice(1) || view;
   if (VIEWS.some(([id]) => id === wanted)) state.view = wanted;
-  state.token = Math.min(doc.texts[0].n_prompt, doc.texts[0].tokens.length - 1);
-  if (doc.model.kind === "bert") state.token = 0;
+  const first = doc.model.kind === "bert" ? 0 : doc.texts[0].n_prompt;
+  const within = (x, n) => Math.min(Math.max(Number(x), 0), n - 1);
+  state.token = within(token ?? first, doc.texts[0].tokens.length);
+  state.layer = within(layer ?? 0, doc.model.n_layers);
+  state.head = within(head ?? 0, doc.model.n_heads);
+  if (value !== undefined) state.array = `0/${value}`;
   listen((changes) => {
-    if ("view" in changes) history.replaceState(null, "", `#${state.view}`);
+    // A page inside another one's srcdoc has no address of its own.
+    if ("view" in changes && location.protocol !== "about:") history.replaceState(null, "", `#${state.view}`);
     render(doc);
   });
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => render(doc));

@@ -1,7 +1,7 @@
 // Quantization: a block of a weight byte by byte, and the error of each type.
 
 import { answer } from "./data.js";
-import { chooser, element } from "./dom.js";
+import { chooser, element, shape } from "./dom.js";
 import { exact, short } from "./numbers.js";
 import { state, update } from "./state.js";
 
@@ -104,18 +104,13 @@ function blockOf(type) {
 function histogram(type) {
   const { counts, edges } = type.histogram;
   const largest = Math.max(...counts);
-  const namespace = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(namespace, "svg");
-  svg.setAttribute("viewBox", `0 0 ${counts.length} 100`);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("role", "img");
-  svg.setAttribute("aria-label", `Histogram of the errors of ${type.type} from ${short(edges[0])} to ${short(edges[1])}`);
-  counts.forEach((count, i) => {
-    const rect = document.createElementNS(namespace, "rect");
+  const svg = shape("svg", {
+    viewBox: `0 0 ${counts.length} 100`, preserveAspectRatio: "none", role: "img",
+    "aria-label": `Histogram of the errors of ${type.type} from ${short(edges[0])} to ${short(edges[1])}`,
+  }, counts.map((count, i) => {
     const height = (100 * count) / largest;
-    for (const [name, value] of Object.entries({ x: i, y: 100 - height, width: 0.9, height })) rect.setAttribute(name, value);
-    svg.append(rect);
-  });
+    return shape("rect", { x: i, y: 100 - height, width: 0.9, height });
+  }));
   return element("figure", {}, svg, element("figcaption", {},
     element("b", {}, type.type), type.max_error === 0 ? ": no error" : `: rms ${short(type.rms_error)}, largest ${short(type.max_error)}`));
 }

@@ -16,6 +16,11 @@ const SLIDERS = [
 
 const NAMES = { top_k: "top-k", top_p: "top-p" };
 
+/** Return how a candidate lost, for a table. */
+export function lost(fate) {
+  return fate === "draw" ? "the draw" : named(fate);
+}
+
 function named(stage) {
   return NAMES[stage] ?? stage;
 }
@@ -32,8 +37,8 @@ export function sampling(doc) {
     element("h2", {}, "Sampling X-ray"),
     element("p", { class: "choices" },
       element("button", { type: "button", disabled: i === 0, onclick: () => go(doc, i - 1) }, "← step before"),
-      element("b", {}, `step ${i} of 0 … ${doc.steps.length - 1}`),
-      element("button", { type: "button", disabled: i === doc.steps.length - 1, onclick: () => go(doc, i + 1) }, "next step →")),
+      element("button", { type: "button", disabled: i === doc.steps.length - 1, onclick: () => go(doc, i + 1) }, "next step →"),
+      element("b", {}, `step ${i} (of 0 to ${doc.steps.length - 1})`)),
   ];
   if (state.token < doc.texts[0].n_prompt) {
     parts.push(element("p", { class: "quiet" },
@@ -111,8 +116,9 @@ function drawing(doc, step, original, maxTokens = Infinity) {
   if (step.step >= maxTokens) {
     parts.push(element("p", { class: "problem" }, `With max tokens ${maxTokens} the text ends before this step.`));
   }
+  const place = 1 + step.candidates.findIndex((candidate) => candidate.token === step.token);
   parts.push(stages(step), element("p", {}, "Drawn: ", element("b", { "data-name": "drawn" }, visible(step.piece)),
-    ` (token ${step.token}).`));
+    ` (token ${step.token}), number ${place} of ${step.n_vocab} in the order of the list below.`));
   if (step.stages.at(-1).name !== "argmax") parts.push(bar(step));
   parts.push(candidates(step));
   return parts;
@@ -126,9 +132,10 @@ function stages(step) {
       type: "button", "aria-pressed": String(state.filter === stage.name),
       title: `show what ${named(stage.name)} removed`,
       onclick: () => update({ filter: state.filter === stage.name ? null : stage.name }),
-    }, element("b", {}, named(stage.name)), element("small", {}, effect), element("small", {}, `${stage.n_left} left`)));
+    }, element("b", {}, named(stage.name)), " ", element("small", {}, effect), " ", element("small", {}, `${stage.n_left} left`)));
   });
-  return element("ol", { class: "stages", "aria-label": "Stages" }, items);
+  return element("div", {}, element("p", { class: "quiet" }, "The stages in their order; press one to list what it removed."),
+    element("ol", { class: "stages", "aria-label": "Stages" }, items));
 }
 
 function fits(text, share) {
@@ -173,7 +180,7 @@ function candidates(step) {
     const fate = isDrawn ? "drawn" : candidate.removed_by;
     return element("tr", { "data-fate": fate, "data-token": candidate.token, class: isDrawn || fate === "draw" ? null : "removed" },
       cells([
-        String(step.candidates.indexOf(candidate) + 1), piece(candidate.piece), isDrawn ? "drawn" : named(fate),
+        String(step.candidates.indexOf(candidate) + 1), piece(candidate.piece), isDrawn ? "drawn" : lost(fate),
         String(candidate.token), short(candidate.logit), ...values, candidate.why,
       ], [0, 3, 4, ...values.map((_, i) => i + 5)]));
   });
@@ -182,7 +189,7 @@ function candidates(step) {
     : `What ${named(state.filter)} removed, of the ${step.candidates.length} candidates that are listed`;
   return table({
     label: which,
-    head: ["place", "token", "removed by", "id", "logit", ...step.stages.map((stage) => named(stage.name)), "why"],
+    head: ["place", "token", "lost by", "id", "logit", ...step.stages.map((stage) => named(stage.name)), "why"],
     rows, numeric: [0, 3, 4, ...Array.from({ length: n }, (_, i) => i + 5)],
   });
 }
