@@ -33,6 +33,7 @@ extensions = [
     "docstrings",
     "api_pages",
     "command_pages",
+    "runs",
 ]
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 suppress_warnings = ["ref.python"]  # two classes with one name, in an annotation of a third module
