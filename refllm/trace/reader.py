@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Trace:
 
     path: Path
     metadata: Metadata
+    _file: Any = field(repr=False, compare=False)
+    _state: tuple[int, ...] = field(repr=False, compare=False)
 
     def value(self, name: str, call: int = 0) -> NDArray[np.float32]:
         """Return one of the network's values.
@@ -114,8 +116,10 @@ class Trace:
 
     def _array(self, key: str) -> NDArray[Any]:
         try:
-            with safe_open(self.path, framework="numpy") as file:
-                array: NDArray[Any] = file.get_tensor(key)
+            # The file is mapped: pages that were cut off its end would end the process.
+            if _state_of(self.path) != self._state:
+                raise LlmRuntimeError(f"{self.path}: changed since it was opened; open it again")
+            array: NDArray[Any] = self._file.get_tensor(key)
         except TypeError as error:  # NumPy has no such type
             raise LlmRuntimeError(
                 f"{self.path}: {key} cannot be read: {error}; a value must have one of "
@@ -143,8 +147,9 @@ def open_trace(path: Path | str) -> Trace:
         what = "is a folder, and a trace is a file" if path.is_dir() else "no such file"
         raise InvalidInput(f"{path}: {what}; to make a trace: refllm trace MODEL PROMPT --to FILE")
     try:
-        with safe_open(path, framework="numpy") as file:
-            stored, keys = file.metadata() or {}, frozenset(file.keys())
+        state = _state_of(path)
+        file: Any = safe_open(path, framework="numpy")
+        stored, keys = file.metadata() or {}, frozenset(file.keys())
     except (SafetensorError, OSError) as error:
         raise LlmRuntimeError(
             f"{path}: is no trace: it is no whole safetensors file ({error})"
@@ -159,4 +164,10 @@ def open_trace(path: Path | str) -> Trace:
     missing = next((key for key in arrays if key not in keys), None)
     if missing is not None:
         raise LlmRuntimeError(f"{path}: lacks the array {missing}, which its metadata names")
-    return Trace(path, metadata)
+    return Trace(path, metadata, file, state)
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    """Return what differs once a file is replaced or written again."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

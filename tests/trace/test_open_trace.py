@@ -96,6 +96,24 @@ def test_a_truncated_file_is_refused(run: Trace, tmp_path: Path, n_bytes: int) -
         open_trace(path)
 
 
+@pytest.mark.parametrize("n_bytes", [-8, 0])
+def test_a_file_that_changed_after_it_was_opened_is_not_read(
+    run: Trace, tmp_path: Path, n_bytes: int
+) -> None:
+    content = run.path.read_bytes()
+    path = tmp_path / "run"
+    path.write_bytes(content)
+    opened = open_trace(path)
+    other = tmp_path / "other"
+    other.write_bytes(content[: n_bytes or None])
+    other.replace(path)
+    with pytest.raises(LlmRuntimeError, match="changed since it was opened; open it again"):
+        opened.value("inp_embd")
+    path.unlink()
+    with pytest.raises(LlmRuntimeError, match="cannot be read"):
+        opened.value("inp_embd")
+
+
 def test_a_model_is_no_trace(tmp_path: Path) -> None:
     save_file({"weight": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(LlmRuntimeError, match=r"has no key 'refllm\.trace'"):
