@@ -1,22 +1,15 @@
-// One call of the interface, as the body's JSON asks for: {"function": …, "arguments": […]}.
+// A guest for @spinframework/spin-llm: GET is the example, POST makes one call, see call.js.
 
-import { generateEmbeddings, infer } from "@spinframework/spin-llm";
+import * as sdk from "@spinframework/spin-llm";
 
-function asJson(value) {
-  return JSON.stringify(value, (_, item) =>
-    ArrayBuffer.isView(item) ? Array.from(item) : item,
-  );
-}
+import { answer } from "./call.js";
+import { router as example } from "./example.js";
 
-async function answer(request) {
-  const { function: name, arguments: given } = await request.json();
-  try {
-    return asJson({ infer, generateEmbeddings }[name](...given));
-  } catch (error) {
-    return asJson({ error: error.payload.tag, message: error.payload.val });
-  }
+async function called(request) {
+  return new Response(answer(sdk, await request.text()));
 }
 
 addEventListener("fetch", (event) => {
-  event.respondWith(answer(event.request).then((body) => new Response(body)));
+  const { request } = event;
+  event.respondWith(request.method === "POST" ? called(request) : example.fetch(request));
 });
