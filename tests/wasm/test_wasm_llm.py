@@ -15,13 +15,10 @@ from refllm.api import InferencingParams, InvalidInput, LlmRuntimeError
 from refllm.engine import LocalEngine
 from refllm.wasm.host import Host, Program, Services
 from tests.guests.build import component
+from tests.guests.calls import PROMPT, TEXTS, UNUSABLE, USABLE
 from tests.guests.models import model_roots
 
 pytestmark = pytest.mark.network  # the SDKs that guests are built with
-
-NAN, INFINITY = float("nan"), float("inf")
-PROMPT = "the cat sat on"
-TEXTS = ["the cat", "", "a dog sat on the mat", "the cat"]
 
 
 @pytest.fixture(scope="module")
@@ -68,28 +65,7 @@ def test_infer_returns_the_text_and_usage_of_the_python_api(
     assert expected["usage"]["generated_token_count"] > 0
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_tokens": 0},
-        {"max_tokens": 1},
-        {"max_tokens": 2**32 - 1, "temperature": 0.0},
-        {"temperature": -1.0},
-        {"temperature": 1e-30},
-        {"temperature": 3e38},
-        {"top_k": 0},
-        {"top_k": 1},
-        {"top_k": 2**32 - 1},
-        {"top_p": 0.0},
-        {"top_p": 1.0},
-        {"top_p": 0.05},
-        {"repeat_penalty": 1.0},
-        {"repeat_penalty": 1e-30},
-        {"repeat_penalty": 0.0, "repeat_penalty_last_n_token_count": 0},
-        {"repeat_penalty_last_n_token_count": 2**32 - 1},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", USABLE, ids=str)
 def test_every_usable_parameter_has_the_effect_that_it_has_in_python(
     options: dict[str, Any], host: Host, sdk_5: Program, engine: LocalEngine
 ) -> None:
@@ -138,18 +114,7 @@ def test_no_texts_have_no_embeddings(host: Host, sdk_5: Program, engine: LocalEn
     assert got == {"embeddings": [], "usage": {"prompt_token_count": 0}}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"temperature": NAN},
-        {"temperature": INFINITY},
-        {"top_p": NAN},
-        {"repeat_penalty": -INFINITY},
-        {"repeat_penalty": 0.0},
-        {"repeat_penalty": -1.0},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", UNUSABLE, ids=str)
 def test_a_parameter_that_cannot_be_used_is_invalid_input(
     options: dict[str, float], host: Host, sdk_5: Program, engine: LocalEngine
 ) -> None:
