@@ -19,6 +19,7 @@ from benchmarks.contestants.serve import versions
 from benchmarks.embed import measure_embedding, minilm_folder
 from benchmarks.first_token import measure_first_token
 from benchmarks.growth import fits_of, measure_embedding_growth, measure_llama_growth
+from benchmarks.guests import measure_guests
 from benchmarks.limits import measure_limits
 from benchmarks.llamas import Work, measure_llamas
 from benchmarks.load import measure_load
@@ -235,6 +236,12 @@ def growth(
 def serve(context: typer.Context) -> None:
     """Clients of `refllm serve`, one and eight at a time."""
     _session(context).run("serve", measure_serve)
+
+
+@app.command()
+def guests(context: typer.Context) -> None:
+    """Components of Spin's SDKs, from their file to the first response, and each later one."""
+    _session(context).run("guests", measure_guests)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from benchmarks import taps
 from benchmarks.__main__ import app
 from benchmarks.asked import ASKED
+from benchmarks.guests import GUESTS
 from benchmarks.report import latest_entries
 from benchmarks.results import REFLLM, read
 from benchmarks.reuse import WITHOUT
@@ -157,6 +158,19 @@ def test_a_prompt_is_measured_new_and_repeated_with_the_cache_and_without(
     works = ("new prompt", "repeated prompt")
     assert measured == [(work, numerics) for numerics in NUMERICS for work in works]
     assert all(figure.peers == (WITHOUT,) for figure in entry.figures)
+
+
+@pytest.mark.network  # the SDKs that guests are built with
+def test_each_sdk_s_guest_is_measured_from_its_file_to_its_responses(
+    work: Path, tmp_path: Path
+) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "guests")
+    works = ["size", "first response, compiled", "first response, kept code", "a response"]
+    measured = [(figure.labels["guest"], figure.labels["work"]) for figure in entry.figures]
+    missing = entry.skipped.keys()
+    assert measured == [(name, work) for work in works for name in GUESTS if name not in missing]
+    assert len(missing) < len(GUESTS)
+    assert all(figure.median(REFLLM) > 0 for figure in entry.figures)
 
 
 def test_the_limits_of_this_cpu_are_measured_with_two_roundings_and_with_one(
