@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from math import isnan
@@ -27,7 +28,7 @@ from refllm.spin.runtime_config import engine_from_runtime_config
 from refllm.testing.server_process import running_server
 from refllm.wasm.host import Host, Program, Services
 from refllm.wasm.wasi.http import Request
-from tests.conftest import PROJECT
+from tests.conftest import HUNG_SECONDS, PROJECT
 from tests.guests.build import GUESTS, Python, component
 from tests.guests.calls import (
     PROMPT,
@@ -40,6 +41,7 @@ from tests.guests.calls import (
     called,
 )
 from tests.guests.models import model_roots
+from tests.wasm.test_wasm_run import running
 
 pytestmark = pytest.mark.network  # the SDKs that guests are built with
 
@@ -69,6 +71,11 @@ class Sdk:
     version: str
     example: tuple[str, str, InferencingParams | None]
     falsy_are_defaults: bool = False
+
+    @property
+    def route(self) -> str:
+        """The path of its requests; the example for spin-llm has a router of its own, for /."""
+        return "/" if self.guest == "javascript" else f"/{self.guest}"
 
     def params(self, options: Options) -> InferencingParams:
         """The parameters that the SDK sends for these options."""
@@ -256,6 +263,34 @@ def test_a_model_that_spin_toml_does_not_give_is_the_access_error(
     got = called(host, program, engine, "infer", "llama2-chat", PROMPT)
     assert got == result_or_error(engine, "infer", "llama2-chat", PROMPT)
     assert "'ai_models' key" in got["message"]
+
+
+# As an application on a port
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `refllm run` with an application that has each guest at a route of its own."""
+    folder = tmp_path_factory.mktemp("application")
+    model_roots(folder / ".spin" / "ai-models")
+    manifest = ["spin_manifest_version = 2"]
+    for sdk in SDKS:
+        manifest += ["[[trigger.http]]", f'route = "{sdk.route}"', f'component = "{sdk.guest}"']
+        manifest += [f"[component.{sdk.guest}]", f"source = '{component(sdk.guest)}'"]
+        manifest += [f"ai_models = {[*bundled.STAND_INS, 'tiny-chat']}"]
+    (folder / "spin.toml").write_text("\n".join(manifest))
+    with running(folder, "--stand-ins") as (_, announced):
+        yield announced[0].removeprefix("Serving ")
+
+
+def test_refllm_run_serves_the_example_and_a_call_on_a_port(
+    url: str, sdk: Sdk, engine: LocalEngine
+) -> None:
+    with urllib.request.urlopen(f"{url}{sdk.route}", timeout=HUNG_SECONDS) as response:
+        assert response.read().decode() == engine.infer(*sdk.example).text
+    call = json.dumps({"function": "infer", "arguments": ["tiny-chat", PROMPT]}).encode()
+    with urllib.request.urlopen(f"{url}{sdk.route}", call, timeout=HUNG_SECONDS) as response:
+        assert json.load(response) == asdict(engine.infer("tiny-chat", PROMPT))
 
 
 # What the SDKs send, and the tables of it
