@@ -89,8 +89,8 @@ def run(
     try:
         from refllm.server.run import bound_socket, serve
         from refllm.wasm.guest import Limits
-        from refllm.wasm.host import Host
         from refllm.wasm.http.asgi import SpinApp, connection_with
+        from refllm.wasm.workers import host_for
     except ModuleNotFoundError as error:
         raise LlmRuntimeError(
             f"refllm run needs the package {error.name}", how_to_install("wasm")
@@ -118,7 +118,7 @@ def run(
     _log_to_standard_error()
     spin_app = SpinApp(
         application,
-        Host(Limits(memory_bytes=max_memory_mib * MEBIBYTE, seconds=max_seconds)),
+        host_for(Limits(memory_bytes=max_memory_mib * MEBIBYTE, seconds=max_seconds)),
         engines,
         max_body_bytes=max_body_bytes,
         max_connections=max_connections,

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from wasmtime.component import ResourceAny, ResourceHost, Variant
 
@@ -30,6 +31,7 @@ __all__ = [
     "Limits",
     "Output",
     "Turn",
+    "Turns",
 ]
 
 TICK_SECONDS = 0.02
@@ -97,6 +99,14 @@ class Output:
         return text + (f"\n… and {self._dropped} bytes more" if self._dropped else "")
 
 
+class Turns(Protocol):
+    """What a guest acquires to compute, and releases to wait: a lock, or a number of permits."""
+
+    def acquire(self) -> object: ...
+
+    def release(self) -> object: ...
+
+
 class Turn:
     """A guest's turn to compute, and how much of its time is left.
 
@@ -106,10 +116,11 @@ class Turn:
     option, and `LAST_EXCEPTION`, the error of a host function until the caller of the guest raises
     it. The bindings use both after a host function has returned and before the guest continues, so
     a lock must be held for all that a guest does between two calls of the host. Without it a guest
-    sometimes gets the wrong case, or the error of another guest.
+    sometimes gets the wrong case, or the error of another guest. Guests in several processes
+    compute in parallel, see workers.py.
 
     Args:
-        turns: The lock that all guests of a host share.
+        turns: What all guests of a host share.
         stopped: Is set when the guest is to end.
         seconds: The guest's time.
         set_deadline: Sets when the guest is interrupted, in ticks from now.
@@ -117,7 +128,7 @@ class Turn:
 
     def __init__(
         self,
-        turns: threading.Lock,
+        turns: Turns,
         stopped: threading.Event,
         *,
         seconds: float,

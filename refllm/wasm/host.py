@@ -43,6 +43,7 @@ from refllm.wasm.guest import (
     Limits,
     Output,
     Turn,
+    Turns,
 )
 from refllm.wasm.linking import ImportNotProvidedError, Running, linked, running
 from refllm.wasm.memory import Shares
@@ -61,7 +62,7 @@ from refllm.wasm.wasi.http import (
 )
 from refllm.wasm.wit import Interface
 
-__all__ = ["Host", "Program", "Services"]
+__all__ = ["Host", "Program", "Services", "unexpected"]
 
 INTERRUPTED = "wasm trap: interrupt"
 OVER_THE_LIMIT = re.compile("exceeds (memory|table) limits|resource limit exceeded")
@@ -115,12 +116,17 @@ class _TooFewShares(Exception):
 
 
 class Host:
-    """Runs guests, for as long as the context lasts; safe to use from several threads."""
+    """Runs guests, for as long as the context lasts; safe to use from several threads.
 
-    def __init__(self, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+    Args:
+        limits: What one request may take.
+        turns: The lock that a guest of this host needs to compute; by default one guest does.
+    """
+
+    def __init__(self, limits: Limits | None = None, turns: Turns | None = None) -> None:
+        self.limits = limits or Limits()
         self._engine = engine_with_limits()
-        self._turns = threading.Lock()  # held by the guest that computes, see `Turn`
+        self.turns = turns or threading.Lock()  # held by the guest that computes, see `Turn`
         self._stopped = threading.Event()
         self._closed = threading.Event()
         self._changed = threading.Condition()
@@ -152,7 +158,8 @@ class Host:
         with self._changed:
             if not self._changed.wait_for(lambda: not self._ends, seconds):
                 return False
-        self._closed.set()
+            self._closed.set()
+            self._changed.notify_all()
         self._clock.join()
         return True
 
@@ -199,7 +206,7 @@ class Host:
     def _error_of_an_instance(self, program: Program) -> str | None:
         """Return why no instance can be made; None if one can. Its own code gets no time to run."""
         store = Store(self._engine)
-        program.shares.limit(store, self._limits.memory_bytes)
+        program.shares.limit(store, self.limits.memory_bytes)
         store.set_epoch_deadline(0)
         try:
             program.linker.instantiate(store, program.component)
@@ -338,33 +345,48 @@ class Host:
     ) -> Iterator[tuple[Store, Guest]]:
         """Make a store with limits, and a guest in it; both end with the context."""
         store = Store(self._engine)
-        n_bytes = self._limits.memory_bytes
+        n_bytes = self.limits.memory_bytes
         program.shares.limit(store, n_bytes)
         turn = Turn(
-            self._turns,
+            self.turns,
             end,
-            seconds=self._limits.seconds,
+            seconds=self.limits.seconds,
             set_deadline=store.set_epoch_deadline,
         )
         guest = Guest(turn=turn, allowance=Allowance(n_bytes), output=output)
+        with self._counted(end):
+            try:
+                yield store, guest
+            finally:
+                guest.drop_all()
+                store.close()
+
+    @contextmanager
+    def _counted(self, end: threading.Event) -> Iterator[None]:
+        """Count a guest, and set `end` when the host stops."""
         with self._changed:
             self._ends.append(end)
             if self._stopped.is_set():
                 end.set()
+            self._changed.notify_all()
         try:
-            yield store, guest
+            yield
         finally:
-            guest.drop_all()
-            store.close()
             with self._changed:
                 self._ends.remove(end)
                 self._changed.notify_all()
 
     def _tick(self) -> None:
-        beyond_every_deadline = math.ceil(self._limits.seconds / TICK_SECONDS) + 1
+        """Call `_on_tick` regularly, while there are guests."""
         while not self._closed.wait(TICK_SECONDS):
-            for _ in range(beyond_every_deadline if self._stopped.is_set() else 1):
-                self._engine.increment_epoch()
+            with self._changed:
+                self._changed.wait_for(lambda: self._ends or self._closed.is_set())
+            self._on_tick()
+
+    def _on_tick(self) -> None:
+        beyond_every_deadline = math.ceil(self.limits.seconds / TICK_SECONDS) + 1
+        for _ in range(beyond_every_deadline if self._stopped.is_set() else 1):
+            self._engine.increment_epoch()
 
 
 def _interfaces(guest: Guest, services: Services) -> dict[str, Interface]:
@@ -447,5 +469,9 @@ def _failure(guest: Guest, error: Exception) -> BaseException:
         return GuestFailed(re.sub(r"^\d+: ", "", lines[-1]) if lines else "it trapped")
     if isinstance(failure, GuestFailed | KeyboardInterrupt):
         return failure
-    unexpected = f"unexpected {type(failure).__name__}: {failure}; this is a bug in refllm"
-    return GuestFailed(unexpected)
+    return unexpected(failure)
+
+
+def unexpected(error: BaseException) -> GuestFailed:
+    """Return the failure of a guest because of an exception that the host should not have."""
+    return GuestFailed(f"unexpected {type(error).__name__}: {error}; this is a bug in refllm")

@@ -21,6 +21,7 @@ from refllm.wasm.http.files import folder_of
 from refllm.wasm.wasi.http import Request, Response
 from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
+from tests.wasm.hosts import HOSTS
 
 MEBIBYTE = 1024 * 1024
 
@@ -40,9 +41,16 @@ class NoEngine:
         raise self._error
 
 
+@pytest.fixture(scope="module", params=HOSTS)
+def kind(request: pytest.FixtureRequest) -> type[Host]:
+    """Where guests run: in threads of this process, or in processes of their own."""
+    kind: type[Host] = request.param
+    return kind
+
+
 @pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
-    with Host(Limits(memory_bytes=64 * MEBIBYTE)) as host:
+def host(kind: type[Host]) -> Iterator[Host]:
+    with kind(Limits(memory_bytes=64 * MEBIBYTE)) as host:
         yield host
 
 
@@ -92,9 +100,9 @@ def test_a_call_of_what_the_host_does_not_offer_names_the_import(
 @pytest.mark.network
 @pytest.mark.parametrize("target", ["/loop", "/sleep?3600"])
 def test_a_guest_that_does_not_end_is_ended_when_its_time_is_up(
-    target: str, probe: Program
+    target: str, kind: type[Host], probe: Program
 ) -> None:
-    with Host(Limits(seconds=0.4)) as host:
+    with kind(Limits(seconds=0.4)) as host:
         program = host.load_handler(probe.path)
         with pytest.raises(GuestFailed, match=r"it took more than 0\.4 seconds"):
             host.respond(program, Request("GET", target), services())
@@ -175,8 +183,10 @@ def occupied(host: Host, program: Program, target: str) -> Iterator[list[str]]:
 
 @pytest.mark.network
 @pytest.mark.parametrize("target", ["/loop", "/sleep?3600"])
-def test_a_host_that_stops_ends_its_guests_at_once(target: str, probe: Program) -> None:
-    with Host(Limits(seconds=3600)) as host:
+def test_a_host_that_stops_ends_its_guests_at_once(
+    target: str, kind: type[Host], probe: Program
+) -> None:
+    with kind(Limits(seconds=3600)) as host:
         program = host.load_handler(probe.path)
         with occupied(host, program, target) as failures:
             pass
@@ -184,8 +194,8 @@ def test_a_host_that_stops_ends_its_guests_at_once(target: str, probe: Program) 
 
 
 @pytest.mark.network
-def test_while_a_guest_sleeps_another_has_its_turn(probe: Program) -> None:
-    with Host(Limits(seconds=3600)) as host:
+def test_while_a_guest_sleeps_another_has_its_turn(kind: type[Host], probe: Program) -> None:
+    with kind(Limits(seconds=3600)) as host:
         program = host.load_handler(probe.path)
         with occupied(host, program, "/sleep?3600") as failures:
             assert responded(host, program, "/remember") == 1

@@ -25,6 +25,7 @@ from refllm.wasm.wasi.io import OutputStream, Pollable
 from refllm.wasm.wit import record
 from tests.conftest import HUNG_SECONDS
 from tests.support.servers import serving
+from tests.wasm.hosts import HOSTS
 from tools.attack.wat import HANDLER
 
 PAGE_BYTES = 64 * 1024
@@ -504,8 +505,9 @@ FAILING = {
 }
 
 
+@pytest.mark.parametrize("kind", HOSTS)
 def test_a_component_that_fails_fails_one_request_and_is_named_in_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kind: type[Host], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manifest = "spin_manifest_version = 2\n"
     for id_, (module, _) in FAILING.items():
@@ -514,7 +516,7 @@ def test_a_component_that_fails_fails_one_request_and_is_named_in_the_log(
         manifest += f"[component.{id_}]\nsource = '{id_}.wasm'\n"
     (tmp_path / "spin.toml").write_text(manifest)
     application = open_application(tmp_path, {})
-    app = SpinApp(application, Host(Limits(seconds=0.2)), {id_: NoEngine() for id_ in FAILING})
+    app = SpinApp(application, kind(Limits(seconds=0.2)), {id_: NoEngine() for id_ in FAILING})
     with (
         serving(app, connection_with(max_connections=8, arrival_seconds=30.0)) as url,
         closing(HTTPConnection(url.removeprefix("http://"), timeout=HUNG_SECONDS)) as client,

@@ -21,6 +21,7 @@ from tests.conftest import HUNG_SECONDS
 from tests.guests.build import component
 from tests.support.client import eventually
 from tests.support.servers import serving
+from tests.wasm.hosts import HOSTS
 
 pytestmark = pytest.mark.network  # the SDK that the guest is built with
 
@@ -65,17 +66,25 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Application:
 
 
 @contextmanager
-def running(application: Application, host: str = "127.0.0.1") -> Iterator[str]:
+def running(
+    application: Application, host: str = "127.0.0.1", kind: type[Host] = Host
+) -> Iterator[str]:
     """The address of an application whose components may use no model."""
     engines = {id_: LocalEngine(allowed_models=[]) for id_ in application.components}
-    app = SpinApp(application, Host(), engines, max_body_bytes=LIMIT)
+    app = SpinApp(application, kind(), engines, max_body_bytes=LIMIT)
     with serving(app, CONNECTION, host) as url:
         yield url
 
 
+@pytest.fixture(scope="module", params=HOSTS)
+def kind(request: pytest.FixtureRequest) -> type[Host]:
+    kind: type[Host] = request.param
+    return kind
+
+
 @pytest.fixture(scope="module")
-def url(application: Application) -> Iterator[str]:
-    with running(application) as url:
+def url(application: Application, kind: type[Host]) -> Iterator[str]:
+    with running(application, kind=kind) as url:
         yield url
 
 
@@ -205,9 +214,11 @@ def test_a_request_target_that_is_a_url_or_begins_with_two_slashes_is_routed(
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["uri"] == uri
 
 
-def test_a_component_writes_to_its_client_until_that_has_gone(application: Application) -> None:
+def test_a_component_writes_to_its_client_until_that_has_gone(
+    application: Application, kind: type[Host]
+) -> None:
     engines = {id_: LocalEngine(allowed_models=[]) for id_ in application.components}
-    host = Host(Limits(seconds=HUNG_SECONDS))
+    host = kind(Limits(seconds=HUNG_SECONDS))
     with serving(SpinApp(application, host, engines), CONNECTION) as url:
         with connected(url) as client:
             client.request("GET", "/stream")

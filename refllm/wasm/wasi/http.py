@@ -22,6 +22,7 @@ from refllm.wasm.wit import Interface, Resource
 __all__ = [
     "CONNECTION_HEADERS",
     "METHODS",
+    "BegunResponse",
     "HttpTypes",
     "IncomingRequest",
     "OutgoingResponse",
@@ -195,25 +196,35 @@ class OutgoingBody(Resource):
         return OutputStream(self._response.guest, self._append)
 
     def _append(self, contents: bytes) -> None:
-        response = self._response
-        response.guest.allowance.spend(len(contents))
-        response.data += contents
-        if response.on_change is not None:
-            response.on_change()
+        self._response.guest.allowance.spend(len(contents))
+        self._response.append(contents)
 
 
 @dataclass
-class OutgoingResponse(Resource):
+class BegunResponse:
+    """A response whose body may still grow; `on_change` is called when it has."""
+
+    fields: Headers
+    status: int = 200
+    data: bytearray = field(default_factory=bytearray)
+    on_change: Callable[[], object] | None = None
+
+    def append(self, contents: bytes) -> None:
+        """Add to the body."""
+        self.data += contents
+        if self.on_change is not None:
+            self.on_change()
+
+
+class OutgoingResponse(BegunResponse, Resource):
     """The response as the guest builds it, at first with status 200 and an empty body."""
 
     wit = "outgoing-response"
 
-    guest: Guest
-    fields: Headers
-    status: int = 200
-    data: bytearray = field(default_factory=bytearray)
-    has_body: bool = False
-    on_change: Callable[[], object] | None = None
+    def __init__(self, guest: Guest, fields: Headers) -> None:
+        super().__init__(fields)
+        self.guest = guest
+        self.has_body = False
 
     def status_code(self) -> int:
         return self.status
@@ -248,12 +259,12 @@ class ResponseOutparam(Resource):
 
     def __init__(self, on_change: Callable[[], object] | None = None) -> None:
         self._on_change = on_change
-        self._given: OutgoingResponse | Variant | None = None
-        self.begun: OutgoingResponse | None = None
+        self._given: BegunResponse | Variant | None = None
+        self.begun: BegunResponse | None = None
 
-    def give(self, given: OutgoingResponse | Variant) -> None:
+    def give(self, given: BegunResponse | Variant) -> None:
         self._given = given
-        if isinstance(given, OutgoingResponse):
+        if isinstance(given, BegunResponse):
             self.begun = given
             given.on_change = self._on_change
             if self._on_change is not None:

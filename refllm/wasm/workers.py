@@ -1,0 +1,409 @@
+"""A host whose guests run in processes, so that several compute at once and none ends the server.
+
+    server: HTTP, the engine with its models      a thread for each request
+      │
+      ├── template: every component in memory     forks workers
+      │     ├── worker: a guest, then the next
+      │     └── worker
+      └── a socket to each worker: requests, responses, calls of models
+
+A fork shares the template's machine code, so that a worker takes a few MB of its own and begins in
+milliseconds. There are as many workers as requests at once. As many of them compute as there are
+CPUs, so that a guest's time does not pass while another guest has the CPU. A worker ends with its
+guest where the client has gone, and its failure is an error of one request.
+
+The system must be Linux: on macOS wasmtime catches traps in a thread, which a fork does not have,
+and Windows has no fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from refllm.errors import LlmError
+from refllm.interface import Engine, InferencingParams
+from refllm.jit.threads import available_cpus
+from refllm.wasm.channel import Channel, Gone
+from refllm.wasm.guest import STOPPED, TICK_SECONDS, GuestFailed, Limits, Output
+from refllm.wasm.host import Host, Program, Services, unexpected
+from refllm.wasm.wasi.http import BegunResponse, Request, Response, ResponseOutparam
+
+__all__ = ["WorkerHost", "host_for"]
+
+MAX_IDLE = 8  # workers that are kept for later requests
+MESSAGE_BYTES = 64 * 1024
+
+# The path of modules is this process's: `-m` would put the current folder before it.
+PROGRAM = """
+import json, sys
+sys.path[:], arguments = json.loads(sys.argv[1])
+from refllm.wasm.worker_process import run_template
+run_template(**arguments)
+"""
+
+
+def host_for(limits: Limits) -> Host:
+    """Return a host with a process for each request, where the system can have them."""
+    return WorkerHost(limits) if sys.platform == "linux" else Host(limits)
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    """A process that runs one guest at a time.
+
+    Attributes:
+        channel: Leads to it.
+        pid: Its number.
+        n_programs: How many components it has.
+        services: What it got last.
+    """
+
+    channel: Channel
+    pid: int
+    n_programs: int
+    services: Services | None = None
+
+
+class WorkerHost(Host):
+    """A `Host` that answers requests in processes; `call` runs a guest in this one.
+
+    Args:
+        limits: What one request may take.
+        n_computing: How many guests may compute at once; by default the number of CPUs.
+    """
+
+    def __init__(self, limits: Limits | None = None, n_computing: int | None = None) -> None:
+        super().__init__(limits)
+        self._permits = threading.Semaphore(n_computing or available_cpus())
+        self._lock = threading.Lock()
+        self._idle: list[_Worker] = []
+        self._active: dict[_Worker, threading.Event] = {}
+        self._template = _Template(self.limits)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        threading.Thread(target=self._begin, name="refllm-wasm-template", daemon=True).start()
+        return self
+
+    def load_handler(self, path: Path) -> Program:
+        """Return a component that answers HTTP requests. Arguments, raises: as `Host`."""
+        program = super().load_handler(path)
+        self._template.add(path)
+        return program
+
+    def close(self, seconds: float | None = None) -> bool:
+        """End every guest and every process. Arguments, returns: as `Host`."""
+        have_ended = super().close(seconds)
+        self._template.close()
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.channel.close()
+        return have_ended
+
+    def respond(
+        self,
+        program: Program,
+        request: Request,
+        services: Services,
+        output: Output | None = None,
+        *,
+        outparam: ResponseOutparam | None = None,
+        end: threading.Event | None = None,
+    ) -> Response:
+        """Return the response of a new instance of `program`. Arguments, raises: as `Host`."""
+        end = end or threading.Event()
+        given = outparam or ResponseOutparam()
+        with self._counted(end), self._lent_worker(end) as worker:
+            news = None
+            if worker.services is not services:
+                news = {
+                    "environment": dict(services.environment),
+                    "variables": dict(services.variables),
+                    "files": services.files,
+                }
+                worker.services = services
+            worker.channel.send(str(program.path.absolute()), request, news)
+            conversation = _Conversation(
+                channel=worker.channel,
+                engine=services.engine,
+                output=output or Output(),
+                outparam=given,
+                permits=self._permits,
+                end=end,
+            )
+            failure = conversation.hold()
+        if failure is not None:
+            raise failure
+        return given.response()
+
+    def _begin(self) -> None:
+        """Start the template and a worker before the first request needs them."""
+        with contextlib.suppress(GuestFailed):
+            worker = self._new_worker()
+            with self._lock:
+                self._idle.append(worker)
+
+    @contextmanager
+    def _lent_worker(self, end: threading.Event) -> Iterator[_Worker]:
+        """Lend a worker, an idle or a new one; end it unless its guest has come to its end.
+
+        Raises:
+            GuestFailed: No process can be started, or the worker has ended before its guest.
+        """
+        if end.is_set():
+            raise GuestFailed(STOPPED)
+        worker = self._idle_worker() or self._new_worker()
+        with self._lock:
+            self._active[worker] = end
+        try:
+            yield worker
+        except BaseException as error:
+            with self._lock:
+                del self._active[worker]
+            code = self._end(worker)
+            if isinstance(error, Gone):
+                raise GuestFailed(STOPPED if end.is_set() else _how_it_ended(code)) from None
+            raise
+        with self._lock:
+            del self._active[worker]
+            # One that is to end may have been hung up on.
+            is_kept = not end.is_set() and len(self._idle) < MAX_IDLE
+            if is_kept:
+                self._idle.append(worker)
+        if not is_kept:
+            self._end(worker)
+
+    def _idle_worker(self) -> _Worker | None:
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                worker = self._idle.pop()
+            has_all = worker.n_programs == self._template.n_programs
+            if has_all and not worker.channel.has_news():
+                return worker
+            self._end(worker)
+
+    def _new_worker(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                pid, n_programs = self._template.fork(theirs)
+            except (Gone, OSError) as error:
+                ours.close()
+                raise GuestFailed(f"no process can be started for it: {error}") from error
+        return _Worker(Channel(ours, is_trusted=False), pid, n_programs)
+
+    def _end(self, worker: _Worker) -> int | None:
+        """End a worker; return the exit code that it had already, or None if that is not known."""
+        worker.channel.close()
+        return self._template.end(worker.pid)
+
+    def _on_tick(self) -> None:
+        super()._on_tick()
+        with self._lock:
+            for worker, end in self._active.items():
+                if end.is_set():
+                    worker.channel.hang_up()
+
+
+@dataclass(kw_only=True)
+class _Conversation:
+    """What the server does for one guest in a worker."""
+
+    channel: Channel
+    engine: Engine
+    output: Output
+    outparam: ResponseOutparam
+    permits: threading.Semaphore
+    end: threading.Event
+    has_permit: bool = False
+
+    def hold(self) -> GuestFailed | None:
+        """Give the guest what it asks for until it has ended; return how it failed, if it did.
+
+        Raises:
+            Gone: The worker has ended.
+            GuestFailed: An exception that no engine should raise.
+        """
+        try:
+            while True:
+                message = self.channel.receive()
+                if message == ("done",):
+                    return None
+                if message[0] == "failed":
+                    return GuestFailed(message[1])
+                self._take(message)
+        except (Gone, GuestFailed):
+            raise
+        except Exception as error:
+            raise unexpected(error) from error
+        finally:
+            if self.has_permit:
+                self.permits.release()
+
+    def _take(self, message: tuple[Any, ...]) -> None:
+        match message:
+            case ("acquire",):
+                while not self.permits.acquire(timeout=TICK_SECONDS):
+                    if self.end.is_set():
+                        raise Gone
+                self.has_permit = True
+                self.channel.send("acquired")
+            case ("release",) if self.has_permit:
+                self.has_permit = False
+                self.permits.release()
+            case ("begun", int(status), list(headers)):
+                self.outparam.give(BegunResponse(headers, status))
+            case ("body", bytes(data)) if self.outparam.begun is not None:
+                self.outparam.begun.append(data)
+            case ("printed", bytes(data)):
+                self.output.write(data)
+            case ("log", str(name), int(level), str(text)):
+                logging.getLogger(name).log(level, "%s", text)
+            case ("infer", str(model), str(prompt), params):
+                self._answer(lambda: _inferred(self.engine, model, prompt, params))
+            case ("generate_embeddings", str(model), list(texts)):
+                self._answer(lambda: _embedded(self.engine, model, texts))
+            case _:
+                raise Gone
+
+    def _answer(self, ask: Callable[[], tuple[object, ...]]) -> None:
+        """Send an engine's answer: "answer" and its values, or the kind of its error and a text."""
+        try:
+            answer = ("answer", *ask())
+        except LlmError as error:
+            answer = (error.kind, str(error))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # an exit must not end the thread without a response
+            raise unexpected(error) from error
+        self.channel.send(*answer)
+
+
+class _Template:
+    """The process that workers are forked from; started when the first one is needed."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._paths: list[str] = []
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._n_loaded = 0
+        self._is_closed = False
+
+    @property
+    def n_programs(self) -> int:
+        """How many components a new worker has."""
+        return len(self._paths)
+
+    def add(self, path: Path) -> None:
+        """Let later workers have a component."""
+        self._paths.append(str(path.absolute()))
+
+    def fork(self, end: socket.socket) -> tuple[int, int]:
+        """Start a worker with one end of a connection; return its number and `n_programs`.
+
+        Raises:
+            Gone: The template cannot start, or does not load a component.
+            OSError: As well.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise Gone(STOPPED)
+            if self._process is None or self._process.poll() is not None:
+                self._start()
+            while self._n_loaded < len(self._paths):
+                answer = self._ask({"load": self._paths[self._n_loaded]})
+                if "error" in answer:
+                    raise Gone(answer["error"])
+                self._n_loaded += 1
+            return self._ask({"fork": None}, [end.fileno()])["pid"], self._n_loaded
+
+    def end(self, pid: int) -> int | None:
+        """End a worker; return the exit code that it had already, or None if that is not known."""
+        with self._lock:
+            if self._is_closed:
+                return None
+            try:
+                code: int | None = self._ask({"end": pid})["code"]
+            except (Gone, OSError):
+                return None
+            return code
+
+    def close(self) -> None:
+        """End the template and, with it, every worker."""
+        with self._lock:
+            self._is_closed = True
+            if self._socket is not None:
+                self._socket.close()
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+
+    def _start(self) -> None:
+        arguments = {
+            "memory_bytes": self._limits.memory_bytes,
+            "seconds": self._limits.seconds,
+        }
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            task = [sys.path, {"fd": theirs.fileno(), **arguments}]
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", PROGRAM, json.dumps(task)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                # NumPy is imported there and not used; a fork would not have its threads.
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C reaches the server only
+            )
+        self._n_loaded = 0
+
+    def _ask(self, order: dict[str, object], fds: Sequence[int] = ()) -> dict[str, Any]:
+        """Return the template's answer. Raises: Gone, OSError."""
+        assert self._socket is not None
+        socket.send_fds(self._socket, [json.dumps(order).encode()], list(fds))
+        data = self._socket.recv(MESSAGE_BYTES)
+        if not data:
+            raise Gone("the process that starts others has ended")
+        answer: dict[str, Any] = json.loads(data)
+        return answer
+
+
+def _inferred(
+    engine: Engine, model: str, prompt: str, params: Mapping[str, Any] | None
+) -> tuple[object, ...]:
+    options = None if params is None else InferencingParams(**params)
+    result = engine.infer(model, prompt, options)
+    return result.text, result.usage.prompt_token_count, result.usage.generated_token_count
+
+
+def _embedded(engine: Engine, model: str, texts: list[str]) -> tuple[object, ...]:
+    result = engine.generate_embeddings(model, texts)
+    return result.embeddings, result.usage.prompt_token_count
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is None:
+        return "its process ended"
+    if code < 0:
+        return f"its process ended by signal {signal.Signals(-code).name}"
+    return f"its process ended with exit code {code}"
