@@ -15,6 +15,7 @@ import typer
 from benchmarks import llamas
 from benchmarks.batch import measure_batches
 from benchmarks.compare import Bench, Options
+from benchmarks.components import measure_components
 from benchmarks.contestants.serve import versions
 from benchmarks.embed import measure_embedding, minilm_folder
 from benchmarks.first_token import measure_first_token
@@ -242,6 +243,12 @@ def serve(context: typer.Context) -> None:
 def guests(context: typer.Context) -> None:
     """Components of Spin's SDKs, from their file to the first response, and each later one."""
     _session(context).run("guests", measure_guests)
+
+
+@app.command()
+def components(context: typer.Context) -> None:
+    """Requests to a Spin component, one and eight at a time."""
+    _session(context).run("components", measure_components)
 
 
 @app.command()

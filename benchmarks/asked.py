@@ -169,6 +169,14 @@ ASKED: tuple[Ask, ...] = (
     _serving("exact", 2.6),
     _serving("int8", 3.5),
     Ask(
+        text="8 clients of a component of `refllm run` that computes and waits, ÷ one client",
+        benchmark="components",
+        labels={"component": ("waits 50 ms", "computes, waits 50 ms")},
+        peers=("one client",),
+        asked=3.0,
+        beyond=6.0,
+    ),
+    Ask(
         text="beside busy processes, or with half a CPU, ÷ the best setting's time",
         benchmark="sharing",
         labels={"beside": SITUATIONS},
