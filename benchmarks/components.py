@@ -26,7 +26,7 @@ from refllm.wasm.wasi.http import Request
 from refllm.wasm.workers import WorkerHost
 from tools.attack.wat import handler
 
-__all__ = ["ONE_PROCESS", "measure_components"]
+__all__ = ["ONE_PROCESS", "WORKS", "measure_components"]
 
 ONE_PROCESS = "one process"
 WAIT_MS = 50

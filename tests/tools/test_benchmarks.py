@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from benchmarks import taps
 from benchmarks.__main__ import app
 from benchmarks.asked import ASKED
+from benchmarks.components import ONE_PROCESS, WORKS
 from benchmarks.guests import GUESTS
 from benchmarks.report import latest_entries
 from benchmarks.results import REFLLM, read
@@ -148,6 +149,17 @@ def test_what_is_asked_of_eight_clients_is_judged_by_eight_beside_one(
         # A quick run has the model that is bundled, in the place of the 1.1B.
         full = replace(figure, labels={**figure.labels, "model": "1.1B-Q8_0"})
         assert [each for each in asks if each.applies_to(full)] == [ask]
+
+
+def test_components_are_measured_for_eight_clients_and_for_one(work: Path, tmp_path: Path) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "components")
+    if not entry.figures:
+        pytest.skip(entry.skipped["processes"])
+    assert [figure.labels["component"] for figure in entry.figures] == list(WORKS)
+    assert all(figure.peers == (ONE_CLIENT, ONE_PROCESS) for figure in entry.figures)
+    (ask,) = [ask for ask in ASKED if ask.benchmark == "components"]
+    waiting = [figure for figure in entry.figures if ask.applies_to(figure)]
+    assert waiting == list(entry.figures[:2])
 
 
 def test_a_prompt_is_measured_new_and_repeated_with_the_cache_and_without(
