@@ -33,6 +33,7 @@ from refllm.cli import (
     inspect,
     kernels,
     models,
+    new,
     run,
     serve,
     tokenize,
@@ -65,6 +66,7 @@ add_command(app, "diff", diff.diff)
 add_command(app, "doctor", doctor.doctor)
 add_command(app, "serve", serve.serve)
 add_command(app, "run", run.run)
+add_command(app, "new", new.new)
 add_command(app, "conform", conform.conform)
 
 models_app = typer.Typer(cls=ModelsGroup, invoke_without_command=True, rich_markup_mode=None)

@@ -45,6 +45,7 @@ ADVICE: Mapping[str, str] = {
     **dict.fromkeys(["tokens", "detokenize"], "refllm tokenize MODEL TEXT prints tokens"),
     **dict.fromkeys(["server", "start", "listen", "api"], _SERVE),
     **dict.fromkeys(["up", "build"], "refllm run APP answers requests with a Spin application"),
+    **dict.fromkeys(["create", "init", "scaffold"], "refllm new NAME starts a Spin application"),
     **dict.fromkeys(["download", "fetch", "get", "install", "add"], _PULL),
     **dict.fromkeys(["ls", "ps", "model"], _LIST),
     **dict.fromkeys(["rm", "remove", "delete", "uninstall"], _REMOVE),

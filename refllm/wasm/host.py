@@ -72,6 +72,13 @@ HOW_TO_BUILD = (
 
 HANDLER = "wasi:http/incoming-handler@0.2.x"
 IS_HANDLER = re.compile(r"wasi:http/incoming-handler@0\.2\.\d+")
+IS_WASI_3 = re.compile(r"wasi:[a-z-]+/[a-z-]+@0\.3\.")
+FOR_WASI_2 = (
+    "build it for WASI 0.2: in Python with spin-sdk 3 and componentize-py -w spin-http, or with "
+    "spin-sdk 4 or 5, the world fermyon:spin/http-trigger@2.0.0 and a handler that is a "
+    "WasiHttpIncomingHandler020; in Rust with spin-sdk 5 for the target wasm32-wasip2; in "
+    "JavaScript with @spinframework/wasi-http-proxy"
+)
 OFFERED: tuple[type[Interface], ...] = (
     *(wasi_io.Streams, wasi_io.IoErrors, wasi_io.Poll),
     *wasi_cli.OFFERED,
@@ -178,6 +185,14 @@ class Host:
                 provide, or begins with more memory than the limit.
         """
         component = compiled(self._engine, path)
+        exported = component.type.exports(self._engine)
+        of_wasi_3 = next(filter(IS_WASI_3.match, exported), None)
+        if of_wasi_3 is not None and not any(map(IS_HANDLER.fullmatch, exported)):
+            raise LlmRuntimeError(
+                f"{path}: exports {of_wasi_3}, and refllm hosts WASI 0.2 only: wasmtime's Python "
+                "bindings have no streams and futures of WASI 0.3",
+                FOR_WASI_2,
+            )
         try:
             linker = linked(self._engine, component, OFFERED)
         except ImportNotProvidedError as error:

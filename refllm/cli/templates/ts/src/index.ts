@@ -1,0 +1,6 @@
+import { infer } from "@spinframework/spin-llm";
+import { answer } from "./mood";
+
+addEventListener("fetch", (event: any) => {
+  event.respondWith(answer(event.request, infer));
+});
