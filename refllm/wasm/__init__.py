@@ -2,7 +2,7 @@
 
 `host.py` makes an instance of a component for each request, within the limits of `guest.py`, and
 `workers.py` has a process for each; `wasi/` and `spin.py` are the interfaces that a component may
-call, `http/` is spin.toml and the HTTP application. Start with `host.py`. WASI 0.3 is not supported:
+call, `http/` is spin.toml and the HTTP application. Start with `host.py`. WASI 0.3 is not hosted:
 wasmtime's Python bindings cannot pass its streams and futures. May import `refllm.server` and
 everything below it.
 """

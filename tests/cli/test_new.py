@@ -20,7 +20,7 @@ from refllm.cli.new import Language
 from refllm.testing.server_process import running_server
 from refllm.wasm.http.application import open_application
 from tests.conftest import HUNG_SECONDS, PROJECT
-from tests.support.pages import blocks, user_environment
+from tests.support.pages import COMMAND, blocks, matches, user_environment
 
 PAGE = (PROJECT / "docs" / "new.md").read_text("utf-8")
 SECTIONS = {"rust": "Rust", "ts": "TypeScript", "python": "Python", "go": "Go"}
@@ -62,6 +62,11 @@ def test_the_commands_of_the_page_are_those_of_the_readme(
     commands = commands_of(section)
     assert commands
     assert set(commands) <= set(commands_of(readme))
+
+
+def test_the_command_of_the_page_prints_what_it_shows(tmp_path: Path) -> None:
+    ((command, shown),) = COMMAND.findall("".join(blocks("console", PAGE)))
+    assert matches(shown, run(command, tmp_path, user_environment(tmp_path)))
 
 
 def test_a_folder_that_is_there_is_not_touched(

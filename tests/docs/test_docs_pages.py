@@ -29,6 +29,7 @@ EXECUTED = {
     "inspect.md": "test_docs_inspect.py",
     "mistakes.md": "test_mistakes.py",
     "models.md": "test_docs_models.py",
+    "new.md": "../cli/test_new.py",
     "run.md": "test_docs_pages.py",
     "serving.md": "test_docs_serving.py",
     "start.md": "test_docs.py",
