@@ -1,4 +1,6 @@
-"""Messages between the server and a process that runs guests: tuples, pickled, over a socket.
+"""Messages between the server and a process that runs guests: tuples, over a socket.
+
+To a process of Python they are pickled, to one of Node they are JSON.
 
 A guest is not trusted. Should one ever break out of WebAssembly, it could write to the socket, so
 the server reads values of Python's own types only: an unpickled class could run code.
@@ -6,12 +8,19 @@ the server reads values of Python's own types only: an unpickled class could run
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import dataclasses
+import json
 import pickle
 import socket
+import struct
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Channel", "Gone"]
+__all__ = ["Channel", "Gone", "JsonChannel"]
+
+LENGTH = struct.Struct(">I")
 
 
 class Gone(Exception):
@@ -34,14 +43,14 @@ class Channel:
     def send(self, *message: object) -> None:
         """Send a message; block until the system has taken it. Raises: Gone."""
         try:
-            self._socket.sendall(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
-        except (OSError, ValueError) as error:  # the second where the channel is closed
+            self._socket.sendall(self._encoded(message))
+        except OSError as error:
             raise Gone from error
 
     def receive(self) -> tuple[Any, ...]:
         """Return the next message. Raises: Gone."""
         try:
-            message = self._unpickler(self._incoming).load()
+            message = self._decoded()
         except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
             raise Gone from error
         if not isinstance(message, tuple):
@@ -67,6 +76,51 @@ class Channel:
         """Release the socket; no thread may use it any more."""
         self._incoming.close()
         self._socket.close()
+
+    def _encoded(self, message: tuple[object, ...]) -> bytes:
+        return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+
+    def _decoded(self) -> object:
+        return self._unpickler(self._incoming).load()
+
+
+class JsonChannel(Channel):
+    """A channel to a program in another language: JSON after its length, 4 bytes big-endian.
+
+    Bytes are an object with base64: `{"$bytes": "aGk="}`.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        super().__init__(end, is_trusted=False)
+
+    def _encoded(self, message: tuple[object, ...]) -> bytes:
+        text = json.dumps(message, default=_as_json).encode()
+        return LENGTH.pack(len(text)) + text
+
+    def _decoded(self) -> object:
+        (length,) = LENGTH.unpack(self._read(LENGTH.size))
+        return tuple(json.loads(self._read(length), object_hook=_from_json))
+
+    def _read(self, length: int) -> bytes:
+        data = self._incoming.read(length)
+        if len(data) < length:
+            raise EOFError
+        return data
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, bytes):
+        return {"$bytes": base64.b64encode(value).decode()}
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    raise TypeError(f"a message has a {type(value).__name__}")
+
+
+def _from_json(value: dict[str, Any]) -> object:
+    data = value.get("$bytes")
+    return base64.b64decode(data) if isinstance(data, str) else value
 
 
 class _Plain(pickle.Unpickler):

@@ -32,6 +32,7 @@ __all__ = [
     "Output",
     "Turn",
     "Turns",
+    "out_of_time",
 ]
 
 TICK_SECONDS = 0.02
@@ -44,6 +45,11 @@ STOPPED = "the server is shutting down"
 
 class GuestFailed(Exception):
     """The guest ended without a result; the message is for the author of the component."""
+
+
+def out_of_time(seconds: float) -> GuestFailed:
+    """Return the failure of a guest that has used up its time."""
+    return GuestFailed(f"it took more than {seconds:g} seconds; a higher time limit allows more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,9 +180,7 @@ class Turn:
         if self._stopped.is_set():
             raise GuestFailed(STOPPED)
         if self._left - (time.monotonic() - self._since) <= TICK_SECONDS:
-            raise GuestFailed(
-                f"it took more than {self._seconds:g} seconds; a higher time limit allows more"
-            )
+            raise out_of_time(self._seconds)
 
     def _begin(self) -> None:
         self._turns.acquire()

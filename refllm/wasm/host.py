@@ -62,7 +62,7 @@ from refllm.wasm.wasi.http import (
 )
 from refllm.wasm.wit import Interface
 
-__all__ = ["Host", "Program", "Services", "unexpected"]
+__all__ = ["Host", "Program", "Services", "Wasi3Error", "unexpected"]
 
 INTERRUPTED = "wasm trap: interrupt"
 OVER_THE_LIMIT = re.compile("exceeds (memory|table) limits|resource limit exceeded")
@@ -76,8 +76,7 @@ IS_WASI_3 = re.compile(r"wasi:[a-z-]+/[a-z-]+@0\.3\.")
 FOR_WASI_2 = (
     "build it for WASI 0.2: in Python with spin-sdk 3 and componentize-py -w spin-http, or with "
     "spin-sdk 4 or 5, the world fermyon:spin/http-trigger@2.0.0 and a handler that is a "
-    "WasiHttpIncomingHandler020; in Rust with spin-sdk 5 for the target wasm32-wasip2; in "
-    "JavaScript with @spinframework/wasi-http-proxy"
+    "WasiHttpIncomingHandler020; in Rust with spin-sdk 5 for the target wasm32-wasip2"
 )
 OFFERED: tuple[type[Interface], ...] = (
     *(wasi_io.Streams, wasi_io.IoErrors, wasi_io.Poll),
@@ -116,6 +115,10 @@ class Program:
     component: Component
     linker: Linker
     shares: Shares = field(default_factory=Shares, compare=False)
+
+
+class Wasi3Error(LlmRuntimeError):
+    """A component is for WASI 0.3; the lines are what it exports, and how to build it for 0.2."""
 
 
 class _TooFewShares(Exception):
@@ -188,9 +191,9 @@ class Host:
         exported = component.type.exports(self._engine)
         of_wasi_3 = next(filter(IS_WASI_3.match, exported), None)
         if of_wasi_3 is not None and not any(map(IS_HANDLER.fullmatch, exported)):
-            raise LlmRuntimeError(
-                f"{path}: exports {of_wasi_3}, and refllm hosts WASI 0.2 only: wasmtime's Python "
-                "bindings have no streams and futures of WASI 0.3",
+            raise Wasi3Error(
+                f"{path}: exports {of_wasi_3}, and wasmtime's Python bindings have no streams and "
+                "futures of WASI 0.3",
                 FOR_WASI_2,
             )
         try:

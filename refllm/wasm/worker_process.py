@@ -37,6 +37,7 @@ from refllm.wasm.wasi.http import ResponseOutparam
 __all__ = ["run_template"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PROGRAM_FD = 3
 MESSAGE_BYTES = 64 * 1024
 ERRORS: Mapping[str, type[LlmError]] = {
     error.kind: error for error in (InvalidInput, ModelNotSupported, LlmRuntimeError)
@@ -47,8 +48,9 @@ def run_template(fd: int, memory_bytes: int, seconds: float) -> None:
     """Obey the server until it closes the connection; then end every worker.
 
     `{"load": path}` is answered by `{}`, or by `{"error": text}`. `{"fork": null}`, which comes
-    with a worker's socket, is answered by `{"pid": number}`. `{"end": pid}` ends a worker, and is
-    answered by `{"code": number}`: the exit code that it had already, negative for a signal.
+    with a worker's socket, is answered by `{"pid": number}`; so is `{"run": command}`, whose
+    program gets the socket as descriptor 3. `{"end": pid}` ends a worker, and is answered by
+    `{"code": number}`: the exit code that it had already, negative for a signal.
 
     Args:
         fd: A socket that keeps the boundaries of messages.
@@ -78,12 +80,14 @@ def run_template(fd: int, memory_bytes: int, seconds: float) -> None:
                 except LlmError as error:
                     answer["error"] = str(error)
                 gc.freeze()  # the collector would write to pages that workers share
-            elif order == "fork":
+            elif order in ("fork", "run"):
                 template = os.getpid()
                 pid = os.fork()
                 if pid == 0:
                     server.close()
                     _end_with(template)
+                    if order == "run":
+                        _run(argument, fds[0])
                     _work(socket.socket(fileno=fds[0]), host, programs)
                 os.close(fds[0])
                 workers.add(pid)
@@ -107,6 +111,18 @@ def _end_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _run(command: list[str], fd: int) -> NoReturn:
+    """Become another program, which has no environment that a guest could read."""
+    try:
+        if fd == PROGRAM_FD:
+            os.set_inheritable(fd, True)
+        else:
+            os.dup2(fd, PROGRAM_FD)
+        os.execve(command[0], command, {})  # noqa: S606 - no shell is needed
+    finally:
+        os._exit(127)
 
 
 def _work(end: socket.socket, host: Host, programs: Mapping[str, Program]) -> NoReturn:

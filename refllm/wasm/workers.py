@@ -27,18 +27,31 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from refllm.errors import LlmError
+from wasmtime.component import Linker
+
+from refllm.errors import LlmError, LlmRuntimeError
 from refllm.interface import Engine, InferencingParams
 from refllm.jit.threads import available_cpus
-from refllm.wasm.channel import Channel, Gone
-from refllm.wasm.guest import STOPPED, TICK_SECONDS, GuestFailed, Limits, Output
-from refllm.wasm.host import Host, Program, Services, unexpected
+from refllm.wasm.channel import Channel, Gone, JsonChannel
+from refllm.wasm.compiled import compiled
+from refllm.wasm.guest import (
+    STOPPED,
+    TICK_SECONDS,
+    Allowance,
+    GuestFailed,
+    Limits,
+    Output,
+    out_of_time,
+)
+from refllm.wasm.host import Host, Program, Services, Wasi3Error, unexpected
+from refllm.wasm.jco import HOW_TO_GET_JCO, command_of, tools_for, transpiled
 from refllm.wasm.wasi.http import BegunResponse, Request, Response, ResponseOutparam
 
 __all__ = ["WorkerHost", "host_for"]
@@ -67,13 +80,13 @@ class _Worker:
     Attributes:
         channel: Leads to it.
         pid: Its number.
-        n_programs: How many components it has.
+        has: The component that Node runs in it, or how many components the fork has.
         services: What it got last.
     """
 
     channel: Channel
     pid: int
-    n_programs: int
+    has: Path | int
     services: Services | None = None
 
 
@@ -90,7 +103,8 @@ class WorkerHost(Host):
         self._permits = threading.Semaphore(n_computing or available_cpus())
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
-        self._active: dict[_Worker, threading.Event] = {}
+        self._active: dict[_Worker, _Conversation] = {}
+        self._of_node: dict[Path, Sequence[str]] = {}  # commands, by component of WASI 0.3
         self._template = _Template(self.limits)
 
     def __enter__(self) -> Self:
@@ -100,7 +114,15 @@ class WorkerHost(Host):
 
     def load_handler(self, path: Path) -> Program:
         """Return a component that answers HTTP requests. Arguments, raises: as `Host`."""
-        program = super().load_handler(path)
+        try:
+            program = super().load_handler(path)
+        except Wasi3Error as error:
+            problem, *fixes = error.args
+            tools = tools_for(path)
+            if tools is None:
+                raise LlmRuntimeError(problem, HOW_TO_GET_JCO, *fixes) from error
+            self._of_node[path] = command_of(tools, transpiled(tools, path), self.limits)
+            return Program(path, compiled(self._engine, path), Linker(self._engine))
         self._template.add(path)
         return program
 
@@ -125,9 +147,19 @@ class WorkerHost(Host):
         end: threading.Event | None = None,
     ) -> Response:
         """Return the response of a new instance of `program`. Arguments, raises: as `Host`."""
-        end = end or threading.Event()
         given = outparam or ResponseOutparam()
-        with self._counted(end), self._lent_worker(end) as worker:
+        conversation = _Conversation(
+            engine=services.engine,
+            output=output or Output(),
+            outparam=given,
+            permits=self._permits,
+            end=end or threading.Event(),
+            limits=self.limits,
+        )
+        with (
+            self._counted(conversation.end),
+            self._lent_worker(conversation, program.path) as worker,
+        ):
             news = None
             if worker.services is not services:
                 news = {
@@ -137,15 +169,7 @@ class WorkerHost(Host):
                 }
                 worker.services = services
             worker.channel.send(str(program.path.absolute()), request, news)
-            conversation = _Conversation(
-                channel=worker.channel,
-                engine=services.engine,
-                output=output or Output(),
-                outparam=given,
-                permits=self._permits,
-                end=end,
-            )
-            failure = conversation.hold()
+            failure = conversation.hold(worker.channel)
         if failure is not None:
             raise failure
         return given.response()
@@ -153,60 +177,89 @@ class WorkerHost(Host):
     def _begin(self) -> None:
         """Start the template and a worker before the first request needs them."""
         with contextlib.suppress(GuestFailed):
-            worker = self._new_worker()
+            worker = self._new_worker(None)
             with self._lock:
                 self._idle.append(worker)
 
     @contextmanager
-    def _lent_worker(self, end: threading.Event) -> Iterator[_Worker]:
-        """Lend a worker, an idle or a new one; end it unless its guest has come to its end.
+    def _lent_worker(self, conversation: _Conversation, path: Path) -> Iterator[_Worker]:
+        """Lend a worker for a component, an idle or a new one; end it unless its guest has ended.
 
         Raises:
             GuestFailed: No process can be started, or the worker has ended before its guest.
         """
-        if end.is_set():
+        if conversation.end.is_set():
             raise GuestFailed(STOPPED)
-        worker = self._idle_worker() or self._new_worker()
+        component = path if path in self._of_node else None
+        worker = self._idle_worker(component) or self._new_worker(component)
+        conversation.has_deadline = component is not None
         with self._lock:
-            self._active[worker] = end
+            self._active[worker] = conversation
         try:
             yield worker
         except BaseException as error:
             with self._lock:
                 del self._active[worker]
             code = self._end(worker)
-            if isinstance(error, Gone):
-                raise GuestFailed(STOPPED if end.is_set() else _how_it_ended(code)) from None
-            raise
+            if not isinstance(error, Gone):
+                raise
+            if conversation.end.is_set():
+                raise GuestFailed(STOPPED) from None
+            if conversation.is_late():
+                raise out_of_time(self.limits.seconds) from None
+            raise GuestFailed(_how_it_ended(code)) from None
         with self._lock:
             del self._active[worker]
-            # One that is to end may have been hung up on.
-            is_kept = not end.is_set() and len(self._idle) < MAX_IDLE
+            # One that is to end, or is late, may have been hung up on. In Node, what a guest leaves
+            # that has failed is not dropped with its store.
+            is_kept = (
+                not conversation.must_end()
+                and not (conversation.has_failed and component is not None)
+                and len(self._idle) < MAX_IDLE
+            )
             if is_kept:
                 self._idle.append(worker)
         if not is_kept:
             self._end(worker)
 
-    def _idle_worker(self) -> _Worker | None:
+    def _idle_worker(self, component: Path | None) -> _Worker | None:
+        """Return a worker that has nothing to do; None if there is none.
+
+        Args:
+            component: What Node has to run; None for a fork of the template.
+        """
         while True:
+            needed = component or self._template.n_programs
             with self._lock:
-                if not self._idle:
+                kind = [each for each in self._idle if isinstance(each.has, int) == (not component)]
+                worker = next((each for each in kind if each.has == needed), None) or next(
+                    iter(kind), None
+                )
+                if worker is None:
                     return None
-                worker = self._idle.pop()
-            has_all = worker.n_programs == self._template.n_programs
-            if has_all and not worker.channel.has_news():
+                self._idle.remove(worker)
+            if worker.has == needed and not worker.channel.has_news():
                 return worker
             self._end(worker)
 
-    def _new_worker(self) -> _Worker:
+    def _new_worker(self, component: Path | None) -> _Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                pid, n_programs = self._template.fork(theirs)
+                if component is None:
+                    pid, n_programs = self._template.fork(theirs)
+                    return _Worker(Channel(ours, is_trusted=False), pid, n_programs)
+                pid = self._template.run(self._of_node[component], theirs)
             except (Gone, OSError) as error:
                 ours.close()
                 raise GuestFailed(f"no process can be started for it: {error}") from error
-        return _Worker(Channel(ours, is_trusted=False), pid, n_programs)
+        worker = _Worker(JsonChannel(ours), pid, component)
+        try:
+            worker.channel.receive()  # it has compiled the component, which is not the guest's time
+        except Gone:
+            code = self._end(worker)
+            raise GuestFailed(f"no guest can be started: {_how_it_ended(code)}") from None
+        return worker
 
     def _end(self, worker: _Worker) -> int | None:
         """End a worker; return the exit code that it had already, or None if that is not known."""
@@ -216,38 +269,61 @@ class WorkerHost(Host):
     def _on_tick(self) -> None:
         super()._on_tick()
         with self._lock:
-            for worker, end in self._active.items():
-                if end.is_set():
+            for worker, conversation in self._active.items():
+                if conversation.must_end():
                     worker.channel.hang_up()
 
 
 @dataclass(kw_only=True)
 class _Conversation:
-    """What the server does for one guest in a worker."""
+    """What the server does for one guest in a worker.
 
-    channel: Channel
+    A fork of the template limits a guest by itself. `has_deadline` counts a guest's time here.
+    """
+
     engine: Engine
     output: Output
     outparam: ResponseOutparam
     permits: threading.Semaphore
     end: threading.Event
+    limits: Limits
     has_permit: bool = False
+    has_deadline: bool = False
+    has_failed: bool = False
 
-    def hold(self) -> GuestFailed | None:
+    def __post_init__(self) -> None:
+        self._allowance = Allowance(self.limits.memory_bytes)
+        self._left = self.limits.seconds
+        self._since: float | None = None  # when the guest's time began to pass
+
+    def is_late(self) -> bool:
+        """Return whether the guest has used up its time."""
+        since = self._since
+        passed = 0.0 if since is None else time.monotonic() - since
+        return self.has_deadline and self._left - passed <= 0
+
+    def must_end(self) -> bool:
+        """Return whether the guest is to be ended."""
+        return self.end.is_set() or self.is_late()
+
+    def hold(self, channel: Channel) -> GuestFailed | None:
         """Give the guest what it asks for until it has ended; return how it failed, if it did.
 
         Raises:
             Gone: The worker has ended.
-            GuestFailed: An exception that no engine should raise.
+            GuestFailed: The guest has used up what the host keeps for it, or the engine raised an
+                exception that no engine should raise.
         """
+        self._since = time.monotonic()
         try:
             while True:
-                message = self.channel.receive()
+                message = channel.receive()
                 if message == ("done",):
                     return None
                 if message[0] == "failed":
+                    self.has_failed = True
                     return GuestFailed(message[1])
-                self._take(message)
+                self._take(message, channel)
         except (Gone, GuestFailed):
             raise
         except Exception as error:
@@ -256,43 +332,52 @@ class _Conversation:
             if self.has_permit:
                 self.permits.release()
 
-    def _take(self, message: tuple[Any, ...]) -> None:
+    def _take(self, message: tuple[Any, ...], channel: Channel) -> None:
         match message:
             case ("acquire",):
                 while not self.permits.acquire(timeout=TICK_SECONDS):
                     if self.end.is_set():
                         raise Gone
                 self.has_permit = True
-                self.channel.send("acquired")
+                channel.send("acquired")
             case ("release",) if self.has_permit:
                 self.has_permit = False
                 self.permits.release()
             case ("begun", int(status), list(headers)):
-                self.outparam.give(BegunResponse(headers, status))
+                pairs = [(str(name), bytes(value)) for name, value in headers]
+                self.outparam.give(BegunResponse(pairs, status))
             case ("body", bytes(data)) if self.outparam.begun is not None:
+                self._allowance.spend(len(data))
                 self.outparam.begun.append(data)
             case ("printed", bytes(data)):
                 self.output.write(data)
             case ("log", str(name), int(level), str(text)):
                 logging.getLogger(name).log(level, "%s", text)
             case ("infer", str(model), str(prompt), params):
-                self._answer(lambda: _inferred(self.engine, model, prompt, params))
+                channel.send(*self._answer(lambda: _inferred(self.engine, model, prompt, params)))
             case ("generate_embeddings", str(model), list(texts)):
-                self._answer(lambda: _embedded(self.engine, model, texts))
+                channel.send(*self._answer(lambda: _embedded(self.engine, model, texts)))
             case _:
                 raise Gone
 
-    def _answer(self, ask: Callable[[], tuple[object, ...]]) -> None:
-        """Send an engine's answer: "answer" and its values, or the kind of its error and a text."""
+    def _answer(self, ask: Callable[[], tuple[object, ...]]) -> tuple[object, ...]:
+        """Return an engine's answer: "answer" and its values, or an error's kind and a text.
+
+        The guest's time does not pass meanwhile.
+        """
+        assert self._since is not None
+        self._left -= time.monotonic() - self._since
+        self._since = None
         try:
-            answer = ("answer", *ask())
+            return ("answer", *ask())
         except LlmError as error:
-            answer = (error.kind, str(error))
+            return (error.kind, str(error))
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # an exit must not end the thread without a response
             raise unexpected(error) from error
-        self.channel.send(*answer)
+        finally:
+            self._since = time.monotonic()
 
 
 class _Template:
@@ -324,16 +409,20 @@ class _Template:
             OSError: As well.
         """
         with self._lock:
-            if self._is_closed:
-                raise Gone(STOPPED)
-            if self._process is None or self._process.poll() is not None:
-                self._start()
+            self._be_started()
             while self._n_loaded < len(self._paths):
                 answer = self._ask({"load": self._paths[self._n_loaded]})
                 if "error" in answer:
                     raise Gone(answer["error"])
                 self._n_loaded += 1
             return self._ask({"fork": None}, [end.fileno()])["pid"], self._n_loaded
+
+    def run(self, command: Sequence[str], end: socket.socket) -> int:
+        """Start a program with one end of a connection; return its number. Raises: as `fork`."""
+        with self._lock:
+            self._be_started()
+            pid: int = self._ask({"run": list(command)}, [end.fileno()])["pid"]
+            return pid
 
     def end(self, pid: int) -> int | None:
         """End a worker; return the exit code that it had already, or None if that is not known."""
@@ -355,6 +444,13 @@ class _Template:
             if self._process is not None:
                 self._process.kill()
                 self._process.wait()
+
+    def _be_started(self) -> None:
+        """Raises: Gone, OSError."""
+        if self._is_closed:
+            raise Gone(STOPPED)
+        if self._process is None or self._process.poll() is not None:
+            self._start()
 
     def _start(self) -> None:
         arguments = {

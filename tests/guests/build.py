@@ -118,6 +118,7 @@ GUESTS: Mapping[str, Python | JavaScript | Rust] = {
     "python_5": Python(
         SPIN_SDK_5, ("-q", "componentize", "-m", "spin_sdk=fermyon:spin/http-trigger@2.0.0")
     ),
+    "wasi_3": Python(SPIN_SDK_5, ("-q", "-w", "spin:up/http-trigger@4.1.0", "componentize")),
     "llm_only": Python(
         SPIN_SDK_5,
         (
