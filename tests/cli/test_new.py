@@ -165,6 +165,7 @@ def test_an_application_in_typescript(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.network
 def test_an_application_in_rust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs("cargo")
+    monkeypatch.delenv("CARGO_TARGET_DIR", raising=False)
     folder = written(tmp_path, "rust", monkeypatch)
     assert "2 passed" in run_against_a_server("cargo test", folder)
     needs("rustup")

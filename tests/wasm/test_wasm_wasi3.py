@@ -31,10 +31,11 @@ from refllm.wasm.http.files import folder_of
 from refllm.wasm.jco import HOW_TO_GET_JCO
 from refllm.wasm.wasi.http import Request
 from refllm.wasm.workers import WorkerHost
-from tests.conftest import CACHE, HUNG_SECONDS
+from tests.conftest import CACHE, HUNG_SECONDS, PROJECT
 from tests.guests.build import component
 from tests.guests.models import model_roots
 from tests.support.client import eventually
+from tests.support.pages import blocks
 from tests.support.servers import serving
 from tests.wasm.hosts import HOSTS
 
@@ -69,6 +70,11 @@ def test_a_component_of_wasi_3_is_refused_with_what_to_build_it_for(
     assert problem.startswith(f"{path}: exports wasi:http/handler@0.3.0, and wasmtime's Python")
     assert fixes[-1].startswith("build it for WASI 0.2: in Python with spin-sdk 3 and componentize")
     assert (HOW_TO_GET_JCO in fixes) == (kind is WorkerHost)
+
+
+def test_the_page_about_refllm_run_has_the_command_that_the_message_has() -> None:
+    page = (PROJECT / "docs" / "run.md").read_text("utf-8")
+    assert [HOW_TO_GET_JCO.partition(": ")[2]] == blocks("sh", page)[-1].splitlines()
 
 
 @pytest.mark.network

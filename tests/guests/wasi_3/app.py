@@ -11,6 +11,7 @@ from componentize_py_types import Err
 from spin_sdk import http, key_value, llm, variables
 from spin_sdk.http import Request, Response, _trailers_future
 from spin_sdk.wit import byte_stream
+from spin_sdk.wit.imports import wasi_clocks_monotonic_clock_0_3_0
 from spin_sdk.wit.imports.wasi_http_types_0_3_0 import Fields
 from spin_sdk.wit.imports.wasi_http_types_0_3_0 import Request as WasiRequest
 from spin_sdk.wit.imports.wasi_http_types_0_3_0 import Response as WasiResponse
@@ -39,7 +40,7 @@ def stream() -> WasiResponse:
     async def write() -> None:
         with tx:
             await tx.write_all(b"one")
-            time.sleep(3600)
+            await wasi_clocks_monotonic_clock_0_3_0.wait_for(3600 * 10**9)
             await tx.write_all(b"two")
 
     componentize_py_async_support.spawn(write())
