@@ -159,7 +159,10 @@ def test_a_host_that_is_closed_leaves_no_process(answering: Path, looping: Path)
     eventually(lambda: not (started - before) & set(parents()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+)
 def test_a_server_that_is_ended_leaves_no_process(number: signal.Signals, looping: Path) -> None:
     command = [sys.executable, "-m", "refllm", "run", str(looping), "--port", "0", "--grace", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
