@@ -11,6 +11,7 @@ Source: https://github.com/bytecodealliance/jco.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import logging
@@ -24,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refllm.errors import LlmRuntimeError
-from refllm.files.private import private_folder
-from refllm.jit.disk_cache import cache_folder, kernel_sources
+from refllm.files.private import NotPrivateError, private_folder
+from refllm.jit.disk_cache import cache_folder, kernel_sources, warn_of
 from refllm.wasm.guest import Limits
 
 __all__ = ["HOW_TO_GET_JCO", "Tools", "command_of", "tools_for", "transpiled"]
@@ -83,22 +84,19 @@ def transpiled(tools: Tools, path: Path) -> Path:
         LlmRuntimeError: Names the component; jco cannot transpile it.
     """
     key = hashlib.sha256(tools.version.encode() + path.read_bytes()).hexdigest()[:32]
-    kernels = cache_folder(os.environ, kernel_sources())
     try:
-        parent = (
-            Path(tempfile.mkdtemp(prefix="refllm-"))
-            if kernels is None
-            else private_folder(kernels.parent / "components")
-        )
+        parent = _private_parent()
         kept = parent / f"{key}.jco"
         if not kept.exists():
             with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as unfinished:
                 made = Path(unfinished, "component")
                 _transpile(tools, path, made)
-                made.replace(kept)
+                try:
+                    made.rename(kept)
+                except OSError:
+                    if not kept.exists():  # otherwise another process was first
+                        raise
     except OSError as error:
-        if "kept" in locals() and kept.exists():  # another process was first
-            return kept
         raise LlmRuntimeError(f"{path}: cannot be transpiled: {error}") from error
     return kept
 
@@ -111,6 +109,23 @@ def command_of(tools: Tools, folder: Path, limits: Limits) -> list[str]:
         f"--max-old-space-size={HEAP_MEBIBYTES}",
         *(str(PROGRAM), str(folder), str(tools.folder)),
     ]
+
+
+def _private_parent() -> Path:
+    """Return the folder of the cache, or else one that is removed when this process ends.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    kernels = cache_folder(os.environ, kernel_sources())
+    if kernels is not None:
+        try:
+            return private_folder(kernels.parent / "components")
+        except NotPrivateError as error:
+            warn_of(error)
+    folder = Path(tempfile.mkdtemp(prefix="refllm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _transpile(tools: Tools, path: Path, made: Path) -> None:

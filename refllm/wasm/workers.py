@@ -106,10 +106,11 @@ class WorkerHost(Host):
         self._active: dict[_Worker, _Conversation] = {}
         self._of_node: dict[Path, Sequence[str]] = {}  # commands, by component of WASI 0.3
         self._template = _Template(self.limits)
+        self._beginning = threading.Thread(target=self._begin, name="refllm-wasm-template")
 
     def __enter__(self) -> Self:
         super().__enter__()
-        threading.Thread(target=self._begin, name="refllm-wasm-template", daemon=True).start()
+        self._beginning.start()
         return self
 
     def load_handler(self, path: Path) -> Program:
@@ -130,6 +131,7 @@ class WorkerHost(Host):
         """End every guest and every process. Arguments, returns: as `Host`."""
         have_ended = super().close(seconds)
         self._template.close()
+        self._beginning.join()
         with self._lock:
             idle, self._idle = self._idle, []
         for worker in idle:
@@ -228,17 +230,14 @@ class WorkerHost(Host):
         Args:
             component: What Node has to run; None for a fork of the template.
         """
+        needed = component or self._template.n_programs
         while True:
-            needed = component or self._template.n_programs
             with self._lock:
-                kind = [each for each in self._idle if isinstance(each.has, int) == (not component)]
-                worker = next((each for each in kind if each.has == needed), None) or next(
-                    iter(kind), None
-                )
+                worker = next((each for each in self._idle if each.has == needed), None)
                 if worker is None:
                     return None
                 self._idle.remove(worker)
-            if worker.has == needed and not worker.channel.has_news():
+            if not worker.channel.has_news():
                 return worker
             self._end(worker)
 
