@@ -76,8 +76,23 @@ class Renderer:
         'HELLO'
     """
 
-    def __init__(self, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        template: str = "the model's chat template",
+        variables: str = "the messages",
+    ) -> None:
+        """Configure the renderer; nothing is started yet.
+
+        Args:
+            limits: The limits of each rendering.
+            template: What errors call the template.
+            variables: What errors call the variables, in the plural or a group of them.
+        """
         self.limits = limits or Limits()
+        self._template = template
+        self._variables = variables
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(MAX_CHILDREN)
         self.children: set[Child] = set()
@@ -116,11 +131,11 @@ class Renderer:
                 except Gone:
                     self._end(child)
                     if child.is_late:
-                        raise _unusable(
+                        raise self._unusable(
                             f"did not finish within {self.limits.seconds:g} seconds"
                         ) from None
                     if is_new and not self._is_closed:
-                        raise _unusable("ended the process that rendered it") from None
+                        raise self._unusable("ended the process that rendered it") from None
                     continue  # it may have ended between two chats
                 except BaseException:  # such as KeyboardInterrupt: half an answer is in the pipe
                     self._end(child)
@@ -211,13 +226,11 @@ class Renderer:
         try:
             request = encoded({"template": template, "variables": variables})
         except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidInput(
-                f"the messages of a chat must be what JSON can hold: {error}"
-            ) from error
+            raise InvalidInput(f"{self._variables} must be what JSON can hold: {error}") from error
         most = BYTES_OF_A_CHARACTER * (self.limits.characters + len(template))
         if len(request) > most:
             raise InvalidInput(
-                f"the messages of a chat have {len(request)} bytes as JSON, and may have {most}"
+                f"{self._variables} have {len(request)} bytes as JSON, and may have {most}"
             )
         return request
 
@@ -228,17 +241,20 @@ class Renderer:
             case "text":
                 return text
             case "refused":
-                raise InvalidInput(f"the model's chat template refuses the messages: {text}")
+                raise InvalidInput(f"{self._template} refuses {self._variables}: {text}")
             case "failed":
-                raise InvalidInput(
-                    f"the model's chat template makes nothing of the messages: {text}"
-                )
+                raise InvalidInput(f"{self._template} makes nothing of {self._variables}: {text}")
             case "too long":
-                raise _unusable(f"writes more than {self.limits.characters} characters")
+                raise self._unusable(f"writes more than {self.limits.characters} characters")
             case "no memory":
-                raise _unusable(f"needs more than {self.limits.memory_bytes >> 20} MiB of memory")
+                raise self._unusable(
+                    f"needs more than {self.limits.memory_bytes >> 20} MiB of memory"
+                )
             case _:
-                raise _unusable(f"cannot be used: {text}")
+                raise self._unusable(f"cannot be used: {text}")
+
+    def _unusable(self, problem: str) -> LlmError:
+        return LlmRuntimeError(f"{self._template} {problem}")
 
 
 class Child:
@@ -358,10 +374,6 @@ def encoded(content: Mapping[str, object]) -> bytes:
     Halves of surrogate pairs stay halves: of two escaped ones, JSON makes one character.
     """
     return json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
-
-
-def _unusable(problem: str) -> LlmError:
-    return LlmRuntimeError(f"the model's chat template {problem}")
 
 
 def _cannot_start(reason: object) -> LlmError:

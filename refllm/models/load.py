@@ -217,6 +217,7 @@ class BertModel:
         prompt_name: str | None = None,
         prompt: str | None = None,
         max_tokens: int | None = None,
+        warns: bool = True,
     ) -> TokenizedTexts:
         """Return the token ids of texts, and log a warning where some were cut.
 
@@ -225,6 +226,7 @@ class BertModel:
             prompt_name: A name in `sentence.prompts`, in place of the model's default prompt.
             prompt: The text before each text, instead of the model's; "" for none.
             max_tokens: Where a text is cut, instead of the tokenizer file's own limit.
+            warns: Whether to log the warning.
 
         Raises:
             InvalidInput: For an unknown prompt name, for both a name and a prompt, or as
@@ -245,7 +247,7 @@ class BertModel:
             and len(encode(text, max_tokens=limit + 1)) > limit
             for ids, text in zip(token_ids, whole, strict=True)
         )
-        if any(is_cut):
+        if warns and any(is_cut):
             logger.warning(
                 "refllm: %d of %d text%s cut at %d tokens; max_tokens sets another limit",
                 *(sum(is_cut), len(texts), " was" if len(texts) == 1 else "s were", limit),
