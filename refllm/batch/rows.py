@@ -100,8 +100,13 @@ class RowFunction(ABC):
 
     @property
     @abstractmethod
+    def loaded(self) -> LlamaModel | BertModel:
+        """The model; loaded by the first use. Raises as `LocalEngine.infer`."""
+
+    @property
+    @abstractmethod
     def schema(self) -> pa.Schema:
-        """The columns of the results. Loads the model; raises as `LocalEngine.load`."""
+        """The columns of the results. Loads the model."""
 
     @abstractmethod
     def run(self, windows: Iterable[Columns]) -> Iterator[pa.RecordBatch]:
@@ -240,10 +245,11 @@ class Embedder(RowFunction):
     @property
     def schema(self) -> pa.Schema:
         """The columns of the results; loads the model."""
-        return _vector_schema(self._bert.width)
+        return _vector_schema(self.loaded.width)
 
     @property
-    def _bert(self) -> BertModel:
+    def loaded(self) -> BertModel:
+        """The model; loaded by the first use."""
         return self.engine.embedding_model(self.model)
 
     def run(self, windows: Iterable[Columns]) -> Iterator[pa.RecordBatch]:
@@ -251,7 +257,7 @@ class Embedder(RowFunction):
 
         The calling thread reads and tokenizes; other threads compute meanwhile.
         """
-        bert = self._bert
+        bert = self.loaded
         pending: deque[_Vectors] = deque()
         with _workers(self.engine.threads) as pool:
             for window in windows:
@@ -559,12 +565,12 @@ class Generator(RowFunction):
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of the results; loads the model."""
-        _ = self._llama
+        """The columns of the results."""
         return _ANSWER_SCHEMA
 
     @property
-    def _llama(self) -> LlamaModel:
+    def loaded(self) -> LlamaModel:
+        """The model; loaded by the first use."""
         return self.engine.inferencing_model(self.model)
 
     def run(self, windows: Iterable[Columns]) -> Iterator[pa.RecordBatch]:
@@ -573,7 +579,7 @@ class Generator(RowFunction):
         One thread prepares prompts. The calling thread computes all running sequences step by step,
         and puts the next prompt in the place of a finished one, also from the next window.
         """
-        llama, source, is_ended = self._llama, iter(windows), False
+        llama, source, is_ended = self.loaded, iter(windows), False
         opened: deque[_Answers] = deque()
         waiting: deque[_Row] = deque()
         preparing: deque[_Row] = deque()

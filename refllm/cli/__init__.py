@@ -22,6 +22,7 @@ import typer
 
 from refllm import NUMERICS_REVISION, __version__
 from refllm.cli import (
+    batch,
     chat,
     conform,
     diff,
@@ -39,7 +40,7 @@ from refllm.cli import (
     tokenize,
     trace,
 )
-from refllm.cli.commands import CommandGroup, KernelsGroup, ModelsGroup, add_command
+from refllm.cli.commands import BatchGroup, CommandGroup, KernelsGroup, ModelsGroup, add_command
 from refllm.cli.common import run_app
 from refllm.cli.waiting import announce_compiling
 
@@ -68,6 +69,11 @@ add_command(app, "serve", serve.serve)
 add_command(app, "run", run.run)
 add_command(app, "new", new.new)
 add_command(app, "conform", conform.conform)
+
+batch_app = typer.Typer(cls=BatchGroup, invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(batch_app, name="batch", help="Compute a vector or a text for every row of files.")
+add_command(batch_app, "embed", batch.embed)
+add_command(batch_app, "infer", batch.infer)
 
 models_app = typer.Typer(cls=ModelsGroup, invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(models_app, name="models", help="Fetch, list, check and convert models.")
@@ -117,6 +123,7 @@ def refllm(
     _help_without_command(ctx)
 
 
+@batch_app.callback()
 @models_app.callback()
 @kernels_app.callback()
 def _help_without_command(ctx: typer.Context) -> None:

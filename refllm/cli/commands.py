@@ -19,9 +19,11 @@ from refllm.cli.common import names_a_model, with_exit_codes
 
 __all__ = [
     "ADVICE",
+    "ADVICE_ON_BATCHES",
     "ADVICE_ON_KERNELS",
     "ADVICE_ON_MODELS",
     "OTHER_OPTIONS",
+    "BatchGroup",
     "CommandGroup",
     "KernelsGroup",
     "ModelsGroup",
@@ -80,6 +82,16 @@ ADVICE_ON_KERNELS: Mapping[str, str] = {
     **dict.fromkeys(["load", "unpack"], "refllm kernels import FILE reads an archive"),
 }
 """The same, after `refllm kernels`."""
+
+ADVICE_ON_BATCHES: Mapping[str, str] = {
+    **dict.fromkeys(
+        ["encode", "embeddings", "vectors"], "refllm batch embed IN makes a vector of every row"
+    ),
+    **dict.fromkeys(
+        ["generate", "complete", "run"], "refllm batch infer IN continues the prompt of every row"
+    ),
+}
+"""The same, after `refllm batch`."""
 
 _TOKENS = "--max-tokens N stops after N tokens"
 _TEMPERATURE = "It is --temperature"
@@ -225,3 +237,9 @@ class KernelsGroup(CommandGroup):
     """The group `refllm kernels`."""
 
     advice = ADVICE_ON_KERNELS
+
+
+class BatchGroup(CommandGroup):
+    """The group `refllm batch`."""
+
+    advice = ADVICE_ON_BATCHES
