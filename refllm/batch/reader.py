@@ -554,6 +554,8 @@ def _csv_rows(file: InputFile, stream: BinaryIO) -> Iterator[list[str]]:
         yield from (row for row in rows if row)
     except csv.Error as error:
         raise LlmRuntimeError(f"{file.name}, line {rows.line_num}: {error}") from error
+    finally:
+        lines.detach()  # or its end would close the stream, which is the caller's
 
 
 def _text_pieces(
@@ -599,14 +601,15 @@ def _lists_of(batch: pa.RecordBatch, names: Sequence[str]) -> dict[str, list[obj
 @contextmanager
 def _opened(file: InputFile) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
     """Yield the uncompressed bytes of a file, and what returns how much of it is read."""
-    with file.path.open("rb") as raw:
+    with file.path.open("rb", buffering=0) as raw:
         size = max(file.path.stat().st_size, 1)
         compression = file.path.suffix.lower().removeprefix(".")
         names = {"gz": "gzip", "bz2": "bz2", "zst": "zstd", "lz4": "lz4", "br": "brotli"}
         stream: Any = raw
         if compression in names:
             stream = pa.input_stream(raw, compression=names[compression])
-        yield io.BufferedReader(stream, BUFFER_BYTES), lambda: raw.tell() / size
+        with io.BufferedReader(stream, BUFFER_BYTES) as buffered:
+            yield buffered, lambda: 1.0 if raw.closed else raw.tell() / size
 
 
 @contextmanager
