@@ -286,14 +286,23 @@ def _run(
                 compiles_apart=True,
             )
         )
-        summary = run(
-            *(function, inputs, to),
-            id_column=id_column,
-            kind=kind,
-            part_rows=part_rows,
-            force=force,
-            progress=progress,
-        )
+        try:
+            summary = run(
+                *(function, inputs, to),
+                id_column=id_column,
+                kind=kind,
+                part_rows=part_rows,
+                force=force,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            if to.is_dir() and not quiet:
+                typer.echo(
+                    f"refllm: interrupted; finished parts stay in {to}, and the same command "
+                    "continues",
+                    err=True,
+                )
+            raise
     with_error = f", {summary.n_errors} with an error" if summary.n_errors else ""
     rows, parts = _counted(summary.n_rows, "row"), _counted(summary.n_parts, "part")
     write_text(f"{to}: {rows} in {parts}{with_error}\n")
