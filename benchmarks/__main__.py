@@ -17,6 +17,7 @@ from benchmarks.batch import measure_batches
 from benchmarks.compare import Bench, Options
 from benchmarks.components import measure_components
 from benchmarks.contestants.serve import versions
+from benchmarks.documents import measure_documents
 from benchmarks.embed import measure_embedding, minilm_folder
 from benchmarks.first_token import measure_first_token
 from benchmarks.growth import fits_of, measure_embedding_growth, measure_llama_growth
@@ -201,6 +202,29 @@ def embed(context: typer.Context, *, model: ModelOption = None) -> None:
     session = _session(context)
     folder = model or minilm_folder(session.options.work)
     session.run("embed", lambda bench: measure_embedding(bench, folder))
+
+
+@app.command()
+def documents(
+    context: typer.Context,
+    *,
+    model: ModelOption = None,
+    rows: Annotated[int, typer.Option(min=10, help="Documents for tiny-embed.")] = 200_000,
+    minilm_rows: Annotated[
+        int, typer.Option(min=10, help="Documents for all-MiniLM-L6-v2.")
+    ] = 20_000,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts for tiny-chat.")] = 2000,
+) -> None:
+    """`refllm batch` over files, beside sentence-transformers, the server and llama.cpp."""
+    session = _session(context)
+    folder = model or minilm_folder(session.options.work)
+    session.run(
+        "documents",
+        lambda bench: measure_documents(
+            bench, folder, n_rows=rows, n_minilm_rows=minilm_rows, n_prompts=prompts
+        ),
+        is_partial=(rows, minilm_rows, prompts) != (200_000, 20_000, 2000),
+    )
 
 
 @app.command()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from benchmarks.documents import CLIENTS, EMBED, FEWER_ROWS
 from benchmarks.embed import INT8
 from benchmarks.results import REFLLM, Entry, Figure
 from benchmarks.sharing import IDLE, SETTINGS, SITUATIONS
@@ -202,6 +203,40 @@ ASKED: tuple[Ask, ...] = (
         sense="at most",
         asked=0.2,
         beyond=0.1,
+    ),
+    Ask(
+        text="vectors of files by `refllm batch embed`, rows/s ÷ those of `embed`",
+        benchmark="documents",
+        labels={"work": ("vectors",)},
+        peers=(EMBED,),
+        asked=0.95,
+        beyond=1.0,
+    ),
+    Ask(
+        text="texts of files by `refllm batch infer`, ÷ eight clients of the server, without HTTP",
+        benchmark="documents",
+        labels={"work": ("texts",)},
+        peers=(CLIENTS,),
+        asked=0.9,
+        beyond=1.0,
+    ),
+    Ask(
+        text="peak memory of `refllm batch embed` beyond the model",
+        benchmark="documents",
+        labels={"work": ("peak memory",)},
+        unit="GB",
+        sense="at most",
+        asked=1.2,
+        beyond=0.5,
+    ),
+    Ask(
+        text="the same, ÷ that of a tenth of the rows",
+        benchmark="documents",
+        labels={"work": ("peak memory",)},
+        peers=(FEWER_ROWS,),
+        sense="at most",
+        asked=1.25,
+        beyond=1.1,
     ),
     Ask(
         text="peak memory of loading, KV cache of one token included",

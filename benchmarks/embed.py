@@ -21,7 +21,17 @@ from benchmarks.results import REFLLM, Figure
 from benchmarks.texts import real_sentences, sha256_of_texts, uniform_texts
 from refllm.export import quantize
 
-__all__ = ["INT8", "PEERS", "Job", "jobs", "measure_embedding", "minilm_folder", "model_tokenizer"]
+__all__ = [
+    "INT8",
+    "LARGEST_DIFFERENCE",
+    "PEERS",
+    "Job",
+    "best_batch_size",
+    "jobs",
+    "measure_embedding",
+    "minilm_folder",
+    "model_tokenizer",
+]
 
 PEERS = {"sentence-transformers": "torch_bert", "onnxruntime": "onnx_bert"}
 BATCH_SIZES = (8, 16, 32, 64, 128)  # each peer runs at the one that suits it best
@@ -142,23 +152,25 @@ def _load(bench: Bench, folder: Path, stack: ExitStack) -> dict[str, Contestant]
 
 
 def _best_batch_sizes(contestants: Mapping[str, Contestant], job: Job) -> dict[str, int]:
-    """The batch size at which each contestant takes least, after a run that only warms up.
+    """The batch size of each contestant: refllm makes its own batches, and gets all texts."""
+    return {
+        name: best_batch_size(contestant, job.texts) if name in PEERS else len(job.texts)
+        for name, contestant in contestants.items()
+    }
 
-    refllm makes its own batches, and gets all texts.
-    """
-    sizes = [size for size in BATCH_SIZES if size <= len(job.texts)] or [len(job.texts)]
 
-    def seconds(contestant: Contestant, batch_size: int) -> float:
-        reply = contestant.run("embed", texts=job.texts, batch_size=batch_size, repeat=1)
+def best_batch_size(contestant: Contestant, texts: Sequence[str]) -> int:
+    """The batch size at which a peer takes least, after a run that only warms up."""
+    sizes = [size for size in BATCH_SIZES if size <= len(texts)]
+    if len(sizes) < 2:
+        return len(texts)
+
+    def seconds(batch_size: int) -> float:
+        reply = contestant.run("embed", texts=texts, batch_size=batch_size, repeat=1)
         return float(reply["seconds"][0])
 
-    best = {}
-    for name, contestant in contestants.items():
-        best[name] = len(job.texts)
-        if name in PEERS and len(sizes) > 1:
-            seconds(contestant, sizes[0])
-            best[name] = min(sizes, key=functools.partial(seconds, contestant))
-    return best
+    seconds(sizes[0])
+    return min(sizes, key=seconds)
 
 
 def _same_work(figure: Figure, largest_difference: float) -> Figure:

@@ -16,7 +16,7 @@ from refllm.interface import NUMERICS_REVISION
 __all__ = ["LESS_IS_BETTER", "REFLLM", "Entry", "Figure", "Fit", "append", "read"]
 
 REFLLM = "refllm"
-LESS_IS_BETTER = frozenset({"s", "ms", "× file"})
+LESS_IS_BETTER = frozenset({"s", "ms", "× file", "GB"})
 DIGITS = 5  # of a number in the file
 
 

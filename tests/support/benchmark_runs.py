@@ -15,7 +15,7 @@ __all__ = ["COMMANDS", "NO_PYTHON", "a_bench", "a_figure", "an_entry", "quick_en
 
 COMMANDS = (
     *("decode", "prefill", "load", "startup", "embed", "growth", "limits", "serve", "sharing"),
-    *("reuse", "batch", "first-token", "taps", "guests", "components"),
+    *("reuse", "batch", "first-token", "taps", "guests", "components", "documents"),
 )
 NO_PYTHON = Path("no-such-python")
 

@@ -119,6 +119,23 @@ def test_the_embedding_benchmark_runs_on_each_of_its_jobs(
     assert set(entry.skipped) == {"sentence-transformers", "onnxruntime"}
 
 
+def test_files_of_documents_and_of_prompts_are_measured_and_judged(
+    work: Path, bert: Path, tmp_path: Path
+) -> None:
+    entry = quick_entry(work, tmp_path / "results.json", "documents", "--model", str(bert))
+    works = [(figure.labels["work"], figure.labels["model"]) for figure in entry.figures]
+    memory = ["peak memory"] if MEMORY else []
+    models = ("tiny-embed", "all-MiniLM-L6-v2")
+    vectors = [(work, model) for model in models for work in ("vectors", *memory)]
+    assert works == [*vectors, ("texts", "tiny-chat")]
+    assert set(entry.skipped) == {"sentence-transformers", "llama.cpp"}
+    asks = [ask for ask in ASKED if ask.benchmark == "documents"]
+    for ask in asks:
+        judged = [figure for figure in entry.figures if ask.applies_to(figure)]
+        assert {peer for figure in judged for peer in figure.peers} >= set(ask.peers)
+        assert judged or not memory
+
+
 def test_the_startup_benchmark_runs(work: Path, data_dir: Path, tmp_path: Path) -> None:
     model = data_dir / "stories260K" / "stories260K.gguf"
     entry = quick_entry(work, tmp_path / "results.json", "startup", "--model", str(model))

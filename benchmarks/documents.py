@@ -1,0 +1,214 @@
+"""`documents`: `refllm batch` over files of rows: rows and tokens per second, and memory.
+
+Vectors beside the rate of `embed` in the same run, and beside sentence-transformers' `encode`;
+texts beside eight clients of the server's worker, without HTTP, and beside llama.cpp, which decodes
+sequences in parallel.
+Memory is that of a process that reads ten times as many rows.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.compare import Bench, Entrant, Outcome, alternate, figure_of
+from benchmarks.embed import LARGEST_DIFFERENCE, best_batch_size, model_tokenizer
+from benchmarks.llamas import PEER as LLAMA_CPP
+from benchmarks.peer import Contestant, Unavailable
+from benchmarks.results import REFLLM, Figure
+from benchmarks.texts import real_sentences
+from refllm.models.bundled import ROOT
+
+__all__ = ["CLIENTS", "EMBED", "FEWER_ROWS", "SENTENCE_TRANSFORMERS", "measure_documents"]
+
+EMBED = "embed"
+SENTENCE_TRANSFORMERS = "sentence-transformers"
+CLIENTS = "eight clients"
+FEWER_ROWS = "a tenth of the rows"
+N_CLIENTS = 8
+N_FILES = 10
+MOST_TOKENS = 120  # of a document: no library cuts one
+TINY_EMBED = ROOT / "bert" / "tiny-embed.gguf"
+TINY_CHAT = ROOT / "llama" / "tiny-chat.gguf"
+GIGABYTE = 1e9
+# Of llama.cpp: as many sequences as `refllm batch infer` computes at once.
+N_SEQUENCES = 32
+NAMES = ("Lily", "Tom", "The cat", "A little girl", "The old man", "Ben", "Mia", "A brave dog")
+PLACES = ("park", "forest", "garden", "school", "beach", "farm", "kitchen", "river")
+
+
+def measure_documents(
+    bench: Bench, folder: Path, *, n_rows: int, n_minilm_rows: int, n_prompts: int
+) -> None:
+    """Vectors of tiny-embed and of the model in `folder`, texts of tiny-chat, and memory.
+
+    Errors: `ValueError` if a program computes something else.
+    """
+    is_quick = bench.options.is_quick
+    work = bench.options.work.absolute() / "documents"
+    n_rows, n_minilm_rows, n_prompts = (
+        (40, 40, 6) if is_quick else (n_rows, n_minilm_rows, n_prompts)
+    )
+    tokenizer = model_tokenizer(folder)
+    longest, n_sentences, most = (20, 20, 40) if is_quick else (60, 1000, MOST_TOKENS)
+    sentences = real_sentences(tokenizer, n_sentences, max_tokens=longest)
+    lengths = [len(tokenizer.encode(sentence).ids) for sentence in sentences]
+    for name, model, n in (
+        ("tiny-embed", TINY_EMBED, n_rows),
+        ("all-MiniLM-L6-v2", folder.absolute(), n_minilm_rows),
+    ):
+        source = random.Random(0)
+        files = [work / f"{name}-{n}-{i}.parquet" for i in range(N_FILES)]
+        for file in files:
+            n_texts = max(n // N_FILES, 1)
+            texts = [_document(source, sentences, lengths, most) for _ in range(n_texts)]
+            _write(file, texts)
+        _vectors(bench, name, model, files[0])
+        _memory(bench, name, model, files)
+    prompts = [_prompt(i) for i in range(n_prompts)]
+    _write(work / "prompts.parquet", prompts)
+    _texts(bench, work / "prompts.parquet", n_tokens=4 if is_quick else 64)
+
+
+def _vectors(bench: Bench, name: str, model: Path, file: Path) -> None:
+    texts = pq.read_table(file)["text"].to_pylist()
+    with ExitStack() as stack:
+        ours = _loaded(bench, "refllm_batch", {"model": str(model)}, stack)
+        alone = _loaded(bench, "refllm_batch", {"model": str(model)}, stack)
+        entrants = [
+            Entrant(REFLLM, ours, "embed_files", {"files": [str(file)], "to": _folder(file)}),
+            Entrant(EMBED, alone, "embed_texts", {"file": str(file)}),
+        ]
+        notes = {"rows": str(len(texts))}
+        if model.is_dir():
+            arguments = {"folder": str(model), "work": str(bench.options.work.absolute())}
+            try:
+                peer = _loaded(bench, "torch_bert", arguments, stack, is_peer=True)
+                size = best_batch_size(peer, texts)
+            except Unavailable as error:
+                bench.skip(SENTENCE_TRANSFORMERS, error)
+            else:
+                notes["batch size of sentence-transformers"] = str(size)
+                both = {"texts": texts, "repeat": 1, "batch_size": size}
+                entrants.append(Entrant(SENTENCE_TRANSFORMERS, peer, "embed", both))
+        outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
+    if SENTENCE_TRANSFORMERS in outcomes:
+        peers = outcomes[SENTENCE_TRANSFORMERS]
+        peers.answer = peers.answer[: len(outcomes[REFLLM].answer)]
+    figure = figure_of(
+        {"work": "vectors", "model": name},
+        outcomes,
+        unit="rows/s",
+        amount=len(texts),
+        notes=notes,
+    )
+    if figure.differences.get(EMBED) != 0:
+        raise ValueError(f"{figure.name}: batch embed and embed compute different vectors")
+    if figure.differences.get(SENTENCE_TRANSFORMERS, 0) > LARGEST_DIFFERENCE:
+        raise ValueError(f"{figure.name}: sentence-transformers computes something else")
+    bench.add(figure)
+
+
+def _memory(bench: Bench, name: str, model: Path, files: Sequence[Path]) -> None:
+    """The peak beyond the loaded model, of a process for each number of rows."""
+    peaks: dict[str, list[float]] = {}
+    n_rows = {REFLLM: len(files), FEWER_ROWS: 1}
+    for who, n_files in n_rows.items():
+        with ExitStack() as stack:
+            ours = _loaded(bench, "refllm_batch", {"model": str(model)}, stack)
+            arguments = {"files": list(map(str, files[:n_files])), "to": _folder(files[0])}
+            reply = ours.run("embed_files", **arguments)
+        if not reply["memory"]:  # another system than Linux
+            return
+        peaks[who] = [(reply["memory"]["VmHWM"] - reply["before"]["VmRSS"]) / GIGABYTE]
+    bench.add(Figure(labels={"work": "peak memory", "model": name}, unit="GB", samples=peaks))
+
+
+def _texts(bench: Bench, file: Path, *, n_tokens: int) -> None:
+    model = {"model": str(TINY_CHAT)}
+    files = [str(file)]
+    with ExitStack() as stack:
+        ours = _loaded(bench, "refllm_batch", model, stack)
+        clients = _loaded(bench, "refllm_batch", model, stack)
+        playing = {"files": files, "max_tokens": n_tokens, "n": N_CLIENTS}
+        entrants = [
+            Entrant(
+                *(REFLLM, ours, "infer_files"),
+                {"files": files, "to": _folder(file), "max_tokens": n_tokens},
+            ),
+            Entrant(CLIENTS, clients, "play_clients", playing),
+        ]
+        outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
+        rates = {name: _rates(outcome) for name, outcome in outcomes.items()}
+        if outcomes[REFLLM].difference(outcomes[CLIENTS]) != 0:
+            raise ValueError("batch infer and the server draw different tokens")
+        try:
+            peer = _loaded(bench, "llama_cpp_llama", _of_llama_cpp(), stack, is_peer=True)
+            peer.run("fill", prompts=[[1, *range(300 + i, 307 + i)] for i in range(N_SEQUENCES)])
+            entrant = Entrant(LLAMA_CPP, peer, "continue_together", {"n_tokens": n_tokens})
+            outcome = alternate([entrant], rounds=bench.options.rounds, bench=bench)
+            rates |= {name: _rates(each) for name, each in outcome.items()}
+        except Unavailable as error:
+            bench.skip(LLAMA_CPP, error)
+    labels = {"work": "texts", "model": "tiny-chat"}
+    bench.add(Figure(labels=labels, unit="tokens/s", samples=rates))
+
+
+def _rates(outcome: Outcome) -> list[float]:
+    assert outcome.n_tokens is not None
+    return [outcome.n_tokens / seconds for seconds in outcome.seconds]
+
+
+def _of_llama_cpp() -> Mapping[str, object]:
+    return {"path": str(TINY_CHAT), "n_ctx": 512}
+
+
+def _loaded(
+    bench: Bench,
+    program: str,
+    arguments: Mapping[str, object],
+    stack: ExitStack,
+    *,
+    is_peer: bool = False,
+) -> Contestant:
+    """A contestant with its model. Errors: `Unavailable`."""
+    contestant = stack.enter_context(bench.contestant(program, is_peer=is_peer))
+    reply = contestant.run("load", **arguments, threads=bench.options.threads)
+    names = {"refllm_batch": REFLLM, "torch_bert": SENTENCE_TRANSFORMERS}
+    bench.versions[names.get(program, LLAMA_CPP)] = reply["versions"]
+    return contestant
+
+
+def _folder(file: Path) -> str:
+    return str(file.with_name("results"))
+
+
+def _document(
+    source: random.Random, sentences: Sequence[str], lengths: Sequence[int], most: int
+) -> str:
+    """One to eight sentences, so that short documents are frequent and long ones are there."""
+    chosen: list[str] = []
+    n_tokens = 0
+    for _ in range(min(source.randint(1, 8), source.randint(1, 8))):
+        i = source.randrange(len(sentences))
+        n_tokens += lengths[i]
+        if chosen and n_tokens > most:
+            break
+        chosen.append(sentences[i])
+    return " ".join(chosen)
+
+
+def _prompt(i: int) -> str:
+    """The i-th of many different beginnings."""
+    name, place = NAMES[i % len(NAMES)], PLACES[i // len(NAMES) % len(PLACES)]
+    return f"{name} had {i} apples and went to the {place}."
+
+
+def _write(file: Path, texts: Sequence[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": texts}), file)
