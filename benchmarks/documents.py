@@ -32,7 +32,7 @@ CLIENTS = "eight clients"
 FEWER_ROWS = "a tenth of the rows"
 N_CLIENTS = 8
 N_FILES = 10
-MOST_TOKENS = 120  # of a document: no library cuts one
+MAX_TOKENS = 120  # of a document: no library cuts one
 TINY_EMBED = ROOT / "bert" / "tiny-embed.gguf"
 TINY_CHAT = ROOT / "llama" / "tiny-chat.gguf"
 GIGABYTE = 1e9
@@ -55,7 +55,7 @@ def measure_documents(
         (40, 40, 6) if is_quick else (n_rows, n_minilm_rows, n_prompts)
     )
     tokenizer = model_tokenizer(folder)
-    longest, n_sentences, most = (20, 20, 40) if is_quick else (60, 1000, MOST_TOKENS)
+    longest, n_sentences, most = (20, 20, 40) if is_quick else (60, 1000, MAX_TOKENS)
     sentences = real_sentences(tokenizer, n_sentences, max_tokens=longest)
     lengths = [len(tokenizer.encode(sentence).ids) for sentence in sentences]
     for name, model, n in (

@@ -22,6 +22,7 @@ __all__ = [
     "ADVICE_ON_BATCHES",
     "ADVICE_ON_KERNELS",
     "ADVICE_ON_MODELS",
+    "OPTIONS_OF_BATCHES",
     "OTHER_OPTIONS",
     "BatchGroup",
     "CommandGroup",
@@ -169,6 +170,31 @@ OTHER_OPTIONS: Mapping[str, Mapping[str, str]] = {
 """The equivalents of other programs' options, by refllm's command."""
 
 
+OPTIONS_OF_BATCHES: Mapping[str, Mapping[str, str]] = {
+    "embed": {
+        **dict.fromkeys(["-m", "--model-name"], "It is --model NAME"),
+        **dict.fromkeys(["-o", "--output", "--out"], "It is --to DIR"),
+        **dict.fromkeys(["--text-column", "--field"], "It is --column NAME"),
+        "--truncate": "It is --on-long truncate",
+        **dict.fromkeys(
+            ["-b", "--batch-size"], "No batch size is needed: --threads N is what there is to set"
+        ),
+    },
+    "infer": {
+        **dict.fromkeys(["-m", "--model-name"], "It is --model NAME"),
+        **dict.fromkeys(["-o", "--output", "--out"], "It is --to DIR"),
+        **dict.fromkeys(["--text-column", "--prompt-column", "--field"], "It is --column NAME"),
+        **dict.fromkeys(["-p", "--prompt"], "--template TEXT makes a prompt of each row's columns"),
+        **dict.fromkeys(["-n", "--max-new-tokens", "--n-predict"], _TOKENS),
+        "--temp": _TEMPERATURE,
+        **dict.fromkeys(
+            ["-b", "--batch-size"], "--at-once N is the number of rows that are computed together"
+        ),
+    },
+}
+"""The same, of the commands of `refllm batch`."""
+
+
 def add_command(
     to: typer.Typer, name: str, command: Callable[..., None], *, is_listed: bool = True
 ) -> None:
@@ -188,6 +214,7 @@ class CommandGroup(TyperGroup):
     """typer's group, whose error for an unknown word names the right command."""
 
     advice = ADVICE
+    other_options = OTHER_OPTIONS
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, and add advice to its usage errors."""
@@ -196,7 +223,7 @@ class CommandGroup(TyperGroup):
         except UsageError as error:
             if error.ctx is not None and error.ctx.parent is ctx:
                 option = getattr(error, "option_name", None)
-                advice = OTHER_OPTIONS.get(error.ctx.info_name, {}).get(option or "")
+                advice = self.other_options.get(error.ctx.info_name, {}).get(option or "")
                 if advice is not None:
                     error.possibilities = None
                     error.message = f"{error.message}. {advice}."
@@ -243,3 +270,4 @@ class BatchGroup(CommandGroup):
     """The group `refllm batch`."""
 
     advice = ADVICE_ON_BATCHES
+    other_options = OPTIONS_OF_BATCHES

@@ -14,7 +14,7 @@ import typer
 
 from refllm import NUMERICS_REVISION, __version__
 from refllm.cli import app
-from refllm.cli.commands import ADVICE, ADVICE_ON_MODELS, OTHER_OPTIONS
+from refllm.cli.commands import ADVICE, ADVICE_ON_MODELS, OPTIONS_OF_BATCHES, OTHER_OPTIONS
 from tests.support.commands import answer, refllm
 
 COMMAND_IN_ADVICE = re.compile(r"refllm ((?:models )?[a-z]+)")
@@ -110,22 +110,25 @@ def test_a_misspelled_command_gets_the_one_that_is_meant(
 
 def test_a_word_like_no_command_gets_all_of_them() -> None:
     listed = ", ".join(words[0] for words in LISTED if len(words) == 1)
-    every = f"The commands are {listed}, models, kernels."
+    every = f"The commands are {listed}, batch, models, kernels."
     assert f"No such command 'xyzzy'. {every}" in refusal("xyzzy")
 
 
 @pytest.mark.parametrize(
-    ("command", "option", "advice"),
+    ("is_of_batches", "command", "option", "advice"),
     [
-        (command, option, advice)
-        for command, options in OTHER_OPTIONS.items()
+        (commands is OPTIONS_OF_BATCHES, command, option, advice)
+        for commands in (OTHER_OPTIONS, OPTIONS_OF_BATCHES)
+        for command, options in commands.items()
         for option, advice in options.items()
     ],
 )
 def test_another_program_s_option_gets_the_one_that_does_it(
-    command: str, option: str, advice: str
+    is_of_batches: bool, command: str, option: str, advice: str
 ) -> None:
-    words = next(words for words in LISTED if words[-1] == command)
+    words = next(
+        words for words in LISTED if words[-1] == command and (words[0] == "batch") == is_of_batches
+    )
     errors = refusal(*words, option, "value")
     assert f"Error: No such option: {option}. {advice}." in errors
     has = set(re.findall(r"--[a-z-]+", answer(*words, "--help")))

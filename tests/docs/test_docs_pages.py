@@ -24,6 +24,7 @@ RUN = (DOCS / "run.md").read_text("utf-8")
 ENVIRONMENT = (DOCS / "reference" / "environment.md").read_text("utf-8")
 
 EXECUTED = {
+    "batch.md": "test_docs_batch.py",
     "conformance.md": "test_docs_conformance.py",
     "harness.md": "test_docs_pages.py",
     "inspect.md": "test_docs_inspect.py",
