@@ -44,6 +44,7 @@ from refllm.jit.threads import default_threads
 from refllm.kernels.elementwise import l2_normalize
 from refllm.models.load import NUMERICS, BertModel, LlamaModel
 from refllm.pooling import Normalize
+from refllm.sampling import uniform
 from refllm.tokenizer.base import NO_LIMIT
 
 __all__ = ["ON_LONG", "PARAMETERS", "WINDOW_ROWS", "Embedder", "Generator", "OnLong", "RowFunction"]
@@ -543,7 +544,8 @@ class Generator(RowFunction):
                 known = ", ".join(PARAMETERS)
                 raise InvalidInput(f"{name!r:.80} is no parameter of a row; they are {known}")
         self.params.check()
-        _ = self._parsed
+        uniform(self.seed, 0)  # refuses a seed that is not a u64
+        _ = self._parsed  # refuses a template that cannot be parsed
 
     @functools.cached_property
     def _parsed(self) -> RowTemplate | None:

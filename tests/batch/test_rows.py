@@ -286,6 +286,7 @@ def test_a_template_of_a_column_that_is_missing_is_refused() -> None:
         ({"column": "a", "template": "b"}, "either column or template"),
         ({"template": "{{ a"}, "the template cannot be parsed: .* [(]line 1[)]"),
         ({"row_parameters": {"heat": "t"}}, "'heat' is no parameter of a row; they are max_tokens"),
+        ({"seed": -1}, "seed"),
         ({"at_once": 0}, "at_once must be at least 1"),
         ({"params": InferencingParams(top_k=-1)}, "top_k must be a whole number"),
     ],
