@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from benchmarks.documents import CLIENTS, EMBED, FEWER_ROWS
+from benchmarks.documents import CLIENTS, EMBED, FEWER_ROWS, SENTENCE_TRANSFORMERS
 from benchmarks.embed import INT8
 from benchmarks.results import REFLLM, Entry, Figure
 from benchmarks.sharing import IDLE, SETTINGS, SITUATIONS
@@ -211,6 +211,22 @@ ASKED: tuple[Ask, ...] = (
         peers=(EMBED,),
         asked=0.95,
         beyond=1.0,
+    ),
+    Ask(
+        text="the same, all-MiniLM-L6-v2, ÷ sentence-transformers' `encode`",
+        benchmark="documents",
+        labels={"work": ("vectors",)},
+        peers=(SENTENCE_TRANSFORMERS,),
+        asked=1.3,
+        beyond=2.0,
+    ),
+    Ask(
+        text="the same by int8 in Q8_0, ÷ sentence-transformers in float32",
+        benchmark="documents",
+        labels={"work": (f"vectors, {INT8}",)},
+        peers=(SENTENCE_TRANSFORMERS,),
+        asked=2.0,
+        beyond=3.0,
     ),
     Ask(
         text="texts of files by `refllm batch infer`, ÷ eight clients of the server, without HTTP",

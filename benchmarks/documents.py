@@ -11,13 +11,21 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.compare import Bench, Entrant, Outcome, alternate, figure_of
-from benchmarks.embed import LARGEST_DIFFERENCE, best_batch_size, model_tokenizer
+from benchmarks.embed import (
+    INT8,
+    LARGEST_DIFFERENCE,
+    LARGEST_INT8_DIFFERENCE,
+    best_batch_size,
+    model_tokenizer,
+    quantized_model,
+)
 from benchmarks.llamas import PEER as LLAMA_CPP
 from benchmarks.peer import Contestant, Unavailable
 from benchmarks.results import REFLLM, Figure
@@ -76,6 +84,7 @@ def measure_documents(
 
 
 def _vectors(bench: Bench, name: str, model: Path, file: Path) -> None:
+    """The rates of one file; those by `int8` beside a peer that computes the model in float32."""
     texts = pq.read_table(file)["text"].to_pylist()
     with ExitStack() as stack:
         ours = _loaded(bench, "refllm_batch", {"model": str(model)}, stack)
@@ -96,22 +105,28 @@ def _vectors(bench: Bench, name: str, model: Path, file: Path) -> None:
                 notes["batch size of sentence-transformers"] = str(size)
                 both = {"texts": texts, "repeat": 1, "batch_size": size}
                 entrants.append(Entrant(SENTENCE_TRANSFORMERS, peer, "embed", both))
+            quantized = {"model": str(quantized_model(bench, model)), "numerics": "int8"}
+            others = _loaded(bench, "refllm_batch", quantized, stack)
+            both = {"files": [str(file)], "to": _folder(file)}
+            entrants.append(Entrant(INT8, others, "embed_files", both))
         outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
     if SENTENCE_TRANSFORMERS in outcomes:
         peers = outcomes[SENTENCE_TRANSFORMERS]
         peers.answer = peers.answer[: len(outcomes[REFLLM].answer)]
-    figure = figure_of(
-        {"work": "vectors", "model": name},
-        outcomes,
-        unit="rows/s",
-        amount=len(texts),
-        notes=notes,
-    )
+    int8 = outcomes.pop(INT8, None)
+    of_file = partial(figure_of, unit="rows/s", amount=len(texts), notes=notes)
+    figure = of_file({"work": "vectors", "model": name}, outcomes)
     if figure.differences.get(EMBED) != 0:
         raise ValueError(f"{figure.name}: batch embed and embed compute different vectors")
     if figure.differences.get(SENTENCE_TRANSFORMERS, 0) > LARGEST_DIFFERENCE:
         raise ValueError(f"{figure.name}: sentence-transformers computes something else")
     bench.add(figure)
+    if int8 is not None and SENTENCE_TRANSFORMERS in outcomes:
+        both = {REFLLM: int8, SENTENCE_TRANSFORMERS: outcomes[SENTENCE_TRANSFORMERS]}
+        figure = of_file({"work": f"vectors, {INT8}", "model": name}, both)
+        if figure.differences[SENTENCE_TRANSFORMERS] > LARGEST_INT8_DIFFERENCE:
+            raise ValueError(f"{figure.name}: int8 computes something else")
+        bench.add(figure)
 
 
 def _memory(bench: Bench, name: str, model: Path, files: Sequence[Path]) -> None:

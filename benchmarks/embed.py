@@ -24,6 +24,7 @@ from refllm.export import quantize
 __all__ = [
     "INT8",
     "LARGEST_DIFFERENCE",
+    "LARGEST_INT8_DIFFERENCE",
     "PEERS",
     "Job",
     "best_batch_size",
@@ -31,6 +32,7 @@ __all__ = [
     "measure_embedding",
     "minilm_folder",
     "model_tokenizer",
+    "quantized_model",
 ]
 
 PEERS = {"sentence-transformers": "torch_bert", "onnxruntime": "onnx_bert"}
@@ -118,15 +120,22 @@ def measure_embedding(bench: Bench, folder: Path) -> None:
                 bench.add(_same_work(figure, LARGEST_INT8_DIFFERENCE))
 
 
-def _load(bench: Bench, folder: Path, stack: ExitStack) -> dict[str, Contestant]:
-    """The contestants that are here, each with the model loaded."""
+def quantized_model(bench: Bench, folder: Path) -> Path:
+    """The folder's model in the type that `int8` is measured on, written into the work folder."""
     work = bench.options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     quantized = work / f"{folder.absolute().name}-{INT8_TYPE}.gguf"
     quantize(folder, quantized, type_name=INT8_TYPE, overwrite=True)
+    return quantized
+
+
+def _load(bench: Bench, folder: Path, stack: ExitStack) -> dict[str, Contestant]:
+    """The contestants that are here, each with the model loaded."""
+    work = bench.options.work.absolute()
+    quantized = {"folder": str(quantized_model(bench, folder)), "numerics": "int8"}
     programs = {
         REFLLM: ("refllm_bert", {}),
-        INT8_CONTESTANT: ("refllm_bert", {"folder": str(quantized), "numerics": "int8"}),
+        INT8_CONTESTANT: ("refllm_bert", quantized),
         **{name: (program, {}) for name, program in PEERS.items()},
     }
     contestants = {}

@@ -38,16 +38,16 @@ class Contestant:
         self.engine: LocalEngine
         self.model: Path
 
-    def load(self, model: str, threads: int) -> Mapping[str, Any]:
+    def load(self, model: str, threads: int, numerics: str = "exact") -> Mapping[str, Any]:
         """Load the model, a folder or a GGUF file."""
         self.model = Path(model)
-        self.engine = LocalEngine(threads=threads)
+        self.engine = LocalEngine(threads=threads, numerics=numerics)
         seconds, _ = timed(lambda: self.engine.load(self.model))
         return {"seconds": [seconds], "memory": memory(), "versions": _versions()}
 
     def embed_files(self, files: Sequence[str], to: str) -> Mapping[str, Any]:
         """Write the vector of every row of files, into a folder that is empty before."""
-        embedder = Embedder(self.model, on_long="truncate")
+        embedder = Embedder(self.model, on_long="truncate", numerics=self.engine.numerics)
         embedder.use(self.engine)
         shutil.rmtree(to, ignore_errors=True)
         before = memory()
