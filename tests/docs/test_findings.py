@@ -11,7 +11,9 @@ import pytest
 FINDINGS = Path(__file__).parents[2] / "findings"
 SCRIPTS = sorted(FINDINGS.glob("*.sh"))
 INSTALL = re.compile(r'\bpip"? install (.*)')
+NPM_INSTALL = re.compile(r"\bnpm install (.*)")
 PINNED = re.compile(r"[a-z0-9][a-z0-9-]*==[0-9][0-9.]*")
+NPM_PINNED = re.compile(r"(@[a-z]+/)?[a-z][a-z.-]*@[0-9][0-9.]*")
 HOST = re.compile(
     r"://|\b(?:[a-z0-9-]+\.)+(?:com|org|net|io|co|dev|ai|pkg)\b|\b\d+\.\d+\.\d+\.\d+\b"
 )
@@ -38,6 +40,9 @@ class TestAScript:
         packages = [word for line in installs for word in line.split() if not word.startswith("-")]
         assert packages
         assert [package for package in packages if not PINNED.fullmatch(package)] == []
+        by_npm = " ".join(NPM_INSTALL.findall(script.read_text())).split()
+        packages = [word for word in by_npm if not word.startswith("-")]
+        assert [package for package in packages if not NPM_PINNED.fullmatch(package)] == []
 
     def test_names_no_host(self, script: Path) -> None:
         assert HOST.findall(script.read_text()) == []
