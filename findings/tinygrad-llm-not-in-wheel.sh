@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One would guess that python -m tinygrad.llm, the way to run a GGUF file that the documentation of
-# tinygrad shows, works after pip install tinygrad.
+# One would guess that python -m tinygrad.llm, tinygrad's own program for GGUF files, works where the
+# wheel of tinygrad is installed, since the wheel has it.
 # The wheel of 0.14.0 lacks the package tinygrad.llm.kernels, which tinygrad.llm.model imports: no
 # model loads. Its reader of GGUF, tinygrad.llm.gguf, is there and works.
 # It matters to users who pin tinygrad from the package index: the program exists in a checkout

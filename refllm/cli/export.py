@@ -49,6 +49,12 @@ def export(
         model_path(model), to=to, name=_name(model), layout=cast("Layout", layout), type_name=type_
     )
     write_text(f"{path}\n")
+    if type_ == "Q4_K":
+        typer.echo(
+            "refllm: mlx 0.32.4 reads half of the weights of Q4_K wrongly; other programs read "
+            "them right. For mlx, export with --format hf",
+            err=True,
+        )
 
 
 def quantize(

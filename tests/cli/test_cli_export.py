@@ -31,6 +31,16 @@ def test_an_export_prints_its_path(llama: Path, layout: str, place: str, tmp_pat
     assert open_weights(to / place).architecture == "llama"
 
 
+@pytest.mark.parametrize(("type_name", "is_warned"), [("Q4_K", True), ("Q8_0", False)])
+def test_q4_k_comes_with_a_word_on_mlx(
+    llama: Path, type_name: str, is_warned: bool, tmp_path: Path
+) -> None:
+    arguments = ("models", "export", llama, "--to", tmp_path / "out", "--format", "gguf")
+    result = refllm(*arguments, "--type", type_name)
+    assert result.exit_code == 0
+    assert ("mlx 0.32.4 reads half of the weights of Q4_K wrongly" in result.stderr) == is_warned
+
+
 def test_a_model_is_found_by_its_name_and_exported_under_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""docs/conformance.md and docs/peers.md say what is true: commands are run, names are there."""
+"""docs/conformance.md says what is true: commands are run, names are there."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from tests.conftest import PROJECT
 from tests.support.pages import COMMAND, blocks, matches, run
 
 PAGE = (PROJECT / "docs" / "conformance.md").read_text("utf-8")
-PEERS = (PROJECT / "docs" / "peers.md").read_text("utf-8")
-REPORTS = sorted((PROJECT / "docs" / "peers").glob("*.json"))
 
 
 @pytest.mark.parametrize(("command", "shown"), COMMAND.findall("\n".join(blocks("console", PAGE))))
@@ -71,15 +69,3 @@ def test_the_messages_of_the_page_are_those_of_the_protocol() -> None:
 @pytest.mark.parametrize("name", ["harness.py", "harness.js"])
 def test_an_example_harness_is_below_60_lines(name: str) -> None:
     assert len((PROJECT / "docs" / "harnesses" / name).read_text("utf-8").splitlines()) < 60
-
-
-@pytest.mark.parametrize("path", REPORTS, ids=lambda path: str(path.stem))
-def test_a_report_of_a_peer_is_on_the_page_and_every_failure_has_a_reason(path: Path) -> None:
-    report = json.loads(path.read_text("utf-8"))
-    assert f"### {report['backend']}\n" in PEERS
-    assert [case["id"] for case in report["cases"] if case["status"] == "error"] == []
-
-
-def test_the_page_has_reports_of_llama_cpp_and_transformers() -> None:
-    names = {path.stem for path in REPORTS}
-    assert names >= {"llama-cpp-python-F32", "llama-cpp-python-Q8_0", "transformers"}

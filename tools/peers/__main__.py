@@ -4,7 +4,7 @@
     python -m tools.peers --page         the page alone, from the kept reports
     python -m tools.peers --list         the names
 
-Each engine is installed in an environment of its own, with fixed versions, in a folder that is kept.
+Each engine is installed in an environment of its own, with fixed versions, in a folder that stays.
 It runs as its makers mean it to, on models that refllm exported. What it answers otherwise than the
 suite is written into docs/peers/NAME.json, and docs/peers.md is rendered from these files.
 """
@@ -36,7 +36,13 @@ def main() -> int:
     add("--list", action="store_true", help="print the names of the engines")
     add("--page", action="store_true", help="write the page only")
     add("--cache", type=Path, default=CACHE, metavar="DIR", help=f"environments; {CACHE} if absent")
-    add("--python", action="append", default=[], metavar="NAME=PATH", help="an interpreter that has the packages of an environment")
+    add(
+        "--python",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="an interpreter that has the packages of an environment",
+    )
     add("--stories", type=Path, metavar="FILE", help="stories260K.gguf")
     add("--minilm", type=Path, metavar="DIR", help="all-minilm-l6-v2, as refllm models pull has it")
     given = parser.parse_args()
@@ -51,7 +57,11 @@ def main() -> int:
     chosen = [
         peer
         for peer in PEERS
-        if (peer.name in given.names if given.names else not peer.compiles or peer.environment.name in pythons)
+        if (
+            peer.name in given.names
+            if given.names
+            else not peer.compiles or peer.environment.name in pythons
+        )
     ]
     failed = []
     if not given.page:
@@ -61,7 +71,12 @@ def main() -> int:
             for peer in chosen:
                 print(f"asking {peer.name}", file=sys.stderr)
                 try:
-                    ask(peer, models, given.cache.resolve(), python=pythons.get(peer.environment.name))
+                    ask(
+                        peer,
+                        models,
+                        given.cache.resolve(),
+                        python=pythons.get(peer.environment.name),
+                    )
                 except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
                     print(f"{peer.name}: {error}", file=sys.stderr)
                     failed.append(peer.name)

@@ -90,8 +90,9 @@ def ask(peer: Peer, models: Models, cache: Path, *, python: str | None) -> None:
     for path, shown in hidden.items():
         text = text.replace(path, shown)
     document = kept(peer, json.loads(text), installed(environment, python))
-    path = REPORTS / f"{peer.name}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="ascii")
+    (REPORTS / f"{peer.name}.json").write_text(
+        json.dumps(document, indent=1) + "\n", encoding="ascii"
+    )
 
 
 @contextmanager

@@ -8,9 +8,6 @@ from typing import Literal
 
 __all__ = ["PEERS", "Environment", "Peer", "Server"]
 
-TORCH = ("torch==2.13.0", "transformers==5.24.0", "numpy==2.4.6")
-LLAMA_CPP_PYTHON = "llama-cpp-python[server]==0.3.36"
-
 
 @dataclass(frozen=True, slots=True)
 class Environment:
@@ -73,8 +70,7 @@ class Peer:
 
 GGUF = ("{gguf}",)
 HF = ("{hf}",)
-
-OPENAI = ("{gguf}/tiny-chat-F32.gguf", "{port}")
+LLAMAS = ("tiny-chat", "tiny-chat-F32", "tiny-chat-F16", "tiny-chat-BF16", "stories260K")
 
 GGUF_PY = Environment("gguf", ("gguf==0.19.0", "numpy==2.4.6"))
 TOKENIZERS = Environment("tokenizers", ("tokenizers==0.23.3",))
@@ -83,9 +79,56 @@ NODE_LLAMA_CPP = Environment("node-llama-cpp", ("node-llama-cpp@3.21.1",), "npm"
 LLAMA_NODE = Environment("llama.node", ("@fugood/llama.node@1.7.15",), "npm")
 XLLAMACPP = Environment("xllamacpp", ("xllamacpp==2026.10.11549",))
 TINYGRAD = Environment("tinygrad", ("tinygrad==0.14.0",))
-MLX = Environment("mlx", ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "transformers==5.24.0"))
+MLX = Environment("mlx", ("mlx[cpu]==0.32.4", "numpy==2.4.6"))
+MLX_LM = Environment("mlx-lm", ("mlx-lm==0.32.2", "mlx[cpu]==0.32.4", "transformers==5.24.0"))
+
+LLAMA_CPP_PYTHON = Environment("llama-cpp-python", ("llama-cpp-python[server]==0.3.36",))
+TRANSFORMERS = Environment(
+    "transformers",
+    ("transformers==5.24.0", "torch==2.15.0", "sentence-transformers==6.2.0"),
+)
+CTRANSLATE2 = Environment(
+    "ctranslate2", ("ctranslate2==4.8.5", "transformers==5.24.0", "torch==2.13.0")
+)
+RUST_AI = Environment("rust-ai", ("rust-ai-serving-engine==0.1.6", "tokenizers==0.23.3"))
+MISTRALRS = Environment("mistralrs", ("mistralrs==0.9.5",))
+GPT4ALL = Environment("gpt4all", ("gpt4all==2.8.2", "tokenizers==0.23.3"))
 
 PEERS: tuple[Peer, ...] = (
+    Peer(
+        name="transformers",
+        title="transformers",
+        about="transformers and sentence-transformers in float32, on folders of Hugging Face.",
+        environment=TRANSFORMERS,
+        harness="../transformers_harness.py",
+        ask=tuple(f"{name}={{hf}}/{name}" for name in (*LLAMAS, "tiny-embed", "all-minilm-l6-v2")),
+        profile="transformers",
+    ),
+    Peer(
+        name="llama-cpp-python",
+        title="llama-cpp-python",
+        about="llama.cpp in Python, on GGUF files: blocks, logits, texts and vectors.",
+        environment=LLAMA_CPP_PYTHON,
+        harness="llama_cpp_py.py",
+        ask=GGUF,
+        profile="llama-cpp-python",
+        compiles=True,
+    ),
+    Peer(
+        name="llama-cpp-python-server",
+        title="llama-cpp-python, its server",
+        about="The server of llama-cpp-python with tiny-chat in F32.",
+        environment=LLAMA_CPP_PYTHON,
+        ask=Server(
+            (
+                *("-m", "llama_cpp.server", "--model", "{gguf}/tiny-chat-F32.gguf"),
+                *("--model_alias", "tiny-chat", "--n_ctx", "512", "--n_threads", "1"),
+                *("--port", "{port}"),
+            )
+        ),
+        profile="llama.cpp",
+        compiles=True,
+    ),
     Peer(
         name="xllamacpp",
         title="xllamacpp",
@@ -154,5 +197,50 @@ PEERS: tuple[Peer, ...] = (
         harness="tokenizers_js.mjs",
         ask=HF,
         profile="tokenizers-js",
+    ),
+    Peer(
+        name="mlx-lm",
+        title="mlx-lm",
+        about="Llamas on mlx, on the CPU, from folders of Hugging Face.",
+        environment=MLX_LM,
+        harness="mlx_lm_py.py",
+        ask=HF,
+        profile="mlx-lm",
+    ),
+    Peer(
+        name="ctranslate2",
+        title="ctranslate2",
+        about="Llamas that its converter made from folders of Hugging Face, in float32.",
+        environment=CTRANSLATE2,
+        harness="ctranslate2_py.py",
+        ask=HF,
+        profile="ctranslate2",
+    ),
+    Peer(
+        name="rust-ai-serving-engine",
+        title="rust-ai-serving-engine",
+        about="candle, on GGUF files with a tokenizer.json.",
+        environment=RUST_AI,
+        harness="rust_ai_py.py",
+        ask=(*GGUF, *HF),
+        profile="rust-ai-serving-engine",
+    ),
+    Peer(
+        name="mistralrs",
+        title="mistralrs",
+        about="mistral.rs, on GGUF files with a tokenizer.json.",
+        environment=MISTRALRS,
+        harness="mistralrs_py.py",
+        ask=(*GGUF, *HF),
+        profile="mistralrs",
+    ),
+    Peer(
+        name="gpt4all",
+        title="gpt4all",
+        about="A llama.cpp of 2024, on GGUF files.",
+        environment=GPT4ALL,
+        harness="gpt4all_py.py",
+        ask=(*GGUF, *HF),
+        profile="gpt4all",
     ),
 )

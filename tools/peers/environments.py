@@ -39,9 +39,7 @@ def made(environment: Environment, cache: Path) -> Path:
         (folder / "package.json").write_text('{"private": true}\n', "utf-8")
         # Prebuilt programs come as packages of their own; scripts would look for compilers.
         options = ("--ignore-scripts", "--no-fund", "--no-audit", "--silent")
-        subprocess.run(
-            ["npm", "install", *options, *environment.packages], cwd=folder, check=True
-        )
+        subprocess.run(["npm", "install", *options, *environment.packages], cwd=folder, check=True)
     else:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [program(environment, folder), "-m", "pip", "install", "--quiet"]

@@ -34,6 +34,8 @@ def write_models(folder: Path, *, stories: Path | None, minilm: Path | None) -> 
     """
     models = Models(folder / "gguf", folder / "hf")
     refllm("conform", "--write-models", models.gguf)
+    export(models.gguf / "tiny-embed.gguf", folder / "F32", "gguf", "--type", "F32")
+    (folder / "F32" / "tiny-embed.gguf").rename(models.gguf / "tiny-embed-F32.gguf")
     for name in FOLDERS:
         export(models.gguf / f"{name}.gguf", models.hf, "hf")
     if stories is not None:
@@ -45,9 +47,9 @@ def write_models(folder: Path, *, stories: Path | None, minilm: Path | None) -> 
     return models
 
 
-def export(model: Path, folder: Path, form: str) -> None:
+def export(model: Path, folder: Path, form: str, *options: str) -> None:
     """Write a model in another form."""
-    refllm("models", "export", model, "--to", folder, "--format", form)
+    refllm("models", "export", model, "--to", folder, "--format", form, *options)
 
 
 def refllm(*arguments: str | Path, accepted: Sequence[int] = (0,)) -> None:

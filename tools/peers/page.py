@@ -168,7 +168,11 @@ def example_of(cases: Sequence[Mapping[str, Any]]) -> str:
         found = case.get("difference")
         if found:
             got, expected = (short(found[key]) for key in ("got", "expected"))
-            far = "" if found["tolerances"] is None else f", {float(found['tolerances']):.3g} tolerances"
+            far = (
+                ""
+                if found["tolerances"] is None
+                else f", {float(found['tolerances']):.3g} tolerances"
+            )
             return f"{case['id']}: {found['where']}: {got} instead of {expected}{far}"
     return ""
 
@@ -191,7 +195,7 @@ def findings_about(packages: set[str]) -> list[str]:
     for line in lines:
         if line.startswith("| ["):
             _, script, libraries, *_ = line.split("|")
-            named = {each.split()[0] for each in libraries.split("(")[0].split(",")}
+            named = {each.split()[0] for each in libraries.split(",")}
             if named & packages:
                 name = script.strip()[1:].partition("]")[0]
                 rows.append(line.replace(f"({name})", f"(../findings/{name})", 1))

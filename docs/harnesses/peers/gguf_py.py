@@ -1,4 +1,4 @@
-"""A harness for gguf, the Python package of the llama.cpp project: GGML's block formats in NumPy."""
+"""A harness for gguf, the package of the llama.cpp project: formats of blocks in NumPy."""
 
 import gguf
 import numpy as np

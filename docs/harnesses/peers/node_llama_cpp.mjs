@@ -2,15 +2,16 @@
 //
 //     node node_llama_cpp.mjs MODELS
 //
-// MODELS has a GGUF file for each model of the suite. Texts of tiny-chat are written from the same
-// weights in F32, because llama.cpp rounds the activations in front of quantized weights.
+// MODELS has a GGUF file for each model of the suite. Texts of tiny-chat and vectors of tiny-embed are
+// from the same weights in F32, because llama.cpp rounds activations before it multiplies them with
+// quantized weights.
 
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { getLlama } from "node-llama-cpp";
 import { Skip, greedyOnly, serve } from "./protocol.mjs";
 
-const EXACT = { "tiny-chat": "tiny-chat-F32" };
+const EXACT = { "tiny-chat": "tiny-chat-F32", "tiny-embed": "tiny-embed-F32" };
 const llama = await getLlama({ gpu: false, build: "never", logLevel: "error", maxThreads: 1 });
 const made = {};
 
@@ -65,11 +66,12 @@ serve("node-llama-cpp", {
 
   async embeddings({ model, texts, max_tokens: limit }) {
     if (limit !== undefined) throw new Skip("it refuses a text that is too long");
-    const own = await load(model);
+    const own = await load(EXACT[model] ?? model);
     const context = await once(`context of ${model}`, () => own.createEmbeddingContext());
     const embeddings = [];
     let n_tokens = 0;
     for (const text of texts) {
+      if (context.calculateInputLength(text) > own.trainContextSize) throw new Skip("it refuses a text that is too long");
       const { vector } = await context.getEmbeddingFor(text);
       const length = Math.hypot(...vector); // the vectors are not normalized
       embeddings.push(vector.map((value) => value / length));

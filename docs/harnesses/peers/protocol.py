@@ -62,3 +62,18 @@ def greedy_only(params: Mapping[str, Any], *, has_penalty: bool = True) -> None:
     window = params["repeat_penalty_last_n_token_count"]
     if not has_penalty and params["repeat_penalty"] != 1.0 and window > 0:
         raise Skip("it has no repeat penalty")
+
+
+def counted(tokenizer: Any, prompt: str, written: str, max_tokens: int) -> dict[str, int]:
+    """Return the counts of an engine that gives none, from its texts.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer` of the model.
+        prompt: The prompt.
+        written: The text that was written after it.
+        max_tokens: Of the request; a text that ended before has an end token, which is counted.
+    """
+    n_prompt = len(tokenizer.encode(prompt).ids)
+    n_written = len(tokenizer.encode(prompt + written).ids) - n_prompt
+    n_written += n_written < max_tokens
+    return {"prompt_token_count": n_prompt, "generated_token_count": n_written}

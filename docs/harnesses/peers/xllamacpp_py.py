@@ -2,8 +2,9 @@
 
     python xllamacpp_py.py MODELS
 
-MODELS has a GGUF file for each model of the suite. Texts of tiny-chat are written from the same
-weights in F32, because llama.cpp rounds the activations in front of quantized weights.
+MODELS has a GGUF file for each model of the suite. Texts of tiny-chat and vectors of tiny-embed are
+from the same weights in F32, because llama.cpp rounds activations before it multiplies them with
+quantized weights.
 """
 
 import json
@@ -17,8 +18,8 @@ import xllamacpp
 from protocol import Skip, greedy_only, serve
 
 MODELS = Path(sys.argv[1])
-EXACT = {"tiny-chat": "tiny-chat-F32"}
-ENCODERS = ("tiny-embed", "all-minilm-l6-v2")
+EXACT = {"tiny-chat": "tiny-chat-F32", "tiny-embed": "tiny-embed-F32"}
+ENCODERS = ("tiny-embed", "tiny-embed-F32", "all-minilm-l6-v2")
 
 
 @cache
@@ -31,6 +32,8 @@ def server(model):
     params.model.path = str(file)
     params.n_parallel, params.cpuparams.n_threads, params.warmup = 1, 1, False
     params.embedding = model in ENCODERS
+    # Flash attention rounds keys and values to float16.
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return xllamacpp.Server(params)
 
 
@@ -83,8 +86,9 @@ def embeddings(asked):
         raise Skip("it refuses a text that is too long")
     if not asked["texts"]:
         return {"embeddings": [], "usage": {"prompt_token_count": 0}}
+    model = EXACT.get(asked["model"], asked["model"])
     try:
-        answer = post(asked["model"], "/v1/embeddings", {"input": asked["texts"]})
+        answer = post(model, "/v1/embeddings", {"input": asked["texts"]})
     except urllib.error.HTTPError as error:  # an error of the interface is a result
         return {"error": {"kind": "runtime-error", "message": error.read().decode()}}
     vectors = [one["embedding"] for one in answer["data"]]
