@@ -86,9 +86,11 @@ def ask(peer: Peer, models: Models, cache: Path, *, python: str | None) -> None:
             refllm("conform", shlex.join(words), *options, accepted=(0, 1))
         text = report.read_text("utf-8")
     # Errors of an engine may show where it is installed, and where the models are.
-    hidden = {str(folder): "…", str(models.gguf.parent): "…", str(HARNESSES): "…"}
-    for path, shown in hidden.items():
-        text = text.replace(path, shown)
+    hidden = [models.gguf.parent, HARNESSES, folder]
+    if environment.kind == "pip":
+        hidden.append(Path(python).parent.parent)
+    for path in hidden:
+        text = text.replace(str(path), "…")
     document = kept(peer, json.loads(text), installed(environment, python))
     (REPORTS / f"{peer.name}.json").write_text(
         json.dumps(document, indent=1) + "\n", encoding="ascii"

@@ -35,6 +35,7 @@ serve("@fugood/llama.node", {
 
   async text({ model, prompt, params }) {
     greedyOnly(params);
+    if (params.max_tokens === 0) throw new Skip("after n_predict 0 the next text is another one");
     if (prompt === "") throw new Skip("it refuses an empty prompt");
     const own = await load(EXACT[model] ?? model);
     const options = {
