@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,13 +33,20 @@ from refllm.batch.writer import Manifest, PartWriter, locked_folder, model_sha25
 from refllm.errors import InvalidInput, LlmError
 from refllm.interface import NUMERICS_REVISION
 
-__all__ = ["PART_ROWS", "Progress", "Summary", "identity_of", "open_input", "run"]
+__all__ = ["PART_ROWS", "Computed", "Progress", "Summary", "identity_of", "open_input", "run"]
 
 PART_ROWS: Mapping[type[RowFunction], int] = {Embedder: 16384, Generator: 512}
 """The rows of a part by default: what is lost where a process is killed."""
 
 # Options that no bit of a result depends on, and what the manifest has in another form.
 NOT_OPTIONS = frozenset({"model", "numerics", "roots", "stand_ins", "threads", "at_once"})
+Computed: TypeAlias = Callable[
+    [RowFunction, Input, Mapping[str, Any], AbstractSet[int]],
+    Iterator[tuple[Window, pa.RecordBatch]],
+]
+"""Yields the windows of all parts but the given ones, with their results. The windows of a part are
+yielded one after the other, in order; the parts are in any order. The mapping is `identity_of`."""
+
 TOKEN_COUNTS = ("token_count", "prompt_token_count", "generated_token_count")
 
 
@@ -90,6 +98,7 @@ def run(
     part_rows: int | None = None,
     force: bool = False,
     progress: Callable[[Progress], object] | None = None,
+    computed: Computed | None = None,
 ) -> Summary:
     """Compute every row of files, and write the results as parts of Parquet.
 
@@ -102,6 +111,7 @@ def run(
         part_rows: The rows of a part.
         force: Whether to replace another run in the folder.
         progress: Called after each window.
+        computed: What computes the windows; None for this process, on its CPUs.
 
     Raises:
         InvalidInput: For input that cannot be used, or a folder of another run.
@@ -116,6 +126,7 @@ def run(
     rows = open_input(function, files, id_column=id_column, part_rows=part_rows)
     schema = pa.schema([("id", rows.id_type), *function.schema])
     identity = identity_of(function, rows)
+    compute = _computed if computed is None else computed
     with locked_folder(to):
         manifest = Manifest.opened(to, identity, force=force)
         before = sum(part.rows for part in manifest.parts.values())
@@ -123,7 +134,7 @@ def run(
         try:
             manifest.write()
             with PartWriter(to, schema, manifest) as writer:
-                for window, results in _computed(function, rows, set(manifest.parts)):
+                for window, results in compute(function, rows, identity, set(manifest.parts)):
                     ids = pa.array(window.ids, rows.id_type)
                     batch = pa.RecordBatch.from_arrays([ids, *results.columns], schema=schema)
                     writer.write(window.part, batch, is_last=window.is_last)
@@ -166,7 +177,7 @@ def run(
 
 
 def _computed(
-    function: RowFunction, rows: Input, done: set[int]
+    function: RowFunction, rows: Input, _identity: Mapping[str, Any], done: AbstractSet[int]
 ) -> Iterator[tuple[Window, pa.RecordBatch]]:
     """Yield the windows of all parts that are not done, with their results."""
     taken: deque[Window] = deque()

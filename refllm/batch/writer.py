@@ -38,6 +38,7 @@ __all__ = [
     "Part",
     "PartWriter",
     "locked_folder",
+    "model_files",
     "model_sha256",
 ]
 
@@ -295,6 +296,29 @@ def locked_folder(folder: Path) -> Iterator[None]:
             lock.release()
 
 
+def model_files(path: Path) -> dict[str, Path]:
+    """Return the files of a model by name, sorted: a file, all parts of it, or those of a folder.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    if path.is_dir():
+        files = {
+            file.relative_to(path).as_posix(): file
+            for file in path.rglob("*")
+            if file.suffix in MODEL_ENDINGS and file.is_file()
+        }
+    elif match := SPLIT_PART.fullmatch(path.name):
+        files = {
+            file.name: file
+            for file in path.parent.iterdir()
+            if (part := SPLIT_PART.fullmatch(file.name)) and part[1] == match[1]
+        }
+    else:
+        files = {path.name: path}
+    return dict(sorted(files.items()))
+
+
 def model_sha256(path: Path) -> str:
     """Return what identifies a model's files: the SHA-256 of its file.
 
@@ -305,21 +329,10 @@ def model_sha256(path: Path) -> str:
         LlmRuntimeError: If a file cannot be read.
     """
     try:
-        if path.is_dir():
-            files = {
-                file.relative_to(path).as_posix(): file
-                for file in path.rglob("*")
-                if file.suffix in MODEL_ENDINGS and file.is_file()
-            }
-        elif match := SPLIT_PART.fullmatch(path.name):
-            files = {
-                file.name: file
-                for file in path.parent.iterdir()
-                if (part := SPLIT_PART.fullmatch(file.name)) and part[1] == match[1]
-            }
-        else:
+        files = model_files(path)
+        if not path.is_dir() and not SPLIT_PART.fullmatch(path.name):
             return _sha256(path)
-        lines = [f"{_sha256(files[name])}  {name}\n" for name in sorted(files)]
+        lines = [f"{_sha256(file)}  {name}\n" for name, file in files.items()]
     except OSError as error:
         raise LlmRuntimeError(f"{path}: cannot be read: {error.strerror or error}") from error
     return hashlib.sha256("".join(lines).encode()).hexdigest()

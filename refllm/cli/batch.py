@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -83,6 +83,21 @@ FormatOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Delete the parts of another run in DIR, and begin again.")
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Compute on a Ray cluster: local starts one on this machine, auto is the one that "
+        "runs here, HOST:PORT is the one with this head.",
+        show_default="compute in this process",
+    ),
+]
+SendModelOption = Annotated[
+    bool,
+    typer.Option(
+        "--send-model", help="With --ray: send the model's files to the nodes, which may lack them."
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 
 
@@ -115,6 +130,8 @@ def embed(
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
     keep_packed_mib: KeepPackedOption = None,
+    ray: RayOption = None,
+    send_model: SendModelOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write the vector of every row of IN into parts of Parquet in DIR, in the rows' order.
@@ -144,6 +161,8 @@ def embed(
         stand_ins=stand_ins,
         threads=threads,
         keep_packed_mib=keep_packed_mib,
+        ray=ray,
+        send_model=send_model,
         quiet=quiet,
     )
 
@@ -187,6 +206,8 @@ def infer(
     stand_ins: StandInsOption = False,
     threads: ThreadsOption = None,
     keep_packed_mib: KeepPackedOption = None,
+    ray: RayOption = None,
+    send_model: SendModelOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write the continuation of every row's prompt into parts of Parquet in DIR, in order.
@@ -232,6 +253,8 @@ def infer(
         stand_ins=stand_ins,
         threads=threads,
         keep_packed_mib=keep_packed_mib,
+        ray=ray,
+        send_model=send_model,
         quiet=quiet,
     )
 
@@ -271,11 +294,24 @@ def _run(
     stand_ins: bool,
     threads: int | None,
     keep_packed_mib: int | None,
+    ray: str | None,
+    send_model: bool,
     quiet: bool,
 ) -> None:
+    if send_model and ray is None:
+        raise typer.BadParameter("--send-model needs --ray")
     from refllm.batch.local import run
 
-    with loading_bar() as bar, ending_workers(), _progress(quiet=quiet) as progress:
+    with ExitStack() as stack:
+        computed = None
+        if ray is not None:
+            from refllm.batch.ray import connected
+
+            cluster = stack.enter_context(connected(ray, threads=threads, send_model=send_model))
+            computed = cluster.computed
+        bar = stack.enter_context(loading_bar())
+        stack.enter_context(ending_workers())
+        progress = stack.enter_context(_progress(quiet=quiet))
         function.use(
             engine_of(
                 numerics=function.numerics,
@@ -294,6 +330,7 @@ def _run(
                 part_rows=part_rows,
                 force=force,
                 progress=progress,
+                computed=computed,
             )
         except KeyboardInterrupt:
             if to.is_dir() and not quiet:
