@@ -7,9 +7,8 @@
              for each actor      lost node is computed again     windows of it are here
 
 Ray Data moves the windows (`map_batches`). Files are read and written on the machine of the calling
-process alone, so that nodes need no shared folder and a run is resumed as a local one. A window is
-computed by `RowFunction.run` on whatever node; as no bit of a row depends on its node, nothing needs
-to be compared or repeated.
+process alone, so nodes need no shared folder, and a run is resumed as a local one, or by one. No
+bit of a row depends on the node that computes it.
 
 Each node finds the model as the calling process does, by its name or path, and refuses other bytes.
 `send_model` lets nodes receive it through Ray's object store instead.
@@ -29,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -563,7 +562,7 @@ class _Ahead:
 
 def _results(
     ray: Any, asked: _Asked, rows: Input, done: AbstractSet[int], n_actors: int
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """Yield the results of all windows, in any order.
 
     Raises:
@@ -622,7 +621,7 @@ def _results(
 
 
 def _whole_parts(
-    results: Iterator[_Result], rows: Input
+    results: Iterable[_Result], rows: Input
 ) -> Iterator[tuple[Window, pa.RecordBatch]]:
     """Yield windows part by part, each part once it is complete."""
     incomplete: dict[int, dict[int, _Result]] = {}

@@ -14,17 +14,20 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("ray.data", reason="ray is not installed; pip install '.[ray]'")
-psutil = pytest.importorskip("psutil")
-
 from refllm.models.bundled import ROOT
+
+pytest.importorskip("ray", reason="ray is not installed; pip install '.[ray]'")
+pytest.importorskip("psutil", reason="pip install psutil")
+
+import psutil
+
 from tests.support.ray_nodes import Nodes, end, ray_nodes
 
 pytestmark = pytest.mark.slow
 
 PATIENCE = 300.0  # seconds; a loaded machine starts a process of Ray in ten
 PARTS, PART_ROWS = 24, 300
-WORDS = "the cat sat on a mat and saw big old dogs run by the river at night".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "big", "old", "dogs", "run", "by"]
 EMBED = ("embed", "rows.jsonl", "--model", "tiny-embed", "--part-rows", str(PART_ROWS))
 INFER = (
     *("infer", "prompts.jsonl", "--model", "tiny-chat", "--part-rows", "6", "--max-tokens", "9"),
@@ -44,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines[5] = "not JSON"
     lines[2000] = json.dumps({"text": None})
     (folder / "rows.jsonl").write_text("\n".join(lines))
-    prompts = [{"text": f"{WORDS[n % 16]} and", "n": n} for n in range(20)] + [{"text": 7, "n": 1}]
+    prompts = [{"text": f"{WORDS[n % 13]} and", "n": n} for n in range(20)] + [{"text": 7, "n": 1}]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     for arguments in (EMBED, INFER):
         done = batch(folder, *arguments, "--to", arguments[0])
@@ -95,7 +98,9 @@ def batch(
 
 
 @contextlib.contextmanager
-def running(folder: Path, *arguments: str, env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+def running(
+    folder: Path, *arguments: str, env: Mapping[str, str]
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         command(*arguments),
         cwd=folder,

@@ -99,7 +99,8 @@ def end(process: psutil.Process) -> None:
 
 def _children(pid: int) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
+        children: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+        return children
     return []
 
 
@@ -109,7 +110,7 @@ def _main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Ray's own lines
     head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster: Any = Cluster(initialize_head=True, head_node_args=head)
     print(json.dumps(cluster.address), file=replies, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
