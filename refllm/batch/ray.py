@@ -59,6 +59,7 @@ LOCAL = "local"
 
 ANSWER_SECONDS = 10.0  # for a TCP connection to a cluster's head
 CONNECT_SECONDS = 90.0  # for Ray's own client to connect to it
+STARTS = 3  # of a cluster on this machine; Ray gives up after 30 s, which a busy machine can need
 CHECK_SECONDS = 900.0  # for the nodes to hash the model
 STORE_BYTES = 256 * 2**20  # of the object store of a cluster that is started here
 MAX_TEMPORARY = 40  # characters; a socket's path has at most 107, and Ray appends most of them
@@ -142,11 +143,15 @@ def connected(
         else:
             _require_answer(address)
         stack.callback(ray.shutdown)
-        try:
-            with _without_standard_error():
-                ray.init(log_to_driver=False, logging_level="ERROR", **options)
-        except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
-            raise LlmRuntimeError(f"Ray cannot be started: {_line(error)}") from error
+        for n_left in reversed(range(STARTS if is_local else 1)):
+            try:
+                with _without_standard_error():
+                    ray.init(log_to_driver=False, logging_level="ERROR", **options)
+                break
+            except Exception as error:  # of whatever class; a slow start's is Exception itself
+                if not n_left:
+                    raise LlmRuntimeError(f"Ray cannot be started: {_line(error)}") from error
+                ray.shutdown()
         yield Cluster(threads=threads, send_model=send_model, is_local=is_local)
 
 
@@ -222,6 +227,8 @@ def _require_answer(address: str) -> None:
         ) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        if "Version mismatch" in lines[-1]:
+            advice = "install the same versions of Ray and Python on all nodes"
         if "AuthenticationError" in lines[-1]:
             advice = (
                 "it demands a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless the token "

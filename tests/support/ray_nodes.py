@@ -23,6 +23,7 @@ __all__ = ["Nodes", "end", "ray_nodes"]
 
 STORE_BYTES = 80 * 2**20
 END_SECONDS = 60
+STARTS = 3  # of a node; Ray gives up after 30 s, which a busy machine can need
 ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every node on loopback
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -110,15 +111,29 @@ def _main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Ray's own lines
     head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+    cluster: Any = Cluster()
+    for n_left in reversed(range(STARTS)):
+        try:
+            cluster.add_node(**head)
+            break
+        except Exception:
+            if not n_left:
+                raise
+            cluster = Cluster()
     print(json.dumps(cluster.address), file=replies, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        node = cluster.add_node(
-            num_cpus=asked["cpus"],
-            env_vars=asked["environment"],
-            object_store_memory=STORE_BYTES,
-        )
+        for n_left in reversed(range(STARTS)):
+            try:
+                node = cluster.add_node(
+                    num_cpus=asked["cpus"],
+                    env_vars=asked["environment"],
+                    object_store_memory=STORE_BYTES,
+                )
+                break
+            except Exception:
+                if not n_left:
+                    raise
         print(json.dumps(node.all_processes["raylet"][0].process.pid), file=replies, flush=True)
     cluster.shutdown()
 
