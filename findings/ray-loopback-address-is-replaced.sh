@@ -1,10 +1,8 @@
 #!/usr/bin/env bash
-# One would guess that `ray.init(_node_ip_address="127.0.0.1")` makes a cluster of one machine listen on
+# One would guess that `ray.init(_node_ip_address="localhost")` makes a cluster of one machine listen on
 # loopback, as the address of the node says.
-#
-# Ray replaces 127.0.0.1 by the machine's own address and listens on all addresses. On Linux, too, only
-# RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, whose name is of other systems, keeps the address and loopback.
-#
+# Ray replaces a loopback address by the machine's own and listens on all addresses. On Linux, too, only
+# RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, whose name is of other systems, keeps the node on loopback.
 # It matters to programs that start Ray for a user on one machine: an argument that is accepted changes
 # nothing, and ports are reachable from the network.
 set -euo pipefail
@@ -16,13 +14,14 @@ python3 -m venv "$folder/venv"
 
 cat > "$folder/listening.py" <<'PYTHON'
 import sys
+from ipaddress import ip_address
 
 import psutil
 import ray
 
 ray.init(
     address="local",
-    _node_ip_address="127.0.0.1",
+    _node_ip_address="localhost",
     include_dashboard=False,
     num_cpus=1,
     object_store_memory=80 * 2**20,
@@ -36,9 +35,10 @@ for process in psutil.Process().children(recursive=True):
         for each in process.net_connections("inet"):
             if each.status == psutil.CONN_LISTEN:
                 found.add(each.laddr.ip.removeprefix("::ffff:"))
-loopback = ray.util.get_node_ip_address() == "127.0.0.1"
+node = ip_address(ray.util.get_node_ip_address()).is_loopback
+only = bool(found) and all(ip_address(each).is_loopback for each in found)
 ray.shutdown()
-print("the node is 127.0.0.1:", loopback, "- listening on:", *sorted(found))
+print("the node has a loopback address:", node, "- listens on loopback only:", only)
 PYTHON
 
 export HOME=$folder RAY_USAGE_STATS_ENABLED=0
@@ -49,8 +49,8 @@ switched=$(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 \
 echo "as it is: $plain"
 echo "with the variable: $switched"
 
-if [[ $plain == *"127.0.0.1: False - listening on: ::" && $switched == *"127.0.0.1: True - listening on: 127.0.0.1" ]]; then
-    echo "seen: 127.0.0.1 is replaced, and all addresses are listened on, unless clusters are switched off"
+if [[ $plain == *"address: False"*"only: False" && $switched == *"address: True"*"only: True" ]]; then
+    echo "seen: loopback is replaced, and all addresses are listened on, unless clusters are switched off"
 else
     echo "CHANGED: $plain / $switched"
     exit 1

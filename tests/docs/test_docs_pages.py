@@ -25,6 +25,7 @@ ENVIRONMENT = (DOCS / "reference" / "environment.md").read_text("utf-8")
 
 EXECUTED = {
     "batch.md": "test_docs_batch.py",
+    "batch-cluster.md": "test_docs_batch_cluster.py",
     "conformance.md": "test_docs_conformance.py",
     "harness.md": "test_docs_pages.py",
     "inspect.md": "test_docs_inspect.py",
