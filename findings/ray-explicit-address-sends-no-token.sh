@@ -28,7 +28,7 @@ except ConnectionError as error:
     print("AuthenticationError" if "AuthenticationError" in str(error.__cause__) else repr(error))
 PYTHON
 "$folder/venv/bin/python" -c 'import ray; print("ray", ray.__version__)'
-"$folder/venv/bin/python" -c 'import ray; ray.init(num_cpus=1, object_store_memory=80 * 2**20)' \
+"$folder/venv/bin/python" -c 'import ray; ray.init(address="local", num_cpus=1, object_store_memory=80 * 2**20)' \
     > /dev/null 2>&1
 "$folder/venv/bin/ray" start --head --node-ip-address "$loopback" --port $port --num-cpus 1 \
     --object-store-memory 80000000 --include-dashboard false --block > "$folder/head" 2>&1 &
