@@ -214,6 +214,7 @@ def documents(
         int, typer.Option(min=10, help="Documents for all-MiniLM-L6-v2.")
     ] = 20_000,
     prompts: Annotated[int, typer.Option(min=1, help="Prompts for tiny-chat.")] = 2000,
+    ray: Annotated[bool, typer.Option(help="Also on a Ray cluster of this machine.")] = True,
 ) -> None:
     """`refllm batch` over files, beside sentence-transformers, the server and llama.cpp."""
     session = _session(context)
@@ -221,9 +222,14 @@ def documents(
     session.run(
         "documents",
         lambda bench: measure_documents(
-            bench, folder, n_rows=rows, n_minilm_rows=minilm_rows, n_prompts=prompts
+            bench,
+            folder,
+            n_rows=rows,
+            n_minilm_rows=minilm_rows,
+            n_prompts=prompts,
+            with_ray=ray,
         ),
-        is_partial=(rows, minilm_rows, prompts) != (200_000, 20_000, 2000),
+        is_partial=(rows, minilm_rows, prompts, ray) != (200_000, 20_000, 2000, True),
     )
 
 

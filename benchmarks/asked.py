@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from benchmarks.documents import CLIENTS, EMBED, FEWER_ROWS, SENTENCE_TRANSFORMERS
+from benchmarks.documents import CLIENTS, EMBED, FEWER_ROWS, RAY_DATA, SENTENCE_TRANSFORMERS
 from benchmarks.embed import INT8
 from benchmarks.results import REFLLM, Entry, Figure
 from benchmarks.sharing import IDLE, SETTINGS, SITUATIONS
@@ -217,6 +217,14 @@ ASKED: tuple[Ask, ...] = (
         benchmark="documents",
         labels={"work": ("vectors",)},
         peers=(SENTENCE_TRANSFORMERS,),
+        asked=1.3,
+        beyond=2.0,
+    ),
+    Ask(
+        text="the same, both on Ray",
+        benchmark="documents",
+        labels={"work": ("vectors on Ray",)},
+        peers=(RAY_DATA,),
         asked=1.3,
         beyond=2.0,
     ),

@@ -32,9 +32,17 @@ from benchmarks.results import REFLLM, Figure
 from benchmarks.texts import real_sentences
 from refllm.models.bundled import ROOT
 
-__all__ = ["CLIENTS", "EMBED", "FEWER_ROWS", "SENTENCE_TRANSFORMERS", "measure_documents"]
+__all__ = [
+    "CLIENTS",
+    "EMBED",
+    "FEWER_ROWS",
+    "RAY_DATA",
+    "SENTENCE_TRANSFORMERS",
+    "measure_documents",
+]
 
 EMBED = "embed"
+RAY_DATA = "sentence-transformers on Ray Data"
 SENTENCE_TRANSFORMERS = "sentence-transformers"
 CLIENTS = "eight clients"
 FEWER_ROWS = "a tenth of the rows"
@@ -51,7 +59,13 @@ PLACES = ("park", "forest", "garden", "school", "beach", "farm", "kitchen", "riv
 
 
 def measure_documents(
-    bench: Bench, folder: Path, *, n_rows: int, n_minilm_rows: int, n_prompts: int
+    bench: Bench,
+    folder: Path,
+    *,
+    n_rows: int,
+    n_minilm_rows: int,
+    n_prompts: int,
+    with_ray: bool = True,
 ) -> None:
     """Vectors of tiny-embed and of the model in `folder`, texts of tiny-chat, and memory.
 
@@ -77,6 +91,8 @@ def measure_documents(
             texts = [_document(source, sentences, lengths, most) for _ in range(n_texts)]
             _write(file, texts)
         _vectors(bench, name, model, files[0])
+        if model.is_dir() and with_ray:
+            _vectors_on_ray(bench, name, model, files[0])
         _memory(bench, name, model, files)
     prompts = [_prompt(i) for i in range(n_prompts)]
     _write(work / "prompts.parquet", prompts)
@@ -127,6 +143,31 @@ def _vectors(bench: Bench, name: str, model: Path, file: Path) -> None:
         if figure.differences[SENTENCE_TRANSFORMERS] > LARGEST_INT8_DIFFERENCE:
             raise ValueError(f"{figure.name}: int8 computes something else")
         bench.add(figure)
+
+
+def _vectors_on_ray(bench: Bench, name: str, model: Path, file: Path) -> None:
+    """The rates of one file on a cluster of this machine, for each program with one of its own."""
+    n_rows = pq.read_metadata(file).num_rows
+    arguments = {"files": [str(file)], "to": _folder(file)}
+    with ExitStack() as stack:
+        try:
+            ours = _loaded(bench, "ray_batch", {"model": str(model)}, stack)
+        except Unavailable as error:
+            bench.skip("Ray", error)
+            return
+        entrants = [Entrant(REFLLM, ours, "embed_files", arguments)]
+        try:
+            peer = _loaded(bench, "ray_torch", {"model": str(model)}, stack, is_peer=True)
+        except Unavailable as error:
+            bench.skip(RAY_DATA, error)
+        else:
+            entrants.append(Entrant(RAY_DATA, peer, "embed_files", {**arguments, "batch_size": 32}))
+        outcomes = alternate(entrants, rounds=bench.options.rounds, bench=bench)
+    labels = {"work": "vectors on Ray", "model": name}
+    figure = figure_of(labels, outcomes, unit="rows/s", amount=n_rows)
+    if figure.differences.get(RAY_DATA, 0) > LARGEST_DIFFERENCE:
+        raise ValueError(f"{figure.name}: sentence-transformers computes something else")
+    bench.add(figure)
 
 
 def _memory(bench: Bench, name: str, model: Path, files: Sequence[Path]) -> None:
@@ -194,7 +235,12 @@ def _loaded(
     """A contestant with its model. Errors: `Unavailable`."""
     contestant = stack.enter_context(bench.contestant(program, is_peer=is_peer))
     reply = contestant.run("load", **arguments, threads=bench.options.threads)
-    names = {"refllm_batch": REFLLM, "torch_bert": SENTENCE_TRANSFORMERS}
+    names = {
+        "refllm_batch": REFLLM,
+        "torch_bert": SENTENCE_TRANSFORMERS,
+        "ray_batch": f"{REFLLM} on Ray",
+        "ray_torch": RAY_DATA,
+    }
     bench.versions[names.get(program, LLAMA_CPP)] = reply["versions"]
     return contestant
 
