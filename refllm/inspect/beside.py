@@ -133,6 +133,7 @@ def run_beside(
             b,
             formulas=formulas_for(a.metadata, run.model.path),
             b_formulas=formulas_for(b.metadata) if is_other_model else None,
+            names=(name, spec),
         )
         step = _step(run, b.metadata, found)
         draw = None if step is None else _draw(b, run.draws[step], run)

@@ -339,6 +339,7 @@ def test_what_a_trace_has_cannot_be_asked_for_beside_it(
         ("tiny-chat@fast", "behind @ is one of"),
         ("nothing.safetensors", "no such file"),
         ("nowhere", "nowhere"),
+        ("tiny-embed", "tiny-chat is of a llama and tiny-embed of a bert"),
     ],
 )
 def test_an_unusable_second_run_is_refused_in_words(tmp_path: Path, spec: str, named: str) -> None:
