@@ -195,5 +195,5 @@ def _path(model: str | Path) -> Path:
 
 def _model(text: str) -> str | Path:
     """Return a model's name, or its path."""
-    looks_like_path = text.endswith(".gguf") or "/" in text or os.sep in text or Path(text).exists()
-    return Path(text) if looks_like_path else text
+    is_path = text.endswith(".gguf") or "/" in text or os.sep in text or Path(text).exists()
+    return Path(text) if text and is_path else text  # Path("") is the current folder

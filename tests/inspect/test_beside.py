@@ -339,6 +339,8 @@ def test_what_a_trace_has_cannot_be_asked_for_beside_it(
         ("tiny-chat@fast", "behind @ is one of"),
         ("nothing.safetensors", "no such file"),
         ("nowhere", "nowhere"),
+        ("", "'' is not a model's name"),
+        ("@int8", "'' is not a model's name"),
         ("tiny-embed", "tiny-chat is of a llama and tiny-embed of a bert"),
     ],
 )
