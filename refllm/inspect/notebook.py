@@ -87,7 +87,7 @@ def show(
     layer: int = 0,
     head: int = 0,
     value: str | None = None,
-    beside: str | None = None,
+    beside: str | Path | None = None,
     max_tokens: int | None = None,
     params: InferencingParams | None = None,
     seed: int | None = None,
@@ -142,21 +142,21 @@ def show(
         if x is not None
     ]
     asked = params or InferencingParams(max_tokens=20 if max_tokens is None else max_tokens)
-    name, second = str(model), None
+    name, spec, second = str(model), None if beside is None else str(beside), None
     engine_of = partial(LocalEngine, numerics=numerics, compiles_apart=True)
-    if beside is None:
+    if spec is None:
         engine = engine_of(seed=seed or 0, profile=profile or "contract")
         run = run_of(engine, model, texts, asked, name=name)
     else:
-        if given and is_trace(beside):
-            raise InvalidInput(f"{beside} is a trace, which has its own {', '.join(given)}")
+        if given and is_trace(spec):
+            raise InvalidInput(f"{spec} is a trace, which has its own {', '.join(given)}")
         run, second = run_beside(
             engine_of,
             model,
             texts,
             asked,
             name=name,
-            spec=beside,
+            spec=spec,
             seed=seed or 0,
             profile=profile,
             numerics=numerics,

@@ -195,9 +195,9 @@ def test_what_a_trace_has_cannot_be_asked_for_beside_it(tmp_path: Path) -> None:
         named = next(iter(options))
         with pytest.raises(InvalidInput, match=f"is a trace, which has its own {named}"):
             show("tiny-chat", beside=str(file), **options)
-    assert show("tiny-chat", beside=str(file), view="beside").title == (
-        "Two runs of tiny-chat, by refllm inspect"
-    )
+    for trace in (file, str(file)):
+        shown = show("tiny-chat", beside=trace, view="beside")
+        assert shown.title == "Two runs of tiny-chat, by refllm inspect"
 
 
 def test_each_view_that_can_be_asked_for_is_one_of_the_page() -> None:
