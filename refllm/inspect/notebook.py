@@ -120,8 +120,8 @@ def show(
 
     Raises:
         InvalidInput: For a view that the page does not have, a token, layer, head or value that
-            the run does not have, what a trace beside it has already, and as `run_of` and
-            `run_beside`.
+            the run does not have, a text that is not str, what a trace beside it has already, and
+            as `run_of` and `run_beside`.
         ModelNotSupported: As `LocalEngine.load`.
         LlmRuntimeError: As `run_of` and `run_beside`.
 
@@ -136,6 +136,11 @@ def show(
         raise InvalidInput('the view "beside" needs a second run: beside="tiny-chat@int8"')
     if params is not None and max_tokens is not None:
         raise InvalidInput("give max_tokens inside params, or alone")
+    if others := [text for text in texts if not isinstance(text, str)]:
+        raise InvalidInput(
+            f"a text must be str, got {type(others[0]).__name__}; give each as an argument of its "
+            "own"
+        )
     given = [
         label
         for label, x in (("max_tokens", max_tokens), ("params", params), ("seed", seed))

@@ -188,6 +188,11 @@ def test_what_cannot_be_shown_is_refused_in_words(options: dict[str, object], pr
         show("tiny-chat", "Once", **{"max_tokens": 1, **options})  # type: ignore[arg-type]
 
 
+def test_texts_in_a_list_are_refused_in_words() -> None:
+    with pytest.raises(InvalidInput, match="a text must be str, got list; give each as"):
+        show("tiny-embed", ["A cat.", "A dog."])  # type: ignore[arg-type]
+
+
 def test_what_a_trace_has_cannot_be_asked_for_beside_it(tmp_path: Path) -> None:
     file = tmp_path / "other.safetensors"
     record("tiny-chat", "Once", to=file, engine=LocalEngine(seed=3, profile="llama.cpp"))
