@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from refllm.engine import LocalEngine
-from refllm.errors import InvalidInput
+from refllm.errors import InvalidInput, LlmError
 from refllm.inspect.drawing import Draw
 from refllm.inspect.run import Run, run_of
 from refllm.interface import InferencingParams
@@ -25,7 +25,7 @@ from refllm.models.load import LlamaModel
 from refllm.sampling import PROFILES, sample, uniform
 from refllm.trace import Metadata, Trace, record
 from refllm.trace.compare import Comparison, compare
-from refllm.trace.sides import RunOptions, Side, formulas_for, open_side, side_of
+from refllm.trace.sides import RunOptions, Side, formulas_for, open_side, params_in, side_of
 
 __all__ = ["Beside", "EngineOf", "is_trace", "run_beside"]
 
@@ -156,7 +156,7 @@ def _step(run: Run, b: Metadata, found: Comparison) -> int | None:
 def _draw(b: Trace, of_a: Draw, run: Run) -> Draw | None:
     """Return B's draw of the same step, sampled from B's own logits.
 
-    None if the trace lacks the logits, or has a token that is not drawn from them so.
+    None if the trace has no logits from which a token can be drawn, or has another token.
     """
     i, meta, text = of_a.step.step, b.metadata, b.metadata.texts[0]
     n_before = text.n_given + i
@@ -165,11 +165,17 @@ def _draw(b: Trace, of_a: Draw, run: Run) -> Draw | None:
     if call is None or "result_output" not in meta.calls[call].values:
         return None
     n_vocab = min(run.model.tokenizer.n_vocab, of_a.step.n_vocab)
-    logits = b.value("result_output", call)[-1, :n_vocab].astype(np.float32)  # [V]
-    params = replace(of_a.params, **meta.params)  # type: ignore[arg-type]
+    rows = b.value("result_output", call)
+    if rows.ndim != 2 or not len(rows):
+        return None
+    logits = rows[-1, :n_vocab].astype(np.float32)  # [V]
+    params = replace(of_a.params, **params_in(meta))  # type: ignore[arg-type]
     seed = of_a.seed if meta.seed is None else meta.seed
     profile = meta.profile if meta.profile in PROFILES else of_a.step.profile
     before = text.token_ids[:n_before]
-    step = sample(logits, params, before, uniform(seed, i), step=i, profile=profile)
+    try:
+        step = sample(logits, params, before, uniform(seed, i), step=i, profile=profile)
+    except LlmError:  # a logit is NaN, or the token ids are not those of the logits
+        return None
     drawn = meta.draws[i].token_id if i < len(meta.draws) else text.token_ids[n_before]
     return Draw(step, logits, tuple(before), params, seed) if step.token == drawn else None

@@ -24,7 +24,15 @@ from refllm.trace.metadata import Metadata
 from refllm.trace.reader import Trace, open_trace
 from refllm.trace.recorder import record
 
-__all__ = ["DEFAULT_PROMPT", "RunOptions", "Side", "formulas_for", "open_side", "side_of"]
+__all__ = [
+    "DEFAULT_PROMPT",
+    "RunOptions",
+    "Side",
+    "formulas_for",
+    "open_side",
+    "params_in",
+    "side_of",
+]
 
 DEFAULT_PROMPT = "Once upon a time"
 
@@ -119,7 +127,6 @@ def open_side(
     prompt: str | list[str] | list[int] = options.prompt
     prompt_calls: list[int] = []
     if like is not None:
-        known = {each.name for each in fields(InferencingParams)}
         text = like.texts[0]
         prompt = list(text.token_ids[: text.n_given]) if text.text is None else text.text
         for call in like.calls:  # as far as they compute the prompt in order
@@ -127,7 +134,7 @@ def open_side(
             if (call.text, call.first) != (0, first) or end > text.n_given:
                 break
             prompt_calls.append(call.n_tokens)
-        asked = {name: value for name, value in like.params.items() if name in known}
+        asked = params_in(like)
         greedy = InferencingParams(
             max_tokens=max(1, len(text.token_ids) - text.n_given), temperature=0, repeat_penalty=1
         )
@@ -153,6 +160,12 @@ def open_side(
         prompt_calls=prompt_calls,
         progress=progress,
     )
+
+
+def params_in(metadata: Metadata) -> dict[str, float]:
+    """Return the parameters of a trace that the interface has; another program can have more."""
+    known = {each.name for each in fields(InferencingParams)}
+    return {name: value for name, value in metadata.params.items() if name in known}
 
 
 def formulas_for(metadata: Metadata, model: str | Path | None = None) -> Formulas | None:

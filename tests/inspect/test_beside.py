@@ -12,6 +12,8 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from refllm.engine import LocalEngine
 from refllm.errors import InvalidInput
@@ -312,6 +314,34 @@ def test_a_trace_without_logits_has_no_candidates(tmp_path: Path) -> None:
     document = document_of(run, beside=second)
     assert document["beside"]["draws"]["b"] is None
     assert document["beside"]["draws"]["a"]["step"] == 0
+
+
+@pytest.mark.parametrize("logits", ["not finite", "of few tokens", "without an axis", "as drawn"])
+def test_logits_of_another_program_that_cannot_be_drawn_from_have_no_candidates(
+    trace: Path, tmp_path: Path, logits: str
+) -> None:
+    arrays = load_file(trace)
+    with safe_open(trace, "np") as file:
+        metadata = json.loads(file.metadata()["refllm.trace"])
+    metadata["params"]["min_p"] = 0.1  # the interface has no such parameter
+    metadata["draws"] = []
+    text = metadata["texts"][0]
+    text["token_ids"][text["n_given"] + 1] = 7  # the texts part at the second draw
+    for name in arrays:
+        if name.endswith("result_output"):
+            if logits == "not finite":
+                arrays[name] = np.full_like(arrays[name], np.nan)
+            elif logits == "of few tokens":
+                arrays[name] = arrays[name][:, :100].copy()
+            elif logits == "without an axis":
+                arrays[name] = arrays[name].ravel()
+    other = tmp_path / "other.safetensors"
+    save_file(arrays, other, {"refllm.trace": json.dumps(metadata)})
+    run, second = both(str(other))
+    assert second.step == 1
+    assert second.draw is None
+    assert (second.comparison.first is None) == (logits == "as drawn")
+    assert document_of(run, beside=second)["beside"]["draws"]["b"] is None
 
 
 @pytest.mark.parametrize(

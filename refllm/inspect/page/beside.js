@@ -170,7 +170,7 @@ function bothDraws(doc) {
   const { step, draws: { a, b } } = doc.beside;
   const parts = [element("h3", {}, `The candidates at step ${step}`)];
   if (b === null) {
-    parts.push(element("p", {}, "The trace of B lacks what its draw at this step depends on."));
+    parts.push(element("p", {}, "The draw of B at this step cannot be repeated from the values of B."));
     return parts;
   }
   const said = (draw) => [element("b", {}, visible(draw.piece)), ` (u·Σ = ${draw.threshold.toFixed(6)} of ${draw.total.toFixed(6)})`];
