@@ -264,6 +264,18 @@ def test_equal_runs_are_called_equal(open_page: Any) -> None:
     assert opened.page.query_selector("#view .plot") is None
 
 
+def test_a_text_of_one_token_is_one_token(open_page: Any, tmp_path: Path) -> None:
+    opened = open_page("same file")
+    file = tmp_path / "empty.html"
+    file.write_text(show("tiny-chat", "", max_tokens=0, beside="tiny-chat").page, "utf-8")
+    opened.requests.clear()
+    opened.address = file.as_uri()
+    opened.page.goto(opened.address)
+    opened.page.wait_for_selector("body[data-drawn]")
+    opened.show("beside")
+    assert "Both have the same token." in opened.page.inner_text("#view")
+
+
 def test_a_page_without_a_second_run_has_no_tab_for_it(open_page: Any, tmp_path: Path) -> None:
     opened = open_page("same file")
     assert opened.page.locator("#tab-beside").count() == 1
