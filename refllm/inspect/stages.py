@@ -120,6 +120,7 @@ def explained(draw: Draw, tokenizer: Tokenizer, *, n_candidates: int) -> JSON:
                 "token": token_id,
                 "piece": tokenizer.piece(token_id),
                 "text": token_text(tokenizer, token_id),
+                "place": place + 1,
                 "rank": int(rank[token_id]),
                 "logit": float(draw.logits[token_id]),
                 "values": values,

@@ -209,10 +209,10 @@ def test_the_candidates_where_the_texts_part_are_those_of_both_draws(
     seen: set[str] = set()
     for column, run in ((2, runs["exact"]), (6, runs["int8"])):
         step = explained(run.draws[PARTED], run.model.tokenizer, n_candidates=40)
-        for place_, candidate in enumerate(step["candidates"], 1):
+        for candidate in step["candidates"]:
             row = rows[str(candidate["token"])]
             seen.add(row[1])
-            assert row[column] == str(place_)
+            assert row[column] == str(candidate["place"])
             assert float(row[column + 1]) == pytest.approx(candidate["logit"], abs=5.1e-5)
             softmax = candidate["values"][2]
             assert float(row[column + 2]) == pytest.approx(softmax, rel=5.1e-3, abs=5.1e-5)
@@ -227,6 +227,33 @@ def test_the_candidates_where_the_texts_part_are_those_of_both_draws(
         drawn = f"{run.model.tokenizer.piece(step['token'])} (u·Σ = {step['threshold']:.6f}"
         assert drawn in opened.page.inner_text("#view")
     assert seen == rows.keys()
+
+
+def test_a_drawn_token_below_the_list_has_its_place_among_all_tokens(
+    open_page: Any, tmp_path: Path
+) -> None:
+    params = InferencingParams(max_tokens=1, temperature=8.0, top_k=0, top_p=1.0)
+    run = run_of(LocalEngine(), "tiny-chat", [PROMPT], params, name="x")
+    draw = run.draws[0]
+    place = 1 + int((draw.logits > draw.logits[draw.step.token]).sum())  # it has no penalty
+    assert place > 41  # as many are listed at most
+    assert draw.step.token not in run.token_ids[0][: run.n_prompt[0]]
+    opened = open_page("same file")
+    file = tmp_path / "hot.html"
+    shown = show("tiny-chat", PROMPT, params=params, beside="tiny-chat@int8")
+    file.write_text(shown.page, "utf-8")
+    opened.requests.clear()
+    opened.address = file.as_uri()
+    opened.page.goto(opened.address)
+    opened.page.wait_for_selector("body[data-drawn]")
+    opened.show("sampling")
+    assert f"number {place} of 1536 in the order" in opened.page.inner_text("#view")
+    token = str(draw.step.token)
+    [row] = [row for row in opened.rows() if row[3] == token]
+    assert row[0] == str(place)
+    opened.show("beside")
+    [row] = [row for row in opened.rows("#view .pinned") if row[1] == token]
+    assert row[2] == str(place)
 
 
 def test_a_token_after_the_texts_parted_has_no_difference_and_a_way_back(open_page: Any) -> None:

@@ -155,6 +155,19 @@ def test_top_k_s_reason_is_the_candidate_s_number(llama: LlamaModel, drawn: list
     assert step["candidates"][3]["why"] == "top-k: number 4, it keeps 2"
 
 
+def test_the_place_of_a_drawn_token_is_that_among_all_tokens(
+    llama: LlamaModel, drawn: list[Draw]
+) -> None:
+    params = replace(drawn[3].params, temperature=8.0, top_k=0, top_p=1.0)
+    draw = drawn[3].again(params, seed=0, profile="contract")
+    step = explained(draw, llama.tokenizer, n_candidates=4)
+    penalized = stages_of(draw)[0].values  # [V]
+    [chosen] = [c for c in step["candidates"] if c["removed_by"] is None]
+    assert chosen["place"] == 1 + int((penalized > penalized[step["token"]]).sum())
+    assert chosen["place"] > len(step["candidates"])
+    assert [c["place"] for c in step["candidates"]][:4] == [1, 2, 3, 4]
+
+
 def test_a_token_that_only_the_penalty_moved_down_is_listed(
     llama: LlamaModel, drawn: list[Draw]
 ) -> None:

@@ -176,9 +176,9 @@ function bothDraws(doc) {
   const said = (draw) => [element("b", {}, visible(draw.piece)), ` (u·Σ = ${draw.threshold.toFixed(6)} of ${draw.total.toFixed(6)})`];
   parts.push(element("p", {}, "A draws ", ...said(a), ", B draws ", ...said(b), `. u is ${a.u.toFixed(6)}` +
     (a.u === b.u ? " in both." : ` in A, ${b.u.toFixed(6)} in B.`)));
-  const places = (draw) => new Map(draw.candidates.map((candidate, i) => [candidate.token, { ...candidate, place: i + 1 }]));
-  const ofA = places(a);
-  const ofB = places(b);
+  const byToken = (draw) => new Map(draw.candidates.map((candidate) => [candidate.token, candidate]));
+  const ofA = byToken(a);
+  const ofB = byToken(b);
   const ids = [...ofA.keys(), ...[...ofB.keys()].filter((id) => !ofA.has(id))];
   const numbers = (draw, candidate) => {
     if (candidate === undefined) return ["", "", "", "not among the listed"];

@@ -116,7 +116,7 @@ function drawing(doc, step, original, maxTokens = Infinity) {
   if (step.step >= maxTokens) {
     parts.push(element("p", { class: "problem" }, `With max tokens ${maxTokens} the text ends before this step.`));
   }
-  const place = 1 + step.candidates.findIndex((candidate) => candidate.token === step.token);
+  const { place } = step.candidates.find((candidate) => candidate.token === step.token);
   parts.push(stages(step), element("p", {}, "Drawn: ", element("b", { "data-name": "drawn" }, visible(step.piece)),
     ` (token ${step.token}), number ${place} of ${step.n_vocab} in the order of the list below.`));
   if (step.stages.at(-1).name !== "argmax") parts.push(bar(step));
@@ -180,7 +180,7 @@ function candidates(step) {
     const fate = isDrawn ? "drawn" : candidate.removed_by;
     return element("tr", { "data-fate": fate, "data-token": candidate.token, class: isDrawn || fate === "draw" ? null : "removed" },
       cells([
-        String(step.candidates.indexOf(candidate) + 1), piece(candidate.piece), isDrawn ? "drawn" : lost(fate),
+        String(candidate.place), piece(candidate.piece), isDrawn ? "drawn" : lost(fate),
         String(candidate.token), short(candidate.logit), ...values, candidate.why,
       ], [0, 3, 4, ...values.map((_, i) => i + 5)]));
   });
