@@ -7,6 +7,8 @@ FOLDER has config.json, tokenizer.json and safetensors, as refllm models export 
 them. Of a llama, queries and keys are put into the order of GGUF's rows, in which RoPE turns
 neighbors. An encoder (BERT, RoBERTa, DistilBERT, MPNet) runs in sentence-transformers, which pools
 and normalizes; its texts are one padded batch, of which a trace has each text without the padding.
+
+Needs torch, transformers, numpy and safetensors; for an encoder also sentence-transformers.
 """
 
 import argparse

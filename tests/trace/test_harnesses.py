@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,25 @@ from tests.support.exported_models import MODELS
 from tools.record_traces import ENGINES, PROJECT
 
 TEXTS = ("the cafe playing. a b c ab the cafe playing a b c d e f g", "The  Café")
+PACKAGES = {"llama_cpp": "llama-cpp-python", "sentence_transformers": "sentence-transformers"}
 FAMILY = ("tiny-embed", "roberta", "camembert", "distilbert", "mpnet")
+
+
+@pytest.mark.parametrize("script", ["trace_llama_cpp.py", "trace_transformers.py"])
+def test_a_harness_names_every_package_that_it_needs(script: str) -> None:
+    module = ast.parse((PROJECT / "docs" / "harnesses" / script).read_text("utf-8"))
+    imported: set[str] = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            imported.add(node.module.partition(".")[0])
+    needed = imported - sys.stdlib_module_names
+    _, _, sentence = (ast.get_docstring(module) or "").partition("\nNeeds ")
+    named = sentence.partition(".")[0]
+    assert {"numpy", "safetensors"} < needed
+    for name in needed:
+        assert PACKAGES.get(name, name) in named
 
 
 @pytest.mark.slow
