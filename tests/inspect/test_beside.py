@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,7 @@ from refllm.inspect.document import document_of
 from refllm.inspect.run import Run, run_of
 from refllm.inspect.stages import explained
 from refllm.interface import InferencingParams
+from refllm.models.find import default_roots, find_model
 from refllm.trace import record
 from tests.conftest import PROJECT
 from tests.inspect.conftest import serving
@@ -474,6 +476,25 @@ def test_the_view_is_not_wider_than_the_window(open_page: Any, kind: str, width:
         "all => all.map(e => e.getBoundingClientRect()).map(r => [r.left, r.right, r.height])",
     )
     assert all(left >= 0 and right <= width and height >= 11 for left, right, height in sizes)
+
+
+def test_the_long_path_of_a_model_is_not_wider_than_the_window(
+    open_page: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("a-long-name-without-a-space-" * 4)
+    folder.mkdir()
+    path = shutil.copy(find_model("tiny-chat", default_roots()), folder / "tiny-chat.gguf")
+    opened = open_page("same file", width=320)
+    file = tmp_path / "long.html"
+    file.write_text(show(path, "Once", max_tokens=1, beside=path).page, "utf-8")
+    opened.requests.clear()
+    opened.address = file.as_uri()
+    opened.page.goto(opened.address)
+    opened.page.wait_for_selector("body[data-drawn]")
+    opened.show("beside")
+    assert str(path) in opened.page.inner_text("h1")
+    assert str(path) in opened.page.inner_text("#view")
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 320
 
 
 @pytest.mark.network
