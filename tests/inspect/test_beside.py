@@ -293,16 +293,26 @@ def test_equal_runs_are_called_equal(open_page: Any) -> None:
     assert opened.page.query_selector("#view .plot") is None
 
 
-def test_a_text_of_one_token_is_one_token(open_page: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("n_drawn", "beside", "sentence"),
+    [
+        (0, "tiny-chat", "Both have the same token."),
+        (1, "tiny-chat@int8", "The first token is the same; token 1 is the first that differs."),
+    ],
+)
+def test_one_token_in_common_is_one_token(
+    open_page: Any, tmp_path: Path, n_drawn: int, beside: str, sentence: str
+) -> None:
     opened = open_page("same file")
     file = tmp_path / "empty.html"
-    file.write_text(show("tiny-chat", "", max_tokens=0, beside="tiny-chat").page, "utf-8")
+    params = InferencingParams(max_tokens=n_drawn, temperature=8.0, top_k=0, top_p=1.0)
+    file.write_text(show("tiny-chat", "", params=params, beside=beside).page, "utf-8")
     opened.requests.clear()
     opened.address = file.as_uri()
     opened.page.goto(opened.address)
     opened.page.wait_for_selector("body[data-drawn]")
     opened.show("beside")
-    assert "Both have the same token." in opened.page.inner_text("#view")
+    assert sentence in opened.page.inner_text("#view")
 
 
 def test_a_page_without_a_second_run_has_no_tab_for_it(open_page: Any, tmp_path: Path) -> None:

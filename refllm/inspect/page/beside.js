@@ -50,7 +50,7 @@ function texts(doc) {
   return [
     element("h3", {}, "The texts"),
     element("p", {}, isSame ? `Both have the same ${n === 1 ? "token" : `${n} tokens`}.`
-      : `The first ${parted} tokens are the same; token ${parted} is the first that differs.`),
+      : `The first ${parted === 1 ? "token is" : `${parted} tokens are`} the same; token ${parted} is the first that differs.`),
     row("A", mine),
     row("B", other),
   ];
