@@ -7,7 +7,8 @@ It may import every other package, but imports numpy and numba only when a comma
     1      the request failed; standard error has a line with the error's name in the interface,
            `refllm: invalid-input: there is no model at tiny.gguf`, and below it a line for each fix
     2      wrong usage: a value of the wrong type. `--top-k many` exits with 2; a wrong value of the
-           right type, such as `--temperature nan`, is the engine's error and exits with 1
+           right type, such as `--temperature nan`, is the engine's error and exits with 1; where 1
+           is an answer, as `refllm diff` and `refllm conform` have it, each error exits with 2
     130    interrupted (Ctrl-C)
     141    the reader of the output has closed it (`| head`)
 
@@ -63,7 +64,7 @@ add_command(app, "inspect", inspect.inspect)
 add_command(app, "embed", embed.embed)
 add_command(app, "tokenize", tokenize.tokenize)
 add_command(app, "trace", trace.trace)
-add_command(app, "diff", diff.diff)
+add_command(app, "diff", diff.diff, failed=2)
 add_command(app, "doctor", doctor.doctor)
 add_command(app, "serve", serve.serve)
 add_command(app, "run", run.run)

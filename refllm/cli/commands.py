@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from refllm.cli.common import names_a_model, with_exit_codes
+from refllm.cli.common import FAILED, names_a_model, with_exit_codes
 
 __all__ = [
     "ADVICE",
@@ -196,7 +196,12 @@ OPTIONS_OF_BATCHES: Mapping[str, Mapping[str, str]] = {
 
 
 def add_command(
-    to: typer.Typer, name: str, command: Callable[..., None], *, is_listed: bool = True
+    to: typer.Typer,
+    name: str,
+    command: Callable[..., None],
+    *,
+    is_listed: bool = True,
+    failed: int = FAILED,
 ) -> None:
     """Register `command` under `name`, with the first paragraph of its docstring as its summary.
 
@@ -205,9 +210,12 @@ def add_command(
         name: The command's name on the command line.
         command: A function whose parameters are typer's.
         is_listed: Whether the help of the group lists it.
+        failed: The exit code of an error, where 1 is an answer of the command.
     """
     summary = " ".join((inspect.getdoc(command) or "").split("\n\n")[0].split())
-    to.command(name, short_help=summary, hidden=not is_listed)(with_exit_codes(command))
+    to.command(name, short_help=summary, hidden=not is_listed)(
+        with_exit_codes(command, failed=failed)
+    )
 
 
 class CommandGroup(TyperGroup):

@@ -394,10 +394,11 @@ def run_app(app: typer.Typer, name: str) -> None:
         sys.exit(FAILED)
 
 
-def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
+def with_exit_codes(command: Callable[P, None], *, failed: int = FAILED) -> Callable[P, None]:
     """Return `command` with the exit codes of `refllm.cli`, and without tracebacks.
 
-    An error that is not the interface's is a bug; `python -X dev -m refllm` shows its traceback.
+    `failed` is the exit code of an error, where 1 is an answer of the command. An error that is not
+    the interface's is a bug; `python -X dev -m refllm` shows its traceback.
     """
 
     @functools.wraps(command)
@@ -407,29 +408,29 @@ def with_exit_codes(command: Callable[P, None]) -> Callable[P, None]:
         except (typer.Exit, typer.BadParameter):
             raise
         except LlmError as error:
-            _fail(error.kind, error, *map(str, error.args))
+            _fail(error.kind, error, *map(str, error.args), exit_code=failed)
         except KeyboardInterrupt as error:
             raise typer.Exit(INTERRUPTED) from error
         except BrokenPipeError as error:
             _discard_unwritable_output()
             raise typer.Exit(BROKEN_PIPE) from error
         except MemoryError as error:
-            _fail(LlmRuntimeError.kind, error, "there is not enough memory")
+            _fail(LlmRuntimeError.kind, error, "there is not enough memory", exit_code=failed)
         except OSError as error:
             _discard_unwritable_output()
-            _fail(LlmRuntimeError.kind, error, str(error))
+            _fail(LlmRuntimeError.kind, error, str(error), exit_code=failed)
         except Exception as error:
             if sys.flags.dev_mode:
                 raise
             message = f"unexpected {type(error).__name__}: {error}; this is a bug in refllm"
-            _fail(LlmRuntimeError.kind, error, message)
+            _fail(LlmRuntimeError.kind, error, message, exit_code=failed)
 
     return run
 
 
-def _fail(kind: str, error: BaseException, *lines: str) -> NoReturn:
+def _fail(kind: str, error: BaseException, *lines: str, exit_code: int) -> NoReturn:
     typer.echo(f"refllm: {kind}: " + "\n".join(map(one_line, lines)), err=True)
-    raise typer.Exit(FAILED) from error
+    raise typer.Exit(exit_code) from error
 
 
 def _discard_unwritable_output() -> None:

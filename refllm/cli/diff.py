@@ -73,7 +73,7 @@ def diff(
     Tokens come first, then every value in the order of computation, then the draws. A value
     differs if it does not follow from its own inputs within what another order of sums can change.
     Each known fault computes the first such value, and the one that reproduces it is named. Exits
-    with 1 if there is a difference.
+    with 1 if there is a difference, and with 2 if there is an error.
     """
     from refllm.files.whole import require_whole_file, whole_file
     from refllm.trace.compare import compare

@@ -166,7 +166,7 @@ def test_a_full_disk_is_an_error_about_standard_output(run: Path) -> None:
             check=False,
             timeout=HUNG_SECONDS,
         )
-    assert process.returncode == 1
+    assert process.returncode == 2
     expected = b"refllm: runtime-error: standard output: No space left on device\n"
     assert process.stderr.endswith(expected)
 
@@ -175,7 +175,7 @@ def test_a_page_that_exists_is_replaced_with_force_alone(run: Path, tmp_path: Pa
     page = tmp_path / "diff.html"
     page.write_text("old")
     result = refllm("diff", run, run, "--html", page)
-    assert (result.exit_code, result.stdout, page.read_text()) == (1, "", "old")
+    assert (result.exit_code, result.stdout, page.read_text()) == (2, "", "old")
     assert f"{page} exists already; --force replaces it" in result.stderr
     answer("diff", run, run, "--html", page, "--force")
     assert "No difference" in page.read_text("utf-8")
@@ -201,10 +201,10 @@ def test_wrong_sides_are_refused(run: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("no trace")
     for sides, code, words in (
-        (("tiny-chat", "tiny-chat@int4"), 1, "behind @ is one of exact, int8, contract"),
-        (("tiny-chat", absent), 1, "no such file; to make it: refllm trace MODEL PROMPT"),
-        (("tiny-chat", wrong), 1, f"{wrong}: is no trace"),
-        (("tiny-chat", "no-such-model"), 1, "no-such-model"),
+        (("tiny-chat", "tiny-chat@int4"), 2, "behind @ is one of exact, int8, contract"),
+        (("tiny-chat", absent), 2, "no such file; to make it: refllm trace MODEL PROMPT"),
+        (("tiny-chat", wrong), 2, f"{wrong}: is no trace"),
+        (("tiny-chat", "no-such-model"), 2, "no-such-model"),
         ((run, run, "--prompt", "x"), 2, "both are traces"),
         ((run, "tiny-chat", "--steps", "2"), 2, "the prompt and the steps of the trace"),
         (("tiny-chat",), 2, "Missing argument"),
@@ -216,7 +216,7 @@ def test_wrong_sides_are_refused(run: Path, tmp_path: Path) -> None:
 
 def test_networks_of_two_kinds_are_refused(run: Path) -> None:
     result = refllm("diff", "tiny-chat", "tiny-embed")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "tiny-chat is of a llama and tiny-embed of a bert; these networks" in result.stderr
 
 
@@ -233,7 +233,7 @@ def test_weights_of_another_model_are_refused(
     tiny_llama_gguf(tmp_path / "other.gguf")
     path = tmp_path / model if model.endswith(".gguf") else model
     result = refllm("diff", run, run, "--model", path)
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert f"{path} is not the model of the trace: {words}" in result.stderr
 
 
@@ -250,5 +250,5 @@ def test_parameters_of_a_trace_that_no_run_can_have_are_named(run: Path, tmp_pat
         params={"max_tokens": 1e12},
     )
     result = refllm("diff", other, "tiny-chat")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "the params of the trace beside tiny-chat: max_tokens must be" in result.stderr
