@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from refllm.checkpoints.open import open_gguf
 from tests.conftest import PROJECT
 from tests.support.pages import COMMAND, blocks, matches, run, user_environment
 from tools.record_traces import ENGINES, FOLDER
@@ -48,8 +49,12 @@ def test_the_page_names_the_program_of_each_engine() -> None:
         assert (PROJECT / "docs" / "harnesses" / name).is_file()
 
 
-def test_the_exports_for_transformers_are_as_the_page_shows(tmp_path: Path) -> None:
-    lines = blocks("sh", PAGE)[0].splitlines()
+def test_each_export_makes_what_the_next_line_traces(tmp_path: Path) -> None:
+    lines = [line for block in blocks("sh", PAGE) for line in block.splitlines()]
+    traced = []
     for export, trace in zip(lines[::2], lines[1::2], strict=True):
         run(export, tmp_path, user_environment(tmp_path))
-        assert (tmp_path / trace.split()[2] / "config.json").is_file()
+        traced.append(tmp_path / trace.split()[2])
+    *folders, file = traced
+    assert [(folder / "config.json").is_file() for folder in folders] == [True, True]
+    assert {tensor.format.name for tensor in open_gguf(file).tensors.values()} == {"F32"}
