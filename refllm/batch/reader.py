@@ -18,6 +18,7 @@ import csv
 import glob
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -227,6 +228,7 @@ def columns_in(file: InputFile) -> dict[str, pa.DataType] | None:
     name that several columns have is left out.
 
     Raises:
+        InvalidInput: For JSON lines whose first ones have no object, such as an array.
         LlmRuntimeError: If the file cannot be read.
     """
     with _reading(file):
@@ -241,7 +243,7 @@ def columns_in(file: InputFile) -> dict[str, pa.DataType] | None:
         else:
             with _opened(file) as (stream, _):
                 if file.format == "jsonl":
-                    return _columns_of_json(stream)
+                    return _columns_of_json(file, stream)
                 names = next(_csv_rows(file, stream), None)
                 if names is None:
                     return None
@@ -249,20 +251,28 @@ def columns_in(file: InputFile) -> dict[str, pa.DataType] | None:
     return {each.name: each.type for each in schema if schema.names.count(each.name) == 1}
 
 
-def _columns_of_json(stream: BinaryIO) -> dict[str, pa.DataType] | None:
+def _columns_of_json(file: InputFile, stream: BinaryIO) -> dict[str, pa.DataType] | None:
     kinds: dict[str, set[type]] = {}
-    n_objects = 0
-    for _, line in zip(range(LOOKED_AT), stream, strict=False):
+    n_lines = n_objects = 0
+    lines = (line.removeprefix(BYTE_ORDER_MARK) for line in stream)
+    for line in itertools.islice(filter(bytes.strip, lines), LOOKED_AT):
+        n_lines += 1
         try:
-            value = json.loads(line.removeprefix(BYTE_ORDER_MARK))
+            value = json.loads(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             n_objects += 1
             for name, each in value.items():
                 kinds.setdefault(name, set()).add(type(each))
-    if not n_objects:
+    if not n_lines:
         return None
+    if not n_objects:
+        raise InvalidInput(
+            f"{file.name}: none of the first {n_lines} lines is a JSON object",
+            'write an object on each line, such as {"text": "A cat."}; of an array, jq -c ".[]" '
+            "makes such lines",
+        )
     types = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     types |= {list: pa.list_(pa.null()), dict: pa.struct([])}
     found = {}

@@ -327,6 +327,24 @@ def test_an_empty_file_has_no_rows(tmp_path: Path, name: str) -> None:
     assert windows(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "content", ['[{"text": "a"}]', '[\n {\n  "text": "a"\n }\n]\n', "no\n" * 200]
+)
+def test_json_without_an_object_on_a_line_is_named_with_the_way_to_lines(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(
+        InvalidInput, match=r"a\.json: none of the first \d+ lines is a JSON object"
+    ):
+        windows(tmp_path / "a.json")
+
+
+def test_empty_lines_before_the_first_object_hide_no_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n" * 200 + '{"text": "one"}\n')
+    assert texts(tmp_path / "a.jsonl") == ["one"]
+
+
 def test_the_default_column_is_text_or_the_only_one_of_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("n,text\n")
     (tmp_path / "b.parquet").touch()
