@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -46,7 +47,7 @@ MANIFEST = "_manifest.json"
 LOCK = ".lock"
 FORMAT = 1  # of the manifest
 METADATA_KEY = b"refllm"
-PART_PATTERN = "part-[0-9][0-9][0-9][0-9][0-9]*.parquet"
+PART_NAME = re.compile(r"part-[0-9]{5,}\.parquet")  # Spark's names have more
 NO_LOCKS_HERE = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 # The files of a model's folder that determine what it computes.
 MODEL_ENDINGS = (".gguf", ".safetensors", ".json", ".model", ".txt", ".jinja")
@@ -103,9 +104,16 @@ class Manifest:
             if not file.exists():
                 others = [each.name for each in sorted(folder.iterdir()) if each.name[0] != "."]
                 if others and not force:
+                    parts = [name for name in others if PART_NAME.fullmatch(name)]
                     raise InvalidInput(
-                        f"{folder} is not empty and has no run to resume: {others[0]!r} is there",
-                        "name another folder by --to, or write beside these files with --force",
+                        f"{folder} is not empty and has no run to resume: "
+                        f"{[*parts, *others][0]!r} is there",
+                        "name another folder by --to, or "
+                        + (
+                            f"delete {parts[0]} and all parts with --force"
+                            if parts
+                            else "write beside these files with --force"
+                        ),
                     )
                 manifest._delete_parts()
                 return manifest
@@ -154,8 +162,9 @@ class Manifest:
 
     def _delete_parts(self) -> None:
         (self._folder / MANIFEST).unlink(missing_ok=True)
-        for file in self._folder.glob(PART_PATTERN):
-            file.unlink()
+        for file in self._folder.iterdir():
+            if PART_NAME.fullmatch(file.name):
+                file.unlink()
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -313,6 +313,25 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, docs: str) -> None
     assert (tmp_path / "out" / "thesis.tex").exists()
 
 
+def test_parts_of_another_program_are_kept_and_deleting_ours_is_announced(
+    tmp_path: Path, docs: str
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    spark = folder / "part-00000-9f0c2b61-c000.snappy.parquet"
+    spark.write_text("kept")
+    with pytest.raises(InvalidInput, match="or write beside these files with --force"):
+        run_into(folder, docs)
+    run_into(folder, docs, force=True)
+    assert spark.read_text() == "kept"
+    (folder / MANIFEST).unlink()
+    (folder / "part-00099.parquet").touch()
+    with pytest.raises(InvalidInput, match=r"or delete part-00000\.parquet and all parts with"):
+        run_into(folder, docs)
+    run_into(folder, docs, force=True)
+    assert not (folder / "part-00099.parquet").exists()
+
+
 def test_a_damaged_manifest_is_named(tmp_path: Path, docs: str) -> None:
     run_into(tmp_path / "out", docs)
     (tmp_path / "out" / MANIFEST).write_text('{"parts"')
