@@ -80,7 +80,8 @@ class InputFile:
 
     Attributes:
         path: The file.
-        name: Its path as the user gave it, with slashes: the beginning of its rows' ids.
+        name: Its path as the user gave it, with slashes: the beginning of its rows' ids. A byte
+            that is not UTF-8 is written in hexadecimal.
         format: A key of `FORMATS`.
     """
 
@@ -124,11 +125,11 @@ def find_files(
         outside: A folder that is left out: the one that is written to.
 
     Raises:
-        InvalidInput: For an input without a file, and for a file of an unknown format.
+        InvalidInput: For an input without a file, a pipe, and a file of an unknown format.
     """
     if kind is not None and kind not in FORMATS:
         raise InvalidInput(f"format must be one of {', '.join(FORMATS)}; got {kind!r:.80}")
-    found: dict[str, InputFile] = {}
+    found: dict[Path, InputFile] = {}
     left_out = None if outside is None else outside.resolve()
     for each in inputs:
         path = Path(each)
@@ -140,16 +141,25 @@ def find_files(
                 and not any(part[0] in "._" for part in file.relative_to(path).parts)
                 and (kind is not None or _format_of(file) is not None)
             ]
-        elif path.exists():
+        elif path.is_file():
             files = [path]
+        elif path.exists():
+            raise InvalidInput(
+                f"{each} is a pipe or a device, and input is read several times: write it to a file"
+            )
         elif glob.has_magic(each):
             matches = sorted(glob.glob(each, recursive=True))  # noqa: PTH207 - absolute ones, too
             files = [Path(file) for file in matches]
             files = [file for file in files if file.is_file()]
         else:
             raise InvalidInput(f"there is no file, folder or match at {each}")
+        n_found = len(files)
         if left_out is not None:
             files = [file for file in files if left_out not in file.resolve().parents]
+        if n_found and not files:
+            raise InvalidInput(
+                f"all files of {each} are in {outside}, the folder to write; name another by --to"
+            )
         if not files:
             endings = ", ".join(ending for endings in FORMATS.values() for ending in endings)
             raise InvalidInput(
@@ -157,14 +167,15 @@ def find_files(
                 *([f"names of such files end in {endings}"] if path.is_dir() else []),
             )
         for file in files:
-            name = file.as_posix()
+            data = file.as_posix().encode("utf-8", "surrogateescape")
+            name = data.decode("utf-8", "backslashreplace")
             format_ = kind or _format_of(file)
             if format_ is None:
                 raise InvalidInput(
                     f"{name}: the format of this file is unknown by its name's ending; name it, as "
                     f"one of {', '.join(FORMATS)}, by --format"
                 )
-            found.setdefault(name, InputFile(file, name, format_))
+            found.setdefault(file.absolute(), InputFile(file, name, format_))
     return tuple(found.values())
 
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +245,35 @@ def test_folders_patterns_and_repeated_files_give_each_file_once(tmp_path: Path)
     assert names == ["a.csv", "b.txt", "sub/c.jsonl.gz", "_x.txt"]
     assert [file.format for file in found] == ["csv", "text", "jsonl", "text"]
     assert find_files([str(folder / "b.txt")], kind="csv")[0].format == "csv"
+
+
+def test_a_relative_and_an_absolute_path_give_a_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert [file.name for file in find_files(["a.txt", str(tmp_path / "a.txt"), "."])] == ["a.txt"]
+
+
+@pytest.mark.parametrize("given", ["", "*.parquet"])
+def test_input_that_is_only_in_the_folder_to_write_is_named(tmp_path: Path, given: str) -> None:
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(InvalidInput, match=r"are in .*, the folder to write; name another by --to"):
+        find_files([str(tmp_path / given)], outside=tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_instead_of_read_twice(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(InvalidInput, match=r"a\.txt is a pipe or a device"):
+        find_files([str(tmp_path / "a.txt")])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_the_name_of_a_file_need_not_be_utf8(tmp_path: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"\xff.txt"))
+    file.write_text("one\n")
+    assert ids(file) == [f"{tmp_path.as_posix()}/a\\xff.txt:0"]
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> None:
