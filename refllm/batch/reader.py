@@ -83,11 +83,13 @@ class InputFile:
         name: Its path as the user gave it, with slashes: the beginning of its rows' ids. A byte
             that is not UTF-8 is written in hexadecimal.
         format: A key of `FORMATS`.
+        stamp: As `_stamp` returned it when the file was found.
     """
 
     path: Path
     name: str
     format: str
+    stamp: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +177,14 @@ def find_files(
                     f"{name}: the format of this file is unknown by its name's ending; name it, as "
                     f"one of {', '.join(FORMATS)}, by --format"
                 )
-            found.setdefault(file.absolute(), InputFile(file, name, format_))
+            found.setdefault(file.absolute(), InputFile(file, name, format_, _stamp(file)))
     return tuple(found.values())
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Return the size of a file and its time of modification in ns."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _format_of(file: Path) -> str | None:
@@ -377,7 +385,7 @@ class Input:
 
         Raises:
             InvalidInput: For a file that does not fit the others, and for an id of another type.
-            LlmRuntimeError: If a file cannot be read.
+            LlmRuntimeError: If a file cannot be read, or was changed since it was found.
         """
 
         def is_wanted(first: int, stop: int) -> bool:
@@ -433,10 +441,10 @@ class Input:
         self, names: Sequence[str], is_wanted: IsWanted
     ) -> Iterator[tuple[InputFile, int, Piece]]:
         """Yield each piece with its file and the number of rows in the files before it."""
-        n_bytes = sum(file.path.stat().st_size for file in self.files) or 1
+        n_bytes = sum(file.stamp[0] for file in self.files) or 1
         n_read = n_rows = 0
         for file in self.files:
-            n_before, size = n_rows, file.path.stat().st_size
+            n_before, size = n_rows, file.stamp[0]
 
             def wanted(first: int, stop: int, n_before: int = n_before) -> bool:
                 return is_wanted(n_before + first, n_before + stop)
@@ -446,6 +454,9 @@ class Input:
                     n_rows += piece[0]
                     self.fraction = (n_read + of_file * size) / n_bytes
                     yield file, n_before, piece
+                is_same = _stamp(file.path) == file.stamp
+            if not is_same:  # its rows may be others than those of the manifest's hash
+                raise LlmRuntimeError(f"{file.name} was changed while it was read")
             n_read += size
             self.fraction = n_read / n_bytes
 

@@ -256,6 +256,21 @@ def test_a_part_that_was_deleted_or_cut_is_computed_again(tmp_path: Path, docs: 
     assert parts_of(tmp_path / "out") == before
 
 
+def test_input_that_is_changed_during_a_run_ends_it(tmp_path: Path) -> None:
+    file = tmp_path / "docs.txt"
+    file.write_text("".join(f"{text}\n" for text in documents(300)))
+
+    def append(_progress: Progress) -> None:
+        with file.open("a") as stream:
+            stream.write("one more\n")
+
+    with pytest.raises(LlmRuntimeError, match=r"docs\.txt was changed while it was read"):
+        run_into(tmp_path / "out", str(file), part_rows=50, progress=append)
+    assert not manifest_of(tmp_path / "out")["is_finished"]
+    with pytest.raises(InvalidInput, match=r"the input .*docs\.txt has changed"):
+        run_into(tmp_path / "out", str(file), part_rows=50)
+
+
 def test_input_may_be_copied_and_a_model_moved(tmp_path: Path, docs: str) -> None:
     run_into(tmp_path / "out", docs)
     shutil.copy(docs, tmp_path / "copy")
