@@ -69,6 +69,11 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ARROW_FILE = b"ARROW1"  # the beginning of the file format; a stream begins otherwise
 MAX_FIELD = 2**31 - 1  # bytes of a field of CSV
 
+BYTES = (
+    *(pa.types.is_binary, pa.types.is_large_binary),
+    *(pa.types.is_binary_view, pa.types.is_fixed_size_binary),
+)
+
 IsWanted = Callable[[int, int], bool]
 Piece = tuple[int, Mapping[str, Sequence[object]] | None]
 """A number of rows, and their columns; None for rows that are not wanted."""
@@ -333,7 +338,7 @@ def id_type_of(files: Mapping[InputFile, Mapping[str, pa.DataType]], column: str
             kind = pa.string()
         elif pa.types.is_integer(kind) and kind != pa.uint64():
             kind = pa.int64()
-        elif pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        elif any(is_bytes(kind) for is_bytes in BYTES):
             kind = pa.binary()
         elif kind != pa.uint64():
             raise InvalidInput(

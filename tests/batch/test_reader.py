@@ -330,6 +330,15 @@ def test_ids_of_different_types_are_refused_with_both_files(tmp_path: Path) -> N
         windows(tmp_path / "c.parquet", id_column="n")
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(2)], ids=str
+)
+def test_bytes_of_each_type_can_be_ids(tmp_path: Path, kind: pa.DataType) -> None:
+    rows = pa.table({"id": pa.array([b"ab", None, b"ab"], kind), "text": ["a", "b", "c"]})
+    pyarrow.feather.write_feather(rows, str(tmp_path / "a.arrow"))
+    assert ids(tmp_path / "a.arrow", id_column="id") == [b"ab", None, b"ab"]
+
+
 def test_an_id_of_json_of_another_type_is_named_with_its_row(tmp_path: Path) -> None:
     rows = [json.dumps({"n": i, "text": "x"}) + "\n" for i in range(100)]
     (tmp_path / "a.jsonl").write_text("".join(rows) + '{"n": "b", "text": "x"}\n')
