@@ -37,7 +37,7 @@ MAX_LISTED = 20  # columns in a message
 
 
 class NotText:
-    """The value of a row whose bytes are not UTF-8.
+    """The value of a row that cannot be read, such as bytes that are not UTF-8.
 
     Attributes:
         reason: A clause for the row's error.
@@ -155,10 +155,13 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def values_of(column: pa.Array | pa.ChunkedArray) -> list[object]:
-    """Return the values of an Arrow column, with a `NotText` for each text that is not UTF-8."""
+    """Return the values of an Arrow column, with a `NotText` for each that Python cannot hold.
+
+    Such values are texts that are not UTF-8, and times after the year 9999.
+    """
     try:
         values: list[object] = column.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         values = [_value_of(scalar) for scalar in column]
     return values
 
@@ -168,6 +171,8 @@ def _value_of(scalar: pa.Scalar) -> object:
         value: object = scalar.as_py()
     except UnicodeDecodeError as error:
         return NotText(f"not UTF-8: byte 0x{error.object[error.start]:02X} at index {error.start}")
+    except (ValueError, OverflowError) as error:
+        return NotText(f"no value that Python can hold: {error}")
     return value
 
 

@@ -545,7 +545,9 @@ class Generator(RowFunction):
                 raise InvalidInput(f"{name!r:.80} is no parameter of a row; they are {known}")
         self.params.check()
         uniform(self.seed, 0)  # refuses a seed that is not a u64
-        _ = self._parsed  # refuses a template that cannot be parsed
+        parsed = self._parsed  # refuses a template that cannot be parsed
+        if parsed is not None and not parsed.names and not self.row_parameters:
+            raise InvalidInput("the template names no column, so all rows would have one prompt")
 
     @functools.cached_property
     def _parsed(self) -> RowTemplate | None:
@@ -618,10 +620,7 @@ class Generator(RowFunction):
                 if not isinstance(prompt, str):
                     raise InvalidInput(_why_no_text("the prompt", prompt))
             else:
-                parameters = set(self.row_parameters.values()) - set(self._parsed.names)
-                prompt = self._parsed.render(
-                    {name: value for name, value in values.items() if name not in parameters}
-                )
+                prompt = self._parsed.render(values)
             given = {
                 name: _number(name, PARAMETERS[name], values[column])
                 for name, column in self.row_parameters.items()

@@ -50,7 +50,11 @@ class RowTemplate:
 
     @classmethod
     def parsed(cls, source: str) -> RowTemplate:
-        """Return the template of a text. Raises `InvalidInput` for one that Jinja cannot parse."""
+        """Return the template of a text.
+
+        Raises:
+            InvalidInput: For a text that Jinja cannot parse.
+        """
         environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
         try:
             names = meta.find_undeclared_variables(environment.parse(source))
@@ -58,6 +62,8 @@ class RowTemplate:
             raise InvalidInput(
                 f"the template cannot be parsed: {error.message} (line {error.lineno})"
             ) from error
+        except RecursionError as error:
+            raise InvalidInput("the template cannot be parsed: it is nested too deep") from error
         return cls(source, tuple(sorted(names - GIVEN)))
 
     def columns(self, there: Sequence[str]) -> tuple[str, ...]:
@@ -73,7 +79,7 @@ class RowTemplate:
         return self.names
 
     def render(self, row: Mapping[str, object]) -> str:
-        """Return the prompt of a row.
+        """Return the prompt of a row, which may have columns that the template does not name.
 
         Raises:
             InvalidInput: For a null or bytes in a column that the template names, for a template
@@ -83,9 +89,10 @@ class RowTemplate:
         for name in self.names:
             if name in row and row[name] is None:
                 raise InvalidInput(f"the column {name!r} is null")
-        values = {name: _written(name, value) for name, value in row.items()}
-        variables = values if ROW in row or ROW not in self.names else {**values, ROW: values}
-        return _renderer().render(self.source, variables)
+        uses_all = ROW in self.names and ROW not in row
+        named = row if uses_all else {name: row[name] for name in self.names}
+        values = {name: _written(name, value) for name, value in named.items()}
+        return _renderer().render(self.source, {**values, ROW: values} if uses_all else values)
 
 
 @functools.cache

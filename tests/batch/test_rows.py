@@ -274,6 +274,23 @@ def test_a_template_makes_prompts_of_columns() -> None:
     assert batch["error"].to_pylist()[2] == "the column 'name' is null"
 
 
+def test_row_has_the_columns_of_parameters_too() -> None:
+    template = "{{ row.name }} saw {{ row.n }}"
+    generator = Generator("tiny-chat", template=template, row_parameters={"max_tokens": "n"})
+    prompted = Generator("tiny-chat", row_parameters={"max_tokens": "n"})
+    expected = prompted({"text": ["Lily saw 3"], "n": [3]})
+    assert generator({"name": ["Lily"], "n": [3]})["generated_text"] == expected["generated_text"]
+
+
+def test_a_time_that_python_cannot_hold_costs_its_row() -> None:
+    generator = Generator(
+        "tiny-chat", template="In {{ at.split()[0] }}", params=InferencingParams(max_tokens=1)
+    )
+    batch = generator(pa.table({"at": pa.array([0, 400_000_000_000], pa.timestamp("s"))}))
+    assert batch["generated_token_count"].to_pylist() == [1, None]
+    assert batch["error"][1].as_py().startswith("the column 'at' is no value that Python can hold")
+
+
 def test_a_template_of_a_column_that_is_missing_is_refused() -> None:
     generator = Generator("tiny-chat", template="{{ nmae }}")
     with pytest.raises(InvalidInput, match=r"has no column 'nmae'; its columns are 'name'"):
@@ -284,6 +301,8 @@ def test_a_template_of_a_column_that_is_missing_is_refused() -> None:
     ("options", "named"),
     [
         ({"column": "a", "template": "b"}, "either column or template"),
+        ({"template": "Once"}, "the template names no column"),
+        ({"template": f"{{{{ {'(' * 3000}a{')' * 3000} }}}}"}, "it is nested too deep"),
         ({"template": "{{ a"}, "the template cannot be parsed: .* [(]line 1[)]"),
         ({"row_parameters": {"heat": "t"}}, "'heat' is no parameter of a row; they are max_tokens"),
         ({"seed": -1}, "seed"),
