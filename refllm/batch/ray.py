@@ -30,7 +30,7 @@ import tempfile
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,9 @@ def connected(
     """
     _check_address(address)
     with ExitStack() as stack:
+        if sys.stderr is None:  # closed, as by 2>&-; Ray refuses to start without one
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(redirect_stderr(nowhere))
         is_local = address == LOCAL
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -286,6 +287,22 @@ def test_a_cluster_of_this_machine_listens_on_loopback_and_leaves_nothing(
     assert not [seen[each] for each in left if each.status() != psutil.STATUS_ZOMBIE]
     assert not list(home.iterdir())
     assert not list(temporary.glob("refllm-ray-*"))
+
+
+def test_a_run_whose_standard_error_is_closed_starts_its_cluster(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "A cat."}\n')
+    arguments = (*EMBED, "--to", "out", "--ray", "local", "--threads", "1")
+    done = subprocess.run(
+        f"{shlex.join(command(*arguments))} 2>&-",
+        shell=True,
+        cwd=tmp_path,
+        env={**os.environ, **environment()},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "out: 1 row in 1 part\n")
 
 
 def descendants(pid: int) -> Sequence[psutil.Process]:
