@@ -89,7 +89,7 @@ def columns_of(batch: object, names: Collection[str], *, text: Collection[str]) 
     frame: Any = batch
     found = {}
     for name in names:
-        series = frame[name]
+        series = frame.iloc[:, column_names(frame).index(name)]  # its own names may be numbers
         if name in text and series.dtype.kind in "iufcbmM" and series.notna().any():
             raise _wrong_type(name, series.dtype)
         values = series.astype(object).where(series.notna(), None)

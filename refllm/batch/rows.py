@@ -157,13 +157,16 @@ class RowFunction(ABC):
             is NaN).
 
         Raises:
-            InvalidInput: For a missing column, a column of texts that has another type, and a
-                column whose name a result has.
+            InvalidInput: For a missing column, a column of texts that has another type, columns of
+                different lengths, and a column whose name a result has.
             ModelNotSupported: As `LocalEngine.infer`, for the model.
             LlmRuntimeError: The same.
         """
         columns = columns_of(batch, self.needed(column_names(batch)), text=self.text_columns)
-        n_rows = max(map(len, columns.values()), default=0)
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise InvalidInput(f"the batch has columns of different lengths: {lengths}")
+        n_rows = max(lengths.values(), default=0)
         windows = (
             {name: column[start : start + WINDOW_ROWS] for name, column in columns.items()}
             for start in range(0, n_rows, WINDOW_ROWS)

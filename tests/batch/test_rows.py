@@ -175,6 +175,19 @@ def test_a_batch_that_cannot_be_used_is_refused(
         embedder(batch)
 
 
+def test_the_columns_of_a_data_frame_may_be_numbered() -> None:
+    pandas = pytest.importorskip("pandas")
+    added = Embedder("tiny-embed", column="0")(pandas.DataFrame({0: ["x"], 1: [2.0]}))
+    assert list(added.columns) == [0, 1, "embedding", "token_count", "error"]
+    assert added["token_count"][0] == 3
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    generator = Generator("tiny-chat", template="{{ a }}", row_parameters={"seed": "s"})
+    with pytest.raises(InvalidInput, match=r"columns of different lengths: {'a': 2, 's': 1}"):
+        generator({"a": ["x", "y"], "s": [1]})
+
+
 def test_functions_are_pickled_without_their_model(embedder: Embedder) -> None:
     embedder({"text": ["x"]})
     data = pickle.dumps(embedder)
