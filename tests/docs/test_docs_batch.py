@@ -59,14 +59,6 @@ def test_the_commands_of_the_page_print_what_it_shows(
         assert matches(shown, printed), (command, printed)
 
 
-def test_the_program_with_the_functions_prints_what_the_page_shows(
-    folder: Path, environment: dict[str, str]
-) -> None:
-    [program] = [each for each in PROGRAMS if "from refllm.batch import" in each]
-    printed = run([sys.executable, "-c", program], folder, environment)
-    assert matches(shown_after(program), printed), printed
-
-
 def programs_of_libraries() -> list[tuple[str, str]]:
     return [
         (library, program)

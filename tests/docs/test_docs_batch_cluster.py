@@ -72,6 +72,10 @@ def test_the_commands_print_what_the_page_shows(tmp_path: Path) -> None:
         assert matches(shown, done.stdout + done.stderr), done.stdout + done.stderr
 
 
+def test_the_program_with_batches_prints_what_the_page_shows(tmp_path: Path) -> None:
+    check(*program_of("Embedder, Generator"), tmp_path)
+
+
 @pytest.mark.slow
 @has_ray
 def test_the_program_with_ray_data_prints_what_the_page_shows(tmp_path: Path) -> None:
