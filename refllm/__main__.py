@@ -31,7 +31,8 @@ def main() -> None:
         if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
             raise
         # Python would end the process by the signal, without this code, if the interrupt was in the
-        # text of an `exec`, which dataclasses and numba use.
+        # text of an `exec`, which dataclasses and numba use. A second Ctrl-C ends it at once.
+        signal.signal(signal.SIGINT, lambda *_: _end())
         atexit._run_exitfuncs()
         os._exit(INTERRUPTED)
 
@@ -40,13 +41,18 @@ def _interrupt(_number: int, frame: FrameType | None) -> None:
     """Raise `KeyboardInterrupt`, or end the process where it is importing a module."""
     while frame is not None:
         if frame.f_code.co_filename.startswith(IMPORT_SYSTEM):
-            workers = sys.modules.get("refllm.jit.workers")
-            stop_workers = getattr(workers, "stop_workers", None)  # None while it is imported
-            if stop_workers is not None:
-                stop_workers()
-            os._exit(INTERRUPTED)
+            _end()
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _end() -> None:
+    """End the worker processes and this one, without the functions of `atexit`."""
+    workers = sys.modules.get("refllm.jit.workers")
+    stop_workers = getattr(workers, "stop_workers", None)  # None while it is imported
+    if stop_workers is not None:
+        stop_workers()
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

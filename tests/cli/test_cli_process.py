@@ -158,6 +158,22 @@ def test_ctrl_c_in_the_text_of_an_exec_exits_with_130_quietly() -> None:
     assert (process.returncode, process.stdout, process.stderr) == (130, b"", b"")
 
 
+def test_a_second_ctrl_c_while_the_process_ends_is_as_quiet() -> None:
+    program = (
+        "import atexit, refllm.cli, refllm.jit.workers, signal\n"
+        "interrupt = lambda: signal.raise_signal(signal.SIGINT)\n"
+        "atexit.register(interrupt)\n"
+        "refllm.cli.main = interrupt\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", program + HEEDING],
+        capture_output=True,
+        check=False,
+        timeout=HUNG_SECONDS,
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (130, b"", b"")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="other systems report a closed pipe differently")
 def test_a_closed_pipe_ends_the_command_without_a_message(endless: Path) -> None:
     with running("infer", endless, "", *LONG) as process:
