@@ -157,18 +157,35 @@ def is_text(kind: pa.DataType) -> bool:
 def values_of(column: pa.Array | pa.ChunkedArray) -> list[object]:
     """Return the values of an Arrow column, with a `NotText` for each that Python cannot hold.
 
-    Such values are texts that are not UTF-8, and times after the year 9999.
+    Such values are texts that are not UTF-8, times after the year 9999, and fractions of a
+    microsecond.
     """
     try:
-        values: list[object] = column.to_pylist()
+        values: list[object] = _without_ns(column).to_pylist()
     except (ValueError, OverflowError):
         values = [_value_of(scalar) for scalar in column]
     return values
 
 
+def _without_ns(values: Any) -> Any:
+    """Return times in ns as times in us; a column or scalar of another type as it is.
+
+    In ns they would be values of pandas where it is installed, whose texts are others.
+
+    Raises:
+        pa.ArrowInvalid: For a fraction of a microsecond.
+    """
+    kind = values.type
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return values.cast(pa.timestamp("us", kind.tz))
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return values.cast(pa.duration("us"))
+    return values
+
+
 def _value_of(scalar: pa.Scalar) -> object:
     try:
-        value: object = scalar.as_py()
+        value: object = _without_ns(scalar).as_py()
     except UnicodeDecodeError as error:
         return NotText(f"not UTF-8: byte 0x{error.object[error.start]:02X} at index {error.start}")
     except (ValueError, OverflowError) as error:

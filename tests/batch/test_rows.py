@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import pickle
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from refllm import InferencingParams, InvalidInput, LocalEngine, generate_embeddings
 from refllm.batch import Embedder, Generator
+from refllm.batch.columns import NotText, values_of
 from refllm.batch.rows import OnLong
 from refllm.models.bundled import ROOT
 from refllm.models.load import BertModel, load
@@ -302,6 +304,19 @@ def test_a_time_that_python_cannot_hold_costs_its_row() -> None:
     batch = generator(pa.table({"at": pa.array([0, 400_000_000_000], pa.timestamp("s"))}))
     assert batch["generated_token_count"].to_pylist() == [1, None]
     assert batch["error"][1].as_py().startswith("the column 'at' is no value that Python can hold")
+
+
+def test_the_text_of_a_time_in_ns_does_not_depend_on_pandas() -> None:
+    second = 1_000_000_000
+    for kind, first in [
+        (pa.duration("ns"), datetime.timedelta(seconds=1)),
+        (pa.timestamp("ns", "UTC"), datetime.datetime(1970, 1, 1, 0, 0, 1, tzinfo=datetime.UTC)),
+    ]:
+        values = values_of(pa.array([second, second + 1, None], kind))
+        assert (type(values[0]), values[0]) == (type(first), first)
+        assert isinstance(values[1], NotText)
+        assert "would lose data" in values[1].reason
+        assert values[2] is None
 
 
 def test_a_template_of_a_column_that_is_missing_is_refused() -> None:
