@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -16,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from refllm import InferencingParams, LocalEngine
-from refllm.batch.local import Progress
+from refllm.batch import Embedder, Generator
+from refllm.batch.local import PART_ROWS, Progress
 from refllm.batch.writer import MANIFEST
 from refllm.cli import batch
+from refllm.cli.batch import embed, infer
 from tests.conftest import HUNG_SECONDS
 from tests.support.commands import HEEDING, answer, refllm
 
@@ -128,6 +131,11 @@ def test_without_its_packages_the_command_names_the_extra(docs: Path) -> None:
     assert result.exit_code == 1
     assert "refllm batch needs the package pyarrow" in result.stderr
     assert ".[batch]" in result.stderr
+
+
+def test_the_rows_of_a_part_are_those_of_a_run_by_default() -> None:
+    defaults = [inspect.signature(each).parameters["part_rows"].default for each in (embed, infer)]
+    assert defaults == [PART_ROWS[Embedder], PART_ROWS[Generator]]
 
 
 def test_words_of_other_programs_are_answered_with_the_command() -> None:
