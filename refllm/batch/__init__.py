@@ -6,6 +6,7 @@
     reader       files as windows of rows
     writer       parts of Parquet, and the manifest by which a run is resumed
     local        one run on one machine
+    ray          the same run on the machines of a Ray cluster
 
 A row's result depends on the row, the model and the options: not on the batch, the window, the
 part, the order or the thread, nor on the rows beside it. A row that cannot be computed costs that
