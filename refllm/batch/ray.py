@@ -579,9 +579,6 @@ def _results(
         LlmError: Of a window or of reading, once all other results have been yielded.
     """
     home = _on(ray.get_runtime_context().get_node_id())
-    here = replace(
-        rows, files=tuple(replace(file, path=file.path.absolute()) for file in rows.files)
-    )
     ahead = (
         ray.remote(_Ahead)
         .options(num_cpus=0, scheduling_strategy=home, max_restarts=-1, max_task_retries=-1)
@@ -589,7 +586,7 @@ def _results(
     )
 
     def read(_: object) -> Iterator[Mapping[str, list[bytes]]]:
-        for n, each in enumerate(_numbered(here, done), 1):
+        for n, each in enumerate(_numbered(rows, done), 1):
             ray.get(ahead.room_for.remote(n))
             yield {"window": [pickle.dumps(each)]}
 

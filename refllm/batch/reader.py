@@ -84,7 +84,7 @@ class InputFile:
     """A file of rows.
 
     Attributes:
-        path: The file.
+        path: The file; absolute, since pyarrow takes a relative path with a colon for a URI.
         name: Its path as the user gave it, with slashes: the beginning of its rows' ids. A byte
             that is not UTF-8 is written in hexadecimal.
         format: A key of `FORMATS`.
@@ -182,7 +182,8 @@ def find_files(
                     f"{name}: the format of this file is unknown by its name's ending; name it, as "
                     f"one of {', '.join(FORMATS)}, by --format"
                 )
-            found.setdefault(file.absolute(), InputFile(file, name, format_, _stamp(file)))
+            path = file.absolute()
+            found.setdefault(path, InputFile(path, name, format_, _stamp(path)))
     return tuple(found.values())
 
 

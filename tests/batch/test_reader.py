@@ -255,6 +255,17 @@ def test_a_relative_and_an_absolute_path_give_a_file_once(
     assert [file.name for file in find_files(["a.txt", str(tmp_path / "a.txt"), "."])] == ["a.txt"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names on Windows have no colon")
+def test_a_name_may_have_a_colon_spaces_and_percent_signs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "at:10%20 h.parquet"
+    write_parquet(Path("plain.parquet"))
+    Path("plain.parquet").rename(name)
+    assert ids(name) == [f"{name}:{i}" for i in range(6)]
+
+
 @pytest.mark.parametrize("given", ["", "*.parquet"])
 def test_input_that_is_only_in_the_folder_to_write_is_named(tmp_path: Path, given: str) -> None:
     (tmp_path / "a.parquet").touch()
