@@ -172,6 +172,7 @@ COMPUTED_ELSEWHERE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cpu", "type_name"), COMPUTED_ELSEWHERE)
 def test_without_the_dot_product_instruction_the_bits_are_the_same(
     cpu: str, type_name: str

@@ -40,7 +40,7 @@ def test_no_other_module_writes_a_command_of_its_own() -> None:
         for path in others
         for extra in re.findall(r"how_to_install\(['\"](\w+)['\"]\)", path.read_text("utf-8"))
     }
-    assert asked == {"server", "wasm", "grammar", "inspect", "batch"}
+    assert asked == {"server", "wasm", "grammar", "inspect", "batch", "ray"}
     assert asked <= set(EXTRAS)
 
 

@@ -120,33 +120,26 @@ def test_the_embedding_benchmark_runs_on_each_of_its_jobs(
     assert set(entry.skipped) == {"sentence-transformers", "onnxruntime"}
 
 
+@pytest.mark.slow
 def test_files_of_documents_and_of_prompts_are_measured_and_judged(
     work: Path, bert: Path, tmp_path: Path
 ) -> None:
-    options = ("--model", str(bert), "--no-ray")
-    entry = quick_entry(work, tmp_path / "results.json", "documents", *options)
+    pytest.importorskip("ray", reason="install refllm[ray] to test it")
+    entry = quick_entry(work, tmp_path / "results.json", "documents", "--model", str(bert))
     works = [(figure.labels["work"], figure.labels["model"]) for figure in entry.figures]
     memory = ["peak memory"] if MEMORY else []
     models = ("tiny-embed", "all-MiniLM-L6-v2")
     vectors = [(work, model) for model in models for work in ("vectors", *memory)]
+    vectors.insert(vectors.index(("vectors", models[1])) + 1, ("vectors on Ray", models[1]))
     assert works == [*vectors, ("texts", "tiny-chat")]
-    assert set(entry.skipped) == {"sentence-transformers", "llama.cpp"}
+    assert set(entry.skipped) == {"sentence-transformers", RAY_DATA, "llama.cpp"}
     asks = [ask for ask in ASKED if ask.benchmark == "documents"]
-    absent = {*entry.skipped, RAY_DATA}
-    asks_of_refllm = [ask for ask in asks if not set(ask.peers) & absent]
+    asks_of_refllm = [ask for ask in asks if not set(ask.peers) & set(entry.skipped)]
     assert len(asks_of_refllm) == len(asks) - 3  # beside sentence-transformers
     for ask in asks_of_refllm:
         judged = [figure for figure in entry.figures if ask.applies_to(figure)]
         assert {peer for figure in judged for peer in figure.peers} >= set(ask.peers)
         assert judged or not memory
-
-
-@pytest.mark.slow
-def test_files_of_documents_are_measured_on_ray(work: Path, bert: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="install refllm[ray] to test it")
-    entry = quick_entry(work, tmp_path / "results.json", "documents", "--model", str(bert))
-    assert "vectors on Ray" in [figure.labels["work"] for figure in entry.figures]
-    assert set(entry.skipped) == {"sentence-transformers", RAY_DATA, "llama.cpp"}
 
 
 def test_the_startup_benchmark_runs(work: Path, data_dir: Path, tmp_path: Path) -> None:
