@@ -87,7 +87,8 @@ class Channel:
 class JsonChannel(Channel):
     """A channel to a program in another language: JSON after its length, 4 bytes big-endian.
 
-    Bytes are an object with base64: `{"$bytes": "aGk="}`.
+    Bytes are an object with base64: `{"$bytes": "aGk="}`. JavaScript has a float as an object with
+    its text, `{"$float": "NaN"}`, as its JSON has no NaN, and no point in 2.0.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -119,8 +120,13 @@ def _as_json(value: object) -> object:
 
 
 def _from_json(value: dict[str, Any]) -> object:
-    data = value.get("$bytes")
-    return base64.b64decode(data) if isinstance(data, str) else value
+    match value:
+        case {"$bytes": str(data)}:
+            return base64.b64decode(data)
+        case {"$float": str(text)}:
+            return float(text)
+        case _:
+            return value
 
 
 class _Plain(pickle.Unpickler):

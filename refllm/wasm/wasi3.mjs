@@ -67,6 +67,8 @@ function send(...message) {
   }
 }
 
+const float = (value) => ({ $float: Object.is(value, -0) ? "-0" : String(value) });
+
 // --- What a guest may call -----------------------------------------------------------------------
 
 class GuestFailed extends Error {}
@@ -216,11 +218,11 @@ function hostOf(guest) {
     infer(model, prompt, params) {
       const options = params && {
         max_tokens: params.maxTokens,
-        repeat_penalty: params.repeatPenalty,
+        repeat_penalty: float(params.repeatPenalty),
         repeat_penalty_last_n_token_count: params.repeatPenaltyLastNTokenCount,
-        temperature: params.temperature,
+        temperature: float(params.temperature),
         top_k: params.topK,
-        top_p: params.topP,
+        top_p: float(params.topP),
       };
       const [text, prompted, generated] = engine("infer", model, prompt, options ?? null);
       return { text, usage: { promptTokenCount: prompted, generatedTokenCount: generated } };

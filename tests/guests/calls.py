@@ -31,6 +31,7 @@ USABLE: Sequence[Options] = (
     {"max_tokens": 1},
     {"max_tokens": 2**32 - 1, "temperature": 0.0},
     {"temperature": -1.0},
+    {"temperature": -0.0},
     {"temperature": 1e-30},
     {"temperature": 3e38},
     {"top_k": 0},

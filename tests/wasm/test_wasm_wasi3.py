@@ -99,6 +99,9 @@ def test_messages_as_json_have_the_values_of_pickled_ones() -> None:
             "headers": [["x", b"\xff"]],
         }
         assert news == {"files": {"a.txt": "/a"}}
+        texts = ["NaN", "-Infinity", "-0", "2", "0.10000000149011612"]
+        worker.send(*({"$float": text} for text in texts))
+        assert repr(channel.receive()) == "(nan, -inf, -0.0, 2.0, 0.10000000149011612)"
         worker._socket.sendall(b'\0\0\0\5{"a"')
         worker.hang_up()
         with pytest.raises(Gone):
