@@ -76,7 +76,9 @@ IS_WASI_3 = re.compile(r"wasi:[a-z-]+/[a-z-]+@0\.3\.")
 FOR_WASI_2 = (
     "build it for WASI 0.2: in Python with spin-sdk 3 and componentize-py -w spin-http, or with "
     "spin-sdk 4 or 5, the world fermyon:spin/http-trigger@2.0.0 and a handler that is a "
-    "WasiHttpIncomingHandler020; in Rust with spin-sdk 5 for the target wasm32-wasip2"
+    "WasiHttpIncomingHandler020; in Rust with spin-sdk 5 for the target wasm32-wasip2; Spin's SDK "
+    "for Go makes no component of WASI 0.2: have Spin run the module of its version 2, with refllm "
+    "serve for its models"
 )
 OFFERED: tuple[type[Interface], ...] = (
     *(wasi_io.Streams, wasi_io.IoErrors, wasi_io.Poll),
