@@ -23,7 +23,7 @@ import time
 import tomllib
 import venv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,10 +42,14 @@ COMPONENT = "app.wasm"
 
 @dataclass(frozen=True, slots=True)
 class Python:
-    """Built by componentize-py, with these arguments, in an environment with these packages."""
+    """Built by componentize-py, with these arguments, in an environment with these packages.
+
+    `also` are files of other guests, each of which is copied to its place in this one.
+    """
 
     packages: tuple[str, ...]
     arguments: tuple[str, ...]
+    also: tuple[str, ...] = field(default=(), repr=False)  # the hash has the files themselves
 
     def build(self, folder: Path) -> None:
         """Build the component in `folder`, which has the sources."""
@@ -70,10 +74,7 @@ class Python:
 
 @dataclass(frozen=True, slots=True)
 class JavaScript:
-    """Built by npm, as the folder's package.json says.
-
-    `also` are files of other guests, each of which is copied to its place in this one.
-    """
+    """Built by npm, as the folder's package.json says; `also` as `Python`."""
 
     also: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ("install", "--no-audit", "--no-fund", "--silent")
@@ -89,7 +90,7 @@ class JavaScript:
 
 @dataclass(frozen=True, slots=True)
 class Rust:
-    """Built by cargo for wasm32-wasip2, whose linker makes a component; `also` as `JavaScript`."""
+    """Built by cargo for wasm32-wasip2, whose linker makes a component; `also` as `Python`."""
 
     also: tuple[str, ...] = ()
 
@@ -118,6 +119,10 @@ GUESTS: Mapping[str, Python | JavaScript | Rust] = {
     "python_5": Python(
         SPIN_SDK_5, ("-q", "componentize", "-m", "spin_sdk=fermyon:spin/http-trigger@2.0.0")
     ),
+    "python_5_async": Python(
+        *(SPIN_SDK_5, ("-q", "-w", "spin:up/http-trigger@4.1.0", "componentize")),
+        also=("python_3/call.py",),
+    ),
     "wasi_3": Python(SPIN_SDK_5, ("-q", "-w", "spin:up/http-trigger@4.1.0", "componentize")),
     "llm_only": Python(
         SPIN_SDK_5,
@@ -141,7 +146,7 @@ def component(guest: str) -> Path:
     """The guest's component; built if it has never been, or its sources have changed since."""
     sources = HERE / guest
     recipe = GUESTS[guest]
-    also = [] if isinstance(recipe, Python) else [HERE / path for path in recipe.also]
+    also = [HERE / path for path in recipe.also]
     texts = [*_contents(sources), *(path.read_bytes() for path in also)]
     kept = KEPT / f"{guest}-{_hash(repr(recipe).encode(), *texts)}.wasm"
     with _turn(kept):

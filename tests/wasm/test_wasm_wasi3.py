@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 from wasmtime import wat2wasm
 
 from refllm.api import InferencingParams, LlmRuntimeError
@@ -31,8 +29,9 @@ from refllm.wasm.http.files import folder_of
 from refllm.wasm.jco import HOW_TO_GET_JCO
 from refllm.wasm.wasi.http import Request
 from refllm.wasm.workers import WorkerHost
-from tests.conftest import CACHE, HUNG_SECONDS, PROJECT
+from tests.conftest import HUNG_SECONDS, PROJECT
 from tests.guests.build import component
+from tests.guests.jco import add_jco
 from tests.guests.models import model_roots
 from tests.support.client import eventually
 from tests.support.pages import blocks
@@ -42,7 +41,6 @@ from tests.wasm.hosts import HOSTS
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Node is run on Linux only")
 
 MEBIBYTE = 1024 * 1024
-PACKAGES = CACHE / "jco"
 OF_WASI_3 = """
     (component
       (core module $m (func (export "f")))
@@ -69,6 +67,7 @@ def test_a_component_of_wasi_3_is_refused_with_what_to_build_it_for(
     problem, *fixes = str(caught.value).splitlines()
     assert problem.startswith(f"{path}: exports wasi:http/handler@0.3.0, and wasmtime's Python")
     assert fixes[-1].startswith("build it for WASI 0.2: in Python with spin-sdk 3 and componentize")
+    assert all(language in fixes[-1] for language in ("in Python", "in Rust", "for Go"))
     assert (HOW_TO_GET_JCO in fixes) == (kind is WorkerHost)
 
 
@@ -112,35 +111,10 @@ def test_messages_as_json_have_the_values_of_pickled_ones() -> None:
 
 
 @pytest.fixture(scope="module")
-def packages() -> Path:
-    """A folder with jco, its shim and Node, fetched once; with the command that refllm names."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("npm is not installed; it fetches jco")
-    PACKAGES.mkdir(parents=True, exist_ok=True)
-    with FileLock(PACKAGES.with_suffix(".lock"), timeout=900):
-        finished = PACKAGES / "finished"
-        if not finished.exists():
-            (PACKAGES / "package.json").write_text('{"private": true}')
-            command = HOW_TO_GET_JCO.partition(": npm ")[2].split()
-            done = subprocess.run(
-                [npm, *command, "--no-audit", "--no-fund", "--silent"],
-                cwd=PACKAGES,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode != 0:
-                pytest.skip(f"jco cannot be had: {done.stderr.strip()[-500:]}")
-            finished.touch()
-    return PACKAGES
-
-
-@pytest.fixture(scope="module")
-def application(packages: Path) -> Path:
+def application(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The guest beside the packages, as in the folder of an application."""
-    path = packages / "wasi_3.wasm"
-    shutil.copyfile(component("wasi_3"), path)
+    path = add_jco(tmp_path_factory.mktemp("application")) / "wasi_3.wasm"
+    path.symlink_to(component("wasi_3"))
     return path
 
 

@@ -1,15 +1,8 @@
-"""A guest for spin-sdk 3: GET is the example of Spin's documentation, POST makes one call.
+"""A guest for spin-sdk 3: GET is the example of Spin's documentation, POST makes one call."""
 
-{"function": "infer", "arguments": ["tiny-chat", "Once"]}  ->  {"text": ..., "usage": ...}
-an error of the interface                                  ->  {"error": ..., "message": ...}
-"""
-
-import dataclasses
-import json
-
+from call import answer
 from spin_sdk import http, llm
 from spin_sdk.http import Request, Response
-from spin_sdk.wit.types import Err
 
 
 class IncomingHandler(http.IncomingHandler):
@@ -18,34 +11,3 @@ class IncomingHandler(http.IncomingHandler):
             return Response(200, {"content-type": "application/json"}, answer(request.body))
         result = llm.infer("llama2-chat", "You are a stand up comedy writer. Tell me a joke.")
         return Response(200, {"content-type": "text/plain"}, bytes(result.text, "utf-8"))
-
-
-def answer(body: bytes) -> bytes:
-    asked = json.loads(body)
-    try:
-        result = FUNCTIONS[asked["function"]](*asked["arguments"])
-    except Err as error:
-        kind = KINDS[type(error.value).__name__]
-        answer = {"error": kind, "message": getattr(error.value, "value", None)}
-        return json.dumps(answer).encode()
-    return json.dumps(dataclasses.asdict(result)).encode()
-
-
-def infer_with_options(model: str, prompt: str, options: dict[str, int | float | str]) -> object:
-    """Infer; a value may be the name of a number that JSON lacks, such as "NaN"."""
-    values = {
-        name: float(value) if isinstance(value, str) else value for name, value in options.items()
-    }
-    return llm.infer_with_options(model, prompt, llm.InferencingParams(**values))
-
-
-FUNCTIONS = {
-    "infer": llm.infer,
-    "infer_with_options": infer_with_options,
-    "generate_embeddings": llm.generate_embeddings,
-}
-KINDS = {
-    "Error_InvalidInput": "invalid-input",
-    "Error_ModelNotSupported": "model-not-supported",
-    "Error_RuntimeError": "runtime-error",
-}
