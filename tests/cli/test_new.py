@@ -27,12 +27,14 @@ SECTIONS = {"rust": "Rust", "ts": "TypeScript", "python": "Python", "go": "Go"}
 MINUTES = 60
 
 
-def written(folder: Path, language: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def written(
+    folder: Path, language: str, monkeypatch: pytest.MonkeyPatch, name: str = "my-app"
+) -> Path:
     """An application that the command has written."""
     monkeypatch.chdir(folder)
-    outcome = CliRunner().invoke(app, ["new", "my-app", "--language", language])
-    assert (outcome.exit_code, outcome.output) == (0, f"{Path('my-app', 'README.md')}\n")
-    return folder / "my-app"
+    outcome = CliRunner().invoke(app, ["new", name, "--language", language])
+    assert (outcome.exit_code, outcome.output) == (0, f"{Path(name, 'README.md')}\n")
+    return folder / name
 
 
 def commands_of(page: str) -> list[str]:
@@ -176,7 +178,9 @@ def test_an_application_in_rust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-def test_an_application_in_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["my-app", "net", "go"])  # the last two are names of Go's own
+def test_an_application_in_go(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs("go")
-    folder = written(tmp_path, "go", monkeypatch)
-    assert re.search(r"ok\s+my-app/mood", run_against_a_server("go test ./...", folder))
+    folder = written(tmp_path, "go", monkeypatch, name)
+    tested = run_against_a_server("go test ./...", folder)
+    assert re.search(rf"ok\s+example.com/{name}/mood", tested)

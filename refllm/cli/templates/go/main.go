@@ -10,7 +10,7 @@ import (
 	spinhttp "github.com/spinframework/spin-go-sdk/v2/http"
 	"github.com/spinframework/spin-go-sdk/v2/llm"
 
-	"@NAME@/mood"
+	"example.com/@NAME@/mood"
 )
 
 func init() {
