@@ -28,6 +28,7 @@ from refllm.jit.disk_cache import cache_folder, kernel_sources, warn_of
 __all__ = ["causes", "compiled", "engine_with_limits"]
 
 COMPONENT_LAYER = bytes((0x0D, 0x00, 0x01, 0x00))  # where a core module has 01 00 00 00
+WASI_1 = b"wasi_snapshot_preview1"  # what a core module for WASI 0.1 imports from
 
 MAX_BYTES = 512 * 1024 * 1024  # of a component; one with CPython in it has 38 MB
 
@@ -94,8 +95,15 @@ def _check_is_component(path: Path, wasm: bytes) -> None:
     if not wasm.startswith(b"\0asm"):
         raise LlmRuntimeError(f"{path}: is not WebAssembly; build the application first")
     if wasm[4:8] != COMPONENT_LAYER:
+        problem = f"{path}: is a core module, not a component"
+        if WASI_1 in wasm:
+            raise LlmRuntimeError(
+                f"{problem}: it is for WASI 0.1",
+                "in Rust: build it for the target wasm32-wasip2",
+                "in Go, by TinyGo: have Spin run it, with refllm serve for its models",
+            )
         raise LlmRuntimeError(
-            f"{path}: is a core module, not a component",
+            problem,
             f"wasm-tools component new {path.name} -o component.wasm, or build it with an SDK of "
             "Spin 2 or later",
         )

@@ -74,11 +74,13 @@ HANDLER = "wasi:http/incoming-handler@0.2.x"
 IS_HANDLER = re.compile(r"wasi:http/incoming-handler@0\.2\.\d+")
 IS_WASI_3 = re.compile(r"wasi:[a-z-]+/[a-z-]+@0\.3\.")
 FOR_WASI_2 = (
-    "build it for WASI 0.2: in Python with spin-sdk 3 and componentize-py -w spin-http, or with "
-    "spin-sdk 4 or 5, the world fermyon:spin/http-trigger@2.0.0 and a handler that is a "
-    "WasiHttpIncomingHandler020; in Rust with spin-sdk 5 for the target wasm32-wasip2; Spin's SDK "
-    "for Go makes no component of WASI 0.2: have Spin run the module of its version 2, with refllm "
-    "serve for its models"
+    "build it for WASI 0.2",
+    "in Python: with spin-sdk 3 and componentize-py -w spin-http, or with spin-sdk 4 or 5, the "
+    "world fermyon:spin/http-trigger@2.0.0 and a handler that is a WasiHttpIncomingHandler020",
+    "in Rust: with spin-sdk 5, for the target wasm32-wasip2",
+    "in TypeScript: with @spinframework/wasi-http-proxy",
+    "in Go: no version of Spin's SDK does; have Spin run the module that version 2 makes, with "
+    "refllm serve for its models",
 )
 OFFERED: tuple[type[Interface], ...] = (
     *(wasi_io.Streams, wasi_io.IoErrors, wasi_io.Poll),
@@ -196,7 +198,7 @@ class Host:
             raise Wasi3Error(
                 f"{path}: exports {of_wasi_3}, and wasmtime's Python bindings have no streams and "
                 "futures of WASI 0.3",
-                FOR_WASI_2,
+                *FOR_WASI_2,
             )
         try:
             linker = linked(self._engine, component, OFFERED)
@@ -249,9 +251,7 @@ class Host:
         if name is None:
             names = ", ".join(exports) or "nothing"
             raise LlmRuntimeError(
-                f"{path}: exports {names}, and not the interface {HANDLER}",
-                "build it for the world fermyon:spin/http-trigger@2.0.0 (spin-sdk 3: -w spin-http; "
-                "spin-sdk 4 and 5: a handler that is a WasiHttpIncomingHandler020)",
+                f"{path}: exports {names}, and not the interface {HANDLER}", *FOR_WASI_2
             )
         interface = exports[name].ty
         functions = (

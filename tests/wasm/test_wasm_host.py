@@ -311,6 +311,9 @@ def test_a_guest_writes_no_file(path: str, host: Host, probe: Program, app_folde
 # --- What is no component ------------------------------------------------------------------------
 
 
+OF_WASI_1 = '(module (import "wasi_snapshot_preview1" "proc_exit" (func (param i32))))'
+
+
 def written(folder: Path, data: bytes) -> Path:
     path = folder / "app.wasm"
     path.write_bytes(data)
@@ -322,11 +325,12 @@ def written(folder: Path, data: bytes) -> Path:
     [
         (b"", "is not WebAssembly"),
         (b"#!/bin/sh\n", "is not WebAssembly"),
-        (bytes(wat2wasm("(module)")), "is a core module, not a component"),
+        (bytes(wat2wasm("(module)")), "is a core module, not a component\nwasm-tools component"),
+        (bytes(wat2wasm(OF_WASI_1)), "it is for WASI 0.1\nin Rust: build it for the target"),
         (bytes(wat2wasm("(component)"))[:8] + b"\xff\xff", "is not a component that can run here"),
         (bytes(wat2wasm("(component)")), "exports nothing, and not the interface wasi:http/inc"),
     ],
-    ids=["empty", "script", "core module", "damaged", "without a handler"],
+    ids=["empty", "script", "core module", "WASI 0.1", "damaged", "without a handler"],
 )
 def test_a_file_that_cannot_answer_requests_is_named_with_the_reason(
     data: bytes, message: str, host: Host, tmp_path: Path
@@ -336,6 +340,16 @@ def test_a_file_that_cannot_answer_requests_is_named_with_the_reason(
         host.load_handler(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
+
+
+def test_a_component_without_a_handler_is_refused_with_how_each_language_makes_one(
+    host: Host, tmp_path: Path
+) -> None:
+    with pytest.raises(LlmRuntimeError) as caught:
+        host.load_handler(written(tmp_path, bytes(wat2wasm("(component)"))))
+    _, _, *fixes = str(caught.value).splitlines()
+    languages = [fix.partition(":")[0] for fix in fixes]
+    assert languages == ["in Python", "in Rust", "in TypeScript", "in Go"]
 
 
 def test_a_file_that_is_not_there_is_named(host: Host, tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ def test_a_component_of_wasi_3_is_refused_with_what_to_build_it_for(
         kind().load_handler(path)
     problem, *fixes = str(caught.value).splitlines()
     assert problem.startswith(f"{path}: exports wasi:http/handler@0.3.0, and wasmtime's Python")
-    assert fixes[-1].startswith("build it for WASI 0.2: in Python with spin-sdk 3 and componentize")
-    assert all(language in fixes[-1] for language in ("in Python", "in Rust", "for Go"))
+    assert fixes[-5] == "build it for WASI 0.2"
+    assert fixes[-3] == "in Rust: with spin-sdk 5, for the target wasm32-wasip2"
     assert (HOW_TO_GET_JCO in fixes) == (kind is WorkerHost)
 
 
