@@ -147,6 +147,20 @@ def test_where_the_process_that_starts_others_is_killed_the_next_request_is_answ
         assert host.respond(program, GET, SERVICES).status == 200
 
 
+def test_a_component_that_is_built_again_is_not_served_before_the_next_start(
+    answering: Path, looping: Path
+) -> None:
+    with WorkerHost(Limits(seconds=HUNG_SECONDS), n_computing=2) as host:
+        quick, slow = host.load_handler(answering), host.load_handler(looping)
+        host.respond(quick, GET, SERVICES)
+        answering.write_bytes(looping.read_bytes())
+        with responding(host, slow):  # has the worker, so that the next request gets another one
+            eventually(lambda: host.n_guests == 1)
+            assert host.respond(quick, GET, SERVICES).status == 200
+            assert len(workers(os.getpid())) >= 2
+            host.stop()
+
+
 def test_a_host_that_is_closed_leaves_no_process(answering: Path, looping: Path) -> None:
     before = set(parents())
     with WorkerHost(Limits(seconds=HUNG_SECONDS)) as host:
