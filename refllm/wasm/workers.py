@@ -57,6 +57,7 @@ from refllm.wasm.wasi.http import BegunResponse, Request, Response, ResponseOutp
 __all__ = ["WorkerHost", "host_for"]
 
 MAX_IDLE = 8  # workers that are kept for later requests
+MAX_OF_NODE = 8  # guests of WASI 0.3 at once, or one for each CPU; one in Python takes 100 MB
 MESSAGE_BYTES = 64 * 1024
 
 # The path of modules is this process's: `-m` would put the current folder before it.
@@ -100,7 +101,10 @@ class WorkerHost(Host):
 
     def __init__(self, limits: Limits | None = None, n_computing: int | None = None) -> None:
         super().__init__(limits)
-        self._permits = threading.Semaphore(n_computing or available_cpus())
+        n_computing = n_computing or available_cpus()
+        self._permits = threading.Semaphore(n_computing)
+        # Their time passes while they have no CPU: of too many at once none would end in time.
+        self._places_in_node = threading.Semaphore(max(MAX_OF_NODE, n_computing))
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._active: dict[_Worker, _Conversation] = {}
@@ -160,6 +164,7 @@ class WorkerHost(Host):
         )
         with (
             self._counted(conversation.end),
+            self._place(conversation, program.path),
             self._lent_worker(conversation, program.path) as worker,
         ):
             news = None
@@ -182,6 +187,21 @@ class WorkerHost(Host):
             worker = self._new_worker(None)
             with self._lock:
                 self._idle.append(worker)
+
+    @contextmanager
+    def _place(self, conversation: _Conversation, path: Path) -> Iterator[None]:
+        """Block until Node may run the guest, if it is to. Raises: GuestFailed."""
+        if path not in self._of_node:
+            yield
+            return
+        try:
+            conversation.acquire(self._places_in_node)
+        except Gone:
+            raise GuestFailed(STOPPED) from None
+        try:
+            yield
+        finally:
+            self._places_in_node.release()
 
     @contextmanager
     def _lent_worker(self, conversation: _Conversation, path: Path) -> Iterator[_Worker]:
@@ -305,6 +325,12 @@ class _Conversation:
         """Return whether the guest is to be ended."""
         return self.end.is_set() or self.is_late()
 
+    def acquire(self, permits: threading.Semaphore) -> None:
+        """Acquire one of several permits. Raise `Gone` if the guest is to end before."""
+        while not permits.acquire(timeout=TICK_SECONDS):
+            if self.end.is_set():
+                raise Gone
+
     def hold(self, channel: Channel) -> GuestFailed | None:
         """Give the guest what it asks for until it has ended; return how it failed, if it did.
 
@@ -334,9 +360,7 @@ class _Conversation:
     def _take(self, message: tuple[Any, ...], channel: Channel) -> None:
         match message:
             case ("acquire",):
-                while not self.permits.acquire(timeout=TICK_SECONDS):
-                    if self.end.is_set():
-                        raise Gone
+                self.acquire(self.permits)
                 self.has_permit = True
                 channel.send("acquired")
             case ("release",) if self.has_permit:

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
@@ -303,6 +304,40 @@ def test_a_host_that_stops_ends_its_guests_at_once(application: Path, engine: Lo
         host.stop()
         thread.join(HUNG_SECONDS)
     assert failures == ["the server is shutting down"]
+
+
+@pytest.mark.network
+def test_no_more_guests_than_a_limit_are_in_node_at_once(
+    application: Path, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refllm.wasm.workers.MAX_OF_NODE", 2)
+    with WorkerHost(Limits(seconds=HUNG_SECONDS), n_computing=1) as host:
+        program = host.load_handler(application)
+
+        def asked(_: int) -> tuple[float, int]:
+            slept = responded(host, program, engine, "/sleep?0.2")
+            return slept, sum(worker.has == application for worker in host._active)
+
+        with ThreadPoolExecutor(6) as threads:
+            answers = [*threads.map(asked, range(6))]
+    assert min(slept for slept, _ in answers) >= 0.2
+    assert max(n_others for _, n_others in answers) <= 2
+
+
+@pytest.mark.network
+def test_a_guest_with_no_place_in_node_ends_with_the_host(
+    application: Path, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refllm.wasm.workers.MAX_OF_NODE", 1)
+    with WorkerHost(Limits(seconds=3600), n_computing=1) as host:
+        program = host.load_handler(application)
+        with ThreadPoolExecutor(2) as threads:
+            loops = [threads.submit(responded, host, program, engine, "/loop") for _ in range(2)]
+            eventually(lambda: host.n_guests == 2)
+            host.stop()
+    for loop in loops:
+        with pytest.raises(GuestFailed, match="the server is shutting down"):
+            loop.result()
 
 
 @pytest.mark.network
