@@ -25,7 +25,7 @@ from refllm.errors import LlmRuntimeError
 from refllm.files.private import NotPrivateError, private_folder, read_kept, write_kept
 from refllm.jit.disk_cache import cache_folder, kernel_sources, warn_of
 
-__all__ = ["causes", "compiled", "engine_with_limits"]
+__all__ = ["causes", "compiled", "engine_with_limits", "folder_of_kept"]
 
 COMPONENT_LAYER = bytes((0x0D, 0x00, 0x01, 0x00))  # where a core module has 01 00 00 00
 WASI_1 = b"wasi_snapshot_preview1"  # what a core module for WASI 0.1 imports from
@@ -110,13 +110,20 @@ def _check_is_component(path: Path, wasm: bytes) -> None:
 
 
 def _kept_at(wasm: bytes) -> Path | None:
+    folder = folder_of_kept()
+    if folder is None:
+        return None
+    compiler = f"wasmtime {version('wasmtime')} {SETTINGS} "
+    return folder / f"{hashlib.sha256(compiler.encode() + wasm).hexdigest()[:32]}.cwasm"
+
+
+def folder_of_kept() -> Path | None:
+    """Return the cache's folder of components; None if there is none that is private."""
     kernels = cache_folder(os.environ, kernel_sources())
     if kernels is None:
         return None
-    compiler = f"wasmtime {version('wasmtime')} {SETTINGS} "
-    key = hashlib.sha256(compiler.encode() + wasm).hexdigest()[:32]
     try:
-        return private_folder(kernels.parent / "components") / f"{key}.cwasm"
+        return private_folder(kernels.parent / "components")
     except NotPrivateError as error:
         warn_of(error)
     except OSError as error:

@@ -15,7 +15,6 @@ import atexit
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -25,8 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refllm.errors import LlmRuntimeError
-from refllm.files.private import NotPrivateError, private_folder
-from refllm.jit.disk_cache import cache_folder, kernel_sources, warn_of
+from refllm.wasm.compiled import folder_of_kept
 from refllm.wasm.guest import Limits
 
 __all__ = ["HOW_TO_GET_JCO", "Tools", "command_of", "tools_for", "transpiled"]
@@ -38,6 +36,7 @@ HOW_TO_GET_JCO = (
     "to have Node run it, in the application's folder: npm install @bytecodealliance/jco@1.35.0 "
     f"@bytecodealliance/preview3-shim@0.7.0 node@{MIN_NODE}"
 )
+OPTIONS = ["--name", "app", "--async-mode", "jspi", "--instantiation", "async", "--no-typescript"]
 SECONDS = 300.0  # to transpile a component; one with CPython in it takes 5
 PAGE_BYTES = 64 * 1024
 HEAP_MEBIBYTES = 1024  # of JavaScript's objects
@@ -83,9 +82,10 @@ def transpiled(tools: Tools, path: Path) -> Path:
     Raises:
         LlmRuntimeError: Names the component; jco cannot transpile it.
     """
-    key = hashlib.sha256(tools.version.encode() + path.read_bytes()).hexdigest()[:32]
     try:
-        parent = _private_parent()
+        maker = f"jco {tools.version} {OPTIONS} "
+        key = hashlib.sha256(maker.encode() + path.read_bytes()).hexdigest()[:32]
+        parent = folder_of_kept() or _folder_of_this_process()
         kept = parent / f"{key}.jco"
         if not kept.exists():
             with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as unfinished:
@@ -111,18 +111,8 @@ def command_of(tools: Tools, folder: Path, limits: Limits) -> list[str]:
     ]
 
 
-def _private_parent() -> Path:
-    """Return the folder of the cache, or else one that is removed when this process ends.
-
-    Raises:
-        OSError: It cannot be made.
-    """
-    kernels = cache_folder(os.environ, kernel_sources())
-    if kernels is not None:
-        try:
-            return private_folder(kernels.parent / "components")
-        except NotPrivateError as error:
-            warn_of(error)
+def _folder_of_this_process() -> Path:
+    """Return a folder that is removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="refllm-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -130,11 +120,10 @@ def _private_parent() -> Path:
 
 def _transpile(tools: Tools, path: Path, made: Path) -> None:
     logger.info("refllm: transpiling %s …", path.name)
-    options = ["--name", "app", "--async-mode", "jspi", "--instantiation", "async"]
     command = [tools.node, str(tools.folder / "node_modules" / ".bin" / "jco"), "transpile"]
     try:
         done = subprocess.run(
-            [*command, str(path.absolute()), "-o", str(made), *options, "--no-typescript", "-q"],
+            [*command, str(path.absolute()), "-o", str(made), *OPTIONS, "-q"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -22,6 +22,7 @@ from wasmtime import wat2wasm
 from refllm.api import InferencingParams, LlmRuntimeError
 from refllm.engine import LocalEngine
 from refllm.wasm.channel import Gone, JsonChannel
+from refllm.wasm.compiled import folder_of_kept
 from refllm.wasm.guest import GuestFailed, Limits, Output
 from refllm.wasm.host import Host, Program, Services
 from refllm.wasm.http.application import open_application
@@ -32,6 +33,7 @@ from refllm.wasm.wasi.http import Request
 from refllm.wasm.workers import WorkerHost
 from tests.conftest import HUNG_SECONDS, PROJECT
 from tests.guests.build import component
+from tests.guests.calls import Recorder, called
 from tests.guests.jco import add_jco
 from tests.guests.models import model_roots
 from tests.support.client import eventually
@@ -304,6 +306,22 @@ def test_a_host_that_stops_ends_its_guests_at_once(application: Path, engine: Lo
         host.stop()
         thread.join(HUNG_SECONDS)
     assert failures == ["the server is shutting down"]
+
+
+@pytest.mark.network
+def test_a_component_is_hosted_where_nothing_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "components").touch()  # in the place of the folder
+    monkeypatch.setenv("REFLLM_CACHE_DIR", str(tmp_path / "cache"))
+    assert folder_of_kept() is None
+    path = add_jco(tmp_path) / "app.wasm"
+    path.symlink_to(component("rust_7"))
+    recorder = Recorder()
+    with WorkerHost() as host:
+        called(host, host.load_handler(path), recorder, "infer", "tiny-chat", PROMPT)
+    assert recorder.params == [None]
 
 
 @pytest.mark.network
