@@ -134,13 +134,15 @@ class Host:
 
     Args:
         limits: What one request may take.
-        turns: The lock that a guest of this host needs to compute; by default one guest does.
+
+    Attributes:
+        turns: What a guest holds while it computes, see `Turn`; a lock, so that one guest does.
     """
 
-    def __init__(self, limits: Limits | None = None, turns: Turns | None = None) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self._engine = engine_with_limits()
-        self.turns = turns or threading.Lock()  # held by the guest that computes, see `Turn`
+        self.turns: Turns = threading.Lock()
         self._stopped = threading.Event()
         self._closed = threading.Event()
         self._changed = threading.Condition()
