@@ -18,8 +18,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Channel", "Gone", "JsonChannel"]
+__all__ = ["ORDER_BYTES", "Channel", "Gone", "JsonChannel"]
 
+ORDER_BYTES = 64 * 1024  # of an order to the process that starts others, and of its answer
 LENGTH = struct.Struct(">I")
 
 

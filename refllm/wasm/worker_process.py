@@ -29,7 +29,7 @@ from refllm.interface import (
     InferencingResult,
     InferencingUsage,
 )
-from refllm.wasm.channel import Channel, Gone
+from refllm.wasm.channel import ORDER_BYTES, Channel, Gone
 from refllm.wasm.guest import GuestFailed, Limits, Output
 from refllm.wasm.host import Host, Program, Services
 from refllm.wasm.wasi.http import ResponseOutparam
@@ -38,7 +38,6 @@ __all__ = ["run_template"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PROGRAM_FD = 3
-MESSAGE_BYTES = 64 * 1024
 ERRORS: Mapping[str, type[LlmError]] = {
     error.kind: error for error in (InvalidInput, ModelNotSupported, LlmRuntimeError)
 }
@@ -69,7 +68,7 @@ def run_template(fd: int, memory_bytes: int, seconds: float) -> None:
     workers: set[int] = set()
     with socket.socket(fileno=fd) as server, contextlib.suppress(ConnectionError):
         while True:
-            data, fds, _, _ = socket.recv_fds(server, MESSAGE_BYTES, 1)
+            data, fds, _, _ = socket.recv_fds(server, ORDER_BYTES, 1)
             if not data:
                 break
             ((order, argument),) = json.loads(data).items()

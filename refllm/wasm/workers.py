@@ -39,7 +39,7 @@ from wasmtime.component import Linker
 from refllm.errors import LlmError, LlmRuntimeError
 from refllm.interface import Engine, InferencingParams
 from refllm.jit.threads import available_cpus
-from refllm.wasm.channel import Channel, Gone, JsonChannel
+from refllm.wasm.channel import ORDER_BYTES, Channel, Gone, JsonChannel
 from refllm.wasm.compiled import compiled
 from refllm.wasm.guest import (
     STOPPED,
@@ -58,7 +58,6 @@ __all__ = ["WorkerHost", "host_for"]
 
 MAX_IDLE = 8  # workers that are kept for later requests
 MAX_OF_NODE = 8  # guests of WASI 0.3 at once, or one for each CPU; one in Python takes 100 MB
-MESSAGE_BYTES = 64 * 1024
 
 # The path of modules is this process's: `-m` would put the current folder before it.
 PROGRAM = """
@@ -500,7 +499,7 @@ class _Template:
         """Return the template's answer. Raises: Gone, OSError."""
         assert self._socket is not None
         socket.send_fds(self._socket, [json.dumps(order).encode()], list(fds))
-        data = self._socket.recv(MESSAGE_BYTES)
+        data = self._socket.recv(ORDER_BYTES)
         if not data:
             raise Gone("the process that starts others has ended")
         answer: dict[str, Any] = json.loads(data)
