@@ -286,9 +286,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, timeout=0)
         try:
-            lock.acquire()
-        except NotImplementedError:  # a file system without locks
-            pass
+            with suppress(NotImplementedError):  # a file system without locks
+                lock.acquire()
         except OSError as error:
             if error.errno not in NO_LOCKS_HERE or isinstance(error, Timeout):
                 raise

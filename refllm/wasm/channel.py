@@ -64,8 +64,8 @@ class Channel:
             self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
-        except OSError:
-            pass
+        except OSError:  # it has gone
+            return True
         return True
 
     def hang_up(self) -> None:
