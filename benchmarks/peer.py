@@ -19,6 +19,7 @@ __all__ = ["LONGEST_REASON", "PROJECT", "Contestant", "Unavailable", "contestant
 
 PROJECT = Path(__file__).resolve().parent.parent
 LONGEST_REASON = 300  # characters
+ENDING_SECONDS = 20.0  # for a program to end what it started, such as a cluster
 # So that no library starts more threads than it is told to; each is told once more by its own
 # interface. RAYON is the tokenizers library's.
 THREAD_VARIABLES = tuple(
@@ -92,10 +93,13 @@ def contestant(
             )
         except OSError as error:
             raise Unavailable(f"{program}: {python} cannot be run: {error.strerror}") from error
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
-            assert process.stdin is not None
-            assert process.stdout is not None
             yield Contestant(program, process.stdin, process.stdout, errors, process.pid)
         finally:
-            process.kill()
-            process.communicate()
+            try:
+                process.communicate(timeout=ENDING_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()

@@ -54,7 +54,9 @@ class Contestant:
     def load(self, model: str, threads: int) -> Mapping[str, Any]:
         """Start the cluster for the model in a folder."""
         self._model, self._threads = model, threads
-        options: Any = {"address": "local", "num_cpus": threads, "include_dashboard": False}
+        # One more than the actors take: tasks that read and write would wait for a CPU without end.
+        n_cpus = threads + 1
+        options: Any = {"address": "local", "num_cpus": n_cpus, "include_dashboard": False}
         seconds, _ = timed(lambda: ray.init(**options, log_to_driver=False))
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -75,7 +77,7 @@ class Contestant:
         )
         seconds, _ = timed(lambda: vectors.write_parquet(to))
         found = pq.read_table(min(Path(to).glob("*.parquet")), columns=["embedding"])["embedding"]
-        answer = [vector.as_py()[0] for vector in found[:ANSWER]]
+        answer = [float(vector.as_py()[0]) for vector in found[:ANSWER]]
         return {"seconds": [seconds], "answer": answer, "n_tokens": len(pq.read_table(to))}
 
 
