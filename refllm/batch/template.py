@@ -97,7 +97,7 @@ class RowTemplate:
 
 @functools.cache
 def _renderer() -> Renderer:
-    return Renderer(Limits(), template="the template", variables="the row")
+    return Renderer(Limits(), template="the template", variables="the row", is_strict=True)
 
 
 def _written(name: str, value: object) -> object:

@@ -82,6 +82,7 @@ class Renderer:
         *,
         template: str = "the model's chat template",
         variables: str = "the messages",
+        is_strict: bool = False,
     ) -> None:
         """Configure the renderer; nothing is started yet.
 
@@ -89,10 +90,12 @@ class Renderer:
             limits: The limits of each rendering.
             template: What errors call the template.
             variables: What errors call the variables, in the plural or a group of them.
+            is_strict: Whether a template fails that uses a missing variable or writes a null.
         """
         self.limits = limits or Limits()
         self._template = template
         self._variables = variables
+        self._is_strict = is_strict
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(MAX_CHILDREN)
         self.children: set[Child] = set()
@@ -224,7 +227,9 @@ class Renderer:
 
     def _request(self, template: str, variables: Mapping[str, object]) -> bytes:
         try:
-            request = encoded({"template": template, "variables": variables})
+            request = encoded(
+                {"template": template, "variables": variables, "is_strict": self._is_strict}
+            )
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidInput(f"{self._variables} must be what JSON can hold: {error}") from error
         most = BYTES_OF_A_CHARACTER * (self.limits.characters + len(template))

@@ -7,11 +7,12 @@
 
     the parent's first frame     {"seconds", "memory_bytes", "characters"}, the limits
     the answer                   {"jinja2": its version}
-    each further frame           {"template", "variables"}
+    each further frame           {"template", "variables", "is_strict"}
     the answer                   {"outcome", "text"}; outcomes are the constants below
 
-The environment is that of transformers 5.24.0 (`utils/chat_template_utils.py`). This module imports
-Jinja and the standard library, so that the process starts in a tenth of a second.
+The environment is that of transformers 5.24.0 (`utils/chat_template_utils.py`), in which a missing
+variable is written as nothing and a null as None; a strict template fails with both. This module
+imports Jinja and the standard library, so that the process starts in a tenth of a second.
 """
 
 from __future__ import annotations
@@ -134,10 +135,21 @@ def strftime_now(form: str) -> str:
     return datetime.now().strftime(form)  # local time, as in transformers
 
 
+def _not_null(value: object) -> object:
+    """Return what `{{ … }}` of a strict template is to write."""
+    if value is None:
+        raise jinja2.UndefinedError("what it writes is null")
+    return value
+
+
 @functools.lru_cache(MAX_TEMPLATES)
-def _compiled(source: str) -> jinja2.Template:
+def _compiled(source: str, is_strict: bool) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[Generation, "jinja2.ext.loopcontrols"],
+        undefined=jinja2.StrictUndefined if is_strict else jinja2.Undefined,
+        finalize=_not_null if is_strict else None,
     )
     environment.filters["tojson"] = tojson
     environment.globals |= {
@@ -162,7 +174,7 @@ def _rendered(template: jinja2.Template, variables: Mapping[str, object], most: 
 
 def _answer(request: Mapping[str, Any], most: int) -> dict[str, str]:
     try:
-        template = _compiled(request["template"])
+        template = _compiled(request["template"], request["is_strict"])
     except MemoryError:
         return {"outcome": NO_MEMORY, "text": ""}
     except Exception as error:  # noqa: BLE001 - each error is an answer

@@ -289,6 +289,20 @@ def test_a_template_makes_prompts_of_columns() -> None:
     assert batch["error"].to_pylist()[2] == "the column 'name' is null"
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ row.nmae }} said", "'dict object' has no attribute 'nmae' (line 1)"),
+        ("{{ row['a b'] | upper }} said", "'dict object' has no attribute 'a b' (line 1)"),
+        ("{{ row.name }}\nsaid {{ row.word }}", "what it writes is null (line 2)"),
+    ],
+)
+def test_a_column_of_row_that_is_missing_or_null_costs_its_row(template: str, reason: str) -> None:
+    generator = Generator("tiny-chat", template=template, params=InferencingParams(max_tokens=1))
+    batch = generator({"name": ["Lily"], "word": [None]})
+    assert batch["error"] == [f"the template makes nothing of the row: {reason}"]
+
+
 def test_row_has_the_columns_of_parameters_too() -> None:
     template = "{{ row.name }} saw {{ row.n }}"
     generator = Generator("tiny-chat", template=template, row_parameters={"max_tokens": "n"})

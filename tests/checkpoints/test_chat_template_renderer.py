@@ -196,7 +196,7 @@ def test_a_child_ends_where_its_parent_does() -> None:
 
 
 def test_an_orphaned_renderer_ends_at_its_time_limit() -> None:
-    request = frame({"template": LONG, "variables": {}})
+    request = frame({"template": LONG, "variables": {}, "is_strict": False})
     ended = subprocess.run(
         CHILD,
         input=frame(limits(seconds=-4.9)) + request,
