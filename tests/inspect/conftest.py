@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import pytest
 from refllm.engine import LocalEngine
 from refllm.inspect.run import Run, run_of
 from refllm.interface import InferencingParams
+from tests.support.commands import answer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -39,11 +40,23 @@ class Opened:
         self.address = address
         self.problems: list[str] = []
         self.requests: list[str] = []
-        page.on("console", lambda message: self.problems.append(message.text))
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("request", lambda request: self.requests.append(request.url))
+        self._listeners: dict[Any, Any] = {
+            "console": lambda message: self.problems.append(message.text),
+            "pageerror": lambda error: self.problems.append(str(error)),
+            "request": lambda request: self.requests.append(request.url),
+        }
+        for event, listener in self._listeners.items():
+            page.on(event, listener)
         page.goto(address)
         page.wait_for_selector("body[data-drawn]")
+
+    def leave(self) -> None:
+        """Leave the page, so that another one can be opened in its place."""
+        self.page.unroute_all()
+        self.page.goto("about:blank")
+        self.page.mouse.move(0, 0)
+        for event, listener in self._listeners.items():
+            self.page.remove_listener(event, listener)
 
     def after(self, act: Any) -> None:
         """Act, and wait until the page is drawn again."""
@@ -84,6 +97,34 @@ def browser() -> Iterator[Browser]:
         found.close()
 
 
+class Addresses(dict[str, str]):
+    """The addresses of pages by their keys; a page is made when it is first asked for.
+
+    Args:
+        arguments: Of `refllm inspect`, by the first word of a key. The second is "live" or "file".
+        folder: Where files are written.
+        stack: Ends the servers of live pages.
+    """
+
+    def __init__(
+        self, arguments: Mapping[str, Sequence[str]], folder: Path, stack: ExitStack
+    ) -> None:
+        super().__init__()
+        self._arguments = arguments
+        self._folder = folder
+        self._stack = stack
+
+    def __missing__(self, key: str) -> str:
+        kind, place = key.split()
+        if place == "live":
+            self[key] = self._stack.enter_context(serving(*self._arguments[kind]))
+        else:
+            file = self._folder / f"{kind}.html"
+            answer("inspect", *self._arguments[kind], "--html", file)
+            self[key] = file.as_uri()
+        return self[key]
+
+
 @contextmanager
 def serving(*arguments: str) -> Iterator[str]:
     """`refllm inspect` on a free port; yields the address that it prints."""
@@ -97,43 +138,45 @@ def serving(*arguments: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     """The addresses of the pages: live ones and files, of a llama and of an encoder."""
-    folder = tmp_path_factory.mktemp("pages")
-    found = {}
-    for kind, arguments in ARGUMENTS.items():
-        file = folder / f"{kind}.html"
-        command = [sys.executable, "-m", "refllm", "inspect", *arguments, "--html", str(file)]
-        subprocess.run(command, check=True)
-        found[f"{kind} file"] = file.as_uri()
-    with serving(*ARGUMENTS["llama"]) as llama, serving(*ARGUMENTS["bert"]) as bert:
-        yield {**found, "llama live": llama, "bert live": bert}
+    with ExitStack() as stack:
+        yield Addresses(ARGUMENTS, tmp_path_factory.mktemp("pages"), stack)
+
+
+@pytest.fixture(scope="module")
+def unused_pages(browser: Browser) -> list[Page]:
+    """Pages that no test has at the moment: a new one takes three times as long to open."""
+    return []
 
 
 @pytest.fixture
-def open_page(browser: Browser, addresses: dict[str, str]) -> Iterator[Any]:
+def open_page(browser: Browser, addresses: Addresses, unused_pages: list[Page]) -> Iterator[Any]:
     """A function that opens a page by its key in `addresses`; nothing may go wrong on it."""
-    contexts = []
-    opened = []
+    opened: list[Opened] = []
+    with ExitStack() as stack:
 
-    def open_it(key: str, **options: Any) -> Opened:
-        context = browser.new_context(
-            viewport={"width": options.pop("width", 1280), "height": 900}, **options
-        )
-        contexts.append(context)
-        opened.append(Opened(context.new_page(), addresses[key]))
-        return opened[-1]
+        def open_it(key: str, *, width: int = 1280, **options: Any) -> Opened:
+            if options:
+                context = stack.enter_context(browser.new_context(**options))
+                page = context.new_page()
+            else:
+                page = unused_pages.pop() if unused_pages else browser.new_page()
+                stack.callback(unused_pages.append, page)
+            page.set_viewport_size({"width": width, "height": 900})
+            opened.append(Opened(page, addresses[key]))
+            return opened[-1]
 
-    yield open_it
+        yield open_it
+        for each in opened:
+            each.leave()
     problems = [problem for each in opened for problem in each.problems]
     outside = [
         url
         for each in opened
         for url in each.requests
-        if not url.startswith((each.address, "data:", "blob:"))
+        if not url.startswith((each.address, "data:", "blob:", "about:"))
     ]
-    for context in contexts:
-        context.close()
     assert problems == []
     assert outside == []
 

@@ -27,7 +27,7 @@ from refllm.interface import InferencingParams
 from refllm.models.find import default_roots, find_model
 from refllm.trace import record
 from tests.conftest import PROJECT
-from tests.inspect.conftest import serving
+from tests.inspect.conftest import Addresses
 from tests.support.commands import answer, refllm
 
 PROMPT = "Once upon a time"
@@ -53,30 +53,11 @@ SCHEMAS = {
 PLACES = pytest.mark.parametrize("place", ["file", pytest.param("live", marks=pytest.mark.slow)])
 
 
-class Addresses(dict[str, str]):
-    """The addresses of pages by their keys; a page is made when it is first asked for."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        super().__init__()
-        self._folder = folder
-        self._stack = stack
-
-    def __missing__(self, key: str) -> str:
-        kind, place = key.split()
-        if place == "live":
-            self[key] = self._stack.enter_context(serving(*ARGUMENTS[kind]))
-        else:
-            file = self._folder / f"{kind}.html"
-            answer("inspect", *ARGUMENTS[kind], "--html", file)
-            self[key] = file.as_uri()
-        return self[key]
-
-
 @pytest.fixture(scope="module")
 def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     """The pages with a second run, in place of those of the other tests."""
     with ExitStack() as stack:
-        yield Addresses(tmp_path_factory.mktemp("beside"), stack)
+        yield Addresses(ARGUMENTS, tmp_path_factory.mktemp("beside"), stack)
 
 
 @pytest.fixture(scope="module")
