@@ -164,9 +164,8 @@ def test_where_no_folder_can_keep_kernels_the_line_names_the_variable(
     )
 
 
-@pytest.mark.parametrize(
-    "module", ["refllm", pytest.param("refllm.spin.shim", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["refllm", "refllm.spin.shim"])
 def test_a_command_with_a_cold_cache_announces_it_and_one_with_a_warm_cache_does_not(
     module: str, tmp_path: Path
 ) -> None:

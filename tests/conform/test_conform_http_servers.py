@@ -35,7 +35,7 @@ def responds(status: int, body: str, *, media_type: str = "application/json") ->
 
 
 def reply_to(case: Case, sends: servers.Reply, *, protocol: Protocol = "spin") -> Reply:
-    seconds = 0.5 if sends in SLOW.values() else 60.0
+    seconds = 0.2 if sends in SLOW.values() else 60.0
     with serve(sends) as server:
         target = HttpTarget(
             f"{server.url}/v1", protocol=protocol, token="x", timeout_seconds=seconds
@@ -59,7 +59,7 @@ def reply_to(case: Case, sends: servers.Reply, *, protocol: Protocol = "spin") -
         (responds(503, '"busy"'), 'busy or unavailable: 503 "busy"'),
         (responds(401, '"no"'), "refuses the token: 401"),
         (responds(307, "{}"), "the server redirects: 307"),
-        *((slow, r"came in time \(0\.5 s.*; allow more with --seconds") for slow in SLOW.values()),
+        *((slow, r"came in time \(0\.2 s.*; allow more with --seconds") for slow in SLOW.values()),
         (raw(b"SSH-2.0\r\n"), r"the answer is not HTTP/1\.1"),
         (raw(b""), "the connection ended before the answer did"),
     ],

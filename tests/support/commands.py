@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
+from typer import testing
 from typer.testing import CliRunner, Result
 
 from refllm.cli import app
@@ -18,6 +20,9 @@ HEEDING = (
 
 A background job, such as a test runner's, starts with SIGINT ignored, and so do its processes.
 """
+
+# Typer makes all commands again for each call of one, which takes longer than most of the calls.
+testing._get_command = functools.cache(testing._get_command)
 
 
 def refllm(*arguments: str | Path, stdin: bytes | str = "") -> Result:

@@ -37,7 +37,9 @@ def bert(tiny_models: Path) -> Path:
     return tiny_models / "embedder"
 
 
-@pytest.mark.parametrize("command", ["decode", "prefill", "load"])
+@pytest.mark.parametrize(
+    "command", ["decode", "prefill", pytest.param("load", marks=pytest.mark.slow)]
+)
 def test_a_benchmark_of_llamas_runs_and_names_the_missing_peer(
     work: Path, tmp_path: Path, command: str
 ) -> None:
@@ -74,6 +76,7 @@ def test_no_call_of_a_tap_is_left_in_the_network_without_them(tiny_models: Path)
     assert seen[1] == 0
 
 
+@pytest.mark.slow
 def test_a_loading_is_measured_in_a_cold_round_and_in_warm_ones(work: Path, tmp_path: Path) -> None:
     entry = quick_entry(work, tmp_path / "results.json", "load", "--type", "F16")
     works = [figure.labels["work"] for figure in entry.figures if "weights" not in figure.labels]
@@ -110,6 +113,7 @@ def test_types_that_only_llama_cpp_can_make_are_skipped_without_it(
     assert str(NO_PYTHON) in entry.skipped["tiny Q4_K_M"]
 
 
+@pytest.mark.slow
 def test_the_embedding_benchmark_runs_on_each_of_its_jobs(
     work: Path, bert: Path, tmp_path: Path
 ) -> None:
@@ -142,12 +146,14 @@ def test_files_of_documents_and_of_prompts_are_measured_and_judged(
         assert judged or not memory
 
 
+@pytest.mark.slow
 def test_the_startup_benchmark_runs(work: Path, data_dir: Path, tmp_path: Path) -> None:
     model = data_dir / "stories260K" / "stories260K.gguf"
     entry = quick_entry(work, tmp_path / "results.json", "startup", "--model", str(model))
     assert [figure.unit for figure in entry.figures] == ["s", "tokens/s"]
 
 
+@pytest.mark.slow
 def test_each_way_to_run_threads_is_measured_beside_busy_processes(
     work: Path, data_dir: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +165,7 @@ def test_each_way_to_run_threads_is_measured_beside_busy_processes(
     assert all(figure.peers == ("one thread",) for figure in entry.figures)
 
 
+@pytest.mark.slow
 def test_what_is_asked_of_eight_clients_is_judged_by_eight_beside_one(
     work: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +181,7 @@ def test_what_is_asked_of_eight_clients_is_judged_by_eight_beside_one(
         assert [each for each in asks if each.applies_to(full)] == [ask]
 
 
+@pytest.mark.slow
 def test_components_are_measured_for_eight_clients_and_for_one(work: Path, tmp_path: Path) -> None:
     entry = quick_entry(work, tmp_path / "results.json", "components")
     if not entry.figures:
@@ -228,6 +236,7 @@ def test_a_benchmark_that_cannot_make_its_model_names_the_missing_option(
     assert "--peer-python" in line
 
 
+@pytest.mark.slow
 def test_the_growth_benchmark_fits_every_cost(work: Path, bert: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     entry = quick_entry(work, results, "growth", "--model", str(bert), "--type", "F16")
