@@ -279,23 +279,26 @@ def _locked_folder(target: Path) -> tuple[Path, BaseFileLock | None]:
 
     for _ in range(ATTEMPTS):
         folder = target.parent / f".{target.name[:MAX_PREFIX]}.{secrets.token_hex(8)}{SUFFIX}"
-        folder.mkdir(mode=0o700)
-        lock = _lock_in(folder)
         try:
-            lock.acquire()
-        except NotImplementedError:
-            return folder, None
-        except (Timeout, FileNotFoundError, FileExistsError):  # the folder is being removed
-            shutil.rmtree(folder, ignore_errors=True)
-            continue
-        except OSError as error:
-            if error.errno in NO_LOCKS_HERE:
+            folder.mkdir(mode=0o700)
+            lock = _lock_in(folder)
+            try:
+                lock.acquire()
+            except NotImplementedError:
                 return folder, None
+            except (Timeout, FileNotFoundError, FileExistsError):  # the folder is being removed
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            except OSError as error:
+                if error.errno in NO_LOCKS_HERE:
+                    return folder, None
+                raise
+            if (folder / LOCK).exists():
+                return folder, lock
+            lock.release()
+        except BaseException:  # an interrupt, too
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        if (folder / LOCK).exists():
-            return folder, lock
-        lock.release()
     raise BlockingIOError(errno.EAGAIN, "another process removes each unfinished file of it")
 
 

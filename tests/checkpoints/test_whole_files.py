@@ -41,6 +41,18 @@ def report(tmp_path: Path) -> Path:
     return path
 
 
+def test_an_interrupt_before_the_lock_is_held_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FileLock, "acquire", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "new", "text")
+    assert hidden_in(tmp_path) == []
+
+
 class TestWhole:
     """What is written appears at once."""
 
