@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 
 from refllm.checkpoints.mapped_file import SPLIT_PART
 from refllm.errors import InvalidInput, LlmRuntimeError
+from refllm.files.interrupts import interrupts_later
 from refllm.files.whole import require_whole_file, whole_file
 
 __all__ = [
@@ -143,7 +144,7 @@ class Manifest:
             "parts": [asdict(self.parts[number]) for number in sorted(self.parts)],
             "is_finished": is_finished,
         }
-        with whole_file(self._folder / MANIFEST) as unfinished:
+        with interrupts_later(), whole_file(self._folder / MANIFEST) as unfinished:
             unfinished.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
     def _read(self, file: Path) -> str:
@@ -211,7 +212,8 @@ def _short(value: object) -> str:
 class PartWriter:
     """Writes windows of results as parts, and enters each finished part in the manifest.
 
-    As a context manager: an error or an interrupt drops the part in work.
+    As a context manager: an error or an interrupt drops the part in work. An interrupt never leaves
+    a hidden file: while one is made or renamed it is handled later.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, manifest: Manifest) -> None:
@@ -226,10 +228,11 @@ class PartWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        if kind is None:
-            self._finish()
-        else:
-            self._open.__exit__(kind, *error)
+        with interrupts_later():
+            if kind is None:
+                self._finish()
+            else:
+                self._open.__exit__(kind, *error)
 
     def write(self, number: int, rows: pa.RecordBatch, *, is_last: bool) -> None:
         """Append rows to the part of this number, which ends the one before.
@@ -242,14 +245,15 @@ class PartWriter:
         Raises:
             LlmRuntimeError: If the part cannot be written.
         """
-        if number != self._number:
-            self._finish()
-            self._begin(number)
-        self._writer.write_batch(rows.cast(self._schema))
-        self._rows += len(rows)
-        self._errors += len(rows) - rows.column("error").null_count
-        if is_last:
-            self._finish()
+        with interrupts_later():
+            if number != self._number:
+                self._finish()
+                self._begin(number)
+            self._writer.write_batch(rows.cast(self._schema))
+            self._rows += len(rows)
+            self._errors += len(rows) - rows.column("error").null_count
+            if is_last:
+                self._finish()
 
     def _begin(self, number: int) -> None:
         self._number = number

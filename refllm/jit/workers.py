@@ -19,15 +19,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from refllm.files.interrupts import interrupts_later
 from refllm.jit.threads import available_cpus
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class Workers:
         n_cpus = max(1, available_cpus() - is_in_background)
         try:
             # `stop_workers` in another thread waits for the lock, and then ends all of them.
-            with _interrupts_later(), _starting_or_stopping:
+            with interrupts_later(), _starting_or_stopping:
                 for _ in range(min(n_cpus, n_kernels, MAX_WORKERS)):
                     self._processes.append(
                         subprocess.Popen(
@@ -125,7 +124,7 @@ class Workers:
                 threading.Thread(target=self._wait, daemon=True).start()
                 _started.append(self)
         except BaseException:
-            with _interrupts_later(), _starting_or_stopping:
+            with interrupts_later(), _starting_or_stopping:
                 for process in self._processes:
                     process.kill()
                 self._wait()
@@ -174,27 +173,10 @@ class Workers:
 
 def stop_workers() -> None:
     """End all processes that this one has started, as for Ctrl-C."""
-    with _interrupts_later(), _starting_or_stopping:
+    with interrupts_later(), _starting_or_stopping:
         for workers in _started:
             workers.stop()
         _started.clear()
-
-
-@contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Handle a Ctrl-C during the block at its end, so that no process is started and forgotten."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # no exception is raised in this thread
-        return
-    arrived: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda *arguments: arrived.append(arguments))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if arrived:
-            handler(*arrived[0])
 
 
 def may_start_workers(kernels: Iterable[Missing], environment: Mapping[str, str]) -> bool:
