@@ -56,9 +56,12 @@ QUICK_FILES = frozenset(
 LONG_FILES = tuple(
     f"test_{name}.py"
     for name in (
-        *("bits", "site", "conform_suite", "roles", "wasm_guests", "conform_itself", "cli_kernels"),
+        *("ray_cluster", "docs_batch_cluster", "new", "release", "wasm_guests", "peers"),
+        *("bits", "site", "conform_suite", "roles", "conform_itself", "cli_kernels"),
         *("startup", "server_load", "server_schema", "attack_all", "int8", "golden_text"),
-        *("conform_mutants", "docs", "benchmarks", "conform_naive_backends", "docs_learn"),
+        *("page", "conform_mutants", "wasm_connections", "docs", "benchmarks", "server"),
+        *("cli_process", "server_end", "server_limits", "beside", "conform_naive_backends"),
+        *("conform_http_servers", "student", "cli_chat", "docs_learn", "local", "docs_trace"),
         *("doctests", "docs_models", "conform_profiles", "accounting", "cli_process"),
         *("docs_testing", "pytest_plugin", "assembly", "kernels_memory", "conform_http", "fma"),
     )

@@ -24,7 +24,7 @@ from tests.support.commands import HEEDING, answer, refllm
 
 FEW = ("--max-tokens", "24")
 PARAMS = InferencingParams(max_tokens=24)
-SECONDS_BETWEEN_SIGNALS = 10
+SECONDS_BETWEEN_SIGNALS = 1
 
 
 def expected(*messages: str, system: str | None = None) -> list[str]:

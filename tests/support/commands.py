@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 
 from typer import testing
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from refllm.cli import app
@@ -22,7 +23,7 @@ A background job, such as a test runner's, starts with SIGINT ignored, and so do
 """
 
 # Typer makes all commands again for each call of one, which takes longer than most of the calls.
-testing._get_command = functools.cache(testing._get_command)
+setattr(testing, "_get_command", functools.cache(get_command))  # noqa: B010 - a private name
 
 
 def refllm(*arguments: str | Path, stdin: bytes | str = "") -> Result:
