@@ -9,6 +9,8 @@ import sys
 import venv
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import PROJECT
@@ -80,7 +82,11 @@ def test_the_program_with_batches_prints_what_the_page_shows(tmp_path: Path) -> 
 @has_ray
 def test_the_program_with_ray_data_prints_what_the_page_shows(tmp_path: Path) -> None:
     check(*program_of("import ray\n"), tmp_path)
-    assert list((tmp_path / "of-ray").glob("*.parquet"))
+    schemas = [pq.read_schema(file) for file in (tmp_path / "of-ray").glob("*.parquet")]
+    assert len(schemas) > 1
+    types = {"text": pa.string(), "embedding": pa.list_(pa.float32(), 384)}
+    expected = pa.schema({**types, "token_count": pa.int32(), "error": pa.string()})
+    assert all(schema.equals(expected) for schema in schemas)
 
 
 @pytest.mark.network
